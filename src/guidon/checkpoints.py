@@ -1,0 +1,90 @@
+"""Reading and writing weights: one self-describing safetensors file a component, read strictly.
+
+A file's header carries its kind ("denoiser", "text", "vae"), the configuration that rebuilds it and the record of how
+it was trained. Missing, unexpected and mis-shaped tensors, truncation and non-finite weights are refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .atomic import atomic_path
+from .errors import InputError
+
+FORMAT = "guidon"
+
+
+@dataclass(frozen=True)
+class Component:
+    """What one file holds. ``weights`` are as stored; ``config`` and ``record`` are plain data."""
+
+    kind: str
+    config: dict[str, Any]
+    record: dict[str, Any]
+    weights: dict[str, Tensor]
+    sha256: str
+
+
+def save_component(
+    path: Path,
+    kind: str,
+    config: dict[str, Any],
+    weights: dict[str, Tensor],
+    record: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a component atomically, floating-point tensors as ``dtype``."""
+    stored = {
+        name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in weights.items()
+    }
+    header = {"format": FORMAT, "kind": kind, "config": json.dumps(config, sort_keys=True), "record": json.dumps(record)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, metadata=header)
+
+
+def load_component(path: Path, kind: str) -> Component:
+    """Read a component of the kind asked for; anything else is an InputError that says what the file is."""
+    if not path.is_file():
+        raise InputError(f"{path} is not there: a Guidon model folder holds denoiser.safetensors, text.safetensors, vae.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file (truncated or damaged): {error}") from None
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path} is a safetensors file, but not one of Guidon's: expected a {kind} written by `guidon train`")
+    if header.get("kind") != kind:
+        raise InputError(f"{path} holds a {header.get('kind')!r}, expected a {kind!r}")
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Component(kind, json.loads(header["config"]), json.loads(header.get("record", "{}")), weights, digest)
+
+
+def load_weights(module: nn.Module, component: Component, path: Path) -> None:
+    """Fill a module strictly; every difference is listed in one line."""
+    expected, given = module.state_dict(), component.weights
+    missing = sorted(expected.keys() - given.keys())
+    unexpected = sorted(given.keys() - expected.keys())
+    shapes = [
+        f"{name} {tuple(given[name].shape)} for {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & given.keys())
+        if expected[name].shape != given[name].shape
+    ]
+    faults = [f"{word} {names}" for word, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes)) if names]
+    if faults:
+        raise InputError(f"{path} does not fit its {component.kind}: " + "; ".join(faults))
+    module.load_state_dict(given)

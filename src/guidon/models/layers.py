@@ -1,0 +1,134 @@
+"""What the transformers share: embeddings, positions, attention. Parameter names are the released checkpoints'.
+
+Shapes: B batch, T frames (tokens in time), S tokens in a frame, N = T S, L caption tokens, D hidden, H heads.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(timesteps: Tensor, width: int = 256) -> Tensor:
+    """Sinusoids of the timestep, cosines first: (B,) -> (B, width). Frequencies exp(-ln(1e4) i / (width / 2))."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=timesteps.device) * (-math.log(1e4) / half))
+    angles = timesteps.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_1d(width: int, positions: Tensor) -> Tensor:
+    """Sines then cosines of positions: (P,) -> (P, width), frequency 10000^(-i / (width / 2)), in float64."""
+    omega = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    angles = positions.double().reshape(-1, 1) * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sincos_2d(width: int, height_tokens: int, width_tokens: int, scale: float = 1.0) -> Tensor:
+    """Positions of an image grid, row by row, x in the first half of the width: (height * width, width) fp32."""
+    y, x = torch.meshgrid(torch.arange(height_tokens) / scale, torch.arange(width_tokens) / scale, indexing="ij")
+    return torch.cat([sincos_1d(width // 2, x.flatten()), sincos_1d(width // 2, y.flatten())], dim=1).float()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, the vectors broadcast over tokens: x (B, N, D), shift and scale (B, 1, D)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class PatchEmbed3D(nn.Module):
+    """Latents to tokens by a strided convolution: (B, C, T, H, W) -> (B, N, D)."""
+
+    def __init__(self, patch_size: tuple[int, int, int], in_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, hidden_size, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the same product as the convolution, as a matrix multiply: several times faster on CPU, both ways
+        t, h, w = self.proj.kernel_size
+        patches = rearrange(x, "b c (nt t) (nh h) (nw w) -> b (nt nh nw) (c t h w)", t=t, h=h, w=w)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(256, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """(B,) original timesteps, floats allowed -> (B, D)."""
+        return self.mlp(timestep_embedding(timesteps).to(self.mlp[0].weight.dtype))
+
+
+class Mlp(nn.Module):
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class CaptionEmbedder(nn.Module):
+    """Caption features to the model's width, and the null caption (a buffer that is never trained)."""
+
+    y_embedding: Tensor
+
+    def __init__(self, in_channels: int, hidden_size: int, tokens: int) -> None:
+        super().__init__()
+        self.y_proj = Mlp(in_channels, hidden_size, hidden_size)
+        self.register_buffer("y_embedding", torch.randn(tokens, in_channels) / in_channels**0.5)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.y_proj(y)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention to caption tokens whose keys and values were projected once per prompt."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(hidden_size, hidden_size)
+        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def keys_values(self, y: Tensor) -> Tensor:
+        """Caption tokens (B, L, D) -> keys and values (2, B, H, L, D / H)."""
+        return rearrange(self.kv_linear(y), "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
+
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
+        """``mask`` (B, 1, 1, L) is True where a caption token may be attended to."""
+        q = rearrange(self.q_linear(x), "b n (h d) -> b h n d", h=self.num_heads)
+        out = F.scaled_dot_product_attention(q, keys_values[0], keys_values[1], attn_mask=mask)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class FinalLayer(nn.Module):
+    """adaLN-single head: normalise, modulate by table + t, project to patches."""
+
+    def __init__(self, hidden_size: int, out_features: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(hidden_size, out_features)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        shift, scale = (self.scale_shift_table + t[:, None]).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))

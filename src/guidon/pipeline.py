@@ -1,0 +1,230 @@
+"""Prompt to video, top to bottom: encode, guide, sample, decode."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import __version__
+from .checkpoints import load_component, load_weights
+from .diffusion import NoiseSchedule
+from .errors import InputError
+from .generation import SAMPLERS, Generation
+from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing, rules
+from .models.stdit import STDiT, STDiTConfig
+from .models.text import CaptionEncoder, CaptionEncoderConfig, TextEncoder
+from .models.vae import FrameVAE, FrameVAEConfig
+from .presets import Preset, find_preset
+from .samplers import SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
+from .settings import validated
+from .video import save_video
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One generated clip and all that made it. ``frames`` are uint8 (time, height, width, 3)."""
+
+    frames: np.ndarray
+    fps: float
+    manifest: dict[str, Any]
+
+    def save(self, path: str | Path, format: str | None = None) -> Path:
+        """Write the video, and beside it the JSON manifest that reproduces it (``guidon generate --from``)."""
+        from .atomic import write_json
+
+        path = Path(path)
+        save_video(self.frames, path, self.fps, format)
+        write_json(path.with_name(path.name + ".json"), self.manifest)
+        return path
+
+
+class Pipeline:
+    """A denoiser, its text encoder and its VAE, with the preset's recommended settings as defaults."""
+
+    def __init__(
+        self, preset: Preset, model: STDiT, text: TextEncoder, schedule: NoiseSchedule, device: torch.device, hashes: dict[str, str]
+    ) -> None:
+        self.preset, self.model, self.text, self.schedule = preset, model, text, schedule
+        self.device, self.hashes = device, hashes
+        self.channels = model.config.in_channels
+
+    @cached_property
+    def vae(self) -> FrameVAE:
+        """The autoencoder, built when frames are first wanted: what it needs takes seconds to import."""
+        path = self.preset.folder / "vae.safetensors"
+        component = load_component(path, "vae")
+        vae = FrameVAE(_config(FrameVAEConfig, component.config, path))
+        load_weights(vae, component, path)
+        return vae.to(self.device).eval()
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num_samples: int = 1,
+        batch_size: int = 8,
+        on_step: OnStep | None = None,
+        trace: GuidanceTrace | None = None,
+        **choices: Any,
+    ) -> Video | list[Video]:
+        """Videos of the prompts; one prompt and one sample give a Video, else a list with prompts outermost.
+
+        Args:
+            prompts: what to show.
+            num_samples: samples 0 to ``num_samples - 1`` of the seed, for each prompt.
+            batch_size: how many clips are denoised together; it changes memory, not the samples.
+            on_step: called as ``on_step(done, total)`` after every denoising step.
+            trace: collects what guidance did (only where all the clips fit one batch).
+            choices: any field of ``Generation``: seed, steps, sampler, eta, cfg_scale, cfg_channels,
+                guidance, timing, negative_prompt, dtype. What is left out is the preset's.
+
+        Raises:
+            InputError: a choice is not valid for this model; the message says what would be.
+        """
+        single = isinstance(prompts, str) and num_samples == 1
+        texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        generation = self.plan(texts, tuple(range(num_samples)), **choices)
+        videos = self.generate(generation, batch_size=batch_size, on_step=on_step, trace=trace)
+        return videos[0] if single else videos
+
+    def plan(self, prompts: Sequence[str], samples: Sequence[int] = (0,), **choices: Any) -> Generation:
+        """The complete, validated settings of a run: what was chosen, and the preset for the rest."""
+        given = {name: value for name, value in choices.items() if value is not None or name == "cfg_channels"}
+        if "cfg_channel" in given:
+            given["cfg_channels"] = given.pop("cfg_channel")
+        scale = given.get("cfg_scale", self.preset.cfg_scale)
+        if "cfg_channels" not in given and isinstance(scale, int | float):
+            given["cfg_channels"] = self.preset.cfg_channels
+        channels = {"cfg_channels": given["cfg_channels"]} if "cfg_channels" in given else {}
+        parsed = ChannelScale.parse(scale, channels=self.channels, **channels)
+        values = {
+            "model": self.preset.name,
+            "sampler": self.preset.sampler,
+            "steps": self.preset.steps,
+            **given,
+            "cfg_scale": scale,
+            "cfg_channels": parsed.text if "cfg_channels" in channels else "all",
+            "prompts": tuple(prompts),
+            "samples": tuple(samples),
+        }
+        generation = validated(Generation, values, "generate")
+        self.schedule.respaced(str(generation.steps))
+        parse_timing(generation.timing)
+        return generation
+
+    @torch.inference_mode()
+    def generate(
+        self, generation: Generation, *, batch_size: int = 8, on_step: OnStep | None = None, trace: GuidanceTrace | None = None
+    ) -> list[Video]:
+        """The videos of a complete plan, prompts outermost."""
+        importing = threading.Thread(target=importlib.import_module, args=("diffusers.models.autoencoders.autoencoder_kl",))
+        importing.start()  # the decoder's library loads while the first steps run
+        features, mask = self.text.encode(generation.prompts)
+        negative = self.text.encode([generation.negative_prompt]) if generation.negative_prompt else None
+        rows = [(p, k) for p in range(len(generation.prompts)) for k in generation.samples]
+        chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        self.model.to(DTYPES[generation.dtype])
+        latents: list[Tensor] = []
+        for number, chunk in enumerate(chunks):
+            which = torch.tensor([p for p, _ in chunk])
+            cond = self.model.prepare(features[which].to(self.device), mask[which].to(self.device))
+            uncond = self._unconditional(mask[which], negative)
+            base, total = number * generation.steps, len(chunks) * generation.steps
+            report = (lambda done, _total, _x, base=base, total=total: on_step(base + done, total)) if on_step else None
+            latents.append(self.denoise(generation, cond, uncond, [k for _, k in chunk], report, trace))
+        importing.join()
+        frames = torch.cat([self._decode(part) for part in latents])
+        return [self._video(generation, p, k, clip) for (p, k), clip in zip(rows, frames.numpy(), strict=True)]
+
+    def denoise(self, generation: Generation, cond: Any, uncond: Any, samples: Sequence[int], on_step: Any, trace: GuidanceTrace | None) -> Tensor:
+        """Guided latents (samples, C, T, h, w) for prepared captions, one row a sample."""
+        schedule = self.schedule.respaced(str(generation.steps))
+        scale = ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels)
+        timing = parse_timing(generation.timing)
+        full = generation.sampler == "dpm-solver"  # chooses its own timesteps, between those of the full schedule
+        denoiser = GuidedDenoiser(
+            self.model, cond, uncond, scale, self.schedule if full else schedule, rule=getattr(rules, generation.guidance), timing=timing, trace=trace
+        )
+        noise = SampleNoise(generation.seed, samples)
+        x = noise.initial((self.channels, *self.model.config.input_size), device=self.device)
+        if generation.sampler == "ddpm":
+            return sample_ddpm(denoiser, schedule, x, noise, on_step=on_step)
+        if generation.sampler == "ddim":
+            return sample_ddim(denoiser, schedule, x, noise, eta=generation.eta, on_step=on_step)
+        return sample_dpm_solver(denoiser, self.schedule, x, noise, steps=generation.steps, on_step=on_step)
+
+    def autoencode(self, frames: np.ndarray) -> np.ndarray:
+        """Frames (T, H, W, 3) in [0, 1] through the VAE and back: the ceiling of what the model can show."""
+        x = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None].to(self.device) * 2 - 1
+        return ((self.vae.decode(self.vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
+
+    def _unconditional(self, mask: Tensor, negative: tuple[Tensor, Tensor] | None) -> Any:
+        """The other branch: the negative prompt under its own mask, or the null caption under the prompts'."""
+        if negative is None:
+            return self.model.null(len(mask), mask.to(self.device))
+        features, own_mask = (part.to(self.device).expand(len(mask), *part.shape[1:]) for part in negative)
+        return self.model.prepare(features, own_mask)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Latents to uint8 frames (B, T, H, W, 3) on the CPU."""
+        frames = self.vae.decode(latents.float())
+        return ((frames + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+
+    def _video(self, generation: Generation, prompt: int, sample: int, frames: np.ndarray) -> Video:
+        only = generation.model_copy(update={"prompts": (generation.prompts[prompt],), "samples": (sample,)})
+        manifest = {
+            "guidon": __version__,
+            "generation": only.model_dump(mode="json"),
+            "weights": self.hashes,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+            "device": str(self.device),
+            "fps": self.preset.fps,
+            "frames": list(frames.shape),
+        }
+        return Video(frames, self.preset.fps, manifest)
+
+
+def _config(kind: type, values: dict[str, Any], path: Path) -> Any:
+    """A component's configuration object from its file's header."""
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except TypeError as error:
+        raise InputError(f"{path}: its configuration does not fit this version of Guidon: {error}") from None
+
+
+def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipeline:
+    """The pipeline of a preset's name or of a folder of weights.
+
+    Raises:
+        InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
+    """
+    from .devices import pick_device
+
+    preset, place = find_preset(str(model)), pick_device(device)
+    paths = {kind: preset.folder / f"{kind}.safetensors" for kind in ("denoiser", "text", "vae")}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise InputError(f"{preset.folder} holds no {', '.join(missing)}: a model folder has denoiser, text and vae .safetensors")
+    denoiser, text = load_component(paths["denoiser"], "denoiser"), load_component(paths["text"], "text")
+    settings = dict(denoiser.config)
+    schedule = NoiseSchedule.named(settings.pop("noise_schedule"), settings.pop("diffusion_steps"))
+    stdit = STDiT(_config(STDiTConfig, settings, paths["denoiser"]))
+    load_weights(stdit, denoiser, paths["denoiser"])
+    encoder = CaptionEncoder(_config(CaptionEncoderConfig, text.config, paths["text"]))
+    load_weights(encoder, text, paths["text"])
+    hashes = {"denoiser": denoiser.sha256, "text": text.sha256}
+    return Pipeline(preset, stdit.to(place).eval(), encoder.to(place).eval(), schedule, place, hashes)

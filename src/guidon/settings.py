@@ -1,0 +1,61 @@
+"""Settings files (YAML, JSON) read into strict pydantic models: an unknown key is refused with its nearest valid name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import InputError, nearest
+
+
+class Settings(BaseModel):
+    """Base of every settings section: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names valid where a validation error points, walking nested sections."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = getattr(field, "annotation", None)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)
+
+
+def validated(model: type[S], values: Any, source: str) -> S:
+    """``values`` as a settings object, or an InputError that names the first fault in one line."""
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected a mapping of settings, found {type(values).__name__}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            hint = nearest(str(first["loc"][-1]), _keys_at(model, first["loc"]))
+            raise InputError(f"{source}: unknown key {where!r}{hint}") from None
+        if first["type"] == "missing":
+            raise InputError(f"{source}: the key {where!r} is missing") from None
+        given = str(first.get("input"))[:80]
+        raise InputError(f"{source}: {where}: given {given!r}; {first['msg']}") from None
+
+
+def read_mapping(path: Path) -> Any:
+    """The parsed content of a YAML or JSON file; faults of the file are InputErrors."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    try:
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {str(error).splitlines()[0]}") from None

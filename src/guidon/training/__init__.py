@@ -1,0 +1,24 @@
+"""From a recipe to weights that the package loads."""
+
+from pathlib import Path
+
+from .config import DenoiserRecipe, VAERecipe, load_recipe
+
+__all__ = ["DenoiserRecipe", "VAERecipe", "load_recipe", "run_recipe"]
+
+
+def run_recipe(path: Path) -> Path | None:
+    """Train what a recipe says, resuming where it stopped; the exported weights, or None when interrupted."""
+    recipe = load_recipe(path)
+    from ..devices import pick_device
+    from .loop import train
+
+    device = pick_device(recipe.device)
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    if isinstance(recipe, VAERecipe):
+        from .vae import VAETask
+
+        return train(recipe, VAETask(recipe, device), device)
+    from .denoiser import DenoiserTask
+
+    return train(recipe, DenoiserTask(recipe, device), device)

@@ -1,0 +1,105 @@
+"""What a recipe may say: the settings of a training run, read from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from ..errors import InputError, nearest
+from ..settings import Settings, read_mapping, validated
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Optimiser(Settings):
+    """AdamW, or Muon for the hidden matrices with AdamW for everything else.
+
+    The rate warms up linearly, holds, then falls linearly to zero over the last ``decay`` of the run.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    muon_lr: PositiveFloat = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    decay: Fraction = 0.3
+    grad_clip: PositiveFloat = 1.0
+
+
+class Run(Settings):
+    """What every training run shares."""
+
+    out: Path
+    steps: PositiveInt
+    batch_size: PositiveInt = 32
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_decay: Fraction = 0.999
+    log_every: PositiveInt = 50
+    checkpoint_every: PositiveInt = 500
+    optimiser: Optimiser = Optimiser()
+
+
+class VAEShape(Settings):
+    block_out_channels: tuple[PositiveInt, ...] = (32, 64, 96)
+    layers_per_block: PositiveInt = 1
+    latent_channels: PositiveInt = 4
+    norm_num_groups: PositiveInt = 8
+    mid_block_attention: bool = False
+    pixel_unshuffle: PositiveInt = 2
+
+
+class VAERecipe(Run):
+    """The frame autoencoder: L1 + MSE with foreground weighted, and a KL term per latent element."""
+
+    task: Literal["vae"]
+    model: VAEShape = VAEShape()
+    foreground_weight: PositiveFloat = 10.0
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class TextShape(Settings):
+    features: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    max_length: PositiveInt = 20
+
+
+class DenoiserShape(Settings):
+    hidden_size: PositiveInt = 128
+    depth: PositiveInt = 6
+    num_heads: PositiveInt = 4
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
+    mlp_ratio: PositiveFloat = 4.0
+
+
+class DenoiserRecipe(Run):
+    """STDiT with its caption encoder, on latents of the world that are computed once and kept in ``out``."""
+
+    task: Literal["denoiser"]
+    vae: Path
+    model: DenoiserShape = DenoiserShape()
+    text: TextShape = TextShape()
+    clips: PositiveInt = 12000
+    caption_dropout: Fraction = 0.1
+    noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    loss_weighting: Literal["uniform", "min-snr", "balanced"] = "uniform"
+    vb_weight: Annotated[float, Field(ge=0)] = 0.001
+
+
+RECIPES: dict[str, type[VAERecipe] | type[DenoiserRecipe]] = {"vae": VAERecipe, "denoiser": DenoiserRecipe}
+
+
+def load_recipe(path: Path) -> VAERecipe | DenoiserRecipe:
+    """The validated recipe in a YAML file; its ``task`` says which kind it is."""
+    values = read_mapping(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    task = values.get("task")
+    if task not in RECIPES:
+        raise InputError(f"{path}: task is {task!r}{nearest(str(task), RECIPES)}")
+    return validated(RECIPES[task], values, str(path))

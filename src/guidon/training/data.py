@@ -1,0 +1,73 @@
+"""The world's latents, encoded once and kept on disk, and batches of them by step number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import world
+from ..atomic import atomic_path
+from ..models.vae import FrameVAE
+
+
+class LatentClips:
+    """Latents of the first ``clips`` clips of the training split, with fresh captions every time one is drawn.
+
+    Half of the draws are played backwards, under a caption that says so: the world's motion is reversible.
+    """
+
+    def __init__(self, path: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int) -> None:
+        self.clips, self.seed = clips, seed
+        key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES}"
+        self.latents = self._stored(path, key)
+        if self.latents is None:
+            self.latents = self._encode(vae)
+            with atomic_path(path) as temporary:
+                save_file({"latents": self.latents}, temporary, metadata={"key": key})
+
+    @staticmethod
+    def _stored(path: Path, key: str) -> Tensor | None:
+        """The latents kept by an earlier run of the same VAE and data, if they are whole."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor("latents") if (file.metadata() or {}).get("key") == key else None
+        except (OSError, SafetensorError):
+            return None
+
+    def _encode(self, vae: FrameVAE) -> Tensor:
+        """(clips, C, T, h, w) in fp16."""
+        device = next(vae.parameters()).device
+        console = Console(stderr=True)
+        parts = []
+        for index in track(range(self.clips), "encoding the world", console=console, disable=not console.is_terminal):
+            frames = torch.from_numpy(world.clip("train", self.seed, index).frames()).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                parts.append(vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).half().cpu())
+        return torch.cat(parts)
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
+        """The latents (size, C, T, h, w) and captions of a step; every clip is seen once before any is seen twice."""
+        latents, captions = [], []
+        for position in range(step * size, (step + 1) * size):
+            epoch, offset = divmod(position, self.clips)
+            index = int(self._order(epoch)[offset])
+            rng = np.random.default_rng((self.seed, position, 7))
+            scene, latent = world.clip("train", self.seed, index).scene, self.latents[index].float()
+            if rng.integers(2):
+                scene, latent = scene.reversed(), latent.flip(1)
+            latents.append(latent)
+            captions.append(world.caption(scene, rng))
+        return torch.stack(latents), captions
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng((self.seed, epoch, 11)).permutation(self.clips)
+        return self._permutation

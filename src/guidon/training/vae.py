@@ -1,0 +1,98 @@
+"""The autoencoder's task: single frames of the world, reconstructed."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import world
+from ..checkpoints import save_component
+from ..models.vae import FrameVAE, FrameVAEConfig
+from .config import VAERecipe
+
+
+class VAETask:
+    """L1 + MSE on frames with the foreground weighted, plus KL.
+
+    With plain MSE a small network learns the background and loses the hue and shape of the object,
+    which covers a fifteenth of the frame.
+    """
+
+    def __init__(self, recipe: VAERecipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        torch.manual_seed(recipe.seed)
+        self.config = FrameVAEConfig(**recipe.model.model_dump())
+        self.module = FrameVAE(self.config).to(device)
+        self._reader = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+
+    def _frames(self, step: int) -> tuple[Tensor, Tensor]:
+        """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), weights (B, 1, H, W)."""
+        size = self.recipe.batch_size
+        images, masks = [], []
+        for index in range(step * size, (step + 1) * size):
+            scene = world.clip("train", self.recipe.seed, index).scene
+            time = int(np.random.default_rng((self.recipe.seed, index)).integers(world.FRAMES))
+            x, y = scene.things[0].centroids()[time]
+            thing = dataclasses.replace(scene.things[0], start=(float(x), float(y)))
+            frame = dataclasses.replace(scene, things=(thing,))
+            images.append(world.render(frame, frames=1)[0])
+            masks.append(world.foreground(frame, frames=1)[0])
+        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
+        near = F.max_pool2d(torch.from_numpy(np.stack(masks))[:, None], 3, 1, 1) > 0
+        return x.contiguous(), 1 + (self.recipe.foreground_weight - 1) * near.float()
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The step's frames, drawn by a thread while the step before was computed."""
+        if self._next and self._next[0] == step:
+            batch = self._next[1].result()
+        else:
+            batch = self._frames(step)
+        self._next = step + 1, self._reader.submit(self._frames, step + 1)
+        return batch
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        images, weights = (part.to(self.device) for part in self._batch(step))
+        mean, log_variance = self.module.posterior(images)
+        noise = torch.randn(mean.shape, generator=generator).to(self.device)
+        out = self.module.reconstruct(mean + (0.5 * log_variance).exp() * noise).float()
+        mean, log_variance = mean.float(), log_variance.float()
+        error = out - images
+        reconstruction = (weights * (error.abs() + error.square())).sum() / (weights.sum() * 3)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        with torch.no_grad():
+            squared = error.square() / 4  # frames span [-1, 1]: peak-to-peak 2
+            logs = {
+                "psnr": -10 * squared.mean().log10(),
+                "foreground_psnr": -10 * ((squared * (weights > 1)).sum() / ((weights > 1).sum() * 3)).log10(),
+                "kl": kl.detach(),
+                "latent_std": mean.std(),
+            }
+        return reconstruction + self.recipe.kl_weight * kl, logs
+
+    def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
+        """Weights with the scaling factor that brings latents to unit standard deviation, and their PSNR."""
+        self.module.load_state_dict(weights)
+        self.module.eval()
+        latents, squared, weighted, area = [], 0.0, 0.0, 0.0
+        with torch.inference_mode():
+            for step in range(self.recipe.steps, self.recipe.steps + 16):  # frames that training did not reach
+                images, mask = (part.to(self.device) for part in self._frames(step))
+                mean, _ = self.module.posterior(images)
+                error = (self.module.reconstruct(mean) - images).square() / 4
+                latents.append(mean)
+                squared += float(error.mean()) / 16
+                weighted += float((error * (mask > 1)).sum())
+                area += float((mask > 1).sum()) * 3
+        config = dataclasses.replace(self.config, scaling_factor=round(1 / float(torch.cat(latents).std()), 5))
+        record["psnr"] = round(-10 * float(np.log10(squared)), 2)
+        record["foreground_psnr"] = round(-10 * float(np.log10(weighted / area)), 2)
+        path = self.recipe.out / "vae.safetensors"
+        save_component(path, "vae", dataclasses.asdict(config), weights, record)
+        return path

@@ -1,0 +1,120 @@
+"""Scenes to sentences: a small grammar with paraphrases and synonyms, some templates of which training never sees.
+
+Size and speed may go unsaid; shape, colour, motion and background never do. Start positions are never captioned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .scene import STILL, Scene, Thing
+
+# canonical word -> what else people say; a tokenizer reads every spelling as the canonical word
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "circle": ("ball", "disk", "disc", "dot"),
+    "square": ("box", "block"),
+    "triangle": ("wedge",),
+    "cross": ("plus",),
+    "red": ("scarlet", "crimson"),
+    "green": (),
+    "blue": (),
+    "yellow": (),
+    "purple": ("violet", "magenta"),
+    "cyan": ("turquoise", "teal"),
+    "white": (),
+    "black": (),
+    "gray": ("grey",),
+    "brown": (),
+    "small": ("little", "tiny"),
+    "large": ("big", "huge"),
+    "left": ("leftward", "leftwards"),
+    "right": ("rightward", "rightwards"),
+    "up": ("upward", "upwards"),
+    "down": ("downward", "downwards"),
+    "slowly": ("slow", "gently"),
+    "quickly": ("quick", "fast", "rapidly"),
+    "moderately": ("moderate",),
+    "moves": ("move", "moving", "drifts", "drifting", "slides", "sliding", "travels", "travelling", "traveling",
+              "glides", "gliding", "goes", "going", "floats", "floating"),
+    "stays": ("stay", "staying", "remains", "remaining", "stands", "standing", "rests", "resting"),
+    "still": ("motionless", "stationary", "put"),
+    "background": ("backdrop",),
+    "toward": ("towards",),
+}  # fmt: skip
+PLAIN_WORDS = ("a", "an", "the", "on", "in", "to", "and", "against", "it", "that", "there", "is", "does", "not", "with",
+               "of", "we", "see", "video", "over", "front", "which", "while", "diagonally")  # fmt: skip
+
+TEMPLATES = (
+    "a {thing} {motion} on a {background} background",
+    "a {thing} {motion} against a {background} backdrop",
+    "on a {background} background, a {thing} {motion}",
+    "{thing} {motion}, {background} background",
+    "there is a {thing} that {motion} on a {background} background",
+    "the {thing} {motion} over a {background} background",
+)
+HELD_OUT_TEMPLATES = (
+    "a video of a {thing} which {motion} in front of a {background} backdrop",
+    "we see a {thing} on a {background} background and it {motion}",
+)
+MOVES = ("moves", "drifts", "slides", "travels", "glides", "goes")
+RESTS = ("stays still", "is still", "does not move", "remains stationary", "stands still", "is motionless")
+
+
+def vocabulary() -> dict[str, str]:
+    """Every word of the world and the canonical word it is read as."""
+    words = {word: word for word in (*SYNONYMS, *PLAIN_WORDS)}
+    return words | {other: word for word, others in SYNONYMS.items() for other in others}
+
+
+def _said(word: str, rng: np.random.Generator | None) -> str:
+    """A word or one of its synonyms."""
+    choices = (word, *SYNONYMS.get(word, ()))
+    return word if rng is None else choices[rng.integers(len(choices))]
+
+
+def _direction(motion: str, rng: np.random.Generator | None) -> str:
+    words = motion.split()
+    if len(words) == 2:
+        vertical, side = words
+        ways = (f"{vertical} and to the {side}", f"{vertical} and {side}", f"diagonally {vertical} {side}",
+                f"{vertical}-{side}")  # fmt: skip
+    elif motion in ("left", "right"):
+        ways = (motion, f"to the {motion}", f"toward the {motion}", f"{motion}wards")
+    else:
+        ways = (motion, f"{motion}wards")
+    return ways[0] if rng is None else ways[rng.integers(len(ways))]
+
+
+def _phrases(thing: Thing, rng: np.random.Generator | None, say_size: bool, say_speed: bool) -> dict[str, str]:
+    noun = f"{_said(thing.colour, rng)} {_said(thing.shape, rng)}"
+    if say_size:
+        noun = f"{_said(thing.size, rng)} {noun}"
+    if thing.motion == STILL:
+        motion = RESTS[0] if rng is None else RESTS[rng.integers(len(RESTS))]
+    else:
+        verb = MOVES[0] if rng is None else MOVES[rng.integers(len(MOVES))]
+        motion = f"{verb} {_direction(thing.motion, rng)}"
+        if say_speed and thing.speed is not None:
+            motion += f" {thing.speed}"
+    return {"thing": noun, "motion": motion}
+
+
+def plain_caption(scene: Scene, *, size: bool = True, speed: bool = True) -> str:
+    """The one canonical sentence of a scene, with or without its size and speed."""
+    things = [_phrases(thing, None, size, speed) for thing in scene.things]
+    subject = " and ".join(f"a {t['thing']} {t['motion']}" for t in things)
+    return f"{subject} on a {scene.background} background"
+
+
+def caption(scene: Scene, rng: np.random.Generator, *, held_out: bool = False) -> str:
+    """A paraphrase of a scene; size and speed are each said half of the time.
+
+    ``held_out`` takes its sentence from the templates that training never sees.
+    """
+    say_size, say_speed = (bool(flag) for flag in rng.integers(2, size=2))
+    first, *rest = (_phrases(thing, rng, say_size, say_speed) for thing in scene.things)
+    templates = HELD_OUT_TEMPLATES if held_out else TEMPLATES
+    if rest:  # sentences with several subjects keep one order, so that attributes bind to their nouns
+        subject = " and ".join(f"a {t['thing']} {t['motion']}" for t in (first, *rest))
+        return f"{subject} on a {_said(scene.background, rng)} background"
+    return templates[rng.integers(len(templates))].format(**first, background=_said(scene.background, rng))
