@@ -1,0 +1,5 @@
+"""``python -m guidon``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""The command line: one thin subcommand a capability. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from .errors import InputError, nearest
+from .presets import PRESETS
+
+FORMATS = ("mp4", "gif", "webp", "frames")
+app = typer.Typer(
+    name="guidon",
+    help="Classifier-free guidance for latent video diffusion: prompt to video, and what guidance does on the way.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _example(text: str) -> str:
+    return f"Example:\n\n  {text}"
+
+
+@app.command(
+    epilog=_example('guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3')
+)
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show; several are allowed.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for videos, manifests and the contact sheet.")] = Path("outputs"),
+    seed: Annotated[int | None, typer.Option(help="Seed of the noise. [default: 0]", min=0)] = None,
+    num_samples: Annotated[int, typer.Option(help="Videos per prompt.", min=1)] = 1,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
+    cfg_scale: Annotated[str | None, typer.Option(help="Guidance scale, or one per channel: 4,4,4,1. [default: the model's]")] = None,
+    cfg_channels: Annotated[
+        str | None, typer.Option("--cfg-channels", "--cfg-channel", help="Guided channels: 3 (the first three), all, none, 0,2, 0-2, only:3.")
+    ] = None,
+    guidance: Annotated[str | None, typer.Option(help="Guidance rule: cfg.")] = None,
+    interval: Annotated[str | None, typer.Option(help="Guide only between A,B: fractions of sampling, 0 noise, 1 video.")] = None,
+    ramp: Annotated[str | None, typer.Option(help="Let the scale grow during sampling: linear or cosine.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from, in place of the null caption.")] = None,
+    model: Annotated[str | None, typer.Option(help="A preset (see `guidon models`) or a folder of weights.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="More prompts, one a line.")] = None,
+    from_manifest: Annotated[Path | None, typer.Option("--from", help="Reproduce a video from its JSON manifest.")] = None,
+    format: Annotated[str, typer.Option(help="mp4, gif, webp or frames (PNG).")] = "mp4",
+    batch_size: Annotated[int, typer.Option(help="Clips denoised together: memory only, the samples are the same.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Precision of the network: fp32, bf16 or fp16. [default: fp32]")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Also write what guidance did, per channel and step, as .npz.")] = False,
+) -> None:
+    """Turn prompts into guided videos."""
+    from .generate import Request, run
+
+    if format not in FORMATS:
+        raise InputError(f"--format {format!r} does not exist{nearest(format, FORMATS)}")
+    choices = {
+        "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
+        "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels, "timing": _timing(interval, ramp),
+    }  # fmt: skip
+    request = Request(
+        prompts=tuple(prompts or ()),
+        prompts_file=prompts_file,
+        from_manifest=from_manifest,
+        model=model,
+        num_samples=num_samples,
+        choices={name: value for name, value in choices.items() if value is not None},
+    )
+    run(request, out=out, format=format, batch_size=batch_size, device=device, keep_trace=trace)
+
+
+def _timing(interval: str | None, ramp: str | None) -> str | None:
+    """The text form of when to guide."""
+    if interval is not None and ramp is not None:
+        raise InputError("--interval and --ramp were both given: choose one")
+    if ramp is not None and ramp not in ("linear", "cosine"):
+        raise InputError(f"--ramp {ramp!r} does not exist{nearest(ramp, ('linear', 'cosine'))}")
+    return f"interval:{interval}" if interval is not None else ramp
+
+
+@app.command(epilog=_example("guidon models"))
+def models() -> None:
+    """List the models that can be asked for by name, with their recommended settings."""
+    for preset in PRESETS.values():
+        print(f"{preset.name}: {preset.summary}")
+        print(f"  {preset.sampler}, {preset.steps} steps, cfg scale {preset.cfg_scale:g} on channels {preset.cfg_channels}")
+        print(f"  made by {preset.source}")
+        if preset.measured:
+            print(f"  measured: {preset.measured}")
+
+
+@app.command(epilog=_example("guidon train recipes/small.yaml"))
+def train(config: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")]) -> None:
+    """Train a model from a YAML recipe. Stop it at any time; the same command resumes."""
+    from .training import run_recipe
+
+    result = run_recipe(config)
+    if result is None:
+        print("stopped; its checkpoint is saved: the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130)
+    print(result)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line. Bad input prints one line and exits with 2; Ctrl-C exits with 130."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        code = 2
+    except click.ClickException as error:
+        _refuse(error.format_message())
+        code = 2
+    except InputError as error:
+        _refuse(str(error))
+        code = 2
+    except OSError as error:
+        if os.environ.get("GUIDON_DEBUG"):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _refuse(f"{error.strerror or error}{where}")
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _refuse("stopped")
+        code = 130
+    sys.exit(code or 0)
+
+
+def _refuse(message: str) -> None:
+    print("guidon: " + " ".join(message.split()), file=sys.stderr)

@@ -1,0 +1,245 @@
+"""Noise schedules: betas to every table the process needs, in float64; and respacing, which gives another schedule.
+
+Notation of Ho et al. 2020 and Nichol & Dhariwal 2021: alphas_cumprod[t] is the share of signal variance left after
+step t. Tables have length T, the number of steps of *this* schedule; ``timestep_map`` says which original timestep
+each step stands for, and that is what networks are told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError, nearest
+
+Table = NDArray[np.float64]
+
+
+def linear_betas(steps: int) -> Table:
+    """Ho et al. 2020: 1e-4 to 0.02 over 1000 steps, scaled so that any number of steps ends at the same noise."""
+    scale = 1000 / steps
+    return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
+
+
+def cosine_betas(steps: int) -> Table:
+    """Nichol & Dhariwal 2021, eq. 17: the cosine schedule, betas capped at 0.999."""
+
+    def signal(at: float) -> float:
+        return math.cos((at + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return np.array([min(1 - signal((i + 1) / steps) / signal(i / steps), 0.999) for i in range(steps)])
+
+
+NAMED = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
+
+
+@dataclass(frozen=True)
+class ScheduleTables:
+    """The tables as fp32 tensors on one device, made once per run; each has shape (T,)."""
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    alphas_cumprod_next: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    log_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance_clipped: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+    log_betas: Tensor
+    fixed_large_variance: Tensor
+    fixed_large_log_variance: Tensor
+    timestep_map: Tensor
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """A discrete diffusion process.
+
+    Attributes:
+        betas: variance added by each step, (T,), in (0, 1].
+        timestep_map: original timestep of each step, (T,), increasing.
+        num_original_timesteps: T of the schedule this one was respaced from.
+    """
+
+    betas: Table
+    timestep_map: NDArray[np.int64]
+    num_original_timesteps: int
+
+    @classmethod
+    def named(cls, name: str = "linear", num_timesteps: int = 1000) -> NoiseSchedule:
+        """``"linear"`` or ``"squaredcos_cap_v2"`` with any number of steps."""
+        if name not in NAMED:
+            raise InputError(f"noise schedule {name!r} does not exist{nearest(name, NAMED)}")
+        if num_timesteps < 1:
+            raise InputError(f"a noise schedule of {num_timesteps} steps was asked for: it needs at least 1")
+        return cls.from_betas(NAMED[name](num_timesteps))
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float] | Table) -> NoiseSchedule:
+        """A schedule of given betas, each in (0, 1]."""
+        table = np.asarray(betas, np.float64)
+        if table.ndim != 1 or not len(table) or not ((table > 0) & (table <= 1)).all():
+            raise InputError("betas must be a non-empty list of numbers in (0, 1]")
+        return cls(table, np.arange(len(table)), len(table))
+
+    def respaced(self, spec: str | int | Sequence[int]) -> NoiseSchedule:
+        """The process seen at fewer of its steps, with the same marginals there (improved-diffusion's respacing).
+
+        Args:
+            spec: see ``space_timesteps``. ``""`` and T itself give this schedule.
+        """
+        kept = space_timesteps(len(self.betas), spec)
+        if len(kept) == len(self.betas):
+            return self
+        signal = self.alphas_cumprod[kept]
+        betas = 1 - signal / np.concatenate([[1.0], signal[:-1]])
+        return NoiseSchedule(betas, self.timestep_map[kept], self.num_original_timesteps)
+
+    def tables(self, device: torch.device | str = "cpu") -> ScheduleTables:
+        """All tables on a device: fp32, ``timestep_map`` long."""
+        return ScheduleTables(
+            **{
+                field.name: torch.from_numpy(np.ascontiguousarray(getattr(self, field.name))).to(
+                    device, torch.long if field.name == "timestep_map" else torch.float32
+                )
+                for field in fields(ScheduleTables)
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> Table:
+        return np.cumprod(1 - self.betas)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Table:
+        return np.concatenate([[1.0], self.alphas_cumprod[:-1]])
+
+    @cached_property
+    def alphas_cumprod_next(self) -> Table:
+        return np.concatenate([self.alphas_cumprod[1:], [0.0]])
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> Table:
+        return np.sqrt(self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> Table:
+        return np.sqrt(1 - self.alphas_cumprod)
+
+    @cached_property
+    def log_one_minus_alphas_cumprod(self) -> Table:
+        return np.log(1 - self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recip_alphas_cumprod(self) -> Table:
+        return np.sqrt(1 / self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recipm1_alphas_cumprod(self) -> Table:
+        return np.sqrt(1 / self.alphas_cumprod - 1)
+
+    @cached_property
+    def posterior_variance(self) -> Table:
+        """Ho et al. 2020, eq. 7."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Table:
+        """Its logarithm, the zero of the first step replaced by the second step's value."""
+        variance = self.posterior_variance
+        return np.log(np.concatenate([variance[1:2], variance[1:]]) if len(variance) > 1 else self.betas)
+
+    @cached_property
+    def posterior_mean_coef1(self) -> Table:
+        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef2(self) -> Table:
+        return (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def log_betas(self) -> Table:
+        return np.log(self.betas)
+
+    @cached_property
+    def fixed_large_variance(self) -> Table:
+        """Beta as variance, with the posterior's at the first step (Ho et al. 2020, sec. 3.2, first choice)."""
+        return np.concatenate([self.posterior_variance[1:2], self.betas[1:]]) if len(self.betas) > 1 else self.betas
+
+    @cached_property
+    def fixed_large_log_variance(self) -> Table:
+        return np.log(self.fixed_large_variance)
+
+
+def space_timesteps(num_timesteps: int, spec: str | int | Sequence[int]) -> list[int]:
+    """Which of T timesteps to keep, in OpenAI's notation, increasing.
+
+    ``"100"`` keeps 100 evenly spaced ones; ``"10,15,20"`` cuts T into three sections and keeps that many of each;
+    ``"ddim50"`` keeps every n-th, for the whole n that gives 50; ``""`` keeps all.
+
+    Raises:
+        InputError: the spec cannot be read, or asks for more steps than there are.
+    """
+    given = repr(spec)
+    if isinstance(spec, str) and spec.strip().startswith("ddim"):
+        return _strided(num_timesteps, _count(spec.strip()[4:], given), given)
+    if isinstance(spec, str):
+        counts = [_count(part, given) for part in spec.split(",")] if spec.strip() else [num_timesteps]
+    else:
+        counts = [_count(part, given) for part in ([spec] if isinstance(spec, int) else spec)]
+    if not counts:
+        raise InputError(f"respacing {given} keeps no steps: give a number from 1 to {num_timesteps}")
+    size, longer = divmod(num_timesteps, len(counts))
+    start, kept = 0, list[int]()
+    for k, count in enumerate(counts):
+        length = size + (k < longer)
+        if count > length:
+            where = "" if len(counts) == 1 else f" in section {k + 1}"
+            raise InputError(f"respacing {given} asks for {count} steps{where} where there are {length}: ask for at most {length}")
+        stride = 1.0 if count == 1 else (length - 1) / (count - 1)
+        position = 0.0
+        for _ in range(count):  # accumulated, not multiplied: the published checkpoints were sampled with these roundings
+            kept.append(start + round(position))
+            position += stride
+        start += length
+    return kept
+
+
+def _strided(num_timesteps: int, count: int, given: str) -> list[int]:
+    for stride in range(1, num_timesteps + 1):
+        kept = range(0, num_timesteps, stride)
+        if len(kept) == count:
+            return list(kept)
+    raise InputError(f"respacing {given}: no whole stride through {num_timesteps} timesteps gives {count} steps: try '{count}'")
+
+
+def _count(part: str | int, given: str) -> int:
+    try:
+        number = int(part)
+    except ValueError:
+        number = 0
+    if number < 1 or isinstance(part, bool):
+        raise InputError(f"respacing {given} cannot be read: give a number of steps (at least 1), '10,15,20', or 'ddim50'")
+    return number

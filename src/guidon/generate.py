@@ -1,0 +1,154 @@
+"""What ``guidon generate`` does: read the request, run the pipeline with a progress bar, write every output safely."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .generation import Generation
+from .settings import read_mapping, validated
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line as given: prompts from arguments and a file, or a manifest to reproduce."""
+
+    prompts: tuple[str, ...] = ()
+    prompts_file: Path | None = None
+    from_manifest: Path | None = None
+    model: str | None = None
+    num_samples: int = 1
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_scale(text: str) -> float | tuple[float, ...]:
+    """``4`` or ``4,4,4,1``."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--cfg-scale {text!r} is not a number, nor one per channel such as 4,4,4,1") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def read_prompts(request: Request) -> tuple[str, ...]:
+    """All prompts in order; none at all, or an empty one, is refused."""
+    prompts = list(request.prompts)
+    if request.prompts_file is not None:
+        try:
+            lines = request.prompts_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read --prompts-file {request.prompts_file}: {getattr(error, 'strerror', None) or 'not text'}") from None
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError("no prompt was given: guidon generate \"a red circle moves left on a white background\"")
+    return tuple(prompts)
+
+
+def read_manifest(path: Path, request: Request) -> tuple[Generation, dict[str, str]]:
+    """The settings in a manifest and the hashes of the weights that made it."""
+    if request.prompts or request.prompts_file or request.choices or request.model or request.num_samples != 1:
+        raise InputError("--from takes every setting from the manifest: give no prompt, model or setting beside it")
+    manifest = read_mapping(path)
+    if not isinstance(manifest, dict) or "generation" not in manifest:
+        raise InputError(f"{path} is not a manifest that `guidon generate` wrote: it has no 'generation'")
+    return validated(Generation, manifest["generation"], str(path)), dict(manifest.get("weights", {}))
+
+
+def output_name(generation: Generation, prompt: str, sample: int) -> str:
+    """The same settings give the same name, any other setting another: nothing made earlier is overwritten."""
+    only = generation.model_copy(update={"prompts": (prompt,), "samples": (sample,)})
+    digest = hashlib.sha256(only.model_dump_json().encode()).hexdigest()[:8]
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
+    return f"{slug}-seed{generation.seed}-{sample}-{digest}"
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the output folder and prove that it can be written, before minutes of work and not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".guidon-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"the output folder {out} cannot be written ({error.strerror}): choose another with --out") from None
+
+
+def run(request: Request, *, out: Path, format: str, batch_size: int, device: str, keep_trace: bool) -> None:
+    """Generate and write; prints the path of everything written."""
+    warnings.showwarning = lambda message, *_: print(f"guidon: {message}", file=sys.stderr)  # type: ignore[assignment]
+    hashes: dict[str, str] = {}
+    if request.from_manifest is not None:
+        generation, hashes = read_manifest(request.from_manifest, request)
+    else:
+        generation = None
+        prompts = read_prompts(request)
+    prepare_folder(out)
+
+    from .guidance import GuidanceTrace
+    from .pipeline import load
+    from .video import contact_sheet
+
+    model = generation.model if generation else request.model or "guidon-small"
+    pipe = load(model, device=device)
+    if generation is None:
+        choices = dict(request.choices)
+        if "cfg_scale" in choices:
+            choices["cfg_scale"] = parse_scale(choices["cfg_scale"])
+        generation = pipe.plan(prompts, tuple(range(request.num_samples)), **choices)
+    for name, value in hashes.items():
+        if pipe.hashes.get(name, value) != value:
+            print(f"guidon: the manifest was made with other {name} weights: frames will differ", file=sys.stderr)
+
+    trace = GuidanceTrace() if keep_trace else None
+    if trace is not None:
+        batch_size = max(batch_size, len(generation.prompts) * len(generation.samples))
+    with _progress() as on_step:
+        videos = pipe.generate(generation, batch_size=batch_size, on_step=on_step, trace=trace)
+
+    pairs = [(prompt, sample) for prompt in generation.prompts for sample in generation.samples]
+    command = " ".join(sys.argv)
+    for (prompt, sample), video in zip(pairs, videos, strict=True):
+        video.manifest["command"] = command
+        name = output_name(generation, prompt, sample)
+        path = video.save(out / (name if format == "frames" else f"{name}.{format}"), format)
+        print(f"video:         {path}\nmanifest:      {path}.json")
+    rows = [[video.frames for video in videos[i : i + len(generation.samples)]] for i in range(0, len(videos), len(generation.samples))]
+    sheet = out / f"{output_name(generation, generation.prompts[0], generation.samples[0])}-sheet.png"
+    contact_sheet(rows, list(generation.prompts), [f"sample {k}" for k in generation.samples], path=sheet)
+    print(f"contact sheet: {sheet}")
+    if trace is not None:
+        print(f"trace:         {_save_trace(trace, sheet.with_name(sheet.name.replace('-sheet.png', '-trace.npz')))}")
+
+
+def _save_trace(trace: Any, path: Path) -> Path:
+    import numpy as np
+
+    from .atomic import atomic_path
+
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **trace.as_arrays())
+    return path
+
+
+def _progress() -> Any:
+    """A bar on stderr, silent when stderr is no terminal; yields ``on_step``."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar() -> Any:
+        console = Console(stderr=True)
+        columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            line = progress.add_task("", total=None)
+            yield lambda done, total: progress.update(line, completed=done, total=total)
+
+    return bar()

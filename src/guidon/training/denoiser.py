@@ -1,0 +1,136 @@
+"""The denoiser's task: STDiT and its caption encoder on the world's latents, conditional and not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import world
+from ..atomic import atomic_path
+from ..checkpoints import load_component, load_weights, save_component
+from ..diffusion import NoiseSchedule, Process, q_sample, training_losses
+from ..models.stdit import STDiT, STDiTConfig
+from ..models.text import CaptionEncoder, CaptionEncoderConfig
+from ..models.vae import FrameVAE, FrameVAEConfig
+from .config import DenoiserRecipe
+from .data import LatentClips
+
+DIFFUSION_STEPS = 1000
+
+
+class LossLevel(nn.Module):
+    """A running mean of the loss per band of timesteps; dividing by it lets every noise level count alike.
+
+    An eps loss spans three orders of magnitude over the timesteps, and is smallest where position and motion are
+    decided. This is the uncertainty weighting of EDM2 (Karras et al. 2312.02696, eq. 21), by bands instead of an MLP.
+    """
+
+    level: Tensor
+
+    def __init__(self, bands: int = 50, floor: float = 0.005, decay: float = 0.99) -> None:
+        super().__init__()
+        self.floor, self.decay = floor, decay
+        self.register_buffer("level", torch.ones(bands))
+
+    @torch.no_grad()
+    def weights(self, loss: Tensor, t: Tensor) -> Tensor:
+        """Weight per sample, (B,), of losses (B,) at timesteps t (B,); takes note of the losses."""
+        band = t * len(self.level) // DIFFUSION_STEPS
+        for k, value in zip(band.tolist(), loss.tolist(), strict=True):
+            self.level[k] += (1 - self.decay) * (value - self.level[k])
+        return 1 / self.level[band].clamp_min(self.floor)
+
+
+class Trained(nn.Module):
+    """All that a checkpoint of this task holds."""
+
+    def __init__(self, denoiser: STDiT, text: CaptionEncoder) -> None:
+        super().__init__()
+        self.denoiser, self.text, self.level = denoiser, text, LossLevel()
+
+
+class DenoiserTask:
+    """Eps loss with a learned variance (Nichol & Dhariwal 2021, eq. 16) and 10% caption dropout (Ho & Salimans 2022)."""
+
+    def __init__(self, recipe: DenoiserRecipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.vae_path = recipe.vae
+        component = load_component(recipe.vae, "vae")
+        vae_config = FrameVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in component.config.items()})
+        vae = FrameVAE(vae_config)
+        load_weights(vae, component, recipe.vae)
+        self.clips = LatentClips(recipe.out / "latents.safetensors", vae.to(device).eval(), component.sha256, recipe.clips, recipe.seed)
+        del vae
+
+        torch.manual_seed(recipe.seed)
+        self.text_config = CaptionEncoderConfig(vocabulary=world.vocabulary(), **recipe.text.model_dump())
+        side = world.SIZE // vae_config.downsampling
+        self.config = STDiTConfig(
+            input_size=(world.FRAMES, side, side),
+            in_channels=vae_config.latent_channels,
+            caption_channels=recipe.text.features,
+            model_max_length=recipe.text.max_length,
+            **recipe.model.model_dump(),
+        )
+        self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
+        self.tables = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS).tables(device)
+        self._reader = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[tuple[Tensor, list[str]]]] | None = None
+
+    def _batch(self, step: int) -> tuple[Tensor, list[str]]:
+        """The step's latents and captions, drawn by a thread while the step before was computed."""
+        size = self.recipe.batch_size
+        batch = self._next[1].result() if self._next and self._next[0] == step else self.clips.batch(step, size)
+        self._next = step + 1, self._reader.submit(self.clips.batch, step + 1, size)
+        return batch
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x_0, captions = self._batch(step)
+        rows = len(x_0)
+        noise = torch.randn(x_0.shape, generator=generator).to(self.device)
+        # stratified: the batch's timesteps cover all noise levels evenly
+        u = (torch.rand(1, generator=generator) + torch.arange(rows) / rows) % 1
+        t = (u * DIFFUSION_STEPS).long().to(self.device)
+        dropped = (torch.rand(rows, generator=generator) < self.recipe.caption_dropout).to(self.device)
+
+        x_0 = x_0.to(self.device)
+        x_t = q_sample(x_0, t, noise, self.tables)
+        features, mask = self.module.text(self.module.text.tokenize(captions).to(self.device))
+        null = self.module.denoiser.y_embedder.y_embedding
+        features = torch.where(dropped[:, None, None], null, features)
+        prediction = self.module.denoiser(x_t, t, features, mask)
+        terms = training_losses(prediction, x_0, x_t, t, noise, self.tables, Process(), kind="mse")
+        weights = self._weights(terms["mse"].detach(), t)
+        logs = {"mse": terms["mse"].detach().mean(), "vb": terms["vb"].detach().mean()}
+        for name, low, high in (("mse_low", 0, 250), ("mse_mid", 250, 600), ("mse_high", 600, 1000)):
+            logs[name] = terms["mse"].detach()[(t >= low) & (t < high)].mean()
+        return (weights * terms["mse"]).mean() + terms["vb"].mean(), logs
+
+    def _weights(self, mse: Tensor, t: Tensor) -> Tensor:
+        if self.recipe.loss_weighting == "balanced":
+            return self.module.level.weights(mse, t)
+        if self.recipe.loss_weighting == "min-snr":  # Hang et al. 2303.09556, gamma = 5, for an eps prediction
+            kept = self.tables.alphas_cumprod[t]
+            return (5 * (1 - kept) / kept).clamp(max=1)
+        return torch.ones_like(mse)
+
+    def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
+        """The model folder: denoiser, text and vae."""
+        folder = self.recipe.out / "model"
+        folder.mkdir(exist_ok=True)
+        record = {**record, "samples": self.recipe.steps * self.recipe.batch_size}
+        diffusion = {"noise_schedule": self.recipe.noise_schedule, "diffusion_steps": DIFFUSION_STEPS}
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+        save_component(folder / "denoiser.safetensors", "denoiser", dataclasses.asdict(self.config) | diffusion, part("denoiser."), record)
+        save_component(folder / "text.safetensors", "text", dataclasses.asdict(self.text_config), part("text."), record)
+        with atomic_path(folder / "vae.safetensors") as temporary:
+            shutil.copyfile(self.vae_path, temporary)
+        return folder

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from goldens import golden, golden_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guidon.diffusion import NoiseSchedule, space_timesteps
+from guidon.errors import InputError
+
+CASES = [
+    f"schedule/{name}"
+    for name in (
+        "linear_1000_full", "linear_1000_100", "linear_1000_ddim50", "linear_200_20",
+        "squaredcos_cap_v2_1000_full", "squaredcos_cap_v2_1000_100", "squaredcos_cap_v2_1000_ddim50", "squaredcos_cap_v2_200_20",
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_table_equals_the_originals(name):
+    tensors, case = golden(name)
+    schedule = NoiseSchedule.named(case["noise_schedule"], case["diffusion_steps"]).respaced(case["timestep_respacing"])
+    for table, expected in tensors.items():
+        given, expected = np.asarray(getattr(schedule, table)), expected.numpy()
+        if table == "timestep_map":
+            assert (given == expected).all()
+        else:
+            assert np.linalg.norm(given - expected) <= 1e-12 * np.linalg.norm(expected), table
+
+
+def test_respacing_equals_openai_for_every_recorded_spec():
+    cases = golden_json("respacing.json")
+    assert len(cases) > 10
+    for case in cases:
+        assert space_timesteps(case["num_timesteps"], case["respacing"]) == case["timesteps"], case["respacing"]
+
+
+@given(st.integers(1, 400), st.data())
+def test_respacing_keeps_that_many_distinct_steps_in_order(total, data):
+    count = data.draw(st.integers(1, total))
+    kept = space_timesteps(total, count)
+    assert len(kept) == count
+    assert kept == sorted(set(kept))
+    assert kept[0] == 0
+    assert count == 1 or kept[-1] == total - 1
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["linear", "squaredcos_cap_v2"]), st.integers(30, 1000), st.integers(1, 30))
+def test_respacing_keeps_the_marginals(name, total, count):
+    full = NoiseSchedule.named(name, total)
+    few = full.respaced(count)
+    assert np.allclose(few.alphas_cumprod, full.alphas_cumprod[few.timestep_map], rtol=1e-9)
+
+
+@pytest.mark.parametrize("spec", ["", "50", 50, [50]])
+def test_a_schedule_respaced_to_all_its_steps_is_itself(spec):
+    schedule = NoiseSchedule.named("linear", 50)
+    assert schedule.respaced(spec) is schedule
+
+
+def test_respacing_twice_maps_to_original_timesteps():
+    twice = NoiseSchedule.named().respaced("100").respaced("10")
+    assert set(twice.timestep_map) <= set(NoiseSchedule.named().respaced("100").timestep_map)
+    assert twice.num_original_timesteps == 1000
+
+
+@pytest.mark.parametrize("spec", ["0", "1001", "abc", "-5", "10,,5", "ddim600", "ddimx", "900,10", 0, [], [True]])
+def test_bad_specs_are_refused_in_one_line(spec):
+    with pytest.raises(InputError) as error:
+        NoiseSchedule.named().respaced(spec)
+    assert "\n" not in str(error.value)
+    assert repr(spec) in str(error.value)
+
+
+def test_a_section_of_one_step_keeps_its_first_index():
+    assert space_timesteps(10, "1,1") == [0, 5]
+
+
+def test_bad_schedules_are_refused():
+    with pytest.raises(InputError, match="did you mean 'linear'"):
+        NoiseSchedule.named("lineer")
+    with pytest.raises(InputError, match="at least 1"):
+        NoiseSchedule.named("linear", 0)
+    for betas in ([], [0.1, 1.5], [0.0]):
+        with pytest.raises(InputError):
+            NoiseSchedule.from_betas(betas)
+
+
+def test_a_schedule_of_one_step_has_finite_tables():
+    tables = NoiseSchedule.named().respaced("1").tables()
+    assert tables.posterior_log_variance_clipped.isfinite().all()
+    assert len(tables) == 1

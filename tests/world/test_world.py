@@ -1,0 +1,154 @@
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guidon import world
+from guidon.world.captions import HELD_OUT_TEMPLATES, TEMPLATES
+from guidon.world.scene import OPPOSITE, extents
+
+scenes = st.builds(lambda split, index: world.clip(split, 0, index).scene, st.sampled_from(world.SPLITS), st.integers(0, 5000))
+
+
+def centroid(mask):
+    y, x = np.mgrid[: mask.shape[1], : mask.shape[2]] + 0.5
+    total = mask.sum((1, 2))
+    return np.stack([(mask * x).sum((1, 2)), (mask * y).sum((1, 2))], 1) / total[:, None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes)
+def test_rendered_objects_are_where_and_as_large_as_the_scene_says(scene):
+    mask = world.foreground(scene)
+    thing = scene.things[0]
+    assert np.abs(centroid(mask) - thing.centroids()).max() < 0.06
+    assert np.allclose(mask.sum((1, 2)), world.AREAS[thing.size], rtol=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes)
+def test_objects_stay_inside_the_frame(scene):
+    mask = world.foreground(scene)
+    border = np.concatenate([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], axis=1)
+    assert border.max() == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(scenes)
+def test_playing_backwards_is_the_reversed_scene(scene):
+    assert np.allclose(world.render(scene)[::-1], world.render(scene.reversed()), atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(scenes)
+def test_colours_are_exact_where_nothing_is_blended(scene):
+    frame, mask = world.render(scene)[0], world.foreground(scene)[0]
+    assert np.allclose(frame[mask == 0], world.BACKGROUNDS[scene.background])
+    assert np.allclose(frame[mask == 1], world.COLOURS[scene.things[0].colour], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_every_shape_has_the_area_asked_for(shape):
+    for area in world.AREAS.values():
+        assert world.coverage(shape, area, np.array([[32.3, 31.8]])).sum() == pytest.approx(area, rel=0.01)
+
+
+def test_a_circle_reaches_as_far_as_its_radius():
+    assert extents("circle", math.pi * 9) == pytest.approx((3, 3, 3, 3))
+
+
+def test_a_clip_depends_on_its_index_alone():
+    late, early = world.clip("train", 3, 777), world.clip("train", 3, 12)
+    assert world.clip("train", 3, 777) == late
+    assert world.clip("train", 3, 12) == early
+    assert world.clip("train", 4, 777).scene != late.scene
+    assert world.clip("L0", 3, 777).scene != late.scene
+
+
+def triples(split):
+    return {(a.shape, a.colour, a.motion) for a in world.combinations(split)}
+
+
+def pairs(split):
+    return {(a.shape, a.colour) for a in world.combinations(split)} | {(a.shape, a.motion) for a in world.combinations(split)}
+
+
+def test_held_out_splits_do_not_leak():
+    seen_pairs, seen_triples = pairs("train"), triples("train")
+    for a in world.combinations("L1"):
+        assert (a.shape, a.colour) not in seen_pairs or (a.shape, a.motion) not in seen_pairs
+    assert pairs("L2") <= seen_pairs
+    assert not triples("L2") & seen_triples
+    assert {a.speed for a in world.combinations("L3")} == {"moderately"}
+    assert set(world.combinations("L0")) == set(world.combinations("train"))
+
+
+def test_held_out_share_is_about_fifteen_percent():
+    everything = len(world.SHAPES) * len(world.COLOURS)
+    colour_shape = {(a.shape, a.colour) for a in world.combinations("train")}
+    assert 0.1 <= 1 - len(colour_shape) / everything <= 0.2
+
+
+def test_a_split_is_balanced():
+    count = len(world.combinations("train"))
+    table = world.coverage_table("train", 0, count)
+    for field in ("size", "background"):
+        values = list(table[field].values())
+        assert max(values) == min(values)
+    assert table["motion"][world.STILL] > 0
+    assert max(table["colour"].values()) / min(table["colour"].values()) < 1.5
+
+
+def test_captions_tell_the_truth_in_known_words():
+    words = world.vocabulary()
+    for index in range(400):
+        clip = world.clip("train", 0, index)
+        said = [words[word] for word in re.findall(r"[a-z]+", clip.caption)]
+        thing = clip.scene.things[0]
+        assert thing.colour in said
+        assert thing.shape in said
+        assert clip.scene.background in said
+        others = set(world.COLOURS) - {thing.colour} | set(world.SHAPES) - {thing.shape}
+        assert not others & set(said)
+        if thing.motion == world.STILL:
+            assert not {"left", "right", "up", "down"} & set(said)
+        else:
+            assert [w for w in said if w in ("left", "right", "up", "down")] == thing.motion.split()
+        for size in ({"small", "large"} & set(said)):
+            assert size == thing.size
+
+
+def test_held_out_templates_are_never_used_in_training():
+    assert not set(TEMPLATES) & set(HELD_OUT_TEMPLATES)
+    for index in range(200):
+        assert not re.search(r"video of|we see", world.clip("train", 0, index).caption)
+        assert re.search(r"video of|we see", world.clip("train", 0, index, held_out_templates=True).caption)
+
+
+def test_size_and_speed_go_unsaid_half_of_the_time():
+    said = [re.search(r"small|little|tiny|large|big|huge", world.clip("train", 0, i).caption) is not None for i in range(1000)]
+    assert 0.45 < np.mean(said) < 0.55
+
+
+def test_opposites_are_opposite():
+    for motion, other in OPPOSITE.items():
+        if motion != world.STILL:
+            assert np.allclose(np.add(world.DIRECTIONS[motion], world.DIRECTIONS[other]), 0)
+
+
+def test_two_things_make_one_sentence():
+    one, two = world.clip("train", 0, 1).scene, world.clip("train", 0, 2).scene
+    both = dataclasses.replace(one, things=one.things + two.things)
+    assert " and a " in world.plain_caption(both)
+    assert world.render(both).shape == (world.FRAMES, world.SIZE, world.SIZE, 3)
+
+
+def test_names_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="valid: train, L0"):
+        world.combinations("L9")
+    with pytest.raises(ValueError, match="star"):
+        world.coverage("star", 100, np.zeros((1, 2)))
