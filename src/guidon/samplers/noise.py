@@ -1,0 +1,53 @@
+"""Where samplers' randomness comes from. None of it is global unless legacy noise was asked for.
+
+A noise is called as ``noise(x)`` and gives standard normal values shaped like x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class SampleNoise:
+    """One generator per sample, seeded by (seed, sample index): a sample does not depend on its batch mates.
+
+    Values are drawn on the CPU, so that they are the same on every device, and copied without waiting.
+    """
+
+    def __init__(self, seed: int, samples: Sequence[int]) -> None:
+        self.generators = [
+            torch.Generator().manual_seed(int(np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64)[0] >> 1))
+            for sample in samples
+        ]
+
+    def initial(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """The noise that sampling starts from: (samples, *shape), fp32."""
+        return self._draw(tuple(shape)).to(device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._draw(tuple(x.shape[1:])).to(x.device, x.dtype, non_blocking=True)
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+
+
+class LegacyNoise:
+    """The draws of Open-Sora and DiT: every step takes noise for the doubled batch and uses its first half.
+
+    The last step draws too, although its noise is multiplied by zero. From the global generator unless one is given.
+    """
+
+    def __init__(self, branches: int = 2, generator: torch.Generator | None = None) -> None:
+        self.branches, self.generator = branches, generator
+
+    def initial(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """One draw of the undoubled batch: (rows, ...) as ``shape`` says, fp32."""
+        return torch.randn(*shape, generator=self.generator, device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        doubled = (self.branches * x.shape[0], *x.shape[1:])
+        return torch.randn(doubled, generator=self.generator, device=x.device, dtype=x.dtype)[: x.shape[0]]
