@@ -1,15 +1,68 @@
+"""Outputs that are whole or absent: written beside their place under a temporary name, synced, then renamed."""
+
+from __future__ import annotations
+
+import json
 import os
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
-def atomic_path(target: Path):
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path in ``target``'s folder, with its suffix; it becomes ``target`` if the block succeeds.
+
+    If the block fails in any way, Ctrl-C included, the temporary file goes and ``target`` stays as it was.
+    """
+    temporary = _temporary(target)
     try:
         yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, target)
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """The same for a folder: an empty temporary one, which takes the place of ``target`` if the block succeeds."""
+    temporary = _temporary(target)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        if target.is_dir():  # a folder cannot be renamed over a full one: the old one steps aside first
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(target: Path, values: Any) -> None:
+    """Indented JSON, atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

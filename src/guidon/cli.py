@@ -7,17 +7,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from .errors import InputError, nearest
 from .presets import PRESETS
 
 FORMATS = ("mp4", "gif", "webp", "frames")
+_UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
 app = typer.Typer(
     name="guidon",
     help="Classifier-free guidance for latent video diffusion: prompt to video, and what guidance does on the way.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -109,7 +108,11 @@ def train(config: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
+) -> None:
+    if context.invoked_subcommand is None and not version:
+        print(context.get_help())
     if version:
         from . import __version__
 
@@ -121,10 +124,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. Bad input prints one line and exits with 2; Ctrl-C exits with 130."""
     try:
         code = app(arguments, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        code = 2
-    except click.ClickException as error:
+    except _UsageError as error:
         _refuse(error.format_message())
         code = 2
     except InputError as error:
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> Any:
         where = f" ({error.filename})" if error.filename else ""
         _refuse(f"{error.strerror or error}{where}")
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _refuse("stopped")
         code = 130
     sys.exit(code or 0)

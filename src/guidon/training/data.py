@@ -49,8 +49,8 @@ class LatentClips:
         for index in track(range(self.clips), "encoding the world", console=console, disable=not console.is_terminal):
             frames = torch.from_numpy(world.clip("train", self.seed, index).frames()).to(device)
             with torch.autocast(device.type, torch.bfloat16):
-                parts.append(vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).half().cpu())
-        return torch.cat(parts)
+                parts.append(vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).half().cpu().contiguous())
+        return torch.cat(parts).contiguous()
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
         """The latents (size, C, T, h, w) and captions of a step; every clip is seen once before any is seen twice."""

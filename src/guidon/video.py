@@ -1,0 +1,170 @@
+"""Clips to files and back: mp4, gif, webp or a folder of PNGs; and contact sheets.
+
+Frames are uint8 (time, height, width, 3) RGB throughout.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .atomic import atomic_folder, atomic_path
+from .errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("mp4", "gif", "webp", "frames")
+
+
+def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str | None = None) -> Path:
+    """Write a clip; the format is the path's suffix unless given, ``frames`` a folder of PNGs.
+
+    mp4 is H.264 in yuv420p, which halves the resolution of colour; gif has at most 256 colours a frame; webp and
+    frames are lossless. The same frames give the same bytes.
+
+    Raises:
+        InputError: frames of another type or shape, or an unknown format.
+    """
+    path = Path(path)
+    if format is None:
+        format = path.suffix[1:].lower() or "frames"
+    if format not in FORMATS:
+        raise InputError(f"video format {format!r} does not exist{nearest(format, FORMATS)}")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise InputError(f"frames are {frames.dtype} {frames.shape}: expected uint8 (time, height, width, 3)")
+    if not fps > 0:
+        raise InputError(f"fps {fps!r} is not a positive number")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "frames":
+        with atomic_folder(path) as folder:
+            for k, image in enumerate(_images(frames)):
+                image.save(folder / f"{k:04d}.png")
+        return path
+    with atomic_path(path) as temporary:
+        if format == "mp4":
+            _write_mp4(frames, temporary, fps)
+        else:
+            first, *rest = _images(frames)
+            options = {"lossless": True, "exact": True, "method": 4} if format == "webp" else {"optimize": False}
+            first.save(temporary, format=format.upper(), save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
+    return path
+
+
+def _images(frames: np.ndarray) -> list[Image.Image]:
+    from PIL import Image
+
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
+    import av
+
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # yuv420p needs even sides
+    options = {"crf": "10", "preset": "medium", "threads": "1", "bf": "0", "movflags": "+faststart"}
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        container.flags |= 0x0400  # bitexact: no version string, no date
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def load_video(path: str | Path) -> tuple[np.ndarray, float]:
+    """Frames (time, height, width, 3) and frames per second of a file or a folder of PNGs (then 8 a second).
+
+    Raises:
+        InputError: nothing there, or nothing that can be read as video.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} is not there")
+    try:
+        if path.is_dir():
+            return _read_folder(path), 8.0
+        return _read_animation(path) if path.suffix.lower() in (".gif", ".webp") else _read_container(path)
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read as video: {str(error).splitlines()[0]}") from None
+
+
+def _read_folder(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    files = sorted(path.glob("*.png"))
+    if not files:
+        raise InputError(f"the folder {path} holds no PNG frames")
+    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+
+
+def _read_animation(path: Path) -> tuple[np.ndarray, float]:
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as image:
+        frames = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
+        return frames, 1000 / (image.info.get("duration") or 125)
+
+
+def _read_container(path: Path) -> tuple[np.ndarray, float]:
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise InputError(f"{path} holds no video")
+        rate = container.streams.video[0].average_rate
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    if not frames:
+        raise InputError(f"{path} holds no frames")
+    return np.stack(frames), float(rate or 8)
+
+
+def contact_sheet(
+    clips: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str], *, path: str | Path, shown: int = 4
+) -> Path:
+    """A labelled PNG: a row per prompt, a column per sample or setting, each cell a strip of ``shown`` frames.
+
+    Small clips are enlarged by whole factors; long labels wrap above their row.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if len(clips) != len(row_labels) or any(len(row) != len(column_labels) for row in clips):
+        raise InputError("a contact sheet needs one label per row and one per column")
+    font = ImageFont.load_default(size=14)
+    gap, line = 10, 20
+    zoom = max(1, 96 // clips[0][0].shape[2])
+    strips = [[_strip(clip, shown, zoom) for clip in row] for row in clips]
+    cell_height, cell_width = strips[0][0].shape[:2]
+    width = gap + len(column_labels) * (cell_width + gap)
+    wrapped = [textwrap.wrap(label, max(20, (width - 2 * gap) // 8)) or [""] for label in row_labels]
+    height = line + gap + sum(len(label) * line + cell_height + gap for label in wrapped)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, label in enumerate(column_labels):
+        draw.text((gap + column * (cell_width + gap), 5), label, fill="black", font=font)
+    top = line + gap // 2
+    for label, row in zip(wrapped, strips, strict=True):
+        for text in label:
+            draw.text((gap, top), text, fill="#444444", font=font)
+            top += line
+        for column, strip in enumerate(row):
+            sheet.paste(Image.fromarray(strip), (gap + column * (cell_width + gap), top))
+        top += cell_height + gap
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
+    return path
+
+
+def _strip(clip: np.ndarray, shown: int, zoom: int) -> np.ndarray:
+    """Evenly spaced frames side by side, one pixel apart, enlarged."""
+    picked = clip[np.linspace(0, len(clip) - 1, min(shown, len(clip))).round().astype(int)]
+    large = picked.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    return np.concatenate([np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in large], axis=1)[:, :-2]
