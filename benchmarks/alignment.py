@@ -33,7 +33,7 @@ def read_clip(frames: np.ndarray) -> dict | None:
     axis = colour - background  # (T, 3)
     alpha = np.clip((difference * axis[:, None, None]).sum(-1) / (axis**2).sum(-1)[:, None, None], 0, 1)
     y, x = np.mgrid[: frames.shape[1], : frames.shape[2]] + 0.5
-    centroids, scores, areas = [], {shape: 0.0 for shape in world.SHAPES}, []
+    centroids, scores, areas = [], dict.fromkeys(world.SHAPES, 0.0), []
     for a in alpha:
         labels, count = ndimage.label(a > 0.4)
         sizes = ndimage.sum_labels(np.ones_like(a), labels, range(1, count + 1))
@@ -51,7 +51,10 @@ def read_clip(frames: np.ndarray) -> dict | None:
     centroids = np.array(centroids)
     time_axis = np.arange(len(frames))
     velocity = np.polyfit(time_axis, centroids, 1)[0]
-    fitted = np.polyval(np.polyfit(time_axis, centroids[:, 0], 1), time_axis), np.polyval(np.polyfit(time_axis, centroids[:, 1], 1), time_axis)
+    fitted = (
+        np.polyval(np.polyfit(time_axis, centroids[:, 0], 1), time_axis),
+        np.polyval(np.polyfit(time_axis, centroids[:, 1], 1), time_axis),
+    )
     return {
         "colour": list(world.COLOURS)[int(np.argmin(((PALETTE - colour) ** 2).sum(1)))],
         "background": list(world.BACKGROUNDS)[int(np.argmin(((GROUNDS - np.median(background, axis=0)) ** 2).sum(1)))],
@@ -76,7 +79,10 @@ def moves_right(velocity: np.ndarray, thing: world.Thing) -> bool:
 def judge(frames: np.ndarray, scene: world.Scene) -> dict[str, float]:
     thing, seen = scene.things[0], read_clip(frames)
     if seen is None:
-        return {name: 0.0 for name in ("one_object", "colour", "shape", "direction", "background", "all")} | {"residual": math.nan, "area_cv": math.nan}
+        return dict.fromkeys(("one_object", "colour", "shape", "direction", "background", "all"), 0.0) | {
+            "residual": math.nan,
+            "area_cv": math.nan,
+        }
     right = {
         "one_object": 1.0,
         "colour": float(seen["colour"] == thing.colour),
@@ -113,7 +119,14 @@ def main() -> None:
     for setting in arguments.setting or ["1:3", "4:3", "4:all"]:
         scale, channels = setting.split(":")
         began = time.perf_counter()
-        videos = pipe([clip.caption for clip in clips], cfg_scale=float(scale), cfg_channels=channels, steps=arguments.steps, sampler=arguments.sampler, batch_size=25)
+        videos = pipe(
+            [clip.caption for clip in clips],
+            cfg_scale=float(scale),
+            cfg_channels=channels,
+            steps=arguments.steps,
+            sampler=arguments.sampler,
+            batch_size=25,
+        )
         name = f"scale {scale}, channels {channels}"
         rows[name] = [judge(video.frames / 255, clip.scene) for video, clip in zip(videos, clips, strict=True)]
         pictures[name] = [video.frames for video in videos[:8]]
@@ -122,11 +135,20 @@ def main() -> None:
     print("| setting | " + " | ".join(names) + " |\n|---" * 1 + "|---" * len(names) + "|")
     for setting, judged in rows.items():
         means = summary(judged)
-        print(f"| {setting} | " + " | ".join(f"{means[n]:.2f}" if n in ("residual", "area_cv") else f"{100 * means[n]:.0f}%" for n in names) + " |")
+        print(
+            f"| {setting} | "
+            + " | ".join(f"{means[n]:.2f}" if n in ("residual", "area_cv") else f"{100 * means[n]:.0f}%" for n in names)
+            + " |"
+        )
     if arguments.sheet:
         from guidon.video import contact_sheet
 
-        contact_sheet([list(row) for row in zip(*pictures.values(), strict=True)], [clip.caption for clip in clips[:8]], list(pictures), path=arguments.sheet)
+        contact_sheet(
+            [list(row) for row in zip(*pictures.values(), strict=True)],
+            [clip.caption for clip in clips[:8]],
+            list(pictures),
+            path=arguments.sheet,
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps({setting: summary(judged) for setting, judged in rows.items()}, indent=1))
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from goldens import golden, relative_error
 
+from goldens import golden, relative_error
 from guidon import IDDPM
 from guidon.errors import InputError
 from guidon.models.stdit import STDiT, STDiTConfig
@@ -24,7 +24,9 @@ class Encoder:
 def released(name):
     weights, case = golden(f"stdit/{name}")
     model = STDiT(STDiTConfig(**case["config"]))
-    model.load_state_dict({key.removeprefix("weights."): value for key, value in weights.items() if key.startswith("weights.")})
+    model.load_state_dict(
+        {key.removeprefix("weights."): value for key, value in weights.items() if key.startswith("weights.")}
+    )
     return model.eval(), case["config"]
 
 
@@ -36,7 +38,9 @@ def test_sample_reproduces_open_sora_from_its_seed(name, steps):
     g, run = golden(f"sample/stdit_{name}_{steps}")
     scheduler = IDDPM(num_sampling_steps=steps, cfg_scale=run["cfg_scale"])
     torch.manual_seed(run["seed"])
-    out = scheduler.sample(model, Encoder(model, g["y"], g["mask"]), z_size=(4, *config["input_size"]), prompts=["a", "b"], device="cpu")
+    out = scheduler.sample(
+        model, Encoder(model, g["y"], g["mask"]), z_size=(4, *config["input_size"]), prompts=["a", "b"], device="cpu"
+    )
     assert relative_error(out, g["sample"]) < 1e-4
 
 
@@ -68,12 +72,17 @@ def test_tables_have_their_usual_names():
         _ = scheduler.bettas
 
 
-@pytest.mark.parametrize("name", ["step/learned_range_50", "step/fixed_large_50", "step/predict_xstart_50", "step/fixed_small_full"])
+@pytest.mark.parametrize(
+    "name", ["step/learned_range_50", "step/fixed_large_50", "step/predict_xstart_50", "step/fixed_small_full"]
+)
 def test_single_steps_equal_the_originals(name, monkeypatch):
     g, case = golden(name)
     x0 = case["variance"] == "predict_xstart"
     scheduler = IDDPM(
-        timestep_respacing=case["timestep_respacing"], predict_xstart=x0, learn_sigma=case.get("learn_sigma", True), sigma_small=case.get("sigma_small", False)
+        timestep_respacing=case["timestep_respacing"],
+        predict_xstart=x0,
+        learn_sigma=case.get("learn_sigma", True),
+        sigma_small=case.get("sigma_small", False),
     )
     seen = []
 
@@ -87,11 +96,26 @@ def test_single_steps_equal_the_originals(name, monkeypatch):
         prefix = f"clip{int(clip)}."
         for key, value in scheduler.p_mean_variance(model, g["x"], g["t"], **options).items():
             assert relative_error(value, g[prefix + key]) < 1e-5, key
-        assert relative_error(scheduler.p_sample(model, g["x"], g["t"], **options)["sample"], g[prefix + "p_sample"]) < 1e-5
-        assert relative_error(scheduler.ddim_sample(model, g["x"], g["t"], **options, eta=0.5)["sample"], g[prefix + "ddim_eta0.5"]) < 1e-5
-        assert relative_error(scheduler.ddim_reverse_sample(model, g["x"], g["t"], **options)["sample"], g[prefix + "ddim_reverse"]) < 1e-5
+        assert (
+            relative_error(scheduler.p_sample(model, g["x"], g["t"], **options)["sample"], g[prefix + "p_sample"])
+            < 1e-5
+        )
+        assert (
+            relative_error(
+                scheduler.ddim_sample(model, g["x"], g["t"], **options, eta=0.5)["sample"], g[prefix + "ddim_eta0.5"]
+            )
+            < 1e-5
+        )
+        assert (
+            relative_error(
+                scheduler.ddim_reverse_sample(model, g["x"], g["t"], **options)["sample"], g[prefix + "ddim_reverse"]
+            )
+            < 1e-5
+        )
     assert relative_error(scheduler.q_sample(g["x_start"], g["t"]), g["q_sample"]) < 1e-5
-    assert relative_error(scheduler.q_posterior_mean_variance(g["x_start"], g["x"], g["t"])[0], g["posterior_mean"]) < 1e-5
+    assert (
+        relative_error(scheduler.q_posterior_mean_variance(g["x_start"], g["x"], g["t"])[0], g["posterior_mean"]) < 1e-5
+    )
     assert relative_error(scheduler.q_mean_variance(g["x_start"], g["t"])[0], g["q_mean"]) < 1e-5
     assert torch.equal(seen[0][0], torch.as_tensor(scheduler.timestep_map)[g["t"]])
     assert seen[0][1] == 5

@@ -24,7 +24,17 @@ _HOMES = {
     "Video": "pipeline",
     "load": "pipeline",
 }
-__all__ = ["IDDPM", "ChannelScale", "GuidanceTrace", "GuidedDenoiser", "InputError", "NoiseSchedule", "Pipeline", "Video", "load"]
+__all__ = [
+    "IDDPM",
+    "ChannelScale",
+    "GuidanceTrace",
+    "GuidedDenoiser",
+    "InputError",
+    "NoiseSchedule",
+    "Pipeline",
+    "Video",
+    "load",
+]
 
 if TYPE_CHECKING:
     from .diffusion import NoiseSchedule

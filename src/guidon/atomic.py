@@ -41,7 +41,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """The same for a folder: an empty temporary one, which takes the place of ``target`` if the block succeeds."""
+    """The same for a folder: an empty temporary one, which takes the place of ``target`` if the block succeeds.
+
+    What an existing ``target`` held is deleted: the caller makes sure that it may be.
+    """
     temporary = _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -52,8 +55,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _sync(temporary)
         if target.is_dir():  # a folder cannot be renamed over a full one: the old one steps aside first
             old = target.with_name(f".{target.name}.{os.getpid()}.old")
-            target.rename(old)
-            temporary.rename(target)
+            try:
+                target.rename(old)
+                temporary.rename(target)
+            except BaseException:
+                if old.exists() and not target.exists():
+                    old.rename(target)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(target)

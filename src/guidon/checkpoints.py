@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,17 +21,27 @@ from .atomic import atomic_path
 from .errors import InputError
 
 FORMAT = "guidon"
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class Component:
     """What one file holds. ``weights`` are as stored; ``config`` and ``record`` are plain data."""
 
+    path: Path
     kind: str
     config: dict[str, Any]
     record: dict[str, Any]
     weights: dict[str, Tensor]
     sha256: str
+
+    def configure(self, of: type[C], *leave: str) -> C:
+        """The configuration object that rebuilds the component, from all of ``config`` but the keys in ``leave``."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config.items() if k not in leave}
+        try:
+            return of(**values)
+        except TypeError as error:
+            raise InputError(f"{self.path}: its configuration does not fit this version of Guidon: {error}") from None
 
 
 def save_component(
@@ -47,7 +57,12 @@ def save_component(
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in weights.items()
     }
-    header = {"format": FORMAT, "kind": kind, "config": json.dumps(config, sort_keys=True), "record": json.dumps(record)}
+    header = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": json.dumps(config, sort_keys=True),
+        "record": json.dumps(record),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata=header)
@@ -56,7 +71,9 @@ def save_component(
 def load_component(path: Path, kind: str) -> Component:
     """Read a component of the kind asked for; anything else is an InputError that says what the file is."""
     if not path.is_file():
-        raise InputError(f"{path} is not there: a Guidon model folder holds denoiser.safetensors, text.safetensors, vae.safetensors")
+        raise InputError(
+            f"{path} is not there: a Guidon model folder holds denoiser.safetensors, text.safetensors, vae.safetensors"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -64,17 +81,19 @@ def load_component(path: Path, kind: str) -> Component:
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file (truncated or damaged): {error}") from None
     if header.get("format") != FORMAT:
-        raise InputError(f"{path} is a safetensors file, but not one of Guidon's: expected a {kind} written by `guidon train`")
+        raise InputError(
+            f"{path} is a safetensors file, but not one of Guidon's: expected a {kind} written by `guidon train`"
+        )
     if header.get("kind") != kind:
         raise InputError(f"{path} holds a {header.get('kind')!r}, expected a {kind!r}")
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Component(kind, json.loads(header["config"]), json.loads(header.get("record", "{}")), weights, digest)
+    return Component(path, kind, json.loads(header["config"]), json.loads(header.get("record", "{}")), weights, digest)
 
 
-def load_weights(module: nn.Module, component: Component, path: Path) -> None:
+def load_weights(module: nn.Module, component: Component) -> None:
     """Fill a module strictly; every difference is listed in one line."""
     expected, given = module.state_dict(), component.weights
     missing = sorted(expected.keys() - given.keys())
@@ -84,7 +103,11 @@ def load_weights(module: nn.Module, component: Component, path: Path) -> None:
         for name in sorted(expected.keys() & given.keys())
         if expected[name].shape != given[name].shape
     ]
-    faults = [f"{word} {names}" for word, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes)) if names]
+    faults = [
+        f"{word} {names}"
+        for word, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
+        if names
+    ]
     if faults:
-        raise InputError(f"{path} does not fit its {component.kind}: " + "; ".join(faults))
+        raise InputError(f"{component.path} does not fit its {component.kind}: " + "; ".join(faults))
     module.load_state_dict(given)

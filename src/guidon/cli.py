@@ -28,32 +28,53 @@ def _example(text: str) -> str:
 
 
 @app.command(
-    epilog=_example('guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3')
+    epilog=_example(
+        'guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3'
+    )
 )
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show; several are allowed.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show; several are allowed.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for videos, manifests and the contact sheet.")] = Path("outputs"),
     seed: Annotated[int | None, typer.Option(help="Seed of the noise. [default: 0]", min=0)] = None,
     num_samples: Annotated[int, typer.Option(help="Videos per prompt.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
-    cfg_scale: Annotated[str | None, typer.Option(help="Guidance scale, or one per channel: 4,4,4,1. [default: the model's]")] = None,
+    cfg_scale: Annotated[
+        str | None, typer.Option(help="Guidance scale, or one per channel: 4,4,4,1. [default: the model's]")
+    ] = None,
     cfg_channels: Annotated[
-        str | None, typer.Option("--cfg-channels", "--cfg-channel", help="Guided channels: 3 (the first three), all, none, 0,2, 0-2, only:3.")
+        str | None,
+        typer.Option(
+            "--cfg-channels", "--cfg-channel", help="Guided channels: 3 (the first three), all, none, 0,2, 0-2, only:3."
+        ),
     ] = None,
     guidance: Annotated[str | None, typer.Option(help="Guidance rule: cfg.")] = None,
-    interval: Annotated[str | None, typer.Option(help="Guide only between A,B: fractions of sampling, 0 noise, 1 video.")] = None,
+    interval: Annotated[
+        str | None, typer.Option(help="Guide only between A,B: fractions of sampling, 0 noise, 1 video.")
+    ] = None,
     ramp: Annotated[str | None, typer.Option(help="Let the scale grow during sampling: linear or cosine.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from, in place of the null caption.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to steer away from, in place of the null caption.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A preset (see `guidon models`) or a folder of weights.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="More prompts, one a line.")] = None,
-    from_manifest: Annotated[Path | None, typer.Option("--from", help="Reproduce a video from its JSON manifest.")] = None,
+    from_manifest: Annotated[
+        Path | None, typer.Option("--from", help="Reproduce a video from its JSON manifest.")
+    ] = None,
     format: Annotated[str, typer.Option(help="mp4, gif, webp or frames (PNG).")] = "mp4",
-    batch_size: Annotated[int, typer.Option(help="Clips denoised together: memory only, the samples are the same.", min=1)] = 8,
+    batch_size: Annotated[
+        int, typer.Option(help="Clips denoised together: memory only, the samples are the same.", min=1)
+    ] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Precision of the network: fp32, bf16 or fp16. [default: fp32]")] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="Also write what guidance did, per channel and step, as .npz.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Precision of the network: fp32, bf16 or fp16. [default: fp32]")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also write what guidance did, per channel and step, as .npz.")
+    ] = False,
 ) -> None:
     """Turn prompts into guided videos."""
     from .generate import Request, run
@@ -62,7 +83,8 @@ def generate(
         raise InputError(f"--format {format!r} does not exist{nearest(format, FORMATS)}")
     choices = {
         "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
-        "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels, "timing": _timing(interval, ramp),
+        "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels,
+        "timing": _timing(interval, ramp),
     }  # fmt: skip
     request = Request(
         prompts=tuple(prompts or ()),
@@ -89,7 +111,7 @@ def models() -> None:
     """List the models that can be asked for by name, with their recommended settings."""
     for preset in PRESETS.values():
         print(f"{preset.name}: {preset.summary}")
-        print(f"  {preset.sampler}, {preset.steps} steps, cfg scale {preset.cfg_scale:g} on channels {preset.cfg_channels}")
+        print(f"  {preset.sampler}, {preset.steps} steps, scale {preset.cfg_scale:g}, channels {preset.cfg_channels}")
         print(f"  made by {preset.source}")
         if preset.measured:
             print(f"  measured: {preset.measured}")
@@ -109,7 +131,8 @@ def train(config: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")
 
 @app.callback(invoke_without_command=True)
 def _root(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if context.invoked_subcommand is None and not version:
         print(context.get_help())

@@ -43,10 +43,12 @@ def read_prompts(request: Request) -> tuple[str, ...]:
         try:
             lines = request.prompts_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read --prompts-file {request.prompts_file}: {getattr(error, 'strerror', None) or 'not text'}") from None
+            raise InputError(
+                f"cannot read --prompts-file {request.prompts_file}: {getattr(error, 'strerror', None) or 'not text'}"
+            ) from None
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise InputError("no prompt was given: guidon generate \"a red circle moves left on a white background\"")
+        raise InputError('no prompt was given: guidon generate "a red circle moves left on a white background"')
     return tuple(prompts)
 
 
@@ -76,17 +78,20 @@ def prepare_folder(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"the output folder {out} cannot be written ({error.strerror}): choose another with --out") from None
+        raise InputError(
+            f"the output folder {out} cannot be written ({error.strerror}): choose another with --out"
+        ) from None
 
 
 def run(request: Request, *, out: Path, format: str, batch_size: int, device: str, keep_trace: bool) -> None:
     """Generate and write; prints the path of everything written."""
     warnings.showwarning = lambda message, *_: print(f"guidon: {message}", file=sys.stderr)  # type: ignore[assignment]
     hashes: dict[str, str] = {}
+    generation: Generation | None = None
+    prompts: tuple[str, ...] = ()
     if request.from_manifest is not None:
         generation, hashes = read_manifest(request.from_manifest, request)
     else:
-        generation = None
         prompts = read_prompts(request)
     prepare_folder(out)
 
@@ -118,7 +123,10 @@ def run(request: Request, *, out: Path, format: str, batch_size: int, device: st
         name = output_name(generation, prompt, sample)
         path = video.save(out / (name if format == "frames" else f"{name}.{format}"), format)
         print(f"video:         {path}\nmanifest:      {path}.json")
-    rows = [[video.frames for video in videos[i : i + len(generation.samples)]] for i in range(0, len(videos), len(generation.samples))]
+    rows = [
+        [video.frames for video in videos[i : i + len(generation.samples)]]
+        for i in range(0, len(videos), len(generation.samples))
+    ]
     sheet = out / f"{output_name(generation, generation.prompts[0], generation.samples[0])}-sheet.png"
     contact_sheet(rows, list(generation.prompts), [f"sample {k}" for k in generation.samples], path=sheet)
     print(f"contact sheet: {sheet}")

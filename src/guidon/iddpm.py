@@ -27,6 +27,7 @@ from .diffusion import (
     q_sample,
     training_losses,
 )
+from .diffusion.losses import LossKind
 from .errors import InputError
 from .guidance import ChannelScale, GuidedDenoiser, cfg_channels_from
 from .samplers import LegacyNoise, ddim_reverse_step, ddim_step, ddpm_step
@@ -91,13 +92,13 @@ class IDDPM:
         self.schedule = NoiseSchedule.named(noise_schedule, diffusion_steps).respaced(timestep_respacing)
         fixed = "fixed_small" if sigma_small else "fixed_large"
         self.process = Process("x0" if predict_xstart else "eps", "learned_range" if learn_sigma else fixed)
-        self.loss_kind = "rescaled_kl" if use_kl else "rescaled_mse" if rescale_learned_sigmas else "mse"
+        self.loss_kind: LossKind = "rescaled_kl" if use_kl else "rescaled_mse" if rescale_learned_sigmas else "mse"
         self.cfg_scale, self.cfg_channels = cfg_scale, cfg_channels_from(channels)
         self.generator = generator
         self._tables: dict[torch.device, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """The schedule's tables under their usual names: betas, alphas_cumprod, posterior_variance, ..., timestep_map."""
+        """The schedule's tables under their usual names: betas, alphas_cumprod, ..., timestep_map."""
         if name.startswith("_") or name == "schedule" or not hasattr(self.schedule, name):
             raise AttributeError(f"IDDPM has no attribute {name!r}")
         return getattr(self.schedule, name)
@@ -187,7 +188,9 @@ class IDDPM:
             yield out
             x = out["sample"]
 
-    def ddim_sample_loop(self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any) -> Tensor:
+    def ddim_sample_loop(
+        self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """The last sample of ``ddim_sample_loop_progressive``, which takes the same options."""
         return _last(self.ddim_sample_loop_progressive(model, shape, noise, **options))
 
@@ -197,10 +200,15 @@ class IDDPM:
         self, model: Model, x: Tensor, t: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """``mean``, ``variance``, ``log_variance`` of p(x_{t-1} | x_t) and ``pred_xstart``, each shaped like x."""
-        p = p_mean_variance(self._predict(model, x, t, model_kwargs), x, t, self.tables(x), self._clipped(clip_denoised))
+        p = p_mean_variance(
+            self._predict(model, x, t, model_kwargs), x, t, self.tables(x), self._clipped(clip_denoised)
+        )
         return {
-            "mean": p.mean, "variance": p.variance.expand_as(x), "log_variance": p.log_variance.expand_as(x), "pred_xstart": p.x_0,
-        }  # fmt: skip
+            "mean": p.mean,
+            "variance": p.variance.expand_as(x),
+            "log_variance": p.log_variance.expand_as(x),
+            "pred_xstart": p.x_0,
+        }
 
     def p_sample(
         self, model: Model, x: Tensor, t: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None
@@ -211,7 +219,13 @@ class IDDPM:
         return {"sample": sample, "pred_xstart": x_0}
 
     def ddim_sample(
-        self, model: Model, x: Tensor, t: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None, eta: float = 0.0
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        model_kwargs: dict[str, Any] | None = None,
+        eta: float = 0.0,
     ) -> dict[str, Tensor]:
         """``sample`` x_{t-1} by DDIM and ``pred_xstart``. Noise is drawn whatever eta is, as the original does."""
         prediction = self._predict(model, x, t, model_kwargs)
@@ -219,11 +233,19 @@ class IDDPM:
         return {"sample": sample, "pred_xstart": x_0}
 
     def ddim_reverse_sample(
-        self, model: Model, x: Tensor, t: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None, eta: float = 0.0
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        model_kwargs: dict[str, Any] | None = None,
+        eta: float = 0.0,
     ) -> dict[str, Tensor]:
         """``sample`` x_{t+1} by the DDIM path backwards, and ``pred_xstart``; only eta 0 has one."""
         if eta != 0:
-            raise InputError(f"ddim_reverse_sample was given eta {eta:g}: only the deterministic path, eta 0, can be run backwards")
+            raise InputError(
+                f"ddim_reverse_sample was given eta {eta:g}: only the deterministic path, eta 0, can be run backwards"
+            )
         prediction = self._predict(model, x, t, model_kwargs)
         sample, x_0 = ddim_reverse_step(prediction, x, t, self.tables(x), self._clipped(clip_denoised))
         return {"sample": sample, "pred_xstart": x_0}
@@ -243,23 +265,32 @@ class IDDPM:
         return q_posterior(x_start, x_t, t, self.tables(x_start))
 
     def training_losses(
-        self, model: Model, x_start: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None = None, noise: Tensor | None = None
+        self,
+        model: Model,
+        x_start: Tensor,
+        t: Tensor,
+        model_kwargs: dict[str, Any] | None = None,
+        noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """``loss`` and its terms, each (B,)."""
         noise = self._noise(x_start) if noise is None else noise
         x_t = self.q_sample(x_start, t, noise)
         prediction = self._predict(model, x_t, t, model_kwargs)
-        return training_losses(prediction, x_start, x_t, t, noise, self.tables(x_start), self.process, kind=self.loss_kind)
+        return training_losses(
+            prediction, x_start, x_t, t, noise, self.tables(x_start), self.process, kind=self.loss_kind
+        )
 
     def calc_bpd_loop(
         self, model: Model, x_start: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """The variational bound in bits per dimension: ``total_bpd``, ``prior_bpd`` (B,), ``vb``, ``xstart_mse``, ``mse`` (B, T)."""
+        """Bits per dimension: ``total_bpd``, ``prior_bpd``, (B,); ``vb``, ``xstart_mse``, ``mse``, (B, T)."""
 
         def denoiser(x: Tensor, step: int) -> Tensor:
             return self._predict(model, x, self._all(x, step), model_kwargs)
 
-        return vars(bits_per_dimension(denoiser, x_start, self._noise, self.tables(x_start), self._clipped(clip_denoised))).copy()
+        return vars(
+            bits_per_dimension(denoiser, x_start, self._noise, self.tables(x_start), self._clipped(clip_denoised))
+        ).copy()
 
     def _predict(self, model: Model, x: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None) -> Tensor:
         return _output(model(x, self.tables(x).timestep_map[t], **(model_kwargs or {})))
@@ -288,9 +319,8 @@ def _adapted(model: Model) -> Callable[[Tensor, Tensor, _Keywords], Tensor]:
 
 
 def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
-    for out in steps:
-        last = out["sample"]
-    return last
+    *_, last = steps
+    return last["sample"]
 
 
 def _countdown(steps: int, progress: bool) -> Iterator[int]:

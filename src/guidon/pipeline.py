@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints import load_component, load_weights
+from .checkpoints import Component, load_component, load_weights
 from .diffusion import NoiseSchedule
 from .errors import InputError
-from .generation import SAMPLERS, Generation
+from .generation import Generation
 from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing, rules
 from .models.stdit import STDiT, STDiTConfig
 from .models.text import CaptionEncoder, CaptionEncoderConfig, TextEncoder
@@ -55,19 +55,24 @@ class Pipeline:
     """A denoiser, its text encoder and its VAE, with the preset's recommended settings as defaults."""
 
     def __init__(
-        self, preset: Preset, model: STDiT, text: TextEncoder, schedule: NoiseSchedule, device: torch.device, hashes: dict[str, str]
+        self,
+        preset: Preset,
+        model: STDiT,
+        text: TextEncoder,
+        vae: Component,
+        schedule: NoiseSchedule,
+        device: torch.device,
+        hashes: dict[str, str],
     ) -> None:
-        self.preset, self.model, self.text, self.schedule = preset, model, text, schedule
+        self.preset, self.model, self.text, self._vae, self.schedule = preset, model, text, vae, schedule
         self.device, self.hashes = device, hashes
         self.channels = model.config.in_channels
 
     @cached_property
     def vae(self) -> FrameVAE:
         """The autoencoder, built when frames are first wanted: what it needs takes seconds to import."""
-        path = self.preset.folder / "vae.safetensors"
-        component = load_component(path, "vae")
-        vae = FrameVAE(_config(FrameVAEConfig, component.config, path))
-        load_weights(vae, component, path)
+        vae = FrameVAE(self._vae.configure(FrameVAEConfig))
+        load_weights(vae, self._vae)
         return vae.to(self.device).eval()
 
     def __call__(
@@ -105,7 +110,7 @@ class Pipeline:
         given = {name: value for name, value in choices.items() if value is not None or name == "cfg_channels"}
         if "cfg_channel" in given:
             given["cfg_channels"] = given.pop("cfg_channel")
-        scale = given.get("cfg_scale", self.preset.cfg_scale)
+        scale: Any = given.get("cfg_scale", self.preset.cfg_scale)
         if "cfg_channels" not in given and isinstance(scale, int | float):
             given["cfg_channels"] = self.preset.cfg_channels
         channels = {"cfg_channels": given["cfg_channels"]} if "cfg_channels" in given else {}
@@ -127,10 +132,17 @@ class Pipeline:
 
     @torch.inference_mode()
     def generate(
-        self, generation: Generation, *, batch_size: int = 8, on_step: OnStep | None = None, trace: GuidanceTrace | None = None
+        self,
+        generation: Generation,
+        *,
+        batch_size: int = 8,
+        on_step: OnStep | None = None,
+        trace: GuidanceTrace | None = None,
     ) -> list[Video]:
         """The videos of a complete plan, prompts outermost."""
-        importing = threading.Thread(target=importlib.import_module, args=("diffusers.models.autoencoders.autoencoder_kl",))
+        importing = threading.Thread(
+            target=importlib.import_module, args=("diffusers.models.autoencoders.autoencoder_kl",)
+        )
         importing.start()  # the decoder's library loads while the first steps run
         features, mask = self.text.encode(generation.prompts)
         negative = self.text.encode([generation.negative_prompt]) if generation.negative_prompt else None
@@ -149,14 +161,29 @@ class Pipeline:
         frames = torch.cat([self._decode(part) for part in latents])
         return [self._video(generation, p, k, clip) for (p, k), clip in zip(rows, frames.numpy(), strict=True)]
 
-    def denoise(self, generation: Generation, cond: Any, uncond: Any, samples: Sequence[int], on_step: Any, trace: GuidanceTrace | None) -> Tensor:
+    def denoise(
+        self,
+        generation: Generation,
+        cond: Any,
+        uncond: Any,
+        samples: Sequence[int],
+        on_step: Any,
+        trace: GuidanceTrace | None,
+    ) -> Tensor:
         """Guided latents (samples, C, T, h, w) for prepared captions, one row a sample."""
         schedule = self.schedule.respaced(str(generation.steps))
         scale = ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels)
         timing = parse_timing(generation.timing)
         full = generation.sampler == "dpm-solver"  # chooses its own timesteps, between those of the full schedule
         denoiser = GuidedDenoiser(
-            self.model, cond, uncond, scale, self.schedule if full else schedule, rule=getattr(rules, generation.guidance), timing=timing, trace=trace
+            self.model,
+            cond,
+            uncond,
+            scale,
+            self.schedule if full else schedule,
+            rule=getattr(rules, generation.guidance),
+            timing=timing,
+            trace=trace,
         )
         noise = SampleNoise(generation.seed, samples)
         x = noise.initial((self.channels, *self.model.config.input_size), device=self.device)
@@ -198,14 +225,6 @@ class Pipeline:
         return Video(frames, self.preset.fps, manifest)
 
 
-def _config(kind: type, values: dict[str, Any], path: Path) -> Any:
-    """A component's configuration object from its file's header."""
-    try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    except TypeError as error:
-        raise InputError(f"{path}: its configuration does not fit this version of Guidon: {error}") from None
-
-
 def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipeline:
     """The pipeline of a preset's name or of a folder of weights.
 
@@ -218,13 +237,15 @@ def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipelin
     paths = {kind: preset.folder / f"{kind}.safetensors" for kind in ("denoiser", "text", "vae")}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
-        raise InputError(f"{preset.folder} holds no {', '.join(missing)}: a model folder has denoiser, text and vae .safetensors")
-    denoiser, text = load_component(paths["denoiser"], "denoiser"), load_component(paths["text"], "text")
-    settings = dict(denoiser.config)
-    schedule = NoiseSchedule.named(settings.pop("noise_schedule"), settings.pop("diffusion_steps"))
-    stdit = STDiT(_config(STDiTConfig, settings, paths["denoiser"]))
-    load_weights(stdit, denoiser, paths["denoiser"])
-    encoder = CaptionEncoder(_config(CaptionEncoderConfig, text.config, paths["text"]))
-    load_weights(encoder, text, paths["text"])
-    hashes = {"denoiser": denoiser.sha256, "text": text.sha256}
-    return Pipeline(preset, stdit.to(place).eval(), encoder.to(place).eval(), schedule, place, hashes)
+        raise InputError(
+            f"{preset.folder} holds no {', '.join(missing)}: a model folder has denoiser, text and vae .safetensors"
+        )
+    parts = {kind: load_component(path, kind) for kind, path in paths.items()}
+    denoiser, text = parts["denoiser"], parts["text"]
+    schedule = NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"])
+    stdit = STDiT(denoiser.configure(STDiTConfig, "noise_schedule", "diffusion_steps"))
+    load_weights(stdit, denoiser)
+    encoder = CaptionEncoder(text.configure(CaptionEncoderConfig))
+    load_weights(encoder, text)
+    hashes = {kind: part.sha256 for kind, part in parts.items()}
+    return Pipeline(preset, stdit.to(place).eval(), encoder.to(place).eval(), parts["vae"], schedule, place, hashes)

@@ -1,4 +1,4 @@
-"""Named, frozen recommendations: which weights, which sampler, how many steps, which guidance, and what that measured."""
+"""Named, frozen recommendations: weights, sampler, steps, guidance, and what they measured."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,5 +51,14 @@ def find_preset(name: str) -> Preset:
     folder = Path(name)
     if folder.is_dir():
         base = PRESETS["guidon-small"]
-        return Preset(**{**base.__dict__, "name": str(folder), "summary": "a model folder", "folder": folder, "source": str(folder), "measured": ""})
+        return Preset(
+            **{
+                **base.__dict__,
+                "name": str(folder),
+                "summary": "a model folder",
+                "folder": folder,
+                "source": str(folder),
+                "measured": "",
+            }
+        )
     raise InputError(f"model {name!r} is neither a preset nor a folder{nearest(name, PRESETS)}")

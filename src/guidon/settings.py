@@ -1,4 +1,4 @@
-"""Settings files (YAML, JSON) read into strict pydantic models: an unknown key is refused with its nearest valid name."""
+"""Settings files (YAML, JSON) read into strict models: an unknown key is refused with its nearest valid name."""
 
 from __future__ import annotations
 

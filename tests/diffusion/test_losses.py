@@ -2,18 +2,27 @@ import math
 
 import pytest
 import torch
-from goldens import golden, relative_error
 
+from goldens import golden, relative_error
 from guidon.diffusion import NoiseSchedule, Process, bits_per_dimension, q_sample, training_losses
 from guidon.diffusion.losses import discretised_log_likelihood, prior_bits
 from guidon.errors import InputError
 
-KINDS = {"mse": "mse", "mse_fixed": "mse", "mse_xstart": "mse", "rescaled_kl": "rescaled_kl", "rescaled_mse": "rescaled_mse"}
+KINDS = {
+    "mse": "mse",
+    "mse_fixed": "mse",
+    "mse_xstart": "mse",
+    "rescaled_kl": "rescaled_kl",
+    "rescaled_mse": "rescaled_mse",
+}
 
 
 def losses_of(name, kind):
     g, case = golden(f"loss/{name}")
-    process = Process("x0" if case.get("predict_xstart") else "eps", "learned_range" if case.get("learn_sigma", True) else "fixed_large")
+    process = Process(
+        "x0" if case.get("predict_xstart") else "eps",
+        "learned_range" if case.get("learn_sigma", True) else "fixed_large",
+    )
     tables = NoiseSchedule.named().tables()
     x_t = q_sample(g["x_start"], g["t"], g["noise"], tables)
     return g, training_losses(g["model_output"], g["x_start"], x_t, g["t"], g["noise"], tables, process, kind=kind)
@@ -53,7 +62,9 @@ def test_bits_per_dimension_equal_the_originals():
         mixed = torch.einsum("oc,bcthw->bothw", g["weight"], x) * (1 + schedule.timestep_map[step] / 1000)
         return mixed + g["bias"].view(-1, 1, 1, 1)
 
-    result = bits_per_dimension(toy, g["x_start"], lambda _: next(draws), schedule.tables(), Process(clip_denoised=True))
+    result = bits_per_dimension(
+        toy, g["x_start"], lambda _: next(draws), schedule.tables(), Process(clip_denoised=True)
+    )
     for name in ("vb", "xstart_mse", "mse", "prior_bpd", "total_bpd"):
         assert relative_error(getattr(result, name), g[name]) < 1e-5, name
 
@@ -65,12 +76,14 @@ def test_the_prior_is_almost_noise():
 @pytest.mark.parametrize("log_scale", [-4.0, -2.0])
 def test_the_discretised_likelihood_sums_to_one_over_the_256_values(log_scale):
     values = torch.arange(256) / 127.5 - 1
-    total = discretised_log_likelihood(values, torch.tensor(0.3), torch.full_like(values, log_scale)).double().exp().sum()
+    total = (
+        discretised_log_likelihood(values, torch.tensor(0.3), torch.full_like(values, log_scale)).double().exp().sum()
+    )
     assert total.item() == pytest.approx(1, abs=1e-4)
     assert math.isfinite(total)
 
 
 def test_an_unknown_loss_is_refused():
+    x = torch.zeros(1, 4, 2)
     with pytest.raises(InputError, match="valid: mse"):
-        x = torch.zeros(1, 4, 2)
         training_losses(x, x, x, torch.tensor([1]), x, NoiseSchedule.named().tables(), Process(), kind="huber")

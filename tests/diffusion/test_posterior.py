@@ -1,9 +1,9 @@
 import pytest
 import torch
-from goldens import golden, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goldens import golden, relative_error
 from guidon.diffusion import (
     NoiseSchedule,
     Process,
@@ -16,7 +16,11 @@ from guidon.diffusion import (
 )
 from guidon.errors import InputError
 
-CASES = [f"step/{kind}_{steps}" for kind in ("learned_range", "fixed_large", "fixed_small", "predict_xstart") for steps in ("50", "full")]
+CASES = [
+    f"step/{kind}_{steps}"
+    for kind in ("learned_range", "fixed_large", "fixed_small", "predict_xstart")
+    for steps in ("50", "full")
+]
 
 
 def process_of(case, clip=False):
@@ -30,7 +34,9 @@ def test_single_steps_equal_the_originals(name):
     g, case = golden(name)
     tables = NoiseSchedule.named().respaced(case["timestep_respacing"]).tables()
     t = g["t"]
-    for key, values in zip(("q_mean", "q_variance", "q_log_variance"), q_mean_variance(g["x_start"], t, tables), strict=True):
+    for key, values in zip(
+        ("q_mean", "q_variance", "q_log_variance"), q_mean_variance(g["x_start"], t, tables), strict=True
+    ):
         assert relative_error(values.expand_as(g[key]), g[key]) < 1e-5, key
     assert relative_error(q_sample(g["x_start"], t, g["noise"], tables), g["q_sample"]) < 1e-5
     posterior = q_posterior(g["x_start"], g["x"], t, tables)
@@ -38,7 +44,12 @@ def test_single_steps_equal_the_originals(name):
         assert relative_error(values.expand_as(g[key]), g[key]) < 1e-5, key
     for clip in (0, 1):
         p = p_mean_variance(g["model_output"], g["x"], t, tables, process_of(case, bool(clip)))
-        for key, values in (("mean", p.mean), ("variance", p.variance), ("log_variance", p.log_variance), ("pred_xstart", p.x_0)):
+        for key, values in (
+            ("mean", p.mean),
+            ("variance", p.variance),
+            ("log_variance", p.log_variance),
+            ("pred_xstart", p.x_0),
+        ):
             expected = g[f"clip{clip}.{key}"]
             assert relative_error(values.expand_as(expected), expected) < 1e-5, key
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from goldens import golden, golden_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goldens import golden, golden_json
 from guidon.diffusion import NoiseSchedule, space_timesteps
 from guidon.errors import InputError
 

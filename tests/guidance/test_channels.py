@@ -26,7 +26,32 @@ def test_every_form_of_a_choice_of_channels(given_, guided, text):
 
 
 @pytest.mark.parametrize(
-    "bad", [5, 0, -1, "5", "0", "0,0", [1, 1], "4-2", "x", "", "0,", "only:4", "only:x", [4], [-1], [], "0-4", "3.0", 3.0, True, [True], [0.5], "only:"]
+    "bad",
+    [
+        5,
+        0,
+        -1,
+        "5",
+        "0",
+        "0,0",
+        [1, 1],
+        "4-2",
+        "x",
+        "",
+        "0,",
+        "only:4",
+        "only:x",
+        [4],
+        [-1],
+        [],
+        "0-4",
+        "3.0",
+        3.0,
+        True,
+        [True],
+        [0.5],
+        "only:",
+    ],
 )
 def test_bad_choices_say_what_was_given_what_there_is_and_what_would_do(bad):
     with pytest.raises(InputError) as error:
@@ -38,7 +63,22 @@ def test_bad_choices_say_what_was_given_what_there_is_and_what_would_do(bad):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -0.5, "4", True, None, [1, 2], [1, 2, 3, 4, 5], [1, 2, 3, math.nan], [1, 2, 3, "4"]])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        -0.5,
+        "4",
+        True,
+        None,
+        [1, 2],
+        [1, 2, 3, 4, 5],
+        [1, 2, 3, math.nan],
+        [1, 2, 3, "4"],
+    ],
+)
 def test_bad_scales_are_refused(bad):
     with pytest.raises(InputError, match="cfg_scale"):
         ChannelScale.parse(bad, "all", channels=4)

@@ -3,10 +3,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from goldens import golden, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goldens import golden, relative_error
 from guidon.diffusion import NoiseSchedule
 from guidon.errors import InputError
 from guidon.guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, constant, cosine_ramp, interval, linear_ramp
@@ -62,7 +62,9 @@ def alone(condition, step, network=None):
     return (network or Network())(x, torch.full((2,), float(SCHEDULE.timestep_map[step])), condition)
 
 
-@pytest.mark.parametrize("options", [{"scale": 1.0}, {"scale": 7.0, "channels": "none"}, {"scale": 7.0, "timing": interval(0.99, 1.0)}])
+@pytest.mark.parametrize(
+    "options", [{"scale": 1.0}, {"scale": 7.0, "channels": "none"}, {"scale": 7.0, "timing": interval(0.99, 1.0)}]
+)
 def test_scale_one_is_the_conditional_model_bit_for_bit_and_never_calls_the_other_branch(options):
     network = Network()
     out = guided(**{"channels": 3} | options, network=network)(x_of(), 10)
@@ -201,7 +203,9 @@ def run_golden(output, channels, scale):
 
     count = 4
     parsed = ChannelScale.parse(scale, channels, channels=count)
-    out = GuidedDenoiser(Replay(), text(1.0, 1.0, 1.0), text(0.0, 0.0, 0.0), parsed, SCHEDULE)(torch.zeros(3, count, *cond.shape[2:]), 3)
+    out = GuidedDenoiser(Replay(), text(1.0, 1.0, 1.0), text(0.0, 0.0, 0.0), parsed, SCHEDULE)(
+        torch.zeros(3, count, *cond.shape[2:]), 3
+    )
     assert torch.equal(uncond, output[3:])
     return out
 
@@ -216,7 +220,12 @@ def test_guidance_of_open_sora_1_0():
 def test_guidance_of_open_sora_1_1(channels):
     g, _ = golden("guidance/open_sora_1_1")
     for scale in (1.0, 4.0, 7.0):
-        assert relative_error(run_golden(g["model_output"], channels, scale), g[f"cfg_channel_{channels}.scale{scale}"][:3]) < 1e-5
+        assert (
+            relative_error(
+                run_golden(g["model_output"], channels, scale), g[f"cfg_channel_{channels}.scale{scale}"][:3]
+            )
+            < 1e-5
+        )
 
 
 def test_none_guides_all_channels_without_learned_variance_where_open_sora_1_1_guided_half():

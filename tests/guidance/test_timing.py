@@ -12,7 +12,20 @@ def test_timings_by_name():
     assert [within(p) for p in (0.0, 0.2, 0.5, 0.8, 1.0)] == [0, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("bad", ["interval:-0.1,0.5", "interval:0,1.5", "interval:0.8,0.2", "interval:0.5,0.5", "interval:nan,1", "interval:a,b", "interval:1", "interval", "liner"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "interval:-0.1,0.5",
+        "interval:0,1.5",
+        "interval:0.8,0.2",
+        "interval:0.5,0.5",
+        "interval:nan,1",
+        "interval:a,b",
+        "interval:1",
+        "interval",
+        "liner",
+    ],
+)
 def test_bad_timings_are_refused_in_one_line(bad):
     with pytest.raises(InputError) as error:
         parse_timing(bad)

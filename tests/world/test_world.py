@@ -11,7 +11,9 @@ from guidon import world
 from guidon.world.captions import HELD_OUT_TEMPLATES, TEMPLATES
 from guidon.world.scene import OPPOSITE, extents
 
-scenes = st.builds(lambda split, index: world.clip(split, 0, index).scene, st.sampled_from(world.SPLITS), st.integers(0, 5000))
+scenes = st.builds(
+    lambda split, index: world.clip(split, 0, index).scene, st.sampled_from(world.SPLITS), st.integers(0, 5000)
+)
 
 
 def centroid(mask):
@@ -74,7 +76,9 @@ def triples(split):
 
 
 def pairs(split):
-    return {(a.shape, a.colour) for a in world.combinations(split)} | {(a.shape, a.motion) for a in world.combinations(split)}
+    return {(a.shape, a.colour) for a in world.combinations(split)} | {
+        (a.shape, a.motion) for a in world.combinations(split)
+    }
 
 
 def test_held_out_splits_do_not_leak():
@@ -118,7 +122,7 @@ def test_captions_tell_the_truth_in_known_words():
             assert not {"left", "right", "up", "down"} & set(said)
         else:
             assert [w for w in said if w in ("left", "right", "up", "down")] == thing.motion.split()
-        for size in ({"small", "large"} & set(said)):
+        for size in {"small", "large"} & set(said):
             assert size == thing.size
 
 
@@ -130,7 +134,10 @@ def test_held_out_templates_are_never_used_in_training():
 
 
 def test_size_and_speed_go_unsaid_half_of_the_time():
-    said = [re.search(r"small|little|tiny|large|big|huge", world.clip("train", 0, i).caption) is not None for i in range(1000)]
+    said = [
+        re.search(r"small|little|tiny|large|big|huge", world.clip("train", 0, i).caption) is not None
+        for i in range(1000)
+    ]
     assert 0.45 < np.mean(said) < 0.55
 
 

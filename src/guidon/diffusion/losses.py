@@ -126,7 +126,9 @@ def bits_per_dimension(
 
     ``denoiser(x_t, step)`` gives the prediction; ``noise(x_0)`` is asked once a step, in that order.
     """
-    vb, xstart_mse, mse = [], [], []
+    vb: list[Tensor] = []
+    xstart_mse: list[Tensor] = []
+    mse: list[Tensor] = []
     for index in reversed(range(len(tables))):
         step = torch.full((len(x_0),), index, device=x_0.device)
         eps = noise(x_0)

@@ -62,11 +62,15 @@ def q_mean_variance(x_0: Tensor, step: Step, tables: ScheduleTables) -> tuple[Te
 
 
 def x0_from_eps(x_t: Tensor, step: Step, eps: Tensor, tables: ScheduleTables) -> Tensor:
-    return at(tables.sqrt_recip_alphas_cumprod, step, x_t) * x_t - at(tables.sqrt_recipm1_alphas_cumprod, step, x_t) * eps
+    return (
+        at(tables.sqrt_recip_alphas_cumprod, step, x_t) * x_t - at(tables.sqrt_recipm1_alphas_cumprod, step, x_t) * eps
+    )
 
 
 def eps_from_x0(x_t: Tensor, step: Step, x_0: Tensor, tables: ScheduleTables) -> Tensor:
-    return (at(tables.sqrt_recip_alphas_cumprod, step, x_t) * x_t - x_0) / at(tables.sqrt_recipm1_alphas_cumprod, step, x_t)
+    return (at(tables.sqrt_recip_alphas_cumprod, step, x_t) * x_t - x_0) / at(
+        tables.sqrt_recipm1_alphas_cumprod, step, x_t
+    )
 
 
 def q_posterior(x_0: Tensor, x_t: Tensor, step: Step, tables: ScheduleTables) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +85,10 @@ def split_prediction(prediction: Tensor, channels: int) -> tuple[Tensor, Tensor 
         return prediction, None
     if prediction.shape[1] == 2 * channels:
         return prediction[:, :channels], prediction[:, channels:]
-    raise InputError(f"the network gave {prediction.shape[1]} channels for {channels} latent channels: expected {channels} or {2 * channels}")
+    raise InputError(
+        f"the network gave {prediction.shape[1]} channels for {channels} latent channels: "
+        f"expected {channels} or {2 * channels}"
+    )
 
 
 def p_mean_variance(prediction: Tensor, x_t: Tensor, step: Step, tables: ScheduleTables, process: Process) -> Posterior:
@@ -93,15 +100,22 @@ def p_mean_variance(prediction: Tensor, x_t: Tensor, step: Step, tables: Schedul
     output, interpolation = split_prediction(prediction, x_t.shape[1])
     if process.variance == "learned_range":
         if interpolation is None:
-            raise InputError(f"variance 'learned_range' needs {2 * x_t.shape[1]} channels, the network gave {x_t.shape[1]}: use 'fixed_small' or 'fixed_large'")
+            raise InputError(
+                f"variance 'learned_range' needs {2 * x_t.shape[1]} channels, the network gave {x_t.shape[1]}: "
+                "use 'fixed_small' or 'fixed_large'"
+            )
         share = (interpolation + 1) / 2
         low, high = at(tables.posterior_log_variance_clipped, step, x_t), at(tables.log_betas, step, x_t)
         log_variance = share * high + (1 - share) * low  # Nichol & Dhariwal 2021, eq. 15
         variance = log_variance.exp()
     elif process.variance == "fixed_large":
-        variance, log_variance = (at(t, step, x_t) for t in (tables.fixed_large_variance, tables.fixed_large_log_variance))
+        variance, log_variance = (
+            at(t, step, x_t) for t in (tables.fixed_large_variance, tables.fixed_large_log_variance)
+        )
     else:
-        variance, log_variance = (at(t, step, x_t) for t in (tables.posterior_variance, tables.posterior_log_variance_clipped))
+        variance, log_variance = (
+            at(t, step, x_t) for t in (tables.posterior_variance, tables.posterior_log_variance_clipped)
+        )
     x_0 = predicted_x0(output, x_t, step, tables, process)
     mean, _, _ = q_posterior(x_0, x_t, step, tables)
     return Posterior(mean, variance, log_variance, x_0)

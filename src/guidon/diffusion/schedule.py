@@ -25,7 +25,7 @@ Table = NDArray[np.float64]
 def linear_betas(steps: int) -> Table:
     """Ho et al. 2020: 1e-4 to 0.02 over 1000 steps, scaled so that any number of steps ends at the same noise."""
     scale = 1000 / steps
-    return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
+    return np.asarray(np.linspace(scale * 1e-4, scale * 0.02, steps), np.float64)
 
 
 def cosine_betas(steps: int) -> Table:
@@ -112,14 +112,12 @@ class NoiseSchedule:
 
     def tables(self, device: torch.device | str = "cpu") -> ScheduleTables:
         """All tables on a device: fp32, ``timestep_map`` long."""
-        return ScheduleTables(
-            **{
-                field.name: torch.from_numpy(np.ascontiguousarray(getattr(self, field.name))).to(
-                    device, torch.long if field.name == "timestep_map" else torch.float32
-                )
-                for field in fields(ScheduleTables)
-            }
-        )
+
+        def tensor(name: str) -> Tensor:
+            dtype = torch.long if name == "timestep_map" else torch.float32
+            return torch.tensor(getattr(self, name), dtype=dtype, device=device)
+
+        return ScheduleTables(**{field.name: tensor(field.name) for field in fields(ScheduleTables)})
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -130,7 +128,7 @@ class NoiseSchedule:
 
     @cached_property
     def alphas_cumprod(self) -> Table:
-        return np.cumprod(1 - self.betas)
+        return np.asarray(np.cumprod(1 - self.betas), np.float64)
 
     @cached_property
     def alphas_cumprod_prev(self) -> Table:
@@ -217,10 +215,14 @@ def space_timesteps(num_timesteps: int, spec: str | int | Sequence[int]) -> list
         length = size + (k < longer)
         if count > length:
             where = "" if len(counts) == 1 else f" in section {k + 1}"
-            raise InputError(f"respacing {given} asks for {count} steps{where} where there are {length}: ask for at most {length}")
+            raise InputError(
+                f"respacing {given} asks for {count} steps{where} where there are {length}: ask for at most {length}"
+            )
         stride = 1.0 if count == 1 else (length - 1) / (count - 1)
         position = 0.0
-        for _ in range(count):  # accumulated, not multiplied: the published checkpoints were sampled with these roundings
+        for _ in range(
+            count
+        ):  # accumulated, not multiplied: the published checkpoints were sampled with these roundings
             kept.append(start + round(position))
             position += stride
         start += length
@@ -232,7 +234,9 @@ def _strided(num_timesteps: int, count: int, given: str) -> list[int]:
         kept = range(0, num_timesteps, stride)
         if len(kept) == count:
             return list(kept)
-    raise InputError(f"respacing {given}: no whole stride through {num_timesteps} timesteps gives {count} steps: try '{count}'")
+    raise InputError(
+        f"respacing {given}: no whole stride through {num_timesteps} timesteps gives {count} steps: try '{count}'"
+    )
 
 
 def _count(part: str | int, given: str) -> int:
@@ -241,5 +245,7 @@ def _count(part: str | int, given: str) -> int:
     except ValueError:
         number = 0
     if number < 1 or isinstance(part, bool):
-        raise InputError(f"respacing {given} cannot be read: give a number of steps (at least 1), '10,15,20', or 'ddim50'")
+        raise InputError(
+            f"respacing {given} cannot be read: give a number of steps (at least 1), '10,15,20', or 'ddim50'"
+        )
     return number

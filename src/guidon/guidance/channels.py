@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import InputError
 
 CfgChannels = int | str | Sequence[int] | None
+Refuse = Callable[[str], InputError]
 
 
 class _Unset:
@@ -41,7 +42,9 @@ class ChannelScale:
     guided: tuple[int, ...]
 
     @classmethod
-    def parse(cls, cfg_scale: float | Sequence[float], cfg_channels: CfgChannels | _Unset = UNSET, *, channels: int) -> ChannelScale:
+    def parse(
+        cls, cfg_scale: float | Sequence[float], cfg_channels: CfgChannels | _Unset = UNSET, *, channels: int
+    ) -> ChannelScale:
         """From what a user says, in Python or on the command line.
 
         Args:
@@ -63,8 +66,8 @@ class ChannelScale:
             stray = [c for c in range(channels) if per_channel and c not in chosen and scales[c] != 1]
             if stray:
                 raise InputError(
-                    f"cfg_scale gives channel {stray[0]} the scale {scales[stray[0]]:g}, but cfg_channels {cfg_channels!r} leaves it "
-                    "unguided: give it scale 1, or leave cfg_channels out"
+                    f"cfg_scale gives channel {stray[0]} the scale {scales[stray[0]]:g}, but cfg_channels "
+                    f"{cfg_channels!r} leaves it unguided: give it scale 1, or leave cfg_channels out"
                 )
         return cls(tuple(scales[c] if c in chosen else 1.0 for c in range(channels)), chosen)
 
@@ -94,7 +97,10 @@ class ChannelScale:
         """Scales moved towards 1 (or beyond): 1 + weight (scale - 1) on the guided channels."""
         if weight == 1:
             return self
-        return ChannelScale(tuple(1 + weight * (scale - 1) if c in self.guided else 1.0 for c, scale in enumerate(self.scales)), self.guided)
+        return ChannelScale(
+            tuple(1 + weight * (scale - 1) if c in self.guided else 1.0 for c, scale in enumerate(self.scales)),
+            self.guided,
+        )
 
     def span(self) -> slice | None:
         """The channels that differ from scale 1, when they are neighbours: guidance can then work on a view."""
@@ -110,14 +116,18 @@ class ChannelScale:
 
 def parse_channels(given: CfgChannels, channels: int) -> tuple[int, ...]:
     """The indices a choice of channels stands for; see ``ChannelScale.parse``."""
-    valid = f"this model has {channels} latent channels: give a count from 1 to {channels}, 'all', 'none', indices such as '0,2' or '0-{channels - 1}', or 'only:{channels - 1}'"
+    last = channels - 1
+    valid = (
+        f"this model has {channels} latent channels: give a count from 1 to {channels}, 'all', 'none', "
+        f"indices such as '0,2' or '0-{last}', or 'only:{last}'"
+    )
 
     def refuse(why: str) -> InputError:
         return InputError(f"cfg_channels {given!r} {why}; {valid}")
 
     if given is None:
         return tuple(range(channels))
-    if isinstance(given, bool) or isinstance(given, float):
+    if isinstance(given, bool | float):
         raise refuse("is not a choice of channels")
     if isinstance(given, int):
         if not 1 <= given <= channels:
@@ -125,19 +135,19 @@ def parse_channels(given: CfgChannels, channels: int) -> tuple[int, ...]:
         return tuple(range(given))
     if isinstance(given, str):
         return _parse_text(given.strip().lower(), channels, refuse)
-    indices = list(given)
+    indices: list[Any] = list(given)
     if any(isinstance(c, bool) or not isinstance(c, int) for c in indices):
         raise refuse("must hold whole numbers")
     return _checked(indices, channels, refuse)
 
 
-def _parse_text(text: str, channels: int, refuse: Any) -> tuple[int, ...]:
-    if text == "all":
-        return tuple(range(channels))
-    if text == "none":
-        return ()
-    if re.fullmatch(r"\d+", text):
-        return parse_channels(int(text), channels) if 1 <= int(text) <= channels else _raise(refuse("is not a count of channels it has"))
+def _parse_text(text: str, channels: int, refuse: Refuse) -> tuple[int, ...]:
+    if text in ("all", "none"):
+        return tuple(range(channels)) if text == "all" else ()
+    if text.isdecimal():
+        if not 1 <= int(text) <= channels:
+            raise refuse("is not a count of channels it has")
+        return tuple(range(int(text)))
     if match := re.fullmatch(r"only:(\d+)", text):
         return _checked([int(match[1])], channels, refuse)
     indices: list[int] = []
@@ -148,13 +158,11 @@ def _parse_text(text: str, channels: int, refuse: Any) -> tuple[int, ...]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise refuse("holds a range that runs backwards")
-        if last >= channels:
-            raise refuse(f"names channel {last}, but they are numbered 0 to {channels - 1}")
-        indices += range(first, last + 1)
+        indices += range(first, min(last, channels) + 1)
     return _checked(indices, channels, refuse)
 
 
-def _checked(indices: list[int], channels: int, refuse: Any) -> tuple[int, ...]:
+def _checked(indices: list[int], channels: int, refuse: Refuse) -> tuple[int, ...]:
     if not indices:
         raise refuse("chooses no channel")
     if len(set(indices)) != len(indices):
@@ -165,17 +173,18 @@ def _checked(indices: list[int], channels: int, refuse: Any) -> tuple[int, ...]:
     return tuple(sorted(indices))
 
 
-def _raise(error: InputError) -> Any:
-    raise error
-
-
-def _scales(given: float | Sequence[float], channels: int) -> tuple[float, ...]:
+def _scales(given: Any, channels: int) -> tuple[float, ...]:
     """One scale per channel, each finite and not negative."""
     if isinstance(given, str | bool) or not isinstance(given, int | float | Sequence):
-        raise InputError(f"cfg_scale {given!r} is not a number: give one of at least 0 (1 is no guidance), or one per channel")
-    values = (given,) * channels if isinstance(given, int | float) else tuple(given)
+        raise InputError(
+            f"cfg_scale {given!r} is not a number: give one of at least 0 (1 is no guidance), or one per channel"
+        )
+    values: list[Any] = [given] * channels if isinstance(given, int | float) else [*given]
     if len(values) != channels:
-        raise InputError(f"cfg_scale has {len(values)} values, but this model has {channels} latent channels: give one number or {channels}")
+        raise InputError(
+            f"cfg_scale has {len(values)} values, but this model has {channels} latent channels: "
+            f"give one number or {channels}"
+        )
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise InputError(f"cfg_scale {value!r} is not valid: give a finite number of at least 0 (1 is no guidance)")
@@ -187,6 +196,7 @@ def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | _Unset:
     spellings = [name for name in ("cfg_channels", "cfg_channel") if name in settings]
     if len(spellings) == 2 and settings["cfg_channels"] != settings["cfg_channel"]:
         raise InputError(
-            f"cfg_channels is {settings['cfg_channels']!r} and cfg_channel is {settings['cfg_channel']!r}: they are one setting, give it once"
+            f"cfg_channels is {settings['cfg_channels']!r} and cfg_channel is {settings['cfg_channel']!r}: "
+            "they are one setting, give it once"
         )
     return settings[spellings[0]] if spellings else UNSET

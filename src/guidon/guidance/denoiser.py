@@ -104,7 +104,10 @@ class GuidedDenoiser:
         t = torch.full((len(x),), timestep, device=x.device, dtype=torch.float32)
         prediction = self.network(x, t, condition).float()
         if prediction.shape[1] not in (x.shape[1], 2 * x.shape[1]):
-            raise InputError(f"the network gave {prediction.shape[1]} channels for {x.shape[1]} latent channels: expected {x.shape[1]} or {2 * x.shape[1]}")
+            raise InputError(
+                f"the network gave {prediction.shape[1]} channels for {x.shape[1]} latent channels: "
+                f"expected {x.shape[1]} or {2 * x.shape[1]}"
+            )
         return prediction
 
     def _branches(self, x: Tensor, timestep: float) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,13 @@ def constant(progress: float) -> float:
 def interval(start: float, end: float) -> Timing:
     """Guide from ``start`` to ``end`` of progress only, both in [0, 1] (Kynkäänniemi et al. 2404.07724)."""
     if not (math.isfinite(start) and math.isfinite(end) and 0 <= start <= 1 and 0 <= end <= 1):
-        raise InputError(f"the guidance interval {start:g},{end:g} leaves [0, 1]: 0 is the start of sampling (noise), 1 its end")
+        raise InputError(
+            f"the guidance interval {start:g},{end:g} leaves [0, 1]: 0 is the start of sampling (noise), 1 its end"
+        )
     if start >= end:
-        raise InputError(f"the guidance interval {start:g},{end:g} runs backwards or is empty: give the smaller number first")
+        raise InputError(
+            f"the guidance interval {start:g},{end:g} runs backwards or is empty: give the smaller number first"
+        )
 
     def within(progress: float) -> float:
         return 1.0 if start <= progress <= end else 0.0
@@ -54,5 +58,7 @@ def parse_timing(text: str) -> Timing:
     try:
         start, end = (float(number) for number in numbers.split(","))
     except ValueError:
-        raise InputError(f"the guidance interval {numbers!r} cannot be read: give two fractions of sampling such as 0.1,0.8") from None
+        raise InputError(
+            f"the guidance interval {numbers!r} cannot be read: give two fractions of sampling such as 0.1,0.8"
+        ) from None
     return interval(start, end)

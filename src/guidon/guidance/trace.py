@@ -22,9 +22,8 @@ class GuidanceTrace:
     def record(self, timestep: float, scales: tuple[float, ...], cond: Tensor, uncond: Tensor) -> None:
         """Note one guided step; cond and uncond are the eps of every channel, (B, C, ...)."""
         c, u = cond.flatten(2), uncond.flatten(2)
-        difference = (c - u).norm(dim=2)
-        size = c.norm(dim=2)
-        cosine = (c * u).sum(2) / (size * u.norm(dim=2)).clamp_min(1e-12)
+        difference, size, other = (x.square().sum(2).sqrt() for x in (c - u, c, u))
+        cosine = (c * u).sum(2) / (size * other).clamp_min(1e-12)
         self._timesteps.append(timestep)
         self._scales.append(scales)
         self._norms.append(torch.stack([difference, size, cosine]))

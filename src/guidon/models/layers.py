@@ -58,7 +58,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """(B,) original timesteps, floats allowed -> (B, D)."""
-        return self.mlp(timestep_embedding(timesteps).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_embedding(timesteps).to(next(self.parameters()).dtype))
 
 
 class Mlp(nn.Module):

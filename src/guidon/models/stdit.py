@@ -9,6 +9,7 @@ ones, so a released state dict loads strictly once its position buffers are set 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -86,7 +87,9 @@ class Block(nn.Module):
         self.attn_temp = Attention(d, heads)
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 
-    def forward(self, x: Tensor, t: Tensor, frames: int, positions: Tensor | None, keys_values: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, frames: int, positions: Tensor | None, keys_values: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """x (B, N, D), t (B, 6, D); ``positions`` (T, D) are added before temporal attention in the first block."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=1)  # (B, 1, D)
 
@@ -115,7 +118,7 @@ class STDiT(nn.Module):
         self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         self.tokens = tuple(size // patch for size, patch in zip(config.input_size, config.patch_size, strict=True))
         t, h, w = self.tokens
-        self.x_embedder = PatchEmbed3D(tuple(config.patch_size), config.in_channels, d)
+        self.x_embedder = PatchEmbed3D(config.patch_size, config.in_channels, d)
         self.t_embedder = TimestepEmbedder(d)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
         self.y_embedder = CaptionEmbedder(config.caption_channels, d, config.model_max_length)
@@ -127,6 +130,10 @@ class STDiT(nn.Module):
         self.register_buffer("pos_embed_temporal", temporal[None])
         self._initialise()
 
+    @property
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", self.blocks)
+
     def _initialise(self) -> None:
         """Xavier everywhere; what would disturb the residual stream (temporal, cross, head) starts at zero."""
         for module in self.modules():
@@ -134,9 +141,11 @@ class STDiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.config.hidden_size, -1))
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.t_block[1], self.y_embedder.y_proj.fc1, self.y_embedder.y_proj.fc2):
-            nn.init.normal_(layer.weight, std=0.02)
-        for block in self.blocks:
+        for stem in (self.t_embedder, self.t_block, self.y_embedder.y_proj):
+            for layer in stem.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02)
+        for block in self._blocks:
             nn.init.zeros_(block.attn_temp.proj.weight)
             nn.init.zeros_(block.cross_attn.proj.weight)
         nn.init.zeros_(self.final_layer.linear.weight)
@@ -152,7 +161,7 @@ class STDiT(nn.Module):
         tokens = self.y_embedder(y.to(self.final_layer.linear.weight.dtype))
         if mask is not None:
             mask = mask.to(torch.bool).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]
-        return Caption(tuple(block.cross_attn.keys_values(tokens) for block in self.blocks), mask)
+        return Caption(tuple(block.cross_attn.keys_values(tokens) for block in self._blocks), mask)
 
     def null(self, rows: int, mask: Tensor | None = None) -> Caption:
         """The null caption, ``rows`` times; as in the original it is read under the prompt's token mask."""
@@ -168,7 +177,7 @@ class STDiT(nn.Module):
         t = self.t_embedder(timestep)
         modulation = self.t_block(t).unflatten(1, (6, -1))
         positions = self.pos_embed_temporal.to(dtype)
-        for k, block in enumerate(self.blocks):
+        for k, block in enumerate(self._blocks):
             h = block(h, modulation, frames, positions if k == 0 else None, caption.keys_values[k], caption.mask)
         pt, ph, pw = self.config.patch_size
         return rearrange(

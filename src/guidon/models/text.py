@@ -50,7 +50,10 @@ class WordTokenizer:
         """Ids of a prompt's known words. Unknown words are named in a warning; a prompt of none known is refused."""
         words = re.findall(r"[^\W_]+", prompt.lower())
         if not words:
-            raise InputError(f"the prompt {prompt!r} is empty: describe a scene, e.g. 'a red circle moves left on a white background'")
+            raise InputError(
+                f"the prompt {prompt!r} is empty: describe a scene, "
+                "e.g. 'a red circle moves left on a white background'"
+            )
         known = [self.vocabulary[word] for word in words if word in self.vocabulary]
         unknown = list(dict.fromkeys(word for word in words if word not in self.vocabulary))
         if not known:
@@ -58,7 +61,9 @@ class WordTokenizer:
         if unknown:
             warnings.warn(f"words unknown to this model are ignored; {self.hint(unknown)}", stacklevel=3)
         if len(known) > self.max_length:
-            raise InputError(f"the prompt has {len(known)} known words, this model reads {self.max_length}: shorten {prompt[:60]!r}")
+            raise InputError(
+                f"the prompt has {len(known)} known words, this model reads {self.max_length}: shorten {prompt[:60]!r}"
+            )
         return [self.ids[word] for word in known]
 
     def hint(self, unknown: Sequence[str]) -> str:
@@ -67,7 +72,8 @@ class WordTokenizer:
         for word in unknown[:5]:
             close = difflib.get_close_matches(word, self.vocabulary, n=2, cutoff=0.6)
             parts.append(f"{word!r} (nearest: {', '.join(close)})" if close else f"{word!r}")
-        return ", ".join(parts) + ". Known words include: circle, square, triangle, cross, red, green, blue, moves, stays, left, right, up, down"
+        some = [word for word in self.ids if len(word) > 2][:30]
+        return f"{', '.join(parts)}; it knows words such as {', '.join(some)}"
 
 
 class CaptionEncoder(nn.Module):
@@ -81,7 +87,9 @@ class CaptionEncoder(nn.Module):
         self.tokenizer = WordTokenizer(config.vocabulary, config.max_length)
         width = config.features
         self.embedding = nn.Embedding(len(self.tokenizer), width, padding_idx=0)
-        layer = nn.TransformerEncoderLayer(width, config.heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, config.heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
         self.context = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
         positions = sincos_1d(width, torch.arange(config.max_length)).float()
         self.register_buffer("positions", positions, persistent=False)

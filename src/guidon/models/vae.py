@@ -5,6 +5,7 @@ frames), the video axes, one scalar scaling factor as in Stable Diffusion's VAE,
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,14 @@ class FrameVAE(nn.Module):
 
     def __init__(self, config: FrameVAEConfig) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL  # seconds to import: only where frames are coded
+        # seconds to import: only where frames are coded
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         self.config = config
         levels = len(config.block_out_channels)
         pixels = 3 * config.pixel_unshuffle**2
-        self.autoencoder = AutoencoderKL(
+        autoencoder: Any = AutoencoderKL  # its annotations are narrower than what it takes
+        self.autoencoder = autoencoder(
             in_channels=pixels,
             out_channels=pixels,
             down_block_types=("DownEncoderBlock2D",) * levels,

@@ -12,7 +12,13 @@ from .steps import Denoiser, Noise, OnStep
 
 
 def ddim_step(
-    prediction: Tensor, x: Tensor, step: int | Tensor, noise: Tensor | None, tables: ScheduleTables, process: Process, eta: float = 0.0
+    prediction: Tensor,
+    x: Tensor,
+    step: int | Tensor,
+    noise: Tensor | None,
+    tables: ScheduleTables,
+    process: Process,
+    eta: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """x_{t-1} (eq. 12) and the predicted x_0; step 0 adds no noise, and eta 0 needs none."""
     x_0 = predicted_x0(split_prediction(prediction, x.shape[1])[0], x, step, tables, process)
@@ -26,7 +32,9 @@ def ddim_step(
     return mean + inner * sigma * noise, x_0
 
 
-def ddim_reverse_step(prediction: Tensor, x: Tensor, step: int | Tensor, tables: ScheduleTables, process: Process) -> tuple[Tensor, Tensor]:
+def ddim_reverse_step(
+    prediction: Tensor, x: Tensor, step: int | Tensor, tables: ScheduleTables, process: Process
+) -> tuple[Tensor, Tensor]:
     """x_{t+1} by the deterministic path run backwards, and the predicted x_0."""
     x_0 = predicted_x0(split_prediction(prediction, x.shape[1])[0], x, step, tables, process)
     eps = eps_from_x0(x, step, x_0, tables)

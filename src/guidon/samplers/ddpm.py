@@ -9,7 +9,9 @@ from ..diffusion import NoiseSchedule, Process, ScheduleTables, p_mean_variance
 from .steps import Denoiser, Noise, OnStep
 
 
-def ddpm_step(prediction: Tensor, x: Tensor, step: int | Tensor, noise: Tensor, tables: ScheduleTables, process: Process) -> tuple[Tensor, Tensor]:
+def ddpm_step(
+    prediction: Tensor, x: Tensor, step: int | Tensor, noise: Tensor, tables: ScheduleTables, process: Process
+) -> tuple[Tensor, Tensor]:
     """x_{t-1} and the predicted x_0; step 0 adds no noise."""
     p = p_mean_variance(prediction, x, step, tables, process)
     if isinstance(step, int):
@@ -27,7 +29,7 @@ def sample_ddpm(
     process: Process = Process(),
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """From noise x (B, C, ...) to x_0, through every step of the schedule. Noise is drawn at every step, the last too."""
+    """From noise x (B, C, ...) to x_0, through every step of the schedule; noise is drawn at each, the last too."""
     tables, total = schedule.tables(x.device), len(schedule)
     for step in reversed(range(total)):
         x, _ = ddpm_step(denoiser(x, step), x, step, noise(x), tables, process)

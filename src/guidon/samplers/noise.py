@@ -20,7 +20,9 @@ class SampleNoise:
 
     def __init__(self, seed: int, samples: Sequence[int]) -> None:
         self.generators = [
-            torch.Generator().manual_seed(int(np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64)[0] >> 1))
+            torch.Generator().manual_seed(
+                int(np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64)[0] >> 1)
+            )
             for sample in samples
         ]
 

@@ -26,9 +26,9 @@ class LatentClips:
     def __init__(self, path: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int) -> None:
         self.clips, self.seed = clips, seed
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES}"
-        self.latents = self._stored(path, key)
-        if self.latents is None:
-            self.latents = self._encode(vae)
+        stored = self._stored(path, key)
+        self.latents = self._encode(vae) if stored is None else stored
+        if stored is None:
             with atomic_path(path) as temporary:
                 save_file({"latents": self.latents}, temporary, metadata={"key": key})
 

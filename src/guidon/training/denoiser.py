@@ -55,16 +55,18 @@ class Trained(nn.Module):
 
 
 class DenoiserTask:
-    """Eps loss with a learned variance (Nichol & Dhariwal 2021, eq. 16) and 10% caption dropout (Ho & Salimans 2022)."""
+    """Eps loss, learned variance (Nichol & Dhariwal 2021, eq. 16), caption dropout (Ho & Salimans 2207.12598)."""
 
     def __init__(self, recipe: DenoiserRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.vae_path = recipe.vae
         component = load_component(recipe.vae, "vae")
-        vae_config = FrameVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in component.config.items()})
+        vae_config = component.configure(FrameVAEConfig)
         vae = FrameVAE(vae_config)
-        load_weights(vae, component, recipe.vae)
-        self.clips = LatentClips(recipe.out / "latents.safetensors", vae.to(device).eval(), component.sha256, recipe.clips, recipe.seed)
+        load_weights(vae, component)
+        self.clips = LatentClips(
+            recipe.out / "latents.safetensors", vae.to(device).eval(), component.sha256, recipe.clips, recipe.seed
+        )
         del vae
 
         torch.manual_seed(recipe.seed)
@@ -129,7 +131,13 @@ class DenoiserTask:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
-        save_component(folder / "denoiser.safetensors", "denoiser", dataclasses.asdict(self.config) | diffusion, part("denoiser."), record)
+        save_component(
+            folder / "denoiser.safetensors",
+            "denoiser",
+            dataclasses.asdict(self.config) | diffusion,
+            part("denoiser."),
+            record,
+        )
         save_component(folder / "text.safetensors", "text", dataclasses.asdict(self.text_config), part("text."), record)
         with atomic_path(folder / "vae.safetensors") as temporary:
             shutil.copyfile(self.vae_path, temporary)

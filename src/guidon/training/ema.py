@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Shadow parameters; the decay warms up as (1 + n) / (10 + n) so that short runs are not held back by their start."""
+    """Shadow parameters; the decay warms up as (1 + n) / (10 + n), so that a run is not held back by its start."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay

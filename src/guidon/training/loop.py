@@ -28,7 +28,8 @@ from .ema import EMA
 class Task(Protocol):
     """What a kind of model brings to the loop."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss of step ``step`` and what to log beside it."""
@@ -66,7 +67,9 @@ def make_optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.
 def _stop_politely() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in a list instead of dying in the middle of a step."""
     caught: list[int] = []
-    previous = {sig: signal.signal(sig, lambda number, _: caught.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        sig: signal.signal(sig, lambda number, _: caught.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield caught
     finally:
@@ -105,7 +108,8 @@ class Checkpoint:
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"cannot resume from {self.path}: {reason}; it is damaged or of another recipe: delete it or change 'out'"
+                f"cannot resume from {self.path}: {reason}; it is damaged or of another recipe: "
+                "delete it or change 'out'"
             ) from None
         return int(state["step"]), float(state["seconds"])
 
@@ -118,7 +122,11 @@ class Log:
         kept: list[dict[str, str]] = []
         if start and path.exists():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) <= start]
+                kept = [
+                    row
+                    for row in csv.DictReader(file)
+                    if (row.get("step") or "").isdigit() and int(row["step"]) <= start
+                ]
         with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
             if kept:
                 writer = csv.DictWriter(file, fieldnames=list(kept[0]))
@@ -149,7 +157,13 @@ def train(run: Run, task: Task, device: torch.device) -> Path | None:
     log = Log(run.out / "log.csv", start)
     began, sums, count = time.monotonic(), {}, 0
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     # one bar on a terminal, a line per log entry elsewhere
     from rich.console import Console
 
@@ -179,17 +193,27 @@ def train(run: Run, task: Task, device: torch.device) -> Path | None:
             if done % run.log_every == 0 or done == run.steps:
                 means = {name: float(value) / count for name, value in sums.items()}
                 if means["loss"] != means["loss"]:
-                    raise InputError(f"the loss became NaN by step {done}: lower optimiser.lr; {checkpoint.path} is from before")
+                    raise InputError(
+                        f"the loss became NaN by step {done}: lower optimiser.lr; {checkpoint.path} is from before"
+                    )
                 elapsed = spent + time.monotonic() - began
                 log.write({"step": done, "seconds": elapsed, "lr": rate, **means})
                 bar.update(line, completed=done, description=f"loss {means['loss']:.4f}")
                 if not console.is_terminal and "GUIDON_QUIET" not in os.environ:
-                    print(f"step {done}/{run.steps} {elapsed:.0f}s " + " ".join(f"{k} {v:.4g}" for k, v in means.items()), flush=True)
+                    print(
+                        f"step {done}/{run.steps} {elapsed:.0f}s " + " ".join(f"{k} {v:.4g}" for k, v in means.items()),
+                        flush=True,
+                    )
                 sums, count = {}, 0
             if stopped or done % run.checkpoint_every == 0 or done == run.steps:
                 checkpoint.save(done, spent + time.monotonic() - began)
             if stopped and done < run.steps:
                 return None
     seconds = spent + time.monotonic() - began
-    record: dict[str, object] = {"steps": run.steps, "batch_size": run.batch_size, "hours": round(seconds / 3600, 3), "device": str(device)}
+    record: dict[str, object] = {
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "hours": round(seconds / 3600, 3),
+        "device": str(device),
+    }
     return task.export(ema.shadow, record)

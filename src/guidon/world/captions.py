@@ -53,7 +53,7 @@ TEMPLATES = (
     "the {thing} {motion} over a {background} background",
 )
 HELD_OUT_TEMPLATES = (
-    "a video of a {thing} which {motion} in front of a {background} backdrop",
+    "a video of a {thing} which {motion} over a {background} backdrop",
     "we see a {thing} on a {background} background and it {motion}",
 )
 MOVES = ("moves", "drifts", "slides", "travels", "glides", "goes")

@@ -50,16 +50,14 @@ OPPOSITE = {name: list(DIRECTIONS)[(k + 4) % 8] for k, name in enumerate(DIRECTI
 
 def extents(shape: str, area: float) -> tuple[float, float, float, float]:
     """How far a shape reaches from its centroid: (left, right, up, down), px."""
-    if shape == "circle":
-        return (math.sqrt(area / math.pi),) * 4
-    if shape == "square":
-        return (math.sqrt(area) / 2,) * 4
-    if shape == "cross":
-        return (3 * math.sqrt(area / 20),) * 4
     if shape == "triangle":
         inradius = math.sqrt(area / (3 * math.sqrt(3)))
         return math.sqrt(3) * inradius, math.sqrt(3) * inradius, 2 * inradius, inradius
-    raise ValueError(f"shape {shape!r} is not in the world; valid: {', '.join(SHAPES)}")
+    reaches = {"circle": math.sqrt(area / math.pi), "square": math.sqrt(area) / 2, "cross": 3 * math.sqrt(area / 20)}
+    if shape not in reaches:
+        raise ValueError(f"shape {shape!r} is not in the world; valid: {', '.join(SHAPES)}")
+    reach = reaches[shape]
+    return reach, reach, reach, reach
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import guidon
+from guidon.errors import InputError
+from guidon.guidance import GuidanceTrace
+
+PROMPT = "a red circle moves left on a white background"
+OTHER = "a blue square moves up on a black background"
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return guidon.load(tiny_model, device="cpu")
+
+
+def test_a_prompt_gives_a_video(pipe):
+    video = pipe(PROMPT, steps=3, seed=4)
+    assert video.frames.shape == (16, 64, 64, 3)
+    assert video.frames.dtype == np.uint8
+    assert video.frames.std() > 0
+
+
+def test_the_same_call_gives_the_same_frames_and_another_seed_others(pipe):
+    first, again, other = (pipe(PROMPT, steps=3, seed=seed).frames for seed in (4, 4, 5))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+def test_samples_do_not_depend_on_what_is_generated_beside_them(pipe, sampler):
+    options = {"steps": 3, "seed": 4, "sampler": sampler, "cfg_scale": 3.0}
+    many = pipe([OTHER, PROMPT], num_samples=3, **options)
+    small_batches = pipe([OTHER, PROMPT], num_samples=3, batch_size=2, **options)
+    alone = pipe(PROMPT, **options)
+    assert len(many) == 6
+    for a, b in ((many[3], alone), (many[5], small_batches[5]), (many[0], small_batches[0])):
+        difference = np.abs(a.frames.astype(int) - b.frames)
+        assert (difference <= 1).mean() > 0.999
+    assert not np.array_equal(many[3].frames, many[4].frames)
+
+
+def test_guidance_and_its_channels_matter(pipe):
+    frames = {c: pipe(PROMPT, steps=3, cfg_scale=6.0, cfg_channels=c).frames for c in (3, "all", "none", "only:3")}
+    unguided = pipe(PROMPT, steps=3, cfg_scale=1.0).frames
+    assert np.array_equal(frames["none"], unguided)
+    for a, b in ((3, "all"), (3, "none"), ("all", "only:3")):
+        assert not np.array_equal(frames[a], frames[b])
+
+
+def test_a_negative_prompt_replaces_the_null_caption(pipe):
+    plain = pipe(PROMPT, steps=3, cfg_scale=6.0).frames
+    steered = pipe(PROMPT, steps=3, cfg_scale=6.0, negative_prompt="a blue square").frames
+    assert not np.array_equal(plain, steered)
+    same = pipe(PROMPT, steps=3, cfg_scale=6.0, negative_prompt=PROMPT).frames
+    unguided = pipe(PROMPT, steps=3, cfg_scale=1.0).frames
+    assert (np.abs(same.astype(int) - unguided) <= 1).mean() > 0.999
+
+
+def test_an_interval_that_holds_no_step_is_no_guidance(pipe):
+    nothing = pipe(PROMPT, steps=3, cfg_scale=6.0, timing="interval:0.1,0.2").frames
+    assert np.array_equal(nothing, pipe(PROMPT, steps=3, cfg_scale=1.0).frames)
+
+
+def test_progress_and_trace_cover_every_step(pipe):
+    seen, trace = [], GuidanceTrace()
+    pipe(PROMPT, num_samples=2, steps=4, cfg_scale=2.0, on_step=lambda *a: seen.append(a), trace=trace)
+    assert seen == [(k, 4) for k in range(1, 5)]
+    assert trace.as_arrays()["difference"].shape == (2, 4, 4)
+    assert (trace.as_arrays()["difference"] > 0).all()
+
+
+def test_nothing_global_is_drawn(pipe):
+    torch.manual_seed(0)
+    expected = torch.randn(4)
+    torch.manual_seed(0)
+    pipe(PROMPT, steps=2)
+    assert torch.equal(torch.randn(4), expected)
+
+
+def test_a_saved_video_has_a_manifest_that_reproduces_it(pipe, tmp_path):
+    video = pipe(PROMPT, steps=3, seed=2, cfg_scale=[4.0, 4.0, 2.0, 1.0])
+    path = video.save(tmp_path / "circle.webp")
+    manifest = json.loads((tmp_path / "circle.webp.json").read_text())
+    again = pipe.generate(guidon.pipeline.Generation(**manifest["generation"]))[0]
+    assert np.array_equal(again.frames, video.frames)
+    assert path.exists()
+    assert manifest["weights"].keys() == {"denoiser", "text", "vae"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"steps": 0}, "steps"), ({"steps": 1001}, "at most 1000"), ({"cfg_scale": -1.0}, "cfg_scale"), ({"cfg_scale": float("nan")}, "cfg_scale"),
+        ({"cfg_scale": [1.0, 2.0]}, "4 latent channels"), ({"cfg_channels": 5}, "4 latent channels"), ({"timing": "interval:0.5,0.2"}, "backwards"),
+        ({"sampler": "euler"}, "sampler"), ({"guidance": "cgf"}, "did you mean 'cfg'"), ({"seeed": 3}, "did you mean 'seed'"), ({"eta": 2.0}, "eta"),
+        ({"seed": -1}, "seed"), ({"negative_prompt": "qwerty"}, "no word"),
+    ],
+)  # fmt: skip
+def test_bad_choices_are_refused_in_one_line(pipe, choices, message):
+    with pytest.raises(InputError) as error:
+        pipe(PROMPT, **{"steps": 2} | choices)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_prompts_of_unknown_words_are_refused_and_single_ones_warned_about(pipe):
+    with pytest.raises(InputError, match="no word of the prompt"):
+        pipe("xyzzy plugh", steps=2)
+    with pytest.raises(InputError, match="is empty"):
+        pipe("", steps=2)
+    with pytest.warns(UserWarning, match="'cirle' \\(nearest: circle"):
+        pipe("a red cirle", steps=2)
+
+
+def test_models_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'guidon-small'"):
+        guidon.load("guidon-smal")
+    with pytest.raises(InputError, match=r"holds no denoiser\.safetensors"):
+        guidon.load(tmp_path)
+    with pytest.raises(InputError, match="not a device"):
+        guidon.load(device="quantum")

@@ -1,0 +1,198 @@
+import csv
+import signal
+
+import pytest
+import torch
+import yaml
+
+import guidon
+from guidon.checkpoints import load_component
+from guidon.errors import InputError
+from guidon.training import load_recipe, run_recipe
+from guidon.training.config import Optimiser
+from guidon.training.denoiser import DenoiserTask, LossLevel
+from guidon.training.ema import EMA
+from guidon.training.loop import learning_rate, make_optimisers
+from guidon.training.vae import VAETask
+
+SHAPE = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+
+
+def recipe(path, **values):
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def vae_recipe(folder, **values):
+    return recipe(
+        folder / "vae.yaml",
+        **{
+            "task": "vae",
+            "out": str(folder / "vae"),
+            "steps": 4,
+            "batch_size": 4,
+            "device": "cpu",
+            "log_every": 2,
+            "model": SHAPE,
+        }
+        | values,
+    )
+
+
+def denoiser_recipe(folder, vae, **values):
+    defaults = {
+        "task": "denoiser", "out": str(folder / "run"), "vae": str(vae), "steps": 6, "batch_size": 4, "device": "cpu", "clips": 6, "log_every": 2,
+        "checkpoint_every": 2, "loss_weighting": "balanced", "optimiser": {"name": "muon", "warmup_steps": 2},
+        "model": {"patch_size": [4, 4, 4], "hidden_size": 16, "depth": 1, "num_heads": 2}, "text": {"features": 8, "layers": 1, "heads": 2},
+    }  # fmt: skip
+    return recipe(folder / "run.yaml", **defaults | values)
+
+
+def test_a_vae_is_trained_exported_and_logged(tmp_path):
+    path = run_recipe(vae_recipe(tmp_path))
+    component = load_component(path, "vae")
+    assert component.record["steps"] == 4
+    assert component.record["psnr"] > 0
+    assert component.config["scaling_factor"] > 0
+    rows = list(csv.DictReader((tmp_path / "vae" / "log.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4"]
+
+
+def test_a_vae_learns(tmp_path):
+    run_recipe(vae_recipe(tmp_path, steps=60, batch_size=8, log_every=20, optimiser={"lr": 0.003, "warmup_steps": 1}))
+    rows = list(csv.DictReader((tmp_path / "vae" / "log.csv").open()))
+    assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 0.8
+
+
+def interrupt_at(monkeypatch, task, step, action):
+    original = task.loss
+
+    def loss(self, at, generator):
+        if at == step:
+            action()
+        return original(self, at, generator)
+
+    monkeypatch.setattr(task, "loss", loss)
+
+
+def weights_of(folder):
+    return [load_component(folder / f"{part}.safetensors", part).weights for part in ("denoiser", "text")]
+
+
+def assert_equal_weights(a, b):
+    for ours, theirs in zip(a, b, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tiny_model):
+    return run_recipe(denoiser_recipe(tmp_path_factory.mktemp("whole"), tiny_model / "vae.safetensors"))
+
+
+def test_the_trained_folder_is_a_model(uninterrupted):
+    pipe = guidon.load(uninterrupted, device="cpu")
+    assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
+
+
+def test_stopped_by_ctrl_c_it_saves_and_resumes_to_the_same_weights(tmp_path, tiny_model, uninterrupted, monkeypatch):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, DenoiserTask, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_recipe(config) is None
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert_equal_weights(weights_of(run_recipe(config)), weights_of(uninterrupted))
+
+
+def test_killed_it_resumes_from_its_last_checkpoint_to_the_same_weights(
+    tmp_path, tiny_model, uninterrupted, monkeypatch
+):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors")
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, DenoiserTask, 5, die)
+        with pytest.raises(Killed):
+            run_recipe(config)
+    assert not (tmp_path / "run" / "model").exists()
+    assert_equal_weights(weights_of(run_recipe(config)), weights_of(uninterrupted))
+    assert [row["step"] for row in csv.DictReader((tmp_path / "run" / "log.csv").open())] == ["2", "4", "6"]
+
+
+def test_a_damaged_checkpoint_is_refused_not_trained_over(tmp_path):
+    config = vae_recipe(tmp_path)
+    run_recipe(config)
+    checkpoint = tmp_path / "vae" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
+    with pytest.raises(InputError, match="cannot resume from"):
+        run_recipe(config)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        VAETask,
+        "loss",
+        lambda self, step, generator: (self.module.autoencoder.quant_conv.weight.sum() * float("nan"), {}),
+    )
+    with pytest.raises(InputError, match="became NaN"):
+        run_recipe(vae_recipe(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_sise": 3}, "did you mean 'batch_size'"), ({"task": "vea"}, "did you mean 'vae'"), ({"steps": 0}, "steps"),
+        ({"optimiser": {"l": 1}}, "optimiser.l"), ({"precision": "fp64"}, "precision"), ({"device": "quantum"}, "not a device"),
+    ],
+)  # fmt: skip
+def test_bad_recipes_are_refused_in_one_line(tmp_path, values, message):
+    with pytest.raises(InputError) as error:
+        run_recipe(vae_recipe(tmp_path, **values))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["small-vae.yaml", "small.yaml"])
+def test_the_shipped_recipes_are_valid(name, pytestconfig):
+    assert load_recipe(pytestconfig.rootpath / "recipes" / name).steps > 1000
+
+
+def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
+    settings = Optimiser(warmup_steps=10, decay=0.5)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert rates[75] == pytest.approx(0.5)
+    assert 0 < rates[99] <= 0.02
+
+
+def test_muon_takes_the_hidden_matrices_only():
+    module = torch.nn.Module()
+    module.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    module.head = torch.nn.Linear(4, 4)
+    muon, adamw = make_optimisers(module, Optimiser(name="muon"))
+    assert [p is module.blocks[0].weight for p in muon.param_groups[0]["params"]] == [True]
+    assert len(adamw.param_groups[0]["params"]) == 3
+    assert len(make_optimisers(module, Optimiser())) == 1
+
+
+def test_the_average_follows_slowly():
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    ema = EMA(module, 0.9)
+    torch.nn.init.ones_(module.weight)
+    for _ in range(10):
+        ema.update(module, 10**6)
+    assert ema.state_dict()["weight"].item() == pytest.approx(1 - 0.9**10)
+
+
+def test_balanced_weights_make_every_noise_level_count_alike():
+    level, t = LossLevel(floor=0.01), torch.tensor([10, 500, 990])
+    for _ in range(1500):
+        weights = level.weights(torch.tensor([0.8, 0.1, 0.001]), t)
+    assert torch.allclose(weights, torch.tensor([1.25, 10.0, 100.0]), rtol=1e-2)
