@@ -118,11 +118,14 @@ def models() -> None:
 
 
 @app.command(epilog=_example("guidon train recipes/small.yaml"))
-def train(config: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")]) -> None:
+def train(
+    config: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")],
+    export: Annotated[bool, typer.Option("--export", help="Export the last checkpoint; train no further.")] = False,
+) -> None:
     """Train a model from a YAML recipe. Stop it at any time; the same command resumes."""
     from .training import run_recipe
 
-    result = run_recipe(config)
+    result = run_recipe(config, export_only=export)
     if result is None:
         print("stopped; its checkpoint is saved: the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130)

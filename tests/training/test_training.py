@@ -124,6 +124,17 @@ def test_killed_it_resumes_from_its_last_checkpoint_to_the_same_weights(
     assert [row["step"] for row in csv.DictReader((tmp_path / "run" / "log.csv").open())] == ["2", "4", "6"]
 
 
+def test_a_run_can_be_exported_before_it_ends(tmp_path, tiny_model, monkeypatch):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors")
+    with pytest.raises(InputError, match="train first"):
+        run_recipe(config, export_only=True)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, DenoiserTask, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        run_recipe(config)
+    folder = run_recipe(config, export_only=True)
+    assert load_component(folder / "denoiser.safetensors", "denoiser").record["steps"] == 3
+
+
 def test_a_damaged_checkpoint_is_refused_not_trained_over(tmp_path):
     config = vae_recipe(tmp_path)
     run_recipe(config)
@@ -139,7 +150,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
         "loss",
         lambda self, step, generator: (self.module.autoencoder.quant_conv.weight.sum() * float("nan"), {}),
     )
-    with pytest.raises(InputError, match="became NaN"):
+    with pytest.raises(InputError, match="became nan"):
         run_recipe(vae_recipe(tmp_path))
 
 

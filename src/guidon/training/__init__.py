@@ -7,8 +7,11 @@ from .config import DenoiserRecipe, VAERecipe, load_recipe
 __all__ = ["DenoiserRecipe", "VAERecipe", "load_recipe", "run_recipe"]
 
 
-def run_recipe(path: Path) -> Path | None:
-    """Train what a recipe says, resuming where it stopped; the exported weights, or None when interrupted."""
+def run_recipe(path: Path, *, export_only: bool = False) -> Path | None:
+    """Train what a recipe says, resuming where it stopped; the exported weights, or None when interrupted.
+
+    ``export_only`` exports the last checkpoint's averaged weights instead of training on.
+    """
     recipe = load_recipe(path)
     from ..devices import pick_device
     from .loop import train
@@ -18,7 +21,7 @@ def run_recipe(path: Path) -> Path | None:
     if isinstance(recipe, VAERecipe):
         from .vae import VAETask
 
-        return train(recipe, VAETask(recipe, device), device)
+        return train(recipe, VAETask(recipe, device), device, export_only=export_only)
     from .denoiser import DenoiserTask
 
-    return train(recipe, DenoiserTask(recipe, device), device)
+    return train(recipe, DenoiserTask(recipe, device), device, export_only=export_only)

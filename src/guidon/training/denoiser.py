@@ -41,8 +41,9 @@ class LossLevel(nn.Module):
     def weights(self, loss: Tensor, t: Tensor) -> Tensor:
         """Weight per sample, (B,), of losses (B,) at timesteps t (B,); takes note of the losses."""
         band = t * len(self.level) // DIFFUSION_STEPS
-        for k, value in zip(band.tolist(), loss.tolist(), strict=True):
-            self.level[k] += (1 - self.decay) * (value - self.level[k])
+        seen = torch.bincount(band, minlength=len(self.level))
+        mean = torch.bincount(band, loss, minlength=len(self.level)) / seen.clamp_min(1)
+        self.level.lerp_(torch.where(seen > 0, mean, self.level).to(self.level.dtype), 1 - self.decay)
         return 1 / self.level[band].clamp_min(self.floor)
 
 
@@ -125,7 +126,6 @@ class DenoiserTask:
         """The model folder: denoiser, text and vae."""
         folder = self.recipe.out / "model"
         folder.mkdir(exist_ok=True)
-        record = {**record, "samples": self.recipe.steps * self.recipe.batch_size}
         diffusion = {"noise_schedule": self.recipe.noise_schedule, "diffusion_steps": DIFFUSION_STEPS}
 
         def part(prefix: str) -> dict[str, Tensor]:

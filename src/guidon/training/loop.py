@@ -7,7 +7,7 @@ checkpoint as if nothing had happened. Ctrl-C saves and leaves.
 from __future__ import annotations
 
 import csv
-import os
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from ..atomic import atomic_path
@@ -115,66 +116,78 @@ class Checkpoint:
 
 
 class Log:
-    """A CSV of the run, appended line by line; a resumed run drops the lines after its checkpoint."""
+    """Means of what training reports: a CSV line now and then, and a bar on a terminal or a line elsewhere.
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        kept: list[dict[str, str]] = []
-        if start and path.exists():
-            with path.open(newline="") as file:
-                kept = [
-                    row
-                    for row in csv.DictReader(file)
-                    if (row.get("step") or "").isdigit() and int(row["step"]) <= start
-                ]
-        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-            if kept:
-                writer = csv.DictWriter(file, fieldnames=list(kept[0]))
-                writer.writeheader()
-                writer.writerows(kept)
-        self.has_header = bool(kept)
+    A resumed run drops the lines after its checkpoint.
+    """
 
-    def write(self, row: dict[str, float]) -> None:
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if not self.has_header:
-                writer.writeheader()
-                self.has_header = True
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    def __init__(self, run: Run, start: int, spent: float) -> None:
+        self.run, self.path = run, run.out / "log.csv"
+        self.began = time.monotonic() - spent
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.line = self.bar.add_task("training", total=run.steps, completed=start)
+        self.kept = self._rows(start)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, earlier sittings included."""
+        return time.monotonic() - self.began
+
+    def _rows(self, start: int) -> list[dict[str, str]]:
+        """What an earlier sitting logged up to its checkpoint."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [r for r in csv.DictReader(file) if (r.get("step") or "").isdigit() and int(r["step"]) <= start]
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Count one step; nothing waits for the device."""
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+
+    def write(self, step: int, rate: float) -> None:
+        """Report the means since the last time; a loss that is no number stops the run before it is saved."""
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise InputError(f"the loss became {means['loss']} by step {step}: lower optimiser.lr and resume")
+        row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr": f"{rate:.4g}"}
+        self.kept.append(row | {name: f"{value:.6g}" for name, value in means.items()})
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.kept[-1]), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.kept)
+        self.bar.update(self.line, completed=step, description=f"loss {means['loss']:.4f}")
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}/{self.run.steps} " + " ".join(f"{k} {v:.4g}" for k, v in means.items()))
+        self.sums, self.count = {}, 0
 
 
-def train(run: Run, task: Task, device: torch.device) -> Path | None:
+def train(run: Run, task: Task, device: torch.device, *, export_only: bool = False) -> Path | None:
     """Train to ``run.steps``, resuming if ``run.out`` holds a checkpoint.
 
     Returns where the weights were exported, or None when the run was interrupted (its checkpoint is saved).
+    ``export_only`` exports the averaged weights of the last checkpoint and trains no further.
     """
     module = task.module.train()
     optimisers = make_optimisers(module, run.optimiser)
-    base_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
+    rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     ema = EMA(module, run.ema_decay)
     checkpoint = Checkpoint(run, module, ema, optimisers)
-    start, spent = checkpoint.load()
-    log = Log(run.out / "log.csv", start)
-    began, sums, count = time.monotonic(), {}, 0
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # one bar on a terminal, a line per log entry elsewhere
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with _stop_politely() as stopped, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        line = bar.add_task("training", total=run.steps, completed=start)
-        for step in range(start, run.steps):
+    step, spent = checkpoint.load()
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # loading replaced them
+    if export_only and not step:
+        raise InputError(f"there is no checkpoint in {run.out} to export: train first")
+    log = Log(run, step, spent)
+    with _stop_politely() as stopped, log.bar:
+        while step < run.steps and not export_only:
             rate = learning_rate(step, run.steps, run.optimiser)
-            for optimiser, rates in zip(optimisers, base_rates, strict=True):
-                for group, base in zip(optimiser.param_groups, rates, strict=True):
-                    group["lr"] = base * rate
+            for group, base in zip(groups, rates, strict=True):
+                group["lr"] = base * rate
             generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
             with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
                 loss, logs = task.loss(step, generator)
@@ -185,35 +198,14 @@ def train(run: Run, task: Task, device: torch.device) -> Path | None:
             for optimiser in optimisers:
                 optimiser.step()
             ema.update(module, step)
-
-            for name, value in {"loss": loss.detach(), "grad_norm": norm, **logs}.items():
-                sums[name] = sums.get(name, 0) + value
-            count += 1
-            done = step + 1
-            if done % run.log_every == 0 or done == run.steps:
-                means = {name: float(value) / count for name, value in sums.items()}
-                if means["loss"] != means["loss"]:
-                    raise InputError(
-                        f"the loss became NaN by step {done}: lower optimiser.lr; {checkpoint.path} is from before"
-                    )
-                elapsed = spent + time.monotonic() - began
-                log.write({"step": done, "seconds": elapsed, "lr": rate, **means})
-                bar.update(line, completed=done, description=f"loss {means['loss']:.4f}")
-                if not console.is_terminal and "GUIDON_QUIET" not in os.environ:
-                    print(
-                        f"step {done}/{run.steps} {elapsed:.0f}s " + " ".join(f"{k} {v:.4g}" for k, v in means.items()),
-                        flush=True,
-                    )
-                sums, count = {}, 0
-            if stopped or done % run.checkpoint_every == 0 or done == run.steps:
-                checkpoint.save(done, spent + time.monotonic() - began)
-            if stopped and done < run.steps:
+            log.add({"loss": loss.detach(), "grad_norm": norm, **logs})
+            step += 1
+            save = bool(stopped) or step % run.checkpoint_every == 0 or step == run.steps
+            if save or step % run.log_every == 0:
+                log.write(step, rate)
+            if save:
+                checkpoint.save(step, log.seconds)
+            if stopped and step < run.steps:
                 return None
-    seconds = spent + time.monotonic() - began
-    record: dict[str, object] = {
-        "steps": run.steps,
-        "batch_size": run.batch_size,
-        "hours": round(seconds / 3600, 3),
-        "device": str(device),
-    }
+    record = {"steps": step, "batch_size": run.batch_size, "hours": round(log.seconds / 3600, 3), "device": str(device)}
     return task.export(ema.shadow, record)
