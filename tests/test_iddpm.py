@@ -176,8 +176,8 @@ def test_a_generator_keeps_the_global_one_untouched():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(InputError, match="cfg_channels"):
-        IDDPM(cfg_chanels=3)
+    with pytest.raises(InputError, match="one setting"):
+        IDDPM(cfg_channels=3, cfg_channel=4)
     with pytest.raises(InputError, match="at most 1000"):
         IDDPM(num_sampling_steps=2000)
     with pytest.raises(InputError, match="only the deterministic path"):

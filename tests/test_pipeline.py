@@ -73,6 +73,19 @@ def test_progress_and_trace_cover_every_step(pipe):
     assert (trace.as_arrays()["difference"] > 0).all()
 
 
+def test_a_trace_needs_one_batch(pipe):
+    with pytest.raises(InputError, match="one batch"):
+        pipe(PROMPT, num_samples=3, steps=2, batch_size=2, trace=GuidanceTrace())
+
+
+def test_another_precision_is_close_and_leaves_the_weights_alone(pipe):
+    before = pipe(PROMPT, steps=3).frames
+    half = pipe(PROMPT, steps=3, dtype="bf16").frames
+    assert not np.array_equal(half, before)
+    assert np.abs(half.astype(int) - before).mean() < 8
+    assert np.array_equal(pipe(PROMPT, steps=3).frames, before)
+
+
 def test_nothing_global_is_drawn(pipe):
     torch.manual_seed(0)
     expected = torch.randn(4)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .atomic import atomic_path
@@ -65,7 +65,7 @@ def save_component(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata=header)
+        temporary.write_bytes(save(stored, metadata=header))
 
 
 def load_component(path: Path, kind: str) -> Component:

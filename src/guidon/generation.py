@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from .errors import InputError, nearest
+from .guidance.rules import RULES
 from .settings import Settings
-
-SAMPLERS = ("ddpm", "ddim", "dpm-solver")
-RULES = ("cfg",)
 
 
 class Generation(Settings):

@@ -29,7 +29,7 @@ from .diffusion import (
 )
 from .diffusion.losses import LossKind
 from .errors import InputError
-from .guidance import ChannelScale, GuidedDenoiser, cfg_channels_from
+from .guidance import UNSET, CfgChannels, ChannelScale, GuidedDenoiser, Unset, cfg_channels_from
 from .samplers import LegacyNoise, ddim_reverse_step, ddim_step, ddpm_step
 
 Model = Callable[..., Any]
@@ -81,19 +81,20 @@ class IDDPM:
         rescale_learned_sigmas: bool = False,
         diffusion_steps: int = 1000,
         cfg_scale: float | Sequence[float] = 4.0,
+        cfg_channels: CfgChannels | Unset = UNSET,
+        *,
+        cfg_channel: CfgChannels | Unset = UNSET,
         generator: torch.Generator | None = None,
-        **channels: Any,
     ) -> None:
-        unknown = channels.keys() - {"cfg_channels", "cfg_channel"}
-        if unknown:
-            raise InputError(f"IDDPM has no setting {sorted(unknown)[0]!r}; the choice of channels is cfg_channels")
         if timestep_respacing is None or timestep_respacing == "":
             timestep_respacing = str(num_sampling_steps) if num_sampling_steps is not None else ""
         self.schedule = NoiseSchedule.named(noise_schedule, diffusion_steps).respaced(timestep_respacing)
         fixed = "fixed_small" if sigma_small else "fixed_large"
         self.process = Process("x0" if predict_xstart else "eps", "learned_range" if learn_sigma else fixed)
         self.loss_kind: LossKind = "rescaled_kl" if use_kl else "rescaled_mse" if rescale_learned_sigmas else "mse"
-        self.cfg_scale, self.cfg_channels = cfg_scale, cfg_channels_from(channels)
+        given = {"cfg_channels": cfg_channels, "cfg_channel": cfg_channel}
+        self.cfg_scale = cfg_scale
+        self.cfg_channels = cfg_channels_from({k: v for k, v in given.items() if v is not UNSET})
         self.generator = generator
         self._tables: dict[torch.device, Any] = {}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from .checkpoints import Component, load_component, load_weights
 from .diffusion import NoiseSchedule
 from .errors import InputError
 from .generation import Generation
-from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing, rules
+from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing
+from .guidance.rules import RULES
 from .models.stdit import STDiT, STDiTConfig
 from .models.text import CaptionEncoder, CaptionEncoderConfig, TextEncoder
 from .models.vae import FrameVAE, FrameVAEConfig
@@ -30,7 +32,9 @@ from .settings import validated
 from .video import save_video
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DECODER_LIBRARY = "diffusers.models.autoencoders.autoencoder_kl"
 OnStep = Callable[[int, int], None]
+Encoded = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Pipeline:
     ) -> None:
         self.preset, self.model, self.text, self._vae, self.schedule = preset, model, text, vae, schedule
         self.device, self.hashes = device, hashes
+        self._converted: dict[str, STDiT] = {}
         self.channels = model.config.in_channels
 
     @cached_property
@@ -140,70 +145,66 @@ class Pipeline:
         trace: GuidanceTrace | None = None,
     ) -> list[Video]:
         """The videos of a complete plan, prompts outermost."""
-        importing = threading.Thread(
-            target=importlib.import_module, args=("diffusers.models.autoencoders.autoencoder_kl",)
-        )
-        importing.start()  # the decoder's library loads while the first steps run
-        features, mask = self.text.encode(generation.prompts)
+        rows = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
+        if trace is not None and len(rows) > batch_size:
+            raise InputError(f"a trace needs its {len(rows)} clips in one batch: raise batch_size from {batch_size}")
+        captions = self.text.encode(generation.prompts)
         negative = self.text.encode([generation.negative_prompt]) if generation.negative_prompt else None
-        rows = [(p, k) for p in range(len(generation.prompts)) for k in generation.samples]
+        importing = threading.Thread(target=importlib.import_module, args=(DECODER_LIBRARY,))
+        importing.start()  # it loads while the first steps run
         chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        self.model.to(DTYPES[generation.dtype])
         latents: list[Tensor] = []
         for number, chunk in enumerate(chunks):
-            which = torch.tensor([p for p, _ in chunk])
-            cond = self.model.prepare(features[which].to(self.device), mask[which].to(self.device))
-            uncond = self._unconditional(mask[which], negative)
-            base, total = number * generation.steps, len(chunks) * generation.steps
-            report = (lambda done, _total, _x, base=base, total=total: on_step(base + done, total)) if on_step else None
-            latents.append(self.denoise(generation, cond, uncond, [k for _, k in chunk], report, trace))
+            report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
+            features, mask = (part[[prompt for prompt, _ in chunk]] for part in captions)
+            samples = [sample for _, sample in chunk]
+            latents.append(self._denoise(generation, features, mask, negative, samples, report, trace))
         importing.join()
-        frames = torch.cat([self._decode(part) for part in latents])
-        return [self._video(generation, p, k, clip) for (p, k), clip in zip(rows, frames.numpy(), strict=True)]
+        frames = torch.cat([self._decode(part) for part in latents]).numpy()
+        return [self._video(generation, *row, clip) for row, clip in zip(rows, frames, strict=True)]
 
-    def denoise(
+    def _denoise(
         self,
         generation: Generation,
-        cond: Any,
-        uncond: Any,
+        features: Tensor,
+        mask: Tensor,
+        negative: Encoded | None,
         samples: Sequence[int],
-        on_step: Any,
+        report: Callable[[int, int, Tensor], None],
         trace: GuidanceTrace | None,
     ) -> Tensor:
-        """Guided latents (samples, C, T, h, w) for prepared captions, one row a sample."""
-        schedule = self.schedule.respaced(str(generation.steps))
+        """Captions to guided latents (B, C, T, h, w), one row a sample: the whole of guided sampling."""
+        model = self._network(generation.dtype)
+        cond = model.prepare(features, mask)
+        if negative is None:  # as in the originals, the null caption is read under the prompts' mask
+            uncond = model.null(len(mask), mask)
+        else:
+            uncond = model.prepare(*(part.expand(len(mask), *part.shape[1:]) for part in negative))
+        solver = generation.sampler == "dpm-solver"  # it chooses its own times, between those of the full schedule
+        schedule = self.schedule if solver else self.schedule.respaced(generation.steps)
         scale = ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels)
-        timing = parse_timing(generation.timing)
-        full = generation.sampler == "dpm-solver"  # chooses its own timesteps, between those of the full schedule
-        denoiser = GuidedDenoiser(
-            self.model,
-            cond,
-            uncond,
-            scale,
-            self.schedule if full else schedule,
-            rule=getattr(rules, generation.guidance),
-            timing=timing,
-            trace=trace,
-        )
+        rule, timing = RULES[generation.guidance], parse_timing(generation.timing)
+        denoiser = GuidedDenoiser(model, cond, uncond, scale, schedule, rule=rule, timing=timing, trace=trace)
         noise = SampleNoise(generation.seed, samples)
-        x = noise.initial((self.channels, *self.model.config.input_size), device=self.device)
-        if generation.sampler == "ddpm":
-            return sample_ddpm(denoiser, schedule, x, noise, on_step=on_step)
+        x = noise.initial((self.channels, *model.config.input_size), self.device)
+        if solver:
+            return sample_dpm_solver(denoiser, schedule, x, noise, on_step=report, steps=generation.steps)
         if generation.sampler == "ddim":
-            return sample_ddim(denoiser, schedule, x, noise, eta=generation.eta, on_step=on_step)
-        return sample_dpm_solver(denoiser, self.schedule, x, noise, steps=generation.steps, on_step=on_step)
+            return sample_ddim(denoiser, schedule, x, noise, on_step=report, eta=generation.eta)
+        return sample_ddpm(denoiser, schedule, x, noise, on_step=report)
+
+    def _network(self, dtype: str) -> STDiT:
+        """The denoiser in a precision; the weights as loaded are kept."""
+        if dtype == "fp32":
+            return self.model
+        if dtype not in self._converted:
+            self._converted[dtype] = copy.deepcopy(self.model).to(DTYPES[dtype])
+        return self._converted[dtype]
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the VAE and back: the ceiling of what the model can show."""
         x = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None].to(self.device) * 2 - 1
         return ((self.vae.decode(self.vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
-
-    def _unconditional(self, mask: Tensor, negative: tuple[Tensor, Tensor] | None) -> Any:
-        """The other branch: the negative prompt under its own mask, or the null caption under the prompts'."""
-        if negative is None:
-            return self.model.null(len(mask), mask.to(self.device))
-        features, own_mask = (part.to(self.device).expand(len(mask), *part.shape[1:]) for part in negative)
-        return self.model.prepare(features, own_mask)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents to uint8 frames (B, T, H, W, 3) on the CPU."""
@@ -223,6 +224,12 @@ class Pipeline:
             "frames": list(frames.shape),
         }
         return Video(frames, self.preset.fps, manifest)
+
+
+def _report(on_step: OnStep | None, base: int, total: int, done: int, _steps: int, _x: Tensor) -> None:
+    """A sampler's step as a step of the whole run, whose chunks before this one took ``base``."""
+    if on_step:
+        on_step(base + done, total)
 
 
 def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipeline:

@@ -18,14 +18,14 @@ CfgChannels = int | str | Sequence[int] | None
 Refuse = Callable[[str], InputError]
 
 
-class _Unset:
+class Unset:
     """The default of ``cfg_channels``: three, unless scales were given channel by channel."""
 
     def __repr__(self) -> str:
         return "unset"
 
 
-UNSET: Final = _Unset()
+UNSET: Final = Unset()
 DEFAULT_COUNT = 3
 
 
@@ -43,7 +43,7 @@ class ChannelScale:
 
     @classmethod
     def parse(
-        cls, cfg_scale: float | Sequence[float], cfg_channels: CfgChannels | _Unset = UNSET, *, channels: int
+        cls, cfg_scale: float | Sequence[float], cfg_channels: CfgChannels | Unset = UNSET, *, channels: int
     ) -> ChannelScale:
         """From what a user says, in Python or on the command line.
 
@@ -59,7 +59,7 @@ class ChannelScale:
         """
         per_channel = not isinstance(cfg_scale, int | float)
         scales = _scales(cfg_scale, channels)
-        if isinstance(cfg_channels, _Unset):
+        if isinstance(cfg_channels, Unset):
             chosen = tuple(range(channels if per_channel else min(DEFAULT_COUNT, channels)))
         else:
             chosen = parse_channels(cfg_channels, channels)
@@ -191,7 +191,7 @@ def _scales(given: Any, channels: int) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | _Unset:
+def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | Unset:
     """The choice of channels in a settings mapping, under ``cfg_channels`` or Open-Sora's ``cfg_channel``."""
     spellings = [name for name in ("cfg_channels", "cfg_channel") if name in settings]
     if len(spellings) == 2 and settings["cfg_channels"] != settings["cfg_channel"]:

@@ -13,3 +13,6 @@ Rule = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 def cfg(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance, uncond + scale (cond - uncond) (Ho & Salimans 2207.12598, eq. 6 with scale = 1 + w)."""
     return uncond + scale * (cond - uncond)
+
+
+RULES: dict[str, Rule] = {"cfg": cfg}

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .. import world
@@ -30,7 +30,7 @@ class LatentClips:
         self.latents = self._encode(vae) if stored is None else stored
         if stored is None:
             with atomic_path(path) as temporary:
-                save_file({"latents": self.latents}, temporary, metadata={"key": key})
+                temporary.write_bytes(save({"latents": self.latents}, metadata={"key": key}))
 
     @staticmethod
     def _stored(path: Path, key: str) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,7 +164,8 @@ class Log:
             writer.writerows(self.kept)
         self.bar.update(self.line, completed=step, description=f"loss {means['loss']:.4f}")
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self.run.steps} " + " ".join(f"{k} {v:.4g}" for k, v in means.items()))
+            report = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+            print(f"step {step}/{self.run.steps} {self.seconds:.0f} s {report}", file=sys.stderr, flush=True)
         self.sums, self.count = {}, 0
 
 
