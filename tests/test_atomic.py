@@ -90,3 +90,7 @@ def test_killed_in_the_middle_the_target_is_untouched(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert target.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"new")
+    assert list(tmp_path.iterdir()) == [target]

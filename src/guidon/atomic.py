@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -12,7 +13,22 @@ from typing import Any
 
 
 def _temporary(target: Path) -> Path:
+    """A hidden name of this process beside the target; what killed processes left under theirs is swept away."""
+    for leftover in target.parent.glob(f".{glob.escape(target.stem)}.*.tmp{glob.escape(target.suffix)}"):
+        owner = leftover.name.removeprefix(f".{target.stem}.").removesuffix(f".tmp{target.suffix}")
+        if owner.isdecimal() and not _alive(int(owner)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -20,7 +20,9 @@ def test_a_killed_run_keeps_whole_checkpoints_and_resumes(tmp_path):
     checkpoint, steps = tmp_path / "run" / "checkpoint.pt", []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for seed in range(2):
-        process = subprocess.Popen([sys.executable, "-m", "guidon", "train", str(recipe)], env=environment, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "guidon", "train", str(recipe)], env=environment, stderr=subprocess.DEVNULL
+        )
         seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == seen):
             time.sleep(0.05)
@@ -32,7 +34,9 @@ def test_a_killed_run_keeps_whole_checkpoints_and_resumes(tmp_path):
     assert 0 < steps[0] < steps[1]
     values["steps"] = steps[1] + 3
     recipe.write_text(yaml.safe_dump(values))
-    done = subprocess.run([sys.executable, "-m", "guidon", "train", str(recipe)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "guidon", "train", str(recipe)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     with safe_open(done.stdout.strip(), "pt") as file:
         assert file.metadata()["kind"] == "vae"
