@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import settings
 
 from guidon import world
 from guidon.checkpoints import save_component
@@ -10,6 +11,8 @@ from guidon.models.text import CaptionEncoder, CaptionEncoderConfig
 from guidon.models.vae import FrameVAE, FrameVAEConfig
 
 torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,14 @@ def test_rendered_objects_are_where_and_as_large_as_the_scene_says(scene):
 @settings(max_examples=60, deadline=None)
 @given(scenes)
 def test_objects_stay_inside_the_frame(scene):
+    thing = scene.things[0]
+    left, right, up, down = extents(thing.shape, world.AREAS[thing.size])
+    low, high = thing.centroids() - (left, up), thing.centroids() + (right, down)
+    assert low.min() > 1 - 1e-9
+    assert high.max() < world.SIZE - 1 + 1e-9
     mask = world.foreground(scene)
     border = np.concatenate([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], axis=1)
-    assert border.max() == 0
+    assert border.max() < (0.25 if thing.shape == "triangle" else 1e-6)  # anti-aliasing reaches past an acute corner
 
 
 @settings(max_examples=40, deadline=None)
