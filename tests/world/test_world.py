@@ -36,7 +36,7 @@ def test_rendered_objects_are_where_and_as_large_as_the_scene_says(scene):
 def test_objects_stay_inside_the_frame(scene):
     thing = scene.things[0]
     left, right, up, down = extents(thing.shape, world.AREAS[thing.size])
-    low, high = thing.centroids() - (left, up), thing.centroids() + (right, down)
+    low, high = thing.centroids() - np.array([left, up]), thing.centroids() + np.array([right, down])
     assert low.min() > 1 - 1e-9
     assert high.max() < world.SIZE - 1 + 1e-9
     mask = world.foreground(scene)

@@ -26,9 +26,13 @@ def sincos_1d(width: int, positions: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def sincos_2d(width: int, height_tokens: int, width_tokens: int, scale: float = 1.0) -> Tensor:
-    """Positions of an image grid, row by row, x in the first half of the width: (height * width, width) fp32."""
-    y, x = torch.meshgrid(torch.arange(height_tokens) / scale, torch.arange(width_tokens) / scale, indexing="ij")
+def sincos_2d(width: int, rows: int, columns: int, scale: float | tuple[float, float] = 1.0) -> Tensor:
+    """Positions of an image grid, row by row, x in the first half of the width: (rows * columns, width) fp32.
+
+    ``scale`` divides the positions; one for (y, x) each, or one for both.
+    """
+    down, across = scale if isinstance(scale, tuple) else (scale, scale)
+    y, x = torch.meshgrid(torch.arange(rows) / down, torch.arange(columns) / across, indexing="ij")
     return torch.cat([sincos_1d(width // 2, x.flatten()), sincos_1d(width // 2, y.flatten())], dim=1).float()
 
 
@@ -37,17 +41,20 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-class PatchEmbed3D(nn.Module):
-    """Latents to tokens by a strided convolution: (B, C, T, H, W) -> (B, N, D)."""
+class PatchEmbed(nn.Module):
+    """Latents to tokens by a strided convolution: (B, C, H, W) or (B, C, T, H, W) -> (B, N, D)."""
 
-    def __init__(self, patch_size: tuple[int, int, int], in_channels: int, hidden_size: int) -> None:
+    def __init__(self, patch_size: tuple[int, ...], in_channels: int, hidden_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(in_channels, hidden_size, patch_size, patch_size)
+        convolution = nn.Conv3d if len(patch_size) == 3 else nn.Conv2d
+        self.proj = convolution(in_channels, hidden_size, patch_size, patch_size)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         # the same product as the convolution, as a matrix multiply: several times faster on CPU, both ways
-        t, h, w = self.proj.kernel_size
-        patches = rearrange(x, "b c (nt t) (nh h) (nw w) -> b (nt nh nw) (c t h w)", t=t, h=h, w=w)
+        *t, h, w = self.proj.kernel_size
+        if not t:
+            x = x[:, :, None]
+        patches = rearrange(x, "b c (nt t) (nh h) (nw w) -> b (nt nh nw) (c t h w)", t=t[0] if t else 1, h=h, w=w)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
