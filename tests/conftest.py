@@ -29,7 +29,7 @@ def tiny_model(tmp_path_factory):
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     record = {"steps": 0}
-    diffusion = {"noise_schedule": "linear", "diffusion_steps": 1000}
+    diffusion = {"noise_schedule": "linear", "diffusion_steps": 1000, "prediction": "eps"}
     save_component(
         folder / "denoiser.safetensors",
         "denoiser",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import __version__
 from .checkpoints import Component, load_component, load_weights
-from .diffusion import NoiseSchedule
+from .diffusion import NoiseSchedule, Process
 from .errors import InputError
 from .generation import Generation
 from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing
@@ -65,11 +65,12 @@ class Pipeline:
         text: TextEncoder,
         vae: Component,
         schedule: NoiseSchedule,
+        process: Process,
         device: torch.device,
         hashes: dict[str, str],
     ) -> None:
         self.preset, self.model, self.text, self._vae, self.schedule = preset, model, text, vae, schedule
-        self.device, self.hashes = device, hashes
+        self.process, self.device, self.hashes = process, device, hashes
         self._converted: dict[str, STDiT] = {}
         self.channels = model.config.in_channels
 
@@ -188,10 +189,10 @@ class Pipeline:
         noise = SampleNoise(generation.seed, samples)
         x = noise.initial((self.channels, *model.config.input_size), self.device)
         if solver:
-            return sample_dpm_solver(denoiser, schedule, x, noise, on_step=report, steps=generation.steps)
-        if generation.sampler == "ddim":
-            return sample_ddim(denoiser, schedule, x, noise, on_step=report, eta=generation.eta)
-        return sample_ddpm(denoiser, schedule, x, noise, on_step=report)
+            sample = partial(sample_dpm_solver, steps=generation.steps)
+        else:
+            sample = partial(sample_ddim, eta=generation.eta) if generation.sampler == "ddim" else sample_ddpm
+        return sample(denoiser, schedule, x, noise, process=self.process, on_step=report)
 
     def _network(self, dtype: str) -> STDiT:
         """The denoiser in a precision; the weights as loaded are kept."""
@@ -250,9 +251,12 @@ def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipelin
     parts = {kind: load_component(path, kind) for kind, path in paths.items()}
     denoiser, text = parts["denoiser"], parts["text"]
     schedule = NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"])
-    stdit = STDiT(denoiser.configure(STDiTConfig, "noise_schedule", "diffusion_steps"))
+    process = Process(denoiser.config["prediction"])
+    stdit = STDiT(denoiser.configure(STDiTConfig, "noise_schedule", "diffusion_steps", "prediction"))
     load_weights(stdit, denoiser)
     encoder = CaptionEncoder(text.configure(CaptionEncoderConfig))
     load_weights(encoder, text)
     hashes = {kind: part.sha256 for kind, part in parts.items()}
-    return Pipeline(preset, stdit.to(place).eval(), encoder.to(place).eval(), parts["vae"], schedule, place, hashes)
+    return Pipeline(
+        preset, stdit.to(place).eval(), encoder.to(place).eval(), parts["vae"], schedule, process, place, hashes
+    )

@@ -37,6 +37,20 @@ def test_losses_equal_the_originals_term_by_term(name):
         assert relative_error(terms[key], value) < 1e-5, key
 
 
+def test_the_velocity_loss_is_the_eps_loss_over_the_signal():
+    tables = NoiseSchedule.named().tables()
+    x_0, noise, eps = torch.randn(3, 4, 2, 5, 5).unbind(0)
+    step = torch.tensor([3, 200, 600, 900])
+    kept = tables.alphas_cumprod[step].view(-1, 1, 1, 1)
+    x_t = q_sample(x_0, step, noise, tables)
+    x_0_of_eps = (x_t - (1 - kept).sqrt() * eps) / kept.sqrt()
+    v = kept.sqrt() * eps - (1 - kept).sqrt() * x_0_of_eps
+    fixed = "fixed_small"
+    by_eps = training_losses(eps, x_0, x_t, step, noise, tables, Process("eps", fixed))["loss"]
+    by_v = training_losses(v, x_0, x_t, step, noise, tables, Process("v", fixed))["loss"]
+    assert relative_error(by_v, by_eps / kept.flatten()) < 1e-3
+
+
 def test_the_plain_bound_is_the_rescaled_one_over_t():
     _, plain = losses_of("rescaled_kl", "kl")
     _, rescaled = losses_of("rescaled_kl", "rescaled_kl")

@@ -68,6 +68,23 @@ def test_q_sample_then_x0_from_eps_is_the_identity(step, seed):
         assert torch.allclose(eps_from_x0(x_t, step, x_0, tables), noise, atol=2e-3)
 
 
+@pytest.mark.parametrize("step", [5, 300, 950])
+def test_guidance_means_the_same_whatever_the_network_predicts(step):
+    tables = NoiseSchedule.named().tables()
+    x_t, cond, uncond = torch.randn(3, 2, 4, 3, 3).unbind(0)
+    a, b = tables.sqrt_alphas_cumprod[step], tables.sqrt_one_minus_alphas_cumprod[step]
+
+    def velocity_of(eps):
+        return a * eps - b * x0_from_eps(x_t, step, eps, tables)
+
+    def mean(output, kind):
+        return p_mean_variance(output, x_t, step, tables, Process(kind, "fixed_small")).mean
+
+    guided = uncond + 4 * (cond - uncond)
+    guided_v = velocity_of(uncond) + 4 * (velocity_of(cond) - velocity_of(uncond))
+    assert relative_error(mean(guided_v, "v"), mean(guided, "eps")) < 1e-4
+
+
 def test_an_int_step_and_a_tensor_of_it_agree():
     tables = NoiseSchedule.named().respaced("50").tables()
     x, prediction = torch.randn(3, 4, 2, 2), torch.randn(3, 8, 2, 2)

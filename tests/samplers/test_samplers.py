@@ -105,6 +105,25 @@ def test_ddim_and_dpm_solver_converge_to_the_truth():
     assert solver[1] < ddim[1]
 
 
+@pytest.mark.parametrize("sampler", [sample_ddpm, sample_ddim, sample_dpm_solver])
+def test_what_a_network_predicts_does_not_matter(sampler):
+    x, schedule = SampleNoise(0, range(2)).initial((1, 64)), FULL.respaced("20")
+    if sampler is sample_dpm_solver:
+        schedule = FULL
+    by = {
+        kind: sampler(
+            MixtureDenoiser(schedule, predicts=kind),
+            schedule,
+            x,
+            SampleNoise(1, range(2)),
+            process=Process(kind, "fixed_small"),
+        )
+        for kind in ("eps", "x0", "v")
+    }
+    assert relative_error(by["x0"], by["eps"]) < 1e-4
+    assert relative_error(by["v"], by["eps"]) < 1e-4
+
+
 @pytest.mark.parametrize(("sampler", "options"), [(sample_ddpm, {}), (sample_ddim, {"eta": 1.0})])
 def test_ancestral_samples_have_the_mean_and_variance_of_the_data(sampler, options):
     noise = SampleNoise(3, range(4))

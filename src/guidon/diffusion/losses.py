@@ -24,6 +24,7 @@ from .posterior import (
     q_posterior,
     q_sample,
     split_prediction,
+    velocity,
 )
 from .schedule import ScheduleTables
 
@@ -84,7 +85,10 @@ def training_losses(
     if kind not in ("mse", "rescaled_mse"):
         raise InputError(f"loss {kind!r} does not exist; valid: mse, rescaled_mse, kl, rescaled_kl")
     output, interpolation = split_prediction(prediction, x_0.shape[1])
-    target = noise if process.parameterization == "eps" else x_0
+    if process.parameterization == "v":
+        target = velocity(x_0, step, noise, tables)
+    else:
+        target = noise if process.parameterization == "eps" else x_0
     terms = {"mse": _per_sample((target - output).square())}
     if interpolation is None:
         return {"loss": terms["mse"]} | terms

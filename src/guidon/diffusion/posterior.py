@@ -16,6 +16,7 @@ from ..errors import InputError
 from .schedule import ScheduleTables
 
 Step = int | Tensor
+Parameterization = Literal["eps", "x0", "v"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Process:
     """What a network's output means.
 
     Attributes:
-        parameterization: the first C channels are the noise ("eps") or the clean sample ("x0").
+        parameterization: the first C channels are the noise ("eps"), the clean sample ("x0"), or the velocity ("v",
+            sqrt(alphas_cumprod) eps - sqrt(1 - alphas_cumprod) x_0; Salimans & Ho 2202.00512, sec. 4). Each is an
+            affine function of any other at a given x_t, so guidance means the same in all of them.
         variance: of the reverse step; "learned_range" reads the last C of 2C channels as an interpolation
             between the two fixed choices (Nichol & Dhariwal 2021, eq. 15).
         clip_denoised: clamp predicted x_0 to [-1, 1]; for pixels, not for latents.
     """
 
-    parameterization: Literal["eps", "x0"] = "eps"
+    parameterization: Parameterization = "eps"
     variance: Literal["learned_range", "fixed_large", "fixed_small"] = "learned_range"
     clip_denoised: bool = False
 
@@ -65,6 +68,15 @@ def x0_from_eps(x_t: Tensor, step: Step, eps: Tensor, tables: ScheduleTables) ->
     return (
         at(tables.sqrt_recip_alphas_cumprod, step, x_t) * x_t - at(tables.sqrt_recipm1_alphas_cumprod, step, x_t) * eps
     )
+
+
+def x0_from_v(x_t: Tensor, step: Step, v: Tensor, tables: ScheduleTables) -> Tensor:
+    return at(tables.sqrt_alphas_cumprod, step, x_t) * x_t - at(tables.sqrt_one_minus_alphas_cumprod, step, x_t) * v
+
+
+def velocity(x_0: Tensor, step: Step, noise: Tensor, tables: ScheduleTables) -> Tensor:
+    """What a "v" network is trained to predict."""
+    return at(tables.sqrt_alphas_cumprod, step, x_0) * noise - at(tables.sqrt_one_minus_alphas_cumprod, step, x_0) * x_0
 
 
 def eps_from_x0(x_t: Tensor, step: Step, x_0: Tensor, tables: ScheduleTables) -> Tensor:
@@ -123,7 +135,10 @@ def p_mean_variance(prediction: Tensor, x_t: Tensor, step: Step, tables: Schedul
 
 def predicted_x0(output: Tensor, x_t: Tensor, step: Step, tables: ScheduleTables, process: Process) -> Tensor:
     """The clean sample a network's first C channels stand for."""
-    x_0 = output if process.parameterization == "x0" else x0_from_eps(x_t, step, output, tables)
+    if process.parameterization == "x0":
+        x_0 = output
+    else:
+        x_0 = (x0_from_v if process.parameterization == "v" else x0_from_eps)(x_t, step, output, tables)
     return x_0.clamp(-1, 1) if process.clip_denoised else x_0
 
 

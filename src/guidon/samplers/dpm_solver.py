@@ -59,7 +59,10 @@ def sample_dpm_solver(
     def predict(x: Tensor, time: float) -> Tensor:
         output, _ = split_prediction(denoiser.at(x, clock.timestep(time)), x.shape[1])
         alpha, sigma, _ = noise_level(time)
-        x_0 = output if process.parameterization == "x0" else (x - sigma * output) / alpha
+        if process.parameterization == "x0":
+            x_0 = output
+        else:
+            x_0 = alpha * x - sigma * output if process.parameterization == "v" else (x - sigma * output) / alpha
         return x_0.clamp(-1, 1) if process.clip_denoised else x_0
 
     previous: Tensor | None = None

@@ -87,8 +87,8 @@ class DenoiserRecipe(Run):
     clips: PositiveInt = 12000
     caption_dropout: Fraction = 0.1
     noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    prediction: Literal["eps", "v", "x0"] = "eps"
     loss_weighting: Literal["uniform", "min-snr", "balanced"] = "uniform"
-    vb_weight: Annotated[float, Field(ge=0)] = 0.001
 
 
 RECIPES: dict[str, type[VAERecipe] | type[DenoiserRecipe]] = {"vae": VAERecipe, "denoiser": DenoiserRecipe}

@@ -81,6 +81,7 @@ class DenoiserTask:
             **recipe.model.model_dump(),
         )
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
+        self.process = Process(recipe.prediction)
         self.tables = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS).tables(device)
         self._reader = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[tuple[Tensor, list[str]]]] | None = None
@@ -107,7 +108,7 @@ class DenoiserTask:
         null = self.module.denoiser.y_embedder.y_embedding
         features = torch.where(dropped[:, None, None], null, features)
         prediction = self.module.denoiser(x_t, t, features, mask)
-        terms = training_losses(prediction, x_0, x_t, t, noise, self.tables, Process(), kind="mse")
+        terms = training_losses(prediction, x_0, x_t, t, noise, self.tables, self.process, kind="mse")
         weights = self._weights(terms["mse"].detach(), t)
         logs = {"mse": terms["mse"].detach().mean(), "vb": terms["vb"].detach().mean()}
         for name, low, high in (("mse_low", 0, 250), ("mse_mid", 250, 600), ("mse_high", 600, 1000)):
@@ -117,16 +118,20 @@ class DenoiserTask:
     def _weights(self, mse: Tensor, t: Tensor) -> Tensor:
         if self.recipe.loss_weighting == "balanced":
             return self.module.level.weights(mse, t)
-        if self.recipe.loss_weighting == "min-snr":  # Hang et al. 2303.09556, gamma = 5, for an eps prediction
-            kept = self.tables.alphas_cumprod[t]
-            return (5 * (1 - kept) / kept).clamp(max=1)
+        if self.recipe.loss_weighting == "min-snr":  # Hang et al. 2303.09556, gamma = 5: min(SNR, 5) on x_0
+            snr = self.tables.alphas_cumprod[t] / (1 - self.tables.alphas_cumprod[t])
+            return snr.clamp(max=5) / {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.recipe.prediction]
         return torch.ones_like(mse)
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """The model folder: denoiser, text and vae."""
         folder = self.recipe.out / "model"
         folder.mkdir(exist_ok=True)
-        diffusion = {"noise_schedule": self.recipe.noise_schedule, "diffusion_steps": DIFFUSION_STEPS}
+        diffusion = {
+            "noise_schedule": self.recipe.noise_schedule,
+            "diffusion_steps": DIFFUSION_STEPS,
+            "prediction": self.recipe.prediction,
+        }
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
