@@ -22,7 +22,9 @@ _HOMES = {
     "NoiseSchedule": "diffusion",
     "Pipeline": "pipeline",
     "Video": "pipeline",
+    "inspect_checkpoint": "checkpoints",
     "load": "pipeline",
+    "load_checkpoint": "checkpoints",
 }
 __all__ = [
     "IDDPM",
@@ -33,10 +35,13 @@ __all__ = [
     "NoiseSchedule",
     "Pipeline",
     "Video",
+    "inspect_checkpoint",
     "load",
+    "load_checkpoint",
 ]
 
 if TYPE_CHECKING:
+    from .checkpoints import inspect_checkpoint, load_checkpoint
     from .diffusion import NoiseSchedule
     from .errors import InputError
     from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints import Component, load_component, load_weights
+from .checkpoints import DIFFUSION, Component, load_component, load_weights
 from .diffusion import NoiseSchedule, Process
 from .errors import InputError
 from .generation import Generation
@@ -252,7 +252,7 @@ def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipelin
     denoiser, text = parts["denoiser"], parts["text"]
     schedule = NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"])
     process = Process(denoiser.config["prediction"])
-    stdit = STDiT(denoiser.configure(STDiTConfig, "noise_schedule", "diffusion_steps", "prediction"))
+    stdit = STDiT(denoiser.configure(STDiTConfig, *DIFFUSION))
     load_weights(stdit, denoiser)
     encoder = CaptionEncoder(text.configure(CaptionEncoderConfig))
     load_weights(encoder, text)

@@ -95,11 +95,15 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed((patch, patch), config.in_channels, d)
         self.t_embedder = TimestepEmbedder(d)
         self.y_embedder = LabelEmbedder(config.num_classes, d)
-        side = config.input_size // patch
-        self.pos_embed = nn.Parameter(sincos_2d(d, side, side)[None], requires_grad=False)
+        self.pos_embed = nn.Parameter(self.position_tables()["pos_embed"], requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = Head(d, patch**2 * self.out_channels)
         self._initialise()
+
+    def position_tables(self) -> dict[str, Tensor]:
+        """The frozen positions, which follow from the configuration alone."""
+        side = self.config.input_size // self.config.patch_size
+        return {"pos_embed": sincos_2d(self.config.hidden_size, side, side)[None]}
 
     def _initialise(self) -> None:
         """Xavier everywhere; modulations and the head start at zero, so that every block is the identity."""

@@ -86,9 +86,14 @@ class PixArt(CaptionedTransformer):
         if config.micro_condition:
             self.csize_embedder = SizeEmbedder(d // 3)
             self.ar_embedder = SizeEmbedder(d // 3)
-        side = config.input_size // patch
-        self.register_buffer("pos_embed", self.positions(side, side)[None])
+        for name, table in self.position_tables().items():
+            self.register_buffer(name, table)
         self.initialise()
+
+    def position_tables(self) -> dict[str, Tensor]:
+        """The position buffer, which follows from the configuration alone."""
+        side = self.config.input_size // self.config.patch_size
+        return {"pos_embed": self.positions(side, side)[None]}
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

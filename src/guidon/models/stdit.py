@@ -78,13 +78,20 @@ class STDiT(CaptionedTransformer):
         self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         super().__init__(config, math.prod(config.patch_size) * self.out_channels)
         self.config = config
-        t, h, w = self.tokens = tuple(s // p for s, p in zip(config.input_size, config.patch_size, strict=True))
+        self.tokens = tuple(s // p for s, p in zip(config.input_size, config.patch_size, strict=True))
         self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        temporal = sincos_1d(d, torch.arange(t) / config.time_scale).float()
-        self.register_buffer("pos_embed", sincos_2d(d, h, w, config.space_scale)[None])
-        self.register_buffer("pos_embed_temporal", temporal[None])
+        for name, table in self.position_tables().items():
+            self.register_buffer(name, table)
         self.initialise()
+
+    def position_tables(self) -> dict[str, Tensor]:
+        """The position buffers, which follow from the configuration alone."""
+        (t, h, w), d = self.tokens, self.config.hidden_size
+        return {
+            "pos_embed": sincos_2d(d, h, w, self.config.space_scale)[None],
+            "pos_embed_temporal": sincos_1d(d, torch.arange(t) / self.config.time_scale).float()[None],
+        }
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

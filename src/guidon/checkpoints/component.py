@@ -1,13 +1,14 @@
-"""Reading and writing weights: one self-describing safetensors file a component, read strictly.
+"""Our own weights: one self-describing safetensors file a component, read strictly.
 
 A file's header carries its kind ("denoiser", "text", "vae"), the configuration that rebuilds it and the record of how
-it was trained. Missing, unexpected and mis-shaped tensors, truncation and non-finite weights are refused by name.
+it was trained, and a hash over all of that and the tensors: a truncated, altered or unfit file is refused by name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .atomic import atomic_path
-from .errors import InputError
+from ..atomic import atomic_path
+from ..errors import InputError
 
 FORMAT = "guidon"
+DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # what a denoiser's config says besides its shape
 C = TypeVar("C")
 
 
@@ -63,6 +65,7 @@ def save_component(
         "config": json.dumps(config, sort_keys=True),
         "record": json.dumps(record),
     }
+    header["digest"] = _digest(header, stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(stored, metadata=header))
@@ -86,16 +89,28 @@ def load_component(path: Path, kind: str) -> Component:
         )
     if header.get("kind") != kind:
         raise InputError(f"{path} holds a {header.get('kind')!r}, expected a {kind!r}")
-    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}")
+    if header.get("digest") != _digest(header, weights):
+        raise InputError(f"{path} is damaged: its content is not what was written; copy or train it again")
+    refuse_broken(weights, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Component(path, kind, json.loads(header["config"]), json.loads(header.get("record", "{}")), weights, digest)
 
 
 def load_weights(module: nn.Module, component: Component) -> None:
     """Fill a module strictly; every difference is listed in one line."""
-    expected, given = module.state_dict(), component.weights
+    refuse_misfit(module.state_dict(), component.weights, f"{component.path} does not fit its {component.kind}")
+    module.load_state_dict(component.weights)
+
+
+def refuse_broken(weights: Mapping[str, Tensor], path: Path) -> None:
+    """NaN and infinite weights are refused by name."""
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}")
+
+
+def refuse_misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """All missing, unexpected and mis-shaped tensors are named in one line that begins with ``what``."""
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())
     shapes = [
@@ -109,5 +124,14 @@ def load_weights(module: nn.Module, component: Component) -> None:
         if names
     ]
     if faults:
-        raise InputError(f"{component.path} does not fit its {component.kind}: " + "; ".join(faults))
-    module.load_state_dict(given)
+        raise InputError(f"{what}: " + "; ".join(faults))
+
+
+def _digest(header: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+    """A hash of the header's other fields and of every tensor, name, type and shape included."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "digest"}, sort_keys=True).encode())
+    for name in sorted(weights):
+        value = weights[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
