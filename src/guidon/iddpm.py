@@ -118,34 +118,53 @@ class IDDPM:
         self,
         model: Model,
         text_encoder: Any,
-        z_size: Sequence[int] | None = None,
+        z_size: Sequence[int] | Tensor | None = None,
         prompts: Sequence[str] = (),
         device: torch.device | str = "cpu",
         additional_args: dict[str, Any] | None = None,
+        mask: Tensor | None = None,
         *,
         z: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Guided samples (len(prompts), C, ...), as Open-Sora's scripts call for them.
 
-        ``text_encoder.encode(prompts)`` gives a dict with ``y`` and perhaps ``mask``, ``text_encoder.null(n)`` the null
-        captions, which are read under the prompts' mask. The initial noise is drawn here from ``z_size`` (1.0), or is
-        ``z`` (1.1).
+        Args:
+            model: called as ``model(x, t, **additional_args, y=..., mask=...)``.
+            text_encoder: ``encode(prompts)`` gives a dict with ``y`` and perhaps ``mask``, ``null(n)`` the null
+                captions, which are read under the prompts' mask.
+            z_size: shape of one latent, whose noise is drawn here (Open-Sora 1.0).
+            z: the initial noise, or known latents where ``mask`` is below 1; it may stand in ``z_size``'s place, as in
+                Open-Sora 1.1. The tables are then computed in float32, as there.
+            mask: (B, T), how much of each frame is to be made: 1 all of it, 0 nothing, between them an edit that
+                starts at that share of the steps. The model is told as ``x_mask``, (B, T), which frames are moving.
         """
         noise = LegacyNoise(2, self.generator)
+        if isinstance(z_size, Tensor):
+            z, z_size = z_size, None
+        schedule = self.schedule if z is None else self.schedule.single_precision()
         if z is None:
             if z_size is None:
                 raise InputError("sample needs z_size, the shape of one latent, or z, the initial noise itself")
             z = noise.initial((len(prompts), *z_size), device)
         rows = len(prompts)
+        if mask is not None and mask.shape != (rows, z.shape[2]):
+            raise InputError(f"mask is {tuple(mask.shape)}, expected one value a frame: {(rows, z.shape[2])}")
         encoded = dict(text_encoder.encode(list(prompts)))
         shared = encoded | (additional_args or {})
         cond, uncond = _Keywords(rows, shared), _Keywords(rows, shared | {"y": text_encoder.null(rows)})
         scale = ChannelScale.parse(self.cfg_scale, self.cfg_channels, channels=z.shape[1])
-        denoiser = GuidedDenoiser(_adapted(model), cond, uncond, scale, self.schedule)
-        x, tables = z, self.tables(z)
+        network = _Adapted(model)
+        denoiser = GuidedDenoiser(network, cond, uncond, scale, schedule)
+        x, tables = z, schedule.tables(z.device)
+        begins = None if mask is None else (mask * len(schedule)).int().to(z.device)
         for step in _countdown(self.num_timesteps, progress):
-            x, _ = ddpm_step(denoiser(x, step), x, step, noise(x), tables, self.process)
+            if begins is not None:  # frames join, noised to the step, once the step they begin at is reached
+                noised = q_sample(x, step, noise(x), tables)
+                x = torch.where(_over_frames(begins == step), noised, x)
+                network.x_mask = begins > step
+            after, _ = ddpm_step(denoiser(x, step), x, step, noise(x), tables, self.process)
+            x = after if begins is None else torch.where(_over_frames(begins < step), x, after)
         return x
 
     def p_sample_loop_progressive(
@@ -314,9 +333,24 @@ def _output(out: Any) -> Tensor:
     return out["x"] if isinstance(out, dict) else out
 
 
-def _adapted(model: Model) -> Callable[[Tensor, Tensor, _Keywords], Tensor]:
-    """A foreign model as guidance calls networks; timesteps in the whole numbers it was trained with."""
-    return lambda x, t, cond: _output(model(x, t.long(), **cond.values))
+class _Adapted:
+    """A foreign model as guidance calls networks; timesteps in the whole numbers it was trained with.
+
+    ``x_mask`` (B, T) is passed on when it is set, repeated to the rows of the call.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.x_mask: Tensor | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, cond: _Keywords) -> Tensor:
+        more = {} if self.x_mask is None else {"x_mask": self.x_mask.repeat(len(x) // len(self.x_mask), 1)}
+        return _output(self.model(x, t.long(), **cond.values, **more))
+
+
+def _over_frames(flags: Tensor) -> Tensor:
+    """(B, T) -> (B, 1, T, 1, 1)."""
+    return flags[:, None, :, None, None]
 
 
 def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:

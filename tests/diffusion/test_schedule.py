@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goldens import golden, golden_json
+from goldens import golden, golden_json, relative_error
 from guidon.diffusion import NoiseSchedule, space_timesteps
 from guidon.errors import InputError
 
@@ -91,3 +92,13 @@ def test_a_schedule_of_one_step_has_finite_tables():
     tables = NoiseSchedule.named().respaced("1").tables()
     assert tables.posterior_log_variance_clipped.isfinite().all()
     assert len(tables) == 1
+
+
+@pytest.mark.parametrize(("name", "spec"), [("full", ""), ("100", "100"), ("ddim50", "ddim50")])
+def test_single_precision_tables_equal_open_sora_1_1(name, spec):
+    g, _ = golden(f"schedule_1_1/linear_{name}")
+    schedule = NoiseSchedule.named("linear", 1000).respaced(spec).single_precision()
+    for table, expected in g.items():
+        found = torch.tensor(getattr(schedule, table))
+        assert found.dtype == expected.dtype
+        assert relative_error(found, expected) < 1e-6, table

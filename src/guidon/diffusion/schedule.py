@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError, nearest
 
-Table = NDArray[np.float64]
+Table = NDArray[np.floating]
 
 
 def linear_betas(steps: int) -> Table:
@@ -107,8 +107,12 @@ class NoiseSchedule:
         if len(kept) == len(self.betas):
             return self
         signal = self.alphas_cumprod[kept]
-        betas = 1 - signal / np.concatenate([[1.0], signal[:-1]])
+        betas = 1 - signal / np.append(np.ones(1, signal.dtype), signal[:-1])
         return NoiseSchedule(betas, self.timestep_map[kept], self.num_original_timesteps)
+
+    def single_precision(self) -> NoiseSchedule:
+        """The schedule with every table computed in float32, as Open-Sora 1.1 to 1.3 do."""
+        return NoiseSchedule(self.betas.astype(np.float32), self.timestep_map, self.num_original_timesteps)
 
     def tables(self, device: torch.device | str = "cpu") -> ScheduleTables:
         """All tables on a device: fp32, ``timestep_map`` long."""
@@ -128,15 +132,15 @@ class NoiseSchedule:
 
     @cached_property
     def alphas_cumprod(self) -> Table:
-        return np.asarray(np.cumprod(1 - self.betas), np.float64)
+        return torch.as_tensor(1 - self.betas).cumprod(0).numpy()  # torch's float32 sums are the ones to reproduce
 
     @cached_property
     def alphas_cumprod_prev(self) -> Table:
-        return np.concatenate([[1.0], self.alphas_cumprod[:-1]])
+        return np.append(np.ones(1, self.betas.dtype), self.alphas_cumprod[:-1])
 
     @cached_property
     def alphas_cumprod_next(self) -> Table:
-        return np.concatenate([self.alphas_cumprod[1:], [0.0]])
+        return np.append(self.alphas_cumprod[1:], np.zeros(1, self.betas.dtype))
 
     @cached_property
     def sqrt_alphas_cumprod(self) -> Table:
