@@ -12,7 +12,7 @@ import typer
 from .errors import InputError, nearest
 from .presets import PRESETS
 
-FORMATS = ("mp4", "gif", "webp", "frames")
+FORMATS = ("mp4", "gif", "webp", "frames", "png")
 _UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
 app = typer.Typer(
     name="guidon",
@@ -60,11 +60,29 @@ def generate(
         str | None, typer.Option(help="What to steer away from, in place of the null caption.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A preset (see `guidon models`) or a folder of weights.")] = None,
+    classes: Annotated[
+        list[int] | None, typer.Option("--class", help="A class number, of a class-conditional model; repeatable.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Released weights, of a model that is not shipped.")] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help="Folder of T5 in hub layout.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="Folder of the autoencoder in hub layout.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Caption features kept by `guidon encode`, in place of T5.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing weights from the hub.")] = False,
+    offload: Annotated[
+        str | None, typer.Option(help="stages: free each part after use; none: keep all. [default: the model's]")
+    ] = None,
+    exact: Annotated[
+        str | None, typer.Option(help="Replay an original's draws: open-sora-1.0, open-sora-1.1, dit or pixart.")
+    ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="More prompts, one a line.")] = None,
     from_manifest: Annotated[
         Path | None, typer.Option("--from", help="Reproduce a video from its JSON manifest.")
     ] = None,
-    format: Annotated[str, typer.Option(help="mp4, gif, webp or frames (PNG).")] = "mp4",
+    format: Annotated[
+        str | None, typer.Option(help="mp4, gif, webp, frames (PNGs) or png (an image). [default: mp4, or png]")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(help="Clips denoised together: memory only, the samples are the same.", min=1)
     ] = 8,
@@ -79,19 +97,24 @@ def generate(
     """Turn prompts into guided videos."""
     from .generate import Request, run
 
-    if format not in FORMATS:
+    if format is not None and format not in FORMATS:
         raise InputError(f"--format {format!r} does not exist{nearest(format, FORMATS)}")
     choices = {
         "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
         "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels,
-        "timing": _timing(interval, ramp),
+        "timing": _timing(interval, ramp), "exact": exact,
+    }  # fmt: skip
+    parts = {
+        "checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features,
+        "download": download, "offload": offload,
     }  # fmt: skip
     request = Request(
-        prompts=tuple(prompts or ()),
+        prompts=(*(prompts or ()), *(str(number) for number in classes or ())),
         prompts_file=prompts_file,
         from_manifest=from_manifest,
         model=model,
         num_samples=num_samples,
+        parts={name: value for name, value in parts.items() if value},
         choices={name: value for name, value in choices.items() if value is not None},
     )
     run(request, out=out, format=format, batch_size=batch_size, device=device, keep_trace=trace)
@@ -104,6 +127,35 @@ def _timing(interval: str | None, ramp: str | None) -> str | None:
     if ramp is not None and ramp not in ("linear", "cosine"):
         raise InputError(f"--ramp {ramp!r} does not exist{nearest(ramp, ('linear', 'cosine'))}")
     return f"interval:{interval}" if interval is not None else ramp
+
+
+@app.command(epilog=_example("guidon inspect OpenSora-v1-HQ-16x256x256.pth"))
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt, .pth or safetensors file, or a folder in hub layout.")],
+    num_heads: Annotated[int | None, typer.Option(help="Attention heads, where the size does not tell.")] = None,
+) -> None:
+    """Say what a checkpoint is: architecture, size, channels, precision, and what is odd about it."""
+    from .checkpoints import inspect_checkpoint
+
+    print(inspect_checkpoint(checkpoint, **({} if num_heads is None else {"num_heads": num_heads})))
+
+
+@app.command(epilog=_example('guidon encode "a lighthouse" --text-encoder t5-v1_1-xxl --out captions.safetensors'))
+def encode(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Captions; '' for the empty one.")],
+    text_encoder: Annotated[Path, typer.Option(help="Folder of T5 in hub layout.")],
+    out: Annotated[Path, typer.Option(help="File to write, or to add to.")],
+    max_length: Annotated[int, typer.Option(help="Tokens: 120 (Open-Sora 1.0, PixArt), 200 (1.1), 300.", min=1)] = 120,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Encode captions with T5 once and keep the features, for `guidon generate --features`."""
+    from .devices import pick_device
+    from .features import save_features
+    from .models.t5 import T5Encoder
+
+    encoder = T5Encoder.load(text_encoder, max_length=max_length, dtype=dtype, device=pick_device(device))
+    print(save_features(out, prompts, *encoder.encode(prompts), encoder=encoder.description))
 
 
 @app.command(epilog=_example("guidon models"))

@@ -17,13 +17,17 @@ from .settings import read_mapping, validated
 
 @dataclass(frozen=True)
 class Request:
-    """The command line as given: prompts from arguments and a file, or a manifest to reproduce."""
+    """The command line as given: prompts from arguments and a file, or a manifest to reproduce.
+
+    ``parts`` are options of ``guidon.load``: where weights are and how they are kept.
+    """
 
     prompts: tuple[str, ...] = ()
     prompts_file: Path | None = None
     from_manifest: Path | None = None
     model: str | None = None
     num_samples: int = 1
+    parts: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,7 +87,7 @@ def prepare_folder(out: Path) -> None:
         ) from None
 
 
-def run(request: Request, *, out: Path, format: str, batch_size: int, device: str, keep_trace: bool) -> None:
+def run(request: Request, *, out: Path, format: str | None, batch_size: int, device: str, keep_trace: bool) -> None:
     """Generate and write; prints the path of everything written."""
     warnings.showwarning = lambda message, *_: print(f"guidon: {message}", file=sys.stderr)  # type: ignore[assignment]
     hashes: dict[str, str] = {}
@@ -100,7 +104,8 @@ def run(request: Request, *, out: Path, format: str, batch_size: int, device: st
     from .video import contact_sheet
 
     model = generation.model if generation else request.model or "guidon-small"
-    pipe = load(model, device=device)
+    pipe = load(model, device=device, **request.parts)
+    format = format or ("png" if pipe.preset.is_image else "mp4")
     if generation is None:
         choices = dict(request.choices)
         if "cfg_scale" in choices:
@@ -122,7 +127,7 @@ def run(request: Request, *, out: Path, format: str, batch_size: int, device: st
         video.manifest["command"] = command
         name = output_name(generation, prompt, sample)
         path = video.save(out / (name if format == "frames" else f"{name}.{format}"), format)
-        print(f"video:         {path}\nmanifest:      {path}.json")
+        print(f"{'image:' if format == 'png' else 'video:':<14} {path}\nmanifest:      {path}.json")
     rows = [
         [video.frames for video in videos[i : i + len(generation.samples)]]
         for i in range(0, len(videos), len(generation.samples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator
@@ -11,11 +12,33 @@ from .guidance.rules import RULES
 from .settings import Settings
 
 
+@dataclass(frozen=True)
+class Exact:
+    """How one of the originals samples, where Guidon would do otherwise; noise is always drawn as they do.
+
+    ``single_precision``: tables in float32; ``noise_in_dtype``: the initial noise is rounded to the network's dtype.
+    """
+
+    source: str
+    single_precision: bool = False
+    noise_in_dtype: bool = False
+
+
+EXACT = {
+    "open-sora-1.0": Exact("Open-Sora v1.0, opensora/schedulers/iddpm"),
+    "open-sora-1.1": Exact("Open-Sora v1.1, opensora/schedulers/iddpm", single_precision=True, noise_in_dtype=True),
+    "dit": Exact("DiT, sample.py"),
+    "pixart": Exact("PixArt-alpha, scripts/inference.py"),
+}
+
+
 class Generation(Settings):
     """Every choice that decides the frames, with nothing left to defaults that may change.
 
     ``samples`` are sample indices: sample k of a seed starts from the same noise whatever is generated beside it.
-    ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form.
+    ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
+    ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``exact`` names the
+    original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
     """
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -31,10 +54,19 @@ class Generation(Settings):
     guidance: str = "cfg"
     timing: str = "constant"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    exact: str | None = None
+    batch_size: PositiveInt | None = None
 
     @field_validator("guidance")
     @classmethod
     def _known_rule(cls, value: str) -> str:
         if value not in RULES:
             raise InputError(f"guidance rule {value!r} does not exist{nearest(value, RULES)}")
+        return value
+
+    @field_validator("exact")
+    @classmethod
+    def _known_original(cls, value: str | None) -> str | None:
+        if value is not None and value not in EXACT:
+            raise InputError(f"exact {value!r} does not exist{nearest(value, EXACT)}")
         return value

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,24 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints import DIFFUSION, Component, load_component, load_weights
-from .diffusion import NoiseSchedule, Process
 from .errors import InputError
-from .generation import Generation
+from .generation import EXACT, Generation
 from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing
 from .guidance.rules import RULES
-from .models.stdit import STDiT, STDiTConfig
-from .models.text import CaptionEncoder, CaptionEncoderConfig, TextEncoder
-from .models.vae import FrameVAE, FrameVAEConfig
+from .loading import Parts, Sources, find_parts
 from .presets import Preset, find_preset
-from .samplers import SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
+from .samplers import LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
 from .settings import validated
 from .video import save_video
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DECODER_LIBRARY = "diffusers.models.autoencoders.autoencoder_kl"
 OnStep = Callable[[int, int], None]
-Encoded = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Video:
-    """One generated clip and all that made it. ``frames`` are uint8 (time, height, width, 3)."""
+    """One generated clip and all that made it. ``frames`` are uint8 (time, height, width, 3); an image has one."""
 
     frames: np.ndarray
     fps: float
@@ -55,31 +49,35 @@ class Video:
         return path
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The prompts of a run for the network: features (P, L, F) or labels (P,), and their token mask (P, L).
+
+    ``avoid`` is the one negative prompt; None leaves it to the network's null caption.
+    """
+
+    features: Tensor
+    mask: Tensor | None
+    avoid: Encoded | None = None
+
+    def rows(self, prompts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Features and mask of a batch, one row for each number of a prompt."""
+        index = list(prompts)
+        return self.features[index].to(device), None if self.mask is None else self.mask[index].to(device)
+
+
 class Pipeline:
-    """A denoiser, its text encoder and its VAE, with the preset's recommended settings as defaults."""
+    """A text encoder, a denoiser and its VAE, one after the other, with the preset's recommended settings as defaults.
 
-    def __init__(
-        self,
-        preset: Preset,
-        model: STDiT,
-        text: TextEncoder,
-        vae: Component,
-        schedule: NoiseSchedule,
-        process: Process,
-        device: torch.device,
-        hashes: dict[str, str],
-    ) -> None:
-        self.preset, self.model, self.text, self._vae, self.schedule = preset, model, text, vae, schedule
-        self.process, self.device, self.hashes = process, device, hashes
-        self._converted: dict[str, STDiT] = {}
-        self.channels = model.config.in_channels
+    Args:
+        preset: settings for what is not chosen.
+        parts: the three stages and the diffusion they were trained for.
+        device: where they run.
+    """
 
-    @cached_property
-    def vae(self) -> FrameVAE:
-        """The autoencoder, built when frames are first wanted: what it needs takes seconds to import."""
-        vae = FrameVAE(self._vae.configure(FrameVAEConfig))
-        load_weights(vae, self._vae)
-        return vae.to(self.device).eval()
+    def __init__(self, preset: Preset, parts: Parts, device: torch.device) -> None:
+        self.preset, self.parts, self.device = preset, parts, device
+        self.channels, self.hashes = parts.channels, parts.hashes
 
     def __call__(
         self,
@@ -94,13 +92,14 @@ class Pipeline:
         """Videos of the prompts; one prompt and one sample give a Video, else a list with prompts outermost.
 
         Args:
-            prompts: what to show.
+            prompts: what to show; of a class-conditional model, the class numbers as text.
             num_samples: samples 0 to ``num_samples - 1`` of the seed, for each prompt.
-            batch_size: how many clips are denoised together; it changes memory, not the samples.
+            batch_size: how many clips are denoised together; it changes memory, not the samples (with ``exact`` it
+                does, as in the originals).
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did (only where all the clips fit one batch).
             choices: any field of ``Generation``: seed, steps, sampler, eta, cfg_scale, cfg_channels,
-                guidance, timing, negative_prompt, dtype. What is left out is the preset's.
+                guidance, timing, negative_prompt, dtype, exact. What is left out is the preset's.
 
         Raises:
             InputError: a choice is not valid for this model; the message says what would be.
@@ -125,6 +124,7 @@ class Pipeline:
             "model": self.preset.name,
             "sampler": self.preset.sampler,
             "steps": self.preset.steps,
+            "seed": self.preset.seed,
             **given,
             "cfg_scale": scale,
             "cfg_channels": parsed.text if "cfg_channels" in channels else "all",
@@ -132,7 +132,7 @@ class Pipeline:
             "samples": tuple(samples),
         }
         generation = validated(Generation, values, "generate")
-        self.schedule.respaced(str(generation.steps))
+        self.parts.schedule.respaced(str(generation.steps))
         parse_timing(generation.timing)
         return generation
 
@@ -147,73 +147,80 @@ class Pipeline:
     ) -> list[Video]:
         """The videos of a complete plan, prompts outermost."""
         rows = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
+        if generation.exact:
+            batch_size = generation.batch_size or min(batch_size, len(rows))
+            generation = generation.model_copy(update={"batch_size": batch_size})
         if trace is not None and len(rows) > batch_size:
             raise InputError(f"a trace needs its {len(rows)} clips in one batch: raise batch_size from {batch_size}")
-        captions = self.text.encode(generation.prompts)
-        negative = self.text.encode([generation.negative_prompt]) if generation.negative_prompt else None
+        captions = self._encode(generation)
         importing = threading.Thread(target=importlib.import_module, args=(DECODER_LIBRARY,))
         importing.start()  # it loads while the first steps run
         chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        legacy = LegacyNoise(2, torch.Generator(self.device).manual_seed(generation.seed)) if generation.exact else None
         latents: list[Tensor] = []
-        for number, chunk in enumerate(chunks):
-            report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
-            features, mask = (part[[prompt for prompt, _ in chunk]] for part in captions)
-            samples = [sample for _, sample in chunk]
-            latents.append(self._denoise(generation, features, mask, negative, samples, report, trace))
+        with self.parts.network.in_use(DTYPES[generation.dtype]) as model:
+            for number, chunk in enumerate(chunks):
+                report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
+                noise = legacy or SampleNoise(generation.seed, [sample for _, sample in chunk])
+                prompts = [prompt for prompt, _ in chunk]
+                latents.append(self._denoise(model, generation, captions, prompts, noise, report, trace))
         importing.join()
-        frames = torch.cat([self._decode(part) for part in latents]).numpy()
+        with self.parts.vae.in_use() as vae:
+            frames = torch.cat([_to_frames(vae.decode(part.float())) for part in latents]).numpy()
         return [self._video(generation, *row, clip) for row, clip in zip(rows, frames, strict=True)]
+
+    def _encode(self, generation: Generation) -> Encoded:
+        """All prompts at once, so that the encoder can go before the denoiser comes."""
+        with self.parts.text.in_use() as text:
+            negative = generation.negative_prompt
+            avoid = None if negative is None else Encoded(*text.encode([negative]))
+            return Encoded(*text.encode(generation.prompts), avoid)
 
     def _denoise(
         self,
+        model: Any,
         generation: Generation,
-        features: Tensor,
-        mask: Tensor,
-        negative: Encoded | None,
-        samples: Sequence[int],
+        captions: Encoded,
+        prompts: Sequence[int],
+        noise: LegacyNoise | SampleNoise,
         report: Callable[[int, int, Tensor], None],
         trace: GuidanceTrace | None,
     ) -> Tensor:
-        """Captions to guided latents (B, C, T, h, w), one row a sample: the whole of guided sampling."""
-        model = self._network(generation.dtype)
+        """Captions to guided latents (B, C, ...), one row a sample: the whole of guided sampling."""
+        features, mask = captions.rows(prompts, self.device)
         cond = model.prepare(features, mask)
-        if negative is None:  # as in the originals, the null caption is read under the prompts' mask
-            uncond = model.null(len(mask), mask)
+        if captions.avoid is None:  # as in the originals, the null caption is read under the prompts' mask
+            uncond = model.null(len(prompts), mask)
         else:
-            uncond = model.prepare(*(part.expand(len(mask), *part.shape[1:]) for part in negative))
+            uncond = model.prepare(*captions.avoid.rows([0] * len(prompts), self.device))
         solver = generation.sampler == "dpm-solver"  # it chooses its own times, between those of the full schedule
-        schedule = self.schedule if solver else self.schedule.respaced(generation.steps)
+        schedule = self.parts.schedule if solver else self.parts.schedule.respaced(generation.steps)
+        exact = generation.exact and EXACT[generation.exact]
+        if exact and exact.single_precision:
+            schedule = schedule.single_precision()
+        network = partial(_in_whole_precision, model) if exact else model
         scale = ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels)
         rule, timing = RULES[generation.guidance], parse_timing(generation.timing)
-        denoiser = GuidedDenoiser(model, cond, uncond, scale, schedule, rule=rule, timing=timing, trace=trace)
-        noise = SampleNoise(generation.seed, samples)
-        x = noise.initial((self.channels, *model.config.input_size), self.device)
+        denoiser = GuidedDenoiser(network, cond, uncond, scale, schedule, rule=rule, timing=timing, trace=trace)
+        x = noise.initial(model.latent_shape, self.device, len(prompts))
+        if exact and exact.noise_in_dtype:
+            x = x.to(model.dtype).float()
         if solver:
             sample = partial(sample_dpm_solver, steps=generation.steps)
         else:
             sample = partial(sample_ddim, eta=generation.eta) if generation.sampler == "ddim" else sample_ddpm
-        return sample(denoiser, schedule, x, noise, process=self.process, on_step=report)
-
-    def _network(self, dtype: str) -> STDiT:
-        """The denoiser in a precision; the weights as loaded are kept."""
-        if dtype == "fp32":
-            return self.model
-        if dtype not in self._converted:
-            self._converted[dtype] = copy.deepcopy(self.model).to(DTYPES[dtype])
-        return self._converted[dtype]
+        return sample(denoiser, schedule, x, noise, process=self.parts.process, on_step=report)
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the VAE and back: the ceiling of what the model can show."""
         x = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None].to(self.device) * 2 - 1
-        return ((self.vae.decode(self.vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Latents to uint8 frames (B, T, H, W, 3) on the CPU."""
-        frames = self.vae.decode(latents.float())
-        return ((frames + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+        with self.parts.vae.in_use() as vae:
+            return ((vae.decode(vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
 
     def _video(self, generation: Generation, prompt: int, sample: int, frames: np.ndarray) -> Video:
-        only = generation.model_copy(update={"prompts": (generation.prompts[prompt],), "samples": (sample,)})
+        only = generation
+        if not generation.exact:  # there a sample depends on its batch mates, and only the whole run reproduces it
+            only = generation.model_copy(update={"prompts": (generation.prompts[prompt],), "samples": (sample,)})
         manifest = {
             "guidon": __version__,
             "generation": only.model_dump(mode="json"),
@@ -227,14 +234,45 @@ class Pipeline:
         return Video(frames, self.preset.fps, manifest)
 
 
+def _in_whole_precision(model: Any, x: Tensor, timestep: Tensor, condition: Any) -> Tensor:
+    """The network as the originals call it: timesteps in its own precision, rounded above 256 in bf16."""
+    return model(x, timestep.to(model.dtype), condition)
+
+
+def _to_frames(decoded: Tensor) -> Tensor:
+    """Video (B, 3, T, H, W) or images (B, 3, H, W) in [-1, 1] to uint8 frames (B, T, H, W, 3) on the CPU."""
+    if decoded.ndim == 4:
+        decoded = decoded[:, :, None]
+    return ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+
+
 def _report(on_step: OnStep | None, base: int, total: int, done: int, _steps: int, _x: Tensor) -> None:
     """A sampler's step as a step of the whole run, whose chunks before this one took ``base``."""
     if on_step:
         on_step(base + done, total)
 
 
-def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipeline:
+def load(
+    model: str | Path = "guidon-small",
+    *,
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    features: str | Path | None = None,
+    download: bool = False,
+    offload: str | None = None,
+) -> Pipeline:
     """The pipeline of a preset's name or of a folder of weights.
+
+    Args:
+        model: a preset (``guidon models`` lists them) or a folder that ``guidon train`` wrote.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        checkpoint: the released weights of a preset that the package does not hold.
+        text_encoder, vae: folders in hub layout.
+        features: caption features kept by ``guidon encode``, in place of the text encoder.
+        download: fetch what is missing from the hub.
+        offload: "stages" drops each stage after use (the default of released models), "none" keeps all.
 
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
@@ -242,21 +280,7 @@ def load(model: str | Path = "guidon-small", *, device: str = "auto") -> Pipelin
     from .devices import pick_device
 
     preset, place = find_preset(str(model)), pick_device(device)
-    paths = {kind: preset.folder / f"{kind}.safetensors" for kind in ("denoiser", "text", "vae")}
-    missing = [path.name for path in paths.values() if not path.is_file()]
-    if missing:
-        raise InputError(
-            f"{preset.folder} holds no {', '.join(missing)}: a model folder has denoiser, text and vae .safetensors"
-        )
-    parts = {kind: load_component(path, kind) for kind, path in paths.items()}
-    denoiser, text = parts["denoiser"], parts["text"]
-    schedule = NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"])
-    process = Process(denoiser.config["prediction"])
-    stdit = STDiT(denoiser.configure(STDiTConfig, *DIFFUSION))
-    load_weights(stdit, denoiser)
-    encoder = CaptionEncoder(text.configure(CaptionEncoderConfig))
-    load_weights(encoder, text)
-    hashes = {kind: part.sha256 for kind, part in parts.items()}
-    return Pipeline(
-        preset, stdit.to(place).eval(), encoder.to(place).eval(), parts["vae"], schedule, process, place, hashes
-    )
+    given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
+    sources = Sources(**{name: Path(path) for name, path in given.items() if path is not None}, download=download)
+    offload = offload or ("none" if preset.released is None else "stages")
+    return Pipeline(preset, find_parts(preset, sources, place, offload), place)

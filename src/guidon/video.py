@@ -22,12 +22,12 @@ from .errors import InputError, nearest
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("mp4", "gif", "webp", "frames")
+FORMATS = ("mp4", "gif", "webp", "frames", "png")
 _IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the timing of a webp
 
 
 def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str | None = None) -> Path:
-    """Write a clip; the format is the path's suffix unless given, ``frames`` a folder of PNGs.
+    """Write a clip; the format is the path's suffix unless given, ``frames`` a folder of PNGs, ``png`` one image.
 
     mp4 is H.264 in yuv420p, which halves the resolution of colour; gif has at most 256 colours a frame; webp and
     frames are lossless. The same frames give the same bytes. A folder of frames is replaced only if it holds nothing
@@ -47,6 +47,8 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
         raise InputError(f"frames are {frames.dtype} {frames.shape}: expected uint8 (time, height, width, 3)")
     if not 0.1 <= fps <= 1000:
         raise InputError(f"fps {fps!r} is not a number from 0.1 to 1000")
+    if format == "png" and len(frames) != 1:
+        raise InputError(f"png holds one image, these are {len(frames)} frames: choose mp4, gif, webp or frames")
     _check_place(path, format)
     from PIL import Image
 
@@ -58,6 +60,8 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
     with atomic_path(path) as temporary:
         if format == "mp4":
             _write_mp4(frames, temporary, fps)
+        elif format == "png":
+            _images(frames)[0].save(temporary)
         else:
             first, *rest = _images(frames)
             timing = f"{len(frames)} frames at {float(fps)} fps"

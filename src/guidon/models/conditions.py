@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .layers import CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder
 
 
@@ -101,6 +102,10 @@ class CaptionedTransformer(nn.Module):
 
     def null(self, rows: int, mask: Tensor | None = None) -> Caption:
         """The null caption, ``rows`` times; as in the original it is read under the prompt's token mask."""
+        if self.y_embedder.y_embedding.isnan().any():
+            raise InputError(
+                "this checkpoint has no null caption: guide away from the empty prompt (--negative-prompt '')"
+            )
         return self.prepare(self.y_embedder.y_embedding[None].expand(rows, -1, -1), mask)
 
     def initialise(self) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 
 class SampleNoise:
     """One generator per sample, seeded by (seed, sample index): a sample does not depend on its batch mates.
@@ -26,8 +28,10 @@ class SampleNoise:
             for sample in samples
         ]
 
-    def initial(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """The noise that sampling starts from: (samples, *shape), fp32."""
+    def initial(self, shape: Sequence[int], device: torch.device | str = "cpu", rows: int | None = None) -> Tensor:
+        """The noise that sampling starts from: (samples, *shape), fp32; ``rows`` can only be their number."""
+        if rows not in (None, len(self.generators)):
+            raise InputError(f"{rows} rows were asked for, there are {len(self.generators)} samples")
         return self._draw(tuple(shape)).to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -46,9 +50,10 @@ class LegacyNoise:
     def __init__(self, branches: int = 2, generator: torch.Generator | None = None) -> None:
         self.branches, self.generator = branches, generator
 
-    def initial(self, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """One draw of the undoubled batch: (rows, ...) as ``shape`` says, fp32."""
-        return torch.randn(*shape, generator=self.generator, device=device)
+    def initial(self, shape: Sequence[int], device: torch.device | str = "cpu", rows: int | None = None) -> Tensor:
+        """One draw of the undoubled batch: (rows, *shape), or ``shape`` itself without rows, fp32."""
+        shape = tuple(shape) if rows is None else (rows, *shape)
+        return torch.randn(shape, generator=self.generator, device=device)
 
     def __call__(self, x: Tensor) -> Tensor:
         doubled = (self.branches * x.shape[0], *x.shape[1:])

@@ -1,0 +1,219 @@
+"""Where a model's parts come from: the package, files the user names, or the hub; each read when it is needed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .checkpoints import DIFFUSION, load_checkpoint, load_component, load_weights
+from .diffusion import NoiseSchedule, Process
+from .errors import InputError
+from .models import CaptionEncoder, CaptionEncoderConfig, FrameVAE, FrameVAEConfig, STDiT, STDiTConfig
+from .presets import T5, Preset, Released
+
+P = TypeVar("P")
+OFFLOAD = ("none", "stages")
+
+
+class Encoder(Protocol):
+    """Prompts to what ``model.prepare`` takes: features (B, L, F) and token mask, or class labels (B,) and None."""
+
+    def encode(self, prompts: Any) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Part(Generic[P]):
+    """One stage of the pipeline, made when first used, and dropped after use unless it is to be kept."""
+
+    def __init__(self, make: Callable[..., P], keep: bool) -> None:
+        self.make, self.keep = make, keep
+        self._held: dict[Any, P] = {}
+
+    @contextmanager
+    def in_use(self, *how: Any) -> Iterator[P]:
+        """The part, made by ``make(*how)``."""
+        if how not in self._held:
+            self._held[how] = self.make(*how)
+        try:
+            yield self._held[how]
+        finally:
+            if not self.keep:
+                self._held.clear()
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files that the user names; what is None is looked for on the hub's local cache, or downloaded if allowed."""
+
+    checkpoint: Path | None = None
+    text_encoder: Path | None = None
+    vae: Path | None = None
+    features: Path | None = None
+    download: bool = False
+
+    def given(self) -> dict[str, Path]:
+        named = {"checkpoint": self.checkpoint, "text_encoder": self.text_encoder, "vae": self.vae}
+        return {name: path for name, path in (named | {"features": self.features}).items() if path is not None}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a pipeline is made of.
+
+    ``network`` is made for a dtype and has ``prepare``, ``null``, ``latent_shape`` and ``config``; ``text`` for the
+    number of classes, or nothing; ``hashes`` tell the weights that are already read.
+    """
+
+    text: Part[Encoder]
+    network: Part[Any]
+    vae: Part[FrameVAE]
+    schedule: NoiseSchedule
+    process: Process
+    channels: int
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def find_parts(preset: Preset, sources: Sources, device: torch.device, offload: str) -> Parts:
+    """The parts of a preset; what is small is read and checked at once, what is large when it is used.
+
+    Raises:
+        InputError: files are missing (which, and where to get them), or are not what the preset needs.
+    """
+    if offload not in OFFLOAD:
+        raise InputError(f"offload {offload!r} does not exist; valid: {', '.join(OFFLOAD)}")
+    if preset.released is not None:
+        return _released(preset, preset.released, sources, device, keep=offload == "none")
+    if sources.given():
+        name = next(iter(sources.given())).replace("_", "-")
+        raise InputError(f"model {preset.name!r} brings its own weights: leave out --{name}")
+    return _own(preset, device, keep=offload == "none")
+
+
+def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
+    """The parts in a folder that ``guidon train`` wrote."""
+    assert preset.folder is not None
+    paths = {kind: preset.folder / f"{kind}.safetensors" for kind in ("denoiser", "text", "vae")}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{preset.folder} holds no {', '.join(missing)}: a model folder has denoiser, text and vae .safetensors"
+        )
+    parts = {kind: load_component(path, kind) for kind, path in paths.items()}
+    denoiser = parts["denoiser"]
+    config = denoiser.configure(STDiTConfig, *DIFFUSION)
+
+    def network(dtype: torch.dtype) -> STDiT:
+        model = STDiT(config)
+        load_weights(model, denoiser)
+        return model.to(device, dtype).eval()
+
+    def text() -> CaptionEncoder:
+        encoder = CaptionEncoder(parts["text"].configure(CaptionEncoderConfig))
+        load_weights(encoder, parts["text"])
+        return encoder.to(device).eval()
+
+    def vae() -> FrameVAE:
+        autoencoder = FrameVAE(parts["vae"].configure(FrameVAEConfig))
+        load_weights(autoencoder, parts["vae"])
+        return autoencoder.to(device).eval()
+
+    network(torch.float32)  # a file that does not fit is refused now
+    return Parts(
+        Part(text, keep),
+        Part(network, keep),
+        Part(vae, keep),
+        NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"]),
+        Process(denoiser.config["prediction"]),
+        config.in_channels,
+        {kind: part.sha256 for kind, part in parts.items()},
+    )
+
+
+class ClassLabels:
+    """DiT's conditioning behind the protocol of text encoders: a prompt is a class number."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def encode(self, prompts: Any) -> tuple[Tensor, None]:
+        """Labels (B,)."""
+        labels = [int(prompt) if str(prompt).strip().isdecimal() else -1 for prompt in prompts]
+        for prompt, label in zip(prompts, labels, strict=True):
+            if not 0 <= label < self.classes:
+                raise InputError(f"{prompt!r} is not a class of this model: give a number from 0 to {self.classes - 1}")
+        return torch.tensor(labels), None
+
+
+def _released(preset: Preset, released: Released, sources: Sources, device: torch.device, keep: bool) -> Parts:
+    checkpoint = sources.checkpoint or _on_hub(
+        released.repository, released.file, sources.download, f"--checkpoint FILE: {released.file}"
+    )
+    vae_folder = sources.vae or _on_hub(released.vae, None, sources.download, "--vae DIR")
+    text_folder: Path | None = None
+    if released.text_length is not None and sources.features is None:
+        text_folder = sources.text_encoder or _on_hub(T5, None, sources.download, "--text-encoder DIR")
+    if released.text_length is None and (sources.text_encoder or sources.features):
+        raise InputError(f"{preset.name} is conditioned on classes: leave out --text-encoder and --features")
+
+    def network(dtype: torch.dtype) -> Any:
+        model = load_checkpoint(checkpoint, dtype=dtype, device=device, architecture=released.architecture)
+        for name, value in released.config.items():
+            if abs(getattr(model.config, name) - value) > 1e-3:
+                raise InputError(
+                    f"{checkpoint} has {name} {getattr(model.config, name):g}, {preset.name} expects {value:g}: "
+                    "it is another size's checkpoint"
+                )
+        return model
+
+    def text(dtype: str) -> Encoder:
+        if released.text_length is None:
+            return ClassLabels(1000)
+        if sources.features is not None:
+            from .features import load_features
+
+            return load_features(sources.features)
+        from .models.t5 import T5Encoder
+
+        assert text_folder is not None
+        return T5Encoder.load(text_folder, max_length=released.text_length, dtype=dtype, device=device)
+
+    def vae() -> FrameVAE:
+        return FrameVAE.load(vae_folder).to(device).eval()
+
+    return Parts(
+        Part(text, keep),
+        Part(network, keep),
+        Part(vae, keep),
+        NoiseSchedule.named("linear", 1000),
+        Process(),
+        released.latent_shape[0],
+    )
+
+
+def _on_hub(repository: str, file: str | None, download: bool, flag: str) -> Path:
+    """A file or folder of a hub repository, from the local cache, or fetched when that is allowed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = None if file is None else [file, f"{file}/*"]
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=not download))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if download:
+            raise InputError(f"cannot download {repository} from the hub: {str(error).splitlines()[0]}") from None
+        folder = None
+    if folder is None or (file is not None and not (folder / file).exists()):
+        what = f"{file} of {repository}" if file else repository
+        raise InputError(
+            f"weights are missing: {what} (huggingface.co); give {flag}, or --download to fetch it into the hub's cache"
+        )
+    return folder if file is None else folder / file
