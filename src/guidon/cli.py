@@ -66,6 +66,9 @@ def generate(
     checkpoint: Annotated[Path | None, typer.Option(help="Released weights, of a model that is not shipped.")] = None,
     text_encoder: Annotated[Path | None, typer.Option(help="Folder of T5 in hub layout.")] = None,
     vae: Annotated[Path | None, typer.Option(help="Folder of the autoencoder in hub layout.")] = None,
+    text_dtype: Annotated[
+        str | None, typer.Option(help="Precision of T5: fp32, bf16, fp16 or int8. [default: fp32]")
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="Caption features kept by `guidon encode`, in place of T5.")
     ] = None,
@@ -106,7 +109,7 @@ def generate(
     }  # fmt: skip
     parts = {
         "checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features,
-        "download": download, "offload": offload,
+        "text_dtype": text_dtype, "download": download, "offload": offload,
     }  # fmt: skip
     request = Request(
         prompts=(*(prompts or ()), *(str(number) for number in classes or ())),

@@ -106,11 +106,13 @@ def run(request: Request, *, out: Path, format: str | None, batch_size: int, dev
     model = generation.model if generation else request.model or "guidon-small"
     pipe = load(model, device=device, **request.parts)
     format = format or ("png" if pipe.preset.is_image else "mp4")
+    if format == "png" and not pipe.preset.is_image:
+        raise InputError(f"--format png holds one image, {model} makes video: choose mp4, gif, webp or frames")
     if generation is None:
         choices = dict(request.choices)
         if "cfg_scale" in choices:
             choices["cfg_scale"] = parse_scale(choices["cfg_scale"])
-        generation = pipe.plan(prompts, tuple(range(request.num_samples)), **choices)
+        generation = pipe.plan(prompts, tuple(range(request.num_samples)), batch_size=batch_size, **choices)
     for name, value in hashes.items():
         if pipe.hashes.get(name, value) != value:
             print(f"guidon: the manifest was made with other {name} weights: frames will differ", file=sys.stderr)

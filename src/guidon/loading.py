@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Sources:
     text_encoder: Path | None = None
     vae: Path | None = None
     features: Path | None = None
+    text_dtype: str = "fp32"
     download: bool = False
 
     def given(self) -> dict[str, Path]:
@@ -172,9 +174,12 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
                     f"{checkpoint} has {name} {getattr(model.config, name):g}, {preset.name} expects {value:g}: "
                     "it is another size's checkpoint"
                 )
+        if model.latent_shape != released.latent_shape:
+            made, expected = (" x ".join(map(str, shape)) for shape in (model.latent_shape, released.latent_shape))
+            warnings.warn(f"{checkpoint} makes latents of {made}, {preset.name} is for {expected}", stacklevel=2)
         return model
 
-    def text(dtype: str) -> Encoder:
+    def text() -> Encoder:
         if released.text_length is None:
             return ClassLabels(1000)
         if sources.features is not None:
@@ -184,7 +189,7 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
         from .models.t5 import T5Encoder
 
         assert text_folder is not None
-        return T5Encoder.load(text_folder, max_length=released.text_length, dtype=dtype, device=device)
+        return T5Encoder.load(text_folder, max_length=released.text_length, dtype=sources.text_dtype, device=device)
 
     def vae() -> FrameVAE:
         return FrameVAE.load(vae_folder).to(device).eval()

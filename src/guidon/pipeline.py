@@ -106,11 +106,13 @@ class Pipeline:
         """
         single = isinstance(prompts, str) and num_samples == 1
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        generation = self.plan(texts, tuple(range(num_samples)), **choices)
+        generation = self.plan(texts, tuple(range(num_samples)), batch_size=batch_size, **choices)
         videos = self.generate(generation, batch_size=batch_size, on_step=on_step, trace=trace)
         return videos[0] if single else videos
 
-    def plan(self, prompts: Sequence[str], samples: Sequence[int] = (0,), **choices: Any) -> Generation:
+    def plan(
+        self, prompts: Sequence[str], samples: Sequence[int] = (0,), *, batch_size: int = 8, **choices: Any
+    ) -> Generation:
         """The complete, validated settings of a run: what was chosen, and the preset for the rest."""
         given = {name: value for name, value in choices.items() if value is not None or name == "cfg_channels"}
         if "cfg_channel" in given:
@@ -131,6 +133,8 @@ class Pipeline:
             "prompts": tuple(prompts),
             "samples": tuple(samples),
         }
+        if values.get("exact"):
+            values["batch_size"] = min(batch_size, len(prompts) * len(samples))
         generation = validated(Generation, values, "generate")
         self.parts.schedule.respaced(str(generation.steps))
         parse_timing(generation.timing)
@@ -147,9 +151,7 @@ class Pipeline:
     ) -> list[Video]:
         """The videos of a complete plan, prompts outermost."""
         rows = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
-        if generation.exact:
-            batch_size = generation.batch_size or min(batch_size, len(rows))
-            generation = generation.model_copy(update={"batch_size": batch_size})
+        batch_size = generation.batch_size or batch_size
         if trace is not None and len(rows) > batch_size:
             raise InputError(f"a trace needs its {len(rows)} clips in one batch: raise batch_size from {batch_size}")
         captions = self._encode(generation)
@@ -260,6 +262,7 @@ def load(
     text_encoder: str | Path | None = None,
     vae: str | Path | None = None,
     features: str | Path | None = None,
+    text_dtype: str = "fp32",
     download: bool = False,
     offload: str | None = None,
 ) -> Pipeline:
@@ -271,6 +274,7 @@ def load(
         checkpoint: the released weights of a preset that the package does not hold.
         text_encoder, vae: folders in hub layout.
         features: caption features kept by ``guidon encode``, in place of the text encoder.
+        text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB), "bf16", "fp16" or "int8".
         download: fetch what is missing from the hub.
         offload: "stages" drops each stage after use (the default of released models), "none" keeps all.
 
@@ -281,6 +285,10 @@ def load(
 
     preset, place = find_preset(str(model)), pick_device(device)
     given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
-    sources = Sources(**{name: Path(path) for name, path in given.items() if path is not None}, download=download)
+    sources = Sources(
+        **{name: Path(path) for name, path in given.items() if path is not None},
+        text_dtype=text_dtype,
+        download=download,
+    )
     offload = offload or ("none" if preset.released is None else "stages")
     return Pipeline(preset, find_parts(preset, sources, place, offload), place)

@@ -2,14 +2,23 @@
 
 diffusers' ``AutoencoderKL`` does the work; here it gets an optional pixel-unshuffle in front (cheap depth for small
 frames), the video axes, one scalar scaling factor as in Stable Diffusion's VAE, and a decode in micro-batches.
+Released ones, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub layout.
 """
 
+from __future__ import annotations
+
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..errors import InputError
+
+REPOSITORY = "stabilityai/sd-vae-ft-ema"
 
 
 @dataclass(frozen=True)
@@ -30,19 +39,26 @@ class FrameVAEConfig:
         return self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1)
 
 
+def _autoencoder_kl() -> Any:
+    """diffusers' class; seconds to import, so only where frames are coded."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL
+
+
 class FrameVAE(nn.Module):
-    """Frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back."""
+    """Frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back; images without T as well."""
 
-    def __init__(self, config: FrameVAEConfig) -> None:
+    def __init__(self, config: FrameVAEConfig, autoencoder: nn.Module | None = None) -> None:
         super().__init__()
-        # seconds to import: only where frames are coded
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
         self.config = config
+        self.autoencoder: Any = self._build(config) if autoencoder is None else autoencoder
+
+    @staticmethod
+    def _build(config: FrameVAEConfig) -> nn.Module:
         levels = len(config.block_out_channels)
         pixels = 3 * config.pixel_unshuffle**2
-        autoencoder: Any = AutoencoderKL  # its annotations are narrower than what it takes
-        self.autoencoder = autoencoder(
+        return _autoencoder_kl()(
             in_channels=pixels,
             out_channels=pixels,
             down_block_types=("DownEncoderBlock2D",) * levels,
@@ -55,16 +71,58 @@ class FrameVAE(nn.Module):
             sample_size=64,
         )
 
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> FrameVAE:
+        """A released autoencoder from a folder in hub layout (config.json and weights), or from its ``vae`` subfolder.
+
+        Raises:
+            InputError: a file is missing or damaged, or the model is no AutoencoderKL.
+        """
+        root = Path(folder)
+        place = next((path for path in (root, root / "vae") if (path / "config.json").is_file()), None)
+        names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+        if place is None or not any((place / name).is_file() for name in names):
+            raise InputError(
+                f"{root} holds no autoencoder: download the hub repository {REPOSITORY} "
+                f"(config.json and {names[0]}) and give its folder"
+            )
+        try:
+            kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
+            if kind != "AutoencoderKL":
+                raise InputError(f"{place} holds a {kind}, expected an AutoencoderKL")
+            model = _autoencoder_kl().from_pretrained(place, local_files_only=True, torch_dtype=dtype)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the library raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"{place} cannot be read as an autoencoder (truncated or damaged): {reason}") from None
+        stored = model.config
+        config = FrameVAEConfig(
+            block_out_channels=tuple(stored.block_out_channels),
+            layers_per_block=stored.layers_per_block,
+            latent_channels=stored.latent_channels,
+            norm_num_groups=stored.norm_num_groups,
+            mid_block_attention=stored.mid_block_add_attention,
+            pixel_unshuffle=1,
+            scaling_factor=stored.scaling_factor,
+        )
+        return cls(config, model).eval().requires_grad_(False)
+
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) in [-1, 1] -> mean and log variance of their unscaled latents, (N, C, h, w) each."""
-        moments = self.autoencoder.quant_conv(self.autoencoder.encoder(self._fold(images)))
+        moments = self._between(self.autoencoder.quant_conv, self.autoencoder.encoder(self._fold(images)))
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Unscaled latents (N, C, h, w) -> images (N, 3, H, W)."""
-        out = self.autoencoder.decoder(self.autoencoder.post_quant_conv(latents))
+        out = self.autoencoder.decoder(self._between(self.autoencoder.post_quant_conv, latents))
         return F.pixel_shuffle(out, self.config.pixel_unshuffle)
+
+    @staticmethod
+    def _between(convolution: nn.Module | None, x: Tensor) -> Tensor:
+        """The 1x1 convolution next to the latents, which some released autoencoders lack."""
+        return x if convolution is None else convolution(x)
 
     def _fold(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images, self.config.pixel_unshuffle)
@@ -72,6 +130,8 @@ class FrameVAE(nn.Module):
     @torch.inference_mode()
     def encode(self, frames: Tensor, micro_batch: int = 64) -> Tensor:
         """The scaled posterior means of a video's frames; ``micro_batch`` frames are in memory at a time."""
+        if frames.ndim == 4:
+            return self.encode(frames[:, :, None], micro_batch)[:, :, 0]
         images = frames.transpose(1, 2).flatten(0, 1)
         means = torch.cat([self.posterior(part)[0] for part in images.split(micro_batch)])
         return (means * self.config.scaling_factor).unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
@@ -79,6 +139,8 @@ class FrameVAE(nn.Module):
     @torch.inference_mode()
     def decode(self, latents: Tensor, micro_batch: int = 32) -> Tensor:
         """Scaled latents (B, C, T, h, w) -> frames (B, 3, T, H, W) in [-1, 1], ``micro_batch`` frames at a time."""
+        if latents.ndim == 4:
+            return self.decode(latents[:, :, None], micro_batch)[:, :, 0]
         images = latents.transpose(1, 2).flatten(0, 1) / self.config.scaling_factor
         frames = torch.cat([self.reconstruct(part) for part in images.split(micro_batch)])
         return frames.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)

@@ -1,0 +1,87 @@
+"""Every XL model has exactly the tensors of its released checkpoint, written down here apart from the code."""
+
+import pytest
+import torch
+
+from guidon.models import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig
+
+D = 1152
+
+
+def linear(name, out, into):
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def attention(block, name):
+    return linear(f"{block}.{name}.qkv", 3 * D, D) | linear(f"{block}.{name}.proj", D, D)
+
+
+def mlp(block):
+    return linear(f"{block}.mlp.fc1", 4 * D, D) | linear(f"{block}.mlp.fc2", D, 4 * D)
+
+
+def stem():
+    return linear("t_embedder.mlp.0", D, 256) | linear("t_embedder.mlp.2", D, D)
+
+
+def captioned(temporal):
+    found = stem() | linear("t_block.1", 6 * D, D)
+    found |= linear("y_embedder.y_proj.fc1", D, 4096) | linear("y_embedder.y_proj.fc2", D, D)
+    found |= {"y_embedder.y_embedding": (120, 4096), "final_layer.scale_shift_table": (2, D)}
+    found |= linear("final_layer.linear", 32, D)
+    for k in range(28):
+        block = f"blocks.{k}"
+        found |= {f"{block}.scale_shift_table": (6, D)} | attention(block, "attn") | mlp(block)
+        found |= linear(f"{block}.cross_attn.q_linear", D, D) | linear(f"{block}.cross_attn.kv_linear", 2 * D, D)
+        found |= linear(f"{block}.cross_attn.proj", D, D)
+        if temporal:
+            found |= attention(block, "attn_temp")
+    return found
+
+
+def stdit(side):
+    kernel = {"x_embedder.proj.weight": (D, 4, 1, 2, 2), "x_embedder.proj.bias": (D,)}
+    return captioned(True) | kernel | {"pos_embed": (1, (side // 16) ** 2, D), "pos_embed_temporal": (1, 16, D)}
+
+
+def pixart(side):
+    kernel = {"x_embedder.proj.weight": (D, 4, 2, 2), "x_embedder.proj.bias": (D,)}
+    return captioned(False) | kernel | {"pos_embed": (1, (side // 16) ** 2, D)}
+
+
+def pixart_ms():
+    found = pixart(1024)
+    for name in ("csize_embedder", "ar_embedder"):
+        found |= linear(f"{name}.mlp.0", D // 3, 256) | linear(f"{name}.mlp.2", D // 3, D // 3)
+    return found
+
+
+def dit(side):
+    found = stem() | linear("final_layer.linear", 32, D) | linear("final_layer.adaLN_modulation.1", 2 * D, D)
+    found |= {"x_embedder.proj.weight": (D, 4, 2, 2), "x_embedder.proj.bias": (D,)}
+    found |= {"pos_embed": (1, (side // 16) ** 2, D), "y_embedder.embedding_table.weight": (1001, D)}
+    for k in range(28):
+        block = f"blocks.{k}"
+        found |= attention(block, "attn") | mlp(block) | linear(f"{block}.adaLN_modulation.1", 6 * D, D)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "millions"),
+    [
+        (lambda: STDiT(STDiTConfig((16, 32, 32), space_scale=0.5)), stdit(256), 760),
+        (lambda: STDiT(STDiTConfig((16, 64, 64))), stdit(512), 760),
+        (lambda: PixArt(PixArtConfig(32)), pixart(256), 611),
+        (lambda: PixArt(PixArtConfig(64)), pixart(512), 611),
+        (lambda: PixArt(PixArtConfig(128, lewei_scale=2.0, micro_condition=True)), pixart_ms(), 612),
+        (lambda: DiT(DiTConfig(32)), dit(256), 675),
+        (lambda: DiT(DiTConfig(64)), dit(512), 675),
+    ],
+    ids=["stdit-256", "stdit-512", "pixart-256", "pixart-512", "pixart-1024", "dit-256", "dit-512"],
+)
+def test_the_released_layout(model, layout, millions):
+    with torch.device("meta"):
+        built = model()
+    assert {name: tuple(value.shape) for name, value in built.state_dict().items()} == layout
+    count = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert round(count / 1e6) == pytest.approx(millions, abs=1)

@@ -1,0 +1,42 @@
+"""Small random stand-ins for released weights, saved as the real ones are: T5 and an autoencoder in hub layout."""
+
+import io
+
+import torch
+
+SENTENCES = [
+    "a lighthouse in a storm", "a red circle moves left on a white background", "waves roll over the rocks",
+    "the camera pans slowly across a misty valley at dawn", "a corgi runs on the beach, tail wagging",
+    "two boats drift apart; the sun sets behind them", "an aerial view of a winding coastal road",
+]  # fmt: skip
+
+
+def make_t5(folder, d_model=24, seed=0):
+    """An encoder with a sentencepiece vocabulary, in the files of DeepFloyd/t5-v1_1-xxl."""
+    import sentencepiece
+    from transformers import T5Config, T5EncoderModel
+
+    words = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20), model_writer=words, vocab_size=60, character_coverage=1.0,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=200, d_model=d_model, d_kv=8, d_ff=32, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu"
+    )
+    T5EncoderModel(config).save_pretrained(folder)
+    (folder / "spiece.model").write_bytes(words.getvalue())
+    return folder
+
+
+def make_vae(folder, seed=0):
+    """An autoencoder of Stable Diffusion's shape, in the files of stabilityai/sd-vae-ft-ema."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder

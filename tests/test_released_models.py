@@ -1,0 +1,181 @@
+"""Released models end to end: checkpoints, T5 and autoencoder in the files of the real ones, by the same code."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import guidon
+from guidon import IDDPM, cli
+from guidon.errors import InputError
+from guidon.models import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig
+from guidon.models.t5 import T5Encoder
+from guidon.models.vae import FrameVAE
+from guidon.video import load_video
+from released import make_t5, make_vae
+
+SMALL = {"hidden_size": 384, "depth": 1, "num_heads": 6, "mlp_ratio": 1.0}  # 384 wide: DiT-S, so its heads are known
+PROMPTS = ["a lighthouse in a storm", "waves roll over the rocks"]
+VIDEO, IMAGE, CLASS = "open-sora-1.0-16x256x256", "pixart-xl-2-256", "dit-xl-2-256"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Files as a user has them after downloading."""
+    root = tmp_path_factory.mktemp("hub")
+    make_t5(root / "t5"), make_vae(root / "vae")
+    captions = {"caption_channels": 24, "model_max_length": 120}
+    models = {
+        "video.pth": STDiT(STDiTConfig((2, 4, 4), space_scale=0.5, **SMALL, **captions)),
+        "image.pth": PixArt(PixArtConfig(4, **SMALL, **captions)),
+        "class.pt": DiT(DiTConfig(4, **SMALL)),
+    }
+    for name, model in models.items():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.05)
+        weights = model.state_dict()
+        torch.save({"state_dict": weights} if name == "image.pth" else weights, root / name)
+    return root
+
+
+def guidon_command(line, code=0):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(shlex.split(line))
+    assert stop.value.code == code, line
+
+
+def test_open_sora_from_prompt_to_mp4(hub, tmp_path):
+    with pytest.warns(UserWarning, match="makes latents of 4 x 2 x 4 x 4, open-sora"):
+        guidon_command(
+            f"generate '{PROMPTS[0]}' --model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae "
+            f"--steps 3 --out {tmp_path}"
+        )
+    (video,) = tmp_path.glob("*.mp4")
+    assert load_video(video)[0].shape == (2, 32, 32, 3)
+    manifest = json.loads((tmp_path / f"{video.name}.json").read_text())["generation"]
+    assert (manifest["seed"], manifest["cfg_scale"], manifest["cfg_channels"]) == (42, 7.0, "3")
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+@pytest.mark.parametrize("original", ["open-sora-1.0", "open-sora-1.1"])
+def test_exact_is_open_soras_own_sample_call(hub, original):
+    pipe = guidon.load(VIDEO, checkpoint=hub / "video.pth", text_encoder=hub / "t5", vae=hub / "vae", device="cpu")
+    videos = pipe(PROMPTS, steps=4, exact=original)
+
+    model, encoder = guidon.load_checkpoint(hub / "video.pth"), T5Encoder.load(hub / "t5", max_length=120)
+
+    class Text:
+        def encode(self, prompts):
+            features, mask = encoder.encode(prompts)
+            return {"y": features[:, None], "mask": mask}
+
+        def null(self, rows):
+            return model.y_embedder.y_embedding[None].repeat(rows, 1, 1)[:, None]
+
+    torch.manual_seed(42)
+    scheduler = IDDPM(4, cfg_scale=7.0)
+    size = (4, 2, 4, 4)
+    with torch.no_grad():
+        if original == "open-sora-1.0":
+            latents = scheduler.sample(model, Text(), size, PROMPTS, "cpu")
+        else:
+            latents = scheduler.sample(model, Text(), torch.randn(2, *size), PROMPTS, "cpu")
+    expected = (FrameVAE.load(hub / "vae").decode(latents) + 1) * 127.5
+    for video, clip in zip(videos, expected.permute(0, 2, 3, 4, 1), strict=True):
+        assert (np.abs(video.frames - clip.numpy()) <= 1).mean() > 0.999
+    assert videos[0].manifest["generation"]["prompts"] == PROMPTS
+    other = pipe(PROMPTS, steps=4)
+    assert not np.array_equal(other[0].frames, videos[0].frames)
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_an_exact_run_is_reproduced_from_its_manifest(hub, tmp_path, monkeypatch):
+    where = f"--checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae"
+    prompts = " ".join(f"'{prompt}'" for prompt in PROMPTS)
+    guidon_command(
+        f"generate {prompts} --model {VIDEO} {where} --exact open-sora-1.0 --steps 2 --format webp --out {tmp_path}/a"
+    )
+    manifest = sorted((tmp_path / "a").glob("*.json"))[0]
+    guidon_command(f"generate --from {manifest} {where} --format webp --out {tmp_path}/b")
+    first, again = (sorted((tmp_path / run).glob("*.webp")) for run in "ab")
+    assert [p.name for p in first] == [p.name for p in again]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_features_stand_in_for_t5(hub, tmp_path):
+    captions = tmp_path / "captions.safetensors"
+    guidon_command(f"encode '{PROMPTS[0]}' '' --text-encoder {hub}/t5 --out {captions}")
+    options = {"steps": 2, "negative_prompt": ""}
+    parts = {"checkpoint": hub / "video.pth", "vae": hub / "vae", "device": "cpu"}
+    kept = guidon.load(VIDEO, features=captions, **parts)(PROMPTS[0], **options)
+    encoded = guidon.load(VIDEO, text_encoder=hub / "t5", **parts)(PROMPTS[0], **options)
+    assert np.array_equal(kept.frames, encoded.frames)
+    with pytest.raises(InputError, match="holds no features of 'waves'"):
+        guidon.load(VIDEO, features=captions, **parts)("waves", steps=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_pixart_makes_png_and_dit_takes_classes(hub, tmp_path):
+    guidon_command(
+        f"generate waves --model {IMAGE} --checkpoint {hub}/image.pth --text-encoder {hub}/t5 --vae {hub}/vae "
+        f"--steps 2 --sampler dpm-solver --dtype bf16 --out {tmp_path}/pixart"
+    )
+    guidon_command(
+        f"generate --class 207 --class 3 --model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --exact dit "
+        f"--steps 2 --out {tmp_path}/dit"
+    )
+    images = [p for p in tmp_path.rglob("*.png") if "sheet" not in p.name]
+    assert len(images) == 3
+    assert all(Image.open(path).size == (32, 32) for path in images)
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_parts_go_after_use_unless_they_are_to_stay(hub):
+    parts = {"checkpoint": hub / "class.pt", "vae": hub / "vae", "device": "cpu"}
+    for offload, held in ((None, 0), ("stages", 0), ("none", 1)):
+        pipe = guidon.load(CLASS, offload=offload, **parts)
+        pipe("5", steps=1)
+        assert len(pipe.parts.network._held) == held
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model {VIDEO} --checkpoint {hub}/image.pth --text-encoder {hub}/t5 --vae {hub}/vae", "holds a PixArt, expected a STDiT"),
+        ("--model {VIDEO} --checkpoint {hub}/none.pth --text-encoder {hub}/t5 --vae {hub}/vae", "is not there"),
+        ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/vae --vae {hub}/vae", "holds no spiece.model or tokenizer.json"),
+        ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/t5", "holds no autoencoder: download the hub repository"),
+        ("--model {VIDEO} --checkpoint {hub}/video.pth", "weights are missing: stabilityai/sd-vae-ft-ema (huggingface.co); give --vae DIR"),
+        ("--model {VIDEO}", "OpenSora-v1-HQ-16x256x256.pth of hpcai-tech/Open-Sora (huggingface.co); give --checkpoint FILE"),
+        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae", "is not a class of this model: give a number from 0 to 999"),
+        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --text-encoder {hub}/t5", "conditioned on classes"),
+        ("--model open-sora-1.0-16x512x512 --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae", "space_scale 0.5, open-sora-1.0-16x512x512 expects 1"),
+        ("--checkpoint {hub}/video.pth", "brings its own weights: leave out --checkpoint"),
+        ("--exact open-sora-1", "did you mean 'open-sora-1.1'"),
+        ("--offload all", "offload 'all' does not exist"),
+        ("--format png", "--format png holds one image"),
+    ],
+)  # fmt: skip
+def test_wrong_or_missing_parts_are_named_in_one_line(hub, tmp_path, capsys, monkeypatch, line, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    line = line.format(hub=hub, VIDEO=VIDEO, CLASS=CLASS)
+    guidon_command(f"generate 'a red circle' {line} --steps 2 --out {tmp_path}/out", code=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert len([row for row in error.splitlines() if "makes latents" not in row]) == 1
+
+
+def test_inspect_prints_what_a_file_is(hub, capsys):
+    guidon_command(f"inspect {hub}/video.pth")
+    out = capsys.readouterr().out
+    assert "STDiT" in out
+    assert "space_scale 0.5" in out
+    guidon_command(f"inspect {hub}/t5", code=2)
+    assert "unknown architecture" in capsys.readouterr().err
