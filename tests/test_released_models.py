@@ -49,12 +49,12 @@ def guidon_command(line, code=0):
     assert stop.value.code == code, line
 
 
-def test_open_sora_from_prompt_to_mp4(hub, tmp_path):
-    with pytest.warns(UserWarning, match="makes latents of 4 x 2 x 4 x 4, open-sora"):
-        guidon_command(
-            f"generate '{PROMPTS[0]}' --model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae "
-            f"--steps 3 --out {tmp_path}"
-        )
+def test_open_sora_from_prompt_to_mp4(hub, tmp_path, capsys):
+    guidon_command(
+        f"generate '{PROMPTS[0]}' --model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae "
+        f"--steps 3 --out {tmp_path}"
+    )
+    assert "makes latents of 4 x 2 x 4 x 4, open-sora" in capsys.readouterr().err
     (video,) = tmp_path.glob("*.mp4")
     assert load_video(video)[0].shape == (2, 32, 32, 3)
     manifest = json.loads((tmp_path / f"{video.name}.json").read_text())["generation"]
