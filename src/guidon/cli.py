@@ -79,6 +79,9 @@ def generate(
     exact: Annotated[
         str | None, typer.Option(help="Replay an original's draws: open-sora-1.0, open-sora-1.1, dit or pixart.")
     ] = None,
+    exact_noise: Annotated[
+        str | None, typer.Option(help="With --exact: draw on this device, or as a cuda one does. [default: device]")
+    ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="More prompts, one a line.")] = None,
     from_manifest: Annotated[
         Path | None, typer.Option("--from", help="Reproduce a video from its JSON manifest.")
@@ -105,7 +108,7 @@ def generate(
     choices = {
         "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
         "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels,
-        "timing": _timing(interval, ramp), "exact": exact,
+        "timing": _timing(interval, ramp), "exact": exact, "exact_noise": exact_noise,
     }  # fmt: skip
     parts = {
         "checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features,

@@ -39,6 +39,7 @@ class Generation(Settings):
     ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
     ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``exact`` names the
     original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
+    ``exact_noise`` draws on the device that runs, or as a CUDA device does, on which the originals ran.
     """
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -55,6 +56,7 @@ class Generation(Settings):
     timing: str = "constant"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     exact: str | None = None
+    exact_noise: Literal["device", "cuda"] = "device"
     batch_size: PositiveInt | None = None
 
     @field_validator("guidance")

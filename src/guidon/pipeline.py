@@ -22,7 +22,7 @@ from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing
 from .guidance.rules import RULES
 from .loading import Parts, Sources, find_parts
 from .presets import Preset, find_preset
-from .samplers import LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
+from .samplers import CudaGenerator, LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
 from .settings import validated
 from .video import save_video
 
@@ -158,7 +158,7 @@ class Pipeline:
         importing = threading.Thread(target=importlib.import_module, args=(DECODER_LIBRARY,))
         importing.start()  # it loads while the first steps run
         chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        legacy = LegacyNoise(2, torch.Generator(self.device).manual_seed(generation.seed)) if generation.exact else None
+        legacy = LegacyNoise(2, self._legacy_generator(generation)) if generation.exact else None
         latents: list[Tensor] = []
         with self.parts.network.in_use(DTYPES[generation.dtype]) as model:
             for number, chunk in enumerate(chunks):
@@ -170,6 +170,12 @@ class Pipeline:
         with self.parts.vae.in_use() as vae:
             frames = torch.cat([_to_frames(vae.decode(part.float())) for part in latents]).numpy()
         return [self._video(generation, *row, clip) for row, clip in zip(rows, frames, strict=True)]
+
+    def _legacy_generator(self, generation: Generation) -> torch.Generator | CudaGenerator:
+        """What the originals' global generator was, without touching ours."""
+        if generation.exact_noise == "cuda":
+            return CudaGenerator(generation.seed)
+        return torch.Generator(self.device).manual_seed(generation.seed)
 
     def _encode(self, generation: Generation) -> Encoded:
         """All prompts at once, so that the encoder can go before the denoiser comes."""

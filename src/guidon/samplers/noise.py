@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .philox import CudaGenerator
 
 
 class SampleNoise:
@@ -47,14 +48,19 @@ class LegacyNoise:
     The last step draws too, although its noise is multiplied by zero. From the global generator unless one is given.
     """
 
-    def __init__(self, branches: int = 2, generator: torch.Generator | None = None) -> None:
+    def __init__(self, branches: int = 2, generator: torch.Generator | CudaGenerator | None = None) -> None:
         self.branches, self.generator = branches, generator
 
     def initial(self, shape: Sequence[int], device: torch.device | str = "cpu", rows: int | None = None) -> Tensor:
         """One draw of the undoubled batch: (rows, *shape), or ``shape`` itself without rows, fp32."""
         shape = tuple(shape) if rows is None else (rows, *shape)
-        return torch.randn(shape, generator=self.generator, device=device)
+        return self._draw(shape, torch.device(device), torch.float32)
 
     def __call__(self, x: Tensor) -> Tensor:
         doubled = (self.branches * x.shape[0], *x.shape[1:])
-        return torch.randn(doubled, generator=self.generator, device=x.device, dtype=x.dtype)[: x.shape[0]]
+        return self._draw(doubled, x.device, x.dtype)[: x.shape[0]]
+
+    def _draw(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+        if isinstance(self.generator, CudaGenerator):
+            return self.generator.randn(shape).to(device, dtype)
+        return torch.randn(shape, generator=self.generator, device=device, dtype=dtype)
