@@ -50,3 +50,38 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
     save_file({"w": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="holds no caption features"):
         load_features(path)
+
+
+def test_a_bad_addition_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "captions.safetensors"
+    prompts, features, mask = captions("one")
+    save_features(path, prompts, features, mask, encoder=ENCODER)
+    data = path.read_bytes()
+    additions = {
+        "not finite": (("two",), features * float("nan"), mask),
+        "do not belong together": (("two", "three"), features, mask),
+        "expected .prompts, tokens, width": (("two",), features, mask[:, :2]),
+        "expected a list": ((), features[:0], mask[:0]),
+        "write to a new file": (("two",), features.float(), mask),
+        "these are": (("two",), features[..., :4], mask),
+    }
+    for match, addition in additions.items():
+        with pytest.raises(InputError, match=match) as error:
+            save_features(path, *addition, encoder=ENCODER)
+        assert "\n" not in str(error.value)
+        assert path.read_bytes() == data
+
+
+def test_an_encoder_described_with_tuples_is_the_same_encoder(tmp_path):
+    path = tmp_path / "captions.safetensors"
+    for prompt in ("one", "two"):
+        save_features(path, *captions(prompt), encoder=ENCODER | {"classes": ("T5EncoderModel",)})
+    assert load_features(path).prompts == ["one", "two"]
+
+
+def test_a_header_of_the_wrong_kind_is_damage(tmp_path):
+    path = tmp_path / "captions.safetensors"
+    header = {"format": "guidon captions", "prompts": "3", "encoder": "{}"}
+    save_file({"features": torch.zeros(3, 3, 5), "mask": torch.zeros(3, 3)}, path, metadata=header)
+    with pytest.raises(InputError, match="is damaged: its prompts are 3"):
+        load_features(path)

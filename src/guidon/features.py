@@ -64,9 +64,23 @@ def load_features(path: str | Path) -> CaptionFeatures:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a readable file of caption features (truncated or damaged): {error}") from None
-    if len(prompts) != len(features) or mask.shape != features.shape[:2] or not torch.isfinite(features).all():
-        raise InputError(f"{path} is damaged: its prompts, features and mask do not belong together")
+    if fault := _fault(prompts, features, mask):
+        raise InputError(f"{path} is damaged: {fault}")
     return CaptionFeatures(path, prompts, features, mask, encoder)
+
+
+def _fault(prompts: Any, features: Tensor, mask: Tensor) -> str | None:
+    """What is wrong with the parts of a file: one rule for what is written and what is read."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+        return f"its prompts are {prompts!r:.60}, expected a list of at least one"
+    if features.ndim != 3 or len(features) != len(prompts) or mask.shape != features.shape[:2]:
+        return (
+            f"{len(prompts)} prompts, features of shape {tuple(features.shape)} and a mask of shape "
+            f"{tuple(mask.shape)} do not belong together: expected (prompts, tokens, width) and (prompts, tokens)"
+        )
+    if not torch.isfinite(features).all():
+        return "its features are not finite (T5 can overflow in fp16: encode in bf16 or fp32)"
+    return None
 
 
 def save_features(
@@ -75,14 +89,24 @@ def save_features(
     """Write features (P, L, F) and mask (P, L) of prompts; an existing file of the same encoder keeps its own.
 
     Raises:
-        InputError: the file is of another encoder, or something else.
+        InputError: the file is of another encoder, or something else; or the features are not finite, or do not
+            belong to the prompts or to those in the file. The file stays as it was.
     """
     path = Path(path)
+    if fault := _fault(prompts, features, mask):
+        raise InputError(f"nothing is written to {path}: {fault}")
+    encoder = json.loads(json.dumps(encoder))  # as it will be read: tuples become lists
     rows = {prompt: (features[k].cpu(), mask[k].cpu()) for k, prompt in enumerate(prompts)}
     if path.exists():
         old = load_features(path)
         if old.encoder != encoder:
             raise InputError(f"{path} was made by another encoder ({old.encoder}): write to a new file")
+        given, kept = ((tuple(part.shape[1:]), part.dtype) for part in (features, old.features))
+        if given != kept or mask.dtype != old.mask.dtype:
+            raise InputError(
+                f"{path} holds features of {kept} with a mask of {old.mask.dtype}, these are {given} with a mask of "
+                f"{mask.dtype}: write to a new file"
+            )
         rows = {prompt: (old.features[k], old.mask[k]) for k, prompt in enumerate(old.prompts)} | rows
     header = {"format": FORMAT, "prompts": json.dumps(list(rows)), "encoder": json.dumps(encoder)}
     tensors = {

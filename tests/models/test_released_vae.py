@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from guidon.errors import InputError
 from guidon.models.vae import FrameVAE
@@ -46,3 +47,50 @@ def test_what_is_missing_or_damaged_is_named_in_one_line(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DModel"}))
     with pytest.raises(InputError, match="expected an AutoencoderKL"):
         FrameVAE.load(folder)
+
+
+@torch.no_grad()
+def test_files_as_old_releases_have_them(tmp_path):
+    expected = FrameVAE.load(make_vae(tmp_path))
+    weights, config = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "config.json"
+    tensors, stored = load_file(weights), json.loads(config.read_text())
+    stored.pop("scaling_factor")  # sd-vae-ft-ema was released without one
+    config.write_text(json.dumps(stored))
+    torch.save(tensors, tmp_path / "diffusion_pytorch_model.bin")
+    weights.unlink()
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    found = FrameVAE.load(tmp_path)
+    assert found.config.scaling_factor == 0.18215
+    assert torch.equal(found.encode(image), expected.encode(image))
+
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        tensors = {key.replace(f"attentions.0.{new}", f"attentions.0.{name}"): t for key, t in tensors.items()}
+    assert any("proj_attn" in key for key in tensors)
+    save_file(tensors, weights)
+    assert torch.equal(FrameVAE.load(tmp_path).encode(image), expected.encode(image))
+
+
+def test_what_would_be_filled_with_random_numbers_or_decoded_wrongly_is_refused(tmp_path, capfd):
+    folder = make_vae(tmp_path)
+    weights, config = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+    tensors, stored = load_file(weights), json.loads(config.read_text())
+    save_file({key: t for key, t in tensors.items() if "mid_block" not in key}, weights)
+    capfd.readouterr()
+    with pytest.raises(InputError, match=r"incomplete.* such as decoder\.mid_block"):
+        FrameVAE.load(folder)
+    assert capfd.readouterr().err == ""
+    save_file(tensors, weights)
+    config.write_text(json.dumps(stored | {"scaling_factor": 1.5305, "shift_factor": 0.0609}))
+    with pytest.raises(InputError, match="has a shift_factor"):
+        FrameVAE.load(folder)
+    config.write_text(json.dumps(stored | {"scaling_factor": 0.5}))
+    assert FrameVAE.load(folder).config.scaling_factor == 0.5
+
+
+def test_half_precision_takes_what_the_samplers_give(tmp_path):
+    folder, latents = make_vae(tmp_path), torch.randn(1, 4, 2, 2, 2)
+    half, full = FrameVAE.load(folder, torch.bfloat16), FrameVAE.load(folder)
+    assert half.decode(latents).dtype == torch.bfloat16
+    assert torch.allclose(half.decode(latents).float(), full.decode(latents), atol=0.1)
+    assert half.encode(torch.zeros(1, 3, 2, 16, 16)).dtype == torch.bfloat16

@@ -3,10 +3,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from guidon.errors import InputError
 from guidon.models.t5 import T5Encoder, clean_caption
 from released import make_t5
+
+for library in ("transformers", "sentencepiece", "ftfy", "bs4"):
+    pytest.importorskip(library)
 
 
 @pytest.fixture(scope="module")
@@ -110,4 +114,68 @@ def test_what_is_missing_or_damaged_is_named_in_one_line(folder, tmp_path):
         import bitsandbytes  # noqa: F401 (only whether it is there)
     except ImportError:
         (tmp_path / "t5" / "config.json").write_text(json.dumps(config))
-        refused("needs bitsandbytes", dtype="int8")
+        refused("needs bitsandbytes.*pip install bitsandbytes accelerate", dtype="int8")
+
+
+@pytest.mark.parametrize("text", ["waves", "a  b", "ﬁne ①② day", "x\ty", "Ünïcode — 漢字", "half　width ＡＢＣ", ""])
+def test_ids_are_sentencepieces_own(folder, text):
+    import sentencepiece
+
+    words = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    ids, mask = T5Encoder.load(folder, max_length=40, clean=False).tokenize([text])
+    assert ids[0, : mask.sum()].tolist() == [*words.encode(text.lower()), 1]
+    assert ids[0, mask.sum() :].eq(0).all()
+
+
+def test_shards_and_bin_files_give_the_same_features(folder, tmp_path, encoder):
+    expected = encoder.encode(["waves"])[0]
+    for name in ("shards", "bin"):
+        shutil.copytree(folder, tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+    encoder.model.save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    torch.save(encoder.model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    for name in ("shards", "bin"):
+        assert torch.equal(T5Encoder.load(tmp_path / name, max_length=20).encode(["waves"])[0], expected)
+    min((tmp_path / "shards").glob("model-*")).unlink()
+    with pytest.raises(InputError, match="cannot be read as T5"):
+        T5Encoder.load(tmp_path / "shards")
+
+
+def test_what_would_be_filled_with_random_numbers_is_refused(folder, tmp_path, capfd):
+    copy = shutil.copytree(folder, tmp_path / "t5")
+    weights, config = load_file(copy / "model.safetensors"), json.loads((copy / "config.json").read_text())
+
+    def refused(match):
+        capfd.readouterr()
+        with pytest.raises(InputError, match=match) as error:
+            T5Encoder.load(copy)
+        assert "\n" not in str(error.value)
+        assert capfd.readouterr().err == ""
+
+    part = {key: value for key, value in weights.items() if "block.1" not in key}
+    save_file(part, copy / "model.safetensors", metadata={"format": "pt"})
+    refused("incomplete.* such as encoder.block.1")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    (copy / "config.json").write_text(json.dumps(config | {"d_ff": 64}))
+    refused("of another shape, such as encoder.block.0.layer.1.DenseReluDense.wi_0")
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "spiece.model").write_bytes(b"")
+    refused("tokenizer in .* is damaged or another model's")
+
+
+def test_encoders_of_other_weights_are_described_apart(folder, tmp_path, encoder):
+    assert T5Encoder.load(folder, max_length=20).description == encoder.description
+    other = T5Encoder.load(make_t5(tmp_path, seed=1), max_length=20).description
+    assert {key for key in other if other[key] != encoder.description[key]} == {"weights"}
+
+
+def test_nothing_holds_the_model_after_it_is_dropped(folder):
+    import gc
+    import weakref
+
+    encoder = T5Encoder.load(folder)
+    encoder.encode(["waves"])
+    model = weakref.ref(encoder.model)
+    del encoder
+    gc.collect()
+    assert model() is None

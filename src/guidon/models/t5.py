@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -55,7 +56,8 @@ class T5Encoder:
             clean: clean captions as the originals do; needs ftfy and beautifulsoup4.
 
         Raises:
-            InputError: a file is missing or damaged, the model is no T5, or a library is missing.
+            InputError: a file is missing, damaged or incomplete, the tokenizer is another model's, the model is no
+                T5, or a library is missing.
         """
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} does not exist for T5{nearest(dtype, DTYPES)}")
@@ -67,16 +69,17 @@ class T5Encoder:
         if not any(any(weights.glob(pattern)) for pattern in WEIGHTS):
             raise InputError(f"{weights} holds no weights ({' or '.join(WEIGHTS)}): {_where(root)}")
         transformers = _import("transformers", "the T5 text encoder")
-        if not sys.stderr.isatty():
-            transformers.utils.logging.disable_progress_bar()
-        model = _quietly(lambda: _read_model(transformers, weights, dtype), weights)
-        tokenizer = _quietly(lambda: transformers.T5TokenizerFast.from_pretrained(words, local_files_only=True), words)
         if clean:
             _import("ftfy", "cleaning captions")
             _import("bs4", "cleaning captions", "beautifulsoup4")
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
+        config = _quietly(lambda: _read_config(transformers, weights), weights)
+        tokenizer = _quietly(lambda: _read_tokenizer(transformers, words, config), words)
+        model = _quietly(lambda: _read_model(transformers, weights, dtype, device), weights)
         model = model.eval().requires_grad_(False)
         description = {"encoder": model.config.architectures, "max_length": max_length, "clean": clean, "dtype": dtype}
-        description["features"] = model.config.d_model
+        description |= {"features": model.config.d_model, "weights": _fingerprint(model)}
         return cls(model if dtype == "int8" else model.to(device), tokenizer, max_length, clean, description)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -124,30 +127,64 @@ def _where(root: Path) -> str:
     return f"download the hub repository {REPOSITORY} (config.json, spiece.model, weights) and give its folder"
 
 
-def _import(name: str, purpose: str, package: str | None = None) -> Any:
+def _import(name: str, purpose: str, package: str | None = None, install: str = "'guidon-diffusion[t5]'") -> Any:
     import importlib
 
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(
-            f"{purpose} needs {package or name}, which is not installed: pip install 'guidon-diffusion[t5]'"
-        ) from None
+        raise InputError(f"{purpose} needs {package or name}, which is not installed: pip install {install}") from None
 
 
-def _read_model(transformers: Any, folder: Path, dtype: str) -> Any:
+def _read_config(transformers: Any, folder: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type not in ("t5", "mt5"):
         raise InputError(f"{folder} holds a {config.model_type} model, expected t5")
+    return config
+
+
+def _read_tokenizer(transformers: Any, folder: Path, config: Any) -> Any:
+    tokenizer = transformers.T5TokenizerFast.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id != config.eos_token_id:
+        raise InputError(
+            f"the tokenizer in {folder} is damaged or another model's: it has {len(tokenizer)} tokens and ends on "
+            f"{tokenizer.eos_token_id}, the model reads {config.vocab_size} and ends on {config.eos_token_id}"
+        )
+    return tokenizer
+
+
+def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.device | str) -> Any:
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if dtype == "int8":
-        _import("bitsandbytes", "T5 in 8 bits")
+        for name in ("bitsandbytes", "accelerate"):
+            _import(name, "T5 in 8 bits", install="bitsandbytes accelerate")
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
-    return transformers.T5EncoderModel.from_pretrained(folder, local_files_only=True, **options)
+        options["device_map"] = {"": str(device)}
+    model, found = transformers.T5EncoderModel.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    # The library fills what it did not find with random numbers and goes on.
+    unread = sorted(found["missing_keys"]) + sorted(name for name, *_ in found["mismatched_keys"])
+    if unread:
+        raise InputError(
+            f"the weights in {folder} are incomplete or another model's: {len(unread)} of the tensors that its "
+            f"config.json asks for are missing or of another shape, such as {unread[0]}"
+        )
+    return model
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells models of one architecture apart by their first embeddings, without hashing gigabytes."""
+    rows = model.get_input_embeddings().weight[:64].float().cpu()
+    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
 
 
 def _quietly(read: Callable[[], Any], folder: Path) -> Any:
-    """transformers' many errors as one line that names the folder."""
+    """transformers' many errors, and what it logs before them, as one line that names the folder."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         return read()
     except InputError:
@@ -155,3 +192,5 @@ def _quietly(read: Callable[[], Any], folder: Path) -> Any:
     except Exception as error:  # whatever a damaged file makes the libraries raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{folder} cannot be read as T5 (truncated, damaged or incomplete): {reason}") from None
+    finally:
+        logging.set_verbosity(verbosity)

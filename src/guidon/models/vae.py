@@ -76,8 +76,11 @@ class FrameVAE(nn.Module):
         """A released autoencoder from a folder in hub layout (config.json and weights), or from its ``vae`` subfolder.
 
         Raises:
-            InputError: a file is missing or damaged, or the model is no AutoencoderKL.
+            InputError: a file is missing, damaged or incomplete, the model is no AutoencoderKL, or its latents are
+                not brought to unit scale by one factor alone.
         """
+        from diffusers.utils import logging
+
         root = Path(folder)
         place = next((path for path in (root, root / "vae") if (path / "config.json").is_file()), None)
         names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -86,17 +89,39 @@ class FrameVAE(nn.Module):
                 f"{root} holds no autoencoder: download the hub repository {REPOSITORY} "
                 f"(config.json and {names[0]}) and give its folder"
             )
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
         try:
             kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
             if kind != "AutoencoderKL":
                 raise InputError(f"{place} holds a {kind}, expected an AutoencoderKL")
-            model = _autoencoder_kl().from_pretrained(place, local_files_only=True, torch_dtype=dtype)
+            model, found = _autoencoder_kl().from_pretrained(
+                place,
+                local_files_only=True,
+                torch_dtype=dtype,
+                low_cpu_mem_usage=False,
+                use_safetensors=(place / names[0]).is_file(),
+                output_loading_info=True,
+            )
         except InputError:
             raise
         except Exception as error:  # whatever a damaged file makes the library raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"{place} cannot be read as an autoencoder (truncated or damaged): {reason}") from None
+        finally:
+            logging.set_verbosity(verbosity)
+        if found["missing_keys"]:  # the library fills them with random numbers and goes on
+            raise InputError(
+                f"the weights in {place} are incomplete or another model's: {len(found['missing_keys'])} of the "
+                f"tensors that its config.json asks for are missing, such as {min(found['missing_keys'])}"
+            )
         stored = model.config
+        for name in ("shift_factor", "latents_mean", "latents_std"):
+            if getattr(stored, name, None) is not None:
+                raise InputError(
+                    f"{place} has a {name}: its latents need more than the one scaling factor of "
+                    f"{REPOSITORY}, which is what the models here are trained on"
+                )
         config = FrameVAEConfig(
             block_out_channels=tuple(stored.block_out_channels),
             layers_per_block=stored.layers_per_block,
@@ -127,12 +152,17 @@ class FrameVAE(nn.Module):
     def _fold(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images, self.config.pixel_unshuffle)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights; what is coded is brought to it."""
+        return next(self.parameters()).dtype
+
     @torch.inference_mode()
     def encode(self, frames: Tensor, micro_batch: int = 64) -> Tensor:
         """The scaled posterior means of a video's frames; ``micro_batch`` frames are in memory at a time."""
         if frames.ndim == 4:
             return self.encode(frames[:, :, None], micro_batch)[:, :, 0]
-        images = frames.transpose(1, 2).flatten(0, 1)
+        images = frames.to(self.dtype).transpose(1, 2).flatten(0, 1)
         means = torch.cat([self.posterior(part)[0] for part in images.split(micro_batch)])
         return (means * self.config.scaling_factor).unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
 
@@ -141,6 +171,6 @@ class FrameVAE(nn.Module):
         """Scaled latents (B, C, T, h, w) -> frames (B, 3, T, H, W) in [-1, 1], ``micro_batch`` frames at a time."""
         if latents.ndim == 4:
             return self.decode(latents[:, :, None], micro_batch)[:, :, 0]
-        images = latents.transpose(1, 2).flatten(0, 1) / self.config.scaling_factor
+        images = latents.to(self.dtype).transpose(1, 2).flatten(0, 1) / self.config.scaling_factor
         frames = torch.cat([self.reconstruct(part) for part in images.split(micro_batch)])
         return frames.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
