@@ -47,7 +47,7 @@ def test_the_readmes_snippets_run(elsewhere):
 
 def test_the_readmes_tree_names_what_is_there():
     tree = README.split("## What is where")[1]
-    named = set(re.findall(r"\b([a-z_-]+\.(?:py|yaml|md))\b", tree))
+    named = set(re.findall(r"\b([a-z0-9_-]+\.(?:py|yaml|md))\b", tree))
     found = {
         path.name
         for folder in ("src", "recipes", "examples", "benchmarks", "docs")
