@@ -12,7 +12,6 @@ import typer
 from .errors import InputError, nearest
 from .presets import PRESETS
 
-FORMATS = ("mp4", "gif", "webp", "frames", "png")
 _UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
 app = typer.Typer(
     name="guidon",
@@ -90,7 +89,7 @@ def generate(
         str | None, typer.Option(help="mp4, gif, webp, frames (PNGs) or png (an image). [default: mp4, or png]")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Clips denoised together: memory only, the samples are the same.", min=1)
+        int, typer.Option(help="Clips denoised together: memory only, except with --exact.", min=1)
     ] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[
@@ -103,8 +102,6 @@ def generate(
     """Turn prompts into guided videos."""
     from .generate import Request, run
 
-    if format is not None and format not in FORMATS:
-        raise InputError(f"--format {format!r} does not exist{nearest(format, FORMATS)}")
     choices = {
         "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
         "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels,

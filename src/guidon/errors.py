@@ -11,6 +11,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, as one line: its first, or its type where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a mistyped name: `` (did you mean 'x'?)``, or the valid names when none is close."""
     names = [str(v) for v in valid]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, nearest
 from .generation import Generation
 from .settings import read_mapping, validated
 
@@ -97,11 +97,14 @@ def run(request: Request, *, out: Path, format: str | None, batch_size: int, dev
         generation, hashes = read_manifest(request.from_manifest, request)
     else:
         prompts = read_prompts(request)
+    from .video import FORMATS, contact_sheet
+
+    if format is not None and format not in FORMATS:
+        raise InputError(f"--format {format!r} does not exist{nearest(format, FORMATS)}")
     prepare_folder(out)
 
     from .guidance import GuidanceTrace
     from .pipeline import load
-    from .video import contact_sheet
 
     model = generation.model if generation else request.model or "guidon-small"
     pipe = load(model, device=device, **request.parts)

@@ -178,12 +178,11 @@ class IDDPM:
         progress: bool = False,
     ) -> Iterator[dict[str, Tensor]]:
         """Ancestral sampling step by step: dicts with ``sample`` and ``pred_xstart``."""
-        x = self._start(shape, noise, device)
-        for step in _countdown(self.num_timesteps, progress):
-            with torch.no_grad():
-                out = self.p_sample(model, x, self._all(x, step), clip_denoised, model_kwargs)
-            yield out
-            x = out["sample"]
+
+        def step(x: Tensor, t: Tensor) -> dict[str, Tensor]:
+            return self.p_sample(model, x, t, clip_denoised, model_kwargs)
+
+        return self._progressive(step, shape, noise, device, progress)
 
     def p_sample_loop(self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any) -> Tensor:
         """The last sample of ``p_sample_loop_progressive``, which takes the same options."""
@@ -201,18 +200,32 @@ class IDDPM:
         eta: float = 0.0,
     ) -> Iterator[dict[str, Tensor]]:
         """DDIM step by step: dicts with ``sample`` and ``pred_xstart``."""
-        x = self._start(shape, noise, device)
-        for step in _countdown(self.num_timesteps, progress):
-            with torch.no_grad():
-                out = self.ddim_sample(model, x, self._all(x, step), clip_denoised, model_kwargs, eta)
-            yield out
-            x = out["sample"]
+
+        def step(x: Tensor, t: Tensor) -> dict[str, Tensor]:
+            return self.ddim_sample(model, x, t, clip_denoised, model_kwargs, eta)
+
+        return self._progressive(step, shape, noise, device, progress)
 
     def ddim_sample_loop(
         self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any
     ) -> Tensor:
         """The last sample of ``ddim_sample_loop_progressive``, which takes the same options."""
         return _last(self.ddim_sample_loop_progressive(model, shape, noise, **options))
+
+    def _progressive(
+        self,
+        one_step: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        shape: Sequence[int],
+        noise: Tensor | None,
+        device: torch.device | str,
+        progress: bool,
+    ) -> Iterator[dict[str, Tensor]]:
+        x = self._start(shape, noise, device)
+        for step in _countdown(self.num_timesteps, progress):
+            with torch.no_grad():
+                out = one_step(x, self._all(x, step))
+            yield out
+            x = out["sample"]
 
     # single steps; t is a long tensor (B,) of indices into this schedule
 

@@ -13,9 +13,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .checkpoints import DIFFUSION, load_checkpoint, load_component, load_weights
+from .checkpoints import DIFFUSION, load_checkpoint, load_component
 from .diffusion import NoiseSchedule, Process
-from .errors import InputError
+from .errors import InputError, first_line
 from .models import CaptionEncoder, CaptionEncoderConfig, FrameVAE, FrameVAEConfig, STDiT, STDiTConfig
 from .presets import T5, Preset, Released
 
@@ -63,16 +63,16 @@ class Sources:
     download: bool = False
 
     def given(self) -> dict[str, Path]:
-        named = {"checkpoint": self.checkpoint, "text_encoder": self.text_encoder, "vae": self.vae}
-        return {name: path for name, path in (named | {"features": self.features}).items() if path is not None}
+        """The files that were named."""
+        return {name: path for name, path in vars(self).items() if isinstance(path, Path)}
 
 
 @dataclass(frozen=True)
 class Parts:
     """All that a pipeline is made of.
 
-    ``network`` is made for a dtype and has ``prepare``, ``null``, ``latent_shape`` and ``config``; ``text`` for the
-    number of classes, or nothing; ``hashes`` tell the weights that are already read.
+    ``network`` is made for a dtype and has ``prepare``, ``null``, ``latent_shape`` and ``config``; ``hashes`` tell the
+    weights that are already read.
     """
 
     text: Part[Encoder]
@@ -111,31 +111,26 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
         )
     parts = {kind: load_component(path, kind) for kind, path in paths.items()}
     denoiser = parts["denoiser"]
-    config = denoiser.configure(STDiTConfig, *DIFFUSION)
 
     def network(dtype: torch.dtype) -> STDiT:
-        model = STDiT(config)
-        load_weights(model, denoiser)
-        return model.to(device, dtype).eval()
+        return denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
 
     def text() -> CaptionEncoder:
-        encoder = CaptionEncoder(parts["text"].configure(CaptionEncoderConfig))
-        load_weights(encoder, parts["text"])
-        return encoder.to(device).eval()
+        return parts["text"].build(CaptionEncoder, CaptionEncoderConfig).to(device).eval()
 
     def vae() -> FrameVAE:
-        autoencoder = FrameVAE(parts["vae"].configure(FrameVAEConfig))
-        load_weights(autoencoder, parts["vae"])
-        return autoencoder.to(device).eval()
+        return parts["vae"].build(FrameVAE, FrameVAEConfig).to(device).eval()
 
-    network(torch.float32)  # a file that does not fit is refused now
+    stage = Part(network, keep)
+    with stage.in_use(torch.float32):  # a file that does not fit is refused now
+        pass
     return Parts(
         Part(text, keep),
-        Part(network, keep),
+        stage,
         Part(vae, keep),
         NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"]),
         Process(denoiser.config["prediction"]),
-        config.in_channels,
+        denoiser.config["in_channels"],
         {kind: part.sha256 for kind, part in parts.items()},
     )
 
@@ -214,7 +209,7 @@ def _on_hub(repository: str, file: str | None, download: bool, flag: str) -> Pat
         folder = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=not download))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         if download:
-            raise InputError(f"cannot download {repository} from the hub: {str(error).splitlines()[0]}") from None
+            raise InputError(f"cannot download {repository} from the hub: {first_line(error)}") from None
         folder = None
     if folder is None or (file is not None and not (folder / file).exists()):
         what = f"{file} of {repository}" if file else repository

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InputError, nearest
+from .errors import InputError, first_line, nearest
 
 
 class Settings(BaseModel):
@@ -58,4 +58,4 @@ def read_mapping(path: Path) -> Any:
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {first_line(error)}") from None

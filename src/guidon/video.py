@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .atomic import atomic_folder, atomic_path
-from .errors import InputError, nearest
+from .errors import InputError, first_line, nearest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,7 +139,7 @@ def load_video(path: str | Path) -> tuple[np.ndarray, float]:
     except InputError:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as video: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path} cannot be read as video: {first_line(error)}") from None
 
 
 def _read_folder(path: Path) -> np.ndarray:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..atomic import atomic_path
 from ..errors import InputError
+from .files import read_safetensors, sha256_of
 
 FORMAT = "guidon"
 DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # what a denoiser's config says besides its shape
 C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Component:
             return of(**values)
         except TypeError as error:
             raise InputError(f"{self.path}: its configuration does not fit this version of Guidon: {error}") from None
+
+    def build(self, model: Callable[[Any], M], of: type[Any], *leave: str) -> M:
+        """The model itself: made from the configuration and filled, strictly."""
+        built = model(self.configure(of, *leave))
+        load_weights(built, self)
+        return built
 
 
 def save_component(
@@ -77,12 +84,7 @@ def load_component(path: Path, kind: str) -> Component:
         raise InputError(
             f"{path} is not there: a Guidon model folder holds denoiser.safetensors, text.safetensors, vae.safetensors"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file (truncated or damaged): {error}") from None
+    weights, header = read_safetensors(path)
     if header.get("format") != FORMAT:
         raise InputError(
             f"{path} is a safetensors file, but not one of Guidon's: expected a {kind} written by `guidon train`"
@@ -92,8 +94,8 @@ def load_component(path: Path, kind: str) -> Component:
     if header.get("digest") != _digest(header, weights):
         raise InputError(f"{path} is damaged: its content is not what was written; copy or train it again")
     refuse_broken(weights, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Component(path, kind, json.loads(header["config"]), json.loads(header.get("record", "{}")), weights, digest)
+    config, record = json.loads(header["config"]), json.loads(header.get("record", "{}"))
+    return Component(path, kind, config, record, weights, sha256_of(path))
 
 
 def load_weights(module: nn.Module, component: Component) -> None:

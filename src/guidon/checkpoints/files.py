@@ -6,6 +6,7 @@ Reads safetensors, sharded safetensors with their index, and torch's zip and leg
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first that is there holds the weights
 WEIGHTS = (
@@ -72,7 +73,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         kind, content = "torch legacy", _torch_file(path, mapped=False)
     elif head[8:9] == b"{" or path.suffix == ".safetensors":
         kind = "safetensors"
-        content, metadata = _safetensors(path)
+        content, metadata = read_safetensors(path)
     else:
         raise InputError(f"{path} is not a checkpoint: {_guess(head)}; expected safetensors, .pt or .pth")
     tensors, wrapping = _unwrap(content, path)
@@ -110,7 +111,8 @@ def _json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, memory-mapped, and the text fields of the header."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -126,7 +128,7 @@ def _shards(index: Path) -> dict[str, Tensor]:
     for shard in sorted(set(places.values())):
         if not (index.parent / shard).is_file():
             raise InputError(f"{index} names the shard {shard}, which is not there: download it again")
-        tensors |= _safetensors(index.parent / shard)[0]
+        tensors |= read_safetensors(index.parent / shard)[0]
     missing = sorted(places.keys() - tensors.keys())
     if missing:
         raise InputError(f"{index} promises tensors that its shards lack: {missing[:5]}")
@@ -154,8 +156,17 @@ def _torch_file(path: Path, *, mapped: bool) -> Any:
             f"save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is truncated or damaged: {reason}; copy or download it again") from None
+        raise InputError(f"{path} is truncated or damaged: {first_line(error)}; copy or download it again") from None
+
+
+def sha256_of(*paths: Path) -> str:
+    """The hash of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -162,7 +162,7 @@ def infer_config(architecture: Architecture, tensors: Tensors, hub: Mapping[str,
         "in_channels": in_channels,
         "depth": 1 + max(int(found[1]) for found in numbers if found),
         "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
-        "learn_sigma": tensors["final_layer.linear.weight"].shape[0] == 2 * in_channels * math.prod(patch),
+        "learn_sigma": learns_variance(tensors),
     }
     heads = given.get("num_heads", hub.get("num_attention_heads", HEADS.get(hidden)))
     if heads is None:
@@ -174,6 +174,11 @@ def infer_config(architecture: Architecture, tensors: Tensors, hub: Mapping[str,
         if name not in valid:
             raise InputError(f"{name!r} is no setting of {architecture.name}{nearest(name, valid)}")
     return architecture.config(**values | dict(given))
+
+
+def learns_variance(tensors: Tensors) -> bool:
+    """Whether the head gives two values for each latent value of a patch."""
+    return tensors["final_layer.linear.weight"].shape[0] == 2 * math.prod(tensors["x_embedder.proj.weight"].shape[1:])
 
 
 def _captions(tensors: Tensors) -> dict[str, Any]:
@@ -191,8 +196,8 @@ def _stdit(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mappin
         rows, columns = grid(tensors["pos_embed"])
         frames = tensors["pos_embed_temporal"].shape[1]
         values["input_size"] = (frames * patch[0], rows * patch[1], columns * patch[2])
-        values["space_scale"] = position_scale(tensors["pos_embed"], column=1)
-        values["time_scale"] = position_scale(tensors["pos_embed_temporal"], column=1, axes=1)
+        values["space_scale"] = position_scale(tensors["pos_embed"])
+        values["time_scale"] = position_scale(tensors["pos_embed_temporal"], axes=1)
     elif "input_size" not in given:
         raise InputError("it has no position buffers, so its size is unknown: give input_size=(frames, height, width)")
     return values
@@ -202,7 +207,7 @@ def _pixart(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mappi
     values = _captions(tensors) | {"patch_size": patch[0], "micro_condition": "csize_embedder.mlp.0.weight" in tensors}
     if "pos_embed" in tensors:
         values["input_size"] = _side(tensors) * patch[0]
-        values["lewei_scale"] = position_scale(tensors["pos_embed"], column=1)
+        values["lewei_scale"] = position_scale(tensors["pos_embed"])
     elif "sample_size" in hub:
         values["input_size"] = hub["sample_size"]
         values["lewei_scale"] = hub.get("interpolation_scale") or max(hub["sample_size"] // 64, 1)
@@ -239,11 +244,11 @@ def _side(tensors: Tensors) -> int:
     return rows
 
 
-def position_scale(table: Tensor, column: int, axes: int = 2) -> float:
+def position_scale(table: Tensor, axes: int = 2) -> float:
     """What positions were divided by, read off the sinusoids of position 1 in a table (1, P, D)."""
-    if table.shape[1] <= column:
+    if table.shape[1] < 2:
         return 1.0
-    row = table[0, column].double()
+    row = table[0, 1].double()
     waves = row.shape[0] // (2 * axes)  # sines, then cosines, of each axis
     index = waves // 4
     omega = 10000.0 ** (-index / waves)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections import Counter
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError
-from ..models import PixArt, STDiT, STDiTConfig
-from .component import DIFFUSION, FORMAT, load_component, load_weights, refuse_broken, refuse_misfit
-from .files import TensorFile, read_tensors
-from .layouts import ARCHITECTURES, Architecture, Tensors, infer_config, recognise
+from ..models import STDiT, STDiTConfig
+from .component import DIFFUSION, FORMAT, load_component, refuse_broken, refuse_misfit
+from .files import TensorFile, read_tensors, sha256_of
+from .layouts import ARCHITECTURES, Architecture, Tensors, infer_config, learns_variance, recognise
 
 POSITIONS = ("pos_embed", "pos_embed_temporal")  # recomputed, never read
 NULL_CAPTION = "y_embedder.y_embedding"
@@ -70,7 +69,7 @@ def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
         learned = bool(values.get("learn_sigma", False))
     else:
         architecture, tensors, remarks = recognise(file.tensors)
-        name, values, learned = architecture.name, {}, tensors["final_layer.linear.weight"].shape[0] > 0
+        name, values, learned = architecture.name, {}, learns_variance(tensors)
         try:
             config = infer_config(architecture, tensors, file.config, known)
             values, learned = dataclasses.asdict(config), config.learn_sigma
@@ -128,7 +127,8 @@ def load_checkpoint(
     """
     file = read_tensors(path)
     if file.metadata.get("format") == FORMAT:
-        return _own(file.path).to(device, dtype).eval().requires_grad_(False)
+        own = load_component(file.path, "denoiser").build(STDiT, STDiTConfig, *DIFFUSION)
+        return own.to(device, dtype).eval().requires_grad_(False)
     kind, tensors, _ = recognise(file.tensors)
     if architecture is not None and kind.name != architecture:
         raise InputError(f"{file.path} holds a {kind.name}, expected a {architecture}")
@@ -141,9 +141,7 @@ def load_checkpoint(
     return model.to(device).eval().requires_grad_(False)
 
 
-def _assemble(
-    kind: Architecture, config: Any, tensors: Tensors, where: str, dtype: torch.dtype | None = None
-) -> nn.Module:
+def _assemble(kind: Architecture, config: Any, tensors: Tensors, where: str, dtype: torch.dtype | None = None) -> Any:
     """The model around the tensors themselves; without a dtype it only checks that they fit."""
     with torch.device("meta"):
         model = kind.model(config)
@@ -156,21 +154,9 @@ def _assemble(
     if dtype is None:
         return model
     filled = {name: value.to(dtype) for name, value in given.items()}
-    return _with_positions(model, filled, dtype)
-
-
-def _with_positions(model: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    positions: dict[str, Tensor] = model.position_tables()  # type: ignore[operator]
-    keep = torch.float32 if isinstance(model, STDiT | PixArt) else dtype
-    model.load_state_dict(weights | {name: table.to(keep) for name, table in positions.items()}, assign=True)
-    return model
-
-
-def _own(path: Path) -> nn.Module:
-    """The denoiser that ``guidon train`` wrote."""
-    component = load_component(path, "denoiser")
-    model = STDiT(component.configure(STDiTConfig, *DIFFUSION))
-    load_weights(model, component)
+    keep = dtype if kind.name == "DiT" else torch.float32  # buffers stay precise, DiT's positions are a parameter
+    positions = {name: table.to(keep) for name, table in model.position_tables().items()}
+    model.load_state_dict(filled | positions, assign=True)
     return model
 
 
@@ -210,12 +196,5 @@ def _inflated(
 
 def _sha256(path: Path) -> str:
     """Of the file; of an index, over it and all its shards in order."""
-    digest = hashlib.sha256()
-    files = [path]
-    if path.name.endswith(".index.json"):
-        files += sorted(path.parent.glob("*.safetensors"))
-    for part in files:
-        with part.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    shards = sorted(path.parent.glob("*.safetensors")) if path.name.endswith(".index.json") else []
+    return sha256_of(path, *shards)

@@ -46,9 +46,6 @@ class ClassEmbedding:
 
     embedding: Tensor
 
-    def __len__(self) -> int:
-        return len(self.embedding)
-
     def cat(self, other: ClassEmbedding) -> ClassEmbedding:
         """Rows of both, these first."""
         return ClassEmbedding(torch.cat([self.embedding, other.embedding]))

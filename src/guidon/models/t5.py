@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..errors import InputError, first_line, nearest
 
 REPOSITORY = "DeepFloyd/t5-v1_1-xxl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
@@ -190,7 +190,8 @@ def _quietly(read: Callable[[], Any], folder: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes the libraries raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{folder} cannot be read as T5 (truncated, damaged or incomplete): {reason}") from None
+        raise InputError(
+            f"{folder} cannot be read as T5 (truncated, damaged or incomplete): {first_line(error)}"
+        ) from None
     finally:
         logging.set_verbosity(verbosity)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 REPOSITORY = "stabilityai/sd-vae-ft-ema"
 
@@ -106,8 +106,9 @@ class FrameVAE(nn.Module):
         except InputError:
             raise
         except Exception as error:  # whatever a damaged file makes the library raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"{place} cannot be read as an autoencoder (truncated or damaged): {reason}") from None
+            raise InputError(
+                f"{place} cannot be read as an autoencoder (truncated or damaged): {first_line(error)}"
+            ) from None
         finally:
             logging.set_verbosity(verbosity)
         if found["missing_keys"]:  # the library fills them with random numbers and goes on

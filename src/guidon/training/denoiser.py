@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import world
 from ..atomic import atomic_path
-from ..checkpoints import load_component, load_weights, save_component
+from ..checkpoints import load_component, save_component
 from ..diffusion import NoiseSchedule, Process, q_sample, training_losses
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
@@ -56,15 +56,16 @@ class Trained(nn.Module):
 
 
 class DenoiserTask:
-    """Eps loss, learned variance (Nichol & Dhariwal 2021, eq. 16), caption dropout (Ho & Salimans 2207.12598)."""
+    """Weighted MSE of the recipe's prediction, a learned variance (Nichol & Dhariwal 2021, eq. 16), caption dropout
+    (Ho & Salimans 2207.12598).
+    """
 
     def __init__(self, recipe: DenoiserRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.vae_path = recipe.vae
         component = load_component(recipe.vae, "vae")
-        vae_config = component.configure(FrameVAEConfig)
-        vae = FrameVAE(vae_config)
-        load_weights(vae, component)
+        vae = component.build(FrameVAE, FrameVAEConfig)
+        vae_config = vae.config
         self.clips = LatentClips(
             recipe.out / "latents.safetensors", vae.to(device).eval(), component.sha256, recipe.clips, recipe.seed
         )

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from ..atomic import atomic_path
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .config import Optimiser, Run
 from .ema import EMA
 
@@ -108,7 +108,7 @@ class Checkpoint:
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"cannot resume from {self.path}: {reason}; it is damaged or of another recipe: "
                 "delete it or change 'out'"
