@@ -4,6 +4,10 @@ import io
 
 import torch
 
+from guidon.models import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig
+
+SMALL = {"hidden_size": 384, "depth": 1, "num_heads": 6, "mlp_ratio": 1.0}  # 384 wide: DiT-S, so its heads are known
+
 SENTENCES = [
     "a lighthouse in a storm", "a red circle moves left on a white background", "waves roll over the rocks",
     "the camera pans slowly across a misty valley at dawn", "a corgi runs on the beach, tail wagging",
@@ -39,4 +43,23 @@ def make_vae(folder, seed=0):
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4,
     ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def make_checkpoints(folder):
+    """One of each architecture, for latents of 4 x 4 and captions of ``make_t5``."""
+    captions = {"caption_channels": 24, "model_max_length": 120}
+    models = {
+        "video.pth": STDiT(STDiTConfig((2, 4, 4), space_scale=0.5, **SMALL, **captions)),
+        "image.pth": PixArt(PixArtConfig(4, **SMALL, **captions)),
+        "sizes.pth": PixArt(PixArtConfig(4, lewei_scale=2.0, micro_condition=True, **SMALL, **captions)),
+        "class.pt": DiT(DiTConfig(4, **SMALL)),
+    }
+    for name, model in models.items():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.05)
+        weights = model.state_dict()
+        torch.save({"state_dict": weights} if name == "image.pth" else weights, folder / name)
     return folder

@@ -11,13 +11,11 @@ from PIL import Image
 import guidon
 from guidon import IDDPM, cli
 from guidon.errors import InputError
-from guidon.models import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig
 from guidon.models.t5 import T5Encoder
 from guidon.models.vae import FrameVAE
 from guidon.video import load_video
-from released import make_t5, make_vae
+from released import make_checkpoints, make_t5, make_vae
 
-SMALL = {"hidden_size": 384, "depth": 1, "num_heads": 6, "mlp_ratio": 1.0}  # 384 wide: DiT-S, so its heads are known
 PROMPTS = ["a lighthouse in a storm", "waves roll over the rocks"]
 VIDEO, IMAGE, CLASS = "open-sora-1.0-16x256x256", "pixart-xl-2-256", "dit-xl-2-256"
 
@@ -26,20 +24,7 @@ VIDEO, IMAGE, CLASS = "open-sora-1.0-16x256x256", "pixart-xl-2-256", "dit-xl-2-2
 def hub(tmp_path_factory):
     """Files as a user has them after downloading."""
     root = tmp_path_factory.mktemp("hub")
-    make_t5(root / "t5"), make_vae(root / "vae")
-    captions = {"caption_channels": 24, "model_max_length": 120}
-    models = {
-        "video.pth": STDiT(STDiTConfig((2, 4, 4), space_scale=0.5, **SMALL, **captions)),
-        "image.pth": PixArt(PixArtConfig(4, **SMALL, **captions)),
-        "class.pt": DiT(DiTConfig(4, **SMALL)),
-    }
-    for name, model in models.items():
-        torch.manual_seed(1)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.05)
-        weights = model.state_dict()
-        torch.save({"state_dict": weights} if name == "image.pth" else weights, root / name)
+    make_t5(root / "t5"), make_vae(root / "vae"), make_checkpoints(root)
     return root
 
 
@@ -135,6 +120,70 @@ def test_pixart_makes_png_and_dit_takes_classes(hub, tmp_path):
     assert all(Image.open(path).size == (32, 32) for path in images)
 
 
+@pytest.mark.filterwarnings("ignore:.*makes latents of", "ignore:.*was trained on another size")
+def test_size_and_frames_are_chosen_where_the_model_takes_others(hub, tmp_path):
+    where = f"--text-encoder {hub}/t5 --vae {hub}/vae --steps 1"
+    guidon_command(
+        f"generate waves --model pixart-xl-2-1024 --checkpoint {hub}/sizes.pth {where} --size 48x80 --out {tmp_path}/image"
+    )
+    (image,) = (p for p in (tmp_path / "image").glob("*.png") if "sheet" not in p.name)
+    assert Image.open(image).size == (80, 48)
+    guidon_command(
+        f"generate waves --model {VIDEO} --checkpoint {hub}/video.pth {where} --size 16x48 --frames 5 --out {tmp_path}/video"
+    )
+    (video,) = (tmp_path / "video").glob("*.mp4")
+    assert load_video(video)[0].shape == (5, 16, 48, 3)
+    assert json.loads((tmp_path / "video" / f"{video.name}.json").read_text())["generation"]["size"] == [16, 48]
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of", "ignore:.*was trained on another size")
+def test_a_checkpoint_without_positions_gets_the_presets(hub, tmp_path):
+    weights = {k: v for k, v in torch.load(hub / "video.pth").items() if not k.startswith("pos_embed")}
+    torch.save(weights, tmp_path / "bare.pth")
+    with pytest.raises(InputError, match="no table of positions"):
+        guidon.load_checkpoint(tmp_path / "bare.pth")
+    parts = {"text_encoder": hub / "t5", "vae": hub / "vae", "device": "cpu"}
+    options = {"steps": 1, "frames": 2, "size": (32, 32)}
+    bare, whole = (
+        guidon.load(VIDEO, checkpoint=path, **parts)("waves", **options).frames
+        for path in (tmp_path / "bare.pth", hub / "video.pth")
+    )
+    assert np.array_equal(bare, whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_features_of_another_length_are_refused(hub, tmp_path):
+    captions = tmp_path / "long.safetensors"
+    guidon_command(f"encode waves --text-encoder {hub}/t5 --max-length 200 --out {captions}")
+    pipe = guidon.load(VIDEO, checkpoint=hub / "video.pth", vae=hub / "vae", features=captions, device="cpu")
+    with pytest.raises(InputError, match="captions of 200 tokens, the model reads 120"):
+        pipe("waves", steps=1)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "vae"])
+def test_download_asks_the_hub_for_what_is_missing_and_nothing_else(hub, tmp_path, monkeypatch, what):
+    asked = []
+
+    def snapshot_download(repository, *, allow_patterns, local_files_only):
+        asked.append((repository, allow_patterns, local_files_only))
+        source = hub / "vae" if what == "vae" else tmp_path
+        if what == "checkpoint":
+            (tmp_path / "OpenSora-v1-HQ-16x256x256.pth").write_bytes((hub / "video.pth").read_bytes())
+        return str(source)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    given = {"checkpoint": hub / "video.pth", "text_encoder": hub / "t5", "vae": hub / "vae", "device": "cpu"}
+    del given[what]
+    with pytest.warns(UserWarning, match="makes latents of"):
+        assert guidon.load(VIDEO, download=True, **given)("waves", steps=1).frames.shape == (2, 32, 32, 3)
+    file = "OpenSora-v1-HQ-16x256x256.pth"
+    expected = {
+        "checkpoint": ("hpcai-tech/Open-Sora", [file, f"{file}/*"], False),
+        "vae": ("stabilityai/sd-vae-ft-ema", None, False),
+    }
+    assert asked == [expected[what]]
+
+
 @pytest.mark.filterwarnings("ignore:.*makes latents of")
 def test_parts_go_after_use_unless_they_are_to_stay(hub):
     parts = {"checkpoint": hub / "class.pt", "vae": hub / "vae", "device": "cpu"}
@@ -157,6 +206,10 @@ def test_parts_go_after_use_unless_they_are_to_stay(hub):
         ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --text-encoder {hub}/t5", "conditioned on classes"),
         ("--model open-sora-1.0-16x512x512 --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae", "space_scale 0.5, open-sora-1.0-16x512x512 expects 1"),
         ("--checkpoint {hub}/video.pth", "brings its own weights: leave out --checkpoint"),
+        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --size 64x64", "dit-xl-2-256 makes 256x256 only: leave out --size"),
+        ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae --size 40x64", "height 40 is no multiple of 16"),
+        ("--size 64", "--size '64' is no size: give HEIGHTxWIDTH"),
+        ("--frames 17", "frames 17 is no multiple of 16"),
         ("--exact open-sora-1", "did you mean 'open-sora-1.1'"),
         ("--offload all", "offload 'all' does not exist"),
         ("--format png", "--format png holds one image"),

@@ -58,6 +58,12 @@ def generate(
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to steer away from, in place of the null caption.")
     ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH in pixels, of a model that takes others. [default: the model's]")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Length, of a model that takes others. [default: the model's]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A preset (see `guidon models`) or a folder of weights.")] = None,
     classes: Annotated[
         list[int] | None, typer.Option("--class", help="A class number, of a class-conditional model; repeatable.")
@@ -106,6 +112,7 @@ def generate(
         "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
         "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels,
         "timing": _timing(interval, ramp), "exact": exact, "exact_noise": exact_noise,
+        "size": _size(size), "frames": frames,
     }  # fmt: skip
     parts = {
         "checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features,
@@ -130,6 +137,16 @@ def _timing(interval: str | None, ramp: str | None) -> str | None:
     if ramp is not None and ramp not in ("linear", "cosine"):
         raise InputError(f"--ramp {ramp!r} does not exist{nearest(ramp, ('linear', 'cosine'))}")
     return f"interval:{interval}" if interval is not None else ramp
+
+
+def _size(text: str | None) -> tuple[int, ...] | None:
+    """``768x1344``, height first."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f"--size {text!r} is no size: give HEIGHTxWIDTH in pixels, such as 768x1344")
+    return tuple(int(side) for side in sides)
 
 
 @app.command(epilog=_example("guidon inspect OpenSora-v1-HQ-16x256x256.pth"))

@@ -44,11 +44,11 @@ class CaptionFeatures:
         return self.features[rows], self.mask[rows]
 
 
-def load_features(path: str | Path) -> CaptionFeatures:
-    """Read a file that ``save_features`` wrote.
+def load_features(path: str | Path, length: int | None = None) -> CaptionFeatures:
+    """Read a file that ``save_features`` wrote; ``length`` is how many tokens a caption must have.
 
     Raises:
-        InputError: it is not there, damaged, or something else.
+        InputError: it is not there, damaged, of another length, or something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,6 +66,11 @@ def load_features(path: str | Path) -> CaptionFeatures:
         raise InputError(f"{path} is not a readable file of caption features (truncated or damaged): {error}") from None
     if fault := _fault(prompts, features, mask):
         raise InputError(f"{path} is damaged: {fault}")
+    if length is not None and features.shape[1] != length:
+        raise InputError(
+            f"{path} holds captions of {features.shape[1]} tokens, the model reads {length}: "
+            f"encode them with --max-length {length}"
+        )
     return CaptionFeatures(path, prompts, features, mask, encoder)
 
 

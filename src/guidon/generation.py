@@ -39,12 +39,15 @@ class Generation(Settings):
     ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
     ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``exact`` names the
     original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
+    ``size`` (height, width) in pixels and ``frames`` are the model's own where they are None.
     ``exact_noise`` draws on the device that runs, or as a CUDA device does, on which the originals ran.
     """
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
     negative_prompt: str | None = None
     model: str = "guidon-small"
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    frames: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     samples: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"

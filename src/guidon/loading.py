@@ -71,8 +71,9 @@ class Sources:
 class Parts:
     """All that a pipeline is made of.
 
-    ``network`` is made for a dtype and has ``prepare``, ``null``, ``latent_shape`` and ``config``; ``hashes`` tell the
-    weights that are already read.
+    ``network`` is made for a dtype and has ``prepare``, ``null``, ``latent_shape`` and ``config``. ``latent_shape`` is
+    that of the size the model is for, ``patch`` its token along each axis but the first, and a latent pixel is
+    ``downsampling`` pixels wide. ``hashes`` tell the weights that are already read.
     """
 
     text: Part[Encoder]
@@ -80,7 +81,9 @@ class Parts:
     vae: Part[FrameVAE]
     schedule: NoiseSchedule
     process: Process
-    channels: int
+    latent_shape: tuple[int, ...]
+    patch: tuple[int, ...]
+    downsampling: int
     hashes: dict[str, str] = field(default_factory=dict)
 
 
@@ -130,7 +133,9 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
         Part(vae, keep),
         NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"]),
         Process(denoiser.config["prediction"]),
-        denoiser.config["in_channels"],
+        (denoiser.config["in_channels"], *denoiser.config["input_size"]),
+        tuple(denoiser.config["patch_size"]),
+        FrameVAEConfig(**parts["vae"].config).downsampling,
         {kind: part.sha256 for kind, part in parts.items()},
     )
 
@@ -162,7 +167,11 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
         raise InputError(f"{preset.name} is conditioned on classes: leave out --text-encoder and --features")
 
     def network(dtype: torch.dtype) -> Any:
-        model = load_checkpoint(checkpoint, dtype=dtype, device=device, architecture=released.architecture)
+        # what positions tell, for files that hold none
+        assumed = {"input_size": released.input_size, **released.config}
+        model = load_checkpoint(
+            checkpoint, dtype=dtype, device=device, architecture=released.architecture, assumed=assumed
+        )
         for name, value in released.config.items():
             if abs(getattr(model.config, name) - value) > 1e-3:
                 raise InputError(
@@ -180,7 +189,7 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
         if sources.features is not None:
             from .features import load_features
 
-            return load_features(sources.features)
+            return load_features(sources.features, released.text_length)
         from .models.t5 import T5Encoder
 
         assert text_folder is not None
@@ -195,7 +204,9 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
         Part(vae, keep),
         NoiseSchedule.named("linear", 1000),
         Process(),
-        released.latent_shape[0],
+        released.latent_shape,
+        (1, 2, 2)[-len(released.latent_shape[1:]) :],
+        8,
     )
 
 

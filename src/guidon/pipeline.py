@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,7 @@ class Pipeline:
 
     def __init__(self, preset: Preset, parts: Parts, device: torch.device) -> None:
         self.preset, self.parts, self.device = preset, parts, device
-        self.channels, self.hashes = parts.channels, parts.hashes
+        self.channels, self.hashes = parts.latent_shape[0], parts.hashes
 
     def __call__(
         self,
@@ -98,7 +99,7 @@ class Pipeline:
                 does, as in the originals).
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did (only where all the clips fit one batch).
-            choices: any field of ``Generation``: seed, steps, sampler, eta, cfg_scale, cfg_channels,
+            choices: any field of ``Generation``: seed, size, frames, steps, sampler, eta, cfg_scale, cfg_channels,
                 guidance, timing, negative_prompt, dtype, exact. What is left out is the preset's.
 
         Raises:
@@ -138,7 +139,34 @@ class Pipeline:
         generation = validated(Generation, values, "generate")
         self.parts.schedule.respaced(str(generation.steps))
         parse_timing(generation.timing)
+        if (
+            self._latent_shape(self.parts.latent_shape, generation) != self.parts.latent_shape
+            and not self.preset.is_image
+        ):
+            warnings.warn(
+                f"{self.preset.name} was trained on another size or length: look at what it makes", stacklevel=2
+            )
         return generation
+
+    def _latent_shape(self, made: tuple[int, ...], generation: Generation) -> tuple[int, ...]:
+        """The latent (C, T, H, W) or (C, H, W) that a model was made for, with what was chosen in its place.
+
+        Raises:
+            InputError: the model does not take other sizes, or not this one.
+        """
+        unit, patch = self.parts.downsampling, self.parts.patch
+        own = made[-2] * unit, made[-1] * unit
+        for name in ("size", "frames"):
+            if getattr(generation, name) is not None and name not in self.preset.sizes:
+                only = f"{own[0]}x{own[1]}" if name == "size" else f"{made[1]} frames" if len(made) == 4 else "images"
+                raise InputError(f"{self.preset.name} makes {only} only: leave out --{name}")
+        height, width = generation.size or own
+        sides = {"height": (height, patch[-2] * unit), "width": (width, patch[-1] * unit)}
+        frames = (generation.frames or made[1],) if len(made) == 4 else ()
+        for name, (length, grain) in (sides | ({"frames": (frames[0], patch[0])} if frames else {})).items():
+            if length % grain:
+                raise InputError(f"{name} {length} is no multiple of {grain}, as {self.preset.name} needs")
+        return (made[0], *frames, height // unit, width // unit)
 
     @torch.inference_mode()
     def generate(
@@ -210,7 +238,7 @@ class Pipeline:
         scale = ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels)
         rule, timing = RULES[generation.guidance], parse_timing(generation.timing)
         denoiser = GuidedDenoiser(network, cond, uncond, scale, schedule, rule=rule, timing=timing, trace=trace)
-        x = noise.initial(model.latent_shape, self.device, len(prompts))
+        x = noise.initial(self._latent_shape(model.latent_shape, generation), self.device, len(prompts))
         if exact and exact.noise_in_dtype:
             x = x.to(model.dtype).float()
         if solver:

@@ -30,6 +30,7 @@ class Released:
         text_length: T5 tokens a caption is padded to; None for class labels.
         vae: hub repository of the autoencoder.
         exact: the reproduction that belongs to it.
+        multi_scale: whether an image model takes other sizes.
     """
 
     architecture: Literal["STDiT", "DiT", "PixArt"]
@@ -40,6 +41,12 @@ class Released:
     text_length: int | None
     exact: str
     vae: str = SD_VAE
+    multi_scale: bool = False
+
+    @property
+    def input_size(self) -> int | tuple[int, ...]:
+        """The size as the architecture's configuration has it."""
+        return self.latent_shape[1:] if self.architecture == "STDiT" else self.latent_shape[-1]
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,13 @@ class Preset:
     measured: str = ""
     folder: Path | None = None
     released: Released | None = field(default=None, repr=False)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Which of "size" and "frames" may be chosen."""
+        if self.released is None or self.released.architecture == "STDiT":
+            return ("size", "frames")
+        return ("size",) if self.released.multi_scale else ()
 
     @property
     def is_image(self) -> bool:
@@ -104,7 +118,7 @@ def _pixart(side: int, file: str) -> Preset:
         source=f"{PIXART}, scripts/inference.py --sampling_algo iddpm",
         released=Released(
             "PixArt", "PixArt-alpha/PixArt-alpha", file, {"lewei_scale": 2.0 if side == 1024 else 1.0},
-            (4, side // 8, side // 8), 120, "pixart",
+            (4, side // 8, side // 8), 120, "pixart", multi_scale=side == 1024,
         ),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from goldens import golden, relative_error
+from guidon.errors import InputError
 from guidon.models.stdit import STDiT, STDiTConfig
 
 SMALL = STDiTConfig((4, 8, 8), hidden_size=32, depth=2, num_heads=4, caption_channels=12, model_max_length=6)
@@ -33,6 +34,21 @@ def test_released_weights_load_strictly_and_give_the_originals_output(name):
 
 
 @torch.no_grad()
+def test_another_size_is_that_of_a_model_made_for_it():
+    small = {"hidden_size": 48, "depth": 2, "num_heads": 4, "caption_channels": 8, "model_max_length": 5}
+    scales = {"space_scale": 0.5, "time_scale": 2.0}
+    made, other = STDiT(STDiTConfig((4, 8, 8), **small, **scales)), STDiT(STDiTConfig((6, 4, 12), **small, **scales))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    weights = {k: v for k, v in made.state_dict().items() if not k.startswith("pos_")}
+    other.load_state_dict(weights, strict=False)
+    x, y = torch.randn(2, 4, 6, 4, 12), torch.randn(2, 5, 8)
+    t = torch.tensor([3.0, 800.0])
+    assert torch.equal(made(x, t, y), other(x, t, y))
+    with pytest.raises(InputError, match="not whole patches"):
+        made(torch.randn(2, 4, 6, 5, 12), t, y)
+
+
 def test_joined_captions_keep_their_rows_and_masks():
     model = small()
     x, t, y = torch.randn(3, 4, 4, 8, 8), torch.tensor([5, 400, 999]), torch.randn(3, 6, 12)

@@ -44,6 +44,11 @@ def test_the_empty_prompt_is_its_end_token(encoder):
     assert ids[0, 0] == 1
 
 
+def test_no_prompt_at_all_is_refused(encoder):
+    with pytest.raises(InputError, match="no prompt to encode"):
+        encoder.encode([])
+
+
 def test_a_prompt_does_not_depend_on_its_batch_mates(encoder):
     together, _ = encoder.encode(["waves", "a corgi runs on the beach", "a lighthouse"])
     assert torch.equal(together[1:2], encoder.encode(["a corgi runs on the beach"])[0])

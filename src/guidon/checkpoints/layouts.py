@@ -144,12 +144,19 @@ def _from_diffusers(tensors: Tensors) -> tuple[Tensors, list[str]]:
     return out, remarks
 
 
-def infer_config(architecture: Architecture, tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def infer_config(
+    architecture: Architecture,
+    tensors: Tensors,
+    hub: Mapping[str, Any],
+    given: Mapping[str, Any],
+    assumed: Mapping[str, Any],
+) -> Any:
     """The configuration that shapes tell, with ``given`` values over them.
 
     Args:
         hub: diffusers' ``config.json``, or {}.
         given: settings that the caller knows better, by their names in the configuration.
+        assumed: settings for what neither the file nor the caller tells.
 
     Raises:
         InputError: something that shapes do not tell was not given; or a given name does not exist.
@@ -168,12 +175,16 @@ def infer_config(architecture: Architecture, tensors: Tensors, hub: Mapping[str,
     if heads is None:
         raise InputError(f"a hidden size of {hidden} does not tell the number of attention heads: give num_heads")
     values["num_heads"] = heads
-    values |= {"STDiT": _stdit, "PixArt": _pixart, "DiT": _dit}[architecture.name](tensors, patch, hub, given)
+    values |= {"STDiT": _stdit, "PixArt": _pixart, "DiT": _dit}[architecture.name](tensors, patch, hub)
     valid = [field.name for field in dataclasses.fields(architecture.config)]
     for name in given:
         if name not in valid:
             raise InputError(f"{name!r} is no setting of {architecture.name}{nearest(name, valid)}")
-    return architecture.config(**values | dict(given))
+    values = {**assumed, **values, **given}
+    if "input_size" not in values:
+        size = "(frames, height, width)" if architecture.name == "STDiT" else "the latent's side"
+        raise InputError(f"it has no table of positions, so its size is unknown: give input_size, {size}")
+    return architecture.config(**values)
 
 
 def learns_variance(tensors: Tensors) -> bool:
@@ -188,7 +199,7 @@ def _captions(tensors: Tensors) -> dict[str, Any]:
     return values
 
 
-def _stdit(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _stdit(tensors: Tensors, patch: Patch, hub: Mapping[str, Any]) -> dict[str, Any]:
     if len(patch) == 2:
         raise InputError("its patch kernel is 2D: it is an image model; inflate it to frames (inflate=16)")
     values = _captions(tensors) | {"patch_size": patch}
@@ -198,12 +209,10 @@ def _stdit(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mappin
         values["input_size"] = (frames * patch[0], rows * patch[1], columns * patch[2])
         values["space_scale"] = position_scale(tensors["pos_embed"])
         values["time_scale"] = position_scale(tensors["pos_embed_temporal"], axes=1)
-    elif "input_size" not in given:
-        raise InputError("it has no position buffers, so its size is unknown: give input_size=(frames, height, width)")
     return values
 
 
-def _pixart(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _pixart(tensors: Tensors, patch: Patch, hub: Mapping[str, Any]) -> dict[str, Any]:
     values = _captions(tensors) | {"patch_size": patch[0], "micro_condition": "csize_embedder.mlp.0.weight" in tensors}
     if "pos_embed" in tensors:
         values["input_size"] = _side(tensors) * patch[0]
@@ -211,12 +220,10 @@ def _pixart(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mappi
     elif "sample_size" in hub:
         values["input_size"] = hub["sample_size"]
         values["lewei_scale"] = hub.get("interpolation_scale") or max(hub["sample_size"] // 64, 1)
-    elif "input_size" not in given:
-        raise InputError("it has no position buffer, so its size is unknown: give input_size, the latent's side")
     return values
 
 
-def _dit(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _dit(tensors: Tensors, patch: Patch, hub: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {
         "patch_size": patch[0],
         "num_classes": tensors["y_embedder.embedding_table.weight"].shape[0] - 1,
@@ -225,8 +232,6 @@ def _dit(tensors: Tensors, patch: Patch, hub: Mapping[str, Any], given: Mapping[
         values["input_size"] = _side(tensors) * patch[0]
     elif "sample_size" in hub:
         values["input_size"] = hub["sample_size"]
-    elif "input_size" not in given:
-        raise InputError("it has no position table, so its size is unknown: give input_size, the latent's side")
     return values
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
         architecture, tensors, remarks = recognise(file.tensors)
         name, values, learned = architecture.name, {}, learns_variance(tensors)
         try:
-            config = infer_config(architecture, tensors, file.config, known)
+            config = infer_config(architecture, tensors, file.config, known, {})
             values, learned = dataclasses.asdict(config), config.learn_sigma
             _assemble(architecture, config, tensors, f"{file.path}")
         except InputError as error:
@@ -107,6 +108,7 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     architecture: str | None = None,
     inflate: int | None = None,
+    assumed: Mapping[str, Any] | None = None,
     **known: Any,
 ) -> Any:
     """The model in a released checkpoint: ``STDiT``, ``PixArt`` or ``DiT``, ready to sample with.
@@ -120,6 +122,7 @@ def load_checkpoint(
         architecture: refuse a file of any other: "STDiT", "PixArt" or "DiT".
         inflate: make an STDiT of that many latent frames from an image model's weights: its kernel becomes 3D and its
             temporal attention starts as nothing, so that every frame is the image model's.
+        assumed: configuration values for what neither the file nor ``known`` tells, where it lacks positions.
         known: configuration values over those that shapes tell: ``num_heads``, ``input_size``, ``space_scale``, ...
 
     Raises:
@@ -135,7 +138,7 @@ def load_checkpoint(
     if inflate is not None:
         model = _inflated(file, kind, tensors, inflate, known, dtype)
     else:
-        config = infer_config(kind, tensors, file.config, known)
+        config = infer_config(kind, tensors, file.config, known, assumed or {})
         refuse_broken(tensors, file.path)
         model = _assemble(kind, config, tensors, str(file.path), dtype)
     return model.to(device).eval().requires_grad_(False)
@@ -167,7 +170,7 @@ def _inflated(
         raise InputError(f"{file.path} holds a {kind.name}: only PixArt's weights can be inflated to an STDiT")
     if "csize_embedder.mlp.0.weight" in tensors:
         raise InputError(f"{file.path} is the multi-scale PixArt: STDiT has no size embedders to put its own into")
-    image = infer_config(kind, tensors, file.config, {k: v for k, v in known.items() if k not in ("time_scale",)})
+    image = infer_config(kind, tensors, file.config, {k: v for k, v in known.items() if k != "time_scale"}, {})
     patch, side = image.patch_size, image.input_size
     shared = ("in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "caption_channels", "model_max_length")
     config = STDiTConfig(

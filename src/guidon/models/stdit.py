@@ -9,19 +9,24 @@ ones, so a released state dict loads strictly once its position buffers are set 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .conditions import Caption, CaptionedTransformer
 from .layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos_1d, sincos_2d
 
 
 @dataclass(frozen=True)
 class STDiTConfig:
-    """``input_size`` is the latent's (T, H, W); the scales divide positions (space 0.5 at 256 px, 1.0 at 512 px)."""
+    """``input_size`` is the latent's (T, H, W) that the model was made for; it takes others, at the same scales.
+
+    The scales divide positions (space 0.5 at 256 px, 1.0 at 512 px).
+    """
 
     input_size: tuple[int, int, int] = (16, 32, 32)
     in_channels: int = 4
@@ -78,7 +83,6 @@ class STDiT(CaptionedTransformer):
         self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         super().__init__(config, math.prod(config.patch_size) * self.out_channels)
         self.config = config
-        self.tokens = tuple(s // p for s, p in zip(config.input_size, config.patch_size, strict=True))
         self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         for name, table in self.position_tables().items():
@@ -87,29 +91,45 @@ class STDiT(CaptionedTransformer):
 
     def position_tables(self) -> dict[str, Tensor]:
         """The position buffers, which follow from the configuration alone."""
-        (t, h, w), d = self.tokens, self.config.hidden_size
-        return {
-            "pos_embed": sincos_2d(d, h, w, self.config.space_scale)[None],
-            "pos_embed_temporal": sincos_1d(d, torch.arange(t) / self.config.time_scale).float()[None],
-        }
+        t, h, w = self._grid(self.config.input_size)
+        return {"pos_embed": self._in_space(h, w)[None], "pos_embed_temporal": self._in_time(t)[None]}
+
+    def _grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along time, height and width of latents (T, H, W)."""
+        patch = self.config.patch_size
+        if any(length % p for length, p in zip(size, patch, strict=True)):
+            raise InputError(f"latents of {tuple(size)} are not whole patches of {patch}: give multiples of them")
+        return tuple(length // p for length, p in zip(size, patch, strict=True))
+
+    def _in_space(self, rows: int, columns: int) -> Tensor:
+        return sincos_2d(self.config.hidden_size, rows, columns, self.config.space_scale)
+
+    def _in_time(self, frames: int) -> Tensor:
+        return sincos_1d(self.config.hidden_size, torch.arange(frames) / self.config.time_scale).float()
+
+    def _positions(self, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Positions (1, S, D) within a frame and (1, T, D) along time."""
+        trained, like = self._grid(self.config.input_size), self.x_embedder.proj.weight
+        space = self.pos_embed if (rows, columns) == trained[1:] else self._in_space(rows, columns)[None]
+        time = self.pos_embed_temporal if frames == trained[0] else self._in_time(frames)[None]
+        return space.to(like), time.to(like)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, T, H, W) of one sample."""
+        """(C, T, H, W) of one sample at the size the model was made for."""
         return self.config.in_channels, *self.config.input_size
 
     def forward(self, x: Tensor, timestep: Tensor, y: Tensor | Caption, mask: Tensor | None = None) -> Tensor:
         """x (B, C, T, H, W), original timesteps (B,), a prepared caption or its features -> fp32 (B, 2C, T, H, W)."""
         caption = y if isinstance(y, Caption) else self.prepare(y, mask)
-        dtype = self.dtype
-        frames, height, width = self.tokens
-        tokens = self.x_embedder(x.to(dtype)).unflatten(1, (frames, -1))
-        h = (tokens + self.pos_embed.to(dtype)).flatten(1, 2)
+        frames, height, width = self._grid(x.shape[2:])
+        in_space, in_time = self._positions(frames, height, width)
+        tokens = self.x_embedder(x.to(self.dtype)).unflatten(1, (frames, -1))
+        h = (tokens + in_space).flatten(1, 2)
         t = self.t_embedder(timestep)
         modulation = self.t_block(t).unflatten(1, (6, -1))
-        positions = self.pos_embed_temporal.to(dtype)
         for k, block in enumerate(self.blocks):
-            h = block(h, modulation, frames, positions if k == 0 else None, caption.keys_values[k], caption.mask)
+            h = block(h, modulation, frames, in_time if k == 0 else None, caption.keys_values[k], caption.mask)
         pt, ph, pw = self.config.patch_size
         return rearrange(
             self.final_layer(h, t).float(),

@@ -84,6 +84,8 @@ class T5Encoder:
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (B, max_length) each; what does not fit is cut, and said."""
+        if not prompts:
+            raise InputError("there is no prompt to encode: give at least one, which may be the empty one, ''")
         texts = [clean_caption(prompt) if self.clean else prompt.lower().strip() for prompt in prompts]
         for prompt, text in zip(prompts, texts, strict=True):
             beyond = len(self.tokenizer(text).input_ids) - self.max_length

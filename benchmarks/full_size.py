@@ -1,0 +1,138 @@
+"""What a full-size checkpoint costs: STDiT-XL/2 with random weights, written, inspected, loaded and stepped once.
+
+    python benchmarks/full_size.py --folder /tmp
+
+Writes files of 3.0 GB to the folder and removes them. Each row is a process of its own. Peak memory counts the
+pages of the file that are mapped, which the system may drop; memory of the process's own does not.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ARCHITECTURE = {"input_size": (16, 32, 32), "space_scale": 0.5}  # Open-Sora 1.0, 16x256x256
+REDUCED = (16, 8, 8)  # latents of the one step
+
+
+def write(path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from guidon.models import STDiT, STDiTConfig
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = STDiT(STDiTConfig(**ARCHITECTURE))
+    tensors = {
+        name: model.position_tables()[name] if name.startswith("pos_") else torch.randn(value.shape) * 0.02
+        for name, value in model.state_dict().items()
+    }
+    torch.save(tensors, path) if path.suffix == ".pth" else save_file(tensors, path)
+
+
+def inspect(path: Path) -> None:
+    from guidon.checkpoints import inspect_checkpoint
+
+    print(inspect_checkpoint(path), file=sys.stderr)
+
+
+def step(path: Path, dtype: str) -> None:
+    """One guided ddpm step on latents of reduced size, the weights' every page read."""
+    import torch
+
+    from guidon import load_checkpoint
+    from guidon.diffusion import NoiseSchedule
+    from guidon.guidance import ChannelScale, GuidedDenoiser
+    from guidon.samplers import SampleNoise, sample_ddpm
+
+    model = load_checkpoint(path, dtype=getattr(torch, dtype), input_size=REDUCED)
+    schedule = NoiseSchedule.named("linear", 1000).respaced(1)
+    features = torch.randn(1, 120, 4096)
+    with torch.inference_mode():
+        denoiser = GuidedDenoiser(
+            model,
+            model.prepare(features, torch.ones(1, 120, dtype=torch.long)),
+            model.null(1, torch.ones(1, 120, dtype=torch.long)),
+            ChannelScale.parse(7.0, 3, channels=4),
+            schedule,
+        )
+        noise = SampleNoise(0, [0])
+        out = sample_ddpm(denoiser, schedule, noise.initial((4, *REDUCED), torch.device("cpu"), 1), noise)
+    assert out.shape == (1, 4, *REDUCED)
+    assert out.isfinite().all()
+
+
+def own_memory() -> float:
+    """Bytes that are backed by no file (Linux), now."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) * 1024
+
+
+def load_and_look(path: Path, dtype: str) -> float:
+    import torch
+
+    from guidon import load_checkpoint
+
+    model = load_checkpoint(path, dtype=getattr(torch, dtype))
+    assert next(model.parameters()).dtype == getattr(torch, dtype)
+    return own_memory()
+
+
+def measured(stage: str, path: Path, dtype: str) -> dict[str, float]:
+    """Seconds and peak memory of a stage in a fresh process."""
+    command = [sys.executable, __file__, "--stage", stage, "--file", str(path), "--dtype", dtype]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where 3 GB are free")
+    parser.add_argument("--stage", choices=("nothing", "write", "inspect", "load", "step"), help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        import torch  # noqa: F401  (what every row pays for)
+
+        import guidon.checkpoints  # noqa: F401
+
+        began, own = time.perf_counter(), 0.0
+        if arguments.stage in ("write", "inspect"):
+            {"write": write, "inspect": inspect}[arguments.stage](arguments.file)
+        elif arguments.stage == "load":
+            own = load_and_look(arguments.file, arguments.dtype)
+        elif arguments.stage == "step":
+            step(arguments.file, arguments.dtype)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak, "own": own or own_memory()}))
+        return
+
+    imports = measured("nothing", Path("none"), "float32")
+    print(f"importing alone: {imports['peak'] / 1e9:.2f} GB\n")
+    print("| file | stage | seconds | peak (GB) | peak without imports / file | own memory after it (GB) |")
+    print("|---|---|---|---|---|---|")
+    for suffix in (".pth", ".safetensors"):
+        path = arguments.folder / f"guidon-full-size{suffix}"
+        try:
+            for stage, dtype in (
+                ("write", ""), ("inspect", ""), ("load", "float32"), ("load", "bfloat16"),
+                ("step", "float32"), ("step", "bfloat16"),
+            ):  # fmt: skip
+                row = measured(stage, path, dtype or "float32")
+                size = path.stat().st_size
+                ratio = (row["peak"] - imports["peak"]) / size
+                print(
+                    f"| {suffix}, {size / 1e9:.2f} GB | {stage} {dtype} | {row['seconds']:.1f} | "
+                    f"{row['peak'] / 1e9:.2f} | {ratio:.2f} | {row['own'] / 1e9:.2f} |",
+                    flush=True,
+                )
+        finally:
+            path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
