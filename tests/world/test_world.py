@@ -164,3 +164,25 @@ def test_names_that_do_not_exist_are_refused():
         world.combinations("L9")
     with pytest.raises(ValueError, match="star"):
         world.coverage("star", 100, np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_a_caption_is_read_as_what_it_was_written_from(split):
+    for held_out in (False, True):
+        for index in range(300):
+            clip = world.clip(split, 3, index, held_out_templates=held_out)
+            wanted, thing = world.read_caption(clip.caption), clip.scene.things[0]
+            said = (wanted.shape, wanted.colour, wanted.motion, wanted.background)
+            assert said == (thing.shape, thing.colour, thing.motion, clip.scene.background), clip.caption
+            assert wanted.size in (None, thing.size)
+            assert wanted.speed in (None, thing.speed)
+
+
+def test_captions_that_contradict_themselves_or_say_nothing_are_refused():
+    assert world.read_caption("blue things") == world.Wanted(colour="blue")
+    for text, message in (
+        ("a red and blue ball", "blue and red"), ("a ball goes left and right", "left and right"),
+        ("a still ball moves up", "stillness and motion"), ("a dog barks", "nothing that the world has"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            world.read_caption(text)

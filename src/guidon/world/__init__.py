@@ -3,7 +3,7 @@
 Imports nothing else of guidon: the truth must not share a bug with what it judges.
 """
 
-from .captions import caption, plain_caption, vocabulary
+from .captions import Wanted, caption, plain_caption, read_caption, vocabulary
 from .dataset import SPLITS, Attributes, Clip, clip, combinations, coverage_table
 from .render import coverage, foreground, render
 from .scene import (
@@ -18,12 +18,14 @@ from .scene import (
     SIZE,
     SPEEDS,
     STILL,
+    UNSEEN_SPEED,
     Scene,
     Thing,
+    extents,
 )
 
 __all__ = [
     "AREAS", "BACKGROUNDS", "COLOURS", "DIRECTIONS", "FPS", "FRAMES", "MOTIONS", "SHAPES", "SIZE", "SPEEDS", "SPLITS",
-    "STILL", "Attributes", "Clip", "Scene", "Thing", "caption", "clip", "combinations", "coverage", "coverage_table",
-    "foreground", "plain_caption", "render", "vocabulary",
+    "STILL", "UNSEEN_SPEED", "Attributes", "Clip", "Scene", "Thing", "Wanted", "caption", "clip", "combinations",
+    "coverage", "coverage_table", "extents", "foreground", "plain_caption", "read_caption", "render", "vocabulary",
 ]  # fmt: skip

@@ -5,9 +5,12 @@ Size and speed may go unsaid; shape, colour, motion and background never do. Sta
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 import numpy as np
 
-from .scene import STILL, Scene, Thing
+from .scene import AREAS, BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SPEEDS, STILL, UNSEEN_SPEED, Scene, Thing
 
 # canonical word -> what else people say; a tokenizer reads every spelling as the canonical word
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -118,3 +121,53 @@ def caption(scene: Scene, rng: np.random.Generator, *, held_out: bool = False) -
         subject = " and ".join(f"a {t['thing']} {t['motion']}" for t in (first, *rest))
         return f"{subject} on a {_said(scene.background, rng)} background"
     return templates[rng.integers(len(templates))].format(**first, background=_said(scene.background, rng))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caption asks for; None where it says nothing."""
+
+    shape: str | None = None
+    colour: str | None = None
+    size: str | None = None
+    motion: str | None = None
+    speed: str | None = None
+    background: str | None = None
+
+
+def read_caption(text: str) -> Wanted:
+    """What a caption of one object asks for, in the world's canonical words.
+
+    Raises:
+        ValueError: it asks for two values of one attribute, or for nothing that the world has.
+    """
+    canonical = vocabulary()
+    text = re.sub(r"\b(left|right|up|down)wards?\b", r"\1", text.lower())
+    words = [canonical.get(word, word) for word in re.findall(r"[a-z]+", text)]
+
+    def one_of(names: object, what: str) -> str | None:
+        found = sorted({word for word in words if word in names})  # type: ignore[operator]
+        if len(found) > 1:
+            raise ValueError(f"{text!r} asks for {' and '.join(found)}: a caption of one object has one {what}")
+        return found[0] if found else None
+
+    sides, heights = one_of(("left", "right"), "direction"), one_of(("up", "down"), "direction")
+    motion = " ".join(part for part in (heights, sides) if part) or None
+    if STILL in words or {"not", "moves"} <= set(words):
+        if motion:
+            raise ValueError(f"{text!r} asks for stillness and motion {motion}")
+        motion = STILL
+    wanted = Wanted(
+        one_of(SHAPES, "shape"),
+        one_of(COLOURS, "colour"),
+        one_of(AREAS, "size"),
+        motion,
+        one_of((*SPEEDS, *UNSEEN_SPEED), "speed"),
+        one_of(BACKGROUNDS, "background"),
+    )
+    if wanted == Wanted():
+        raise ValueError(
+            f"{text!r} asks for nothing that the world has: name a shape ({', '.join(SHAPES)}), a colour, "
+            f"a direction ({', '.join(DIRECTIONS)}) or a background"
+        )
+    return wanted
