@@ -72,12 +72,14 @@ def training_losses(
     process: Process,
     *,
     kind: LossKind = "mse",
+    importance: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The loss of a prediction and its terms, each (B,).
 
     "mse" is the simple loss, plus the bound with its mean detached when the variance is learned (Nichol & Dhariwal
     2021, eq. 16, the bound unscaled); "rescaled_mse" weighs that bound by T/1000; "kl" is the bound alone and
-    "rescaled_kl" T times it. ``x_t`` must be ``q_sample(x_0, step, noise)``.
+    "rescaled_kl" T times it. ``x_t`` must be ``q_sample(x_0, step, noise)``. ``importance``, broadcastable to x_0, weighs
+    the squared errors of the simple loss.
     """
     if kind in ("kl", "rescaled_kl"):
         loss = bound_term(p_mean_variance(prediction, x_t, step, tables, process), x_0, x_t, step, tables)
@@ -89,7 +91,8 @@ def training_losses(
         target = velocity(x_0, step, noise, tables)
     else:
         target = noise if process.parameterization == "eps" else x_0
-    terms = {"mse": _per_sample((target - output).square())}
+    squared = (target - output).square()
+    terms = {"mse": _per_sample(squared if importance is None else squared * importance)}
     if interpolation is None:
         return {"loss": terms["mse"]} | terms
     frozen = torch.cat([output.detach(), interpolation], dim=1)

@@ -279,5 +279,5 @@ def _on_front(means: np.ndarray) -> np.ndarray:
     """Which points (S, 2), larger being better, no other point beats in one way without losing in the other."""
     at_least = (means[:, None] >= means[None]).all(-1)
     above = (means[:, None] > means[None]).any(-1)
-    beaten: np.ndarray = (at_least & above).any(0)
+    beaten = np.asarray((at_least & above).any(0))
     return np.logical_and(~beaten, np.isfinite(means).all(-1))

@@ -78,7 +78,10 @@ class DenoiserShape(Settings):
 
 
 class DenoiserRecipe(Run):
-    """STDiT with its caption encoder, on latents of the world that are computed once and kept in ``out``."""
+    """STDiT with its caption encoder, on latents of the world that are computed once and kept in ``out``.
+
+    ``foreground_weight`` is what an error where the object is counts more, once noise lets its place be seen.
+    """
 
     task: Literal["denoiser"]
     vae: Path
@@ -89,6 +92,7 @@ class DenoiserRecipe(Run):
     noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     prediction: Literal["eps", "v", "x0"] = "eps"
     loss_weighting: Literal["uniform", "min-snr", "balanced"] = "uniform"
+    foreground_weight: PositiveFloat = 1.0
 
 
 RECIPES: dict[str, type[VAERecipe] | type[DenoiserRecipe]] = {"vae": VAERecipe, "denoiser": DenoiserRecipe}

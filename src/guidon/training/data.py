@@ -52,9 +52,12 @@ class LatentClips:
                 parts.append(vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).half().cpu().contiguous())
         return torch.cat(parts).contiguous()
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        """The latents (size, C, T, h, w) and captions of a step; every clip is seen once before any is seen twice."""
-        latents, captions = [], []
+    def batch(self, step: int, size: int) -> tuple[Tensor, list[str], Tensor]:
+        """The latents (size, C, T, h, w) and captions of a step, and where its objects are (size, 1, T, h, w).
+
+        Every clip is seen once before any is seen twice.
+        """
+        latents, captions, objects = [], [], []
         for position in range(step * size, (step + 1) * size):
             epoch, offset = divmod(position, self.clips)
             index = int(self._order(epoch)[offset])
@@ -64,10 +67,25 @@ class LatentClips:
                 scene, latent = scene.reversed(), latent.flip(1)
             latents.append(latent)
             captions.append(world.caption(scene, rng))
-        return torch.stack(latents), captions
+            objects.append(touched(scene, latent.shape[-1]))
+        return torch.stack(latents), captions, torch.stack(objects)[:, None]
 
     def _order(self, epoch: int) -> np.ndarray:
         if getattr(self, "_epoch", None) != epoch:
             self._epoch = epoch
             self._permutation = np.random.default_rng((self.seed, epoch, 11)).permutation(self.clips)
         return self._permutation
+
+
+def touched(scene: world.Scene, side: int) -> Tensor:
+    """Which cells (T, side, side) of a latent frame any object's box overlaps."""
+    cell = world.SIZE / side
+    edges = np.arange(side) * cell
+    out = np.zeros((world.FRAMES, side, side), bool)
+    for thing in scene.things:
+        x, y = thing.centroids().T[..., None]  # (T, 1) each
+        left, right, up, down = world.extents(thing.shape, world.AREAS[thing.size])
+        across = (edges + cell > x - left) & (edges < x + right)
+        along = (edges + cell > y - up) & (edges < y + down)
+        out |= along[:, :, None] & across[:, None, :]
+    return torch.from_numpy(out)

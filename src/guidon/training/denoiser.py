@@ -85,17 +85,17 @@ class DenoiserTask:
         self.process = Process(recipe.prediction)
         self.tables = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS).tables(device)
         self._reader = ThreadPoolExecutor(1)
-        self._next: tuple[int, Future[tuple[Tensor, list[str]]]] | None = None
+        self._next: tuple[int, Future[tuple[Tensor, list[str], Tensor]]] | None = None
 
-    def _batch(self, step: int) -> tuple[Tensor, list[str]]:
-        """The step's latents and captions, drawn by a thread while the step before was computed."""
+    def _batch(self, step: int) -> tuple[Tensor, list[str], Tensor]:
+        """The step's latents, captions and masks of objects, drawn by a thread while the step before was computed."""
         size = self.recipe.batch_size
         batch = self._next[1].result() if self._next and self._next[0] == step else self.clips.batch(step, size)
         self._next = step + 1, self._reader.submit(self.clips.batch, step + 1, size)
         return batch
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x_0, captions = self._batch(step)
+        x_0, captions, objects = self._batch(step)
         rows = len(x_0)
         noise = torch.randn(x_0.shape, generator=generator).to(self.device)
         # stratified: the batch's timesteps cover all noise levels evenly
@@ -109,12 +109,25 @@ class DenoiserTask:
         null = self.module.denoiser.y_embedder.y_embedding
         features = torch.where(dropped[:, None, None], null, features)
         prediction = self.module.denoiser(x_t, t, features, mask)
-        terms = training_losses(prediction, x_0, x_t, t, noise, self.tables, self.process, kind="mse")
+        importance = self._importance(objects.to(self.device), t)
+        terms = training_losses(
+            prediction, x_0, x_t, t, noise, self.tables, self.process, kind="mse", importance=importance
+        )
         weights = self._weights(terms["mse"].detach(), t)
         logs = {"mse": terms["mse"].detach().mean(), "vb": terms["vb"].detach().mean()}
         for name, low, high in (("mse_low", 0, 250), ("mse_mid", 250, 600), ("mse_high", 600, 1000)):
             logs[name] = terms["mse"].detach()[(t >= low) & (t < high)].mean()
         return (weights * terms["mse"]).mean() + terms["vb"].mean(), logs
+
+    def _importance(self, objects: Tensor, t: Tensor) -> Tensor:
+        """Weight of each place, of mean 1 in every sample, more on the object.
+
+        Where noise hides its place (alpha_bar under about 0.1) all places count alike: weights that know more than x_t
+        does would move the prediction away from E[x_0 | x_t].
+        """
+        visible = (self.tables.alphas_cumprod[t] / 0.1).clamp(max=1).view(-1, 1, 1, 1, 1)
+        weights = 1 + (self.recipe.foreground_weight - 1) * visible * objects
+        return weights / weights.mean((1, 2, 3, 4), keepdim=True)
 
     def _weights(self, mse: Tensor, t: Tensor) -> Tensor:
         if self.recipe.loss_weighting == "balanced":

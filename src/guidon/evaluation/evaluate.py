@@ -1,0 +1,234 @@
+"""What ``guidon evaluate`` does: sample held-out prompts at several settings, measure, compare, write.
+
+Every setting gets the same prompts and the same noise. Truth, and truth through the autoencoder, are rows of every
+table: no sample can be expected to be better.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import world
+from ..atomic import atomic_path
+from ..errors import InputError
+from ..pipeline import Pipeline
+from ..video import contact_sheet
+from .metrics import METRICS, measure, start_spread, starts
+from .statistics import Comparison, Interval, compare, mean_interval, share_interval
+
+TRUTH, CEILING = "truth", "truth through the VAE"
+SHOWN = (
+    "joint", "one_object", "colour", "shape", "direction", "background", "law_residual", "colour_drift", "area_cv",
+    "background_flicker", "speed", "chroma",
+)  # fmt: skip
+WORLD_SEED = 1  # of the prompts; training draws its clips with another
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to guide."""
+
+    cfg_scale: float
+    cfg_channels: str
+
+    def __str__(self) -> str:
+        return "no guidance" if self.cfg_scale == 1 else f"scale {self.cfg_scale:g}, channels {self.cfg_channels}"
+
+
+def settings_of(scales: Sequence[float], channels: Sequence[str]) -> list[Setting]:
+    """Every scale with every choice of channels; scale 1 once, for it guides none."""
+    found = [Setting(scale, choice) for scale in scales for choice in (channels if scale != 1 else channels[:1])]
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of every clip, (prompts, seeds) each, by setting and metric; ``spread`` is (prompts,) by setting."""
+
+    model: str
+    split: str
+    captions: list[str]
+    seeds: int
+    sampling: dict[str, Any]
+    values: dict[str, dict[str, np.ndarray]]
+    spread: dict[str, np.ndarray]
+    pictures: dict[str, list[np.ndarray]] = field(repr=False, default_factory=dict)
+
+    @property
+    def sampled(self) -> list[str]:
+        """The settings that are no ceiling."""
+        return [name for name in self.values if name not in (TRUTH, CEILING)]
+
+    def interval(self, setting: str, metric: str) -> Interval:
+        """Mean over prompts with a 95% interval: BCa, or Wilson's where every prompt of a share gives the same."""
+        values = self.values[setting][metric]
+        found = mean_interval(values)
+        if found.note == "no variation" and METRICS[metric].unit == "share" and found.value in (0, 1):
+            return share_interval(found.value * len(values), len(values))
+        return found
+
+    def comparisons(self, metric: str) -> dict[str, Comparison]:
+        """Every setting against the first one."""
+        first, *others = self.sampled
+        better = METRICS[metric].better
+        return {name: compare(self.values[first][metric], self.values[name][metric], better=better) for name in others}
+
+    def table(self, metrics: Sequence[str] = SHOWN) -> str:
+        """Markdown: one row a setting, means with intervals, and how often a value was undefined."""
+        units = {name: METRICS[name].unit for name in metrics}
+        lines = [
+            "| setting | " + " | ".join(n if units[n] == "share" else f"{n} ({units[n]})" for n in metrics) + " |",
+            "|---" * (len(metrics) + 1) + "|",
+        ]
+        for setting in self.values:
+            lines.append(f"| {setting} | " + " | ".join(self._cell(setting, name) for name in metrics) + " |")
+        return "\n".join(lines)
+
+    def _cell(self, setting: str, metric: str) -> str:
+        found, share = self.interval(setting, metric), METRICS[metric].unit == "share"
+        digits = (lambda x: f"{100 * x:.0f}") if share else (lambda x: f"{x:.2g}" if abs(x) < 0.1 else f"{x:.2f}")
+        if math.isnan(found.value):
+            return "undefined"
+        text = digits(found.value) + ("%" if share else "")
+        if setting in self.sampled and math.isfinite(found.low):
+            text += f" [{digits(found.low)}, {digits(found.high)}]"
+        undefined = float(np.isnan(self.values[setting][metric]).mean())
+        return text + (f", {100 * undefined:.0f}% undefined" if undefined and metric != "size" else "")
+
+    def write(self, out: Path) -> list[Path]:
+        """metrics.csv, a row a clip; summary.json; and sheet.png of the first prompts at every setting."""
+        out.mkdir(parents=True, exist_ok=True)
+        paths = [out / "metrics.csv", out / "summary.json"]
+        with atomic_path(paths[0]) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["setting", "prompt", "seed", "caption", *METRICS])
+            for setting, values in self.values.items():
+                for prompt, caption in enumerate(self.captions):
+                    for seed in range(values["joint"].shape[1]):
+                        numbers = [f"{values[name][prompt, seed]:.6g}" for name in METRICS]
+                        writer.writerow([setting, prompt, seed, caption, *numbers])
+        with atomic_path(paths[1]) as temporary:
+            temporary.write_text(json.dumps(self.summary(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if self.pictures:
+            columns = list(self.pictures)
+            rows = [list(row) for row in zip(*self.pictures.values(), strict=True)]
+            contact_sheet(rows, self.captions[: len(rows)], columns, path=out / "sheet.png")
+            paths.append(out / "sheet.png")
+        return paths
+
+    def summary(self) -> dict[str, Any]:
+        """All that the table shows and what it leaves out, for machines; undefined numbers are null."""
+
+        def number(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        def interval(found: Interval) -> dict[str, Any]:
+            ends = {"value": number(found.value), "low": number(found.low), "high": number(found.high)}
+            return ends | ({"note": found.note} if found.note else {})
+
+        settings = {
+            setting: {name: interval(self.interval(setting, name)) for name in METRICS}
+            | ({"start_spread": interval(mean_interval(self.spread[setting]))} if setting in self.spread else {})
+            for setting in self.values
+        }
+        against = {
+            name: {
+                setting: {
+                    "difference": interval(found.difference), "p": number(found.p), "d_z": number(found.d_z),
+                    "improves": interval(found.improves), "pairs": found.pairs, "undefined": found.undefined,
+                    "smallest_visible_d_z": number(found.visible),
+                }
+                for setting, found in self.comparisons(name).items()
+            }
+            for name in METRICS
+        }  # fmt: skip
+        described = {"model": self.model, "split": self.split, "prompts": len(self.captions), "seeds": self.seeds}
+        first = self.sampled[0] if self.sampled else None
+        return described | {"sampling": self.sampling, "settings": settings, "against": first, "compared": against}
+
+
+def evaluate(
+    pipe: Pipeline,
+    settings: Sequence[Setting],
+    *,
+    split: str = "L0",
+    prompts: int = 100,
+    seeds: int = 1,
+    pictures: int = 8,
+    on_step: Callable[[int, int], None] | None = None,
+    **sampling: Any,
+) -> Evaluation:
+    """Sample ``prompts`` captions of a split ``seeds`` times at every setting, and measure.
+
+    Args:
+        pipe: a model of the world.
+        settings: how to guide; the first one is what the others are compared with.
+        split: "L0" new seeds, "L1" and "L2" held-out combinations, "L3" an unseen speed.
+        pictures: of how many prompts the first seed's frames are kept.
+        on_step: called as ``on_step(done, total)`` over all sampling.
+        sampling: further fields of ``Generation``: sampler, steps, ...
+
+    Raises:
+        InputError: a setting is not valid for the model, or the model does not make the world's videos.
+    """
+    if split not in world.SPLITS:
+        raise InputError(f"split {split!r} does not exist; valid: {', '.join(world.SPLITS)}")
+    shape = tuple(side * pipe.parts.downsampling for side in pipe.parts.latent_shape[-2:])
+    if shape != (world.SIZE, world.SIZE) or len(pipe.parts.latent_shape) != 4:
+        raise InputError(f"{pipe.preset.name} does not make the world's {world.SIZE}x{world.SIZE} videos")
+    clips = [world.clip(split, WORLD_SEED, index) for index in range(prompts)]
+    captions = [clip.caption for clip in clips]
+    wanted = [world.read_caption(caption) for caption in captions]
+    truth = np.stack([clip.frames() for clip in clips])
+    through = np.stack([pipe.autoencode(frames) for frames in truth])
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for name, frames in ((TRUTH, truth), (CEILING, through)):
+        values[name] = {metric: found[:, None] for metric, found in measure(frames, wanted).items()}
+    shown = {TRUTH: [_bytes(frames) for frames in truth[:pictures]]}
+    del truth, through
+
+    spread: dict[str, np.ndarray] = {}
+    whole: dict[str, Any] = {}
+    for number, setting in enumerate(settings):
+        rows, places, kept = [], [], []
+        for k in range(0, prompts, max(1, BATCH // seeds)):
+            part = slice(k, k + max(1, BATCH // seeds))
+            guidance = {"cfg_scale": setting.cfg_scale, "cfg_channels": setting.cfg_channels}
+            generation = pipe.plan(captions[part], tuple(range(seeds)), **guidance, **sampling)
+            whole = generation.model_dump(
+                mode="json", include={"sampler", "steps", "eta", "seed", "guidance", "timing"}
+            )
+
+            def report(done: int, total: int, k: int = k, count: int = len(captions[part])) -> None:
+                if on_step:
+                    share = (number * prompts + k + count * done / total) / (len(settings) * prompts)
+                    on_step(round(1000 * share), 1000)
+
+            videos = pipe.generate(generation, batch_size=BATCH, on_step=report)
+            frames = np.stack([video.frames for video in videos])
+            rows.append(measure(frames, [want for want in wanted[part] for _ in range(seeds)]))
+            places.append(starts(frames))
+            kept += [video.frames for video in videos[::seeds]]
+        name = str(setting)
+        values[name] = {
+            metric: np.concatenate([row[metric] for row in rows]).reshape(prompts, seeds) for metric in METRICS
+        }
+        shown[name] = kept[:pictures]
+        if seeds > 1:
+            positions = np.concatenate(places).reshape(prompts, seeds, 2)
+            things = [clip.scene.things[0] for clip in clips]
+            spread[name] = np.array([start_spread(p, thing) for p, thing in zip(positions, things, strict=True)])
+    return Evaluation(pipe.preset.name, split, captions, seeds, whole, values, spread, shown if pictures else {})
+
+
+def _bytes(frames: np.ndarray) -> np.ndarray:
+    return (frames * 255).round().clip(0, 255).astype(np.uint8)
