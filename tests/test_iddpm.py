@@ -218,3 +218,25 @@ def test_bad_settings_are_refused():
         IDDPM(10).ddim_reverse_sample(lambda x, t: x, torch.zeros(1, 4, 2), torch.tensor([1]), eta=0.5)
     with pytest.raises(InputError, match="z_size"):
         IDDPM(10).sample(None, None, prompts=["a"])
+
+
+def test_real_networks_are_sampled_without_gradients_and_their_output_is_left_alone():
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(4, 8, 1)
+    kept = torch.randn(2, 8, 2, 2, 2)
+
+    class Text:
+        def encode(self, prompts):
+            return {"y": torch.zeros(len(prompts), 1)}
+
+        def null(self, rows):
+            return torch.zeros(rows, 1)
+
+    for model in (
+        lambda x, t, y: network(x),
+        lambda x, t, y: kept if len(x) == 2 else kept[:1].expand(2, -1, -1, -1, -1),
+    ):
+        before = kept.clone()
+        sample = IDDPM(3, cfg_scale=2.0).sample(model, Text(), (4, 2, 2, 2), ["one"], "cpu")
+        assert not sample.requires_grad
+        assert torch.equal(kept, before)

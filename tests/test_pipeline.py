@@ -73,6 +73,29 @@ def test_progress_and_trace_cover_every_step(pipe):
     assert (trace.as_arrays()["difference"] > 0).all()
 
 
+def test_opensoras_spelling_of_the_channels_is_the_same_setting(pipe):
+    for value in (None, "all", 3, [0, 2]):
+        assert pipe.plan([PROMPT], cfg_channel=value) == pipe.plan([PROMPT], cfg_channels=value)
+    assert pipe.plan([PROMPT], cfg_channels=None).cfg_channels == "all"
+    with pytest.raises(InputError, match="one setting, give it once"):
+        pipe.plan([PROMPT], cfg_channel="all", cfg_channels=3)
+
+
+def test_numbers_that_overflow_are_no_video(pipe):
+    with pytest.raises(InputError, match="not finite"):
+        pipe(PROMPT, steps=2, cfg_scale=1e38)
+    with pytest.raises(InputError, match="batch_size is 0"):
+        pipe(PROMPT, steps=2, batch_size=0)
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(tiny_model):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    guidon.load(tiny_model, device="cpu")(PROMPT, steps=1)
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_a_trace_needs_one_batch(pipe):
     with pytest.raises(InputError, match="one batch"):
         pipe(PROMPT, num_samples=3, steps=2, batch_size=2, trace=GuidanceTrace())

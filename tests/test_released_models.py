@@ -11,10 +11,11 @@ from PIL import Image
 import guidon
 from guidon import IDDPM, cli
 from guidon.errors import InputError
+from guidon.models import DiT, DiTConfig
 from guidon.models.t5 import T5Encoder
 from guidon.models.vae import FrameVAE
 from guidon.video import load_video
-from released import make_checkpoints, make_t5, make_vae
+from released import SMALL, make_checkpoints, make_t5, make_vae
 
 PROMPTS = ["a lighthouse in a storm", "waves roll over the rocks"]
 VIDEO, IMAGE, CLASS = "open-sora-1.0-16x256x256", "pixart-xl-2-256", "dit-xl-2-256"
@@ -187,10 +188,63 @@ def test_download_asks_the_hub_for_what_is_missing_and_nothing_else(hub, tmp_pat
 @pytest.mark.filterwarnings("ignore:.*makes latents of")
 def test_parts_go_after_use_unless_they_are_to_stay(hub):
     parts = {"checkpoint": hub / "class.pt", "vae": hub / "vae", "device": "cpu"}
-    for offload, held in ((None, 0), ("stages", 0), ("none", 1)):
+    for offload, held in ((None, False), ("stages", False), ("none", True)):
         pipe = guidon.load(CLASS, offload=offload, **parts)
         pipe("5", steps=1)
-        assert len(pipe.parts.network._held) == held
+        pipe("5", steps=1, dtype="bf16")
+        assert (pipe.parts.network._held is not None) == held
+        if pipe.parts.network._held:
+            assert pipe.parts.network._held[0] == (torch.bfloat16,)  # one network, not one of each precision
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_manifests_and_names_tell_weights_apart(hub, tmp_path, capsys):
+    from released import make_vae
+
+    make_vae(tmp_path / "other", seed=5)
+    where = f"--checkpoint {hub}/class.pt --steps 1"
+    for vae in (hub / "vae", tmp_path / "other"):
+        guidon_command(f"generate --class 5 --model {CLASS} {where} --vae {vae} --out {tmp_path}/out")
+    manifests = sorted((tmp_path / "out").glob("*.json"))
+    assert len(manifests) == 2
+    weights = [json.loads(path.read_text())["weights"] for path in manifests]
+    assert weights[0]["checkpoint"] == weights[1]["checkpoint"]
+    assert weights[0]["vae"] != weights[1]["vae"]
+    for path in manifests:
+        guidon_command(f"generate --from {path} --checkpoint {hub}/class.pt --vae {hub}/vae --out {tmp_path}/again")
+    assert capsys.readouterr().err.count("was made with other vae weights") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_with_exact_every_sample_of_every_run_has_a_name_of_its_own(hub, tmp_path):
+    where = f"--checkpoint {hub}/class.pt --vae {hub}/vae --steps 1 --exact dit --out {tmp_path}"
+    for classes in ("--class 5 --class 5", "--class 5 --class 6", "--class 6 --class 5"):
+        guidon_command(f"generate {classes} --model {CLASS} {where}")
+    assert len([path for path in tmp_path.glob("*.png") if "sheet" not in path.name]) == 6
+    assert len(list(tmp_path.glob("*-sheet.png"))) == 3
+
+
+@pytest.mark.parametrize("gone", ["checkpoint", "text_encoder", "vae"])
+def test_wrong_paths_are_refused_before_anything_is_computed(hub, gone):
+    parts = {"checkpoint": hub / "video.pth", "text_encoder": hub / "t5", "vae": hub / "vae"} | {gone: hub / "nope"}
+    with pytest.raises(InputError, match="nope"):
+        guidon.load(VIDEO, device="cpu", **parts)
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+def test_parts_that_do_not_fit_each_other_are_named(hub, tmp_path):
+    from released import make_t5
+
+    pipe = guidon.load(
+        VIDEO, checkpoint=hub / "video.pth", text_encoder=make_t5(tmp_path / "wide", 32), vae=hub / "vae", device="cpu"
+    )
+    with pytest.raises(InputError, match="features are 32 wide, this model reads 24"):
+        pipe("waves", steps=1)
+    few = DiT(DiTConfig(4, num_classes=10, **SMALL))
+    torch.save(few.state_dict(), tmp_path / "few.pt")
+    pipe = guidon.load(CLASS, checkpoint=tmp_path / "few.pt", vae=hub / "vae", device="cpu")
+    with pytest.raises(InputError, match="class 500 is not in this model: it has 0 to 9"):
+        pipe("500", steps=1)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +264,14 @@ def test_parts_go_after_use_unless_they_are_to_stay(hub):
         ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae --size 40x64", "height 40 is no multiple of 16"),
         ("--size 64", "--size '64' is no size: give HEIGHTxWIDTH"),
         ("--frames 17", "frames 17 is no multiple of 16"),
+        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --exact pixart", "dit-xl-2-256 is not of 'pixart'"),
+        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --text-dtype bf16", "no T5 to act on"),
+        ("--exact dit", "it has no original"),
+        ("--exact-noise cuda", "needs exact"),
+        ("--exact dit --exact-noise cuda:h10", "did you mean 'cuda:h100'"),
+        ("--eta 0.5", "eta 0.5 is ddim's"),
+        ("--download", "brings its own weights: leave out --download"),
+        ("--text-dtype bf16", "leave out --text-dtype"),
         ("--exact open-sora-1", "did you mean 'open-sora-1.1'"),
         ("--offload all", "offload 'all' does not exist"),
         ("--format png", "--format png holds one image"),

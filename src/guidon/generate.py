@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -41,8 +43,11 @@ def parse_scale(text: str) -> float | tuple[float, ...]:
 
 
 def read_prompts(request: Request) -> tuple[str, ...]:
-    """All prompts in order; none at all, or an empty one, is refused."""
+    """All prompts in order; none at all, or what is not text, is refused."""
     prompts = list(request.prompts)
+    for prompt in prompts:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise InputError(f"the prompt {prompt!r} is not UTF-8 text")
     if request.prompts_file is not None:
         try:
             lines = request.prompts_file.read_text(encoding="utf-8").splitlines()
@@ -63,15 +68,38 @@ def read_manifest(path: Path, request: Request) -> tuple[Generation, dict[str, s
     manifest = read_mapping(path)
     if not isinstance(manifest, dict) or "generation" not in manifest:
         raise InputError(f"{path} is not a manifest that `guidon generate` wrote: it has no 'generation'")
-    return validated(Generation, manifest["generation"], str(path)), dict(manifest.get("weights", {}))
+    weights = manifest.get("weights", {})
+    if not isinstance(weights, dict):
+        raise InputError(f"{path}: weights is {weights!r:.40}, expected hashes by name")
+    return validated(Generation, manifest["generation"], str(path)), weights
 
 
-def output_name(generation: Generation, prompt: str, sample: int) -> str:
-    """The same settings give the same name, any other setting another: nothing made earlier is overwritten."""
-    only = generation.model_copy(update={"prompts": (prompt,), "samples": (sample,)})
-    digest = hashlib.sha256(only.model_dump_json().encode()).hexdigest()[:8]
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
-    return f"{slug}-seed{generation.seed}-{sample}-{digest}"
+def output_name(generation: Generation, weights: dict[str, str], prompt: int, sample: int) -> str:
+    """The same settings and weights give the same name, any others another: nothing made earlier is overwritten.
+
+    With ``exact`` a sample depends on its batch mates: the whole run and its place there are part of the name.
+    """
+    text = generation.prompts[prompt]
+    if generation.exact:
+        made_by = f"{generation.model_dump_json()} {prompt}"
+    else:
+        made_by = generation.model_copy(update={"prompts": (text,), "samples": (sample,)}).model_dump_json()
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
+    return f"{slug}-seed{generation.seed}-{sample}-{_digest(made_by, weights)}"
+
+
+def run_name(generation: Generation, weights: dict[str, str]) -> str:
+    """The name of what belongs to all samples of a run."""
+    if len(generation.prompts) * len(generation.samples) == 1:
+        return output_name(generation, weights, 0, generation.samples[0])
+    return output_name(generation, weights, 0, generation.samples[0])[:-8] + _digest(
+        generation.model_dump_json(), weights
+    )
+
+
+def _digest(made_by: str, weights: dict[str, str]) -> str:
+    content = made_by + json.dumps(weights, sort_keys=True)
+    return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def prepare_folder(out: Path) -> None:
@@ -126,18 +154,18 @@ def run(request: Request, *, out: Path, format: str | None, batch_size: int, dev
     with _progress() as on_step:
         videos = pipe.generate(generation, batch_size=batch_size, on_step=on_step, trace=trace)
 
-    pairs = [(prompt, sample) for prompt in generation.prompts for sample in generation.samples]
-    command = " ".join(sys.argv)
+    pairs = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
+    command = shlex.join(sys.argv)
     for (prompt, sample), video in zip(pairs, videos, strict=True):
         video.manifest["command"] = command
-        name = output_name(generation, prompt, sample)
+        name = output_name(generation, pipe.hashes, prompt, sample)
         path = video.save(out / (name if format == "frames" else f"{name}.{format}"), format)
         print(f"{'image:' if format == 'png' else 'video:':<14} {path}\nmanifest:      {path}.json")
     rows = [
         [video.frames for video in videos[i : i + len(generation.samples)]]
         for i in range(0, len(videos), len(generation.samples))
     ]
-    sheet = out / f"{output_name(generation, generation.prompts[0], generation.samples[0])}-sheet.png"
+    sheet = out / f"{run_name(generation, pipe.hashes)}-sheet.png"
     contact_sheet(rows, list(generation.prompts), [f"sample {k}" for k in generation.samples], path=sheet)
     print(f"contact sheet: {sheet}")
     if trace is not None:

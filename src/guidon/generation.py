@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from .errors import InputError, nearest
 from .guidance.rules import RULES
+from .samplers.philox import BLOCKS
 from .settings import Settings
 
 
@@ -40,7 +41,8 @@ class Generation(Settings):
     ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``exact`` names the
     original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
     ``size`` (height, width) in pixels and ``frames`` are the model's own where they are None.
-    ``exact_noise`` draws on the device that runs, or as a CUDA device does, on which the originals ran.
+    ``exact_noise`` draws on the device that runs, or as a CUDA device does ("cuda:h100"; "cuda" is an A100), on which
+    the originals ran.
     """
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -48,8 +50,8 @@ class Generation(Settings):
     model: str = "guidon-small"
     size: tuple[PositiveInt, PositiveInt] | None = None
     frames: PositiveInt | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    samples: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    samples: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"
     steps: PositiveInt = 50
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -59,7 +61,7 @@ class Generation(Settings):
     timing: str = "constant"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     exact: str | None = None
-    exact_noise: Literal["device", "cuda"] = "device"
+    exact_noise: str = "device"
     batch_size: PositiveInt | None = None
 
     @field_validator("guidance")
@@ -68,6 +70,22 @@ class Generation(Settings):
         if value not in RULES:
             raise InputError(f"guidance rule {value!r} does not exist{nearest(value, RULES)}")
         return value
+
+    @field_validator("exact_noise")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        valid = ("device", "cuda", *(f"cuda:{gpu}" for gpu in BLOCKS))
+        if value not in valid:
+            raise InputError(f"exact_noise {value!r} does not exist{nearest(value, valid)}")
+        return value
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Generation:
+        if self.eta and self.sampler != "ddim":
+            raise InputError(f"eta {self.eta:g} is ddim's, the sampler is {self.sampler}: leave it out")
+        if self.exact_noise != "device" and self.exact is None:
+            raise InputError(f"exact_noise {self.exact_noise!r} needs exact, whose draws it makes: give both")
+        return self
 
     @field_validator("exact")
     @classmethod

@@ -1,8 +1,9 @@
 """IDDPM, the scheduler that Open-Sora's users know, as a thin front over diffusion, guidance and samplers.
 
-Same constructor and methods as ``opensora.schedulers.IDDPM`` (and, under it, improved-diffusion's SpacedDiffusion),
-plus ``cfg_channels``: guidance acts on the first three latent channels unless told otherwise. Random numbers come from
-the global generator, in the originals' order, so that their seeds reproduce.
+The constructor and methods of ``opensora.schedulers.IDDPM`` (and, under it, improved-diffusion's SpacedDiffusion), plus
+``cfg_channels``: guidance acts on the first three latent channels unless told otherwise. Left out are classifier
+guidance (``cond_fn``), ``denoised_fn``, and the frame mask everywhere but in ``sample``; what follows ``clip_denoised``
+is given by name. Random numbers come from the global generator, in the originals' order, so that their seeds reproduce.
 
 Models are foreign objects called as ``model(x, t, **model_kwargs)`` with original timesteps; their output is a tensor
 (B, C or 2C, ...) or a dict that holds it under ``"x"``.
@@ -65,6 +66,7 @@ class IDDPM:
         rescale_learned_sigmas: weigh the bound in the simple loss by T / 1000.
         diffusion_steps: T.
         cfg_scale: guidance scale of ``sample``; one number, or one per channel.
+        generator: source of all noise, in place of the global one.
         cfg_channels: guided channels, 3 unless given; any form that ``ChannelScale.parse`` takes. Open-Sora's
             ``cfg_channel`` is the same setting.
     """
@@ -110,17 +112,20 @@ class IDDPM:
 
     def tables(self, x: Tensor) -> Any:
         """The tables on x's device, made once."""
-        return self._tables.setdefault(x.device, self.schedule.tables(x.device))
+        if x.device not in self._tables:
+            self._tables[x.device] = self.schedule.tables(x.device)
+        return self._tables[x.device]
 
     # sampling
 
+    @torch.no_grad()
     def sample(
         self,
         model: Model,
         text_encoder: Any,
         z_size: Sequence[int] | Tensor | None = None,
         prompts: Sequence[str] = (),
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         additional_args: dict[str, Any] | None = None,
         mask: Tensor | None = None,
         *,
@@ -133,11 +138,19 @@ class IDDPM:
             model: called as ``model(x, t, **additional_args, y=..., mask=...)``.
             text_encoder: ``encode(prompts)`` gives a dict with ``y`` and perhaps ``mask``, ``null(n)`` the null
                 captions, which are read under the prompts' mask.
+            prompts: what to show, one sample each.
+            device: where the noise is drawn; the model's unless given.
+            additional_args: further keyword arguments of the model; a tensor of one row a sample is repeated for
+                the second branch.
+            progress: a bar on stderr.
             z_size: shape of one latent, whose noise is drawn here (Open-Sora 1.0).
             z: the initial noise, or known latents where ``mask`` is below 1; it may stand in ``z_size``'s place, as in
                 Open-Sora 1.1. The tables are then computed in float32, as there.
             mask: (B, T), how much of each frame is to be made: 1 all of it, 0 nothing, between them an edit that
                 starts at that share of the steps. The model is told as ``x_mask``, (B, T), which frames are moving.
+
+        Raises:
+            InputError: neither z_size nor z was given, the mask or the channels do not fit the latents.
         """
         noise = LegacyNoise(2, self.generator)
         if isinstance(z_size, Tensor):
@@ -146,7 +159,7 @@ class IDDPM:
         if z is None:
             if z_size is None:
                 raise InputError("sample needs z_size, the shape of one latent, or z, the initial noise itself")
-            z = noise.initial((len(prompts), *z_size), device)
+            z = noise.initial((len(prompts), *z_size), _device_of(model) if device is None else device)
         rows = len(prompts)
         if mask is not None and mask.shape != (rows, z.shape[2]):
             raise InputError(f"mask is {tuple(mask.shape)}, expected one value a frame: {(rows, z.shape[2])}")
@@ -173,16 +186,17 @@ class IDDPM:
         shape: Sequence[int],
         noise: Tensor | None = None,
         clip_denoised: bool = True,
+        *,
         model_kwargs: dict[str, Any] | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         progress: bool = False,
     ) -> Iterator[dict[str, Tensor]]:
         """Ancestral sampling step by step: dicts with ``sample`` and ``pred_xstart``."""
 
         def step(x: Tensor, t: Tensor) -> dict[str, Tensor]:
-            return self.p_sample(model, x, t, clip_denoised, model_kwargs)
+            return self.p_sample(model, x, t, clip_denoised, model_kwargs=model_kwargs)
 
-        return self._progressive(step, shape, noise, device, progress)
+        return self._progressive(step, shape, noise, _device_of(model) if device is None else device, progress)
 
     def p_sample_loop(self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any) -> Tensor:
         """The last sample of ``p_sample_loop_progressive``, which takes the same options."""
@@ -194,17 +208,18 @@ class IDDPM:
         shape: Sequence[int],
         noise: Tensor | None = None,
         clip_denoised: bool = True,
+        *,
         model_kwargs: dict[str, Any] | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         progress: bool = False,
         eta: float = 0.0,
     ) -> Iterator[dict[str, Tensor]]:
         """DDIM step by step: dicts with ``sample`` and ``pred_xstart``."""
 
         def step(x: Tensor, t: Tensor) -> dict[str, Tensor]:
-            return self.ddim_sample(model, x, t, clip_denoised, model_kwargs, eta)
+            return self.ddim_sample(model, x, t, clip_denoised, model_kwargs=model_kwargs, eta=eta)
 
-        return self._progressive(step, shape, noise, device, progress)
+        return self._progressive(step, shape, noise, _device_of(model) if device is None else device, progress)
 
     def ddim_sample_loop(
         self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any
@@ -227,10 +242,16 @@ class IDDPM:
             yield out
             x = out["sample"]
 
-    # single steps; t is a long tensor (B,) of indices into this schedule
+    # single steps; t is a long tensor (B,) of indices into this schedule, x and samples are (B, C, ...)
 
     def p_mean_variance(
-        self, model: Model, x: Tensor, t: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        *,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """``mean``, ``variance``, ``log_variance`` of p(x_{t-1} | x_t) and ``pred_xstart``, each shaped like x."""
         p = p_mean_variance(
@@ -244,7 +265,13 @@ class IDDPM:
         }
 
     def p_sample(
-        self, model: Model, x: Tensor, t: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        *,
+        model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """``sample`` x_{t-1} and ``pred_xstart``."""
         prediction = self._predict(model, x, t, model_kwargs)
@@ -257,6 +284,7 @@ class IDDPM:
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = True,
+        *,
         model_kwargs: dict[str, Any] | None = None,
         eta: float = 0.0,
     ) -> dict[str, Tensor]:
@@ -271,6 +299,7 @@ class IDDPM:
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = True,
+        *,
         model_kwargs: dict[str, Any] | None = None,
         eta: float = 0.0,
     ) -> dict[str, Tensor]:
@@ -283,10 +312,10 @@ class IDDPM:
         sample, x_0 = ddim_reverse_step(prediction, x, t, self.tables(x), self._clipped(clip_denoised))
         return {"sample": sample, "pred_xstart": x_0}
 
-    # forwards, training, evaluation
+    # forwards, training, evaluation; t is a long tensor (B,) of indices into this schedule
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and log variance of q(x_t | x_0)."""
+        """Mean, variance and log variance of q(x_t | x_0), x_start (B, C, ...)."""
         return q_mean_variance(x_start, t, self.tables(x_start))
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -305,7 +334,7 @@ class IDDPM:
         model_kwargs: dict[str, Any] | None = None,
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``loss`` and its terms, each (B,)."""
+        """``loss`` and its terms, each (B,), of x_start (B, C, ...) noised to steps t (B,)."""
         noise = self._noise(x_start) if noise is None else noise
         x_t = self.q_sample(x_start, t, noise)
         prediction = self._predict(model, x_t, t, model_kwargs)
@@ -314,7 +343,7 @@ class IDDPM:
         )
 
     def calc_bpd_loop(
-        self, model: Model, x_start: Tensor, clip_denoised: bool = True, model_kwargs: dict[str, Any] | None = None
+        self, model: Model, x_start: Tensor, clip_denoised: bool = True, *, model_kwargs: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """Bits per dimension: ``total_bpd``, ``prior_bpd``, (B,); ``vb``, ``xstart_mse``, ``mse``, (B, T)."""
 
@@ -342,12 +371,20 @@ class IDDPM:
         return torch.full((len(x),), step, device=x.device, dtype=torch.long)
 
 
+def _device_of(model: Any) -> torch.device:
+    """Where a model's weights are; the CPU for what has none."""
+    first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
+
+
 def _output(out: Any) -> Tensor:
     return out["x"] if isinstance(out, dict) else out
 
 
 class _Adapted:
     """A foreign model as guidance calls networks; timesteps in the whole numbers it was trained with.
+
+    Guidance writes into what it is given, and the model's output is the model's: it gets a copy.
 
     ``x_mask`` (B, T) is passed on when it is set, repeated to the rows of the call.
     """
@@ -358,7 +395,7 @@ class _Adapted:
 
     def __call__(self, x: Tensor, t: Tensor, cond: _Keywords) -> Tensor:
         more = {} if self.x_mask is None else {"x_mask": self.x_mask.repeat(len(x) // len(self.x_mask), 1)}
-        return _output(self.model(x, t.long(), **cond.values, **more))
+        return _output(self.model(x, t.long(), **cond.values, **more)).clone()
 
 
 def _over_frames(flags: Tensor) -> Tensor:

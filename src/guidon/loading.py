@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from .checkpoints import DIFFUSION, load_checkpoint, load_component
+from .checkpoints.files import read_tensors
+from .checkpoints.layouts import recognise
 from .diffusion import NoiseSchedule, Process
 from .errors import InputError, first_line
 from .models import CaptionEncoder, CaptionEncoderConfig, FrameVAE, FrameVAEConfig, STDiT, STDiTConfig
@@ -30,22 +33,26 @@ class Encoder(Protocol):
 
 
 class Part(Generic[P]):
-    """One stage of the pipeline, made when first used, and dropped after use unless it is to be kept."""
+    """One stage of the pipeline, made when first used, and dropped after use unless it is to be kept.
+
+    Of several ways to make it, only the last one is held.
+    """
 
     def __init__(self, make: Callable[..., P], keep: bool) -> None:
         self.make, self.keep = make, keep
-        self._held: dict[Any, P] = {}
+        self._held: tuple[tuple[Any, ...], P] | None = None
 
     @contextmanager
     def in_use(self, *how: Any) -> Iterator[P]:
         """The part, made by ``make(*how)``."""
-        if how not in self._held:
-            self._held[how] = self.make(*how)
+        if self._held is None or self._held[0] != how:
+            self._held = None
+            self._held = how, self.make(*how)
         try:
-            yield self._held[how]
+            yield self._held[1]
         finally:
             if not self.keep:
-                self._held.clear()
+                self._held = None
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -61,10 +68,6 @@ class Sources:
     features: Path | None = None
     text_dtype: str = "fp32"
     download: bool = False
-
-    def given(self) -> dict[str, Path]:
-        """The files that were named."""
-        return {name: path for name, path in vars(self).items() if isinstance(path, Path)}
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ def find_parts(preset: Preset, sources: Sources, device: torch.device, offload: 
         raise InputError(f"offload {offload!r} does not exist; valid: {', '.join(OFFLOAD)}")
     if preset.released is not None:
         return _released(preset, preset.released, sources, device, keep=offload == "none")
-    if sources.given():
-        name = next(iter(sources.given())).replace("_", "-")
-        raise InputError(f"model {preset.name!r} brings its own weights: leave out --{name}")
+    changed = [name for name, value in vars(sources).items() if value != getattr(Sources(), name)]
+    if changed:
+        raise InputError(f"model {preset.name!r} brings its own weights: leave out --{changed[0].replace('_', '-')}")
     return _own(preset, device, keep=offload == "none")
 
 
@@ -114,6 +117,9 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
         )
     parts = {kind: load_component(path, kind) for kind, path in paths.items()}
     denoiser = parts["denoiser"]
+    unsaid = [name for name in DIFFUSION if name not in denoiser.config]
+    if unsaid:
+        raise InputError(f"{denoiser.path}: its configuration lacks {', '.join(unsaid)}: train or export it again")
 
     def network(dtype: torch.dtype) -> STDiT:
         return denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
@@ -135,7 +141,7 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
         Process(denoiser.config["prediction"]),
         (denoiser.config["in_channels"], *denoiser.config["input_size"]),
         tuple(denoiser.config["patch_size"]),
-        FrameVAEConfig(**parts["vae"].config).downsampling,
+        parts["vae"].configure(FrameVAEConfig).downsampling,
         {kind: part.sha256 for kind, part in parts.items()},
     )
 
@@ -160,11 +166,15 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
         released.repository, released.file, sources.download, f"--checkpoint FILE: {released.file}"
     )
     vae_folder = sources.vae or _on_hub(released.vae, None, sources.download, "--vae DIR")
-    text_folder: Path | None = None
-    if released.text_length is not None and sources.features is None:
-        text_folder = sources.text_encoder or _on_hub(T5, None, sources.download, "--text-encoder DIR")
     if released.text_length is None and (sources.text_encoder or sources.features):
         raise InputError(f"{preset.name} is conditioned on classes: leave out --text-encoder and --features")
+    if released.text_length is None or sources.features is not None:
+        text_folder = None
+        if sources.text_dtype != Sources.text_dtype:
+            raise InputError(f"--text-dtype {sources.text_dtype} has no T5 to act on here: leave it out")
+    else:
+        text_folder = sources.text_encoder or _on_hub(T5, None, sources.download, "--text-encoder DIR")
+    hashes = _fingerprints(checkpoint, vae_folder, text_folder, sources, released)
 
     def network(dtype: torch.dtype) -> Any:
         # what positions tell, for files that hold none
@@ -207,7 +217,46 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
         released.latent_shape,
         (1, 2, 2)[-len(released.latent_shape[1:]) :],
         8,
+        hashes,
     )
+
+
+def _fingerprints(
+    checkpoint: Path, vae: Path, text: Path | None, sources: Sources, released: Released
+) -> dict[str, str]:
+    """What tells the files apart, read before any of them is used; what is missing or another kind is refused here."""
+    kind = recognise(read_tensors(checkpoint).tensors)[0].name
+    if kind != released.architecture:
+        raise InputError(f"{checkpoint} holds a {kind}, expected a {released.architecture}")
+    files = {"checkpoint": _weights(checkpoint), "vae": _weights(FrameVAE.find(vae))}
+    if text is not None:
+        from .models.t5 import T5Encoder
+
+        files["text"] = _weights(T5Encoder.find(text)[0])
+    elif sources.features is not None:
+        files["text"] = [sources.features]
+    found = {name: _fingerprint(paths) for name, paths in files.items()}
+    return found | ({"text_dtype": sources.text_dtype} if text is not None else {})
+
+
+def _weights(place: Path) -> list[Path]:
+    """The files of weights in a folder, or the file itself."""
+    if place.is_file():
+        return [place]
+    return sorted(path for path in place.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+
+
+def _fingerprint(paths: Sequence[Path], blocks: int = 64, size: int = 65536) -> str:
+    """A hash of files' sizes and of blocks spread evenly over each: gigabytes are told apart in milliseconds."""
+    digest = hashlib.sha256()
+    for path in paths:
+        length = path.stat().st_size
+        digest.update(f"{length} ".encode())
+        with path.open("rb") as file:
+            for k in range(blocks):
+                file.seek(k * max(0, length - size) // max(1, blocks - 1))
+                digest.update(file.read(size))
+    return digest.hexdigest()
 
 
 def _on_hub(repository: str, file: str | None, download: bool, flag: str) -> Path:

@@ -19,11 +19,12 @@ from torch import Tensor
 from . import __version__
 from .errors import InputError
 from .generation import EXACT, Generation
-from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, parse_timing
+from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, Unset, cfg_channels_from, parse_timing
 from .guidance.rules import RULES
 from .loading import Parts, Sources, find_parts
 from .presets import Preset, find_preset
 from .samplers import CudaGenerator, LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
+from .samplers.philox import BLOCKS
 from .settings import validated
 from .video import save_video
 
@@ -100,7 +101,8 @@ class Pipeline:
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did (only where all the clips fit one batch).
             choices: any field of ``Generation``: seed, size, frames, steps, sampler, eta, cfg_scale, cfg_channels,
-                guidance, timing, negative_prompt, dtype, exact. What is left out is the preset's.
+                guidance, timing, negative_prompt, dtype, exact, exact_noise; ``cfg_channel`` is Open-Sora's name for
+                cfg_channels. What is left out is the preset's.
 
         Raises:
             InputError: a choice is not valid for this model; the message says what would be.
@@ -114,10 +116,18 @@ class Pipeline:
     def plan(
         self, prompts: Sequence[str], samples: Sequence[int] = (0,), *, batch_size: int = 8, **choices: Any
     ) -> Generation:
-        """The complete, validated settings of a run: what was chosen, and the preset for the rest."""
-        given = {name: value for name, value in choices.items() if value is not None or name == "cfg_channels"}
-        if "cfg_channel" in given:
-            given["cfg_channels"] = given.pop("cfg_channel")
+        """The complete, validated settings of a run: what was chosen, and the preset for the rest.
+
+        Args are those of a call; ``samples`` are sample indices.
+
+        Raises:
+            InputError: a choice is not valid for this model.
+        """
+        given = {name: value for name, value in choices.items() if value is not None}
+        chosen = cfg_channels_from(choices)
+        given.pop("cfg_channel", None)
+        if not isinstance(chosen, Unset):
+            given["cfg_channels"] = chosen
         scale: Any = given.get("cfg_scale", self.preset.cfg_scale)
         if "cfg_channels" not in given and isinstance(scale, int | float):
             given["cfg_channels"] = self.preset.cfg_channels
@@ -137,6 +147,10 @@ class Pipeline:
         if values.get("exact"):
             values["batch_size"] = min(batch_size, len(prompts) * len(samples))
         generation = validated(Generation, values, "generate")
+        originals = self.preset.originals
+        if generation.exact is not None and generation.exact not in originals:
+            valid = f"valid: {', '.join(originals)}" if originals else "it has no original"
+            raise InputError(f"{self.preset.name} is not of {generation.exact!r}, which --exact replays; {valid}")
         self.parts.schedule.respaced(str(generation.steps))
         parse_timing(generation.timing)
         if (
@@ -177,9 +191,15 @@ class Pipeline:
         on_step: OnStep | None = None,
         trace: GuidanceTrace | None = None,
     ) -> list[Video]:
-        """The videos of a complete plan, prompts outermost."""
+        """The videos of a complete plan, prompts outermost; the other arguments are those of a call.
+
+        Raises:
+            InputError: weights cannot be read or do not fit, a class is not in the model, or numbers overflow.
+        """
         rows = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
         batch_size = generation.batch_size or batch_size
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}: give at least 1")
         if trace is not None and len(rows) > batch_size:
             raise InputError(f"a trace needs its {len(rows)} clips in one batch: raise batch_size from {batch_size}")
         captions = self._encode(generation)
@@ -195,14 +215,20 @@ class Pipeline:
                 prompts = [prompt for prompt, _ in chunk]
                 latents.append(self._denoise(model, generation, captions, prompts, noise, report, trace))
         importing.join()
+        if not all(bool(part.isfinite().all()) for part in latents):
+            raise InputError(
+                f"sampling gave numbers that are not finite ({generation.sampler}, {generation.steps} steps, "
+                f"{generation.dtype}): try more steps, a lower scale, or fp32"
+            )
         with self.parts.vae.in_use() as vae:
             frames = torch.cat([_to_frames(vae.decode(part.float())) for part in latents]).numpy()
         return [self._video(generation, *row, clip) for row, clip in zip(rows, frames, strict=True)]
 
     def _legacy_generator(self, generation: Generation) -> torch.Generator | CudaGenerator:
         """What the originals' global generator was, without touching ours."""
-        if generation.exact_noise == "cuda":
-            return CudaGenerator(generation.seed)
+        if generation.exact_noise != "device":
+            gpu = generation.exact_noise.removeprefix("cuda").removeprefix(":") or "a100"
+            return CudaGenerator(generation.seed, BLOCKS[gpu])
         return torch.Generator(self.device).manual_seed(generation.seed)
 
     def _encode(self, generation: Generation) -> Encoded:

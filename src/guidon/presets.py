@@ -78,6 +78,13 @@ class Preset:
         return ("size",) if self.released.multi_scale else ()
 
     @property
+    def originals(self) -> tuple[str, ...]:
+        """Which reproductions ``exact`` may name."""
+        if self.released is None:
+            return ()
+        return ("open-sora-1.0", "open-sora-1.1") if self.released.architecture == "STDiT" else (self.released.exact,)
+
+    @property
     def is_image(self) -> bool:
         return self.released is not None and len(self.released.latent_shape) == 3
 

@@ -48,7 +48,8 @@ class Component:
 
     def build(self, model: Callable[[Any], M], of: type[Any], *leave: str) -> M:
         """The model itself: made from the configuration and filled, strictly."""
-        built = model(self.configure(of, *leave))
+        with torch.random.fork_rng(devices=[]):  # weights that are overwritten next cost the caller no random numbers
+            built = model(self.configure(of, *leave))
         load_weights(built, self)
         return built
 

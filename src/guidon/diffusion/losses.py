@@ -78,8 +78,8 @@ def training_losses(
 
     "mse" is the simple loss, plus the bound with its mean detached when the variance is learned (Nichol & Dhariwal
     2021, eq. 16, the bound unscaled); "rescaled_mse" weighs that bound by T/1000; "kl" is the bound alone and
-    "rescaled_kl" T times it. ``x_t`` must be ``q_sample(x_0, step, noise)``. ``importance``, broadcastable to x_0, weighs
-    the squared errors of the simple loss.
+    "rescaled_kl" T times it. ``x_t`` must be ``q_sample(x_0, step, noise)``. ``importance``, broadcastable to x_0,
+    weighs the squared errors of the simple loss.
     """
     if kind in ("kl", "rescaled_kl"):
         loss = bound_term(p_mean_variance(prediction, x_t, step, tables, process), x_0, x_t, step, tables)

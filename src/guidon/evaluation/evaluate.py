@@ -208,10 +208,9 @@ def evaluate(
                 mode="json", include={"sampler", "steps", "eta", "seed", "guidance", "timing"}
             )
 
-            def report(done: int, total: int, k: int = k, count: int = len(captions[part])) -> None:
+            def report(done: int, total: int, before: int = number * prompts + k, size: int = part.stop - k) -> None:
                 if on_step:
-                    share = (number * prompts + k + count * done / total) / (len(settings) * prompts)
-                    on_step(round(1000 * share), 1000)
+                    on_step(round(1000 * (before + size * done / total) / (len(settings) * prompts)), 1000)
 
             videos = pipe.generate(generation, batch_size=BATCH, on_step=report)
             frames = np.stack([video.frames for video in videos])

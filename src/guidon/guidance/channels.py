@@ -77,10 +77,6 @@ class ChannelScale:
         return all(scale == 1 for scale in self.scales)
 
     @property
-    def max(self) -> float:
-        return max(self.scales)
-
-    @property
     def text(self) -> str:
         """The canonical form of the choice of channels; ``parse`` reads it back."""
         if not self.guided:

@@ -55,6 +55,9 @@ class GuidedDenoiser:
 
     Unguided channels and all variance channels of the result are the conditional prediction's, bit for bit; where every
     scale is 1 the unconditional branch is not run.
+
+    Raises:
+        InputError: a condition is missing, or x or the prediction has other channels than the scale.
     """
 
     def __init__(

@@ -89,8 +89,14 @@ class CaptionedTransformer(nn.Module):
         Args:
             y: caption features (B, L, caption_channels), or (B, 1, L, caption_channels) as in the original.
             mask: (B or fewer, L), nonzero where a token counts; fewer rows are repeated to the batch.
+
+        Raises:
+            InputError: the features are another encoder's.
         """
         y = y.flatten(1, 2) if y.ndim == 4 else y
+        width = self.y_embedder.y_embedding.shape[-1]
+        if y.shape[-1] != width:
+            raise InputError(f"caption features are {y.shape[-1]} wide, this model reads {width}: of another encoder")
         tokens = self.y_embedder(y.to(self.dtype))
         if mask is not None:
             mask = mask.to(torch.bool).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]

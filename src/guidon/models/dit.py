@@ -132,6 +132,11 @@ class DiT(nn.Module):
         """Class labels (B,), ``num_classes`` being the null class; a class has no token mask."""
         if mask is not None:
             raise InputError("DiT is conditioned on classes, which have no token mask: leave mask out")
+        if y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= self.config.num_classes:
+            raise InputError(
+                f"class {int(y.max())} is not in this model: it has 0 to {self.config.num_classes - 1}, "
+                f"and {self.config.num_classes} for none"
+            )
         return ClassEmbedding(self.y_embedder(y))
 
     def null(self, rows: int, mask: Tensor | None = None) -> ClassEmbedding:

@@ -31,10 +31,19 @@ class T5Encoder:
         self.model, self.tokenizer, self.max_length, self.clean = model, tokenizer, max_length, clean
         self.description = description
 
-    @property
-    def features(self) -> int:
-        """Width of the features, ``d_model``."""
-        return self.model.config.d_model
+    @staticmethod
+    def find(folder: str | Path) -> tuple[Path, Path]:
+        """Where a hub folder keeps the encoder's weights, and its tokenizer.
+
+        Raises:
+            InputError: one of them is not there.
+        """
+        root = Path(folder)
+        weights = _part(root, "text_encoder", ("config.json",), "its configuration")
+        words = _part(root, "tokenizer", TOKENIZERS, "a tokenizer")
+        if not any(any(weights.glob(pattern)) for pattern in WEIGHTS):
+            raise InputError(f"{weights} holds no weights ({' or '.join(WEIGHTS)}): {_where(root)}")
+        return weights, words
 
     @classmethod
     def load(
@@ -63,11 +72,7 @@ class T5Encoder:
             raise InputError(f"dtype {dtype!r} does not exist for T5{nearest(dtype, DTYPES)}")
         if max_length < 1:
             raise InputError(f"max_length {max_length} is not a number of tokens: give 120, 200 or 300")
-        root = Path(folder)
-        weights = _part(root, "text_encoder", ("config.json",), "its configuration")
-        words = _part(root, "tokenizer", TOKENIZERS, "a tokenizer")
-        if not any(any(weights.glob(pattern)) for pattern in WEIGHTS):
-            raise InputError(f"{weights} holds no weights ({' or '.join(WEIGHTS)}): {_where(root)}")
+        weights, words = cls.find(folder)
         transformers = _import("transformers", "the T5 text encoder")
         if clean:
             _import("ftfy", "cleaning captions")

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import InputError, first_line
 
 REPOSITORY = "stabilityai/sd-vae-ft-ema"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,22 @@ class FrameVAE(nn.Module):
             sample_size=64,
         )
 
+    @staticmethod
+    def find(folder: str | Path) -> Path:
+        """The folder itself or its ``vae`` subfolder, whichever holds config.json and weights.
+
+        Raises:
+            InputError: neither does.
+        """
+        root = Path(folder)
+        for place in (root, root / "vae"):
+            if (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS):
+                return place
+        raise InputError(
+            f"{root} holds no autoencoder: download the hub repository {REPOSITORY} "
+            f"(config.json and {WEIGHTS[0]}) and give its folder"
+        )
+
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> FrameVAE:
         """A released autoencoder from a folder in hub layout (config.json and weights), or from its ``vae`` subfolder.
@@ -81,14 +98,7 @@ class FrameVAE(nn.Module):
         """
         from diffusers.utils import logging
 
-        root = Path(folder)
-        place = next((path for path in (root, root / "vae") if (path / "config.json").is_file()), None)
-        names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-        if place is None or not any((place / name).is_file() for name in names):
-            raise InputError(
-                f"{root} holds no autoencoder: download the hub repository {REPOSITORY} "
-                f"(config.json and {names[0]}) and give its folder"
-            )
+        place = cls.find(folder)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
@@ -100,7 +110,7 @@ class FrameVAE(nn.Module):
                 local_files_only=True,
                 torch_dtype=dtype,
                 low_cpu_mem_usage=False,
-                use_safetensors=(place / names[0]).is_file(),
+                use_safetensors=(place / WEIGHTS[0]).is_file(),
                 output_loading_info=True,
             )
         except InputError:

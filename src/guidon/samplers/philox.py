@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 256  # threads in a block of torch's distribution kernels
-BLOCKS = 864  # that an A100 runs at once (108 multiprocessors of 8); only draws of over 221,184 values depend on it
+# Blocks that a GPU runs at once, multiprocessors times blocks on each; draws of over 256 times as many depend on it.
+BLOCKS = {
+    "a100": 108 * 8, "h100": 132 * 8, "h800": 132 * 8, "v100": 80 * 8, "a10": 72 * 6, "l40s": 142 * 6,
+    "rtx3090": 82 * 6, "rtx4090": 128 * 6,
+}  # fmt: skip
 Words = NDArray[np.uint64]
 
 
@@ -41,7 +45,7 @@ class CudaGenerator:
         blocks: blocks of 256 threads that the device runs at once: multiprocessors times (threads per one / 256).
     """
 
-    def __init__(self, seed: int, blocks: int = BLOCKS) -> None:
+    def __init__(self, seed: int, blocks: int = BLOCKS["a100"]) -> None:
         self.seed, self.blocks, self.calls = seed, blocks, 0
 
     def randn(self, shape: Sequence[int]) -> Tensor:

@@ -32,7 +32,7 @@ class LossLevel(nn.Module):
 
     level: Tensor
 
-    def __init__(self, bands: int = 50, floor: float = 0.005, decay: float = 0.99) -> None:
+    def __init__(self, bands: int = 50, floor: float = 0.001, decay: float = 0.99) -> None:
         super().__init__()
         self.floor, self.decay = floor, decay
         self.register_buffer("level", torch.ones(bands))
