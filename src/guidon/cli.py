@@ -195,13 +195,64 @@ def train(
     export: Annotated[bool, typer.Option("--export", help="Export the last checkpoint; train no further.")] = False,
 ) -> None:
     """Train a model from a YAML recipe. Stop it at any time; the same command resumes."""
+    from .evaluation.evaluate import look_during_training
     from .training import run_recipe
 
-    result = run_recipe(config, export_only=export)
+    result = run_recipe(config, export_only=export, look=look_during_training)
     if result is None:
         print("stopped; its checkpoint is saved: the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130)
     print(result)
+
+
+@app.command(
+    epilog=_example("guidon evaluate --prompts 100 --cfg-scale 1 --cfg-scale 2 --cfg-channels 3 --cfg-channels all")
+)
+def evaluate(
+    videos: Annotated[
+        list[Path] | None, typer.Argument(metavar="VIDEO...", help="Files to measure, in place of a model.")
+    ] = None,
+    caption: Annotated[
+        str | None, typer.Option(help="What the files should show; theirs, where a manifest lies beside them.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A model of the world: a preset or a folder of weights.")] = "guidon-small",
+    split: Annotated[
+        str, typer.Option(help="L0 new seeds, L1 unseen pairs, L2 unseen triples, L3 an unseen speed.")
+    ] = "L0",
+    prompts: Annotated[int, typer.Option(help="How many captions of the split.", min=2)] = 100,
+    seeds: Annotated[int, typer.Option(help="Samples of each caption.", min=1)] = 1,
+    cfg_scale: Annotated[
+        list[float] | None, typer.Option(help="Guidance scale; repeatable. [default: 1 and the model's]")
+    ] = None,
+    cfg_channels: Annotated[list[str] | None, typer.Option(help="Guided channels; repeatable. [default: 3]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.csv, summary.json and sheet.png.")] = None,
+) -> None:
+    """Measure a model on held-out captions, every setting with the same noise; or measure video files."""
+    from .evaluation import evaluate as evaluation
+    from .generate import prepare_folder, progress
+
+    if out is not None:
+        prepare_folder(out)
+    if videos:
+        print(evaluation.measure_files(videos, caption, out))
+        return
+    if caption is not None:
+        raise InputError("--caption belongs to video files, and none was given")
+    from .pipeline import load
+
+    pipe = load(model, device=device)
+    settings = evaluation.settings_of(cfg_scale or [1.0, pipe.preset.cfg_scale], cfg_channels or ["3"])
+    choices = {name: value for name, value in {"steps": steps, "sampler": sampler}.items() if value is not None}
+    with progress("evaluating") as on_step:
+        found = evaluation.evaluate(
+            pipe, settings, split=split, prompts=prompts, seeds=seeds, on_step=on_step, **choices
+        )
+    print(found.table())
+    for path in found.write(out) if out is not None else ():
+        print(path)
 
 
 @app.callback(invoke_without_command=True)

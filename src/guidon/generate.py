@@ -151,7 +151,7 @@ def run(request: Request, *, out: Path, format: str | None, batch_size: int, dev
     trace = GuidanceTrace() if keep_trace else None
     if trace is not None:
         batch_size = max(batch_size, len(generation.prompts) * len(generation.samples))
-    with _progress() as on_step:
+    with progress("denoising") as on_step:
         videos = pipe.generate(generation, batch_size=batch_size, on_step=on_step, trace=trace)
 
     pairs = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
@@ -182,7 +182,7 @@ def _save_trace(trace: Any, path: Path) -> Path:
     return path
 
 
-def _progress() -> Any:
+def progress(what: str) -> Any:
     """A bar on stderr, silent when stderr is no terminal; yields ``on_step``."""
     from contextlib import contextmanager
 
@@ -192,7 +192,7 @@ def _progress() -> Any:
     @contextmanager
     def bar() -> Any:
         console = Console(stderr=True)
-        columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             line = progress.add_task("", total=None)
             yield lambda done, total: progress.update(line, completed=done, total=total)

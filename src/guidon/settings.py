@@ -57,5 +57,5 @@ def read_mapping(path: Path) -> Any:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:  # YAML that reads as a date may be none
         raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {first_line(error)}") from None

@@ -6,10 +6,12 @@ import torch
 import yaml
 
 import guidon
+from guidon import world
 from guidon.checkpoints import load_component
 from guidon.errors import InputError
 from guidon.training import load_recipe, run_recipe
 from guidon.training.config import Optimiser
+from guidon.training.data import touched
 from guidon.training.denoiser import DenoiserTask, LossLevel
 from guidon.training.ema import EMA
 from guidon.training.loop import learning_rate, make_optimisers
@@ -140,8 +142,60 @@ def test_a_damaged_checkpoint_is_refused_not_trained_over(tmp_path):
     run_recipe(config)
     checkpoint = tmp_path / "vae" / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
-    with pytest.raises(InputError, match="cannot resume from"):
+    with pytest.raises(InputError, match="cannot go on from"):
         run_recipe(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"prediction": "v"}, "prediction changed"), ({"seed": 3}, "seed changed"), ({"noise_schedule": "squaredcos_cap_v2"}, "noise_schedule")],
+)  # fmt: skip
+def test_a_changed_recipe_does_not_go_on_from_another_ones_weights(tmp_path, tiny_model, change, message):
+    run_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", steps=2))
+    changed = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", steps=4, **change)
+    for export_only in (True, False):
+        with pytest.raises(InputError, match=message):
+            run_recipe(changed, export_only=export_only)
+    longer = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", steps=4, caption_dropout=0.2)
+    assert run_recipe(longer) is not None
+
+
+def test_training_is_looked_at_and_drawn(tmp_path, tiny_model):
+    looked = []
+
+    def look(folder, step):
+        guidon.load(folder, device="cpu")
+        looked.append(step)
+        return {"joint": 0.5}
+
+    run_recipe(
+        denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", evaluate_every=3, foreground_weight=3), look=look
+    )
+    assert looked == [3, 6]
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    assert [row["joint"] for row in rows] == ["", "0.5", "0.5"]
+    assert all(float(rows[1][name]) > 0 for name in ("val_low", "val_mid", "val_high"))
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
+
+
+def test_weights_of_the_foreground_lie_on_the_object_once_it_can_be_seen():
+    clip = world.clip("train", 0, 7)
+    cells = touched(clip.scene, 16)
+    covered = world.foreground(clip.scene).reshape(16, 16, 4, 16, 4).max((2, 4)) > 0.5
+    assert (cells.numpy() >= covered).all()
+    assert cells.float().mean() < 4 * covered.mean()
+
+
+def test_the_importance_of_places_keeps_the_mean_and_waits_for_the_object_to_show(tmp_path, tiny_model):
+    recipe = load_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", foreground_weight=5))
+    recipe.out.mkdir()
+    task = DenoiserTask(recipe, torch.device("cpu"))
+    objects = torch.zeros(2, 1, 16, 8, 8, dtype=torch.bool)
+    objects[..., :2, :2] = True
+    early, late = task._importance(objects, torch.tensor([999, 10]))
+    assert early.std() < 1e-3
+    assert late.mean() == pytest.approx(1)
+    assert late.max() / late.min() == pytest.approx(5)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
@@ -158,6 +212,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     ("values", "message"),
     [
         ({"batch_sise": 3}, "did you mean 'batch_size'"), ({"task": "vea"}, "did you mean 'vae'"), ({"steps": 0}, "steps"),
+        ({"task": ["vae"]}, "task is ['vae']"), ({"seed": -1}, "seed"), ({"optimiser": {"betas": [0.9, 1.0]}}, "betas"),
+        ({"model": SHAPE | {"norm_num_groups": 7}}, "8 is no multiple of 7"), ({"model": {"pixel_unshuffle": 5}}, "64 is no multiple of 20"),
         ({"optimiser": {"l": 1}}, "optimiser.l"), ({"precision": "fp64"}, "precision"), ({"device": "quantum"}, "not a device"),
     ],
 )  # fmt: skip
@@ -166,6 +222,24 @@ def test_bad_recipes_are_refused_in_one_line(tmp_path, values, message):
         run_recipe(vae_recipe(tmp_path, **values))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"text": {"heads": 5}}, "64 is no multiple of 5"), ({"model": {"hidden_size": 64, "num_heads": 5}}, "64 is no multiple of 5"),
+        ({"model": {"hidden_size": 130, "num_heads": 5}}, "130 is no multiple of 4"),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_divide_are_refused(tmp_path, values, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(denoiser_recipe(tmp_path, "vae.safetensors", **values))
+
+
+def test_a_date_that_is_none_is_bad_yaml(tmp_path):
+    (tmp_path / "r.yaml").write_text("task: vae\nsteps: 2024-13-45\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize("name", ["small-vae.yaml", "small.yaml"])

@@ -20,8 +20,10 @@ from .. import world
 from ..atomic import atomic_path
 from ..errors import InputError
 from ..pipeline import Pipeline
-from ..video import contact_sheet
+from ..settings import read_mapping
+from ..video import contact_sheet, load_video
 from .metrics import METRICS, measure, start_spread, starts
+from .motion import VIDEO_METRICS, measure_video
 from .statistics import Comparison, Interval, compare, mean_interval, share_interval
 
 TRUTH, CEILING = "truth", "truth through the VAE"
@@ -208,7 +210,9 @@ def evaluate(
                 mode="json", include={"sampler", "steps", "eta", "seed", "guidance", "timing"}
             )
 
-            def report(done: int, total: int, before: int = number * prompts + k, size: int = part.stop - k) -> None:
+            def report(
+                done: int, total: int, before: int = number * prompts + k, size: int = len(captions[part])
+            ) -> None:
                 if on_step:
                     on_step(round(1000 * (before + size * done / total) / (len(settings) * prompts)), 1000)
 
@@ -231,3 +235,72 @@ def evaluate(
 
 def _bytes(frames: np.ndarray) -> np.ndarray:
     return (frames * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) -> str:
+    """Measure video files: against a caption of the world where there is one, and by themselves.
+
+    Without ``caption`` a file's own is taken from the manifest beside it. Returns the table; writes metrics.json to
+    ``out`` if given.
+
+    Raises:
+        InputError: a file is no video, or a caption's clip is not of the world's size.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for path in paths:
+        frames, _ = load_video(path)
+        text = caption or _caption_of(path)
+        values: dict[str, float] = {}
+        if text is not None:
+            try:
+                wanted = world.read_caption(text)
+            except ValueError as error:
+                raise InputError(str(error)) from None
+            if frames.shape[1:3] != (world.SIZE, world.SIZE) or len(frames) < 2:
+                raise InputError(
+                    f"{path} is {frames.shape[2]}x{frames.shape[1]}, {len(frames)} frames: captions are judged on the "
+                    f"world's {world.SIZE}x{world.SIZE} videos"
+                )
+            values |= {name: float(value[0]) for name, value in measure(frames[None], [wanted]).items()}
+        found[str(path)] = values | measure_video(frames)
+    if out is not None:
+        clean = {p: {n: v if math.isfinite(v) else None for n, v in row.items()} for p, row in found.items()}
+        with atomic_path(out / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(clean, indent=1) + "\n", encoding="utf-8")
+    names = list(dict.fromkeys(name for row in found.values() for name in row))
+    lines = [
+        "| metric | unit | " + " | ".join(Path(path).name for path in found) + " |",
+        "|---" * (2 + len(found)) + "|",
+    ]
+    for name in names:
+        unit = (METRICS | VIDEO_METRICS)[name].unit
+        cells = [row.get(name, math.nan) for row in found.values()]
+        lines.append(
+            f"| {name} | {unit} | " + " | ".join("undefined" if math.isnan(v) else f"{v:.3g}" for v in cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _caption_of(path: Path) -> str | None:
+    """The prompt in the manifest beside a video of the world, if there is one."""
+    manifest = path.with_name(path.name + ".json")
+    if not manifest.is_file():
+        return None
+    content = read_mapping(manifest)
+    prompts = content.get("generation", {}).get("prompts", []) if isinstance(content, dict) else []
+    return prompts[0] if len(prompts) == 1 and content.get("frames", [0, 0])[1] == world.SIZE else None
+
+
+def look_during_training(folder: Path, step: int) -> dict[str, float]:
+    """Measure weights that a training run has just exported: 16 prompts at the preset's scale, and a sheet as PNG."""
+    from ..pipeline import load
+
+    pipe = load(folder)
+    setting = Setting(pipe.preset.cfg_scale, pipe.preset.cfg_channels)
+    found = evaluate(pipe, [setting], prompts=16, sampler="ddim", steps=20)
+    picture = folder.parent / "sheets" / f"{step:07}.png"
+    picture.parent.mkdir(exist_ok=True)
+    rows = [list(row) for row in zip(*found.pictures.values(), strict=True)]
+    contact_sheet(rows, found.captions[: len(rows)], list(found.pictures), path=picture)
+    names = ("joint", "colour", "shape", "direction", "law_residual")
+    return {name: found.interval(str(setting), name).value for name in names}

@@ -1,5 +1,6 @@
 """From a recipe to weights that the package loads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from .config import DenoiserRecipe, VAERecipe, load_recipe
@@ -7,10 +8,13 @@ from .config import DenoiserRecipe, VAERecipe, load_recipe
 __all__ = ["DenoiserRecipe", "VAERecipe", "load_recipe", "run_recipe"]
 
 
-def run_recipe(path: Path, *, export_only: bool = False) -> Path | None:
+def run_recipe(
+    path: Path, *, export_only: bool = False, look: Callable[[Path, int], dict[str, float]] | None = None
+) -> Path | None:
     """Train what a recipe says, resuming where it stopped; the exported weights, or None when interrupted.
 
-    ``export_only`` exports the last checkpoint's averaged weights instead of training on.
+    ``export_only`` exports the last checkpoint's averaged weights instead of training on. ``look`` is given a model
+    folder every ``evaluate_every`` steps, and returns what to log of it.
     """
     recipe = load_recipe(path)
     from ..devices import pick_device
@@ -24,4 +28,4 @@ def run_recipe(path: Path, *, export_only: bool = False) -> Path | None:
         return train(recipe, VAETask(recipe, device), device, export_only=export_only)
     from .denoiser import DenoiserTask
 
-    return train(recipe, DenoiserTask(recipe, device), device, export_only=export_only)
+    return train(recipe, DenoiserTask(recipe, device), device, export_only=export_only, look=look)

@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..errors import InputError, nearest
 from ..settings import Settings, read_mapping, validated
+from ..world import SIZE
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _divides(part: int, whole: int, what: str) -> None:
+    if whole % part:
+        raise InputError(f"{what}: {whole} is no multiple of {part}")
 
 
 class Optimiser(Settings):
@@ -22,7 +29,7 @@ class Optimiser(Settings):
     name: Literal["adamw", "muon"] = "adamw"
     lr: PositiveFloat = 1e-3
     muon_lr: PositiveFloat = 0.01
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     decay: Fraction = 0.3
@@ -35,12 +42,13 @@ class Run(Settings):
     out: Path
     steps: PositiveInt
     batch_size: PositiveInt = 32
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     ema_decay: Fraction = 0.999
     log_every: PositiveInt = 50
     checkpoint_every: PositiveInt = 500
+    evaluate_every: Annotated[int, Field(ge=0)] = 0  # steps; 0 never
     optimiser: Optimiser = Optimiser()
 
 
@@ -51,6 +59,15 @@ class VAEShape(Settings):
     norm_num_groups: PositiveInt = 8
     mid_block_attention: bool = False
     pixel_unshuffle: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _divides(self) -> VAEShape:
+        for channels in self.block_out_channels:
+            _divides(self.norm_num_groups, channels, "norm_num_groups must divide block_out_channels")
+        _divides(
+            self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1), SIZE, "its downsampling must divide frames"
+        )
+        return self
 
 
 class VAERecipe(Run):
@@ -68,6 +85,11 @@ class TextShape(Settings):
     heads: PositiveInt = 4
     max_length: PositiveInt = 20
 
+    @model_validator(mode="after")
+    def _divides(self) -> TextShape:
+        _divides(self.heads, self.features, "heads must divide features")
+        return self
+
 
 class DenoiserShape(Settings):
     hidden_size: PositiveInt = 128
@@ -75,6 +97,12 @@ class DenoiserShape(Settings):
     num_heads: PositiveInt = 4
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
     mlp_ratio: PositiveFloat = 4.0
+
+    @model_validator(mode="after")
+    def _divides(self) -> DenoiserShape:
+        _divides(self.num_heads, self.hidden_size, "num_heads must divide hidden_size")
+        _divides(4, self.hidden_size, "positions need sines and cosines of two axes in hidden_size")
+        return self
 
 
 class DenoiserRecipe(Run):
@@ -104,6 +132,6 @@ def load_recipe(path: Path) -> VAERecipe | DenoiserRecipe:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
     task = values.get("task")
-    if task not in RECIPES:
+    if not isinstance(task, str) or task not in RECIPES:
         raise InputError(f"{path}: task is {task!r}{nearest(str(task), RECIPES)}")
     return validated(RECIPES[task], values, str(path))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +18,21 @@ from torch import Tensor
 from .. import world
 from ..atomic import atomic_path
 from ..models.vae import FrameVAE
+
+B = TypeVar("B")
+
+
+class Prefetch(Generic[B]):
+    """Batches by step number, each drawn by a thread while the step before it is computed."""
+
+    def __init__(self, draw: Callable[[int], B]) -> None:
+        self.draw, self.reader = draw, ThreadPoolExecutor(1)
+        self.next: tuple[int, Future[B]] | None = None
+
+    def __call__(self, step: int) -> B:
+        batch = self.next[1].result() if self.next and self.next[0] == step else self.draw(step)
+        self.next = step + 1, self.reader.submit(self.draw, step + 1)
+        return batch
 
 
 class LatentClips:

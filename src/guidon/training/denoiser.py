@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,14 +12,15 @@ from torch import Tensor, nn
 from .. import world
 from ..atomic import atomic_path
 from ..checkpoints import load_component, save_component
-from ..diffusion import NoiseSchedule, Process, q_sample, training_losses
+from ..diffusion import NoiseSchedule, Process, predicted_x0, q_sample, training_losses
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
 from ..models.vae import FrameVAE, FrameVAEConfig
 from .config import DenoiserRecipe
-from .data import LatentClips
+from .data import LatentClips, Prefetch
 
 DIFFUSION_STEPS = 1000
+HELD_OUT, HELD_OUT_SEED = 32, 2  # clips of the validation loss
 
 
 class LossLevel(nn.Module):
@@ -69,6 +69,8 @@ class DenoiserTask:
         self.clips = LatentClips(
             recipe.out / "latents.safetensors", vae.to(device).eval(), component.sha256, recipe.clips, recipe.seed
         )
+        self.vae_hash = component.sha256
+        self.held_out = self._encode_held_out(vae)
         del vae
 
         torch.manual_seed(recipe.seed)
@@ -84,18 +86,10 @@ class DenoiserTask:
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
         self.process = Process(recipe.prediction)
         self.tables = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS).tables(device)
-        self._reader = ThreadPoolExecutor(1)
-        self._next: tuple[int, Future[tuple[Tensor, list[str], Tensor]]] | None = None
-
-    def _batch(self, step: int) -> tuple[Tensor, list[str], Tensor]:
-        """The step's latents, captions and masks of objects, drawn by a thread while the step before was computed."""
-        size = self.recipe.batch_size
-        batch = self._next[1].result() if self._next and self._next[0] == step else self.clips.batch(step, size)
-        self._next = step + 1, self._reader.submit(self.clips.batch, step + 1, size)
-        return batch
+        self.batch = Prefetch(lambda step: self.clips.batch(step, recipe.batch_size))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x_0, captions, objects = self._batch(step)
+        x_0, captions, objects = self.batch(step)
         rows = len(x_0)
         noise = torch.randn(x_0.shape, generator=generator).to(self.device)
         # stratified: the batch's timesteps cover all noise levels evenly
@@ -136,6 +130,40 @@ class DenoiserTask:
             snr = self.tables.alphas_cumprod[t] / (1 - self.tables.alphas_cumprod[t])
             return snr.clamp(max=5) / {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.recipe.prediction]
         return torch.ones_like(mse)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a checkpoint must share with the recipe to be resumed or exported."""
+        shared = {"task", "model", "text", "prediction", "noise_schedule", "seed"}
+        return {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae_hash}
+
+    @staticmethod
+    @torch.inference_mode()
+    def _encode_held_out(vae: FrameVAE) -> tuple[Tensor, list[str]]:
+        """Latents and captions of clips with new seeds (split L0)."""
+        clips = [world.clip("L0", HELD_OUT_SEED, index) for index in range(HELD_OUT)]
+        device = next(vae.parameters()).device
+        frames = [torch.from_numpy(clip.frames()).permute(3, 0, 1, 2)[None].to(device) * 2 - 1 for clip in clips]
+        return torch.cat([vae.encode(part) for part in frames]), [clip.caption for clip in clips]
+
+    @torch.inference_mode()
+    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """MSE of x_0 on held-out clips, always with the same noise, by thirds of the noise levels."""
+        x_0, captions = self.held_out
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(x_0.shape, generator=generator).to(self.device)
+        model = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(self.device).eval()
+        model.load_state_dict(weights)
+        features, mask = model.text(model.text.tokenize(captions).to(self.device))
+        found = {}
+        for name, step in (("val_low", 100), ("val_mid", 350), ("val_high", 700)):
+            t = torch.full((len(x_0),), step, device=self.device)
+            x_t = q_sample(x_0, t, noise, self.tables)
+            prediction = model.denoiser(x_t, t, features, mask)
+            found[name] = float(
+                (predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0).square().mean()
+            )
+        return found
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """The model folder: denoiser, text and vae."""

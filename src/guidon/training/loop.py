@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..atomic import atomic_path
 from ..errors import InputError, first_line
 from .config import Optimiser, Run
+from .curve import draw_curve
 from .ema import EMA
+
+Look = Callable[[Path, int], dict[str, float]]  # at exported weights, after so many steps
 
 
 class Task(Protocol):
@@ -34,8 +37,17 @@ class Task(Protocol):
     @property
     def module(self) -> nn.Module: ...
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a checkpoint must share with the recipe to be resumed or exported."""
+        ...
+
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of step ``step`` and what to log beside it."""
+        """The scalar loss of step ``step`` and what to log beside it; NaN where a step has nothing to say."""
+        ...
+
+    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """How good averaged weights are on what training does not see."""
         ...
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
@@ -88,13 +100,14 @@ def _attention(device: torch.device) -> AbstractContextManager[object]:
 class Checkpoint:
     """The state of a run in one file: weights, averages, optimisers, step, seconds spent."""
 
-    def __init__(self, run: Run, module: nn.Module, ema: EMA, optimisers: list[torch.optim.Optimizer]) -> None:
+    def __init__(self, run: Run, task: Task, ema: EMA, optimisers: list[torch.optim.Optimizer]) -> None:
         self.path = run.out / "checkpoint.pt"
-        self.module, self.ema, self.optimisers = module, ema, optimisers
+        self.identity, self.module, self.ema, self.optimisers = task.identity, task.module, ema, optimisers
 
     def save(self, step: int, seconds: float) -> None:
         state = {
             "step": step,
+            "identity": self.identity,
             "seconds": seconds,
             "module": self.module.state_dict(),
             "ema": self.ema.state_dict(),
@@ -109,6 +122,10 @@ class Checkpoint:
             return 0, 0.0
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
+            saved = state.get("identity", self.identity)
+            changed = sorted(name for name, value in self.identity.items() if saved.get(name) != value)
+            if changed:
+                raise InputError(f"the recipe's {' and '.join(changed)} changed since")
             self.module.load_state_dict(state["module"])
             self.ema.load_state_dict(state["ema"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -116,7 +133,7 @@ class Checkpoint:
         except Exception as error:
             reason = first_line(error)
             raise InputError(
-                f"cannot resume from {self.path}: {reason}; it is damaged or of another recipe: "
+                f"cannot go on from {self.path}: {reason}; it is damaged or of another recipe: "
                 "delete it or change 'out'"
             ) from None
         return int(state["step"]), float(state["seconds"])
@@ -132,7 +149,8 @@ class Log:
         self.run, self.path = run, run.out / "log.csv"
         self.began = time.monotonic() - spent
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, Tensor] = {}
+        self.beside: dict[str, str] = {}
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
@@ -154,38 +172,48 @@ class Log:
     def add(self, values: dict[str, Tensor]) -> None:
         """Count one step; nothing waits for the device."""
         for name, value in values.items():
+            said = torch.ones_like(value) if name == "loss" else (~value.isnan()).to(value)
+            value = value if name == "loss" else value.nan_to_num(0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.count += 1
+            self.counts[name] = self.counts[name] + said if name in self.counts else said
+
+    def note(self, values: dict[str, float]) -> None:
+        """What is measured now and then, for the next line."""
+        self.beside |= {name: f"{value:.6g}" for name, value in values.items()}
 
     def write(self, step: int, rate: float) -> None:
         """Report the means since the last time; a loss that is no number stops the run before it is saved."""
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        means = {name: float(value / self.counts[name]) for name, value in self.sums.items()}
         if not math.isfinite(means["loss"]):
             raise InputError(f"the loss became {means['loss']} by step {step}: lower optimiser.lr and resume")
         row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr": f"{rate:.4g}"}
-        self.kept.append(row | {name: f"{value:.6g}" for name, value in means.items()})
+        self.kept.append(row | {name: f"{value:.6g}" for name, value in means.items()} | self.beside)
+        fields = list(dict.fromkeys(name for kept in self.kept for name in kept))
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.kept[-1]), extrasaction="ignore")
+            writer = csv.DictWriter(file, fieldnames=fields, restval="")
             writer.writeheader()
             writer.writerows(self.kept)
         self.bar.update(self.line, completed=step, description=f"loss {means['loss']:.4f}")
         if not self.console.is_terminal:
             report = " ".join(f"{name} {value:.4g}" for name, value in means.items())
             print(f"step {step}/{self.run.steps} {self.seconds:.0f} s {report}", file=sys.stderr, flush=True)
-        self.sums, self.count = {}, 0
+        self.sums, self.counts, self.beside = {}, {}, {}
 
 
-def train(run: Run, task: Task, device: torch.device, *, export_only: bool = False) -> Path | None:
+def train(
+    run: Run, task: Task, device: torch.device, *, export_only: bool = False, look: Look | None = None
+) -> Path | None:
     """Train to ``run.steps``, resuming if ``run.out`` holds a checkpoint.
 
     Returns where the weights were exported, or None when the run was interrupted (its checkpoint is saved).
-    ``export_only`` exports the averaged weights of the last checkpoint and trains no further.
+    ``export_only`` exports the averaged weights of the last checkpoint and trains no further. Every
+    ``run.evaluate_every`` steps the averaged weights are validated, and exported for ``look`` to measure.
     """
     module = task.module.train()
     optimisers = make_optimisers(module, run.optimiser)
     rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     ema = EMA(module, run.ema_decay)
-    checkpoint = Checkpoint(run, module, ema, optimisers)
+    checkpoint = Checkpoint(run, task, ema, optimisers)
     step, spent = checkpoint.load()
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # loading replaced them
     if export_only and not step:
@@ -208,11 +236,16 @@ def train(run: Run, task: Task, device: torch.device, *, export_only: bool = Fal
             ema.update(module, step)
             log.add({"loss": loss.detach(), "grad_norm": norm, **logs})
             step += 1
+            if run.evaluate_every and step % run.evaluate_every == 0:
+                log.note(task.validate(ema.shadow))
+                if look is not None:
+                    log.note(look(task.export(ema.shadow, {"steps": step}), step))
             save = bool(stopped) or step % run.checkpoint_every == 0 or step == run.steps
             if save or step % run.log_every == 0:
                 log.write(step, rate)
             if save:
                 checkpoint.save(step, log.seconds)
+                draw_curve(log.path, run.out / "curve.png")
             if stopped and step < run.steps:
                 return None
     record = {"steps": step, "batch_size": run.batch_size, "hours": round(log.seconds / 3600, 3), "device": str(device)}

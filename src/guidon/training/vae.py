@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from .. import world
 from ..checkpoints import save_component
 from ..models.vae import FrameVAE, FrameVAEConfig
 from .config import VAERecipe
+from .data import Prefetch
 
 
 class VAETask:
@@ -29,8 +30,7 @@ class VAETask:
         torch.manual_seed(recipe.seed)
         self.config = FrameVAEConfig(**recipe.model.model_dump())
         self.module = FrameVAE(self.config).to(device)
-        self._reader = ThreadPoolExecutor(1)
-        self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+        self.batch = Prefetch(self._frames)
 
     def _frames(self, step: int) -> tuple[Tensor, Tensor]:
         """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), weights (B, 1, H, W)."""
@@ -48,17 +48,8 @@ class VAETask:
         near = F.max_pool2d(torch.from_numpy(np.stack(masks))[:, None], 3, 1, 1) > 0
         return x.contiguous(), 1 + (self.recipe.foreground_weight - 1) * near.float()
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The step's frames, drawn by a thread while the step before was computed."""
-        if self._next and self._next[0] == step:
-            batch = self._next[1].result()
-        else:
-            batch = self._frames(step)
-        self._next = step + 1, self._reader.submit(self._frames, step + 1)
-        return batch
-
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        images, weights = (part.to(self.device) for part in self._batch(step))
+        images, weights = (part.to(self.device) for part in self.batch(step))
         mean, log_variance = self.module.posterior(images)
         noise = torch.randn(mean.shape, generator=generator).to(self.device)
         out = self.module.reconstruct(mean + (0.5 * log_variance).exp() * noise).float()
@@ -78,21 +69,35 @@ class VAETask:
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Weights with the scaling factor that brings latents to unit standard deviation, and their PSNR."""
-        self.module.load_state_dict(weights)
-        self.module.eval()
-        latents, squared, weighted, area = [], 0.0, 0.0, 0.0
-        with torch.inference_mode():
-            for step in range(self.recipe.steps, self.recipe.steps + 16):  # frames that training did not reach
-                images, mask = (part.to(self.device) for part in self._frames(step))
-                mean, _ = self.module.posterior(images)
-                error = (self.module.reconstruct(mean) - images).square() / 4
-                latents.append(mean)
-                squared += float(error.mean()) / 16
-                weighted += float((error * (mask > 1)).sum())
-                area += float((mask > 1).sum()) * 3
-        config = dataclasses.replace(self.config, scaling_factor=round(1 / float(torch.cat(latents).std()), 5))
-        record["psnr"] = round(-10 * float(np.log10(squared)), 2)
-        record["foreground_psnr"] = round(-10 * float(np.log10(weighted / area)), 2)
+        latents, found = self._held_out(weights)
+        config = dataclasses.replace(self.config, scaling_factor=round(1 / float(latents.std()), 5))
+        record |= {name: round(value, 2) for name, value in found.items()}
         path = self.recipe.out / "vae.safetensors"
         save_component(path, "vae", dataclasses.asdict(config), weights, record)
         return path
+
+    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """PSNR of frames that training did not reach, whole and on the foreground."""
+        return self._held_out(weights)[1]
+
+    @torch.inference_mode()
+    def _held_out(self, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Unscaled latents of frames that training did not reach, and how well they come back."""
+        model = FrameVAE(self.config).to(self.device).eval()
+        model.load_state_dict(weights)
+        latents, squared, weighted, area = [], 0.0, 0.0, 0.0
+        for step in range(self.recipe.steps, self.recipe.steps + 16):
+            images, mask = (part.to(self.device) for part in self._frames(step))
+            mean, _ = model.posterior(images)
+            error = (model.reconstruct(mean) - images).square() / 4
+            latents.append(mean)
+            squared += float(error.mean()) / 16
+            weighted += float((error * (mask > 1)).sum())
+            area += float((mask > 1).sum()) * 3
+        found = {"psnr": -10 * math.log10(squared), "foreground_psnr": -10 * math.log10(weighted / area)}
+        return torch.cat(latents), found
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a checkpoint must share with the recipe to be resumed or exported."""
+        return self.recipe.model_dump(mode="json", include={"task", "model", "seed"})
