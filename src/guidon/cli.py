@@ -85,7 +85,8 @@ def generate(
         str | None, typer.Option(help="Replay an original's draws: open-sora-1.0, open-sora-1.1, dit or pixart.")
     ] = None,
     exact_noise: Annotated[
-        str | None, typer.Option(help="With --exact: draw on this device, or as a cuda one does. [default: device]")
+        str | None,
+        typer.Option(help="With --exact: draw on this device, or as cuda:a100, cuda:h100, ... do. [default: device]"),
     ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="More prompts, one a line.")] = None,
     from_manifest: Annotated[
@@ -236,7 +237,11 @@ def evaluate(
 
     if out is not None:
         prepare_folder(out)
+    sampling = {"steps": steps, "sampler": sampler, "cfg-scale": cfg_scale, "cfg-channels": cfg_channels}
     if videos:
+        for name, value in sampling.items():
+            if value is not None:
+                raise InputError(f"--{name} belongs to a model, and video files were given: leave it out")
         print(evaluation.measure_files(videos, caption, out))
         return
     if caption is not None:

@@ -107,6 +107,7 @@ def test_the_command_prints_a_table_and_writes(tiny_model, tmp_path, capsys):
         ("{clip} --caption 'a dog'", "asks for nothing that the world has"),
         ("{wide} --caption 'a red ball'", "captions are judged on the world's 64x64 videos"),
         ("{tmp}/none.mp4", "none.mp4"),
+        ("{clip} --steps 5", "--steps belongs to a model"),
         ("--prompts 1", "--prompts"),
     ],
 )
