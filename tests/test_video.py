@@ -144,3 +144,21 @@ def test_a_contact_sheet_refuses_what_it_cannot_show(tmp_path, clips, rows, colu
 def test_a_contact_sheet_needs_its_labels(tmp_path):
     with pytest.raises(InputError, match="one label per row"):
         contact_sheet([[CLIP]], [], ["a"], path=tmp_path / "sheet.png")
+
+
+def test_frames_are_read_in_the_order_of_their_numbers(tmp_path):
+    for number in (2, 9999, 10000):
+        Image.fromarray(np.full((2, 2, 3), number % 251, np.uint8)).save(tmp_path / f"{number:04}.png")
+    assert [int(frame[0, 0, 0]) for frame in load_video(tmp_path)[0]] == [2, 9999 % 251, 10000 % 251]
+
+
+def test_rates_of_any_number_type(tmp_path):
+    assert load_video(save_video(np.zeros((2, 16, 16, 3), np.uint8), tmp_path / "a.mp4", np.float32(8)))[1] == 8
+
+
+@pytest.mark.parametrize("name", ["sheet.foo", "sheet"])
+def test_a_contact_sheet_is_a_png_in_a_folder_that_it_makes(tmp_path, name):
+    clips = [[np.zeros((2, 16, 16, 3), np.uint8)]]
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        contact_sheet(clips, ["a"], ["b"], path=tmp_path / name)
+    assert contact_sheet(clips, ["a"], ["b"], path=tmp_path / "new" / "sheet.png").exists()

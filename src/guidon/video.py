@@ -113,10 +113,10 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
 
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # yuv420p needs even sides
-    options = {"crf": "10", "preset": "medium", "threads": "1", "bf": "0", "movflags": "+faststart"}
+    options = {"crf": "10", "preset": "medium", "threads": "1", "bf": "0"}
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.flags |= 0x0400  # bitexact: no version string, no date
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
+        stream = container.add_stream("libx264", rate=Fraction(float(fps)).limit_denominator(1000), options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -145,7 +145,7 @@ def load_video(path: str | Path) -> tuple[np.ndarray, float]:
 def _read_folder(path: Path) -> np.ndarray:
     from PIL import Image
 
-    files = sorted(path.glob("*.png"))
+    files = sorted(path.glob("*.png"), key=lambda file: (len(file.stem) if file.stem.isdecimal() else 0, file.name))
     if not files:
         raise InputError(f"the folder {path} holds no PNG frames")
     return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
@@ -200,7 +200,7 @@ def contact_sheet(
     Small clips are enlarged by whole factors; long row labels wrap, long column labels are shortened.
 
     Raises:
-        InputError: no clips, labels that do not match them, or frames of different sizes.
+        InputError: no clips, labels that do not match them, frames of different sizes, or a path that is no PNG's.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -235,6 +235,9 @@ def contact_sheet(
             sheet.paste(Image.fromarray(strip), (gap + column * (cell_width + gap), top))
         top += cell_height + gap
     path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} is not named as a PNG: give a path that ends in .png")
+    _check_place(path, "png")
     with atomic_path(path) as temporary:
         sheet.save(temporary)
     return path

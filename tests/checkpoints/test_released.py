@@ -310,3 +310,57 @@ def test_what_cannot_be_known_is_asked_for(tmp_path, stdit):
 def test_the_public_names():
     assert guidon.load_checkpoint is load_checkpoint
     assert guidon.inspect_checkpoint is inspect_checkpoint
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.fc1.weight", "y_embedder.y_proj.fc1.weight"],
+)
+def test_a_checkpoint_without_what_its_shape_is_read_off_is_incomplete(tmp_path, missing):
+    weights = MODELS["STDiT"]().state_dict()
+    del weights[missing]
+    torch.save(weights, tmp_path / "part.pth")
+    for read in (load_checkpoint, inspect_checkpoint):
+        with pytest.raises(InputError, match=f"incomplete: it lacks {missing}"):
+            read(tmp_path / "part.pth", num_heads=4)
+
+
+@pytest.mark.parametrize("heads", [7, 0])
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path, heads):
+    torch.save(MODELS["DiT"]().state_dict(), tmp_path / "dit.pth")
+    with pytest.raises(InputError, match="do not divide"):
+        load_checkpoint(tmp_path / "dit.pth", num_heads=heads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_scales_are_read_off_rounded_positions(tmp_path, dtype, scale):
+    model = PixArt(PixArtConfig(16, lewei_scale=scale, hidden_size=48, depth=1, num_heads=4, caption_channels=8))
+    torch.save({name: value.to(dtype) for name, value in model.state_dict().items()}, tmp_path / "half.pth")
+    config = load_checkpoint(tmp_path / "half.pth", num_heads=4).config
+    assert (config.lewei_scale, config.input_size) == (scale, 16)
+
+
+def test_shards_of_torch_files_are_read_and_only_the_indexs_are_hashed(tmp_path):
+    model = randomised(MODELS["STDiT"]())
+    weights, names = model.state_dict(), list(model.state_dict())
+    halves = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, part in halves.items():
+        torch.save({name: weights[name] for name in part}, tmp_path / file)
+    places = {name: file for file, part in halves.items() for name in part}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    again = load_checkpoint(tmp_path, num_heads=4)
+    assert all(torch.equal(again.state_dict()[name], weights[name]) for name in names)
+    before = inspect_checkpoint(tmp_path, num_heads=4).sha256
+    save_file({"x": torch.zeros(1)}, tmp_path / "another.safetensors")
+    assert inspect_checkpoint(tmp_path, num_heads=4).sha256 == before
+
+
+def test_an_image_model_without_positions_is_inflated_at_the_size_assumed(tmp_path):
+    weights = {k: v for k, v in PixArt(PixArtConfig(8, **SMALL, **CAPTIONS)).state_dict().items() if k != "pos_embed"}
+    torch.save(weights, tmp_path / "bare.pth")
+    video = load_checkpoint(
+        tmp_path / "bare.pth", num_heads=4, inflate=3, assumed={"input_size": 8, "lewei_scale": 0.5}
+    )
+    assert video.config.input_size == (3, 8, 8)
+    assert video.config.space_scale == 0.5

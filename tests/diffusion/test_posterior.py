@@ -110,3 +110,10 @@ def test_predictions_that_do_not_fit_are_refused():
         p_mean_variance(x, x, 3, tables, Process())
     with pytest.raises(InputError, match="gave 6 channels for 4"):
         p_mean_variance(torch.zeros(1, 6, 2), x, 3, tables, Process())
+
+
+def test_a_process_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="'flow' does not exist; valid: eps, x0, v"):
+        Process("flow")
+    with pytest.raises(InputError, match="variance 'learned'"):
+        Process(variance="learned")

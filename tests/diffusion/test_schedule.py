@@ -102,3 +102,12 @@ def test_single_precision_tables_equal_open_sora_1_1(name, spec):
         found = torch.tensor(getattr(schedule, table))
         assert found.dtype == expected.dtype
         assert relative_error(found, expected) < 1e-6, table
+
+
+def test_schedules_that_would_leave_no_signal_are_refused():
+    for steps in (10, 20):
+        with pytest.raises(InputError, match="give at least 21"):
+            NoiseSchedule.named("linear", steps)
+    assert len(NoiseSchedule.named("linear", 21)) == 21
+    with pytest.raises(InputError, match="below 1"):
+        NoiseSchedule.from_betas([0.1, 1.0])

@@ -194,3 +194,18 @@ def test_settings_out_of_range_are_refused():
         sample_ddim(MixtureDenoiser(FULL), FULL, x, torch.randn_like, eta=1.5)
     with pytest.raises(InputError, match="give 1 to 1000"):
         sample_dpm_solver(MixtureDenoiser(FULL), FULL, x, torch.randn_like, steps=1001)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("linear", 2), ("squaredcos_cap_v2", 3), ("squaredcos_cap_v2", 8)])
+def test_ddim_as_noisy_as_ddpm_stays_finite_in_few_steps(name, steps):
+    schedule = NoiseSchedule.named(name, 1000).respaced(steps)
+    noise = SampleNoise(0, [0])
+    x = sample_ddim(
+        lambda x, step: torch.zeros_like(x),
+        schedule,
+        noise.initial((4, 3, 3)),
+        noise,
+        eta=1.0,
+        process=Process(variance="fixed_small"),
+    )
+    assert x.isfinite().all()

@@ -1,6 +1,6 @@
 """Any file of tensors to a flat state dict, memory-mapped, never running code that a file carries.
 
-Reads safetensors, sharded safetensors with their index, and torch's zip and legacy files (``weights_only``).
+Reads safetensors, shards with their index, and torch's zip and legacy files (``weights_only``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TensorFile:
 
     Attributes:
         path: the file that was read; for a folder, the file found in it.
-        format: "safetensors", "sharded safetensors", "torch zip" or "torch legacy".
+        format: "safetensors", "shards", "torch zip" or "torch legacy".
         tensors: memory-mapped where the format allows it.
         wrapping: keys that led to the tensors, such as ("ema",), and prefixes taken off, such as ("module.",).
         config: the ``config.json`` beside the file, or {}.
@@ -66,7 +66,7 @@ def read_tensors(path: str | Path) -> TensorFile:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     if path.name.endswith(".index.json"):
-        kind, content = "sharded safetensors", _shards(path)
+        kind, content = "shards", _shards(path)
     elif head[:4] == b"PK\x03\x04":
         kind, content = "torch zip", _torch_file(path, mapped=True)
     elif head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
@@ -128,11 +128,18 @@ def _shards(index: Path) -> dict[str, Tensor]:
     for shard in sorted(set(places.values())):
         if not (index.parent / shard).is_file():
             raise InputError(f"{index} names the shard {shard}, which is not there: download it again")
-        tensors |= read_safetensors(index.parent / shard)[0]
+        place = index.parent / shard
+        tensors |= read_safetensors(place)[0] if place.suffix == ".safetensors" else _unwrap(_torch(place), place)[0]
     missing = sorted(places.keys() - tensors.keys())
     if missing:
         raise InputError(f"{index} promises tensors that its shards lack: {missing[:5]}")
     return tensors
+
+
+def _torch(path: Path) -> Any:
+    """A file that torch wrote, of either kind."""
+    with path.open("rb") as file:
+        return _torch_file(path, mapped=file.read(4) == b"PK\x03\x04")
 
 
 def _torch_file(path: Path, *, mapped: bool) -> Any:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -66,19 +67,25 @@ class Architecture:
     config: type[Any]
     marks: tuple[str, ...]
     lacks: tuple[str, ...]
+    needed: tuple[str, ...]  # what its configuration is read off
 
     def is_that_of(self, names: Mapping[str, Tensor]) -> bool:
         return all(mark in names for mark in self.marks) and not any(name in names for name in self.lacks)
 
 
+_NEEDED = ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.fc1.weight")
+_CAPTION = "y_embedder.y_proj.fc1.weight"
 ARCHITECTURES = (
-    Architecture("STDiT", STDiT, STDiTConfig, ("blocks.0.attn_temp.qkv.weight", "t_block.1.weight"), ()),
+    Architecture(
+        "STDiT", STDiT, STDiTConfig, ("blocks.0.attn_temp.qkv.weight", "t_block.1.weight"), (), (*_NEEDED, _CAPTION),
+    ),
     Architecture(
         "PixArt", PixArt, PixArtConfig, ("blocks.0.cross_attn.q_linear.weight", "t_block.1.weight"),
-        ("blocks.0.attn_temp.qkv.weight",),
+        ("blocks.0.attn_temp.qkv.weight",), (*_NEEDED, _CAPTION),
     ),
     Architecture(
         "DiT", DiT, DiTConfig, ("blocks.0.adaLN_modulation.1.weight", "y_embedder.embedding_table.weight"), (),
+        _NEEDED,
     ),
 )  # fmt: skip
 
@@ -94,6 +101,9 @@ def recognise(tensors: Tensors) -> tuple[Architecture, Tensors, list[str]]:
         tensors, remarks = _from_diffusers(tensors)
     for architecture in ARCHITECTURES:
         if architecture.is_that_of(tensors):
+            missing = [name for name in architecture.needed if name not in tensors]
+            if missing:
+                raise InputError(f"this {architecture.name} is incomplete: it lacks {', '.join(missing)}")
             return architecture, tensors, remarks
     if "blocks.0.attn.q_norm.weight" in tensors or "spatial_blocks.0.attn.qkv.weight" in tensors:
         what = "STDiT2 or later (Open-Sora 1.1 and up), whose network Guidon does not have"
@@ -174,6 +184,8 @@ def infer_config(
     heads = given.get("num_heads", hub.get("num_attention_heads", HEADS.get(hidden)))
     if heads is None:
         raise InputError(f"a hidden size of {hidden} does not tell the number of attention heads: give num_heads")
+    if heads < 1 or hidden % heads:
+        raise InputError(f"{heads} attention heads do not divide a hidden size of {hidden}")
     values["num_heads"] = heads
     values |= {"STDiT": _stdit, "PixArt": _pixart, "DiT": _dit}[architecture.name](tensors, patch, hub)
     valid = [field.name for field in dataclasses.fields(architecture.config)]
@@ -258,4 +270,7 @@ def position_scale(table: Tensor, axes: int = 2) -> float:
     index = waves // 4
     omega = 10000.0 ** (-index / waves)
     angle = math.atan2(row[index].item(), row[waves + index].item())
-    return round(omega / angle, 4) if angle > 0 else 1.0
+    scale = omega / angle if angle > 0 else 1.0
+    simple = float(Fraction(scale).limit_denominator(8))
+    rounding = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(table.dtype, 1e-5)
+    return simple if abs(scale - simple) < rounding * scale else round(scale, 4)

@@ -136,7 +136,7 @@ def load_checkpoint(
     if architecture is not None and kind.name != architecture:
         raise InputError(f"{file.path} holds a {kind.name}, expected a {architecture}")
     if inflate is not None:
-        model = _inflated(file, kind, tensors, inflate, known, dtype)
+        model = _inflated(file, kind, tensors, inflate, known, assumed or {}, dtype)
     else:
         config = infer_config(kind, tensors, file.config, known, assumed or {})
         refuse_broken(tensors, file.path)
@@ -164,13 +164,19 @@ def _assemble(kind: Architecture, config: Any, tensors: Tensors, where: str, dty
 
 
 def _inflated(
-    file: TensorFile, kind: Architecture, tensors: Tensors, frames: int, known: dict[str, Any], dtype: torch.dtype
+    file: TensorFile,
+    kind: Architecture,
+    tensors: Tensors,
+    frames: int,
+    known: dict[str, Any],
+    assumed: Mapping[str, Any],
+    dtype: torch.dtype,
 ) -> nn.Module:
     if kind.name != "PixArt":
         raise InputError(f"{file.path} holds a {kind.name}: only PixArt's weights can be inflated to an STDiT")
     if "csize_embedder.mlp.0.weight" in tensors:
         raise InputError(f"{file.path} is the multi-scale PixArt: STDiT has no size embedders to put its own into")
-    image = infer_config(kind, tensors, file.config, {k: v for k, v in known.items() if k != "time_scale"}, {})
+    image = infer_config(kind, tensors, file.config, {k: v for k, v in known.items() if k != "time_scale"}, assumed)
     patch, side = image.patch_size, image.input_size
     shared = ("in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "caption_channels", "model_max_length")
     config = STDiTConfig(
@@ -199,5 +205,5 @@ def _inflated(
 
 def _sha256(path: Path) -> str:
     """Of the file; of an index, over it and all its shards in order."""
-    shards = sorted(path.parent.glob("*.safetensors")) if path.name.endswith(".index.json") else []
-    return sha256_of(path, *shards)
+    names = json.loads(path.read_text())["weight_map"].values() if path.name.endswith(".index.json") else ()
+    return sha256_of(path, *(path.parent / name for name in sorted(set(names))))

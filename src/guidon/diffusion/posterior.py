@@ -36,6 +36,14 @@ class Process:
     variance: Literal["learned_range", "fixed_large", "fixed_small"] = "learned_range"
     clip_denoised: bool = False
 
+    def __post_init__(self) -> None:
+        for name, valid in (
+            ("parameterization", ("eps", "x0", "v")),
+            ("variance", ("learned_range", "fixed_large", "fixed_small")),
+        ):
+            if getattr(self, name) not in valid:
+                raise InputError(f"{name} {getattr(self, name)!r} does not exist; valid: {', '.join(valid)}")
+
 
 @dataclass(frozen=True)
 class Posterior:

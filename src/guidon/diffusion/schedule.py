@@ -23,7 +23,9 @@ Table = NDArray[np.floating]
 
 
 def linear_betas(steps: int) -> Table:
-    """Ho et al. 2020: 1e-4 to 0.02 over 1000 steps, scaled so that any number of steps ends at the same noise."""
+    """Ho et al. 2020: 1e-4 to 0.02 over 1000 steps, scaled so that any number from 21 ends at the same noise."""
+    if steps <= 20:
+        raise InputError(f"a linear schedule of {steps} steps would reach a beta of {20 / steps:g}: give at least 21")
     scale = 1000 / steps
     return np.asarray(np.linspace(scale * 1e-4, scale * 0.02, steps), np.float64)
 
@@ -71,7 +73,7 @@ class NoiseSchedule:
     """A discrete diffusion process.
 
     Attributes:
-        betas: variance added by each step, (T,), in (0, 1].
+        betas: variance added by each step, (T,), in (0, 1).
         timestep_map: original timestep of each step, (T,), increasing.
         num_original_timesteps: T of the schedule this one was respaced from.
     """
@@ -82,7 +84,11 @@ class NoiseSchedule:
 
     @classmethod
     def named(cls, name: str = "linear", num_timesteps: int = 1000) -> NoiseSchedule:
-        """``"linear"`` or ``"squaredcos_cap_v2"`` with any number of steps."""
+        """``"linear"``, of at least 21 steps, or ``"squaredcos_cap_v2"``, of any number.
+
+        Raises:
+            InputError: another name, or too few steps.
+        """
         if name not in NAMED:
             raise InputError(f"noise schedule {name!r} does not exist{nearest(name, NAMED)}")
         if num_timesteps < 1:
@@ -91,10 +97,14 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Table) -> NoiseSchedule:
-        """A schedule of given betas, each in (0, 1]."""
+        """A schedule of given betas.
+
+        Raises:
+            InputError: they are no list of numbers above 0 and below 1.
+        """
         table = np.asarray(betas, np.float64)
-        if table.ndim != 1 or not len(table) or not ((table > 0) & (table <= 1)).all():
-            raise InputError("betas must be a non-empty list of numbers in (0, 1]")
+        if table.ndim != 1 or not len(table) or not ((table > 0) & (table < 1)).all():
+            raise InputError("betas must be a non-empty list of numbers above 0 and below 1")
         return cls(table, np.arange(len(table)), len(table))
 
     def respaced(self, spec: str | int | Sequence[int]) -> NoiseSchedule:

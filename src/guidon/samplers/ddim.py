@@ -25,7 +25,7 @@ def ddim_step(
     eps = eps_from_x0(x, step, x_0, tables)
     signal, before = at(tables.alphas_cumprod, step, x), at(tables.alphas_cumprod_prev, step, x)
     sigma = eta * torch.sqrt((1 - before) / (1 - signal)) * torch.sqrt(1 - signal / before)  # eq. 16
-    mean = x_0 * torch.sqrt(before) + torch.sqrt(1 - before - sigma**2) * eps
+    mean = x_0 * torch.sqrt(before) + torch.sqrt((1 - before - sigma**2).clamp_min(0)) * eps
     if eta == 0 or noise is None:
         return mean, x_0
     inner = float(step != 0) if isinstance(step, int) else (step != 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
