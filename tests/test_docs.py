@@ -77,6 +77,16 @@ def test_the_readmes_snippets_run(elsewhere):
     assert (elsewhere / "circle.mp4").exists()
 
 
+def test_the_page_of_metrics_has_every_metric_as_the_code_says_it():
+    from guidon.evaluation.metrics import METRICS
+    from guidon.evaluation.motion import VIDEO_METRICS
+
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for metric in (*METRICS.values(), *VIDEO_METRICS.values()):
+        row = f"| `{metric.name}` | {metric.unit} | {metric.better or '-'} | {metric.meaning} | {metric.undefined} |"
+        assert row in page, metric.name
+
+
 def test_the_readmes_tree_names_what_is_there():
     tree = README.split("## What is where")[1]
     named = set(re.findall(r"\b([a-z0-9_-]+\.(?:py|yaml|md))\b", tree))

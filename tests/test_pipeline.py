@@ -73,6 +73,11 @@ def test_progress_and_trace_cover_every_step(pipe):
     assert (trace.as_arrays()["difference"] > 0).all()
 
 
+def test_branches_one_after_the_other_give_the_same_frames(pipe):
+    together, apart = (pipe(PROMPT, steps=3, cfg_scale=4.0, sequential=flag).frames for flag in (False, True))
+    assert (np.abs(together.astype(int) - apart) <= 1).mean() > 0.999
+
+
 def test_opensoras_spelling_of_the_channels_is_the_same_setting(pipe):
     for value in (None, "all", 3, [0, 2]):
         assert pipe.plan([PROMPT], cfg_channel=value) == pipe.plan([PROMPT], cfg_channels=value)

@@ -102,6 +102,9 @@ def generate(
     dtype: Annotated[
         str | None, typer.Option(help="Precision of the network: fp32, bf16 or fp16. [default: fp32]")
     ] = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Run guidance's two branches one after the other: half the memory.")
+    ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write what guidance did, per channel and step, as .npz.")
     ] = False,
@@ -128,7 +131,7 @@ def generate(
         parts={name: value for name, value in parts.items() if value},
         choices={name: value for name, value in choices.items() if value is not None},
     )
-    run(request, out=out, format=format, batch_size=batch_size, device=device, keep_trace=trace)
+    run(request, out=out, format=format, batch_size=batch_size, device=device, keep_trace=trace, sequential=sequential)
 
 
 def _timing(interval: str | None, ramp: str | None) -> str | None:
@@ -172,9 +175,13 @@ def encode(
 ) -> None:
     """Encode captions with T5 once and keep the features, for `guidon generate --features`."""
     from .devices import pick_device
-    from .features import save_features
+    from .features import load_features, save_features
     from .models.t5 import T5Encoder
 
+    if out.exists():  # what could not be added to it is refused before gigabytes are read
+        before = load_features(out, max_length).encoder
+        if before.get("dtype") != dtype:
+            raise InputError(f"{out} was encoded in {before.get('dtype')}, --dtype is {dtype}: write to a new file")
     encoder = T5Encoder.load(text_encoder, max_length=max_length, dtype=dtype, device=pick_device(device))
     print(save_features(out, prompts, *encoder.encode(prompts), encoder=encoder.description))
 

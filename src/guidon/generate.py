@@ -115,7 +115,16 @@ def prepare_folder(out: Path) -> None:
         ) from None
 
 
-def run(request: Request, *, out: Path, format: str | None, batch_size: int, device: str, keep_trace: bool) -> None:
+def run(
+    request: Request,
+    *,
+    out: Path,
+    format: str | None,
+    batch_size: int,
+    device: str,
+    keep_trace: bool,
+    sequential: bool = False,
+) -> None:
     """Generate and write; prints the path of everything written."""
     warnings.showwarning = lambda message, *_: print(f"guidon: {message}", file=sys.stderr)  # type: ignore[assignment]
     hashes: dict[str, str] = {}
@@ -152,7 +161,7 @@ def run(request: Request, *, out: Path, format: str | None, batch_size: int, dev
     if trace is not None:
         batch_size = max(batch_size, len(generation.prompts) * len(generation.samples))
     with progress("denoising") as on_step:
-        videos = pipe.generate(generation, batch_size=batch_size, on_step=on_step, trace=trace)
+        videos = pipe.generate(generation, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=trace)
 
     pairs = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
     command = shlex.join(sys.argv)

@@ -87,6 +87,7 @@ class Pipeline:
         *,
         num_samples: int = 1,
         batch_size: int = 8,
+        sequential: bool = False,
         on_step: OnStep | None = None,
         trace: GuidanceTrace | None = None,
         **choices: Any,
@@ -98,6 +99,7 @@ class Pipeline:
             num_samples: samples 0 to ``num_samples - 1`` of the seed, for each prompt.
             batch_size: how many clips are denoised together; it changes memory, not the samples (with ``exact`` it
                 does, as in the originals).
+            sequential: guidance's two branches one after the other, in half the memory.
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did (only where all the clips fit one batch).
             choices: any field of ``Generation``: seed, size, frames, steps, sampler, eta, cfg_scale, cfg_channels,
@@ -110,7 +112,7 @@ class Pipeline:
         single = isinstance(prompts, str) and num_samples == 1
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         generation = self.plan(texts, tuple(range(num_samples)), batch_size=batch_size, **choices)
-        videos = self.generate(generation, batch_size=batch_size, on_step=on_step, trace=trace)
+        videos = self.generate(generation, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=trace)
         return videos[0] if single else videos
 
     def plan(
@@ -129,7 +131,7 @@ class Pipeline:
         if not isinstance(chosen, Unset):
             given["cfg_channels"] = chosen
         scale: Any = given.get("cfg_scale", self.preset.cfg_scale)
-        if "cfg_channels" not in given and isinstance(scale, int | float):
+        if "cfg_channels" not in given and not isinstance(scale, Sequence):
             given["cfg_channels"] = self.preset.cfg_channels
         channels = {"cfg_channels": given["cfg_channels"]} if "cfg_channels" in given else {}
         parsed = ChannelScale.parse(scale, channels=self.channels, **channels)
@@ -188,6 +190,7 @@ class Pipeline:
         generation: Generation,
         *,
         batch_size: int = 8,
+        sequential: bool = False,
         on_step: OnStep | None = None,
         trace: GuidanceTrace | None = None,
     ) -> list[Video]:
@@ -213,7 +216,9 @@ class Pipeline:
                 report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
                 noise = legacy or SampleNoise(generation.seed, [sample for _, sample in chunk])
                 prompts = [prompt for prompt, _ in chunk]
-                latents.append(self._denoise(model, generation, captions, prompts, noise, report, trace))
+                latents.append(
+                    self._denoise(model, generation, captions, prompts, noise, not sequential, report, trace)
+                )
         importing.join()
         if not all(bool(part.isfinite().all()) for part in latents):
             raise InputError(
@@ -245,6 +250,7 @@ class Pipeline:
         captions: Encoded,
         prompts: Sequence[int],
         noise: LegacyNoise | SampleNoise,
+        batched: bool,
         report: Callable[[int, int, Tensor], None],
         trace: GuidanceTrace | None,
     ) -> Tensor:
@@ -263,7 +269,9 @@ class Pipeline:
         network = partial(_in_whole_precision, model) if exact else model
         scale = ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels)
         rule, timing = RULES[generation.guidance], parse_timing(generation.timing)
-        denoiser = GuidedDenoiser(network, cond, uncond, scale, schedule, rule=rule, timing=timing, trace=trace)
+        denoiser = GuidedDenoiser(
+            network, cond, uncond, scale, schedule, rule=rule, timing=timing, batched=batched, trace=trace
+        )
         x = noise.initial(self._latent_shape(model.latent_shape, generation), self.device, len(prompts))
         if exact and exact.noise_in_dtype:
             x = x.to(model.dtype).float()

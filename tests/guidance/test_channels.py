@@ -125,3 +125,11 @@ def test_weighting_moves_scales_between_one_and_full():
     assert scale.weighted(0).is_identity
     assert scale.weighted(0.5).scales == (3, 3, 3, 1)
     assert scale.weighted(1) is scale
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    scale = ChannelScale.parse(np.float32(2), np.int64(3), channels=4)
+    assert scale.scales == (2, 2, 2, 1)
+    assert ChannelScale.parse(2.0, [np.int64(1)], channels=4).guided == (1,)

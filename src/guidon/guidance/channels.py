@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Final
 
 from ..errors import InputError
@@ -57,7 +58,7 @@ class ChannelScale:
         Raises:
             InputError: with what was given, what the model has and what would be valid.
         """
-        per_channel = not isinstance(cfg_scale, int | float)
+        per_channel = not isinstance(cfg_scale, Real)
         scales = _scales(cfg_scale, channels)
         if isinstance(cfg_channels, Unset):
             chosen = tuple(range(channels if per_channel else min(DEFAULT_COUNT, channels)))
@@ -125,16 +126,17 @@ def parse_channels(given: CfgChannels, channels: int) -> tuple[int, ...]:
         return tuple(range(channels))
     if isinstance(given, bool | float):
         raise refuse("is not a choice of channels")
-    if isinstance(given, int):
-        if not 1 <= given <= channels:
+    if isinstance(given, Integral):
+        if not 1 <= int(given) <= channels:
             raise refuse("is not a count of channels it has")
-        return tuple(range(given))
+        return tuple(range(int(given)))
     if isinstance(given, str):
         return _parse_text(given.strip().lower(), channels, refuse)
-    indices: list[Any] = list(given)
-    if any(isinstance(c, bool) or not isinstance(c, int) for c in indices):
+    choices: Any = given
+    indices: list[Any] = list(choices)
+    if any(isinstance(c, bool) or not isinstance(c, Integral) for c in indices):
         raise refuse("must hold whole numbers")
-    return _checked(indices, channels, refuse)
+    return _checked([int(c) for c in indices], channels, refuse)
 
 
 def _parse_text(text: str, channels: int, refuse: Refuse) -> tuple[int, ...]:
@@ -171,18 +173,18 @@ def _checked(indices: list[int], channels: int, refuse: Refuse) -> tuple[int, ..
 
 def _scales(given: Any, channels: int) -> tuple[float, ...]:
     """One scale per channel, each finite and not negative."""
-    if isinstance(given, str | bool) or not isinstance(given, int | float | Sequence):
+    if isinstance(given, str | bool) or not isinstance(given, Real | Sequence):
         raise InputError(
             f"cfg_scale {given!r} is not a number: give one of at least 0 (1 is no guidance), or one per channel"
         )
-    values: list[Any] = [given] * channels if isinstance(given, int | float) else [*given]
+    values: list[Any] = [given] * channels if isinstance(given, Real) else [*given]
     if len(values) != channels:
         raise InputError(
             f"cfg_scale has {len(values)} values, but this model has {channels} latent channels: "
             f"give one number or {channels}"
         )
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
             raise InputError(f"cfg_scale {value!r} is not valid: give a finite number of at least 0 (1 is no guidance)")
     return tuple(float(value) for value in values)
 
