@@ -138,7 +138,7 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
         stage,
         Part(vae, keep),
         NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"]),
-        Process(denoiser.config["prediction"]),
+        Process.trained(denoiser.config["prediction"]),
         (denoiser.config["in_channels"], *denoiser.config["input_size"]),
         tuple(denoiser.config["patch_size"]),
         parts["vae"].configure(FrameVAEConfig).downsampling,

@@ -7,7 +7,7 @@ batch, or a long tensor (B,).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .schedule import ScheduleTables
 
 Step = int | Tensor
 Parameterization = Literal["eps", "x0", "v"]
+Variance = Literal["learned_range", "clamped_range", "fixed_large", "fixed_small"]
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,25 @@ class Process:
             sqrt(alphas_cumprod) eps - sqrt(1 - alphas_cumprod) x_0; Salimans & Ho 2202.00512, sec. 4). Each is an
             affine function of any other at a given x_t, so guidance means the same in all of them.
         variance: of the reverse step; "learned_range" reads the last C of 2C channels as an interpolation
-            between the two fixed choices (Nichol & Dhariwal 2021, eq. 15).
+            between the two fixed choices (Nichol & Dhariwal 2021, eq. 15), which may leave their range, as in the
+            originals; "clamped_range" keeps it inside. Near step 0 an "x0" network errs by more than the posterior
+            varies, and the learned variance grows to cover its errors: sampling would add them as noise.
         clip_denoised: clamp predicted x_0 to [-1, 1]; for pixels, not for latents.
     """
 
     parameterization: Parameterization = "eps"
-    variance: Literal["learned_range", "fixed_large", "fixed_small"] = "learned_range"
+    variance: Variance = "learned_range"
     clip_denoised: bool = False
 
     def __post_init__(self) -> None:
-        for name, valid in (
-            ("parameterization", ("eps", "x0", "v")),
-            ("variance", ("learned_range", "fixed_large", "fixed_small")),
-        ):
+        for name, valid in (("parameterization", get_args(Parameterization)), ("variance", get_args(Variance))):
             if getattr(self, name) not in valid:
                 raise InputError(f"{name} {getattr(self, name)!r} does not exist; valid: {', '.join(valid)}")
+
+    @classmethod
+    def trained(cls, prediction: Parameterization) -> Process:
+        """What Guidon's own networks of a prediction are trained and sampled with."""
+        return cls(prediction, "clamped_range" if prediction == "x0" else "learned_range")
 
 
 @dataclass(frozen=True)
@@ -118,13 +123,15 @@ def p_mean_variance(prediction: Tensor, x_t: Tensor, step: Step, tables: Schedul
         InputError: the channels do not fit, or a learned variance was asked for and not predicted.
     """
     output, interpolation = split_prediction(prediction, x_t.shape[1])
-    if process.variance == "learned_range":
+    if process.variance in ("learned_range", "clamped_range"):
         if interpolation is None:
             raise InputError(
-                f"variance 'learned_range' needs {2 * x_t.shape[1]} channels, the network gave {x_t.shape[1]}: "
+                f"variance {process.variance!r} needs {2 * x_t.shape[1]} channels, the network gave {x_t.shape[1]}: "
                 "use 'fixed_small' or 'fixed_large'"
             )
         share = (interpolation + 1) / 2
+        if process.variance == "clamped_range":
+            share = share.clamp(0, 1)
         low, high = at(tables.posterior_log_variance_clipped, step, x_t), at(tables.log_betas, step, x_t)
         log_variance = share * high + (1 - share) * low  # Nichol & Dhariwal 2021, eq. 15
         variance = log_variance.exp()

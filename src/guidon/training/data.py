@@ -36,19 +36,30 @@ class Prefetch(Generic[B]):
 
 
 class LatentClips:
-    """Latents of the first ``clips`` clips of the training split, with fresh captions every time one is drawn.
+    """Latents of the training split, with fresh captions every time one is drawn.
 
-    Half of the draws are played backwards, under a caption that says so: the world's motion is reversible.
+    Half of the draws are played backwards, under a caption that says so: the world's motion is reversible. With
+    ``families`` the clips come in families of ``family_size``, neighbours in a batch, that differ in shape alone.
     """
 
-    def __init__(self, path: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int) -> None:
+    def __init__(
+        self, path: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, families: bool = False
+    ) -> None:
         self.clips, self.seed = clips, seed
-        key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES}"
+        self.family_size = len(world.SHAPES) if families else 1
+        key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {self.family_size}"
         stored = self._stored(path, key)
         self.latents = self._encode(vae) if stored is None else stored
         if stored is None:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(save({"latents": self.latents}, metadata={"key": key}))
+
+    def scene(self, index: int) -> world.Scene:
+        """What clip ``index`` shows."""
+        first, member = divmod(index, self.family_size)
+        if self.family_size == 1:
+            return world.clip("train", self.seed, first).scene
+        return world.family("train", self.seed, first)[member]
 
     @staticmethod
     def _stored(path: Path, key: str) -> Tensor | None:
@@ -65,7 +76,7 @@ class LatentClips:
         console = Console(stderr=True)
         parts = []
         for index in track(range(self.clips), "encoding the world", console=console, disable=not console.is_terminal):
-            frames = torch.from_numpy(world.clip("train", self.seed, index).frames()).to(device)
+            frames = torch.from_numpy(world.render(self.scene(index))).to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 parts.append(vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).half().cpu().contiguous())
         return torch.cat(parts).contiguous()
@@ -77,21 +88,23 @@ class LatentClips:
         """
         latents, captions, objects = [], [], []
         for position in range(step * size, (step + 1) * size):
-            epoch, offset = divmod(position, self.clips)
-            index = int(self._order(epoch)[offset])
-            rng = np.random.default_rng((self.seed, position, 7))
-            scene, latent = world.clip("train", self.seed, index).scene, self.latents[index].float()
-            if rng.integers(2):
+            count, member = divmod(position, self.family_size)
+            epoch, offset = divmod(count, self.clips // self.family_size)
+            index = int(self._order(epoch)[offset]) * self.family_size + member
+            scene, latent = self.scene(index), self.latents[index].float()
+            if np.random.default_rng((self.seed, count, 7)).integers(2):
                 scene, latent = scene.reversed(), latent.flip(1)
             latents.append(latent)
-            captions.append(world.caption(scene, rng))
+            captions.append(world.caption(scene, np.random.default_rng((self.seed, position, 8))))
             objects.append(touched(scene, latent.shape[-1]))
         return torch.stack(latents), captions, torch.stack(objects)[:, None]
 
     def _order(self, epoch: int) -> np.ndarray:
         if getattr(self, "_epoch", None) != epoch:
             self._epoch = epoch
-            self._permutation = np.random.default_rng((self.seed, epoch, 11)).permutation(self.clips)
+            self._permutation = np.random.default_rng((self.seed, epoch, 11)).permutation(
+                self.clips // self.family_size
+            )
         return self._permutation
 
 

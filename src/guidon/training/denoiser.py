@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .. import world
 from ..atomic import atomic_path
-from ..checkpoints import load_component, save_component
+from ..checkpoints import load_component, load_weights, save_component
 from ..diffusion import NoiseSchedule, Process, predicted_x0, q_sample, training_losses
+from ..errors import InputError
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
 from ..models.vae import FrameVAE, FrameVAEConfig
@@ -47,6 +48,12 @@ class LossLevel(nn.Module):
         return 1 / self.level[band].clamp_min(self.floor)
 
 
+def _within_family(value: Tensor, each: int) -> Tensor:
+    """Mean square (B,) of how far each row of ``value`` (B, ...) is from the mean of its family of ``each`` rows."""
+    families = value.unflatten(0, (-1, each))
+    return (families - families.mean(1, keepdim=True)).flatten(0, 1).square().flatten(1).mean(1)
+
+
 class Trained(nn.Module):
     """All that a checkpoint of this task holds."""
 
@@ -67,7 +74,12 @@ class DenoiserTask:
         vae = component.build(FrameVAE, FrameVAEConfig)
         vae_config = vae.config
         self.clips = LatentClips(
-            recipe.out / "latents.safetensors", vae.to(device).eval(), component.sha256, recipe.clips, recipe.seed
+            recipe.out / "latents.safetensors",
+            vae.to(device).eval(),
+            component.sha256,
+            recipe.clips,
+            recipe.seed,
+            families=recipe.shape_contrast is not None,
         )
         self.vae_hash = component.sha256
         self.held_out = self._encode_held_out(vae)
@@ -84,18 +96,28 @@ class DenoiserTask:
             **recipe.model.model_dump(),
         )
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
-        self.process = Process(recipe.prediction)
+        if recipe.start is not None:
+            self._start_from(recipe.start)
+        if recipe.compile:
+            for block in self.module.denoiser.blocks:
+                block.compile()
+        self.process = Process.trained(recipe.prediction)
         self.tables = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS).tables(device)
         self.batch = Prefetch(lambda step: self.clips.batch(step, recipe.batch_size))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x_0, captions, objects = self.batch(step)
-        rows = len(x_0)
-        noise = torch.randn(x_0.shape, generator=generator).to(self.device)
+        each = self.clips.family_size
+        draws = len(x_0) // each  # of noise, timestep and dropout: one for a whole family
+        noise = torch.randn((draws, *x_0.shape[1:]), generator=generator)
         # stratified: the batch's timesteps cover all noise levels evenly
-        u = (torch.rand(1, generator=generator) + torch.arange(rows) / rows) % 1
-        t = (u * DIFFUSION_STEPS).long().to(self.device)
-        dropped = (torch.rand(rows, generator=generator) < self.recipe.caption_dropout).to(self.device)
+        u = (torch.rand(1, generator=generator) + torch.arange(draws) / draws) % 1
+        if self.recipe.timesteps:
+            mean, std = self.recipe.timesteps
+            u = torch.sigmoid(mean + std * torch.special.ndtri(u.double())).float()
+        t = (u * DIFFUSION_STEPS).long().clamp(max=DIFFUSION_STEPS - 1)
+        dropped = torch.rand(draws, generator=generator) < self.recipe.caption_dropout
+        noise, t, dropped = (value.repeat_interleave(each, 0).to(self.device) for value in (noise, t, dropped))
 
         x_0 = x_0.to(self.device)
         x_t = q_sample(x_0, t, noise, self.tables)
@@ -108,10 +130,28 @@ class DenoiserTask:
             prediction, x_0, x_t, t, noise, self.tables, self.process, kind="mse", importance=importance
         )
         weights = self._weights(terms["mse"].detach(), t)
+        loss = (weights * terms["mse"]).mean() + terms["vb"].mean()
         logs = {"mse": terms["mse"].detach().mean(), "vb": terms["vb"].detach().mean()}
-        for name, low, high in (("mse_low", 0, 250), ("mse_mid", 250, 600), ("mse_high", 600, 1000)):
-            logs[name] = terms["mse"].detach()[(t >= low) & (t < high)].mean()
-        return (weights * terms["mse"]).mean() + terms["vb"].mean(), logs
+        bands = {"low": t < 250, "mid": (t >= 250) & (t < 600), "high": t >= 600}
+        logs |= {f"mse_{name}": terms["mse"].detach()[band].mean() for name, band in bands.items()}
+        if self.recipe.shape_contrast is not None:
+            error = predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0
+            within, whole = (_within_family(value, each) for value in (error, x_0))
+            loss = loss + (self.recipe.shape_contrast - 1) * (weights * within).mean()
+            # of what sets a family's shapes apart, the share that the prediction misses
+            logs |= {f"missed_{name}": within.detach()[band].mean() / whole[band].mean() for name, band in bands.items()}
+        return loss, logs
+
+    def _start_from(self, folder: Path) -> None:
+        """Take the weights of an exported model, whose shapes and prediction must be the recipe's."""
+        for kind, module in (("denoiser", self.module.denoiser), ("text", self.module.text)):
+            component = load_component(folder / f"{kind}.safetensors", kind)
+            load_weights(module, component)
+            if component.config.get("prediction", self.recipe.prediction) != self.recipe.prediction:
+                raise InputError(
+                    f"start: {component.path} predicts {component.config['prediction']}, the recipe says "
+                    f"{self.recipe.prediction}: give the same prediction"
+                )
 
     def _importance(self, objects: Tensor, t: Tensor) -> Tensor:
         """Weight of each place, of mean 1 in every sample, more on the object.

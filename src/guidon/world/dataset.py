@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from .captions import caption
 from .render import render
-from .scene import AREAS, BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SPEEDS, STILL, UNSEEN_SPEED, Scene, Thing, place
+from .scene import AREAS, BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SPEEDS, STILL, UNSEEN_SPEED, Scene, Thing, inside, place
 
 SPLITS = ("train", "L0", "L1", "L2", "L3")
 HELD_OUT_COLOUR_SHAPE = frozenset(
@@ -72,6 +72,11 @@ def combinations(split: str) -> tuple[Attributes, ...]:
     return tuple(found)
 
 
+@lru_cache
+def _held(split: str) -> frozenset[Attributes]:
+    return frozenset(combinations(split))
+
+
 @lru_cache(maxsize=64)
 def _order(split: str, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, SPLITS.index(split), epoch)).permutation(len(combinations(split)))
@@ -98,6 +103,25 @@ def clip(split: str, seed: int, index: int, *, held_out_templates: bool = False)
     start = place(rng, a.shape, a.size, a.motion, a.speed)
     scene = Scene(a.background, (Thing(a.shape, a.colour, a.size, a.motion, a.speed, start),))
     return Clip(scene, caption(scene, rng, held_out=held_out_templates))
+
+
+@lru_cache(maxsize=4096)
+def family(split: str, seed: int, index: int) -> tuple[Scene, ...]:
+    """The scene of clip ``index`` in every shape: four scenes that differ in nothing else, the clip's own first.
+
+    A shape that the split does not hold with these attributes is replaced by one that it does. A start too near the
+    border for another shape's reach is moved inside.
+    """
+    scene = clip(split, seed, index).scene
+    thing = scene.things[0]
+    held = _held(split)
+    shapes = sorted(SHAPES, key=lambda shape: shape != thing.shape)
+    found = [
+        replace(scene, things=(replace(thing, shape=shape, start=inside(replace(thing, shape=shape))),))
+        for shape in shapes
+        if Attributes(shape, thing.colour, thing.size, thing.motion, thing.speed, scene.background) in held
+    ]
+    return tuple(found[k % len(found)] for k in range(len(SHAPES)))
 
 
 def coverage_table(split: str, seed: int, count: int) -> dict[str, Counter[str]]:

@@ -101,13 +101,27 @@ class Scene:
         return replace(self, things=tuple(thing.reversed(frames) for thing in self.things))
 
 
+def _starts(thing: Thing, frames: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Lowest and highest start (x, y) that keep the whole object one pixel inside the frame throughout."""
+    (x, y), (end_x, end_y) = (map(float, thing.centroids(frames)[k]) for k in (0, -1))
+    left, right, up, down = extents(thing.shape, AREAS[thing.size])
+    dx, dy = end_x - x, end_y - y
+    lowest = 1 + left + max(0.0, -dx), 1 + up + max(0.0, -dy)
+    return lowest, (SIZE - 1 - right - max(0.0, dx), SIZE - 1 - down - max(0.0, dy))
+
+
 def place(
     rng: np.random.Generator, shape: str, size: str, motion: str, speed: str | None, frames: int = FRAMES
 ) -> tuple[float, float]:
     """A start position, uniform among those that keep the whole object one pixel inside the frame throughout."""
-    probe = Thing(shape, "red", size, motion, speed, (0.0, 0.0))
-    dx, dy = (float(d) for d in probe.centroids(frames)[-1])
-    left, right, up, down = extents(shape, AREAS[size])
-    x = rng.uniform(1 + left + max(0.0, -dx), SIZE - 1 - right - max(0.0, dx))
-    y = rng.uniform(1 + up + max(0.0, -dy), SIZE - 1 - down - max(0.0, dy))
+    lowest, highest = _starts(Thing(shape, "red", size, motion, speed, (0.0, 0.0)), frames)
+    x, y = (rng.uniform(low, high) for low, high in zip(lowest, highest, strict=True))
     return float(x), float(y)
+
+
+def inside(thing: Thing, frames: int = FRAMES) -> tuple[float, float]:
+    """The start nearest to the thing's own that keeps it one pixel inside the frame throughout."""
+    x, y = (
+        min(max(own, low), high) for own, low, high in zip(thing.start, *_starts(thing, frames), strict=True)
+    )
+    return x, y
