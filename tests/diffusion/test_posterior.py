@@ -117,3 +117,20 @@ def test_a_process_that_does_not_exist_is_refused():
         Process("flow")
     with pytest.raises(InputError, match="variance 'learned'"):
         Process(variance="learned")
+
+
+def test_a_clamped_range_stays_between_the_two_fixed_choices():
+    tables, x = NoiseSchedule.named().tables(), torch.zeros(1, 1, 3)
+    prediction = torch.cat([x, torch.tensor([[[-3.0, 0.2, 5.0]]])], dim=1)
+    clamped, free = (
+        p_mean_variance(prediction, x, 40, tables, Process("x0", variance)).log_variance
+        for variance in ("clamped_range", "learned_range")
+    )
+    assert torch.allclose(
+        clamped[0, 0, [0, 2]], torch.stack([tables.posterior_log_variance_clipped[40], tables.log_betas[40]])
+    )
+    assert torch.equal(clamped[0, 0, 1], free[0, 0, 1])
+    assert free[0, 0, 0] < clamped[0, 0, 0]
+    assert free[0, 0, 2] > clamped[0, 0, 2]
+    assert Process.trained("x0").variance == "clamped_range"
+    assert Process.trained("v") == Process("v")

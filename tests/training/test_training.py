@@ -1,4 +1,6 @@
 import csv
+import math
+import shutil
 import signal
 
 import pytest
@@ -12,7 +14,7 @@ from guidon.errors import InputError
 from guidon.training import load_recipe, run_recipe
 from guidon.training.config import Optimiser
 from guidon.training.data import touched
-from guidon.training.denoiser import DenoiserTask, LossLevel
+from guidon.training.denoiser import DenoiserTask, LossLevel, within_family
 from guidon.training.ema import EMA
 from guidon.training.loop import learning_rate, make_optimisers
 from guidon.training.vae import VAETask
@@ -198,6 +200,81 @@ def test_the_importance_of_places_keeps_the_mean_and_waits_for_the_object_to_sho
     assert late.max() / late.min() == pytest.approx(5)
 
 
+def task_of(folder, vae, **values):
+    recipe = load_recipe(denoiser_recipe(folder, vae, **values))
+    recipe.out.mkdir(exist_ok=True)
+    return DenoiserTask(recipe, torch.device("cpu"))
+
+
+def test_a_run_starts_from_the_weights_of_an_earlier_one(tmp_path, tiny_model, uninterrupted):
+    vae = tiny_model / "vae.safetensors"
+    task = task_of(tmp_path, vae, start=str(uninterrupted))
+    kept = load_component(uninterrupted / "denoiser.safetensors", "denoiser").weights
+    assert all(torch.equal(task.module.denoiser.state_dict()[name], value.float()) for name, value in kept.items())
+    with pytest.raises(InputError, match="does not fit its denoiser: missing"):
+        task_of(
+            tmp_path,
+            vae,
+            start=str(uninterrupted),
+            model={"patch_size": [4, 4, 4], "hidden_size": 16, "depth": 2, "num_heads": 2},
+        )
+    with pytest.raises(InputError, match="predicts eps, the recipe says v"):
+        task_of(tmp_path, vae, start=str(uninterrupted), prediction="v")
+
+
+def test_timesteps_are_drawn_where_the_recipe_says(tmp_path, tiny_model, monkeypatch):
+    seen = []
+    original = LossLevel.weights
+    monkeypatch.setattr(LossLevel, "weights", lambda self, loss, t: seen.append(t) or original(self, loss, t))
+    task = task_of(tmp_path, tiny_model / "vae.safetensors", timesteps=[0.9, 1.2], batch_size=64)
+    for step in range(4):
+        task.loss(step, torch.Generator().manual_seed(step))
+    t = torch.cat(seen).double()
+    assert t.median() == pytest.approx(1000 / (1 + math.exp(-0.9)), abs=15)  # the median of sigmoid(normal)
+    assert ((t >= 450) & (t < 900)).double().mean() == pytest.approx(0.69, abs=0.06)
+    assert 0 <= t.min() < 250 < 950 < t.max() < 1000
+
+
+def test_a_family_shares_what_hides_its_shapes(tmp_path, tiny_model, monkeypatch):
+    """One noise, timestep and dropout a family: only the latents and the captions' shapes differ."""
+    task = task_of(
+        tmp_path, tiny_model / "vae.safetensors", shape_contrast=4, batch_size=8, clips=8, caption_dropout=0.5
+    )
+    latents, captions, _ = task.clips.batch(0, 8)
+    assert captions != task.clips.batch(1, 8)[1]
+    for k in (0, 4):
+        wanted = [world.read_caption(caption) for caption in captions[k : k + 4]]
+        assert len({w.shape for w in wanted}) > 1
+        assert len({(w.colour, w.motion, w.background) for w in wanted}) == 1
+    seen = {}
+    monkeypatch.setattr(
+        task.module.denoiser, "forward", lambda x, t, y, mask: seen.update(x=x, t=t, y=y) or torch.cat([x, x], 1)
+    )
+    _, logs = task.loss(0, torch.Generator().manual_seed(0))
+    signal = task.tables.alphas_cumprod[seen["t"]].sqrt().view(-1, 1, 1, 1, 1)
+    noise = (seen["x"] - signal * latents).unflatten(0, (2, 4))
+    assert torch.allclose(noise, noise[:, :1].expand_as(noise), atol=1e-5)
+    assert not torch.allclose(noise[0], noise[1])
+    assert (seen["t"].view(2, 4) == seen["t"].view(2, 4)[:, :1]).all()
+    null = (seen["y"] == task.module.denoiser.y_embedder.y_embedding).all(-1).all(-1).view(2, 4)
+    assert (null == null[:, :1]).all()
+    assert {"missed_low", "missed_mid", "missed_high"} <= logs.keys()
+
+
+def test_what_a_family_has_in_common_is_not_counted_as_contrast():
+    common, apart = torch.randn(2, 1, 5).expand(2, 4, 5), torch.tensor([1.0, -1.0, 1.0, -1.0]).view(1, 4, 1)
+    assert torch.allclose(within_family((common + 2 * apart).flatten(0, 1), 4), torch.full((8,), 4.0))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_train_to_the_same_file(tmp_path, tiny_model):
+    path = run_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", steps=2, compile=True))
+    plain = run_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", steps=2, out=str(tmp_path / "plain")))
+    for compiled, eager in zip(weights_of(path), weights_of(plain), strict=True):
+        assert compiled.keys() == eager.keys()
+        assert all(torch.allclose(compiled[name], eager[name], atol=2e-3) for name in eager)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         VAETask,
@@ -229,6 +306,7 @@ def test_bad_recipes_are_refused_in_one_line(tmp_path, values, message):
     [
         ({"text": {"heads": 5}}, "64 is no multiple of 5"), ({"model": {"hidden_size": 64, "num_heads": 5}}, "64 is no multiple of 5"),
         ({"model": {"hidden_size": 130, "num_heads": 5}}, "130 is no multiple of 4"),
+        ({"shape_contrast": 2, "batch_size": 6}, "families of shapes must divide batch_size: 6 is no multiple of 4"),
     ],
 )  # fmt: skip
 def test_shapes_that_do_not_divide_are_refused(tmp_path, values, message):
@@ -242,7 +320,7 @@ def test_a_date_that_is_none_is_bad_yaml(tmp_path):
         load_recipe(tmp_path / "r.yaml")
 
 
-@pytest.mark.parametrize("name", ["small-vae.yaml", "small.yaml", "fine-vae.yaml"])
+@pytest.mark.parametrize("name", ["small-vae.yaml", "small.yaml", "fine-vae.yaml", "fine.yaml", "fine-refine.yaml"])
 def test_the_shipped_recipes_are_valid(name, pytestconfig):
     assert load_recipe(pytestconfig.rootpath / "recipes" / name).steps > 1000
 

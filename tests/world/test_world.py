@@ -45,6 +45,27 @@ def test_objects_stay_inside_the_frame(scene):
 
 
 @settings(max_examples=40, deadline=None)
+@given(st.integers(0, 5000))
+def test_a_family_differs_in_shape_alone_and_stays_in_its_split(index):
+    own, *others = world.family("train", 0, index)
+    assert own == world.clip("train", 0, index).scene
+    assert len(others) == 3
+    for scene in others:
+        thing = scene.things[0]
+        assert dataclasses.replace(own.things[0], shape=thing.shape, start=thing.start) == thing
+        assert math.dist(thing.start, own.things[0].start) < 12
+        test_objects_stay_inside_the_frame.hypothesis.inner_test(scene)
+        attributes = (thing.shape, thing.colour, thing.size, thing.motion, thing.speed, scene.background)
+        assert attributes in world.combinations("train")
+
+
+def test_nearly_every_family_has_several_shapes():
+    counts = [len({scene.things[0].shape for scene in world.family("train", 0, index)}) for index in range(500)]
+    assert min(counts) >= 1
+    assert np.mean(np.array(counts) >= 3) > 0.7
+
+
+@settings(max_examples=40, deadline=None)
 @given(scenes)
 def test_playing_backwards_is_the_reversed_scene(scene):
     assert np.allclose(world.render(scene)[::-1], world.render(scene.reversed()), atol=1e-4)

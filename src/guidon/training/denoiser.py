@@ -48,7 +48,7 @@ class LossLevel(nn.Module):
         return 1 / self.level[band].clamp_min(self.floor)
 
 
-def _within_family(value: Tensor, each: int) -> Tensor:
+def within_family(value: Tensor, each: int) -> Tensor:
     """Mean square (B,) of how far each row of ``value`` (B, ...) is from the mean of its family of ``each`` rows."""
     families = value.unflatten(0, (-1, each))
     return (families - families.mean(1, keepdim=True)).flatten(0, 1).square().flatten(1).mean(1)
@@ -136,10 +136,12 @@ class DenoiserTask:
         logs |= {f"mse_{name}": terms["mse"].detach()[band].mean() for name, band in bands.items()}
         if self.recipe.shape_contrast is not None:
             error = predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0
-            within, whole = (_within_family(value, each) for value in (error, x_0))
+            within, whole = (within_family(value, each) for value in (error, x_0))
             loss = loss + (self.recipe.shape_contrast - 1) * (weights * within).mean()
             # of what sets a family's shapes apart, the share that the prediction misses
-            logs |= {f"missed_{name}": within.detach()[band].mean() / whole[band].mean() for name, band in bands.items()}
+            logs |= {
+                f"missed_{name}": within.detach()[band].mean() / whole[band].mean() for name, band in bands.items()
+            }
         return loss, logs
 
     def _start_from(self, folder: Path) -> None:

@@ -18,7 +18,20 @@ import numpy as np
 
 from .captions import caption
 from .render import render
-from .scene import AREAS, BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SPEEDS, STILL, UNSEEN_SPEED, Scene, Thing, inside, place
+from .scene import (
+    AREAS,
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    SPEEDS,
+    STILL,
+    UNSEEN_SPEED,
+    Scene,
+    Thing,
+    inside,
+    place,
+)
 
 SPLITS = ("train", "L0", "L1", "L2", "L3")
 HELD_OUT_COLOUR_SHAPE = frozenset(

@@ -121,7 +121,5 @@ def place(
 
 def inside(thing: Thing, frames: int = FRAMES) -> tuple[float, float]:
     """The start nearest to the thing's own that keeps it one pixel inside the frame throughout."""
-    x, y = (
-        min(max(own, low), high) for own, low, high in zip(thing.start, *_starts(thing, frames), strict=True)
-    )
+    x, y = (min(max(own, low), high) for own, low, high in zip(thing.start, *_starts(thing, frames), strict=True))
     return x, y
