@@ -6,7 +6,7 @@ import torch
 
 import guidon
 from guidon.errors import InputError
-from guidon.guidance import GuidanceTrace
+from guidon.guidance import RULES, GuidanceTrace
 
 PROMPT = "a red circle moves left on a white background"
 OTHER = "a blue square moves up on a black background"
@@ -63,6 +63,34 @@ def test_a_negative_prompt_replaces_the_null_caption(pipe):
 def test_an_interval_that_holds_no_step_is_no_guidance(pipe):
     nothing = pipe(PROMPT, steps=3, cfg_scale=6.0, timing="interval:0.1,0.2").frames
     assert np.array_equal(nothing, pipe(PROMPT, steps=3, cfg_scale=1.0).frames)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_makes_a_video_from_the_text_that_names_it(pipe, rule):
+    choices = {"cfg++": {"cfg_scale": 0.6, "sampler": "ddim"}, "perp-neg": {"negative_prompt": "a blue square"}}.get(
+        rule, {}
+    )
+    video = pipe(PROMPT, **{"steps": 4, "cfg_scale": 3.0, "guidance": rule} | choices)
+    plain = pipe(PROMPT, **{"steps": 4, "cfg_scale": 3.0} | choices, guidance="cfg")
+    assert np.array_equal(video.frames, plain.frames) == (rule == "cfg")
+    assert video.manifest["generation"]["guidance"].startswith(rule)
+    unguided = pipe(PROMPT, **{"steps": 4} | choices | {"cfg_scale": 1.0, "cfg_channels": "none"}, guidance=rule)
+    assert np.array_equal(
+        unguided.frames, pipe(PROMPT, steps=4, cfg_scale=1.0, sampler=choices.get("sampler", "ddpm")).frames
+    )
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"guidance": "cfg++", "cfg_scale": 0.6}, "sampler ddim"), ({"guidance": "cfg++", "sampler": "ddim", "eta": 0.5, "cfg_scale": 0.6}, "eta 0"),
+        ({"guidance": "cfg++", "sampler": "ddim", "cfg_scale": 3.0}, "from 0 to 1"), ({"guidance": "perp-neg"}, "needs a negative prompt"),
+        ({"guidance": "apg:eta=-1"}, "at least 0"), ({"timing": "oscillation:no"}, "number of a step"),
+    ],
+)  # fmt: skip
+def test_rules_that_cannot_run_are_refused_before_anything_runs(pipe, choices, message):
+    with pytest.raises(InputError, match=message):
+        pipe(PROMPT, steps=3, **choices)
 
 
 def test_progress_and_trace_cover_every_step(pipe):

@@ -50,11 +50,17 @@ def generate(
             "--cfg-channels", "--cfg-channel", help="Guided channels: 3 (the first three), all, none, 0,2, 0-2, only:3."
         ),
     ] = None,
-    guidance: Annotated[str | None, typer.Option(help="Guidance rule: cfg.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            help="Guidance rule: cfg, rescale, apg, cfg-zero, cfg++, fdg, perp-neg; settings as in apg:momentum=0."
+        ),
+    ] = None,
     interval: Annotated[
         str | None, typer.Option(help="Guide only between A,B: fractions of sampling, 0 noise, 1 video.")
     ] = None,
     ramp: Annotated[str | None, typer.Option(help="Let the scale grow during sampling: linear or cosine.")] = None,
+    oscillate: Annotated[int | None, typer.Option(help="Guide every second step only, from step N on.")] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to steer away from, in place of the null caption.")
     ] = None,
@@ -115,7 +121,7 @@ def generate(
     choices = {
         "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
         "negative_prompt": negative_prompt, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels,
-        "timing": _timing(interval, ramp), "exact": exact, "exact_noise": exact_noise,
+        "timing": _timing(interval, ramp, oscillate), "exact": exact, "exact_noise": exact_noise,
         "size": _size(size), "frames": frames,
     }  # fmt: skip
     parts = {
@@ -134,12 +140,14 @@ def generate(
     run(request, out=out, format=format, batch_size=batch_size, device=device, keep_trace=trace, sequential=sequential)
 
 
-def _timing(interval: str | None, ramp: str | None) -> str | None:
+def _timing(interval: str | None, ramp: str | None, oscillate: int | None) -> str | None:
     """The text form of when to guide."""
-    if interval is not None and ramp is not None:
-        raise InputError("--interval and --ramp were both given: choose one")
+    if sum(given is not None for given in (interval, ramp, oscillate)) > 1:
+        raise InputError("--interval, --ramp and --oscillate say when to guide: choose one")
     if ramp is not None and ramp not in ("linear", "cosine"):
         raise InputError(f"--ramp {ramp!r} does not exist{nearest(ramp, ('linear', 'cosine'))}")
+    if oscillate is not None:
+        return f"oscillation:{oscillate}"
     return f"interval:{interval}" if interval is not None else ramp
 
 

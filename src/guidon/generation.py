@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from .errors import InputError, nearest
-from .guidance.rules import RULES
+from .guidance import parse_rule, parse_timing, rule_text
 from .samplers.philox import BLOCKS
 from .settings import Settings
 
@@ -38,7 +38,8 @@ class Generation(Settings):
 
     ``samples`` are sample indices: sample k of a seed starts from the same noise whatever is generated beside it.
     ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
-    ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``exact`` names the
+    ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``guidance`` is a rule
+    with all its settings, ``timing`` when it acts. ``exact`` names the
     original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
     ``size`` (height, width) in pixels and ``frames`` are the model's own where they are None.
     ``exact_noise`` draws on the device that runs, or as a CUDA device does ("cuda:h100"; "cuda" is an A100), on which
@@ -66,9 +67,13 @@ class Generation(Settings):
 
     @field_validator("guidance")
     @classmethod
-    def _known_rule(cls, value: str) -> str:
-        if value not in RULES:
-            raise InputError(f"guidance rule {value!r} does not exist{nearest(value, RULES)}")
+    def _whole_rule(cls, value: str) -> str:
+        return rule_text(parse_rule(value))
+
+    @field_validator("timing")
+    @classmethod
+    def _known_timing(cls, value: str) -> str:
+        parse_timing(value)
         return value
 
     @field_validator("exact_noise")
@@ -83,6 +88,12 @@ class Generation(Settings):
     def _nothing_without_effect(self) -> Generation:
         if self.eta and self.sampler != "ddim":
             raise InputError(f"eta {self.eta:g} is ddim's, the sampler is {self.sampler}: leave it out")
+        rule = parse_rule(self.guidance)
+        if rule.name == "cfg++" and (self.sampler != "ddim" or self.eta):
+            raise InputError("guidance cfg++ has a sampler of its own: give the sampler ddim, with eta 0")
+        rule.check(self.cfg_scale if isinstance(self.cfg_scale, tuple) else [self.cfg_scale])
+        if rule.needs_negative and self.negative_prompt is None:
+            raise InputError(f"guidance {rule.name} needs a negative prompt: give what should not be seen")
         if self.exact_noise != "device" and self.exact is None:
             raise InputError(f"exact_noise {self.exact_noise!r} needs exact, whose draws it makes: give both")
         return self

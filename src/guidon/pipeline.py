@@ -19,8 +19,15 @@ from torch import Tensor
 from . import __version__
 from .errors import InputError
 from .generation import EXACT, Generation
-from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, Unset, cfg_channels_from, parse_timing
-from .guidance.rules import RULES
+from .guidance import (
+    ChannelScale,
+    GuidanceTrace,
+    GuidedDenoiser,
+    Unset,
+    cfg_channels_from,
+    parse_rule,
+    parse_timing,
+)
 from .loading import Parts, Sources, find_parts
 from .presets import Preset, find_preset
 from .samplers import CudaGenerator, LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
@@ -154,7 +161,6 @@ class Pipeline:
             valid = f"valid: {', '.join(originals)}" if originals else "it has no original"
             raise InputError(f"{self.preset.name} is not of {generation.exact!r}, which --exact replays; {valid}")
         self.parts.schedule.respaced(str(generation.steps))
-        parse_timing(generation.timing)
         if (
             self._latent_shape(self.parts.latent_shape, generation) != self.parts.latent_shape
             and not self.preset.is_image
@@ -257,20 +263,33 @@ class Pipeline:
         """Captions to guided latents (B, C, ...), one row a sample: the whole of guided sampling."""
         features, mask = captions.rows(prompts, self.device)
         cond = model.prepare(features, mask)
-        if captions.avoid is None:  # as in the originals, the null caption is read under the prompts' mask
+        rule, negative = parse_rule(generation.guidance), None
+        if captions.avoid is not None:
+            negative = model.prepare(*captions.avoid.rows([0] * len(prompts), self.device))
+        if (
+            negative is None or rule.needs_negative
+        ):  # as in the originals, the null caption is read under the prompts' mask
             uncond = model.null(len(prompts), mask)
         else:
-            uncond = model.prepare(*captions.avoid.rows([0] * len(prompts), self.device))
+            uncond, negative = negative, None
         solver = generation.sampler == "dpm-solver"  # it chooses its own times, between those of the full schedule
         schedule = self.parts.schedule if solver else self.parts.schedule.respaced(generation.steps)
         exact = generation.exact and EXACT[generation.exact]
         if exact and exact.single_precision:
             schedule = schedule.single_precision()
         network = partial(_in_whole_precision, model) if exact else model
-        scale = ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels)
-        rule, timing = RULES[generation.guidance], parse_timing(generation.timing)
         denoiser = GuidedDenoiser(
-            network, cond, uncond, scale, schedule, rule=rule, timing=timing, batched=batched, trace=trace
+            network,
+            cond,
+            uncond,
+            ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels),
+            schedule,
+            rule=rule,
+            timing=parse_timing(generation.timing),
+            batched=batched,
+            trace=trace,
+            negative=negative,
+            parameterization=self.parts.process.parameterization,
         )
         x = noise.initial(self._latent_shape(model.latent_shape, generation), self.device, len(prompts))
         if exact and exact.noise_in_dtype:

@@ -113,13 +113,6 @@ def test_text_round_trips_and_unguided_channels_have_scale_one(chosen, scale):
     assert parsed.is_identity == (not chosen or scale == 1)
 
 
-def test_spans_are_found_where_guided_channels_are_neighbours():
-    assert ChannelScale.parse(2.0, 3, channels=4).span() == slice(0, 3)
-    assert ChannelScale.parse(2.0, "1-2", channels=4).span() == slice(1, 3)
-    assert ChannelScale.parse(2.0, "0,2", channels=4).span() is None
-    assert ChannelScale.parse(1.0, "all", channels=4).span() is None
-
-
 def test_weighting_moves_scales_between_one_and_full():
     scale = ChannelScale.parse(5.0, 3, channels=4)
     assert scale.weighted(0).is_identity

@@ -9,6 +9,8 @@ def test_timings_by_name():
     assert parse_timing("linear") is linear_ramp
     assert parse_timing("cosine") is cosine_ramp
     within = parse_timing("interval:0.2,0.8")
+    alternating = parse_timing("oscillation:3")
+    assert [alternating(0.5, number) for number in range(7)] == [1, 1, 1, 0, 1, 0, 1]
     assert [within(p) for p in (0.0, 0.2, 0.5, 0.8, 1.0)] == [0, 1, 1, 1, 0]
 
 
@@ -24,6 +26,8 @@ def test_timings_by_name():
         "interval:1",
         "interval",
         "liner",
+        "oscillation:x",
+        "oscillation:-1",
     ],
 )
 def test_bad_timings_are_refused_in_one_line(bad):

@@ -6,6 +6,7 @@ batch, or a long tensor (B,).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -102,6 +103,22 @@ def q_posterior(x_0: Tensor, x_t: Tensor, step: Step, tables: ScheduleTables) ->
     """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eqs. 6 and 7)."""
     mean = at(tables.posterior_mean_coef1, step, x_t) * x_0 + at(tables.posterior_mean_coef2, step, x_t) * x_t
     return mean, at(tables.posterior_variance, step, x_t), at(tables.posterior_log_variance_clipped, step, x_t)
+
+
+def converted(
+    prediction: Tensor, x_t: Tensor, signal: float, given: Parameterization, wanted: Parameterization
+) -> Tensor:
+    """A prediction in another parameterisation; ``signal`` is alphas_cumprod at t, below 1 unless x_0 is wanted."""
+    if given == wanted:
+        return prediction
+    a, n = math.sqrt(signal), math.sqrt(1 - signal)
+    if given == "x0":
+        x_0 = prediction
+    else:
+        x_0 = a * x_t - n * prediction if given == "v" else (x_t - n * prediction) / a
+    if wanted == "x0":
+        return x_0
+    return (a * x_t - x_0) / n if wanted == "v" else (x_t - a * x_0) / n
 
 
 def split_prediction(prediction: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:

@@ -99,13 +99,6 @@ class ChannelScale:
             self.guided,
         )
 
-    def span(self) -> slice | None:
-        """The channels that differ from scale 1, when they are neighbours: guidance can then work on a view."""
-        active = self.active()
-        if not active or active[-1] - active[0] + 1 != len(active):
-            return None
-        return slice(active[0], active[-1] + 1)
-
     def active(self) -> tuple[int, ...]:
         """Indices of the channels whose scale is not 1."""
         return tuple(c for c, scale in enumerate(self.scales) if scale != 1)

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..diffusion import converted
+from ..diffusion.posterior import Parameterization
 from ..errors import InputError
 from .channels import ChannelScale
-from .rules import Rule, cfg
+from .rules import Branches, Rule, cfg
 from .timing import Timing, constant
 from .trace import GuidanceTrace
 
@@ -36,28 +39,33 @@ class Timesteps(Protocol):
     @property
     def num_original_timesteps(self) -> int: ...
 
+    @property
+    def alphas_cumprod(self) -> Any: ...
+
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class GuidedDenoiser:
-    """A network under classifier-free guidance.
+    """A network under classifier-free guidance, for one run of a sampler: some rules and timings remember its steps.
 
     Args:
         network: (x, original timesteps (B,), condition) -> prediction, a fresh tensor with C or 2C channels.
         cond, uncond: conditions of the two branches; ``uncond`` may be None where every scale is 1.
         scale: guidance scale per latent channel.
-        schedule: says which original timestep a step stands for.
-        rule: how the two predictions are joined.
+        schedule: says which original timestep a step stands for, and how noisy it is.
+        rule: how the predictions are joined.
         timing: weight of guidance over the course of sampling.
-        batched: both branches in one doubled batch; False runs them one after the other, in half the memory.
+        batched: all branches in one batch; False runs them one after the other, in half the memory.
         trace: notes what guidance did.
+        negative: condition of the negative prompt, for a rule that needs it beside ``uncond``.
+        parameterization: what the network predicts, for rules that work in another space.
 
     Unguided channels and all variance channels of the result are the conditional prediction's, bit for bit; where every
     scale is 1 the unconditional branch is not run.
 
     Raises:
-        InputError: a condition is missing, or x or the prediction has other channels than the scale.
+        InputError: a condition is missing, the rule does not take the scale, or x or the prediction has other channels.
     """
 
     def __init__(
@@ -72,36 +80,79 @@ class GuidedDenoiser:
         timing: Timing = constant,
         batched: bool = True,
         trace: GuidanceTrace | None = None,
+        negative: Any = None,
+        parameterization: Parameterization = "eps",
     ) -> None:
-        if uncond is None and not scale.is_identity:
-            raise InputError(f"guidance on channels {scale.text} needs an unconditional condition, and none was given")
-        self.network, self.cond, self.uncond, self.scale = network, cond, uncond, scale
+        self.network, self.scale = network, scale
+        self.parameterization: Parameterization = parameterization
         self.rule, self.timing, self.trace = rule, timing, trace
+        if uncond is None and self._guides(scale):
+            raise InputError(f"guidance on channels {scale.text} needs an unconditional condition, and none was given")
+        if negative is None and rule.needs_negative and self._guides(scale):
+            raise InputError(f"guidance {rule.name} needs a negative prompt")
+        rule.check([scale.scales[c] for c in scale.guided])
+        self.cond = cond
+        self.others = [uncond, negative] if rule.needs_negative else [uncond]
         self.timesteps = [float(t) for t in schedule.timestep_map]
+        self.signals = [float(a) for a in schedule.alphas_cumprod]
         self.last = max(1, schedule.num_original_timesteps - 1)
-        self.both = cond.cat(uncond) if batched and not scale.is_identity else None
+        self.all: Any = None
+        if batched and self._guides(scale):
+            self.all = cond
+            for other in self.others:
+                self.all = self.all.cat(other)
+        self.number = 0
+        self.memory: dict[str, Tensor] = {}
         self._tensors: dict[tuple[float, ...], Tensor] = {}
 
     def __call__(self, x: Tensor, step: int) -> Tensor:
         """The guided prediction (B, C or 2C, ...) of x (B, C, ...) at a step of the schedule."""
-        return self.at(x, self.timesteps[step])
+        before = self.signals[step - 1] if step else 1.0
+        return self._at(x, self.timesteps[step], self.signals[step], before)
 
     def at(self, x: Tensor, timestep: float) -> Tensor:
         """The same at an original timestep, which may lie between whole ones."""
-        if x.shape[1] != len(self.scale.scales):
-            raise InputError(f"x has {x.shape[1]} channels, the guidance scale {len(self.scale.scales)}")
-        scale = self.scale.weighted(self.timing(min(1.0, max(0.0, 1 - timestep / self.last))))
-        if scale.is_identity:
-            return self._run(x, timestep, self.cond)
-        cond, uncond = self._branches(x, timestep)
+        signal = np.exp(np.interp(timestep, self.timesteps, np.log(self.signals)))
+        return self._at(x, timestep, float(signal), None)
+
+    def _at(self, x: Tensor, timestep: float, signal: float, before: float | None) -> Tensor:
         channels = x.shape[1]
+        if channels != len(self.scale.scales):
+            raise InputError(f"x has {channels} channels, the guidance scale {len(self.scale.scales)}")
+        progress = min(1.0, max(0.0, 1 - timestep / self.last))
+        weight = self.timing(progress, self.number)
+        self.number += 1
+        scale = self.scale.weighted(weight)
+        if weight == 0 or not self._guides(scale):
+            return self._run(x, timestep, self.cond)
+        cond, uncond, *negative = self._branches(x, timestep)
         if self.trace is not None:
             self.trace.record(timestep, scale.scales, cond[:, :channels], uncond[:, :channels])
-        span = scale.span()
-        where = span if span is not None else list(scale.active())
-        factor = self._factor(scale, x)
-        cond[:, where] = self.rule(cond[:, where], uncond[:, where], factor)
+        where = self._where(scale)
+        space: Parameterization = self.parameterization if self.rule.space == "own" else self.rule.space
+
+        def seen(prediction: Tensor) -> Tensor:
+            """The guided channels of a prediction in the rule's space."""
+            return converted(prediction[:, where], x[:, where], signal, self.parameterization, space)
+
+        branches = Branches(
+            seen(cond), seen(uncond), seen(negative[0]) if negative else None, progress, signal, before, self.memory
+        )
+        guided = self.rule(branches, self._factor(scale, x))
+        cond[:, where] = converted(guided, x[:, where], signal, space, self.parameterization)
         return cond
+
+    def _guides(self, scale: ChannelScale) -> bool:
+        """Whether the result differs from the conditional prediction."""
+        return bool(scale.guided) if not self.rule.by_scale_one else not scale.is_identity
+
+    def _channels(self, scale: ChannelScale) -> tuple[int, ...]:
+        return scale.active() if self.rule.by_scale_one else scale.guided
+
+    def _where(self, scale: ChannelScale) -> slice | list[int]:
+        """The channels that a rule is told of: a view where they are neighbours."""
+        chosen = self._channels(scale)
+        return slice(chosen[0], chosen[-1] + 1) if chosen[-1] - chosen[0] + 1 == len(chosen) else list(chosen)
 
     def _run(self, x: Tensor, timestep: float, condition: Any) -> Tensor:
         t = torch.full((len(x),), timestep, device=x.device, dtype=torch.float32)
@@ -113,15 +164,16 @@ class GuidedDenoiser:
             )
         return prediction
 
-    def _branches(self, x: Tensor, timestep: float) -> tuple[Tensor, Tensor]:
-        if self.both is None:
-            return self._run(x, timestep, self.cond), self._run(x, timestep, self.uncond)
-        cond, uncond = self._run(torch.cat([x, x]), timestep, self.both).chunk(2)
-        return cond, uncond
+    def _branches(self, x: Tensor, timestep: float) -> list[Tensor]:
+        """The predictions of cond and all others."""
+        count = 1 + len(self.others)
+        if self.all is None:
+            return [self._run(x, timestep, condition) for condition in (self.cond, *self.others)]
+        return list(self._run(torch.cat([x] * count), timestep, self.all).chunk(count))
 
     def _factor(self, scale: ChannelScale, x: Tensor) -> float | Tensor:
         """A float where the guided channels share a scale, else one factor per channel, sent to the device once."""
-        values = tuple(scale.scales[c] for c in scale.active())
+        values = tuple(scale.scales[c] for c in self._channels(scale))
         if len(set(values)) == 1:
             return values[0]
         if values not in self._tensors:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from ..diffusion import NoiseSchedule, Process, split_prediction
+from ..diffusion import NoiseSchedule, Process, converted, split_prediction
 from ..errors import InputError
 from .steps import Denoiser, Noise, OnStep
 
@@ -58,11 +58,7 @@ def sample_dpm_solver(
 
     def predict(x: Tensor, time: float) -> Tensor:
         output, _ = split_prediction(denoiser.at(x, clock.timestep(time)), x.shape[1])
-        alpha, sigma, _ = noise_level(time)
-        if process.parameterization == "x0":
-            x_0 = output
-        else:
-            x_0 = alpha * x - sigma * output if process.parameterization == "v" else (x - sigma * output) / alpha
+        x_0 = converted(output, x, noise_level(time)[0] ** 2, process.parameterization, "x0")
         return x_0.clamp(-1, 1) if process.clip_denoised else x_0
 
     previous: Tensor | None = None
