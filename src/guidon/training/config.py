@@ -111,7 +111,9 @@ class DenoiserRecipe(Run):
     ``foreground_weight`` is what an error where the object is counts more, once noise lets its place be seen.
     ``shape_contrast`` None draws clips one by one. A number draws families of clips that differ in shape alone, under
     the same noise, timestep and caption dropout: what noise hides errs alike in all of them, so the gradient of what
-    sets shapes apart is free of it; errors in the differences within a family count that many times.
+    sets shapes apart is free of it; errors in the differences within a family count that many times. ``shape_swap`` is
+    the share of captioned, noisy samples in which a sibling of another shape shows through, so that only the caption
+    tells the shape.
     ``timesteps`` None draws them uniformly; (mean, std) draws t / 1000 from a logit-normal distribution (Esser et al.
     2403.03206, eq. 19). ``start`` is the model folder of an earlier run whose weights this one starts from. ``compile``
     hands the blocks to torch.compile: a quarter more samples a second on two cores; it needs a C++ compiler.
@@ -130,6 +132,7 @@ class DenoiserRecipe(Run):
     loss_weighting: Literal["uniform", "min-snr", "balanced"] = "uniform"
     foreground_weight: PositiveFloat = 1.0
     shape_contrast: PositiveFloat | None = None
+    shape_swap: Fraction = 0.0
     compile: bool = False
 
     @model_validator(mode="after")
@@ -137,6 +140,8 @@ class DenoiserRecipe(Run):
         if self.shape_contrast is not None:
             for name in ("batch_size", "clips"):
                 _divides(len(SHAPES), getattr(self, name), f"families of shapes must divide {name}")
+        elif self.shape_swap:
+            raise InputError("shape_swap takes a sibling from a clip's family: give shape_contrast too")
         return self
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import world
 from ..atomic import atomic_path
 from ..checkpoints import load_component, load_weights, save_component
-from ..diffusion import NoiseSchedule, Process, predicted_x0, q_sample, training_losses
+from ..diffusion import NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample, training_losses
 from ..errors import InputError
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
@@ -21,6 +21,7 @@ from .config import DenoiserRecipe
 from .data import LatentClips, Prefetch
 
 DIFFUSION_STEPS = 1000
+SWAPPED_FROM = 350  # below, noise hides no shape: what x_t shows is what there is
 HELD_OUT, HELD_OUT_SEED = 32, 2  # clips of the validation loss
 
 
@@ -52,6 +53,11 @@ def within_family(value: Tensor, each: int) -> Tensor:
     """Mean square (B,) of how far each row of ``value`` (B, ...) is from the mean of its family of ``each`` rows."""
     families = value.unflatten(0, (-1, each))
     return (families - families.mean(1, keepdim=True)).flatten(0, 1).square().flatten(1).mean(1)
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) shaped to go with ``like`` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 class Trained(nn.Module):
@@ -120,7 +126,9 @@ class DenoiserTask:
         noise, t, dropped = (value.repeat_interleave(each, 0).to(self.device) for value in (noise, t, dropped))
 
         x_0 = x_0.to(self.device)
-        x_t = q_sample(x_0, t, noise, self.tables)
+        shown, swapped = self._misled(x_0, t, dropped, generator)
+        x_t = q_sample(shown, t, noise, self.tables)
+        noise = torch.where(_rows(swapped, x_0), eps_from_x0(x_t, t, x_0, self.tables), noise)
         features, mask = self.module.text(self.module.text.tokenize(captions).to(self.device))
         null = self.module.denoiser.y_embedder.y_embedding
         features = torch.where(dropped[:, None, None], null, features)
@@ -130,7 +138,7 @@ class DenoiserTask:
             prediction, x_0, x_t, t, noise, self.tables, self.process, kind="mse", importance=importance
         )
         weights = self._weights(terms["mse"].detach(), t)
-        loss = (weights * terms["mse"]).mean() + terms["vb"].mean()
+        loss = (weights * terms["mse"]).mean() + (terms["vb"] * ~swapped).mean()
         logs = {"mse": terms["mse"].detach().mean(), "vb": terms["vb"].detach().mean()}
         bands = {"low": t < 250, "mid": (t >= 250) & (t < 600), "high": t >= 600}
         logs |= {f"mse_{name}": terms["mse"].detach()[band].mean() for name, band in bands.items()}
@@ -143,6 +151,21 @@ class DenoiserTask:
                 f"missed_{name}": within.detach()[band].mean() / whole[band].mean() for name, band in bands.items()
             }
         return loss, logs
+
+    def _misled(self, x_0: Tensor, t: Tensor, dropped: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What noise is added to, and in which rows (B,) that is not x_0: there a sibling of another shape shows through.
+
+        Given its caption, a sample's shape is known whatever x_t looks like; but a network that sees the shape in every
+        x_t that it is trained on does not learn to read the word, and when it samples nobody draws the shape.
+        """
+        rows, each = len(x_0), self.clips.family_size
+        if not self.recipe.shape_swap:
+            return x_0, torch.zeros(rows, dtype=torch.bool, device=self.device)
+        swapped = torch.rand(rows, generator=generator) < self.recipe.shape_swap
+        share, other = torch.rand(rows, generator=generator), int(torch.randint(1, each, (), generator=generator))
+        swapped = swapped.to(self.device) & (t >= SWAPPED_FROM) & ~dropped
+        sibling = x_0.unflatten(0, (-1, each)).roll(other, 1).flatten(0, 1)
+        return x_0 + _rows(share.to(self.device) * swapped, x_0) * (sibling - x_0), swapped
 
     def _start_from(self, folder: Path) -> None:
         """Take the weights of an exported model, whose shapes and prediction must be the recipe's."""
