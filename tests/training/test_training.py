@@ -10,6 +10,7 @@ import yaml
 import guidon
 from guidon import world
 from guidon.checkpoints import load_component
+from guidon.diffusion import converted
 from guidon.errors import InputError
 from guidon.training import load_recipe, run_recipe
 from guidon.training.config import Optimiser
@@ -261,6 +262,47 @@ def test_a_family_shares_what_hides_its_shapes(tmp_path, tiny_model, monkeypatch
     assert {"missed_low", "missed_mid", "missed_high"} <= logs.keys()
 
 
+def test_a_sibling_shows_through_where_noise_hides_shapes_and_a_caption_tells_them(tmp_path, tiny_model):
+    values = {"shape_contrast": 1, "shape_swap": 1.0, "batch_size": 8, "clips": 8}
+    task = task_of(tmp_path, tiny_model / "vae.safetensors", **values)
+    latents = torch.arange(8.0).view(8, 1, 1, 1, 1).expand(8, 4, 16, 8, 8)
+    t = torch.tensor([900, 900, 349, 350, 800, 800, 800, 800])
+    dropped = torch.tensor([False, True, False, False, False, False, True, True])
+    shown, swapped = task._misled(latents, t, dropped, torch.Generator().manual_seed(0))
+    assert swapped.tolist() == [True, False, False, True, True, True, False, False]
+    assert torch.equal(shown[~swapped], latents[~swapped])
+    moved = (shown - latents)[swapped].flatten(1)
+    assert (moved.std(1) == 0).all()
+    assert (moved[:, 0] != 0).all()
+    low, high = torch.tensor([0, 0, 4, 4]), torch.tensor([3, 3, 7, 7])  # of each one's family
+    assert ((shown[swapped].flatten(1)[:, 0] >= low) & (shown[swapped].flatten(1)[:, 0] <= high)).all()
+
+
+def test_a_swapped_sample_is_still_to_be_denoised_to_its_own_shape(tmp_path, tiny_model, monkeypatch):
+    """A network that answers with the captioned clip has no loss, whatever shows through and whatever it predicts."""
+    for prediction in ("eps", "x0", "v"):
+        values = {
+            "shape_contrast": 2,
+            "shape_swap": 1.0,
+            "batch_size": 8,
+            "clips": 8,
+            "prediction": prediction,
+            "caption_dropout": 0.0,
+        }
+        task = task_of(tmp_path, tiny_model / "vae.safetensors", **values)
+        clean = task.clips.batch(0, 8)[0]
+
+        def answer(x, t, y, mask, clean=clean, task=task, prediction=prediction):
+            rows = [
+                converted(clean[k], x[k], float(task.tables.alphas_cumprod[t[k]]), "x0", prediction) for k in range(8)
+            ]
+            return torch.cat([torch.stack(rows), torch.zeros_like(x)], 1)
+
+        monkeypatch.setattr(task.module.denoiser, "forward", answer)
+        _, logs = task.loss(0, torch.Generator().manual_seed(0))
+        assert logs["mse"] < 1e-4
+
+
 def test_what_a_family_has_in_common_is_not_counted_as_contrast():
     common, apart = torch.randn(2, 1, 5).expand(2, 4, 5), torch.tensor([1.0, -1.0, 1.0, -1.0]).view(1, 4, 1)
     assert torch.allclose(within_family((common + 2 * apart).flatten(0, 1), 4), torch.full((8,), 4.0))
@@ -306,6 +348,7 @@ def test_bad_recipes_are_refused_in_one_line(tmp_path, values, message):
     [
         ({"text": {"heads": 5}}, "64 is no multiple of 5"), ({"model": {"hidden_size": 64, "num_heads": 5}}, "64 is no multiple of 5"),
         ({"model": {"hidden_size": 130, "num_heads": 5}}, "130 is no multiple of 4"),
+        ({"shape_swap": 0.5}, "shape_swap takes a sibling from a clip's family: give shape_contrast too"),
         ({"shape_contrast": 2, "batch_size": 6}, "families of shapes must divide batch_size: 6 is no multiple of 4"),
     ],
 )  # fmt: skip
