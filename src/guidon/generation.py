@@ -39,7 +39,8 @@ class Generation(Settings):
     ``samples`` are sample indices: sample k of a seed starts from the same noise whatever is generated beside it.
     ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
     ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``guidance`` is a rule
-    with all its settings, ``timing`` when it acts. ``exact`` names the
+    with all its settings, ``timing`` when it acts. ``rotation`` is the seed of a random rotation of the latent
+    channels, of which cfg_channels then chooses: a control for studies. ``exact`` names the
     original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
     ``size`` (height, width) in pixels and ``frames`` are the model's own where they are None.
     ``exact_noise`` draws on the device that runs, or as a CUDA device does ("cuda:h100"; "cuda" is an A100), on which
@@ -58,6 +59,7 @@ class Generation(Settings):
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     cfg_scale: float | tuple[float, ...] = 1.0
     cfg_channels: str | None = "3"
+    rotation: Annotated[int, Field(ge=0)] | None = None
     guidance: str = "cfg"
     timing: str = "constant"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -27,6 +27,7 @@ from .guidance import (
     cfg_channels_from,
     parse_rule,
     parse_timing,
+    random_rotation,
 )
 from .loading import Parts, Sources, find_parts
 from .presets import Preset, find_preset
@@ -110,8 +111,8 @@ class Pipeline:
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did (only where all the clips fit one batch).
             choices: any field of ``Generation``: seed, size, frames, steps, sampler, eta, cfg_scale, cfg_channels,
-                guidance, timing, negative_prompt, dtype, exact, exact_noise; ``cfg_channel`` is Open-Sora's name for
-                cfg_channels. What is left out is the preset's.
+                rotation, guidance, timing, negative_prompt, dtype, exact, exact_noise; ``cfg_channel`` is Open-Sora's
+                name for cfg_channels. What is left out is the preset's.
 
         Raises:
             InputError: a choice is not valid for this model; the message says what would be.
@@ -278,6 +279,9 @@ class Pipeline:
         if exact and exact.single_precision:
             schedule = schedule.single_precision()
         network = partial(_in_whole_precision, model) if exact else model
+        rotation = None
+        if generation.rotation is not None:
+            rotation = random_rotation(self.channels, generation.rotation).to(self.device)
         denoiser = GuidedDenoiser(
             network,
             cond,
@@ -290,6 +294,7 @@ class Pipeline:
             trace=trace,
             negative=negative,
             parameterization=self.parts.process.parameterization,
+            rotation=rotation,
         )
         x = noise.initial(self._latent_shape(model.latent_shape, generation), self.device, len(prompts))
         if exact and exact.noise_in_dtype:

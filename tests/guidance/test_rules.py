@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from guidon.diffusion import NoiseSchedule, Process, converted, eps_from_x0, predicted_x0
 from guidon.errors import InputError
-from guidon.guidance import RULES, Branches, ChannelScale, GuidedDenoiser, parse_rule, rule_text
+from guidon.guidance import RULES, Branches, ChannelScale, GuidedDenoiser, parse_rule, random_rotation, rule_text
 from guidon.guidance.rules import APG, CFG, CFGPlusPlus, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
 from guidon.samplers import ddim_step, sample_ddim
 
@@ -285,6 +285,22 @@ def test_perp_neg_runs_three_branches_in_one_batch_or_one_by_one():
         GuidedDenoiser(
             Network(), text(1.0), text(0.0), ChannelScale.parse(2.0, channels=4), SCHEDULE, rule=PerpendicularNegative()
         )
+
+
+@pytest.mark.parametrize("name", ["cfg", "apg", "cfg-zero", "perp-neg"])
+def test_a_rotation_changes_what_three_channels_are_and_not_what_all_are(name):
+    turn = random_rotation(4, 5)
+    assert torch.allclose(turn @ turn.T, torch.eye(4), atol=1e-6)
+    assert torch.linalg.det(turn) == pytest.approx(1, abs=1e-5)
+    assert not torch.allclose(turn, random_rotation(4, 6), atol=0.1)
+    plain, turned = (guided(RULES[name](), 3.0, "all", rotation=r)(noisy(), 9) for r in (None, turn))
+    assert torch.allclose(plain[:, :4], turned[:, :4], atol=2e-3)
+    assert torch.equal(plain[:, 4:], turned[:, 4:])
+    three, turned = (guided(RULES[name](), 3.0, 3, rotation=r)(noisy(), 9)[:, :4] for r in (None, turn))
+    assert not torch.allclose(three, turned, atol=0.05)
+    alone = Network()(noisy(), torch.full((2,), float(SCHEDULE.timestep_map[9])), text(1.0, 0.5))[:, :4]
+    fourth = torch.einsum("c,bc...->b...", turn[3], turned - alone)
+    assert fourth.abs().max() < 1e-4  # the unguided direction is the conditional prediction's
 
 
 def test_rules_are_read_with_their_settings_and_written_whole():

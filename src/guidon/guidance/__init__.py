@@ -1,6 +1,6 @@
 """Classifier-free guidance by channel; knows no network and no sampler."""
 
-from .channels import UNSET, CfgChannels, ChannelScale, Unset, cfg_channels_from, parse_channels
+from .channels import UNSET, CfgChannels, ChannelScale, Unset, cfg_channels_from, parse_channels, random_rotation
 from .denoiser import GuidedDenoiser
 from .rules import RULES, Branches, Rule, parse_rule, rule_text
 from .timing import constant, cosine_ramp, interval, linear_ramp, oscillation, parse_timing
@@ -9,5 +9,5 @@ from .trace import GuidanceTrace
 __all__ = [
     "RULES", "UNSET", "Branches", "CfgChannels", "ChannelScale", "GuidanceTrace", "GuidedDenoiser", "Rule", "Unset",
     "cfg_channels_from", "constant", "cosine_ramp", "interval", "linear_ramp", "oscillation", "parse_channels",
-    "parse_rule", "parse_timing", "rule_text",
+    "parse_rule", "parse_timing", "random_rotation", "rule_text",
 ]  # fmt: skip

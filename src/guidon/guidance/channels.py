@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Final
 
+import torch
+from torch import Tensor
+
 from ..errors import InputError
 
 CfgChannels = int | str | Sequence[int] | None
@@ -191,3 +194,11 @@ def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | Unset:
             "they are one setting, give it once"
         )
     return settings[spellings[0]] if spellings else UNSET
+
+
+def random_rotation(channels: int, seed: int) -> Tensor:
+    """A uniformly random rotation (C, C) of latent channels, float32: the control for "is this channel special?"."""
+    from scipy.stats import special_ortho_group
+
+    turn: Any = special_ortho_group
+    return torch.tensor(turn.rvs(channels, random_state=seed), dtype=torch.float32)

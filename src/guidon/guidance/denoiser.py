@@ -60,6 +60,8 @@ class GuidedDenoiser:
         trace: notes what guidance did.
         negative: condition of the negative prompt, for a rule that needs it beside ``uncond``.
         parameterization: what the network predicts, for rules that work in another space.
+        rotation: an orthogonal matrix (C, C); what is guided are then the channels of rotation @ latents, the control
+            for studies of whether a choice of channels is special. None guides the latents' own.
 
     Unguided channels and all variance channels of the result are the conditional prediction's, bit for bit; where every
     scale is 1 the unconditional branch is not run.
@@ -82,6 +84,7 @@ class GuidedDenoiser:
         trace: GuidanceTrace | None = None,
         negative: Any = None,
         parameterization: Parameterization = "eps",
+        rotation: Tensor | None = None,
     ) -> None:
         self.network, self.scale = network, scale
         self.parameterization: Parameterization = parameterization
@@ -91,7 +94,7 @@ class GuidedDenoiser:
         if negative is None and rule.needs_negative and self._guides(scale):
             raise InputError(f"guidance {rule.name} needs a negative prompt")
         rule.check([scale.scales[c] for c in scale.guided])
-        self.cond = cond
+        self.cond, self.rotation = cond, rotation
         self.others = [uncond, negative] if rule.needs_negative else [uncond]
         self.timesteps = [float(t) for t in schedule.timestep_map]
         self.signals = [float(a) for a in schedule.alphas_cumprod]
@@ -130,17 +133,28 @@ class GuidedDenoiser:
             self.trace.record(timestep, scale.scales, cond[:, :channels], uncond[:, :channels])
         where = self._where(scale)
         space: Parameterization = self.parameterization if self.rule.space == "own" else self.rule.space
+        seen_x = self._turned(x)[:, where]
 
         def seen(prediction: Tensor) -> Tensor:
             """The guided channels of a prediction in the rule's space."""
-            return converted(prediction[:, where], x[:, where], signal, self.parameterization, space)
+            own = self._turned(prediction[:, :channels])[:, where]
+            return converted(own, seen_x, signal, self.parameterization, space)
 
         branches = Branches(
             seen(cond), seen(uncond), seen(negative[0]) if negative else None, progress, signal, before, self.memory
         )
-        guided = self.rule(branches, self._factor(scale, x))
-        cond[:, where] = converted(guided, x[:, where], signal, space, self.parameterization)
+        guided = converted(self.rule(branches, self._factor(scale, x)), seen_x, signal, space, self.parameterization)
+        if self.rotation is None:
+            cond[:, where] = guided
+        else:
+            turned = self._turned(cond[:, :channels])
+            turned[:, where] = guided
+            cond[:, :channels] = torch.einsum("oc,bo...->bc...", self.rotation, turned)
         return cond
+
+    def _turned(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, ...) as the channels that are chosen from."""
+        return latents if self.rotation is None else torch.einsum("oc,bc...->bo...", self.rotation, latents)
 
     def _guides(self, scale: ChannelScale) -> bool:
         """Whether the result differs from the conditional prediction."""

@@ -153,7 +153,7 @@ class DenoiserTask:
         return loss, logs
 
     def _misled(self, x_0: Tensor, t: Tensor, dropped: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What noise is added to, and in which rows (B,) that is not x_0: there a sibling of another shape shows through.
+        """What noise is added to, and in which rows (B,) it is not x_0: there a sibling of another shape shows through.
 
         Given its caption, a sample's shape is known whatever x_t looks like; but a network that sees the shape in every
         x_t that it is trained on does not learn to read the word, and when it samples nobody draws the shape.
