@@ -198,7 +198,7 @@ def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | Unset:
 
 def random_rotation(channels: int, seed: int) -> Tensor:
     """A uniformly random rotation (C, C) of latent channels, float32: the control for "is this channel special?"."""
-    from scipy.stats import special_ortho_group
+    from scipy import stats
 
-    turn: Any = special_ortho_group
+    turn: Any = stats.special_ortho_group
     return torch.tensor(turn.rvs(channels, random_state=seed), dtype=torch.float32)
