@@ -291,7 +291,7 @@ def test_perp_neg_runs_three_branches_in_one_batch_or_one_by_one():
 def test_a_rotation_changes_what_three_channels_are_and_not_what_all_are(name):
     turn = random_rotation(4, 5)
     assert torch.allclose(turn @ turn.T, torch.eye(4), atol=1e-6)
-    assert torch.linalg.det(turn) == pytest.approx(1, abs=1e-5)
+    assert abs(torch.linalg.det(turn)) == pytest.approx(1, abs=1e-5)
     assert not torch.allclose(turn, random_rotation(4, 6), atol=0.1)
     plain, turned = (guided(RULES[name](), 3.0, "all", rotation=r)(noisy(), 9) for r in (None, turn))
     assert torch.allclose(plain[:, :4], turned[:, :4], atol=2e-3)

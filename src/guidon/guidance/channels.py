@@ -197,8 +197,6 @@ def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | Unset:
 
 
 def random_rotation(channels: int, seed: int) -> Tensor:
-    """A uniformly random rotation (C, C) of latent channels, float32: the control for "is this channel special?"."""
-    from scipy import stats
-
-    turn: Any = stats.special_ortho_group
-    return torch.tensor(turn.rvs(channels, random_state=seed), dtype=torch.float32)
+    """A uniformly random orthogonal matrix (C, C), float32: the control for "is this channel special?"."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.init.orthogonal_(torch.empty(channels, channels), generator=generator)
