@@ -275,6 +275,45 @@ def evaluate(
         print(path)
 
 
+study_app = typer.Typer(no_args_is_help=True, help="Compare settings on the same prompts and noise, with statistics.")
+app.add_typer(study_app, name="study")
+
+
+@study_app.command("run", epilog=_example("guidon study run studies/quick.yaml --out results"))
+def study_run(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Model, prompts, settings, primary contrast.")],
+    out: Annotated[Path, typer.Option(help="Results folder; a study that was cut off goes on in it.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, its cost and what it can see, and stop.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Do every cell of a study once: settings x prompts x seeds. Stopped or killed, the same command goes on."""
+    from .evaluation import plan as planning
+    from .evaluation import study as running
+    from .generate import progress
+    from .pipeline import load
+
+    wanted = planning.load_study(file)
+    pipe = load(wanted.model, device=device)
+    plan = planning.make_plan(wanted, pipe)
+    if dry_run:
+        print(planning.outline(plan, running.seconds_per_cell(plan, pipe)))
+        return
+    with progress("study") as on_cell:
+        running.run_study(plan, pipe, out, on_cell=on_cell, say=lambda text: print(f"guidon: {text}", file=sys.stderr))
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        found = running.results(plan, out)
+    except InputError as error:  # other ranks are still at theirs
+        print(error)
+        return
+    running.write_csv(plan, found, out / "results.csv")
+    print(out / "results.csv")
+    print(running.answer(plan, found))
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,

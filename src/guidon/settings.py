@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,12 +22,20 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings sections in an annotation such as ``tuple[Section, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The field names valid where a validation error points, walking nested sections."""
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = getattr(field, "annotation", None)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        field = model.model_fields.get(str(part))  # the number of a list's item names none
+        inner = next(_models(getattr(field, "annotation", None)), None)
+        if inner is not None:
             model = inner
     return list(model.model_fields)
 

@@ -184,8 +184,7 @@ def evaluate(
     """
     if split not in world.SPLITS:
         raise InputError(f"split {split!r} does not exist; valid: {', '.join(world.SPLITS)}")
-    shape = tuple(side * pipe.parts.downsampling for side in pipe.parts.latent_shape[-2:])
-    if shape != (world.SIZE, world.SIZE) or len(pipe.parts.latent_shape) != 4:
+    if not of_the_world(pipe):
         raise InputError(f"{pipe.preset.name} does not make the world's {world.SIZE}x{world.SIZE} videos")
     clips = [world.clip(split, WORLD_SEED, index) for index in range(prompts)]
     captions = [clip.caption for clip in clips]
@@ -231,6 +230,12 @@ def evaluate(
             things = [clip.scene.things[0] for clip in clips]
             spread[name] = np.array([start_spread(p, thing) for p, thing in zip(positions, things, strict=True)])
     return Evaluation(pipe.preset.name, split, captions, seeds, whole, values, spread, shown if pictures else {})
+
+
+def of_the_world(pipe: Pipeline) -> bool:
+    """Whether a model makes the world's videos, whose truth is known."""
+    shape = tuple(side * pipe.parts.downsampling for side in pipe.parts.latent_shape[-2:])
+    return shape == (world.SIZE, world.SIZE) and len(pipe.parts.latent_shape) == 4 and pipe.preset.released is None
 
 
 def _bytes(frames: np.ndarray) -> np.ndarray:
