@@ -24,6 +24,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
     return tmp_path
 
 
@@ -37,7 +38,7 @@ def run(line, *more):
 def test_the_readmes_commands_run(elsewhere):
     assert len(COMMANDS) >= 6
     for line in COMMANDS:
-        quick = () if "--steps" in line or "--from" in line or "*" in line else ("--steps", "4")
+        quick = () if re.search(r"--steps|--from|\*|guidon study", line) else ("--steps", "4")
         run(line, *quick)
     assert len(list(elsewhere.glob("outputs/*.mp4"))) >= 5
     assert list(elsewhere.glob("again/*.mp4"))
@@ -68,6 +69,26 @@ def test_the_originals_pages_commands_run_on_files_of_those_names(elsewhere, pag
         assert list(elsewhere.glob(f"out/{k}/*.json"))
 
 
+@pytest.mark.parametrize("page", ["rules", "studies"])
+def test_the_commands_of_the_pages_on_guidance_run(elsewhere, page):
+    lines = commands((ROOT / "docs" / f"{page}.md").read_text())
+    assert lines
+    for line in lines:
+        run(line, *(("--steps", "3") if "generate" in line else ()))
+
+
+def test_the_page_of_rules_has_them_all_with_their_settings():
+    from dataclasses import fields
+
+    from guidon.guidance import RULES
+
+    page = (ROOT / "docs" / "rules.md").read_text()
+    for name, rule in RULES.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        for setting in fields(rule):
+            assert f"`{setting.name}` {setting.default:g}" in row
+
+
 def test_the_readmes_snippets_run(elsewhere):
     assert len(SNIPPETS) >= 2
     for snippet in SNIPPETS:
@@ -92,7 +113,7 @@ def test_the_readmes_tree_names_what_is_there():
     named = set(re.findall(r"\b([a-z0-9_-]+\.(?:py|yaml|md))\b", tree))
     found = {
         path.name
-        for folder in ("src", "recipes", "examples", "benchmarks", "docs")
+        for folder in ("src", "recipes", "studies", "examples", "benchmarks", "docs")
         for path in (ROOT / folder).rglob("*.*")
     }
     assert named <= found | {"CONTRIBUTING.md"}

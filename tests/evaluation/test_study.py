@@ -192,12 +192,12 @@ def test_a_scale_of_the_same_energy_moves_the_prediction_as_far(pipe, tmp_path, 
         ({"settings": [*STUDY["settings"], {"guidance": "apgg"}]}, "did you mean 'apg'"),
     ],
 )  # fmt: skip
-def test_bad_studies_are_refused_in_one_line_on_the_command_line(tmp_path, tiny_model, changes, message):
+def test_bad_studies_are_refused_in_one_line_on_the_command_line(tmp_path, tiny_model, monkeypatch, changes, message):
     path = write(tmp_path / "study.yaml", model=str(tiny_model), **changes)
     run = [sys.executable, "-m", "guidon", "study", "run", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"]
     error = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error), pytest.raises(SystemExit) as stop:
-        patch.setattr(sys, "argv", run[2:])
+    monkeypatch.setattr(sys, "argv", run[2:])
+    with contextlib.redirect_stderr(error), pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
     assert message in error.getvalue()
