@@ -143,7 +143,7 @@ PRESETS = {
             cfg_channels="3",
             fps=8,
             source="recipes/small-vae.yaml, recipes/small.yaml, recipes/small-refine.yaml",
-            measured="200 L0 prompts x 4: all attributes right 97% (91% unguided), shape 98%, colour and direction 100%",
+            measured="200 L0 prompts x 4: all attributes right 97% (91% unguided), shape 98%, the others 100%",
         ),
         _open_sora(16, 256, "OpenSora-v1-HQ-16x256x256.pth"),
         _open_sora(16, 512, "OpenSora-v1-HQ-16x512x512.pth"),

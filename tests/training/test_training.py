@@ -236,6 +236,27 @@ def test_timesteps_are_drawn_where_the_recipe_says(tmp_path, tiny_model, monkeyp
     assert 0 <= t.min() < 250 < 950 < t.max() < 1000
 
 
+def test_captions_are_wrong_as_often_as_the_recipe_says(tmp_path, tiny_model):
+    """Others than without noise, at the recipe's share; which ones depends on the step alone."""
+    values = {"batch_size": 64, "clips": 64}
+    right = task_of(tmp_path, tiny_model / "vae.safetensors", **values)
+    noisy = task_of(tmp_path, tiny_model / "vae.safetensors", **values, caption_noise=0.25)
+    seen = {}
+    for name, task in (("right", right), ("noisy", noisy)):
+        task.module.text.tokenize = lambda captions, name=name, text=task.module.text: (
+            seen.__setitem__(name, list(captions)) or type(text).tokenize(text, captions)
+        )
+        task.loss(3, torch.Generator().manual_seed(0))
+    scenes = zip(*(map(world.read_caption, seen[name]) for name in ("right", "noisy")), strict=True)
+    wrong = sum(
+        (a.shape, a.colour, a.motion, a.background) != (b.shape, b.colour, b.motion, b.background) for a, b in scenes
+    )
+    assert abs(wrong - 16) <= 3 * math.sqrt(64 * 0.25 * 0.75)
+    latents, captions, _ = noisy.clips.batch(3, 64, caption_noise=0.25)
+    assert captions == seen["noisy"]
+    assert torch.equal(latents, right.clips.batch(3, 64)[0])
+
+
 def test_a_family_shares_what_hides_its_shapes(tmp_path, tiny_model, monkeypatch):
     """One noise, timestep and dropout a family: only the latents and the captions' shapes differ."""
     task = task_of(

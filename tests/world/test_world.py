@@ -207,3 +207,36 @@ def test_captions_that_contradict_themselves_or_say_nothing_are_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             world.read_caption(text)
+
+
+@settings(max_examples=80, deadline=None)
+@given(scenes, st.integers(0, 99))
+def test_a_mistaken_scene_is_wrong_in_one_attribute_and_can_be_captioned(scene, seed):
+    told = world.mistaken(scene, np.random.default_rng(seed))
+    right, wrong = dataclasses.asdict(scene.things[0]), dataclasses.asdict(told.things[0])
+    differing = {key for key in right if right[key] != wrong[key]} | (
+        {"background"} if scene.background != told.background else set()
+    )
+    if "motion" in differing:
+        assert (wrong["speed"] is None) == (wrong["motion"] == world.STILL)
+        differing -= {"speed"}
+    assert len(differing) == 1 and differing <= {"background", "shape", "colour", "motion"}
+    asked = world.read_caption(world.caption(told, np.random.default_rng(seed)))
+    assert (asked.shape, asked.colour, asked.motion, asked.background) == (
+        told.things[0].shape,
+        told.things[0].colour,
+        told.things[0].motion,
+        told.background,
+    )
+
+
+def test_every_attribute_is_mistaken_equally_often():
+    scenes = [world.clip("train", 0, index).scene for index in range(400)]
+    count = dict.fromkeys(("background", "shape", "colour", "motion"), 0)
+    for index, scene in enumerate(scenes):
+        told = world.mistaken(scene, np.random.default_rng(index))
+        for name in count:
+            a, b = (s.background if name == "background" else getattr(s.things[0], name) for s in (scene, told))
+            count[name] += a != b
+    assert sum(count.values()) == len(scenes)
+    assert all(abs(value - 100) < 4 * math.sqrt(75) for value in count.values())

@@ -114,6 +114,8 @@ class DenoiserRecipe(Run):
     sets shapes apart is free of it; errors in the differences within a family count that many times. ``shape_swap`` is
     the share of captioned, noisy samples in which a sibling of another shape shows through, so that only the caption
     tells the shape.
+    ``caption_noise`` is the share of captions that are wrong about one attribute, as captions of the web often are: a
+    model that learns them faithfully disobeys as often without guidance.
     ``timesteps`` None draws them uniformly; (mean, std) draws t / 1000 from a logit-normal distribution (Esser et al.
     2403.03206, eq. 19). ``start`` is the model folder of an earlier run whose weights this one starts from. ``compile``
     hands the blocks to torch.compile: a quarter more samples a second on two cores; it needs a C++ compiler.
@@ -126,6 +128,7 @@ class DenoiserRecipe(Run):
     text: TextShape = TextShape()
     clips: PositiveInt = 12000
     caption_dropout: Fraction = 0.1
+    caption_noise: Fraction = 0.0
     noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     prediction: Literal["eps", "v", "x0"] = "eps"
     timesteps: tuple[float, PositiveFloat] | None = None

@@ -81,10 +81,10 @@ class LatentClips:
                 parts.append(vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).half().cpu().contiguous())
         return torch.cat(parts).contiguous()
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, list[str], Tensor]:
+    def batch(self, step: int, size: int, *, caption_noise: float = 0.0) -> tuple[Tensor, list[str], Tensor]:
         """The latents (size, C, T, h, w) and captions of a step, and where its objects are (size, 1, T, h, w).
 
-        Every clip is seen once before any is seen twice.
+        Every clip is seen once before any is seen twice. ``caption_noise`` is the share of captions that are wrong.
         """
         latents, captions, objects = [], [], []
         for position in range(step * size, (step + 1) * size):
@@ -95,7 +95,9 @@ class LatentClips:
             if np.random.default_rng((self.seed, count, 7)).integers(2):
                 scene, latent = scene.reversed(), latent.flip(1)
             latents.append(latent)
-            captions.append(world.caption(scene, np.random.default_rng((self.seed, position, 8))))
+            rng = np.random.default_rng((self.seed, position, 8))
+            told = world.mistaken(scene, rng) if rng.random() < caption_noise else scene
+            captions.append(world.caption(told, rng))
             objects.append(touched(scene, latent.shape[-1]))
         return torch.stack(latents), captions, torch.stack(objects)[:, None]
 

@@ -109,7 +109,8 @@ class DenoiserTask:
                 block.compile()
         self.process = Process.trained(recipe.prediction)
         self.tables = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS).tables(device)
-        self.batch = Prefetch(lambda step: self.clips.batch(step, recipe.batch_size))
+        noise = recipe.caption_noise
+        self.batch = Prefetch(lambda step: self.clips.batch(step, recipe.batch_size, caption_noise=noise))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x_0, captions, objects = self.batch(step)

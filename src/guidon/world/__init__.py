@@ -22,11 +22,12 @@ from .scene import (
     Scene,
     Thing,
     extents,
+    mistaken,
 )
 
 __all__ = [
     "AREAS", "BACKGROUNDS", "COLOURS", "DIRECTIONS", "FPS", "FRAMES", "MOTIONS", "SHAPES", "SIZE", "SPEEDS", "SPLITS",
     "STILL", "UNSEEN_SPEED", "Attributes", "Clip", "Scene", "Thing", "Wanted", "caption", "clip", "combinations",
-    "coverage", "coverage_table", "extents", "family", "foreground", "plain_caption", "read_caption", "render",
-    "vocabulary",
+    "coverage", "coverage_table", "extents", "family", "foreground", "mistaken", "plain_caption", "read_caption",
+    "render", "vocabulary",
 ]  # fmt: skip
