@@ -183,7 +183,26 @@ def test_the_trace_holds_the_norms_of_the_difference():
     cond, uncond = alone(text(1.0, 2.0), 19), alone(text(-1.0, -1.0), 19)
     expected = (cond - uncond)[:, :4].flatten(2).norm(dim=2)
     assert np.allclose(arrays["difference"][:, 0], expected, rtol=1e-5)
-    assert np.abs(arrays["cosine"]).max() <= 1 + 1e-6
+    a, b = (cond - uncond)[:, :4].flatten(2), cond[:, :4].flatten(2)
+    assert np.allclose(arrays["cosine"][:, 0], torch.cosine_similarity(a, b, dim=2), atol=1e-5)
+
+    by_frame = trace.as_arrays(by_frame=True)
+    expected = (cond - uncond)[:, :4].flatten(3).norm(dim=3)
+    assert np.allclose(by_frame["difference"][:, 0], expected, rtol=1e-5)
+    assert np.allclose((by_frame["difference"] ** 2).sum(-1), arrays["difference"] ** 2)
+    with pytest.raises(ValueError, match="keep_x0=True"):
+        _ = trace.x0
+
+
+def test_the_trace_keeps_the_clean_latents_of_both_branches_if_asked():
+    trace, x = GuidanceTrace(keep_x0=True), x_of()
+    guided(4.0, 3, trace=trace)(x, 10)
+    cond, uncond = trace.x0
+    assert cond.shape == uncond.shape == (1, *x.shape)
+    signal = float(SCHEDULE.alphas_cumprod[10])
+    for branch, condition in ((cond, text(1.0, 2.0)), (uncond, text(-1.0, -1.0))):
+        eps = alone(condition, 10)[:, :4]
+        assert torch.allclose(branch[0], (x - (1 - signal) ** 0.5 * eps) / signal**0.5, rtol=1e-3, atol=1e-3)
 
 
 def test_networks_that_do_not_fit_are_refused():

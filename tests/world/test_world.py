@@ -220,7 +220,8 @@ def test_a_mistaken_scene_is_wrong_in_one_attribute_and_can_be_captioned(scene, 
     if "motion" in differing:
         assert (wrong["speed"] is None) == (wrong["motion"] == world.STILL)
         differing -= {"speed"}
-    assert len(differing) == 1 and differing <= {"background", "shape", "colour", "motion"}
+    assert len(differing) == 1
+    assert differing <= {"background", "shape", "colour", "motion"}
     asked = world.read_caption(world.caption(told, np.random.default_rng(seed)))
     assert (asked.shape, asked.colour, asked.motion, asked.background) == (
         told.things[0].shape,

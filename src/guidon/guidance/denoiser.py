@@ -130,7 +130,11 @@ class GuidedDenoiser:
             return self._run(x, timestep, self.cond)
         cond, uncond, *negative = self._branches(x, timestep)
         if self.trace is not None:
-            self.trace.record(timestep, scale.scales, cond[:, :channels], uncond[:, :channels])
+
+            def to_x0(prediction: Tensor) -> Tensor:
+                return converted(prediction, x, signal, self.parameterization, "x0")
+
+            self.trace.record(timestep, scale.scales, cond[:, :channels], uncond[:, :channels], to_x0)
         where = self._where(scale)
         space: Parameterization = self.parameterization if self.rule.space == "own" else self.rule.space
         seen_x = self._turned(x)[:, where]

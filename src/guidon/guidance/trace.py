@@ -1,6 +1,8 @@
-"""What guidance did: per sample, step and channel, how far apart the two branches were."""
+"""What guidance did: per sample, step, channel and frame, how far apart the two branches were."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,29 +14,60 @@ class GuidanceTrace:
     """Collects norms while sampling runs; nothing leaves the device before it is read.
 
     Steps at which the unconditional branch did not run leave no entry: ``as_arrays()["timestep"]`` says which did.
+
+    Args:
+        keep_x0: also keep both branches' x_0 of every step, on the CPU: two more copies of the latents a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_x0: bool = False) -> None:
+        self.keep_x0 = keep_x0
         self._timesteps: list[float] = []
         self._scales: list[tuple[float, ...]] = []
-        self._norms: list[Tensor] = []
+        self._products: list[Tensor] = []
+        self._x0: list[Tensor] = []
 
-    def record(self, timestep: float, scales: tuple[float, ...], cond: Tensor, uncond: Tensor) -> None:
-        """Note one guided step; cond and uncond are the eps of every channel, (B, C, ...)."""
-        c, u = cond.flatten(2), uncond.flatten(2)
-        difference, size, other = (x.square().sum(2).sqrt() for x in (c - u, c, u))
-        cosine = (c * u).sum(2) / (size * other).clamp_min(1e-12)
+    def record(
+        self,
+        timestep: float,
+        scales: tuple[float, ...],
+        cond: Tensor,
+        uncond: Tensor,
+        to_x0: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Note one guided step; cond and uncond are the predictions of every channel, (B, C, ...)."""
+        if self.keep_x0:
+            self._x0.append(torch.stack([to_x0(cond), to_x0(uncond)]).cpu())
+        frames = cond.shape[2] if cond.ndim == 5 else 1
+        c, u = (x.reshape(*x.shape[:2], frames, -1) for x in (cond, uncond))  # (B, C, T, H W)
+        d = c - u
         self._timesteps.append(timestep)
         self._scales.append(scales)
-        self._norms.append(torch.stack([difference, size, cosine]))
+        self._products.append(torch.stack([d.square().sum(3), c.square().sum(3), (c * d).sum(3)]))
 
     def __len__(self) -> int:
-        return len(self._norms)
+        return len(self._products)
 
-    def as_arrays(self) -> dict[str, NDArray[np.float64]]:
-        """``difference`` ||cond - uncond||, ``cond`` ||cond|| and ``cosine`` cos(cond, uncond), each (samples, steps,
-        channels); ``timestep`` (steps,); ``scale``, the effective one, (steps, channels)."""
-        norms = torch.stack(self._norms).double().cpu().numpy() if self._norms else np.zeros((0, 3, 0, 0))
-        names = ("difference", "cond", "cosine")
-        arrays = {name: np.ascontiguousarray(norms[:, k].swapaxes(0, 1)) for k, name in enumerate(names)}
-        return arrays | {"timestep": np.array(self._timesteps), "scale": np.array(self._scales)}
+    def as_arrays(self, *, by_frame: bool = False) -> dict[str, NDArray[np.float64]]:
+        """What was noted.
+
+        ``difference`` ||cond - uncond||, ``cond`` ||cond|| and ``cosine`` cos(cond - uncond, cond), each (samples,
+        steps, channels), with ``by_frame`` (samples, steps, channels, frames); ``timestep`` (steps,); ``scale``, the
+        effective one, (steps, channels).
+        """
+        products = torch.stack(self._products).double().cpu() if self._products else torch.zeros(0, 3, 0, 0, 0)
+        products = products if by_frame else products.sum(-1)  # (steps, 3, B, C[, T])
+        d2, c2, cd = (products[:, k].transpose(0, 1) for k in range(3))
+        cosine = cd / (d2 * c2).sqrt().clamp_min(1e-12)
+        arrays = {"difference": d2.sqrt(), "cond": c2.sqrt(), "cosine": cosine}
+        return {name: np.ascontiguousarray(value.numpy()) for name, value in arrays.items()} | {
+            "timestep": np.array(self._timesteps),
+            "scale": np.array(self._scales),
+        }
+
+    @property
+    def x0(self) -> tuple[Tensor, Tensor]:
+        """Both branches' x_0, cond's and uncond's, (steps, samples, C, ...); only with ``keep_x0``."""
+        if not self._x0:
+            raise ValueError("no x_0 was kept: make the trace with keep_x0=True, and guide at least one step")
+        cond, uncond = torch.stack(self._x0).unbind(1)
+        return cond, uncond

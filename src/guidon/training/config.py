@@ -71,9 +71,13 @@ class VAEShape(Settings):
 
 
 class VAERecipe(Run):
-    """The frame autoencoder: L1 + MSE with foreground weighted, and a KL term per latent element."""
+    """The frame autoencoder: L1 + MSE with foreground weighted, and a KL term per latent element.
+
+    ``start`` is the autoencoder file of an earlier run whose weights this one starts from.
+    """
 
     task: Literal["vae"]
+    start: Path | None = None
     model: VAEShape = VAEShape()
     foreground_weight: PositiveFloat = 10.0
     kl_weight: Annotated[float, Field(ge=0)] = 1e-4

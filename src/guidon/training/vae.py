@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import world
-from ..checkpoints import save_component
+from ..checkpoints import load_component, load_weights, save_component
 from ..models.vae import FrameVAE, FrameVAEConfig
 from .config import VAERecipe
 from .data import Prefetch
@@ -30,6 +30,8 @@ class VAETask:
         torch.manual_seed(recipe.seed)
         self.config = FrameVAEConfig(**recipe.model.model_dump())
         self.module = FrameVAE(self.config).to(device)
+        if recipe.start is not None:
+            load_weights(self.module, load_component(recipe.start, "vae"))
         self.batch = Prefetch(self._frames)
 
     def _frames(self, step: int) -> tuple[Tensor, Tensor]:
