@@ -2,6 +2,7 @@ import csv
 import math
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from guidon.training.ema import EMA
 from guidon.training.loop import learning_rate, make_optimisers
 from guidon.training.vae import VAETask
 
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 SHAPE = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
 
 
@@ -67,6 +69,25 @@ def test_a_vae_learns(tmp_path):
     run_recipe(vae_recipe(tmp_path, steps=60, batch_size=8, log_every=20, optimiser={"lr": 0.003, "warmup_steps": 1}))
     rows = list(csv.DictReader((tmp_path / "vae" / "log.csv").open()))
     assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 0.8
+
+
+def test_a_vae_starts_from_an_earlier_one_but_for_channels_drawn_anew(tmp_path, tiny_model):
+    """Of the two 1x1 convolutions next to the latents, only what the redrawn channel's mean has of its own."""
+    values = {"model": SHAPE, "start": str(tiny_model / "vae.safetensors")}
+    old = load_component(tiny_model / "vae.safetensors", "vae").weights
+    for redraw in ((), (3,)):
+        task = VAETask(load_recipe(vae_recipe(tmp_path, **values, redraw=list(redraw))), torch.device("cpu"))
+        changed = {name: value != old[name] for name, value in task.module.state_dict().items()}
+        inward, outward, bias = (
+            changed.pop(f"autoencoder.{name}")
+            for name in ("quant_conv.weight", "post_quant_conv.weight", "quant_conv.bias")
+        )
+        assert not any(part.any() for part in changed.values())
+        assert inward.flatten(1).any(1).nonzero().flatten().tolist() == list(redraw)
+        assert bias.nonzero().flatten().tolist() == list(redraw)
+        assert outward.flatten(1).any(0).nonzero().flatten().tolist() == list(redraw)
+    means, _ = task.module.posterior(task._frames(0)[0])
+    assert float(means[:, 3].std()) == pytest.approx(1, abs=1e-3)
 
 
 def interrupt_at(monkeypatch, task, step, action):
@@ -355,6 +376,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
         ({"task": ["vae"]}, "task is ['vae']"), ({"seed": -1}, "seed"), ({"optimiser": {"betas": [0.9, 1.0]}}, "betas"),
         ({"model": SHAPE | {"norm_num_groups": 7}}, "8 is no multiple of 7"), ({"model": {"pixel_unshuffle": 5}}, "64 is no multiple of 20"),
         ({"optimiser": {"l": 1}}, "optimiser.l"), ({"precision": "fp64"}, "precision"), ({"device": "quantum"}, "not a device"),
+        ({"redraw": [3]}, "redraw leaves out weights of an earlier run: give its start"),
+        ({"redraw": [4], "start": "vae.safetensors"}, "redraw names latent channel 4, they are 0 to 3"),
     ],
 )  # fmt: skip
 def test_bad_recipes_are_refused_in_one_line(tmp_path, values, message):
@@ -384,9 +407,9 @@ def test_a_date_that_is_none_is_bad_yaml(tmp_path):
         load_recipe(tmp_path / "r.yaml")
 
 
-@pytest.mark.parametrize("name", ["small-vae.yaml", "small.yaml", "small-refine.yaml"])
-def test_the_shipped_recipes_are_valid(name, pytestconfig):
-    assert load_recipe(pytestconfig.rootpath / "recipes" / name).steps > 1000
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_valid(path):
+    assert load_recipe(path).steps > 1000
 
 
 def test_the_learning_rate_warms_up_holds_and_falls_to_zero():

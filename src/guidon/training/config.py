@@ -73,14 +73,24 @@ class VAEShape(Settings):
 class VAERecipe(Run):
     """The frame autoencoder: L1 + MSE with foreground weighted, and a KL term per latent element.
 
-    ``start`` is the autoencoder file of an earlier run whose weights this one starts from.
+    ``start`` is the autoencoder file of an earlier run whose weights this one starts from, but for those next to the
+    latent channels in ``redraw``: a channel that a strong KL term has put out does not come back by itself.
     """
 
     task: Literal["vae"]
     start: Path | None = None
+    redraw: tuple[Annotated[int, Field(ge=0)], ...] = ()
     model: VAEShape = VAEShape()
     foreground_weight: PositiveFloat = 10.0
     kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+
+    @model_validator(mode="after")
+    def _redraws(self) -> VAERecipe:
+        if self.redraw and self.start is None:
+            raise ValueError("redraw leaves out weights of an earlier run: give its start")
+        if wrong := [channel for channel in self.redraw if channel >= self.model.latent_channels]:
+            raise ValueError(f"redraw names latent channel {wrong[0]}, they are 0 to {self.model.latent_channels - 1}")
+        return self
 
 
 class TextShape(Settings):

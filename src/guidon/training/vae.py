@@ -31,8 +31,21 @@ class VAETask:
         self.config = FrameVAEConfig(**recipe.model.model_dump())
         self.module = FrameVAE(self.config).to(device)
         if recipe.start is not None:
-            load_weights(self.module, load_component(recipe.start, "vae"))
+            self._start_from(recipe.start)
         self.batch = Prefetch(self._frames)
+
+    @torch.no_grad()
+    def _start_from(self, path: Path) -> None:
+        """Take an earlier run's weights; redrawn channels keep theirs, brought to unit standard deviation."""
+        inward, outward = self.module.autoencoder.quant_conv, self.module.autoencoder.post_quant_conv
+        drawn = [part.detach().clone() for part in (inward.weight, inward.bias, outward.weight)]
+        load_weights(self.module, load_component(path, "vae"))
+        for channel in self.recipe.redraw:
+            inward.weight[channel], inward.bias[channel] = drawn[0][channel], drawn[1][channel]
+            outward.weight[:, channel] = drawn[2][:, channel]
+            size = self.module.posterior(self._frames(0)[0].to(self.device))[0][:, channel].std()
+            inward.weight[channel] /= size
+            inward.bias[channel] /= size
 
     def _frames(self, step: int) -> tuple[Tensor, Tensor]:
         """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), weights (B, 1, H, W)."""
