@@ -88,6 +88,7 @@ def test_a_vae_starts_from_an_earlier_one_but_for_channels_drawn_anew(tmp_path, 
         assert outward.flatten(1).any(0).nonzero().flatten().tolist() == list(redraw)
     means, _ = task.module.posterior(task._frames(0)[0])
     assert float(means[:, 3].std()) == pytest.approx(1, abs=1e-3)
+    assert float(means[:, 3].mean()) == pytest.approx(0, abs=1e-3)
 
 
 def interrupt_at(monkeypatch, task, step, action):

@@ -36,16 +36,16 @@ class VAETask:
 
     @torch.no_grad()
     def _start_from(self, path: Path) -> None:
-        """Take an earlier run's weights; redrawn channels keep theirs, brought to unit standard deviation."""
+        """Take an earlier run's weights; redrawn channels keep theirs, brought to mean 0 and deviation 1."""
         inward, outward = self.module.autoencoder.quant_conv, self.module.autoencoder.post_quant_conv
         drawn = [part.detach().clone() for part in (inward.weight, inward.bias, outward.weight)]
         load_weights(self.module, load_component(path, "vae"))
         for channel in self.recipe.redraw:
             inward.weight[channel], inward.bias[channel] = drawn[0][channel], drawn[1][channel]
             outward.weight[:, channel] = drawn[2][:, channel]
-            size = self.module.posterior(self._frames(0)[0].to(self.device))[0][:, channel].std()
-            inward.weight[channel] /= size
-            inward.bias[channel] /= size
+            means = self.module.posterior(self._frames(0)[0].to(self.device))[0][:, channel]
+            inward.weight[channel] /= means.std()
+            inward.bias[channel] = (inward.bias[channel] - means.mean()) / means.std()
 
     def _frames(self, step: int) -> tuple[Tensor, Tensor]:
         """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), weights (B, 1, H, W)."""
