@@ -36,16 +36,21 @@ class VAETask:
 
     @torch.no_grad()
     def _start_from(self, path: Path) -> None:
-        """Take an earlier run's weights; redrawn channels keep theirs, brought to mean 0 and deviation 1."""
+        """Take an earlier run's weights; redrawn channels keep theirs, as sure as the others and of their spread."""
         inward, outward = self.module.autoencoder.quant_conv, self.module.autoencoder.post_quant_conv
         drawn = [part.detach().clone() for part in (inward.weight, inward.bias, outward.weight)]
         load_weights(self.module, load_component(path, "vae"))
+        channels = self.config.latent_channels
+        kept = [channel for channel in range(channels) if channel not in self.recipe.redraw]
         for channel in self.recipe.redraw:
             inward.weight[channel], inward.bias[channel] = drawn[0][channel], drawn[1][channel]
             outward.weight[:, channel] = drawn[2][:, channel]
-            means = self.module.posterior(self._frames(0)[0].to(self.device))[0][:, channel]
-            inward.weight[channel] /= means.std()
-            inward.bias[channel] = (inward.bias[channel] - means.mean()) / means.std()
+            mean, log_variance = self.module.posterior(self._frames(0)[0].to(self.device))
+            shrink = mean[:, kept].std() / mean[:, channel].std()
+            inward.weight[channel] *= shrink
+            inward.bias[channel] = (inward.bias[channel] - mean[:, channel].mean()) * shrink
+            inward.weight[channels + channel] = 0
+            inward.bias[channels + channel] = log_variance[:, kept].mean()
 
     def _frames(self, step: int) -> tuple[Tensor, Tensor]:
         """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), weights (B, 1, H, W)."""
