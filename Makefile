@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint test-gpu clean
+.PHONY: help demo test lint test-gpu test-browser clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,10 @@ lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 
 test-gpu: $(VENV)/.installed-dev  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
+
+test-browser: $(VENV)/.installed-dev  ## tests of the report in Chromium, from Debian's package or CHROMIUM=path
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -q -m browser
 
 clean:  ## remove the environment and caches; weights and outputs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

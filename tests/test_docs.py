@@ -69,7 +69,7 @@ def test_the_originals_pages_commands_run_on_files_of_those_names(elsewhere, pag
         assert list(elsewhere.glob(f"out/{k}/*.json"))
 
 
-@pytest.mark.parametrize("page", ["rules", "studies"])
+@pytest.mark.parametrize("page", ["rules", "studies", "calibration"])
 def test_the_commands_of_the_pages_on_guidance_run(elsewhere, page):
     lines = commands((ROOT / "docs" / f"{page}.md").read_text())
     assert lines

@@ -270,8 +270,9 @@ def answer(plan: Plan, found: dict[str, dict[str, np.ndarray]]) -> str:
     if not math.isfinite(result.p):
         return f"{name}: {b!r} cannot be compared with {a!r}: fewer than two prompts have both values{undefined}"
     verdict = "differs from" if result.p < 0.05 else "is not told apart from"
+    effect = f"d_z = {result.d_z:.2f}" if math.isfinite(result.d_z) else "no prompt differs"
     return (
         f"{name}: {b!r} {verdict} {a!r}: difference {result.difference} {metric.unit}, p = {result.p:.3g}, "
-        f"d_z = {result.d_z:.2f}, {result.pairs} prompts{undefined}; "
+        f"{effect}, {result.pairs} prompts{undefined}; "
         f"so many see d_z = {result.visible:.2f} with 80% power"
     )
