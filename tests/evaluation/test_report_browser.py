@@ -142,29 +142,15 @@ def test_two_settings_are_wiped_subtracted_and_sliced(opened, folder):
 def test_it_works_by_keyboard_alone(opened):
     """Tab reaches every control in reach of a mouse, and Enter works them."""
     reached = set()
-    for _ in range(400):
+    while "begin" not in reached:
         opened.keyboard.press("Tab")
         name = opened.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
-        if name in reached and name == "begin":
-            break
-        reached.add(name)
         if name == "forth":
             opened.keyboard.press("Enter")
-    assert {
-        "play",
-        "back",
-        "forth",
-        "scrub",
-        "zoom",
-        "pin",
-        "mode",
-        "only",
-        "which",
-        "a",
-        "b",
-        "wipe",
-        "begin",
-    } <= reached
+        assert len(reached) < 400
+        reached.add(name)
+    controls = {"play", "back", "forth", "scrub", "zoom", "pin", "mode", "only", "which", "a", "b", "wipe", "gain", "row"}
+    assert controls <= reached
     assert frames_of(opened) == [1] * EVERY
 
 

@@ -65,6 +65,19 @@ def test_seeds_of_one_prompt_are_not_independent_evidence():
     assert low <= 0.05 <= high
 
 
+@pytest.mark.parametrize("kind", ["share", "px"])
+def test_two_equal_settings_are_told_apart_one_time_in_twenty(kind):
+    """A/A: both settings are samples of one, prompts differ a lot, and shares have ties."""
+    rng = np.random.default_rng(5)
+    rejected = 0
+    for _ in range(200):
+        prompts = rng.beta(6, 1, size=(88, 1))
+        draws = rng.random((2, 88, 2)) < prompts if kind == "share" else prompts * rng.gamma(2, 0.1, (2, 88, 2))
+        rejected += compare(*draws.astype(float)).p < 0.05
+    low, high = stats.binomtest(rejected, 200).proportion_ci()
+    assert low <= 0.05 <= high
+
+
 def test_a_planted_effect_is_found_at_the_stated_power():
     rng = np.random.default_rng(4)
     n, d_z = 30, 0.55

@@ -25,8 +25,7 @@ from .layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos
 class STDiTConfig:
     """``input_size`` is the latent's (T, H, W) that the model was made for; it takes others, at the same scales.
 
-    The scales divide positions (space 0.5 at 256 px, 1.0 at 512 px). ``skip`` adds a way around the blocks, which the
-    released models do not have.
+    The scales divide positions (space 0.5 at 256 px, 1.0 at 512 px).
     """
 
     input_size: tuple[int, int, int] = (16, 32, 32)
@@ -41,29 +40,6 @@ class STDiTConfig:
     learn_sigma: bool = True
     space_scale: float = 1.0
     time_scale: float = 1.0
-    skip: bool = False
-
-
-class PatchSkip(nn.Module):
-    """Patches to the head's outputs by one matrix, every output weighted by the timestep; it starts at zero.
-
-    At low noise the answer is nearly the input, which a residual stream narrower than a patch, normalised before the
-    head, copies badly: a linear filter does not have to go through it.
-    """
-
-    def __init__(self, in_features: int, hidden_size: int, out_features: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features, bias=False)
-        self.gate = nn.Linear(hidden_size, out_features)
-
-    def initialise(self) -> None:
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.ones_(self.gate.bias)
-
-    def forward(self, patches: Tensor, t: Tensor) -> Tensor:
-        """patches (B, N, P), t (B, D) -> (B, N, out_features)."""
-        return self.linear(patches) * self.gate(t)[:, None]
 
 
 class Block(nn.Module):
@@ -109,15 +85,9 @@ class STDiT(CaptionedTransformer):
         self.config = config
         self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.skip = None
-        if config.skip:
-            volume = math.prod(config.patch_size)
-            self.skip = PatchSkip(volume * config.in_channels, d, volume * self.out_channels)
         for name, table in self.position_tables().items():
             self.register_buffer(name, table)
         self.initialise()
-        if self.skip is not None:
-            self.skip.initialise()
 
     def position_tables(self) -> dict[str, Tensor]:
         """The position buffers, which follow from the configuration alone."""
@@ -154,19 +124,15 @@ class STDiT(CaptionedTransformer):
         caption = y if isinstance(y, Caption) else self.prepare(y, mask)
         frames, height, width = self._grid(x.shape[2:])
         in_space, in_time = self._positions(frames, height, width)
-        patches = self.x_embedder.patches(x.to(self.dtype))
-        tokens = self.x_embedder.project(patches).unflatten(1, (frames, -1))
+        tokens = self.x_embedder(x.to(self.dtype)).unflatten(1, (frames, -1))
         h = (tokens + in_space).flatten(1, 2)
         t = self.t_embedder(timestep)
         modulation = self.t_block(t).unflatten(1, (6, -1))
         for k, block in enumerate(self.blocks):
             h = block(h, modulation, frames, in_time if k == 0 else None, caption.keys_values[k], caption.mask)
-        out = self.final_layer(h, t)
-        if self.skip is not None:
-            out = out + self.skip(patches, t)
         pt, ph, pw = self.config.patch_size
         return rearrange(
-            out.float(),
+            self.final_layer(h, t).float(),
             "b (nt nh nw) (pt ph pw c) -> b c (nt pt) (nh ph) (nw pw)",
             nt=frames, nh=height, nw=width, pt=pt, ph=ph, pw=pw,
         )  # fmt: skip

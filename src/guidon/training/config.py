@@ -111,7 +111,6 @@ class DenoiserShape(Settings):
     num_heads: PositiveInt = 4
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
     mlp_ratio: PositiveFloat = 4.0
-    skip: bool = False
 
     @model_validator(mode="after")
     def _divides(self) -> DenoiserShape:

@@ -169,14 +169,10 @@ class DenoiserTask:
         return x_0 + _rows(share.to(self.device) * swapped, x_0) * (sibling - x_0), swapped
 
     def _start_from(self, folder: Path) -> None:
-        """Take the weights of an exported model, whose shapes and prediction must be the recipe's.
-
-        A skip that it does not have starts at zero.
-        """
+        """Take the weights of an exported model, whose shapes and prediction must be the recipe's."""
         for kind, module in (("denoiser", self.module.denoiser), ("text", self.module.text)):
             component = load_component(folder / f"{kind}.safetensors", kind)
-            skip = {name: value for name, value in module.state_dict().items() if name.startswith("skip.")}
-            load_weights(module, dataclasses.replace(component, weights=skip | component.weights))
+            load_weights(module, component)
             if component.config.get("prediction", self.recipe.prediction) != self.recipe.prediction:
                 raise InputError(
                     f"start: {component.path} predicts {component.config['prediction']}, the recipe says "
