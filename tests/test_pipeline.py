@@ -192,3 +192,13 @@ def test_models_that_are_not_there_are_refused(tmp_path):
         guidon.load(tmp_path)
     with pytest.raises(InputError, match="not a device"):
         guidon.load(device="quantum")
+
+
+def test_prompts_may_have_noise_of_their_own(pipe):
+    """Prompt k draws from seed + k, as if it were generated alone with that seed, which its manifest says."""
+    options = {"steps": 3, "cfg_scale": 3.0}
+    first, second = pipe([PROMPT, PROMPT], seed=4, seed_per_prompt=True, **options)
+    alone = pipe(PROMPT, seed=5, **options)
+    assert (np.abs(second.frames.astype(int) - alone.frames) <= 1).mean() > 0.999
+    assert not np.array_equal(first.frames, second.frames)
+    assert second.manifest["generation"] == alone.manifest["generation"]

@@ -13,6 +13,10 @@ from .errors import InputError, nearest
 from .presets import PRESETS
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
+Checkpoint = Annotated[Path | None, typer.Option(help="Released weights, of a model that is not shipped.")]
+TextEncoder = Annotated[Path | None, typer.Option(help="Folder of T5 in hub layout.")]
+VAE = Annotated[Path | None, typer.Option(help="Folder of the autoencoder in hub layout.")]
+Features = Annotated[Path | None, typer.Option(help="Caption features kept by `guidon encode`, in place of T5.")]
 app = typer.Typer(
     name="guidon",
     help="Classifier-free guidance for latent video diffusion: prompt to video, and what guidance does on the way.",
@@ -74,15 +78,13 @@ def generate(
     classes: Annotated[
         list[int] | None, typer.Option("--class", help="A class number, of a class-conditional model; repeatable.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Released weights, of a model that is not shipped.")] = None,
-    text_encoder: Annotated[Path | None, typer.Option(help="Folder of T5 in hub layout.")] = None,
-    vae: Annotated[Path | None, typer.Option(help="Folder of the autoencoder in hub layout.")] = None,
+    checkpoint: Checkpoint = None,
+    text_encoder: TextEncoder = None,
+    vae: VAE = None,
     text_dtype: Annotated[
         str | None, typer.Option(help="Precision of T5: fp32, bf16, fp16 or int8. [default: fp32]")
     ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Caption features kept by `guidon encode`, in place of T5.")
-    ] = None,
+    features: Features = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch missing weights from the hub.")] = False,
     offload: Annotated[
         str | None, typer.Option(help="stages: free each part after use; none: keep all. [default: the model's]")
@@ -285,6 +287,10 @@ def spectrum(
     cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
     cfg_channels: Annotated[str | None, typer.Option(help="Guided channels. [default: the model's]")] = None,
     looks: Annotated[int, typer.Option(help="At how many steps the decoder is asked.", min=1)] = 8,
+    checkpoint: Checkpoint = None,
+    text_encoder: TextEncoder = None,
+    vae: VAE = None,
+    features: Features = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for spectrum.npz and spectrum.png.")] = None,
 ) -> None:
@@ -295,9 +301,11 @@ def spectrum(
 
     if out is not None:
         prepare_folder(out)
-    choices = {"seed": seed, "steps": steps, "sampler": sampler, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels}
+    given = {"seed": seed, "steps": steps, "sampler": sampler, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels}
+    choices = {name: value for name, value in given.items() if value is not None}
+    pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     with progress("sampling") as on_step:
-        found = measured(load(model, device=device), prompts, looks=looks, on_step=on_step, **choices)
+        found = measured(pipe, prompts, looks=looks, on_step=on_step, **choices)
     print(found.table())
     print("energy: share of the squared cond - uncond; the rest: RMS change of the video per unit of scale, 1/1000")
     for path in found.write(out) if out is not None else ():
@@ -319,6 +327,11 @@ def match(
     metric: Annotated[list[str] | None, typer.Option(help="What to match; repeatable. [default: several]")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
+    block: Annotated[int, typer.Option(help="Clips denoised together.", min=1)] = 16,
+    checkpoint: Checkpoint = None,
+    text_encoder: TextEncoder = None,
+    vae: VAE = None,
+    features: Features = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder to keep cells, table and curve in; cut off, it goes on there.")
@@ -329,16 +342,16 @@ def match(
 
     from .evaluation import matching
     from .evaluation.plan import make_plan
-    from .evaluation.study import run_study
+    from .evaluation.study import run_study, threads_of
     from .generate import progress
     from .pipeline import load
 
-    pipe = load(model, device=device)
+    pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     study = matching.matching_study(
         pipe, model, cfg_scale or [pipe.preset.cfg_scale], cfg_channels, to,
-        prompts=prompts or captions, steps=steps, sampler=sampler,
+        prompts=prompts or captions, steps=steps, sampler=sampler, block=block,
     )  # fmt: skip
-    plan = make_plan(study, pipe)
+    plan = make_plan(study, pipe, threads=None if out is None else threads_of(out))
     matching.check_metrics(metric or (), plan.metrics)
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary) / "match"
@@ -406,20 +419,19 @@ def study_run(
     from .pipeline import load
 
     wanted = planning.load_study(file)
-    pipe = load(wanted.model, device=device)
-    plan = planning.make_plan(wanted, pipe)
+    pipe = load(wanted.model, device=device, **wanted.sources.model_dump())
+    plan = planning.make_plan(wanted, pipe, threads=running.threads_of(out))
     if dry_run:
         print(planning.outline(plan, running.seconds_per_cell(plan, pipe)))
         return
     with progress("study") as on_cell:
         running.run_study(plan, pipe, out, on_cell=on_cell, say=lambda text: print(f"guidon: {text}", file=sys.stderr))
-    if os.environ.get("RANK", "0") != "0":
-        return
     try:
         found = running.results(plan, out)
-    except InputError as error:  # other ranks are still at theirs
-        print(error)
-        return
+    except InputError:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        return  # other ranks are still at theirs, and the last one answers
     running.write_csv(plan, found, out / "results.csv")
     print(out / "results.csv")
     print(running.answer(plan, found))
@@ -470,6 +482,11 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         where = f" ({error.filename})" if error.filename else ""
         _refuse(f"{error.strerror or error}{where}")
+        code = 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("GUIDON_DEBUG"):
+            raise
+        _refuse("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         _refuse("stopped")

@@ -1,14 +1,18 @@
 """Which device to run on."""
 
+import os
+
 import torch
 
 from .errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA when there is one, else the CPU; a device that is not there is refused."""
+    """``auto`` is CUDA when there is one, under torchrun the rank's own, else the CPU; what is not there is refused."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = os.environ.get("LOCAL_RANK", "")
+        several = own.isdecimal() and int(own) < torch.cuda.device_count()
+        return torch.device((f"cuda:{own}" if several else "cuda") if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

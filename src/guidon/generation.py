@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from .errors import InputError, nearest
 from .guidance import parse_rule, parse_timing, rule_text
+from .guidance.timing import NAMED
 from .samplers.philox import BLOCKS
 from .settings import Settings
 
@@ -36,9 +37,10 @@ EXACT = {
 class Generation(Settings):
     """Every choice that decides the frames, with nothing left to defaults that may change.
 
-    ``samples`` are sample indices: sample k of a seed starts from the same noise whatever is generated beside it.
+    ``samples`` are sample indices: sample k of a seed starts from the same noise whatever is generated beside it, and
+    with whatever prompt; with ``seed_per_prompt`` the seed of prompt k is ``seed + k``, so that prompts share no noise.
     ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
-    ``negative_prompt`` takes the null caption's place; the empty one is a prompt like any other. ``guidance`` is a rule
+    ``negative_prompt`` takes the null caption's place. ``guidance`` is a rule
     with all its settings, ``timing`` when it acts. ``rotation`` is the seed of a random rotation of the latent
     channels, of which cfg_channels then chooses: a control for studies. ``exact`` names the
     original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
@@ -53,13 +55,14 @@ class Generation(Settings):
     size: tuple[PositiveInt, PositiveInt] | None = None
     frames: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed_per_prompt: bool = False
     samples: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"
     steps: PositiveInt = 50
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     cfg_scale: float | tuple[float, ...] = 1.0
     cfg_channels: str | None = "3"
-    rotation: Annotated[int, Field(ge=0)] | None = None
+    rotation: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     guidance: str = "cfg"
     timing: str = "constant"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -93,9 +96,13 @@ class Generation(Settings):
         rule = parse_rule(self.guidance)
         if rule.name == "cfg++" and (self.sampler != "ddim" or self.eta):
             raise InputError("guidance cfg++ has a sampler of its own: give the sampler ddim, with eta 0")
+        if not rule.by_scale_one and self.timing in NAMED and self.timing != "constant":
+            raise InputError(f"guidance {rule.name} has a scale that falls by itself: give no ramp ({self.timing})")
         rule.check(self.cfg_scale if isinstance(self.cfg_scale, tuple) else [self.cfg_scale])
         if rule.needs_negative and self.negative_prompt is None:
             raise InputError(f"guidance {rule.name} needs a negative prompt: give what should not be seen")
+        if self.exact and self.seed_per_prompt:
+            raise InputError(f"exact {self.exact!r} draws all samples from one seed: leave out seed_per_prompt")
         if self.exact_noise != "device" and self.exact is None:
             raise InputError(f"exact_noise {self.exact_noise!r} needs exact, whose draws it makes: give both")
         return self

@@ -110,9 +110,9 @@ class Pipeline:
             sequential: guidance's two branches one after the other, in half the memory.
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did (only where all the clips fit one batch).
-            choices: any field of ``Generation``: seed, size, frames, steps, sampler, eta, cfg_scale, cfg_channels,
-                rotation, guidance, timing, negative_prompt, dtype, exact, exact_noise; ``cfg_channel`` is Open-Sora's
-                name for cfg_channels. What is left out is the preset's.
+            choices: any field of ``Generation``: seed, seed_per_prompt, size, frames, steps, sampler, eta, cfg_scale,
+                cfg_channels, rotation, guidance, timing, negative_prompt, dtype, exact, exact_noise; ``cfg_channel`` is
+                Open-Sora's name for cfg_channels. What is left out is the preset's.
 
         Raises:
             InputError: a choice is not valid for this model; the message says what would be.
@@ -221,8 +221,8 @@ class Pipeline:
         with self.parts.network.in_use(DTYPES[generation.dtype]) as model:
             for number, chunk in enumerate(chunks):
                 report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
-                noise = legacy or SampleNoise(generation.seed, [sample for _, sample in chunk])
                 prompts = [prompt for prompt, _ in chunk]
+                noise = legacy or SampleNoise(*zip(*(_drawn(generation, *row) for row in chunk), strict=True))
                 latents.append(
                     self._denoise(model, generation, captions, prompts, noise, not sequential, report, trace)
                 )
@@ -314,7 +314,9 @@ class Pipeline:
     def _video(self, generation: Generation, prompt: int, sample: int, frames: np.ndarray) -> Video:
         only = generation
         if not generation.exact:  # there a sample depends on its batch mates, and only the whole run reproduces it
-            only = generation.model_copy(update={"prompts": (generation.prompts[prompt],), "samples": (sample,)})
+            seed, _ = _drawn(generation, prompt, sample)
+            own = {"prompts": (generation.prompts[prompt],), "samples": (sample,), "seed": seed}
+            only = generation.model_copy(update=own | {"seed_per_prompt": False})
         manifest = {
             "guidon": __version__,
             "generation": only.model_dump(mode="json"),
@@ -326,6 +328,11 @@ class Pipeline:
             "frames": list(frames.shape),
         }
         return Video(frames, self.preset.fps, manifest)
+
+
+def _drawn(generation: Generation, prompt: int, sample: int) -> tuple[int, int]:
+    """The seed and the sample index that a row's noise comes from."""
+    return generation.seed + (prompt if generation.seed_per_prompt else 0), sample
 
 
 def _in_whole_precision(model: Any, x: Tensor, timestep: Tensor, condition: Any) -> Tensor:

@@ -54,8 +54,10 @@ def validated(model: type[S], values: Any, source: str) -> S:
             raise InputError(f"{source}: unknown key {where!r}{hint}") from None
         if first["type"] == "missing":
             raise InputError(f"{source}: the key {where!r} is missing") from None
-        given = str(first.get("input"))[:80]
-        raise InputError(f"{source}: {where}: given {given!r}; {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if not where:  # it concerns several fields, and names them
+            raise InputError(f"{source}: {message}") from None
+        raise InputError(f"{source}: {where}: given {str(first.get('input'))[:80]!r}; {message}") from None
 
 
 def read_mapping(path: Path) -> Any:

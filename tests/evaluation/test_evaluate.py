@@ -127,3 +127,9 @@ def test_only_models_of_the_world_are_evaluated(pipe):
     other = type(pipe)(pipe.preset, parts, pipe.device)
     with pytest.raises(InputError, match="does not make the world's 64x64 videos"):
         evaluate(other, [Setting(1.0, "3")], prompts=2)
+
+
+def test_a_setting_that_is_not_valid_is_refused_before_another_is_sampled(pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "generate", lambda *_, **__: pytest.fail("sampled"))
+    with pytest.raises(InputError, match="cfg_channels"):
+        evaluate(pipe, settings_of([1, 2], ["3", "9"]), prompts=2, steps=2)

@@ -159,3 +159,18 @@ def test_the_command_prints_the_match_and_goes_on_where_it_was(tiny_model, tmp_p
     assert printed[0] == printed[1]
     assert "scale 3 on channels 3 is, on channels all (as much in sum: 2.50):\n  video: " in printed[0]
     assert (tmp_path / "match" / "equivalence.png").exists()
+
+
+def test_where_nothing_is_told_apart_any_scale_matches():
+    own = np.ones(24)
+    own[0] = 0.0
+    assert crossing_scale(SCALES, np.ones((9, 24)), own, near=2.0).high == math.inf
+
+
+def test_the_grid_holds_the_rule_of_thumb_and_its_ends_are_open(tiny_model):
+    pipe = guidon.load(str(tiny_model))
+    study = matching_study(pipe, str(tiny_model), [3.0], "all", "only:3", prompts=2)
+    scales = [arm.cfg_scale for arm in study.settings[1:]]
+    assert min(scales) < thumb(3, "all", "only:3", 4) < max(scales)
+    far = nearest_scale(SCALES, np.abs(SCALES[:, None] - 9) + np.zeros(6))
+    assert (far.scale, far.high) == (4, math.inf)

@@ -242,3 +242,10 @@ def test_bad_input_is_named():
         measure(TRUTH[0], WANTED[:16])
     with pytest.raises(InputError, match="did you mean 'teleport'"):
         find_metric("teleprt")
+
+
+def test_two_frames_are_measured():
+    clip = world.clip("L0", 0, 0)
+    found = measure(clip.frames()[None, :2], [world.read_caption(clip.caption)])
+    assert np.isnan(found["teleport"]).all()
+    assert found["background"] == 1

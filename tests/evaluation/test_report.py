@@ -37,7 +37,7 @@ def write_study(folder, prompts=PROMPTS, seeds=1, captions=None, settings=SETTIN
     }  # fmt: skip
     plan = Plan(
         title="A <script>title</script>", model="guidon-small", weights={"denoiser": "0" * 64}, of_the_world=True,
-        captions=tuple(captions), seeds=seeds, block=4, threads=1, settings=frozen,
+        captions=tuple(captions), seeds=seeds, block=4, threads=1, device="cpu", torch="", settings=frozen,
         primary=Contrast(metric="joint", baseline="three", against="all"),
     )  # fmt: skip
     open_plan(plan, folder)
@@ -46,7 +46,8 @@ def write_study(folder, prompts=PROMPTS, seeds=1, captions=None, settings=SETTIN
         cell.folder.mkdir(parents=True)
         frames = rng.integers(0, 256, SHAPE, dtype=np.uint8)
         Image.fromarray(np.concatenate(list(frames), axis=1)).save(cell.folder / "clip.png")
-        generation = plan.generation(cell.setting, (captions[cell.prompt],), (cell.sample,)).model_dump(mode="json")
+        generation = plan.generation(cell.setting, slice(cell.prompt, cell.prompt + 1)).model_dump(mode="json")
+        generation["samples"] = [cell.sample]
         manifest = {"generation": generation, "fps": 8, "frames": list(SHAPE)}
         (cell.folder / "manifest.json").write_text(json.dumps(manifest))
         values = dict.fromkeys(METRICS, 0.5) | {"colour_drift": rng.random(), "law_residual": None}
@@ -111,7 +112,8 @@ def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
             cli.main(shlex.split(command)[1:])
     made = {(r.prompts[0], r.num_samples, r.choices["cfg_channels"], float(r.choices["cfg_scale"])) for r in asked}
     assert made == {(f"prompt number {cell.prompt}", cell.sample + 1, *SETTINGS[cell.setting]) for cell in cells}
-    assert {(r.choices["seed"], r.choices["steps"], r.choices["sampler"]) for r in asked} == {(3, 5, "ddim")}
+    assert {(r.choices["steps"], r.choices["sampler"]) for r in asked} == {(5, "ddim")}
+    assert {(r.prompts[0], r.choices["seed"]) for r in asked} == {("prompt number 0", 3), ("prompt number 1", 4)}
 
 
 def test_the_figures_are_those_of_the_statistics(study):

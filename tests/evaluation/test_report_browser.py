@@ -149,7 +149,22 @@ def test_it_works_by_keyboard_alone(opened):
             opened.keyboard.press("Enter")
         assert len(reached) < 400
         reached.add(name)
-    controls = {"play", "back", "forth", "scrub", "zoom", "pin", "mode", "only", "which", "a", "b", "wipe", "gain", "row"}
+    controls = {
+        "play",
+        "back",
+        "forth",
+        "scrub",
+        "zoom",
+        "pin",
+        "mode",
+        "only",
+        "which",
+        "a",
+        "b",
+        "wipe",
+        "gain",
+        "row",
+    }
     assert controls <= reached
     assert frames_of(opened) == [1] * EVERY
 

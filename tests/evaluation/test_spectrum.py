@@ -113,6 +113,8 @@ def test_the_command(tiny_model, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*words, "--cfg-scale", "2", "--out", str(tmp_path)])
     assert stop.value.code == 0
+    with np.load(tmp_path / "spectrum.npz") as arrays:
+        assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 3  # the model's channels
     printed = capsys.readouterr().out
     assert "| channel | energy | cosine with cond | luminance | chroma | structure | motion |" in printed
     assert (tmp_path / "spectrum.png").exists()

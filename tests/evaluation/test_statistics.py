@@ -13,6 +13,7 @@ from guidon.evaluation.statistics import (
     holm,
     max_t,
     mean_interval,
+    metric_interval,
     paired_power,
     pairs_needed,
     pareto,
@@ -162,3 +163,15 @@ def test_what_cannot_be_paired_is_refused():
     with pytest.raises(InputError, match="3 and 4 prompts"):
         compare(np.zeros(3), np.zeros(4))
     assert compare(np.zeros(1), np.ones(1)).difference.note == "fewer than two pairs"
+
+
+def test_a_seed_that_one_side_leaves_undefined_is_left_out_of_both():
+    a, b = np.array([[1.0, math.nan]] * 6), np.array([[1.0, 5.0]] * 6)
+    assert compare(a, b).difference.value == 0
+    assert compare(a, b).p == 1
+
+
+def test_an_interval_of_a_share_counts_the_prompts_that_have_one():
+    values = np.full((50, 1), math.nan)
+    values[:5] = 1.0
+    assert metric_interval(values, share=True).low == pytest.approx(share_interval(5, 5).low)

@@ -235,3 +235,20 @@ def test_killed_again_and_again_it_ends_with_the_bytes_of_an_uninterrupted_run(w
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert content(out) == content(whole)
     assert not list(out.rglob("*.tmp*"))
+
+
+def test_prompts_do_not_share_their_noise(plan):
+    first, second = (plan.generation("no guidance", slice(k, k + 1)) for k in (0, 1))
+    assert (first.seed, second.seed) == (0, 1)
+    assert plan.generation("no guidance", slice(1, 3)).seed_per_prompt
+
+
+def test_what_a_kill_left_while_the_plan_was_written_is_no_obstacle(plan, tmp_path):
+    (tmp_path / ".plan.99999999.tmp.json").write_text("{")
+    running.open_plan(plan, tmp_path)
+    assert running.read_plan(tmp_path).hash == plan.hash
+    assert running.threads_of(tmp_path) == plan.threads
+
+
+def test_classes_are_prompts(tmp_path):
+    assert study(tmp_path, "dit-xl-2-256", prompts=[207, 360]).prompts == ("207", "360")

@@ -8,7 +8,7 @@ from guidon.cli import main
 from guidon.errors import InputError
 from guidon.evaluation import tuning
 from guidon.evaluation.plan import TUNING_SEED
-from guidon.evaluation.tuning import FORGIVEN, tune
+from guidon.evaluation.tuning import FORGIVEN, MARGIN, tune
 from guidon.world import clip
 
 
@@ -111,3 +111,10 @@ def test_the_command_prints_a_setting_that_generate_takes(tiny_model, tmp_path, 
     with pytest.raises(SystemExit) as stop:
         main(["generate", "a red circle stays still", *words, option, scales, "--out", str(tmp_path / "clips")])
     assert stop.value.code == 0
+
+
+def test_verified_needs_a_p_and_excludes_a_loss(pipe, monkeypatch):
+    landscape(monkeypatch, wander=0.0)
+    assert not tune(pipe, 4.0, prompts=4, held_out=4, evaluations=20).verified  # p is 1 in 8 at best
+    landscape(monkeypatch, joint=lambda scales: 1.0 if min(scales) >= 4 else 1.0 - MARGIN - 0.001)
+    assert not tune(pipe, 4.0, prompts=4, held_out=12, evaluations=20).verified

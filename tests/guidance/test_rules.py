@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,9 +8,19 @@ from hypothesis import strategies as st
 
 from guidon.diffusion import NoiseSchedule, Process, converted, eps_from_x0, predicted_x0
 from guidon.errors import InputError
-from guidon.guidance import RULES, Branches, ChannelScale, GuidedDenoiser, parse_rule, random_rotation, rule_text
+from guidon.guidance import (
+    RULES,
+    Branches,
+    ChannelScale,
+    GuidanceTrace,
+    GuidedDenoiser,
+    parse_rule,
+    random_rotation,
+    rule_text,
+)
 from guidon.guidance.rules import APG, CFG, CFGPlusPlus, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
 from guidon.samplers import ddim_step, sample_ddim
+from guidon.settings import validated
 
 SCHEDULE = NoiseSchedule.named().respaced("20")
 NEUTRAL = {
@@ -328,3 +339,36 @@ def test_bad_rules_are_refused_in_one_line(text, message):
         parse_rule(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_trace_under_a_rotation_is_of_the_directions_that_are_guided():
+    """What guidance adds to the prediction has the energy that the trace and its scales say."""
+    turn, trace, x = random_rotation(4, 1), GuidanceTrace(keep_x0=True), noisy()
+    prediction = guided(CFG(), 3.0, 3, rotation=turn, trace=trace)(x.clone(), 9)[:, :4]
+    t = torch.full((2,), float(SCHEDULE.timestep_map[9]))
+    cond = Network()(x, t, text(1.0, 0.5))[:, :4]
+    arrays = trace.as_arrays()
+    said = (((arrays["scale"] - 1) * arrays["difference"]) ** 2).sum((1, 2))
+    assert np.allclose(said, (prediction - cond).square().flatten(1).sum(1).numpy(), rtol=1e-3)
+
+
+def test_a_scale_that_falls_by_itself_takes_no_ramp():
+    from guidon.generation import Generation
+
+    own = {"prompts": ("a",), "guidance": "cfg++", "sampler": "ddim", "cfg_scale": 0.6}
+    for timing in ("linear", "cosine"):
+        with pytest.raises(InputError, match="give no ramp"):
+            validated(Generation, own | {"timing": timing}, "generate")
+    assert validated(Generation, own | {"timing": "interval:0.1,0.5"}, "generate").timing == "interval:0.1,0.5"
+
+
+def test_low_frequencies_of_a_slope_are_the_slope_on_sides_that_do_not_halve():
+    update = torch.linspace(-1, 1, 18).expand(1, 1, 1, 18, 18)
+    given = Branches(cond=update, uncond=torch.zeros_like(update))
+    left = FrequencyDecoupled(low=0.0, levels=2)(given, 2.0) - update  # what is not low
+    assert left[..., 3:-3].abs().max() < 0.05
+
+
+def test_a_rescaled_constant_is_finite():
+    flat = Branches(cond=torch.ones(2, 3, 4, 4), uncond=torch.zeros(2, 3, 4, 4))
+    assert torch.equal(Rescale()(flat, 3.0), torch.full((2, 3, 4, 4), 3.0))

@@ -3,6 +3,7 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from guidon.diffusion import converted
 from guidon.errors import InputError
 from guidon.training import load_recipe, run_recipe
 from guidon.training.config import Optimiser
-from guidon.training.data import touched
+from guidon.training.data import LatentClips, touched
 from guidon.training.denoiser import DenoiserTask, LossLevel, within_family
 from guidon.training.ema import EMA
 from guidon.training.loop import learning_rate, make_optimisers
@@ -281,6 +282,28 @@ def test_captions_are_wrong_as_often_as_the_recipe_says(tmp_path, tiny_model):
     assert torch.equal(latents, right.clips.batch(3, 64)[0])
 
 
+class _Blank(torch.nn.Linear):
+    """An autoencoder of nothing, for what batches say."""
+
+    def encode(self, video):
+        return video.new_zeros(1, 4, video.shape[2], 2, 2)
+
+
+@pytest.mark.parametrize("families", [False, True])
+def test_no_clip_shows_and_no_caption_names_what_is_held_out(tmp_path, families):
+    clips = LatentClips(tmp_path / "latents.safetensors", cast("Any", _Blank(1, 1)), "", 480, 0, families=families)
+    held = {(a.shape, a.colour, a.motion) for a in world.combinations("train")}
+    backwards = 0
+    for noise in (0.0, 1.0):
+        for step in range(10):
+            for caption in clips.batch(step, 48, caption_noise=noise)[1]:
+                read = world.read_caption(caption)
+                assert (read.shape, read.colour, read.motion) in held, caption
+    for index in range(0, 480, clips.family_size):
+        backwards += clips._reversible(index)
+    assert 0.3 < backwards / (480 / clips.family_size) < 0.99
+
+
 def test_a_family_shares_what_hides_its_shapes(tmp_path, tiny_model, monkeypatch):
     """One noise, timestep and dropout a family: only the latents and the captions' shapes differ."""
     task = task_of(
@@ -449,3 +472,20 @@ def test_balanced_weights_make_every_noise_level_count_alike():
     for _ in range(1500):
         weights = level.weights(torch.tensor([0.8, 0.1, 0.001]), t)
     assert torch.allclose(weights, torch.tensor([1.25, 10.0, 100.0]), rtol=1e-2)
+
+
+def test_a_foreground_that_counts_as_much_is_still_measured(tmp_path):
+    path = run_recipe(vae_recipe(tmp_path, foreground_weight=1.0, steps=2))
+    assert load_component(path, "vae").record["foreground_psnr"] > 0
+
+
+def test_recipes_that_cannot_work_are_refused(tmp_path, tiny_model):
+    vae = tiny_model / "vae.safetensors"
+    for path, message in (
+        (denoiser_recipe(tmp_path, vae, shape_contrast=4, batch_size=8, clips=8), "give x0"),
+        (denoiser_recipe(tmp_path, vae, text={"features": 9, "heads": 3}), "sines and cosines"),
+        (denoiser_recipe(tmp_path, vae, seed=10**14), "seed"),
+        (vae_recipe(tmp_path, start=str(vae), redraw=[0, 1, 2, 3]), "every latent channel"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_recipe(path)

@@ -24,7 +24,7 @@ from ..settings import read_mapping
 from ..video import contact_sheet, load_video
 from .metrics import METRICS, measure, start_spread, starts
 from .motion import VIDEO_METRICS, measure_video
-from .statistics import Comparison, Interval, compare, mean_interval, share_interval
+from .statistics import Comparison, Interval, compare, mean_interval, metric_interval
 
 TRUTH, CEILING = "truth", "truth through the VAE"
 SHOWN = (
@@ -72,11 +72,7 @@ class Evaluation:
 
     def interval(self, setting: str, metric: str) -> Interval:
         """Mean over prompts with a 95% interval: BCa, or Wilson's where every prompt of a share gives the same."""
-        values = self.values[setting][metric]
-        found = mean_interval(values)
-        if found.note == "no variation" and METRICS[metric].unit == "share" and found.value in (0, 1):
-            return share_interval(found.value * len(values), len(values))
-        return found
+        return metric_interval(self.values[setting][metric], share=METRICS[metric].unit == "share")
 
     def comparisons(self, metric: str) -> dict[str, Comparison]:
         """Every setting against the first one."""
@@ -177,7 +173,7 @@ def evaluate(
         split: "L0" new seeds, "L1" and "L2" held-out combinations, "L3" an unseen speed.
         pictures: of how many prompts the first seed's frames are kept.
         on_step: called as ``on_step(done, total)`` over all sampling.
-        sampling: further fields of ``Generation``: sampler, steps, ...
+        sampling: further fields of ``Generation``: sampler, steps, ... The seed of prompt k is ``seed + k``.
 
     Raises:
         InputError: a setting is not valid for the model, or the model does not make the world's videos.
@@ -186,16 +182,20 @@ def evaluate(
         raise InputError(f"split {split!r} does not exist; valid: {', '.join(world.SPLITS)}")
     if not of_the_world(pipe):
         raise InputError(f"{pipe.preset.name} does not make the world's {world.SIZE}x{world.SIZE} videos")
+    first = sampling.pop("seed", pipe.preset.seed)
+    for setting in settings:  # before anything is sampled
+        pipe.plan([""], cfg_scale=setting.cfg_scale, cfg_channels=setting.cfg_channels, **sampling)
     clips = [world.clip(split, WORLD_SEED, index) for index in range(prompts)]
     captions = [clip.caption for clip in clips]
     wanted = [world.read_caption(caption) for caption in captions]
-    truth = np.stack([clip.frames() for clip in clips])
-    through = np.stack([pipe.autoencode(frames) for frames in truth])
+    exact = [clip.frames() for clip in clips]
+    truth = _bytes(np.stack(exact))  # as samples are: a change of half a level is lost in all of them alike
+    through = _bytes(np.stack([pipe.autoencode(frames) for frames in exact]))
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, frames in ((TRUTH, truth), (CEILING, through)):
         values[name] = {metric: found[:, None] for metric, found in measure(frames, wanted).items()}
-    shown = {TRUTH: [_bytes(frames) for frames in truth[:pictures]]}
-    del truth, through
+    shown = {TRUTH: list(truth[:pictures].copy())}
+    del exact, truth, through
 
     spread: dict[str, np.ndarray] = {}
     whole: dict[str, Any] = {}
@@ -204,10 +204,9 @@ def evaluate(
         for k in range(0, prompts, max(1, BATCH // seeds)):
             part = slice(k, k + max(1, BATCH // seeds))
             guidance = {"cfg_scale": setting.cfg_scale, "cfg_channels": setting.cfg_channels}
-            generation = pipe.plan(captions[part], tuple(range(seeds)), **guidance, **sampling)
-            whole = generation.model_dump(
-                mode="json", include={"sampler", "steps", "eta", "seed", "guidance", "timing"}
-            )
+            own = {"seed": first + k, "seed_per_prompt": True}
+            generation = pipe.plan(captions[part], tuple(range(seeds)), **guidance, **sampling, **own)
+            whole = generation.model_dump(mode="json", include={"sampler", "steps", "eta", "guidance", "timing"})
 
             def report(
                 done: int, total: int, before: int = number * prompts + k, size: int = len(captions[part])
@@ -229,6 +228,7 @@ def evaluate(
             positions = np.concatenate(places).reshape(prompts, seeds, 2)
             things = [clip.scene.things[0] for clip in clips]
             spread[name] = np.array([start_spread(p, thing) for p, thing in zip(positions, things, strict=True)])
+    whole |= {"seed": first}
     return Evaluation(pipe.preset.name, split, captions, seeds, whole, values, spread, shown if pictures else {})
 
 

@@ -32,7 +32,7 @@ OWN = {
 }
 WORLD_DEFAULTS = (VIDEO, ENERGY, "joint", "chroma", "colour_drift", "law_residual")
 VIDEO_DEFAULTS = (VIDEO, ENERGY, "saturation", "drift_1", "sharpness")
-STEPS_OF_GRID = (0.25, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0)  # times (scale - 1)
+STEPS_OF_GRID = (1 / 3, 2 / 3, 5 / 6, 1, 7 / 6, 4 / 3, 5 / 3, 2, 8 / 3)  # times the guidance of the rule of thumb
 RESAMPLES = 2000
 
 
@@ -67,6 +67,8 @@ class Equivalent:
     def __str__(self) -> str:
         found = self.match
         if math.isnan(found.scale):
+            if found.prompts < 2:
+                return f"{self.metric}: undefined"
             return f"{self.metric}: no scale of the grid gives {found.level:.3g}"
         if math.isinf(found.low) and math.isinf(found.high):
             return f"{self.metric}: any; no scale of the grid is told apart"
@@ -90,6 +92,7 @@ def matching_study(
     prompts: int | Sequence[str],
     steps: int | None = None,
     sampler: str | None = None,
+    block: int = 16,
 ) -> Study:
     """The settings that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
 
@@ -113,7 +116,9 @@ def matching_study(
         prompts = [world.clip("L0", TUNING_SEED, index).caption for index in range(prompts)]
     if len(prompts) < 2:
         raise InputError(f"{len(prompts)} prompt gives no band: give at least 2")
-    grid = {round(1 + step * (scale - 1), 3) for scale in scales for step in STEPS_OF_GRID}
+    near = [thumb(scale, cfg_channels, to, pipe.channels) for scale in scales]
+    grid = {round(1 + step * (scale - 1), 3) for scale in near for step in STEPS_OF_GRID}
+    grid |= {round(scale, 3) for scale in scales}  # the same scale is always asked about
     start, end = (f"from {min(scales):g}", f"to {max(grid):g}")
     arms = [Arm(name=f"from {s:g}", cfg_scale=s, cfg_channels=cfg_channels) for s in sorted(set(scales))]
     arms += [Arm(name=f"to {s:g}", cfg_scale=s, cfg_channels=to) for s in sorted(grid)]
@@ -125,6 +130,7 @@ def matching_study(
         settings=tuple(arms),
         steps=steps,
         sampler=sampler,
+        block=block,
         primary=Contrast(metric=metric, baseline=start, against=end),
     )
 
@@ -203,10 +209,12 @@ def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray
     mean = np.interp(fine, scales, excess[0])
     low, high = (np.interp(fine, scales, np.percentile(excess[1:], q, axis=0)) for q in (2.5, 97.5))
     roots = np.flatnonzero((mean == 0) | (mean * np.append(mean[1:], mean[-1]) < 0))
-    if not len(roots):
-        return Match(math.nan, math.nan, math.nan, level, count)
-    root = roots[np.abs(fine[roots] - near).argmin()]
     apart = np.flatnonzero((low > 0) | (high < 0))
+    if not len(roots):
+        if len(apart):
+            return Match(math.nan, math.nan, math.nan, level, count)
+        return Match(float(fine[np.abs(mean).argmin()]), -math.inf, math.inf, level, count)
+    root = roots[np.abs(fine[roots] - near).argmin()]
     below, above = apart[apart < root], apart[apart > root]
     return Match(
         float(fine[root]),
@@ -218,7 +226,10 @@ def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray
 
 
 def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
-    """Where the mean square of distances (S, P) is least; a parabola through its neighbours refines it."""
+    """Where the mean square of distances (S, P) is least; a parabola through its neighbours refines it.
+
+    An end of the band that reaches the grid's end is open.
+    """
     means = _resamples(distances.shape[1]) @ (distances**2).T  # (R, S)
     middle = means.argmin(1).clip(1, len(scales) - 2)
     rows = np.arange(len(means))
@@ -230,6 +241,7 @@ def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
         least = (x[0] + x[1]) / 2 - first / (2 * bend)
     found = np.where(bend > 0, least.clip(x[0], x[2]), x[y.argmin(0), rows])
     low, high = np.percentile(found[1:], [2.5, 97.5])
+    low, high = (-math.inf if low <= scales[0] else low), (math.inf if high >= scales[-1] else high)
     return Match(float(found[0]), float(low), float(high), math.sqrt(float(means[0].min())), distances.shape[1])
 
 
@@ -276,7 +288,7 @@ def write_matches(found: Sequence[Equivalent], channels: int, out: Path) -> list
             label=metric,
             color=f"C{number}",
         )
-    axis.set_ylim(1, 1 + 2 * (ends[1] - 1))
+    axis.set_ylim(1, 1 + 2.7 * (thumb(ends[1], first.cfg_channels, first.to, channels) - 1))
     axis.set(
         xlabel=f"scale on channels {first.cfg_channels}",
         ylabel=f"equivalent scale on channels {first.to}",

@@ -234,7 +234,7 @@ def _temporal(reading: Reading, motion: Motion) -> dict[str, np.ndarray]:
         best = np.argmax(np.nan_to_num(reading.likeness, nan=-1.0), axis=-1)
         pairs = reading.visible[:, 1:] & reading.visible[:, :-1]
         flips = ((best[:, 1:] != best[:, :-1]) & pairs).sum(1) / pairs.sum(1)
-        teleport = np.nanmax(bends, axis=1)
+        teleport = np.nanmax(bends, axis=1) if bends.shape[1] else np.full(len(bends), np.nan)
     for part in (drift, area_cv, flips):
         part[~seen] = np.nan
     return {

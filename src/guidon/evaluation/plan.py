@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt
+import torch
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from .. import world
 from ..errors import InputError, nearest
@@ -27,6 +29,7 @@ from .statistics import pairs_needed, smallest_effect
 TUNING_SEED = WORLD_SEED + 1000  # of prompts on which scales are matched; results are reported on others
 ENERGY_STEPS = 20
 Channels = int | str | tuple[int, ...]
+Text = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int) else given)]  # a class
 
 
 class Arm(Settings):
@@ -58,13 +61,26 @@ class Contrast(Settings):
     against: str
 
 
+class Sources(Settings):
+    """Where the parts of a model are that the package does not hold; options of ``guidon.load``."""
+
+    checkpoint: Path | None = None
+    text_encoder: Path | None = None
+    vae: Path | None = None
+    features: Path | None = None
+    text_dtype: str = "fp32"
+
+
 class Study(Settings):
-    """STUDY.yaml. ``prompts`` is a number of captions of a split of the world, or the prompts themselves."""
+    """STUDY.yaml. ``prompts`` is a number of captions of a split of the world, or the prompts themselves: texts, or the
+    classes of a class-conditional model. The noise of prompt k is of seed ``seed + k``.
+    """
 
     title: str = ""
     model: str = "guidon-small"
+    sources: Sources = Sources()
     split: Literal["L0", "L1", "L2", "L3"] = "L0"
-    prompts: PositiveInt | Annotated[tuple[str, ...], Field(min_length=1)]
+    prompts: PositiveInt | Annotated[tuple[Text, ...], Field(min_length=1)]
     tuning_prompts: PositiveInt = 8
     seeds: PositiveInt = 1
     seed: Annotated[int, Field(ge=0)] = 0
@@ -124,7 +140,8 @@ def _label(chosen: dict[str, Any]) -> str:
 class Plan(Settings):
     """A frozen study. ``settings`` hold every choice of ``Generation`` but prompts and samples.
 
-    ``threads`` is of torch: sums split over another number of threads differ in their last bits.
+    ``threads`` is of torch: sums split over another number of threads, on another kind of device or by another version
+    differ in their last bits.
     """
 
     format: Literal["guidon study 1"] = "guidon study 1"
@@ -136,6 +153,8 @@ class Plan(Settings):
     seeds: PositiveInt
     block: PositiveInt
     threads: PositiveInt
+    device: str
+    torch: str
     settings: dict[str, dict[str, Any]]
     primary: Contrast
 
@@ -154,13 +173,18 @@ class Plan(Settings):
     def cells(self) -> int:
         return len(self.settings) * len(self.captions) * self.seeds
 
-    def generation(self, setting: str, prompts: tuple[str, ...], samples: tuple[int, ...]) -> Generation:
-        """What is generated for a setting."""
-        return validated(Generation, self.settings[setting] | {"prompts": prompts, "samples": samples}, setting)
+    def generation(self, setting: str, prompts: slice) -> Generation:
+        """What is generated for a setting and some of the prompts."""
+        own = self.settings[setting]
+        chosen = {"prompts": self.captions[prompts], "samples": tuple(range(self.seeds))}
+        seed = {"seed": own["seed"] + prompts.indices(len(self.captions))[0]}
+        return validated(Generation, own | chosen | seed, setting)
 
 
-def make_plan(study: Study, pipe: Pipeline) -> Plan:
+def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Plan:
     """Expand, validate and complete a study, so that nothing is left to defaults that may change.
+
+    ``threads`` are those that an interrupted run of it had; all of the machine's if left out.
 
     Raises:
         InputError: a setting is not valid for the model, names that do not exist, or a model that is not of the world
@@ -184,7 +208,7 @@ def make_plan(study: Study, pipe: Pipeline) -> Plan:
                     raise InputError(str(error)) from None
     chosen = arms(study)
     _check_primary(study.primary, chosen, worldly)
-    shared = {"sampler": study.sampler, "steps": study.steps, "seed": study.seed}
+    shared = {"sampler": study.sampler, "steps": study.steps, "seed": study.seed, "seed_per_prompt": True}
     complete: dict[str, dict[str, Any]] = {}
     waiting = [name for name in chosen if "energy_of" in chosen[name]]
     for name in [name for name in chosen if name not in waiting] + waiting:
@@ -196,7 +220,8 @@ def make_plan(study: Study, pipe: Pipeline) -> Plan:
     ordered = {name: complete[name] for name in chosen}
     return Plan(
         title=study.title, model=study.model, weights=pipe.hashes, of_the_world=worldly, captions=captions,
-        seeds=study.seeds, block=study.block, threads=os.cpu_count() or 1, settings=ordered, primary=study.primary,
+        seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1, device=pipe.device.type,
+        torch=torch.__version__, settings=ordered, primary=study.primary,
     )  # fmt: skip
 
 
@@ -229,17 +254,24 @@ def _same_energy(
         prompts = tuple(world.clip("L0", TUNING_SEED, index).caption for index in range(study.tuning_prompts))
     else:
         prompts = captions[: study.tuning_prompts]
-    energy: list[float] = []
-    for arm in (complete[other], choices | {"cfg_scale": 2.0}):
+    energy = [0.0, 0.0]
+    for number, arm in enumerate((complete[other], choices | {"cfg_scale": 2.0})):
         settings: dict[str, Any] = {k: v for k, v in arm.items() if v is not None and k not in ("model", "energy_of")}
         settings["steps"] = ENERGY_STEPS
-        plan = pipe.plan(prompts, (0,), **settings)
-        if ChannelScale.parse(plan.cfg_scale, plan.cfg_channels, channels=pipe.channels).is_identity:
-            raise InputError(f"{name!r} matches the energy of {other!r}, which guides nothing: name another")
-        trace = GuidanceTrace()
-        pipe.generate(plan, batch_size=len(prompts), trace=trace)
-        arrays = trace.as_arrays()
-        energy.append(float((((arrays["scale"] - 1) * arrays["difference"]) ** 2).sum()))
+        for start in range(0, len(prompts), study.block):
+            plan = pipe.plan(prompts[start : start + study.block], (0,), **settings)
+            if ChannelScale.parse(plan.cfg_scale, plan.cfg_channels, channels=pipe.channels).is_identity:
+                raise InputError(f"{name!r} matches the energy of {other!r}, which guides nothing: name another")
+            if plan.guidance != "cfg":
+                raise InputError(f"{name!r} matches energies, which tell what plain cfg adds, not {plan.guidance}")
+            trace = GuidanceTrace()
+            pipe.generate(plan, batch_size=study.block, trace=trace)
+            arrays = trace.as_arrays()
+            energy[number] += float((((arrays["scale"] - 1) * arrays["difference"]) ** 2).sum())
+    if not all(energy):
+        raise InputError(
+            f"{name!r} matches the energy of {other!r}, but its timing guides none of {ENERGY_STEPS} steps"
+        )
     return round(1 + float(np.sqrt(energy[0] / energy[1])), 3)
 
 
@@ -248,11 +280,12 @@ def outline(plan: Plan, seconds_per_cell: float) -> str:
     count = len(plan.captions)
     lines = [f"{plan.title or 'study'}: plan {plan.hash[:12]}", *(f"  {name}" for name in plan.settings)]
     minutes = plan.cells * seconds_per_cell / 60
-    primary = plan.primary
+    primary, visible = plan.primary, smallest_effect(count)
+    sees = f"see d_z = {visible:.2f} or more with 80% power" if math.isfinite(visible) else "cannot reach p = 0.05"
     lines += [
         f"{len(plan.settings)} settings x {count} prompts x {plan.seeds} seeds = {plan.cells} cells, about "
         f"{minutes:.0f} minutes here" if minutes >= 1 else f"{plan.cells} cells, under a minute here",
-        f"primary: {primary.metric} of {primary.against!r} against {primary.baseline!r}; {count} prompts see "
-        f"d_z = {smallest_effect(count):.2f} or more with 80% power (0.3 needs {pairs_needed(0.3)})",
+        f"primary: {primary.metric} of {primary.against!r} against {primary.baseline!r}; {count} prompts "
+        f"{sees} (d_z = 0.3 needs {pairs_needed(0.3)})",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from scipy import stats
 from ..errors import InputError
 
 RESAMPLES = 9999
+FLIPS = 19_999  # of signs: the smallest p is 1 in 20,000, so that Holm can tell one of 999 comparisons
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95, seed: int = 0
     return Interval(mean, low, high)
 
 
+def metric_interval(values: np.ndarray, *, share: bool) -> Interval:
+    """``mean_interval``; of a share that is all or nothing in every prompt, Wilson's interval in its place."""
+    found = mean_interval(values)
+    if share and found.note == "no variation" and found.value in (0, 1):
+        defined = int(np.isfinite(by_prompt(values)).sum())
+        return share_interval(found.value * defined, defined)
+    return found
+
+
 def _bca(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     """BCa; where its acceleration cannot be estimated, which few distinct values cause, the percentile interval."""
     found: dict[str, tuple[float, float]] = {}
@@ -119,19 +129,19 @@ def sign_flips(prompts: int, seed: int = 0) -> np.ndarray:
     """Signs (R, prompts) of a paired permutation test: all of them when there are few, else a random sample."""
     if prompts <= 13:
         return 1 - 2 * ((np.arange(2**prompts)[:, None] >> np.arange(prompts)) & 1)
-    return 1 - 2 * np.random.default_rng(seed).integers(2, size=(RESAMPLES, prompts), dtype=np.int8)
+    return 1 - 2 * np.random.default_rng(seed).integers(2, size=(FLIPS, prompts), dtype=np.int8)
 
 
 def compare(a: np.ndarray, b: np.ndarray, *, better: str | None = "higher", seed: int = 0) -> Comparison:
     """b against a on the same prompts and noise, (prompts, seeds) or (prompts,) each.
 
     ``better`` is the direction in which the metric improves. The permutation test flips the signs of the prompts'
-    differences (exact up to 13 prompts).
+    differences (exact up to 13 prompts). A seed that either side leaves undefined is left out of both.
     """
-    first, second = by_prompt(a), by_prompt(b)
-    if first.shape != second.shape:
-        raise InputError(f"{len(first)} and {len(second)} prompts cannot be paired")
-    difference = second - first
+    if np.shape(a) != np.shape(b):
+        sizes = [" x ".join(map(str, np.shape(values))) for values in (a, b)]
+        raise InputError(f"{sizes[0]} and {sizes[1]} prompts cannot be paired")
+    difference = by_prompt(np.asarray(b, float) - np.asarray(a, float))
     defined = np.isfinite(difference)
     values = difference[defined]
     n, undefined = len(values), int((~defined).sum())

@@ -82,12 +82,13 @@ def open_plan(plan: Plan, out: Path) -> None:
     if path.exists():
         found = read_plan(out)
         if found.hash != plan.hash:
+            other = [name for name, value in plan if value != getattr(found, name)]
             raise InputError(
-                f"{out} holds results of another plan ({found.hash[:12]}, this one is {plan.hash[:12]}): "
-                "choose another --out, or the study file and weights it was made with"
+                f"{out} holds results of another plan ({found.hash[:12]}, this one is {plan.hash[:12]}; they differ in "
+                f"{', '.join(other)}): choose another --out, or what it was made with"
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(p.match(".plan.*.tmp.json") for p in out.iterdir())):
         raise InputError(f"{out} is there and holds no study: choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,11 @@ def open_plan(plan: Plan, out: Path) -> None:
         raise InputError(
             f"the results folder {out} cannot be written ({error.strerror}): choose another --out"
         ) from None
+
+
+def threads_of(out: Path) -> int | None:
+    """How many threads an interrupted study had, which it goes on with; None where there is none."""
+    return read_plan(out).threads if (out / "plan.json").is_file() else None
 
 
 def read_plan(out: Path) -> Plan:
@@ -182,8 +188,7 @@ def run_study(plan: Plan, pipe: Pipeline, out: Path, *, on_cell: OnCell | None =
 
 def _do(plan: Plan, pipe: Pipeline, block: list[Cell], missing: list[Cell]) -> int:
     """Sample a block and write the cells of it that are missing."""
-    prompts = tuple(plan.captions[prompt] for prompt in sorted({cell.prompt for cell in block}))
-    generation = plan.generation(block[0].setting, prompts, tuple(range(plan.seeds)))
+    generation = plan.generation(block[0].setting, slice(block[0].prompt, block[-1].prompt + 1))
     trace = GuidanceTrace()
     videos = pipe.generate(generation, batch_size=len(block), trace=trace)
     frames = np.stack([video.frames for video in videos])
@@ -218,7 +223,7 @@ def seconds_per_cell(plan: Plan, pipe: Pipeline) -> float:
     size = min(plan.block, len(plan.captions) * plan.seeds)
     total = 0.0
     for setting in settings:
-        generation = plan.generation(setting, plan.captions[: max(1, size // plan.seeds)], tuple(range(plan.seeds)))
+        generation = plan.generation(setting, slice(max(1, size // plan.seeds)))
         took = []
         for steps in (2, 4):
             began = time.monotonic()
@@ -271,8 +276,11 @@ def answer(plan: Plan, found: dict[str, dict[str, np.ndarray]]) -> str:
         return f"{name}: {b!r} cannot be compared with {a!r}: fewer than two prompts have both values{undefined}"
     verdict = "differs from" if result.p < 0.05 else "is not told apart from"
     effect = f"d_z = {result.d_z:.2f}" if math.isfinite(result.d_z) else "no prompt differs"
+    seen = (
+        f"see d_z = {result.visible:.2f} with 80% power" if math.isfinite(result.visible) else "cannot reach p = 0.05"
+    )
     return (
         f"{name}: {b!r} {verdict} {a!r}: difference {result.difference} {metric.unit}, p = {result.p:.3g}, "
         f"{effect}, {result.pairs} prompts{undefined}; "
-        f"so many see d_z = {result.visible:.2f} with 80% power"
+        f"so many {seen}"
     )

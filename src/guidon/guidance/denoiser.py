@@ -63,8 +63,8 @@ class GuidedDenoiser:
         rotation: an orthogonal matrix (C, C); what is guided are then the channels of rotation @ latents, the control
             for studies of whether a choice of channels is special. None guides the latents' own.
 
-    Unguided channels and all variance channels of the result are the conditional prediction's, bit for bit; where every
-    scale is 1 the unconditional branch is not run.
+    Unguided channels (without a rotation) and all variance channels of the result are the conditional prediction's, bit
+    for bit; where every scale is 1 the unconditional branch is not run.
 
     Raises:
         InputError: a condition is missing, the rule does not take the scale, or x or the prediction has other channels.
@@ -131,10 +131,11 @@ class GuidedDenoiser:
         cond, uncond, *negative = self._branches(x, timestep)
         if self.trace is not None:
 
-            def to_x0(prediction: Tensor) -> Tensor:
-                return converted(prediction, x, signal, self.parameterization, "x0")
+            def to_x0(turned: Tensor) -> Tensor:
+                return converted(self._turned_back(turned), x, signal, self.parameterization, "x0")
 
-            self.trace.record(timestep, scale.scales, cond[:, :channels], uncond[:, :channels], to_x0)
+            turned = (self._turned(cond[:, :channels]), self._turned(uncond[:, :channels]))
+            self.trace.record(timestep, scale.scales, *turned, to_x0)
         where = self._where(scale)
         space: Parameterization = self.parameterization if self.rule.space == "own" else self.rule.space
         seen_x = self._turned(x)[:, where]
@@ -153,12 +154,15 @@ class GuidedDenoiser:
         else:
             turned = self._turned(cond[:, :channels])
             turned[:, where] = guided
-            cond[:, :channels] = torch.einsum("oc,bo...->bc...", self.rotation, turned)
+            cond[:, :channels] = self._turned_back(turned)
         return cond
 
     def _turned(self, latents: Tensor) -> Tensor:
         """Latents (B, C, ...) as the channels that are chosen from."""
         return latents if self.rotation is None else torch.einsum("oc,bc...->bo...", self.rotation, latents)
+
+    def _turned_back(self, turned: Tensor) -> Tensor:
+        return turned if self.rotation is None else torch.einsum("oc,bo...->bc...", self.rotation, turned)
 
     def _guides(self, scale: ChannelScale) -> bool:
         """Whether the result differs from the conditional prediction."""

@@ -99,7 +99,8 @@ class Rescale(Rule):
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         guided = cfg(branches, scale)
-        ratio = _over_sample(branches.cond.flatten(1).std(1), guided) / _over_sample(guided.flatten(1).std(1), guided)
+        wanted, found = (_over_sample(part.flatten(1).std(1), guided) for part in (branches.cond, guided))
+        ratio = torch.where(found > 0, wanted / found, 1)
         return guided * (self.phi * ratio + 1 - self.phi)
 
 
@@ -210,7 +211,7 @@ class FrequencyDecoupled(Rule):
             raise InputError(
                 f"guidance fdg: {planes.shape[-2]}x{planes.shape[-1]} latents cannot be halved {self.levels} times"
             )
-        smaller = functional.avg_pool2d(planes, half)
+        smaller = functional.adaptive_avg_pool2d(planes, (planes.shape[-2] // half, planes.shape[-1] // half))
         coarse = functional.interpolate(smaller, planes.shape[-2:], mode="bilinear").view_as(update)
         return branches.cond + (scale - 1) * (update + (self.low - 1) * coarse)
 
@@ -272,7 +273,7 @@ def parse_rule(text: str) -> Rule:
 
 def rule_text(rule: Rule) -> str:
     """The canonical form of a rule, with all its settings; ``parse_rule`` reads it back."""
-    settings = [f"{s.name}={getattr(rule, s.name):g}" for s in fields(rule)]
+    settings = [f"{s.name}={getattr(rule, s.name)!r}".removesuffix(".0") for s in fields(rule)]
     return rule.name + (":" + ",".join(settings) if settings else "")
 
 

@@ -34,7 +34,9 @@ class GuidanceTrace:
         uncond: Tensor,
         to_x0: Callable[[Tensor], Tensor],
     ) -> None:
-        """Note one guided step; cond and uncond are the predictions of every channel, (B, C, ...)."""
+        """Note one guided step; cond and uncond are the predictions of every channel that is chosen from, (B, C, ...):
+        under a rotation not the latents' own, which ``to_x0`` turns them back to.
+        """
         if self.keep_x0:
             self._x0.append(torch.stack([to_x0(cond), to_x0(uncond)]).cpu())
         frames = cond.shape[2] if cond.ndim == 5 else 1

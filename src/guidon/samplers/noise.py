@@ -18,15 +18,16 @@ from .philox import CudaGenerator
 class SampleNoise:
     """One generator per sample, seeded by (seed, sample index): a sample does not depend on its batch mates.
 
+    ``seed`` is one for all samples, or one for each.
+
     Values are drawn on the CPU, so that they are the same on every device, and copied without waiting.
     """
 
-    def __init__(self, seed: int, samples: Sequence[int]) -> None:
+    def __init__(self, seed: int | Sequence[int], samples: Sequence[int]) -> None:
+        seeds = [seed] * len(samples) if isinstance(seed, int) else seed
         self.generators = [
-            torch.Generator().manual_seed(
-                int(np.random.SeedSequence((seed, sample)).generate_state(1, np.uint64)[0] >> 1)
-            )
-            for sample in samples
+            torch.Generator().manual_seed(int(np.random.SeedSequence(pair).generate_state(1, np.uint64)[0] >> 1))
+            for pair in zip(seeds, samples, strict=True)
         ]
 
     def initial(self, shape: Sequence[int], device: torch.device | str = "cpu", rows: int | None = None) -> Tensor:

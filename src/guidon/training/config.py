@@ -42,7 +42,7 @@ class Run(Settings):
     out: Path
     steps: PositiveInt
     batch_size: PositiveInt = 32
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     ema_decay: Fraction = 0.999
@@ -88,6 +88,8 @@ class VAERecipe(Run):
     def _redraws(self) -> VAERecipe:
         if self.redraw and self.start is None:
             raise ValueError("redraw leaves out weights of an earlier run: give its start")
+        if len(set(self.redraw)) >= self.model.latent_channels:
+            raise ValueError("redraw names every latent channel, and new ones take after those that are kept")
         if wrong := [channel for channel in self.redraw if channel >= self.model.latent_channels]:
             raise ValueError(f"redraw names latent channel {wrong[0]}, they are 0 to {self.model.latent_channels - 1}")
         return self
@@ -102,6 +104,7 @@ class TextShape(Settings):
     @model_validator(mode="after")
     def _divides(self) -> TextShape:
         _divides(self.heads, self.features, "heads must divide features")
+        _divides(2, self.features, "positions need sines and cosines in features")
         return self
 
 
@@ -155,6 +158,8 @@ class DenoiserRecipe(Run):
     @model_validator(mode="after")
     def _whole_families(self) -> DenoiserRecipe:
         if self.shape_contrast is not None:
+            if self.prediction != "x0":
+                raise InputError(f"shape_contrast weighs errors of x_0, the prediction is {self.prediction}: give x0")
             for name in ("batch_size", "clips"):
                 _divides(len(SHAPES), getattr(self, name), f"families of shapes must divide {name}")
         elif self.shape_swap:

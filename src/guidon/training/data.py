@@ -38,8 +38,9 @@ class Prefetch(Generic[B]):
 class LatentClips:
     """Latents of the training split, with fresh captions every time one is drawn.
 
-    Half of the draws are played backwards, under a caption that says so: the world's motion is reversible. With
-    ``families`` the clips come in families of ``family_size``, neighbours in a batch, that differ in shape alone.
+    Half of the draws are played backwards, under a caption that says so: the world's motion is reversible. Those that
+    would show what the split holds out are not. With ``families`` the clips come in families of ``family_size``,
+    neighbours in a batch, that differ in shape alone.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class LatentClips:
             epoch, offset = divmod(count, self.clips // self.family_size)
             index = int(self._order(epoch)[offset]) * self.family_size + member
             scene, latent = self.scene(index), self.latents[index].float()
-            if np.random.default_rng((self.seed, count, 7)).integers(2):
+            if np.random.default_rng((self.seed, count, 7)).integers(2) and self._reversible(index - member):
                 scene, latent = scene.reversed(), latent.flip(1)
             latents.append(latent)
             rng = np.random.default_rng((self.seed, position, 8))
@@ -100,6 +101,10 @@ class LatentClips:
             captions.append(world.caption(told, rng))
             objects.append(touched(scene, latent.shape[-1]))
         return torch.stack(latents), captions, torch.stack(objects)[:, None]
+
+    def _reversible(self, first: int) -> bool:
+        """Whether the split holds all of a family played backwards."""
+        return all(world.holds("train", self.scene(first + k).reversed()) for k in range(self.family_size))
 
     def _order(self, epoch: int) -> np.ndarray:
         if getattr(self, "_epoch", None) != epoch:

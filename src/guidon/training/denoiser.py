@@ -200,7 +200,7 @@ class DenoiserTask:
     @property
     def identity(self) -> dict[str, object]:
         """What a checkpoint must share with the recipe to be resumed or exported."""
-        shared = {"task", "model", "text", "prediction", "noise_schedule", "seed"}
+        shared = {"task", "model", "text", "prediction", "noise_schedule", "seed", "start", "batch_size", "clips"}
         return {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae_hash}
 
     @staticmethod

@@ -246,7 +246,7 @@ def train(
             if save:
                 checkpoint.save(step, log.seconds)
                 draw_curve(log.path, run.out / "curve.png")
-            if stopped and step < run.steps:
+            if save and stopped and step < run.steps:
                 return None
     record = {"steps": step, "batch_size": run.batch_size, "hours": round(log.seconds / 3600, 3), "device": str(device)}
     return task.export(ema.shadow, record)

@@ -53,7 +53,7 @@ class VAETask:
             inward.bias[channels + channel] = log_variance[:, kept].mean()
 
     def _frames(self, step: int) -> tuple[Tensor, Tensor]:
-        """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), weights (B, 1, H, W)."""
+        """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), foreground (B, 1, H, W)."""
         size = self.recipe.batch_size
         images, masks = [], []
         for index in range(step * size, (step + 1) * size):
@@ -65,11 +65,11 @@ class VAETask:
             images.append(world.render(frame, frames=1)[0])
             masks.append(world.foreground(frame, frames=1)[0])
         x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
-        near = F.max_pool2d(torch.from_numpy(np.stack(masks))[:, None], 3, 1, 1) > 0
-        return x.contiguous(), 1 + (self.recipe.foreground_weight - 1) * near.float()
+        return x.contiguous(), F.max_pool2d(torch.from_numpy(np.stack(masks))[:, None], 3, 1, 1) > 0
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        images, weights = (part.to(self.device) for part in self.batch(step))
+        images, near = (part.to(self.device) for part in self.batch(step))
+        weights = 1 + (self.recipe.foreground_weight - 1) * near
         mean, log_variance = self.module.posterior(images)
         noise = torch.randn(mean.shape, generator=generator).to(self.device)
         out = self.module.reconstruct(mean + (0.5 * log_variance).exp() * noise).float()
@@ -81,7 +81,7 @@ class VAETask:
             squared = error.square() / 4  # frames span [-1, 1]: peak-to-peak 2
             logs = {
                 "psnr": -10 * squared.mean().log10(),
-                "foreground_psnr": -10 * ((squared * (weights > 1)).sum() / ((weights > 1).sum() * 3)).log10(),
+                "foreground_psnr": -10 * ((squared * near).sum() / (near.sum() * 3)).log10(),
                 "kl": kl.detach(),
                 "latent_std": mean.std(),
             }
@@ -107,17 +107,17 @@ class VAETask:
         model.load_state_dict(weights)
         latents, squared, weighted, area = [], 0.0, 0.0, 0.0
         for step in range(self.recipe.steps, self.recipe.steps + 16):
-            images, mask = (part.to(self.device) for part in self._frames(step))
+            images, near = (part.to(self.device) for part in self._frames(step))
             mean, _ = model.posterior(images)
             error = (model.reconstruct(mean) - images).square() / 4
             latents.append(mean)
             squared += float(error.mean()) / 16
-            weighted += float((error * (mask > 1)).sum())
-            area += float((mask > 1).sum()) * 3
+            weighted += float((error * near).sum())
+            area += float(near.sum()) * 3
         found = {"psnr": -10 * math.log10(squared), "foreground_psnr": -10 * math.log10(weighted / area)}
         return torch.cat(latents), found
 
     @property
     def identity(self) -> dict[str, object]:
         """What a checkpoint must share with the recipe to be resumed or exported."""
-        return self.recipe.model_dump(mode="json", include={"task", "model", "seed"})
+        return self.recipe.model_dump(mode="json", include={"task", "model", "seed", "start", "redraw"})

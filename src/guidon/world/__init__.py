@@ -4,7 +4,7 @@ Imports nothing else of guidon: the truth must not share a bug with what it judg
 """
 
 from .captions import Wanted, caption, plain_caption, read_caption, vocabulary
-from .dataset import SPLITS, Attributes, Clip, clip, combinations, coverage_table, family
+from .dataset import SPLITS, Attributes, Clip, clip, combinations, coverage_table, family, holds, mistaken
 from .render import coverage, foreground, render
 from .scene import (
     AREAS,
@@ -22,12 +22,11 @@ from .scene import (
     Scene,
     Thing,
     extents,
-    mistaken,
 )
 
 __all__ = [
     "AREAS", "BACKGROUNDS", "COLOURS", "DIRECTIONS", "FPS", "FRAMES", "MOTIONS", "SHAPES", "SIZE", "SPEEDS", "SPLITS",
     "STILL", "UNSEEN_SPEED", "Attributes", "Clip", "Scene", "Thing", "Wanted", "caption", "clip", "combinations",
-    "coverage", "coverage_table", "extents", "family", "foreground", "mistaken", "plain_caption", "read_caption",
-    "render", "vocabulary",
+    "coverage", "coverage_table", "extents", "family", "foreground", "holds", "mistaken", "plain_caption",
+    "read_caption", "render", "vocabulary",
 ]  # fmt: skip

@@ -90,6 +90,14 @@ def _held(split: str) -> frozenset[Attributes]:
     return frozenset(combinations(split))
 
 
+def holds(split: str, scene: Scene) -> bool:
+    """Whether a split has the attributes of every thing of a scene."""
+    return all(
+        Attributes(thing.shape, thing.colour, thing.size, thing.motion, thing.speed, scene.background) in _held(split)
+        for thing in scene.things
+    )
+
+
 @lru_cache(maxsize=64)
 def _order(split: str, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, SPLITS.index(split), epoch)).permutation(len(combinations(split)))
@@ -127,14 +135,37 @@ def family(split: str, seed: int, index: int) -> tuple[Scene, ...]:
     """
     scene = clip(split, seed, index).scene
     thing = scene.things[0]
-    held = _held(split)
     shapes = sorted(SHAPES, key=lambda shape: shape != thing.shape)
-    found = [
+    members = [
         replace(scene, things=(replace(thing, shape=shape, start=inside(replace(thing, shape=shape))),))
         for shape in shapes
-        if Attributes(shape, thing.colour, thing.size, thing.motion, thing.speed, scene.background) in held
     ]
+    found = [member for member in members if holds(split, member)]
     return tuple(found[k % len(found)] for k in range(len(SHAPES)))
+
+
+def mistaken(scene: Scene, rng: np.random.Generator, split: str = "train") -> Scene:
+    """A scene of a split with one attribute wrong: its background, or the shape, colour or motion of its thing.
+
+    The wrong scene is of the split too: a combination that is only ever named wrongly would be learnt to be wrong.
+    Something to caption, not to render: a thing of another motion may leave the frame.
+    """
+    (thing,) = scene.things
+    speeds = tuple(UNSEEN_SPEED) if split == "L3" else tuple(SPEEDS)
+    speed = thing.speed or str(rng.choice(speeds))
+    wrong = {
+        "background": [replace(scene, background=name) for name in BACKGROUNDS if name != scene.background],
+        "shape": [replace(scene, things=(replace(thing, shape=name),)) for name in SHAPES if name != thing.shape],
+        "colour": [replace(scene, things=(replace(thing, colour=name),)) for name in COLOURS if name != thing.colour],
+        "motion": [
+            replace(scene, things=(replace(thing, motion=name, speed=None if name == STILL else speed),))
+            for name in MOTIONS
+            if name != thing.motion
+        ],
+    }
+    possible = [found for scenes in wrong.values() if (found := [told for told in scenes if holds(split, told)])]
+    scenes = possible[int(rng.integers(len(possible)))]
+    return scenes[int(rng.integers(len(scenes)))]
 
 
 def coverage_table(split: str, seed: int, count: int) -> dict[str, Counter[str]]:

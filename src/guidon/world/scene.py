@@ -123,26 +123,3 @@ def inside(thing: Thing, frames: int = FRAMES) -> tuple[float, float]:
     """The start nearest to the thing's own that keeps it one pixel inside the frame throughout."""
     x, y = (min(max(own, low), high) for own, low, high in zip(thing.start, *_starts(thing, frames), strict=True))
     return x, y
-
-
-def mistaken(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one attribute wrong: its background, or the shape, colour or motion of one of its things.
-
-    Something to caption, not to render: a thing of another motion may leave the frame.
-    """
-    index = int(rng.integers(len(scene.things)))
-    thing = scene.things[index]
-    valid: dict[str, tuple[str, ...]] = {
-        "background": tuple(BACKGROUNDS), "shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS,
-    }  # fmt: skip
-    name = str(rng.choice(list(valid)))
-    right = scene.background if name == "background" else getattr(thing, name)
-    wrong = str(rng.choice([value for value in valid[name] if value != right]))
-    if name == "background":
-        return replace(scene, background=wrong)
-    if name == "motion":
-        speed = None if wrong == STILL else thing.speed or str(rng.choice(list(SPEEDS)))
-        thing = replace(thing, motion=wrong, speed=speed)
-    else:
-        thing = replace(thing, **{name: wrong})
-    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))

@@ -98,7 +98,7 @@ def scatter(
 
 def heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, digits: str = ".2f") -> Markup:
     """A table of numbers as colours, (rows, columns); numbers are written where there are few."""
-    cell = min(64, max(8, (WIDTH - 130) // max(1, len(columns))))
+    cell = min(64, (WIDTH - 130) / max(1, len(columns)))
     tall, left, top = 24, 118, 8
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
@@ -113,9 +113,11 @@ def heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title:
             x, y = left + cell * c, top + tall * r
             parts.append(
                 Markup(
-                    '<rect x="{}" y="{}" width="{}" height="{}" class="heat" fill-opacity="{:.3f}">'
+                    '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" class="heat" fill-opacity="{:.3f}">'
                     "<title>{}, {}: {}</title></rect>"
-                ).format(x, y, cell - 1, tall - 1, 0.06 + 0.94 * share, row, columns[c], format(value, digits))
+                ).format(
+                    x, y, cell - min(1, cell / 8), tall - 1, 0.06 + 0.94 * share, row, columns[c], format(value, digits)
+                )
             )
             if cell >= 40:
                 tone = "small on" if share > 0.55 else "small"

@@ -252,8 +252,9 @@ def _command(generation: dict[str, Any]) -> str:
             words += [f"--{name.replace('_', '-')}", f"{generation[name]:g}" if name == "eta" else generation[name]]
     timing, _, values = generation["timing"].partition(":")
     if timing != "constant":
-        option = {"interval": "--interval", "oscillation": "--oscillate"}.get(timing, "--ramp")
-        words += [option, values or timing]
+        words += {"interval": ["--interval", values], "oscillation": ["--oscillate", values or "10"]}.get(
+            timing, ["--ramp", timing]
+        )
     if generation["samples"] != [0]:
         words += ["--num-samples", str(generation["samples"][0] + 1)]
     return shlex.join(words)

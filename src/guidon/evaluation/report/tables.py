@@ -13,7 +13,7 @@ import numpy as np
 from ...atomic import atomic_path
 from ..metrics import Metric
 from ..plan import Plan
-from ..statistics import Comparison, Interval, by_prompt, compare, holm, mean_interval, share_interval
+from ..statistics import Comparison, Interval, by_prompt, compare, holm, metric_interval
 
 Results = dict[str, dict[str, np.ndarray]]  # (prompts, seeds) by setting and metric
 
@@ -37,6 +37,11 @@ class Row:
     comparison: Comparison | None
     p: float
     primary: bool
+
+    @property
+    def improves(self) -> float:
+        """The share of prompts on which the setting is better; NaN for a metric that has no better."""
+        return self.comparison.improves.value if self.comparison and self.metric.better else math.nan
 
     @property
     def verdict(self) -> str:
@@ -63,19 +68,12 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
                 comparison, p = (comparison, comparison.p) if math.isfinite(comparison.p) else (None, math.nan)
             primary = (setting, name) == (plan.primary.against, plan.primary.metric)
             undefined = float(np.isnan(values[name]).mean())
-            rows.append(Row(setting, metric, _mean(values[name], metric), undefined, comparison, p, primary))
+            mean = metric_interval(values[name], share=metric.unit == "share")
+            rows.append(Row(setting, metric, mean, undefined, comparison, p, primary))
     family = [number for number, row in enumerate(rows) if row.comparison is not None and not row.primary]
     for number, p in zip(family, holm([rows[number].p for number in family]) if family else (), strict=True):
         rows[number] = replace(rows[number], p=float(p))
     return rows
-
-
-def _mean(values: np.ndarray, metric: Metric) -> Interval:
-    """With Wilson's interval where every prompt of a share gives the same."""
-    found = mean_interval(values)
-    if found.note == "no variation" and metric.unit == "share" and found.value in (0, 1):
-        return share_interval(found.value * len(values), len(values))
-    return found
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
@@ -89,7 +87,7 @@ def write_summary(rows: Sequence[Row], path: Path) -> None:
         for row in rows:
             c = row.comparison
             compared = (
-                [c.difference.value, c.difference.low, c.difference.high, row.p, c.d_z, c.improves.value] if c else []
+                [c.difference.value, c.difference.low, c.difference.high, row.p, c.d_z, row.improves] if c else []
             )
             numbers = [f"{value:.6g}" for value in (row.mean.value, row.mean.low, row.mean.high, row.undefined)]
             others = [f"{value:.6g}" for value in compared] or [""] * 6
