@@ -18,7 +18,8 @@ from guidon.evaluation.study import read_plan, results
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="a folder of `guidon study run`")
-    parser.add_argument("--setting", help="its first one, if left out")
+    parser.add_argument("--setting", help="the baseline of its primary contrast, if left out")
+    parser.add_argument("--metric", action="append", help="repeatable; the primary one, if left out")
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--d-z", type=float, default=0.3)
     arguments = parser.parse_args()
@@ -30,11 +31,9 @@ def main() -> None:
     expected = paired_power(arguments.d_z, count)
     print(f"{arguments.studies} studies of {count} prompts; power {expected:.2f} for d_z = {arguments.d_z:g}")
     print("| metric | told apart from itself | planted difference found |\n|---|---|---|")
-    for name in plan.metrics:
+    for name in arguments.metric or [plan.primary.metric]:
         pairs = values[name][:, :2]
         pairs = pairs[np.isfinite(pairs).all(1)]
-        if len(pairs) < count or np.ptp(pairs) == 0:
-            continue
         planted = arguments.d_z * np.sqrt((np.diff(pairs) ** 2).mean())  # with the coin's, differences have mean 0
         rng = np.random.default_rng(0)
         apart, found = 0, 0

@@ -442,13 +442,14 @@ def study_report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Results of `guidon study run`.")],
     out: Annotated[Path | None, typer.Option(help="The page. [default: DIR/report.html]")] = None,
     max_mb: Annotated[float, typer.Option(help="The page grows no larger; further clips stay in DIR.", min=0.1)] = 10,
+    videos: Annotated[bool, typer.Option("--videos/--no-videos", help="Also write the clips as MP4, into DIR.")] = True,
 ) -> None:
     """Make one HTML file of a study: answer, figures, plots, every clip on one clock, a blind vote. Works offline."""
     from .evaluation.report import write_report
     from .generate import progress
 
     with progress("writing MP4s") as on_cell:
-        paths = write_report(folder, out, max_mb=max_mb, on_cell=on_cell)
+        paths = write_report(folder, out, max_mb=max_mb, videos=videos, on_cell=on_cell)
     for path in paths:
         print(path)
 

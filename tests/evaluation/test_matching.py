@@ -71,13 +71,15 @@ def test_of_several_crossings_it_is_the_nearest_and_undefined_prompts_are_left_o
         assert match.prompts == 9
 
 
-def test_the_nearest_video_lies_between_the_grid_points():
+def test_the_nearest_video_is_known_to_the_grids_spacing():
     own = 1 + 0.1 * np.random.default_rng(0).random(20)
     distances = np.sqrt(0.01 + (SCALES[:, None] - 2.2) ** 2 * own)
     match = nearest_scale(SCALES, distances)
-    assert match.scale == pytest.approx(2.2, abs=1e-6)
+    assert (match.scale, match.low, match.high) == (SCALES[3], SCALES[2], SCALES[4])
+    assert match.low < 2.2 < match.high
     assert match.level == pytest.approx(np.sqrt((distances**2).mean(1).min()))
-    assert nearest_scale(SCALES, np.tile(SCALES[:, None], 5)).scale == 1  # falling to the grid's end
+    falling = nearest_scale(SCALES, np.tile(SCALES[:, None], 5))
+    assert (falling.scale, falling.low, falling.high) == (1, -math.inf, SCALES[1])
 
 
 @pytest.fixture(scope="module")

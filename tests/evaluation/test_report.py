@@ -169,7 +169,10 @@ def test_a_large_study_shows_whole_prompts_of_its_extremes_first(study, page, tm
     assert f"{len(shown)} of {PROMPTS} prompts are in this file" in small
     assert small.count("data:image/png") == len(shown) * len(SETTINGS)
     gains, losses = extremes(read_plan(study), results(read_plan(study), study))
-    assert set(shown) <= set((gains + losses)[: len(shown)])
+    turns = [p for pair in zip(gains, losses, strict=False) for p in pair]
+    assert set(shown[:4]) <= set(turns)
+    assert set(shown) & set(gains)
+    assert set(shown) & set(losses)
 
 
 def test_the_same_results_give_the_same_page(study, page):
@@ -200,3 +203,10 @@ def test_what_cannot_be_reported_is_refused(study, tmp_path, capsys):
     assert "1 of 24 cells" in refused(unfinished)
     with pytest.raises(InputError, match="missing or damaged"):
         write_report(unfinished)
+
+
+def test_a_page_that_goes_elsewhere_links_no_videos(tmp_path):
+    folder = write_study(tmp_path / "results", prompts=2)
+    paths = write_report(folder, tmp_path / "page.html", videos=False)
+    assert not (folder / "videos").exists()
+    assert ".mp4" not in paths[0].read_text()

@@ -226,23 +226,22 @@ def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray
 
 
 def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
-    """Where the mean square of distances (S, P) is least; a parabola through its neighbours refines it.
+    """The scale of the grid at which the mean square of distances (S, P) is least.
 
-    An end of the band that reaches the grid's end is open.
+    Distances saturate where samples part ways, so that nothing is known between the grid's scales: the band reaches to
+    the neighbours of those that resampled prompts choose, and is open at the grid's ends.
     """
     means = _resamples(distances.shape[1]) @ (distances**2).T  # (R, S)
-    middle = means.argmin(1).clip(1, len(scales) - 2)
-    rows = np.arange(len(means))
-    x = np.stack([scales[middle + k] for k in (-1, 0, 1)])
-    y = np.stack([means[rows, middle + k] for k in (-1, 0, 1)])
-    first, second = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
-    bend = (second - first) / (x[2] - x[0])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        least = (x[0] + x[1]) / 2 - first / (2 * bend)
-    found = np.where(bend > 0, least.clip(x[0], x[2]), x[y.argmin(0), rows])
-    low, high = np.percentile(found[1:], [2.5, 97.5])
-    low, high = (-math.inf if low <= scales[0] else low), (math.inf if high >= scales[-1] else high)
-    return Match(float(found[0]), float(low), float(high), math.sqrt(float(means[0].min())), distances.shape[1])
+    chosen = means.argmin(1)
+    low, high = np.percentile(chosen[1:], [2.5, 97.5])
+    ends = np.concatenate([[-math.inf], scales, [math.inf]])
+    return Match(
+        float(scales[chosen[0]]),
+        float(ends[math.floor(low)]),
+        float(ends[math.ceil(high) + 2]),
+        math.sqrt(float(means[0].min())),
+        distances.shape[1],
+    )
 
 
 def write_matches(found: Sequence[Equivalent], channels: int, out: Path) -> list[Path]:

@@ -40,7 +40,7 @@ def forest(rows: Sequence[Row], slugs: Mapping[str, str]) -> Markup:
                 slugs[row.setting],
                 row.setting,
                 label,
-                _text(left - 10, y + 4, row.setting, "end"),
+                _text(left - 10, y + 4, row.setting if len(row.setting) <= 32 else "…" + row.setting[-31:], "end"),
                 _line(at(low), y, at(high), y, f"interval {kind}"),
                 Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4" class="{}"/>').format(at(found.value), y, kind),
             )

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -48,14 +49,15 @@ class Clip:
 
 
 def write_report(
-    folder: Path, out: Path | None = None, *, max_mb: float = 10, on_cell: OnCell | None = None
+    folder: Path, out: Path | None = None, *, max_mb: float = 10, videos: bool = True, on_cell: OnCell | None = None
 ) -> list[Path]:
-    """The page, ``summary.csv`` beside the results, and an MP4 of every clip of the page.
+    """The page, ``summary.csv`` beside the results, and there an MP4 of every clip of the page.
 
     Args:
         folder: results of ``guidon study run``, finished.
         out: the page; report.html in ``folder`` if left out.
         max_mb: no page is larger; prompts whose clips do not fit stay in the folder.
+        videos: False leaves the MP4s out, for a page that goes where the folder does not.
         on_cell: called as ``on_cell(done, total)`` while MP4s are written.
 
     Raises:
@@ -66,10 +68,13 @@ def write_report(
     out = folder / "report.html" if out is None else out
     rows = summarise(plan, found)
     gains, losses = extremes(plan, found)
-    order = list(dict.fromkeys([*gains, *losses, *range(len(plan.captions))]))
+    turns = [prompt for pair in zip_longest(gains, losses) for prompt in pair if prompt is not None]
+    order = list(dict.fromkeys([*turns, *range(len(plan.captions))]))
     cells = cells_of(plan, folder)
     content = _content(plan, found, rows, cells) | {"gains": gains, "losses": losses}
-    clips = {prompt: [_clip(cell, out) for cell in cells if cell.prompt == prompt] for prompt in order}
+    clips = {
+        prompt: [_clip(cell, out if videos else None) for cell in cells if cell.prompt == prompt] for prompt in order
+    }
     page = _fit(content, clips, order, int(max_mb * 1e6))
     for name, action in (("summary.csv", lambda path: write_summary(rows, path)), (out.name, None)):
         path = out if action is None else folder / name
@@ -84,6 +89,8 @@ def write_report(
             raise InputError(
                 f"{path} cannot be written ({error.strerror}): choose another --out or make room"
             ) from None
+    if not videos:
+        return [out, folder / "summary.csv"]
     shown = [clip for prompt in page.prompts for clip in clips[prompt]]
     for number, clip in enumerate(shown):
         _write_video(folder, clip)
@@ -222,10 +229,10 @@ def _energies(plan: Plan, cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
     return plots
 
 
-def _clip(cell: Cell, out: Path) -> Clip:
+def _clip(cell: Cell, beside: Path | None) -> Clip:
     manifest = json.loads((cell.folder / "manifest.json").read_text())
     digest = json.loads((cell.folder / "hashes.json").read_text())["clip.png"]
-    video = os.path.relpath(_video_path(cell), out.resolve().parent)
+    video = "" if beside is None else os.path.relpath(_video_path(cell), beside.resolve().parent)
     return Clip(
         cell=cell,
         picture=base64.b64encode((cell.folder / "clip.png").read_bytes()).decode(),
@@ -233,7 +240,7 @@ def _clip(cell: Cell, out: Path) -> Clip:
         command=_command(manifest["generation"]),
         seed=manifest["generation"]["seed"],
         digest=digest,
-        video=quote(Path(video).as_posix()),
+        video=quote(Path(video).as_posix()) if video else "",
     )
 
 
