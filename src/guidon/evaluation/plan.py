@@ -259,7 +259,8 @@ def _same_energy(
         settings: dict[str, Any] = {k: v for k, v in arm.items() if v is not None and k not in ("model", "energy_of")}
         settings["steps"] = ENERGY_STEPS
         for start in range(0, len(prompts), study.block):
-            plan = pipe.plan(prompts[start : start + study.block], (0,), **settings)
+            own = settings | {"seed": study.seed + start}
+            plan = pipe.plan(prompts[start : start + study.block], (0,), **own)
             if ChannelScale.parse(plan.cfg_scale, plan.cfg_channels, channels=pipe.channels).is_identity:
                 raise InputError(f"{name!r} matches the energy of {other!r}, which guides nothing: name another")
             if plan.guidance != "cfg":
