@@ -481,11 +481,23 @@ def test_a_foreground_that_counts_as_much_is_still_measured(tmp_path):
 
 def test_recipes_that_cannot_work_are_refused(tmp_path, tiny_model):
     vae = tiny_model / "vae.safetensors"
-    for path, message in (
-        (denoiser_recipe(tmp_path, vae, shape_contrast=4, batch_size=8, clips=8), "give x0"),
-        (denoiser_recipe(tmp_path, vae, text={"features": 9, "heads": 3}), "sines and cosines"),
-        (denoiser_recipe(tmp_path, vae, seed=10**14), "seed"),
-        (vae_recipe(tmp_path, start=str(vae), redraw=[0, 1, 2, 3]), "every latent channel"),
+    for values, message in (
+        ({"text": {"features": 9, "heads": 3}}, "sines and cosines"),
+        ({"seed": 10**14}, "seed"),
     ):
         with pytest.raises(InputError, match=message):
-            load_recipe(path)
+            load_recipe(denoiser_recipe(tmp_path, vae, **values))
+    with pytest.raises(InputError, match="every latent channel"):
+        load_recipe(vae_recipe(tmp_path, start=str(vae), redraw=[0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_differences_of_shapes_count_in_the_space_of_the_prediction(tmp_path, tiny_model, prediction):
+    """An error of x_0 as an error of the prediction, as the process converts them."""
+    task = task_of(tmp_path, tiny_model / "vae.safetensors", prediction=prediction)
+    t = torch.tensor([50, 500, 950])
+    for k, step in enumerate(t.tolist()):
+        x_t, x_0 = torch.randn(2, 1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(k))
+        signal = float(task.tables.alphas_cumprod[step])
+        errors = [converted(x_0 + e, x_t, signal, "x0", prediction) for e in (0.0, 1.0)]
+        assert float((errors[1] - errors[0]).square().mean()) == pytest.approx(float(task._per_x0(t)[k]), rel=1e-3)

@@ -158,8 +158,6 @@ class DenoiserRecipe(Run):
     @model_validator(mode="after")
     def _whole_families(self) -> DenoiserRecipe:
         if self.shape_contrast is not None:
-            if self.prediction != "x0":
-                raise InputError(f"shape_contrast weighs errors of x_0, the prediction is {self.prediction}: give x0")
             for name in ("batch_size", "clips"):
                 _divides(len(SHAPES), getattr(self, name), f"families of shapes must divide {name}")
         elif self.shape_swap:

@@ -146,7 +146,7 @@ class DenoiserTask:
         if self.recipe.shape_contrast is not None:
             error = predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0
             within, whole = (within_family(value, each) for value in (error, x_0))
-            loss = loss + (self.recipe.shape_contrast - 1) * (weights * within).mean()
+            loss = loss + (self.recipe.shape_contrast - 1) * (weights * self._per_x0(t) * within).mean()
             # of what sets a family's shapes apart, the share that the prediction misses
             logs |= {
                 f"missed_{name}": within.detach()[band].mean() / whole[band].mean() for name, band in bands.items()
@@ -193,9 +193,16 @@ class DenoiserTask:
         if self.recipe.loss_weighting == "balanced":
             return self.module.level.weights(mse, t)
         if self.recipe.loss_weighting == "min-snr":  # Hang et al. 2303.09556, gamma = 5: min(SNR, 5) on x_0
-            snr = self.tables.alphas_cumprod[t] / (1 - self.tables.alphas_cumprod[t])
-            return snr.clamp(max=5) / {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.recipe.prediction]
+            return self._snr(t).clamp(max=5) / self._per_x0(t)
         return torch.ones_like(mse)
+
+    def _snr(self, t: Tensor) -> Tensor:
+        return self.tables.alphas_cumprod[t] / (1 - self.tables.alphas_cumprod[t])
+
+    def _per_x0(self, t: Tensor) -> Tensor:
+        """The squared error of the recipe's prediction for one of x_0, (B,)."""
+        snr = self._snr(t)
+        return {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.recipe.prediction]
 
     @property
     def identity(self) -> dict[str, object]:

@@ -164,6 +164,8 @@ def mistaken(scene: Scene, rng: np.random.Generator, split: str = "train") -> Sc
         ],
     }
     possible = [found for scenes in wrong.values() if (found := [told for told in scenes if holds(split, told)])]
+    if not possible:
+        raise ValueError(f"no attribute of {thing} can be wrong within {split}")
     scenes = possible[int(rng.integers(len(possible)))]
     return scenes[int(rng.integers(len(scenes)))]
 
