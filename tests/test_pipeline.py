@@ -202,3 +202,19 @@ def test_prompts_may_have_noise_of_their_own(pipe):
     assert (np.abs(second.frames.astype(int) - alone.frames) <= 1).mean() > 0.999
     assert not np.array_equal(first.frames, second.frames)
     assert second.manifest["generation"] == alone.manifest["generation"]
+
+
+def test_prompts_are_encoded_once_for_all_settings(tiny_model, monkeypatch):
+    pipe, calls = guidon.load(tiny_model, device="cpu"), []
+    with pipe.parts.text.in_use() as text:
+        encode = text.encode
+        monkeypatch.setattr(text, "encode", lambda prompts: calls.append(tuple(prompts)) or encode(prompts))
+    for scale in (1.0, 2.0, 3.0):
+        pipe([PROMPT, OTHER], steps=2, cfg_scale=scale)
+    assert calls == [(PROMPT, OTHER)]
+    pipe([PROMPT, OTHER], steps=2, cfg_scale=2.0, negative_prompt="a blue square")
+    assert calls[1:] == [("a blue square",), (PROMPT, OTHER)]
+    for colour in ("red", "green", "blue", "yellow", "purple", "cyan"):
+        for shape in ("circle", "square", "triangle"):
+            pipe(f"a {colour} {shape} moves left", steps=1, cfg_scale=1.0)
+    assert len(pipe._encoded) == 16

@@ -37,6 +37,7 @@ from .settings import validated
 from .video import save_video
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REMEMBERED = 16  # calls whose prompts are not encoded again; a study asks for the same ones at every setting
 DECODER_LIBRARY = "diffusers.models.autoencoders.autoencoder_kl"
 OnStep = Callable[[int, int], None]
 
@@ -88,6 +89,7 @@ class Pipeline:
     def __init__(self, preset: Preset, parts: Parts, device: torch.device) -> None:
         self.preset, self.parts, self.device = preset, parts, device
         self.channels, self.hashes = parts.latent_shape[0], parts.hashes
+        self._encoded: dict[tuple[tuple[str, ...], str | None], Encoded] = {}
 
     def __call__(
         self,
@@ -244,11 +246,17 @@ class Pipeline:
         return torch.Generator(self.device).manual_seed(generation.seed)
 
     def _encode(self, generation: Generation) -> Encoded:
-        """All prompts at once, so that the encoder can go before the denoiser comes."""
-        with self.parts.text.in_use() as text:
-            negative = generation.negative_prompt
-            avoid = None if negative is None else Encoded(*text.encode([negative]))
-            return Encoded(*text.encode(generation.prompts), avoid)
+        """All prompts at once, so that the encoder can go before the denoiser comes; and once for all settings."""
+        negative = generation.negative_prompt
+        key = generation.prompts, negative
+        if key not in self._encoded:
+            with self.parts.text.in_use() as text:
+                avoid = None if negative is None else Encoded(*text.encode([negative]))
+                found = Encoded(*text.encode(generation.prompts), avoid)
+            if len(self._encoded) >= REMEMBERED:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[key] = found
+        return self._encoded[key]
 
     def _denoise(
         self,

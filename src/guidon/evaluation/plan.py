@@ -69,6 +69,7 @@ class Sources(Settings):
     vae: Path | None = None
     features: Path | None = None
     text_dtype: str = "fp32"
+    offload: str | None = None
 
 
 class Study(Settings):
