@@ -40,10 +40,10 @@ class Generation(Settings):
     ``samples`` are sample indices: sample k of a seed starts from the same noise whatever is generated beside it, and
     with whatever prompt; with ``seed_per_prompt`` the seed of prompt k is ``seed + k``, so that prompts share no noise.
     ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
-    ``negative_prompt`` takes the null caption's place. ``guidance`` is a rule
-    with all its settings, ``timing`` when it acts. ``rotation`` is the seed of a random rotation of the latent
-    channels, of which cfg_channels then chooses: a control for studies. ``exact`` names the
-    original whose draws and precisions are replayed; a sample then depends on its batch: ``batch_size`` belongs to it.
+    ``negative_prompt`` takes the null caption's place. ``guidance`` is a rule with all its settings, ``timing`` when it
+    acts. ``rotation`` is the seed of a random rotation of the latent channels, of which cfg_channels then chooses: a
+    control for studies. ``exact`` names the original whose draws and precisions are replayed; a sample then depends on
+    its batch: ``batch_size`` belongs to it.
     ``size`` (height, width) in pixels and ``frames`` are the model's own where they are None.
     ``exact_noise`` draws on the device that runs, or as a CUDA device does ("cuda:h100"; "cuda" is an A100), on which
     the originals ran.

@@ -224,7 +224,9 @@ class Pipeline:
             for number, chunk in enumerate(chunks):
                 report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
                 prompts = [prompt for prompt, _ in chunk]
-                noise = legacy or SampleNoise(*zip(*(_drawn(generation, *row) for row in chunk), strict=True))
+                noise = legacy or SampleNoise(
+                    [_seed_of(generation, prompt) for prompt in prompts], [sample for _, sample in chunk]
+                )
                 latents.append(
                     self._denoise(model, generation, captions, prompts, noise, not sequential, report, trace)
                 )
@@ -322,9 +324,9 @@ class Pipeline:
     def _video(self, generation: Generation, prompt: int, sample: int, frames: np.ndarray) -> Video:
         only = generation
         if not generation.exact:  # there a sample depends on its batch mates, and only the whole run reproduces it
-            seed, _ = _drawn(generation, prompt, sample)
-            own = {"prompts": (generation.prompts[prompt],), "samples": (sample,), "seed": seed}
-            only = generation.model_copy(update=own | {"seed_per_prompt": False})
+            own = {"prompts": (generation.prompts[prompt],), "samples": (sample,)}
+            seed = {"seed": _seed_of(generation, prompt), "seed_per_prompt": False}
+            only = generation.model_copy(update=own | seed)
         manifest = {
             "guidon": __version__,
             "generation": only.model_dump(mode="json"),
@@ -338,9 +340,9 @@ class Pipeline:
         return Video(frames, self.preset.fps, manifest)
 
 
-def _drawn(generation: Generation, prompt: int, sample: int) -> tuple[int, int]:
-    """The seed and the sample index that a row's noise comes from."""
-    return generation.seed + (prompt if generation.seed_per_prompt else 0), sample
+def _seed_of(generation: Generation, prompt: int) -> int:
+    """The seed of the noise of a prompt's samples."""
+    return generation.seed + (prompt if generation.seed_per_prompt else 0)
 
 
 def _in_whole_precision(model: Any, x: Tensor, timestep: Tensor, condition: Any) -> Tensor:

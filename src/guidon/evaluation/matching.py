@@ -17,6 +17,7 @@ import numpy as np
 from .. import world
 from ..atomic import atomic_path
 from ..errors import InputError, nearest
+from ..guidance import added_energy
 from ..guidance.channels import parse_channels
 from ..pipeline import Pipeline
 from .evaluate import of_the_world
@@ -179,7 +180,7 @@ def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (
 def _energy(cell: Cell) -> float:
     """Of what guidance added to the prediction, from the cell's trace."""
     with np.load(cell.folder / "trace.npz") as trace:
-        return float((((trace["scale"] - 1) * trace["difference"]) ** 2).sum())
+        return added_energy(trace)
 
 
 def _distance(own: np.ndarray, others: Sequence[Cell]) -> np.ndarray:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 from .. import world
 from ..errors import InputError, nearest
 from ..generation import Generation
-from ..guidance import ChannelScale, GuidanceTrace
+from ..guidance import ChannelScale, GuidanceTrace, added_energy
 from ..pipeline import Pipeline
 from ..settings import Settings, read_mapping, validated
 from .evaluate import WORLD_SEED, of_the_world
@@ -268,8 +268,7 @@ def _same_energy(
                 raise InputError(f"{name!r} matches energies, which tell what plain cfg adds, not {plan.guidance}")
             trace = GuidanceTrace()
             pipe.generate(plan, batch_size=study.block, trace=trace)
-            arrays = trace.as_arrays()
-            energy[number] += float((((arrays["scale"] - 1) * arrays["difference"]) ** 2).sum())
+            energy[number] += added_energy(trace.as_arrays())
     if not all(energy):
         raise InputError(
             f"{name!r} matches the energy of {other!r}, but its timing guides none of {ENERGY_STEPS} steps"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+def added_energy(arrays: Mapping[str, NDArray[np.float64]]) -> float:
+    """Of what plain guidance added to predictions: the sum of ((scale - 1) ||cond - uncond||)^2 in a trace's arrays."""
+    return float((((arrays["scale"] - 1) * arrays["difference"]) ** 2).sum())
 
 
 class GuidanceTrace:

@@ -76,19 +76,15 @@ def write_report(
         prompt: [_clip(cell, out if videos else None) for cell in cells if cell.prompt == prompt] for prompt in order
     }
     page = _fit(content, clips, order, int(max_mb * 1e6))
-    for name, action in (("summary.csv", lambda path: write_summary(rows, path)), (out.name, None)):
-        path = out if action is None else folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if action is not None:
-                action(path)
-            else:
-                with atomic_path(path) as temporary:
-                    temporary.write_text(page.html, encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be written ({error.strerror}): choose another --out or make room"
-            ) from None
+    path = folder / "summary.csv"
+    try:
+        write_summary(rows, path)
+        path = out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(page.html, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out or make room") from None
     if not videos:
         return [out, folder / "summary.csv"]
     shown = [clip for prompt in page.prompts for clip in clips[prompt]]
