@@ -61,7 +61,8 @@ def test_a_negative_prompt_replaces_the_null_caption(pipe):
 
 
 def test_an_interval_that_holds_no_step_is_no_guidance(pipe):
-    nothing = pipe(PROMPT, steps=3, cfg_scale=6.0, timing="interval:0.1,0.2").frames
+    with pytest.warns(UserWarning, match="no step was guided: guidance interval:0.1,0.2 holds none of the 3 steps"):
+        nothing = pipe(PROMPT, steps=3, cfg_scale=6.0, timing="interval:0.1,0.2").frames
     assert np.array_equal(nothing, pipe(PROMPT, steps=3, cfg_scale=1.0).frames)
 
 
@@ -127,6 +128,13 @@ def test_loading_leaves_the_callers_random_numbers_alone(tiny_model):
     torch.manual_seed(3)
     guidon.load(tiny_model, device="cpu")(PROMPT, steps=1)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_trace_is_of_one_run(pipe):
+    trace = GuidanceTrace()
+    pipe(PROMPT, steps=2, cfg_scale=2.0, trace=trace)
+    with pytest.raises(InputError, match="a trace of 1 clips was given a run of 2"):
+        pipe(PROMPT, steps=2, cfg_scale=2.0, num_samples=2, trace=trace)
 
 
 def test_a_trace_needs_one_batch(pipe):

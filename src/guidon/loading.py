@@ -14,12 +14,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .checkpoints import DIFFUSION, load_checkpoint, load_component
+from .checkpoints import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE, Component, load_checkpoint, load_component
 from .checkpoints.files import read_tensors
 from .checkpoints.layouts import recognise
 from .diffusion import NoiseSchedule, Process
 from .errors import InputError, first_line
-from .models import CaptionEncoder, CaptionEncoderConfig, FrameVAE, FrameVAEConfig, STDiT, STDiTConfig
+from .models import CaptionEncoder, CaptionEncoderConfig, Experts, FrameVAE, FrameVAEConfig, STDiT, STDiTConfig
 from .presets import T5, Preset, Released
 
 P = TypeVar("P")
@@ -109,20 +109,27 @@ def find_parts(preset: Preset, sources: Sources, device: torch.device, offload: 
 def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
     """The parts in a folder that ``guidon train`` wrote."""
     assert preset.folder is not None
-    paths = {kind: preset.folder / f"{kind}.safetensors" for kind in ("denoiser", "text", "vae")}
-    missing = [path.name for path in paths.values() if not path.is_file()]
+    kinds = {DENOISER: "denoiser", TEXT: "text", VAE: "vae"}
+    missing = [name for name in kinds if not (preset.folder / name).is_file()]
     if missing:
         raise InputError(
             f"{preset.folder} holds no {', '.join(missing)}: a model folder has denoiser, text and vae .safetensors"
         )
-    parts = {kind: load_component(path, kind) for kind, path in paths.items()}
+    parts = {kind: load_component(preset.folder / name, kind) for name, kind in kinds.items()}
     denoiser = parts["denoiser"]
     unsaid = [name for name in DIFFUSION if name not in denoiser.config]
     if unsaid:
         raise InputError(f"{denoiser.path}: its configuration lacks {', '.join(unsaid)}: train or export it again")
+    low = _low_noise(preset.folder / LOW_NOISE, denoiser)
+    if low is not None:
+        parts["denoiser-low"] = low
 
-    def network(dtype: torch.dtype) -> STDiT:
-        return denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
+    def network(dtype: torch.dtype) -> STDiT | Experts:
+        high = denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
+        if low is None:
+            return high
+        other = low.build(STDiT, STDiTConfig, *DIFFUSION, BOUNDARY).to(device, dtype).eval()
+        return Experts(high, other, low.config[BOUNDARY])
 
     def text() -> CaptionEncoder:
         return parts["text"].build(CaptionEncoder, CaptionEncoderConfig).to(device).eval()
@@ -144,6 +151,23 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
         parts["vae"].configure(FrameVAEConfig).downsampling,
         {kind: part.sha256 for kind, part in parts.items()},
     )
+
+
+def _low_noise(path: Path, denoiser: Component) -> Component | None:
+    """The network for low noise that a folder may hold beside its denoiser.
+
+    Raises:
+        InputError: it is no such network, or diffuses otherwise than the denoiser.
+    """
+    if not path.is_file():
+        return None
+    low = load_component(path, "denoiser")
+    if BOUNDARY not in low.config:
+        raise InputError(f"{path} has the timesteps to itself: expected the network of a recipe with expert: low")
+    unlike = [name for name in DIFFUSION if low.config.get(name) != denoiser.config[name]]
+    if unlike:
+        raise InputError(f"{path} has another {' and '.join(unlike)} than {denoiser.path}: give two of one model")
+    return low
 
 
 class ClassLabels:

@@ -313,7 +313,13 @@ class Pipeline:
             sample = partial(sample_dpm_solver, steps=generation.steps)
         else:
             sample = partial(sample_ddim, eta=generation.eta) if generation.sampler == "ddim" else sample_ddpm
-        return sample(denoiser, schedule, x, noise, process=self.parts.process, on_step=report)
+        latents = sample(denoiser, schedule, x, noise, process=self.parts.process, on_step=report)
+        if denoiser.idle:
+            warnings.warn(
+                f"no step was guided: guidance {generation.timing} holds none of the {generation.steps} steps",
+                stacklevel=2,
+            )
+        return latents
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the VAE and back: the ceiling of what the model can show."""

@@ -248,6 +248,63 @@ def test_a_run_starts_from_the_weights_of_an_earlier_one(tmp_path, tiny_model, u
         task_of(tmp_path, vae, start=str(uninterrupted), prediction="v")
 
 
+def test_an_expert_trains_one_side_and_takes_the_rest_over(tmp_path, tiny_model, uninterrupted):
+    """First the network for low noise leaves the common one, then the other goes on without it."""
+    vae = tiny_model / "vae.safetensors"
+
+    def trained(out, start, noise):
+        values = {"out": str(tmp_path / out), "start": str(start), "expert": {"noise": noise, "boundary": 350}}
+        return run_recipe(denoiser_recipe(tmp_path, vae, **values))
+
+    def content(folder):
+        return {path.stem: path.read_bytes() for path in folder.iterdir()}
+
+    first = trained("low", uninterrupted, "low")
+    second = trained("high", first, "high")
+    before, low, high = content(uninterrupted), content(first), content(second)
+    assert low.keys() == high.keys() == {"denoiser", "denoiser-low", "text", "vae"}
+    assert {name for name in before if low[name] != before[name]} == set()
+    assert {name for name in low if high[name] != low[name]} == {"denoiser"}
+    common = load_component(uninterrupted / "denoiser.safetensors", "denoiser").weights
+    ours = load_component(first / "denoiser-low.safetensors", "denoiser")
+    assert not all(torch.equal(ours.weights[name], value) for name, value in common.items())
+    assert ours.config["boundary"] == 350
+    assert ours.record["timesteps"] == [0, 350]
+    assert load_component(second / "denoiser.safetensors", "denoiser").record["timesteps"] == [350, 1000]
+    pipe = guidon.load(second, device="cpu")
+    assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
+
+
+def test_an_expert_goes_on_from_its_own_side(tmp_path, tiny_model, uninterrupted):
+    values = {"start": str(uninterrupted), "expert": {"noise": "low", "boundary": 350}}
+    folder = run_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", **values))
+    (tmp_path / "more").mkdir()
+    task = task_of(tmp_path / "more", tiny_model / "vae.safetensors", **values | {"start": str(folder)})
+    low = load_component(folder / "denoiser-low.safetensors", "denoiser").weights
+    assert all(torch.equal(task.module.denoiser.state_dict()[name], value.float()) for name, value in low.items())
+
+
+@pytest.mark.parametrize(("noise", "first", "end"), [("low", 0, 350), ("high", 350, 1000)])
+def test_an_experts_timesteps_fill_its_side(tmp_path, tiny_model, uninterrupted, monkeypatch, noise, first, end):
+    seen = []
+    original = LossLevel.weights
+    monkeypatch.setattr(LossLevel, "weights", lambda self, loss, t: seen.append(t) or original(self, loss, t))
+    values = {"start": str(uninterrupted), "expert": {"noise": noise, "boundary": 350}, "batch_size": 64}
+    task = task_of(tmp_path, tiny_model / "vae.safetensors", **values)
+    for step in range(4):
+        task.loss(step, torch.Generator().manual_seed(step))
+    t = torch.cat(seen)
+    assert first <= t.min() < first + 10
+    assert end - 10 <= t.max() < end
+    assert (
+        not task.validate(task.module.state_dict()).keys()
+        - {
+            "low": {"val_low"},
+            "high": {"val_mid", "val_high"},
+        }[noise]
+    )
+
+
 def test_timesteps_are_drawn_where_the_recipe_says(tmp_path, tiny_model, monkeypatch):
     seen = []
     original = LossLevel.weights
@@ -484,6 +541,8 @@ def test_recipes_that_cannot_work_are_refused(tmp_path, tiny_model):
     for values, message in (
         ({"text": {"features": 9, "heads": 3}}, "sines and cosines"),
         ({"seed": 10**14}, "seed"),
+        ({"expert": {"noise": "low", "boundary": 350}}, "give its start"),
+        ({"expert": {"noise": "low", "boundary": 1000}, "start": "x"}, "boundary"),
     ):
         with pytest.raises(InputError, match=message):
             load_recipe(denoiser_recipe(tmp_path, vae, **values))

@@ -22,7 +22,9 @@ from ..errors import InputError
 from .files import read_safetensors, sha256_of
 
 FORMAT = "guidon"
+DENOISER, LOW_NOISE, TEXT, VAE = (f"{name}.safetensors" for name in ("denoiser", "denoiser-low", "text", "vae"))
 DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # what a denoiser's config says besides its shape
+BOUNDARY = "boundary"  # and one for low noise: the first timestep that is not its own
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 

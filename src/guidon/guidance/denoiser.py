@@ -7,7 +7,7 @@ It knows no model and no sampler. A network is ``network(x, t, cond) -> (B, C or
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,11 +46,21 @@ class Timesteps(Protocol):
 Network = Callable[[Tensor, Tensor, Any], Tensor]
 
 
+@runtime_checkable
+class ByTimestep(Protocol):
+    """Several networks that share the timesteps, and their conditions."""
+
+    def at(self, timestep: float) -> Network:
+        """The one for an original timestep."""
+        ...
+
+
 class GuidedDenoiser:
     """A network under classifier-free guidance, for one run of a sampler: some rules and timings remember its steps.
 
     Args:
-        network: (x, original timesteps (B,), condition) -> prediction, a fresh tensor with C or 2C channels.
+        network: (x, original timesteps (B,), condition) -> prediction, a fresh tensor of C or 2C channels; or several,
+            of which ``at(timestep)`` is one.
         cond, uncond: conditions of the two branches; ``uncond`` may be None where every scale is 1.
         scale: guidance scale per latent channel.
         schedule: says which original timestep a step stands for, and how noisy it is.
@@ -72,7 +82,7 @@ class GuidedDenoiser:
 
     def __init__(
         self,
-        network: Network,
+        network: Network | ByTimestep,
         cond: Any,
         uncond: Any,
         scale: ChannelScale,
@@ -104,7 +114,7 @@ class GuidedDenoiser:
             self.all = cond
             for other in self.others:
                 self.all = self.all.cat(other)
-        self.number = 0
+        self.number, self.guided = 0, 0  # calls, and those of them that were guided
         self.memory: dict[str, Tensor] = {}
         self._tensors: dict[tuple[float, ...], Tensor] = {}
 
@@ -128,6 +138,7 @@ class GuidedDenoiser:
         scale = self.scale.weighted(weight)
         if weight == 0 or not self._guides(scale):
             return self._run(x, timestep, self.cond)
+        self.guided += 1
         cond, uncond, *negative = self._branches(x, timestep)
         if self.trace is not None:
 
@@ -157,6 +168,11 @@ class GuidedDenoiser:
             cond[:, :channels] = self._turned_back(turned)
         return cond
 
+    @property
+    def idle(self) -> bool:
+        """Whether guidance was asked for and its timing let none of the calls have any."""
+        return self.number > 0 and not self.guided and self._guides(self.scale)
+
     def _turned(self, latents: Tensor) -> Tensor:
         """Latents (B, C, ...) as the channels that are chosen from."""
         return latents if self.rotation is None else torch.einsum("oc,bc...->bo...", self.rotation, latents)
@@ -178,7 +194,8 @@ class GuidedDenoiser:
 
     def _run(self, x: Tensor, timestep: float, condition: Any) -> Tensor:
         t = torch.full((len(x),), timestep, device=x.device, dtype=torch.float32)
-        prediction = self.network(x, t, condition).float()
+        network = self.network.at(timestep) if isinstance(self.network, ByTimestep) else self.network
+        prediction = network(x, t, condition).float()
         if prediction.shape[1] not in (x.shape[1], 2 * x.shape[1]):
             raise InputError(
                 f"the network gave {prediction.shape[1]} channels for {x.shape[1]} latent channels: "

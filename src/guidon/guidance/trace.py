@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InputError
+
 
 def added_energy(arrays: Mapping[str, NDArray[np.float64]]) -> float:
     """Of what plain guidance added to predictions: the sum of ((scale - 1) ||cond - uncond||)^2 in a trace's arrays."""
@@ -47,9 +49,14 @@ class GuidanceTrace:
         frames = cond.shape[2] if cond.ndim == 5 else 1
         c, u = (x.reshape(*x.shape[:2], frames, -1) for x in (cond, uncond))  # (B, C, T, H W)
         d = c - u
+        products = torch.stack([d.square().sum(3), c.square().sum(3), (c * d).sum(3)])
+        if self._products and products.shape != self._products[0].shape:
+            raise InputError(
+                f"a trace of {self._products[0].shape[1]} clips was given a run of {len(d)}: use a new one for each run"
+            )
         self._timesteps.append(timestep)
         self._scales.append(scales)
-        self._products.append(torch.stack([d.square().sum(3), c.square().sum(3), (c * d).sum(3)]))
+        self._products.append(products)
 
     def __len__(self) -> int:
         return len(self._products)

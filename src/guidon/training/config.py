@@ -11,6 +11,7 @@ from ..errors import InputError, nearest
 from ..settings import Settings, read_mapping, validated
 from ..world import SHAPES, SIZE
 
+DIFFUSION_STEPS = 1000
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -122,6 +123,18 @@ class DenoiserShape(Settings):
         return self
 
 
+class Expert(Settings):
+    """One of two networks that share the timesteps (eDiff-I, 2211.01324, sec. 4): "low" noise is below ``boundary``."""
+
+    noise: Literal["low", "high"]
+    boundary: Annotated[int, Field(gt=0, lt=DIFFUSION_STEPS)]
+
+    @property
+    def timesteps(self) -> tuple[int, int]:
+        """The first it is trained on, and the first after them."""
+        return (0, self.boundary) if self.noise == "low" else (self.boundary, DIFFUSION_STEPS)
+
+
 class DenoiserRecipe(Run):
     """STDiT with its caption encoder, on latents of the world that are computed once and kept in ``out``.
 
@@ -134,13 +147,16 @@ class DenoiserRecipe(Run):
     ``caption_noise`` is the share of captions that are wrong about one attribute, as captions of the web often are: a
     model that learns them faithfully disobeys as often without guidance.
     ``timesteps`` None draws them uniformly; (mean, std) draws t / 1000 from a logit-normal distribution (Esser et al.
-    2403.03206, eq. 19). ``start`` is the model folder of an earlier run whose weights this one starts from. ``compile``
+    2403.03206, eq. 19). ``start`` is the model folder of an earlier run whose weights this one starts from. ``expert``
+    trains the network of one side of a boundary in the noise, from the side's network in ``start`` or, where both are
+    still one, from that; the caption encoder and the other side's network are taken over as they are. ``compile``
     hands the blocks to torch.compile: a quarter more samples a second on two cores; it needs a C++ compiler.
     """
 
     task: Literal["denoiser"]
     vae: Path
     start: Path | None = None
+    expert: Expert | None = None
     model: DenoiserShape = DenoiserShape()
     text: TextShape = TextShape()
     clips: PositiveInt = 12000
@@ -162,6 +178,12 @@ class DenoiserRecipe(Run):
                 _divides(len(SHAPES), getattr(self, name), f"families of shapes must divide {name}")
         elif self.shape_swap:
             raise InputError("shape_swap takes a sibling from a clip's family: give shape_contrast too")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_something(self) -> DenoiserRecipe:
+        if self.expert and self.start is None:
+            raise ValueError("an expert takes one side of an earlier run's timesteps: give its start")
         return self
 
 

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 from .. import world
 from ..atomic import atomic_path
-from ..checkpoints import load_component, load_weights, save_component
+from ..checkpoints import BOUNDARY, DENOISER, LOW_NOISE, TEXT, VAE, load_component, load_weights, save_component
 from ..diffusion import NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample, training_losses
 from ..errors import InputError
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
 from ..models.vae import FrameVAE, FrameVAEConfig
-from .config import DenoiserRecipe
+from .config import DIFFUSION_STEPS, DenoiserRecipe
 from .data import LatentClips, Prefetch
 
-DIFFUSION_STEPS = 1000
 SWAPPED_FROM = 350  # below, noise hides no shape: what x_t shows is what there is
 HELD_OUT, HELD_OUT_SEED = 32, 2  # clips of the validation loss
 
@@ -102,6 +101,8 @@ class DenoiserTask:
             **recipe.model.model_dump(),
         )
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
+        self.first, self.end = recipe.expert.timesteps if recipe.expert else (0, DIFFUSION_STEPS)
+        self.name = LOW_NOISE if recipe.expert and recipe.expert.noise == "low" else DENOISER
         if recipe.start is not None:
             self._start_from(recipe.start)
         if recipe.compile:
@@ -122,7 +123,7 @@ class DenoiserTask:
         if self.recipe.timesteps:
             mean, std = self.recipe.timesteps
             u = torch.sigmoid(mean + std * torch.special.ndtri(u.double())).float()
-        t = (u * DIFFUSION_STEPS).long().clamp(max=DIFFUSION_STEPS - 1)
+        t = (self.first + u * (self.end - self.first)).long().clamp(max=self.end - 1)
         dropped = torch.rand(draws, generator=generator) < self.recipe.caption_dropout
         noise, t, dropped = (value.repeat_interleave(each, 0).to(self.device) for value in (noise, t, dropped))
 
@@ -170,14 +171,16 @@ class DenoiserTask:
 
     def _start_from(self, folder: Path) -> None:
         """Take the weights of an exported model, whose shapes and prediction must be the recipe's."""
-        for kind, module in (("denoiser", self.module.denoiser), ("text", self.module.text)):
-            component = load_component(folder / f"{kind}.safetensors", kind)
+        own = self.name if (folder / self.name).is_file() else DENOISER
+        for name, kind, module in ((own, "denoiser", self.module.denoiser), (TEXT, "text", self.module.text)):
+            component = load_component(folder / name, kind)
             load_weights(module, component)
             if component.config.get("prediction", self.recipe.prediction) != self.recipe.prediction:
                 raise InputError(
                     f"start: {component.path} predicts {component.config['prediction']}, the recipe says "
                     f"{self.recipe.prediction}: give the same prediction"
                 )
+        self.module.text.requires_grad_(self.recipe.expert is None)
 
     def _importance(self, objects: Tensor, t: Tensor) -> Tensor:
         """Weight of each place, of mean 1 in every sample, more on the object.
@@ -207,7 +210,18 @@ class DenoiserTask:
     @property
     def identity(self) -> dict[str, object]:
         """What a checkpoint must share with the recipe to be resumed or exported."""
-        shared = {"task", "model", "text", "prediction", "noise_schedule", "seed", "start", "batch_size", "clips"}
+        shared = {
+            "task",
+            "model",
+            "text",
+            "prediction",
+            "noise_schedule",
+            "seed",
+            "start",
+            "expert",
+            "batch_size",
+            "clips",
+        }
         return {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae_hash}
 
     @staticmethod
@@ -221,7 +235,7 @@ class DenoiserTask:
 
     @torch.inference_mode()
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """MSE of x_0 on held-out clips, always with the same noise, by thirds of the noise levels."""
+        """MSE of x_0 on held-out clips, the noise always the same, at three noise levels or an expert's of them."""
         x_0, captions = self.held_out
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(x_0.shape, generator=generator).to(self.device)
@@ -230,6 +244,8 @@ class DenoiserTask:
         features, mask = model.text(model.text.tokenize(captions).to(self.device))
         found = {}
         for name, step in (("val_low", 100), ("val_mid", 350), ("val_high", 700)):
+            if not self.first <= step < self.end:
+                continue
             t = torch.full((len(x_0),), step, device=self.device)
             x_t = q_sample(x_0, t, noise, self.tables)
             prediction = model.denoiser(x_t, t, features, mask)
@@ -239,7 +255,7 @@ class DenoiserTask:
         return found
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
-        """The model folder: denoiser, text and vae."""
+        """The model folder: denoiser, text and vae; of an expert, the other side's network too if there is one."""
         folder = self.recipe.out / "model"
         folder.mkdir(exist_ok=True)
         diffusion = {
@@ -251,14 +267,20 @@ class DenoiserTask:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
-        save_component(
-            folder / "denoiser.safetensors",
-            "denoiser",
-            dataclasses.asdict(self.config) | diffusion,
-            part("denoiser."),
-            record,
-        )
-        save_component(folder / "text.safetensors", "text", dataclasses.asdict(self.text_config), part("text."), record)
-        with atomic_path(folder / "vae.safetensors") as temporary:
-            shutil.copyfile(self.vae_path, temporary)
+        config = dataclasses.asdict(self.config) | diffusion
+        taken_over = {VAE: self.vae_path}
+        if self.recipe.expert and self.recipe.start:
+            record = record | {"timesteps": [self.first, self.end]}
+            config |= {BOUNDARY: self.recipe.expert.boundary} if self.name == LOW_NOISE else {}
+            others = {DENOISER, LOW_NOISE, TEXT} - {self.name}
+            start = self.recipe.start
+            taken_over |= {name: start / name for name in others if (start / name).is_file()}
+        else:
+            save_component(folder / TEXT, "text", dataclasses.asdict(self.text_config), part("text."), record)
+        save_component(folder / self.name, "denoiser", config, part("denoiser."), record)
+        if self.name != LOW_NOISE and LOW_NOISE not in taken_over:
+            (folder / LOW_NOISE).unlink(missing_ok=True)  # an earlier run's
+        for name, path in taken_over.items():
+            with atomic_path(folder / name) as temporary:
+                shutil.copyfile(path, temporary)
         return folder

@@ -67,6 +67,8 @@ def make_optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         inside = parameter.ndim == 2 and "blocks." in name and "table" not in name
         (hidden if inside and settings.name == "muon" else rest).append(parameter)
     adamw = torch.optim.AdamW(rest, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
@@ -186,7 +188,7 @@ class Log:
         means = {name: float(value / self.counts[name]) for name, value in self.sums.items()}
         if not math.isfinite(means["loss"]):
             raise InputError(f"the loss became {means['loss']} by step {step}: lower optimiser.lr and resume")
-        row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr": f"{rate:.4g}"}
+        row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr_share": f"{rate:.4g}"}
         self.kept.append(row | {name: f"{value:.6g}" for name, value in means.items()} | self.beside)
         fields = list(dict.fromkeys(name for kept in self.kept for name in kept))
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
