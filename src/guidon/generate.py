@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import sys
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,6 @@ def run(
     sequential: bool = False,
 ) -> None:
     """Generate and write; prints the path of everything written."""
-    warnings.showwarning = lambda message, *_: print(f"guidon: {message}", file=sys.stderr)  # type: ignore[assignment]
     hashes: dict[str, str] = {}
     generation: Generation | None = None
     prompts: tuple[str, ...] = ()
@@ -153,8 +151,8 @@ def run(
         if "cfg_scale" in choices:
             choices["cfg_scale"] = parse_scale(choices["cfg_scale"])
         generation = pipe.plan(prompts, tuple(range(request.num_samples)), batch_size=batch_size, **choices)
-    for name, value in hashes.items():
-        if pipe.hashes.get(name, value) != value:
+    for name in sorted(hashes.keys() | pipe.hashes.keys()) if hashes else ():
+        if pipe.hashes.get(name) != hashes.get(name):
             print(f"guidon: the manifest was made with other {name} weights: frames will differ", file=sys.stderr)
 
     trace = GuidanceTrace() if keep_trace else None

@@ -74,7 +74,7 @@ class Sources:
 class Parts:
     """All that a pipeline is made of.
 
-    ``network`` is made for a dtype and has ``prepare``, ``null``, ``latent_shape`` and ``config``. ``latent_shape`` is
+    ``network`` is made for a dtype and has ``prepare``, ``null`` and ``latent_shape``. ``latent_shape`` is
     that of the size the model is for, ``patch`` its token along each axis but the first, and a latent pixel is
     ``downsampling`` pixels wide. ``hashes`` tell the weights that are already read.
     """
@@ -117,6 +117,8 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
         )
     parts = {kind: load_component(preset.folder / name, kind) for name, kind in kinds.items()}
     denoiser = parts["denoiser"]
+    if BOUNDARY in denoiser.config:
+        raise InputError(f"{denoiser.path} is an expert for low noise: it belongs beside a denoiser, as {LOW_NOISE}")
     unsaid = [name for name in DIFFUSION if name not in denoiser.config]
     if unsaid:
         raise InputError(f"{denoiser.path}: its configuration lacks {', '.join(unsaid)}: train or export it again")
@@ -162,11 +164,17 @@ def _low_noise(path: Path, denoiser: Component) -> Component | None:
     if not path.is_file():
         return None
     low = load_component(path, "denoiser")
-    if BOUNDARY not in low.config:
-        raise InputError(f"{path} has the timesteps to itself: expected the network of a recipe with expert: low")
-    unlike = [name for name in DIFFUSION if low.config.get(name) != denoiser.config[name]]
-    if unlike:
-        raise InputError(f"{path} has another {' and '.join(unlike)} than {denoiser.path}: give two of one model")
+    boundary, steps = low.config.get(BOUNDARY), denoiser.config["diffusion_steps"]
+    if not isinstance(boundary, int) or not 0 < boundary < steps:
+        raise InputError(
+            f"{path}: its boundary is {boundary!r}, an expert for low noise has a timestep between 0 and {steps}"
+        )
+    for name in DIFFUSION:
+        if low.config.get(name) != denoiser.config[name]:
+            raise InputError(
+                f"{path}: its {name} is {low.config.get(name)!r}, that of {denoiser.path.name} "
+                f"{denoiser.config[name]!r}: give two of one model"
+            )
     return low
 
 

@@ -316,8 +316,9 @@ class Pipeline:
         latents = sample(denoiser, schedule, x, noise, process=self.parts.process, on_step=report)
         if denoiser.idle:
             warnings.warn(
-                f"no step was guided: guidance {generation.timing} holds none of the {generation.steps} steps",
-                stacklevel=2,
+                f"no step was guided: guidance {generation.timing} holds none of the {generation.steps} steps: "
+                "widen it or take more steps",
+                stacklevel=4,
             )
         return latents
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import guidon
+from guidon import pipeline
 from guidon.checkpoints import load_component, save_component
 from guidon.errors import InputError
 from guidon.models import Experts, STDiT, STDiTConfig
@@ -41,7 +42,7 @@ def test_each_side_of_the_boundary_has_its_network():
 
 
 def test_networks_of_different_latents_are_refused():
-    with pytest.raises(InputError, match=r"low-noise network is made for latents of \(4, 4, 4, 4\), the other"):
+    with pytest.raises(InputError, match=r"low-noise network's input_size is \(4, 4, 4\), the other's \(2, 4, 4\)"):
         Experts(network(0), network(1, dataclasses.replace(SHAPE, input_size=(4, 4, 4))), 350)
 
 
@@ -68,6 +69,16 @@ def test_two_alike_are_one_and_another_one_for_low_noise_changes_the_last_steps(
     assert not np.array_equal(frames(other, sampler=sampler), alone)
 
 
+def test_a_network_below_every_step_but_the_last_changes_that_one_alone(tmp_path, tiny_model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, "_report", lambda *arguments: seen.append(arguments[-1].clone()))
+    other = folder_with_low(tiny_model, tmp_path / "other", lambda _, value: value * 0.5, boundary=1)
+    for folder in (tiny_model, other):
+        frames(folder)
+    same = [torch.equal(a, b) for a, b in zip(seen[:4], seen[4:], strict=True)]
+    assert same == [True, True, True, False]
+
+
 def test_the_manifest_tells_both_networks(tmp_path, tiny_model):
     hashes = guidon.load(folder_with_low(tiny_model, tmp_path / "m"), device="cpu").hashes
     assert set(hashes) == {"denoiser", "denoiser-low", "text", "vae"}
@@ -76,11 +87,20 @@ def test_the_manifest_tells_both_networks(tmp_path, tiny_model):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"boundary": None}, "has the timesteps to itself"),
-        ({"prediction": "v"}, "has another prediction than"),
-        ({"noise_schedule": "squaredcos_cap_v2"}, "has another noise_schedule than"),
+        ({"boundary": None}, "its boundary is None"),
+        ({"boundary": 1000}, "its boundary is 1000, an expert for low noise has a timestep between 0 and 1000"),
+        ({"boundary": "350"}, "its boundary is '350'"),
+        ({"prediction": "v"}, "its prediction is 'v', that of denoiser.safetensors 'eps'"),
+        ({"noise_schedule": "squaredcos_cap_v2"}, "its noise_schedule is 'squaredcos_cap_v2'"),
     ],
 )
 def test_a_network_that_does_not_belong_is_refused(tmp_path, tiny_model, config, message):
     with pytest.raises(InputError, match=message):
         guidon.load(folder_with_low(tiny_model, tmp_path / "m", **config), device="cpu")
+
+
+def test_an_expert_for_low_noise_is_no_denoiser(tmp_path, tiny_model):
+    folder = folder_with_low(tiny_model, tmp_path / "m")
+    (folder / "denoiser-low.safetensors").replace(folder / "denoiser.safetensors")
+    with pytest.raises(InputError, match="is an expert for low noise: it belongs beside a denoiser"):
+        guidon.load(folder, device="cpu")

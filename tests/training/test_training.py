@@ -282,6 +282,59 @@ def test_an_expert_goes_on_from_its_own_side(tmp_path, tiny_model, uninterrupted
     task = task_of(tmp_path / "more", tiny_model / "vae.safetensors", **values | {"start": str(folder)})
     low = load_component(folder / "denoiser-low.safetensors", "denoiser").weights
     assert all(torch.equal(task.module.denoiser.state_dict()[name], value.float()) for name, value in low.items())
+    assert not any(parameter.requires_grad for parameter in task.module.text.parameters())
+    adjusted = [
+        p for o in make_optimisers(task.module, Optimiser(name="muon")) for g in o.param_groups for p in g["params"]
+    ]
+    assert {id(p) for p in adjusted} == {id(p) for p in task.module.denoiser.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"expert": {"noise": "high", "boundary": 350}}, "holds no denoiser-low.safetensors: train the expert for low"),
+        (
+            {"expert": {"noise": "low", "boundary": 350}, "noise_schedule": "squaredcos_cap_v2"},
+            "has the noise_schedule",
+        ),
+        (
+            {"expert": {"noise": "low", "boundary": 350}, "text": {"features": 8, "layers": 1, "heads": 1}},
+            "another encoder",
+        ),
+    ],
+)
+def test_an_expert_that_would_not_fit_the_others_is_refused(tmp_path, tiny_model, uninterrupted, values, message):
+    with pytest.raises(InputError, match=message):
+        task_of(tmp_path, tiny_model / "vae.safetensors", start=str(uninterrupted), **values)
+
+
+def test_experts_meet_at_one_boundary_and_one_vae(tmp_path, tiny_model, uninterrupted):
+    vae, expert = tiny_model / "vae.safetensors", {"noise": "low", "boundary": 350}
+    folder = run_recipe(denoiser_recipe(tmp_path, vae, start=str(uninterrupted), expert=expert))
+    again = tmp_path / "again"
+    again.mkdir()
+    for values, message in (
+        ({"expert": {"noise": "high", "boundary": 400}}, "meet at 350, the recipe says 400"),
+        ({}, "holds two experts"),
+    ):
+        with pytest.raises(InputError, match=message):
+            task_of(again, vae, start=str(folder), **values)
+    high = run_recipe(denoiser_recipe(again, vae, start=str(folder), expert={"noise": "high", "boundary": 350}))
+    other = run_recipe(vae_recipe(tmp_path))
+    for chosen, values, message in (
+        (vae, expert | {"boundary": 300}, "meet at 350, the recipe says 300"),
+        (other, expert, "experts share their latents"),
+    ):
+        with pytest.raises(InputError, match=message):
+            task_of(again, chosen, start=str(high), expert=values)
+
+
+def test_a_model_of_one_network_leaves_no_expert_of_an_earlier_run(tmp_path, tiny_model):
+    folder = tmp_path / "run" / "model"
+    folder.mkdir(parents=True)
+    (folder / "denoiser-low.safetensors").write_bytes(b"")
+    run_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", steps=1))
+    assert {path.stem for path in folder.iterdir()} == {"denoiser", "text", "vae"}
 
 
 @pytest.mark.parametrize(("noise", "first", "end"), [("low", 0, 350), ("high", 350, 1000)])
@@ -289,20 +342,25 @@ def test_an_experts_timesteps_fill_its_side(tmp_path, tiny_model, uninterrupted,
     seen = []
     original = LossLevel.weights
     monkeypatch.setattr(LossLevel, "weights", lambda self, loss, t: seen.append(t) or original(self, loss, t))
-    values = {"start": str(uninterrupted), "expert": {"noise": noise, "boundary": 350}, "batch_size": 64}
+    vae, start = tiny_model / "vae.safetensors", uninterrupted
+    if noise == "high":
+        start = run_recipe(
+            denoiser_recipe(tmp_path, vae, start=str(start), expert={"noise": "low", "boundary": 350}, steps=1)
+        )
+        seen.clear()
+    values = {
+        "start": str(start),
+        "expert": {"noise": noise, "boundary": 350},
+        "batch_size": 64,
+        "out": str(tmp_path / "own"),
+    }
     task = task_of(tmp_path, tiny_model / "vae.safetensors", **values)
     for step in range(4):
         task.loss(step, torch.Generator().manual_seed(step))
     t = torch.cat(seen)
     assert first <= t.min() < first + 10
     assert end - 10 <= t.max() < end
-    assert (
-        not task.validate(task.module.state_dict()).keys()
-        - {
-            "low": {"val_low"},
-            "high": {"val_mid", "val_high"},
-        }[noise]
-    )
+    assert task.validate(task.module.state_dict()).keys() == {"val_low", "val_mid", "val_high"}
 
 
 def test_timesteps_are_drawn_where_the_recipe_says(tmp_path, tiny_model, monkeypatch):
@@ -543,6 +601,16 @@ def test_recipes_that_cannot_work_are_refused(tmp_path, tiny_model):
         ({"seed": 10**14}, "seed"),
         ({"expert": {"noise": "low", "boundary": 350}}, "give its start"),
         ({"expert": {"noise": "low", "boundary": 1000}, "start": "x"}, "boundary"),
+        (
+            {
+                "expert": {"noise": "low", "boundary": 350},
+                "start": "x",
+                "shape_contrast": 4,
+                "shape_swap": 0.5,
+                "clips": 8,
+            },
+            "ends before",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             load_recipe(denoiser_recipe(tmp_path, vae, **values))

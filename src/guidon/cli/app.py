@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 
 def example(text: str) -> str:
+    """The end of a command's help."""
     return f"Example:\n\n  {text}"
 
 
@@ -45,6 +47,7 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. Bad input prints one line and exits with 2; Ctrl-C exits with 130."""
+    warnings.showwarning = lambda message, *_: print(f"guidon: {message}", file=sys.stderr)  # type: ignore[assignment]
     try:
         code = app(arguments, standalone_mode=False)
     except _UsageError as error:

@@ -155,7 +155,8 @@ def run_study(plan: Plan, pipe: Pipeline, out: Path, *, on_cell: OnCell | None =
         InputError: the model's weights are not the plan's, or the disk is full.
     """
     if pipe.hashes != plan.weights:
-        changed = sorted(name for name in plan.weights if pipe.hashes.get(name) != plan.weights[name])
+        names = plan.weights.keys() | pipe.hashes.keys()
+        changed = sorted(name for name in names if pipe.hashes.get(name) != plan.weights.get(name))
         raise InputError(
             f"the weights of {plan.model} ({', '.join(changed)}) are not those of the plan: use another --out"
         )
@@ -218,7 +219,7 @@ def _write(cell: Cell, video: Video, values: dict[str, float], trace: dict[str, 
 
 
 def seconds_per_cell(plan: Plan, pipe: Pipeline) -> float:
-    """An estimate from a block of each cost: two of its steps are run and timed."""
+    """An estimate from a block of each setting: a few of its steps are run, guided at each, and timed."""
     settings = list(plan.settings)
     size = min(plan.block, len(plan.captions) * plan.seeds)
     total = 0.0
@@ -227,7 +228,8 @@ def seconds_per_cell(plan: Plan, pipe: Pipeline) -> float:
         took = []
         for steps in (2, 4):
             began = time.monotonic()
-            pipe.generate(generation.model_copy(update={"steps": steps}), batch_size=size)
+            short = generation.model_copy(update={"steps": steps, "timing": "constant"})
+            pipe.generate(short, batch_size=size)
             took.append(time.monotonic() - began)
         each = max(0.0, took[1] - took[0]) / 2
         total += (took[0] + each * (generation.steps - 2)) / (len(generation.prompts) * plan.seeds)

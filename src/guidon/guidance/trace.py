@@ -44,19 +44,16 @@ class GuidanceTrace:
         """Note one guided step; cond and uncond are the predictions of every channel that is chosen from, (B, C, ...):
         under a rotation not the latents' own, which ``to_x0`` turns them back to.
         """
+        if self._timesteps and timestep >= self._timesteps[-1]:
+            raise InputError("a trace is of one run, and this one has been through another: use a new one")
         if self.keep_x0:
             self._x0.append(torch.stack([to_x0(cond), to_x0(uncond)]).cpu())
         frames = cond.shape[2] if cond.ndim == 5 else 1
         c, u = (x.reshape(*x.shape[:2], frames, -1) for x in (cond, uncond))  # (B, C, T, H W)
         d = c - u
-        products = torch.stack([d.square().sum(3), c.square().sum(3), (c * d).sum(3)])
-        if self._products and products.shape != self._products[0].shape:
-            raise InputError(
-                f"a trace of {self._products[0].shape[1]} clips was given a run of {len(d)}: use a new one for each run"
-            )
         self._timesteps.append(timestep)
         self._scales.append(scales)
-        self._products.append(products)
+        self._products.append(torch.stack([d.square().sum(3), c.square().sum(3), (c * d).sum(3)]))
 
     def __len__(self) -> int:
         return len(self._products)

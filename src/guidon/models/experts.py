@@ -1,10 +1,11 @@
 """Two networks that share the timesteps: what an image is about is settled in noise, its details without much of it.
 
-Such experts double what a model can hold at the cost of one (eDiff-I, 2211.01324, sec. 4; Wan 2.2).
+Such experts double what a model can hold, and its memory, at one network's cost a step (eDiff-I, 2211.01324, sec. 4).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from .stdit import STDiT
 
 @dataclass(frozen=True)
 class ExpertCaption:
-    """A prompt to both networks."""
+    """A prompt to both networks, the same rows in each."""
 
     high: Caption
     low: Caption
@@ -27,18 +28,19 @@ class ExpertCaption:
 
 
 class Experts:
-    """``low`` predicts below the timestep ``boundary``, ``high`` from there; ``at`` a timestep it is one of them.
+    """``low`` predicts below ``boundary``, an original timestep, and ``high`` from there; ``at`` finds the one.
 
     Raises:
-        InputError: they are made for different latents.
+        InputError: they are made for different latents, patches or captions.
     """
 
     def __init__(self, high: STDiT, low: STDiT, boundary: int) -> None:
-        if high.latent_shape != low.latent_shape:
-            raise InputError(
-                f"the low-noise network is made for latents of {low.latent_shape}, the other for {high.latent_shape}: "
-                "give two of one model"
-            )
+        for name in ("input_size", "in_channels", "patch_size", "caption_channels", "model_max_length", "learn_sigma"):
+            ours, theirs = getattr(low.config, name), getattr(high.config, name)
+            if ours != theirs:
+                raise InputError(
+                    f"the low-noise network's {name} is {ours}, the other's {theirs}: give two of one model"
+                )
         self.high, self.low, self.boundary = high, low, boundary
 
     @property
@@ -54,18 +56,11 @@ class Experts:
         """The null caption, ``rows`` times."""
         return ExpertCaption(self.high.null(rows, mask), self.low.null(rows, mask))
 
-    def at(self, timestep: float) -> Expert:
-        """The network for an original timestep; chosen on the host, so that nothing waits for the device."""
-        return Expert(self.low, "low") if timestep < self.boundary else Expert(self.high, "high")
+    def at(self, timestep: float) -> Callable[[Tensor, Tensor, ExpertCaption], Tensor]:
+        """The network for an original timestep, (x (B, C, T, H, W), timesteps (B,), caption) -> fp32 (B, 2C, T, H, W).
 
-
-@dataclass(frozen=True)
-class Expert:
-    """One of the two, which finds its part of a caption."""
-
-    network: STDiT
-    side: str
-
-    def __call__(self, x: Tensor, timestep: Tensor, caption: ExpertCaption) -> Tensor:
-        """x (B, C, T, H, W), original timesteps (B,) -> fp32 (B, 2C, T, H, W)."""
-        return self.network(x, timestep, getattr(caption, self.side))
+        It is chosen on the host, so that nothing waits for the device.
+        """
+        if timestep < self.boundary:
+            return lambda x, t, caption: self.low(x, t, caption.low)
+        return lambda x, t, caption: self.high(x, t, caption.high)

@@ -12,6 +12,7 @@ from ..settings import Settings, read_mapping, validated
 from ..world import SHAPES, SIZE
 
 DIFFUSION_STEPS = 1000
+SWAPPED_FROM = 350  # below, noise hides no shape: what x_t shows is what there is
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -147,10 +148,11 @@ class DenoiserRecipe(Run):
     ``caption_noise`` is the share of captions that are wrong about one attribute, as captions of the web often are: a
     model that learns them faithfully disobeys as often without guidance.
     ``timesteps`` None draws them uniformly; (mean, std) draws t / 1000 from a logit-normal distribution (Esser et al.
-    2403.03206, eq. 19). ``start`` is the model folder of an earlier run whose weights this one starts from. ``expert``
-    trains the network of one side of a boundary in the noise, from the side's network in ``start`` or, where both are
-    still one, from that; the caption encoder and the other side's network are taken over as they are. ``compile``
-    hands the blocks to torch.compile: a quarter more samples a second on two cores; it needs a C++ compiler.
+    2403.03206, eq. 19), of an expert (t - first) / (end - first). ``start`` is the model
+    folder of an earlier run whose weights this one starts from. ``expert`` trains the network of one side of a boundary
+    in the noise, the low one first, from the side's network in ``start`` or, where both are still one, from that; the
+    caption encoder and the other side's network are taken over as they are. ``compile`` hands the blocks to
+    torch.compile: a quarter more samples a second on two cores; it needs a C++ compiler.
     """
 
     task: Literal["denoiser"]
@@ -181,9 +183,11 @@ class DenoiserRecipe(Run):
         return self
 
     @model_validator(mode="after")
-    def _splits_something(self) -> DenoiserRecipe:
+    def _expert_has_its_side(self) -> DenoiserRecipe:
         if self.expert and self.start is None:
-            raise ValueError("an expert takes one side of an earlier run's timesteps: give its start")
+            raise InputError("an expert takes one side of an earlier run's timesteps: give its start")
+        if self.expert and self.shape_swap and self.expert.timesteps[1] <= SWAPPED_FROM:
+            raise InputError(f"shape_swap begins at timestep {SWAPPED_FROM}, and this expert ends before: leave it out")
         return self
 
 

@@ -17,10 +17,10 @@ from ..errors import InputError
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
 from ..models.vae import FrameVAE, FrameVAEConfig
-from .config import DIFFUSION_STEPS, DenoiserRecipe
+from .config import DIFFUSION_STEPS, SWAPPED_FROM, DenoiserRecipe
 from .data import LatentClips, Prefetch
+from .start import Start, read_start
 
-SWAPPED_FROM = 350  # below, noise hides no shape: what x_t shows is what there is
 HELD_OUT, HELD_OUT_SEED = 32, 2  # clips of the validation loss
 
 
@@ -74,6 +74,12 @@ class DenoiserTask:
 
     def __init__(self, recipe: DenoiserRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
+        self.diffusion = {
+            "noise_schedule": recipe.noise_schedule,
+            "diffusion_steps": DIFFUSION_STEPS,
+            "prediction": recipe.prediction,
+        }
+        self.start = None if recipe.start is None else read_start(recipe.start, recipe.expert, self.diffusion)
         self.vae_path = recipe.vae
         component = load_component(recipe.vae, "vae")
         vae = component.build(FrameVAE, FrameVAEConfig)
@@ -102,9 +108,8 @@ class DenoiserTask:
         )
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
         self.first, self.end = recipe.expert.timesteps if recipe.expert else (0, DIFFUSION_STEPS)
-        self.name = LOW_NOISE if recipe.expert and recipe.expert.noise == "low" else DENOISER
-        if recipe.start is not None:
-            self._start_from(recipe.start)
+        if self.start is not None:
+            self._take(self.start)
         if recipe.compile:
             for block in self.module.denoiser.blocks:
                 block.compile()
@@ -169,18 +174,17 @@ class DenoiserTask:
         sibling = x_0.unflatten(0, (-1, each)).roll(other, 1).flatten(0, 1)
         return x_0 + _rows(share.to(self.device) * swapped, x_0) * (sibling - x_0), swapped
 
-    def _start_from(self, folder: Path) -> None:
-        """Take the weights of an exported model, whose shapes and prediction must be the recipe's."""
-        own = self.name if (folder / self.name).is_file() else DENOISER
-        for name, kind, module in ((own, "denoiser", self.module.denoiser), (TEXT, "text", self.module.text)):
-            component = load_component(folder / name, kind)
-            load_weights(module, component)
-            if component.config.get("prediction", self.recipe.prediction) != self.recipe.prediction:
-                raise InputError(
-                    f"start: {component.path} predicts {component.config['prediction']}, the recipe says "
-                    f"{self.recipe.prediction}: give the same prediction"
-                )
-        self.module.text.requires_grad_(self.recipe.expert is None)
+    def _take(self, start: Start) -> None:
+        """The weights of an exported model; what an expert shares with the other side must stay as it is there."""
+        load_weights(self.module.denoiser, start.network)
+        load_weights(self.module.text, start.text)
+        if self.recipe.expert is None:
+            return
+        if start.kept[VAE].sha256 != self.vae_hash:
+            raise InputError(f"start: {start.kept[VAE].path} is not {self.recipe.vae}: experts share their latents")
+        if start.text.configure(CaptionEncoderConfig) != self.text_config:
+            raise InputError(f"start: {start.text.path} is another encoder than the recipe's text: give the same")
+        self.module.text.requires_grad_(False)
 
     def _importance(self, objects: Tensor, t: Tensor) -> Tensor:
         """Weight of each place, of mean 1 in every sample, more on the object.
@@ -210,19 +214,11 @@ class DenoiserTask:
     @property
     def identity(self) -> dict[str, object]:
         """What a checkpoint must share with the recipe to be resumed or exported."""
-        shared = {
-            "task",
-            "model",
-            "text",
-            "prediction",
-            "noise_schedule",
-            "seed",
-            "start",
-            "expert",
-            "batch_size",
-            "clips",
-        }
-        return {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae_hash}
+        shared = {"task", "model", "text", "prediction", "noise_schedule", "seed", "start", "batch_size", "clips"}
+        found = {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae_hash}
+        if self.recipe.expert and self.start:
+            found |= {"expert": self.recipe.expert.model_dump(), "kept": self.start.hashes}
+        return found
 
     @staticmethod
     @torch.inference_mode()
@@ -235,17 +231,16 @@ class DenoiserTask:
 
     @torch.inference_mode()
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """MSE of x_0 on held-out clips, the noise always the same, at three noise levels or an expert's of them."""
+        """MSE of x_0 on held-out clips, the noise always the same, in the middle of each third of the timesteps."""
         x_0, captions = self.held_out
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(x_0.shape, generator=generator).to(self.device)
         model = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(self.device).eval()
         model.load_state_dict(weights)
         features, mask = model.text(model.text.tokenize(captions).to(self.device))
-        found = {}
-        for name, step in (("val_low", 100), ("val_mid", 350), ("val_high", 700)):
-            if not self.first <= step < self.end:
-                continue
+        found, third = {}, (self.end - self.first) / 3
+        for k, name in enumerate(("val_low", "val_mid", "val_high")):
+            step = round(self.first + (k + 0.5) * third)
             t = torch.full((len(x_0),), step, device=self.device)
             x_t = q_sample(x_0, t, noise, self.tables)
             prediction = model.denoiser(x_t, t, features, mask)
@@ -258,29 +253,22 @@ class DenoiserTask:
         """The model folder: denoiser, text and vae; of an expert, the other side's network too if there is one."""
         folder = self.recipe.out / "model"
         folder.mkdir(exist_ok=True)
-        diffusion = {
-            "noise_schedule": self.recipe.noise_schedule,
-            "diffusion_steps": DIFFUSION_STEPS,
-            "prediction": self.recipe.prediction,
-        }
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
-        config = dataclasses.asdict(self.config) | diffusion
-        taken_over = {VAE: self.vae_path}
-        if self.recipe.expert and self.recipe.start:
-            record = record | {"timesteps": [self.first, self.end]}
-            config |= {BOUNDARY: self.recipe.expert.boundary} if self.name == LOW_NOISE else {}
-            others = {DENOISER, LOW_NOISE, TEXT} - {self.name}
-            start = self.recipe.start
-            taken_over |= {name: start / name for name in others if (start / name).is_file()}
+        config, files = dataclasses.asdict(self.config) | self.diffusion, {VAE: self.vae_path}
+        expert, name = self.recipe.expert, DENOISER
+        if expert and self.start:
+            files |= {name: part.path for name, part in self.start.kept.items()}
+            record = record | {"timesteps": list(expert.timesteps), "beside": self.start.hashes}
+            if expert.noise == "low":
+                name, config = LOW_NOISE, config | {BOUNDARY: expert.boundary}
         else:
             save_component(folder / TEXT, "text", dataclasses.asdict(self.text_config), part("text."), record)
-        save_component(folder / self.name, "denoiser", config, part("denoiser."), record)
-        if self.name != LOW_NOISE and LOW_NOISE not in taken_over:
-            (folder / LOW_NOISE).unlink(missing_ok=True)  # an earlier run's
-        for name, path in taken_over.items():
-            with atomic_path(folder / name) as temporary:
+            (folder / LOW_NOISE).unlink(missing_ok=True)  # of another recipe that exported here
+        save_component(folder / name, "denoiser", config, part("denoiser."), record)
+        for file, path in files.items():
+            with atomic_path(folder / file) as temporary:
                 shutil.copyfile(path, temporary)
         return folder

@@ -185,10 +185,10 @@ class Log:
 
     def write(self, step: int, rate: float) -> None:
         """Report the means since the last time; a loss that is no number stops the run before it is saved."""
-        means = {name: float(value / self.counts[name]) for name, value in self.sums.items()}
+        means = {name: float(value / self.counts[name]) for name, value in self.sums.items() if self.counts[name]}
         if not math.isfinite(means["loss"]):
             raise InputError(f"the loss became {means['loss']} by step {step}: lower optimiser.lr and resume")
-        row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr_share": f"{rate:.4g}"}
+        row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr_factor": f"{rate:.4g}"}
         self.kept.append(row | {name: f"{value:.6g}" for name, value in means.items()} | self.beside)
         fields = list(dict.fromkeys(name for kept in self.kept for name in kept))
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
