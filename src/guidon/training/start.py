@@ -50,7 +50,7 @@ def read_start(folder: Path, expert: Expert | None, diffusion: Mapping[str, Any]
         raise InputError(f"start: {folder} holds no {LOW_NOISE}: train the expert for low noise first")
     met = denoiser.record.get("timesteps", [expert.boundary])[0]  # a denoiser that is no expert yet meets any
     if expert.noise == "high" and low is not None:
-        met = low.config[BOUNDARY]
+        met = low.config.get(BOUNDARY)
     if met != expert.boundary:
         raise InputError(f"start: the experts of {folder} meet at {met}, the recipe says {expert.boundary}: give {met}")
     kept = {TEXT: text, VAE: load_component(folder / VAE, "vae")}
