@@ -53,8 +53,8 @@ class Released:
 class Preset:
     """What ``guidon generate --model NAME`` does unless told otherwise.
 
-    Either ``folder`` holds denoiser, text and vae ``.safetensors`` (and perhaps denoiser-low), or ``released`` says what the user must bring.
-    ``measured`` is what the settings reached and on what.
+    Either ``folder`` holds denoiser, text and vae ``.safetensors``, and perhaps denoiser-low, or ``released`` says what
+    the user must bring. ``measured`` is what the settings reached and on what.
     """
 
     name: str

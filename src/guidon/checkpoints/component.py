@@ -84,9 +84,7 @@ def save_component(
 def load_component(path: Path, kind: str) -> Component:
     """Read a component of the kind asked for; anything else is an InputError that says what the file is."""
     if not path.is_file():
-        raise InputError(
-            f"{path} is not there: a Guidon model folder holds {DENOISER}, {TEXT}, {VAE}"
-        )
+        raise InputError(f"{path} is not there: a Guidon model folder holds {DENOISER}, {TEXT}, {VAE}")
     weights, header = read_safetensors(path)
     if header.get("format") != FORMAT:
         raise InputError(
