@@ -23,6 +23,7 @@ from guidon.training.loop import learning_rate, make_optimisers
 from guidon.training.vae import VAETask
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+LOW, HIGH = ({"noise": noise, "boundary": 350} for noise in ("low", "high"))
 SHAPE = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
 
 
@@ -276,7 +277,7 @@ def test_an_expert_trains_one_side_and_takes_the_rest_over(tmp_path, tiny_model,
 
 
 def test_an_expert_goes_on_from_its_own_side(tmp_path, tiny_model, uninterrupted):
-    values = {"start": str(uninterrupted), "expert": {"noise": "low", "boundary": 350}}
+    values = {"start": str(uninterrupted), "expert": LOW}
     folder = run_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", **values))
     (tmp_path / "more").mkdir()
     task = task_of(tmp_path / "more", tiny_model / "vae.safetensors", **values | {"start": str(folder)})
@@ -292,13 +293,13 @@ def test_an_expert_goes_on_from_its_own_side(tmp_path, tiny_model, uninterrupted
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"expert": {"noise": "high", "boundary": 350}}, "holds no denoiser-low.safetensors: train the expert for low"),
+        ({"expert": HIGH}, "holds no denoiser-low.safetensors: train the expert for low"),
         (
-            {"expert": {"noise": "low", "boundary": 350}, "noise_schedule": "squaredcos_cap_v2"},
+            {"expert": LOW, "noise_schedule": "squaredcos_cap_v2"},
             "has the noise_schedule",
         ),
         (
-            {"expert": {"noise": "low", "boundary": 350}, "text": {"features": 8, "layers": 1, "heads": 1}},
+            {"expert": LOW, "text": {"features": 8, "layers": 1, "heads": 1}},
             "another encoder",
         ),
     ],
@@ -309,7 +310,7 @@ def test_an_expert_that_would_not_fit_the_others_is_refused(tmp_path, tiny_model
 
 
 def test_experts_meet_at_one_boundary_and_one_vae(tmp_path, tiny_model, uninterrupted):
-    vae, expert = tiny_model / "vae.safetensors", {"noise": "low", "boundary": 350}
+    vae, expert = tiny_model / "vae.safetensors", LOW
     folder = run_recipe(denoiser_recipe(tmp_path, vae, start=str(uninterrupted), expert=expert))
     again = tmp_path / "again"
     again.mkdir()
@@ -319,7 +320,7 @@ def test_experts_meet_at_one_boundary_and_one_vae(tmp_path, tiny_model, uninterr
     ):
         with pytest.raises(InputError, match=message):
             task_of(again, vae, start=str(folder), **values)
-    high = run_recipe(denoiser_recipe(again, vae, start=str(folder), expert={"noise": "high", "boundary": 350}))
+    high = run_recipe(denoiser_recipe(again, vae, start=str(folder), expert=HIGH))
     other = run_recipe(vae_recipe(tmp_path))
     for chosen, values, message in (
         (vae, expert | {"boundary": 300}, "meet at 350, the recipe says 300"),
@@ -344,9 +345,7 @@ def test_an_experts_timesteps_fill_its_side(tmp_path, tiny_model, uninterrupted,
     monkeypatch.setattr(LossLevel, "weights", lambda self, loss, t: seen.append(t) or original(self, loss, t))
     vae, start = tiny_model / "vae.safetensors", uninterrupted
     if noise == "high":
-        start = run_recipe(
-            denoiser_recipe(tmp_path, vae, start=str(start), expert={"noise": "low", "boundary": 350}, steps=1)
-        )
+        start = run_recipe(denoiser_recipe(tmp_path, vae, start=str(start), expert=LOW, steps=1))
         seen.clear()
     values = {
         "start": str(start),
@@ -599,11 +598,11 @@ def test_recipes_that_cannot_work_are_refused(tmp_path, tiny_model):
     for values, message in (
         ({"text": {"features": 9, "heads": 3}}, "sines and cosines"),
         ({"seed": 10**14}, "seed"),
-        ({"expert": {"noise": "low", "boundary": 350}}, "give its start"),
+        ({"expert": LOW}, "give its start"),
         ({"expert": {"noise": "low", "boundary": 1000}, "start": "x"}, "boundary"),
         (
             {
-                "expert": {"noise": "low", "boundary": 350},
+                "expert": LOW,
                 "start": "x",
                 "shape_contrast": 4,
                 "shape_swap": 0.5,

@@ -17,6 +17,11 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Released weights, of a mo
 TextEncoder = Annotated[Path | None, typer.Option(help="Folder of T5 in hub layout.")]
 VAE = Annotated[Path | None, typer.Option(help="Folder of the autoencoder in hub layout.")]
 Features = Annotated[Path | None, typer.Option(help="Caption features kept by `guidon encode`, in place of T5.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")]
+WorldModel = Annotated[str, typer.Option(help="A model of the world: a preset or a folder of weights.")]
+Model = Annotated[str, typer.Option(help="A preset or a folder of weights.")]
 app = typer.Typer(
     name="guidon",
     help="Classifier-free guidance for latent video diffusion: prompt to video, and what guidance does on the way.",

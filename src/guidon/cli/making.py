@@ -10,7 +10,7 @@ import typer
 
 from ..errors import InputError, nearest
 from ..presets import PRESETS
-from .app import VAE, Checkpoint, Features, TextEncoder, app, example
+from .app import VAE, Checkpoint, Device, Features, Sampler, Steps, TextEncoder, app, example
 
 
 @app.command(
@@ -25,8 +25,8 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for videos, manifests and the contact sheet.")] = Path("outputs"),
     seed: Annotated[int | None, typer.Option(help="Seed of the noise. [default: 0]", min=0)] = None,
     num_samples: Annotated[int, typer.Option(help="Videos per prompt.", min=1)] = 1,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     cfg_scale: Annotated[
         str | None, typer.Option(help="Guidance scale, or one per channel: 4,4,4,1. [default: the model's]")
@@ -89,7 +89,7 @@ def generate(
     batch_size: Annotated[
         int, typer.Option(help="Clips denoised together: memory only, except with --exact.", min=1)
     ] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="Precision of the network: fp32, bf16 or fp16. [default: fp32]")
     ] = None,
@@ -164,7 +164,7 @@ def encode(
     out: Annotated[Path, typer.Option(help="File to write, or to add to.")],
     max_length: Annotated[int, typer.Option(help="Tokens: 120 (Open-Sora 1.0, PixArt), 200 (1.1), 300.", min=1)] = 120,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Encode captions with T5 once and keep the features, for `guidon generate --features`."""
     from ..devices import pick_device

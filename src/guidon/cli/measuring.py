@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .app import VAE, Checkpoint, Features, TextEncoder, app, example
+from .app import VAE, Checkpoint, Device, Features, Model, Sampler, Steps, TextEncoder, WorldModel, app, example
 
 
 @app.command(
@@ -23,7 +23,7 @@ def evaluate(
     caption: Annotated[
         str | None, typer.Option(help="What the files should show; theirs, where a manifest lies beside them.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A model of the world: a preset or a folder of weights.")] = "guidon-small",
+    model: WorldModel = "guidon-small",
     split: Annotated[
         str, typer.Option(help="L0 new seeds, L1 unseen pairs, L2 unseen triples, L3 an unseen speed.")
     ] = "L0",
@@ -33,9 +33,9 @@ def evaluate(
         list[float] | None, typer.Option(help="Guidance scale; repeatable. [default: 1 and the model's]")
     ] = None,
     cfg_channels: Annotated[list[str] | None, typer.Option(help="Guided channels; repeatable. [default: 3]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    steps: Steps = None,
+    sampler: Sampler = None,
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.csv, summary.json and sheet.png.")] = None,
 ) -> None:
     """Measure a model on held-out captions, every setting with the same noise; or measure video files."""
@@ -70,10 +70,10 @@ def evaluate(
 @app.command(epilog=example('guidon spectrum "a red circle moves left on a white background" --out spectrum'))
 def spectrum(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to show; several are averaged.")],
-    model: Annotated[str, typer.Option(help="A preset or a folder of weights.")] = "guidon-small",
+    model: Model = "guidon-small",
     seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0)] = 0,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
     cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
     cfg_channels: Annotated[str | None, typer.Option(help="Guided channels. [default: the model's]")] = None,
     looks: Annotated[int, typer.Option(help="At how many steps the decoder is asked.", min=1)] = 8,
@@ -81,7 +81,7 @@ def spectrum(
     text_encoder: TextEncoder = None,
     vae: VAE = None,
     features: Features = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for spectrum.npz and spectrum.png.")] = None,
 ) -> None:
     """Take guidance apart: its energy per channel, step and frame, and what of it the decoder shows."""
@@ -112,17 +112,17 @@ def match(
     ] = None,
     cfg_channels: Annotated[str, typer.Option(help="The channels that it guides.")] = "3",
     to: Annotated[str, typer.Option(help="The channels to find the equivalent scale for.")] = "all",
-    model: Annotated[str, typer.Option(help="A preset or a folder of weights.")] = "guidon-small",
+    model: Model = "guidon-small",
     captions: Annotated[int, typer.Option(help="Captions of the world to match on.", min=2)] = 24,
     metric: Annotated[list[str] | None, typer.Option(help="What to match; repeatable. [default: several]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
     block: Annotated[int, typer.Option(help="Clips denoised together.", min=1)] = 16,
     checkpoint: Checkpoint = None,
     text_encoder: TextEncoder = None,
     vae: VAE = None,
     features: Features = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder to keep cells, table and curve in; cut off, it goes on there.")
     ] = None,
@@ -162,13 +162,13 @@ def match(
 def tune(
     cfg_scale: Annotated[float | None, typer.Option(help="Where to start. [default: the model's]")] = None,
     cfg_channels: Annotated[str, typer.Option(help="Channels that are guided at the start.")] = "all",
-    model: Annotated[str, typer.Option(help="A model of the world: a preset or a folder of weights.")] = "guidon-small",
+    model: WorldModel = "guidon-small",
     captions: Annotated[int, typer.Option(help="Captions that choose.", min=2)] = 24,
     held_out: Annotated[int, typer.Option(help="Other captions, that judge.", min=2)] = 48,
     evaluations: Annotated[int, typer.Option(help="Settings that are sampled at most.")] = 60,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    steps: Steps = None,
+    sampler: Sampler = None,
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the journal; cut off, it goes on there.")] = None,
 ) -> None:
     """Find scales per channel with less oversaturation and drift at the same alignment, verified on other prompts."""
@@ -200,7 +200,7 @@ def study_run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its cost and what it can see, and stop.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Do every cell of a study once: settings x prompts x seeds. Stopped or killed, the same command goes on."""
     from ..evaluation import plan as planning

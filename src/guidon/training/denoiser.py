@@ -13,7 +13,6 @@ from .. import world
 from ..atomic import atomic_path
 from ..checkpoints import BOUNDARY, DENOISER, LOW_NOISE, TEXT, VAE, load_component, load_weights, save_component
 from ..diffusion import NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample, training_losses
-from ..errors import InputError
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
 from ..models.vae import FrameVAE, FrameVAEConfig
@@ -79,25 +78,25 @@ class DenoiserTask:
             "diffusion_steps": DIFFUSION_STEPS,
             "prediction": recipe.prediction,
         }
-        self.start = None if recipe.start is None else read_start(recipe.start, recipe.expert, self.diffusion)
-        self.vae_path = recipe.vae
-        component = load_component(recipe.vae, "vae")
-        vae = component.build(FrameVAE, FrameVAEConfig)
+        self.vae = load_component(recipe.vae, "vae")
+        self.text_config = CaptionEncoderConfig(vocabulary=world.vocabulary(), **recipe.text.model_dump())
+        self.start: Start | None = None
+        if recipe.start is not None:  # what does not fit is refused before clips are encoded
+            self.start = read_start(recipe.start, recipe.expert, self.diffusion, self.vae, self.text_config)
+        vae = self.vae.build(FrameVAE, FrameVAEConfig)
         vae_config = vae.config
         self.clips = LatentClips(
             recipe.out / "latents.safetensors",
             vae.to(device).eval(),
-            component.sha256,
+            self.vae.sha256,
             recipe.clips,
             recipe.seed,
             families=recipe.shape_contrast is not None,
         )
-        self.vae_hash = component.sha256
         self.held_out = self._encode_held_out(vae)
         del vae
 
         torch.manual_seed(recipe.seed)
-        self.text_config = CaptionEncoderConfig(vocabulary=world.vocabulary(), **recipe.text.model_dump())
         side = world.SIZE // vae_config.downsampling
         self.config = STDiTConfig(
             input_size=(world.FRAMES, side, side),
@@ -109,7 +108,9 @@ class DenoiserTask:
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
         self.first, self.end = recipe.expert.timesteps if recipe.expert else (0, DIFFUSION_STEPS)
         if self.start is not None:
-            self._take(self.start)
+            load_weights(self.module.denoiser, self.start.network)
+            load_weights(self.module.text, self.start.text)
+            self.module.text.requires_grad_(recipe.expert is None)  # experts share it
         if recipe.compile:
             for block in self.module.denoiser.blocks:
                 block.compile()
@@ -174,18 +175,6 @@ class DenoiserTask:
         sibling = x_0.unflatten(0, (-1, each)).roll(other, 1).flatten(0, 1)
         return x_0 + _rows(share.to(self.device) * swapped, x_0) * (sibling - x_0), swapped
 
-    def _take(self, start: Start) -> None:
-        """The weights of an exported model; what an expert shares with the other side must stay as it is there."""
-        load_weights(self.module.denoiser, start.network)
-        load_weights(self.module.text, start.text)
-        if self.recipe.expert is None:
-            return
-        if start.kept[VAE].sha256 != self.vae_hash:
-            raise InputError(f"start: {start.kept[VAE].path} is not {self.recipe.vae}: experts share their latents")
-        if start.text.configure(CaptionEncoderConfig) != self.text_config:
-            raise InputError(f"start: {start.text.path} is another encoder than the recipe's text: give the same")
-        self.module.text.requires_grad_(False)
-
     def _importance(self, objects: Tensor, t: Tensor) -> Tensor:
         """Weight of each place, of mean 1 in every sample, more on the object.
 
@@ -215,7 +204,7 @@ class DenoiserTask:
     def identity(self) -> dict[str, object]:
         """What a checkpoint must share with the recipe to be resumed or exported."""
         shared = {"task", "model", "text", "prediction", "noise_schedule", "seed", "start", "batch_size", "clips"}
-        found = {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae_hash}
+        found = {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae.sha256}
         if self.recipe.expert and self.start:
             found |= {"expert": self.recipe.expert.model_dump(), "kept": self.start.hashes}
         return found
@@ -257,10 +246,10 @@ class DenoiserTask:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
-        config, files = dataclasses.asdict(self.config) | self.diffusion, {VAE: self.vae_path}
+        config, kept = dataclasses.asdict(self.config) | self.diffusion, {VAE: self.vae}
         expert, name = self.recipe.expert, DENOISER
         if expert and self.start:
-            files |= {name: part.path for name, part in self.start.kept.items()}
+            kept |= self.start.kept
             record = record | {"timesteps": list(expert.timesteps), "beside": self.start.hashes}
             if expert.noise == "low":
                 name, config = LOW_NOISE, config | {BOUNDARY: expert.boundary}
@@ -268,7 +257,7 @@ class DenoiserTask:
             save_component(folder / TEXT, "text", dataclasses.asdict(self.text_config), part("text."), record)
             (folder / LOW_NOISE).unlink(missing_ok=True)  # of another recipe that exported here
         save_component(folder / name, "denoiser", config, part("denoiser."), record)
-        for file, path in files.items():
+        for file, component in kept.items():
             with atomic_path(folder / file) as temporary:
-                shutil.copyfile(path, temporary)
+                shutil.copyfile(component.path, temporary)
         return folder

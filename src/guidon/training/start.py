@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checkpoints import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE, Component, load_component
 from ..errors import InputError
+from ..models.text import CaptionEncoderConfig
 from .config import Expert
 
 
@@ -26,12 +27,14 @@ class Start:
         return {name: part.sha256 for name, part in sorted(self.kept.items())}
 
 
-def read_start(folder: Path, expert: Expert | None, diffusion: Mapping[str, Any]) -> Start:
-    """What a run that diffuses by ``diffusion`` takes from a model folder.
+def read_start(
+    folder: Path, expert: Expert | None, diffusion: Mapping[str, Any], vae: Component, text_config: CaptionEncoderConfig
+) -> Start:
+    """What a run that diffuses by ``diffusion``, on latents of ``vae``, takes from a model folder.
 
     Raises:
-        InputError: a file is missing or diffuses otherwise, or the folder's networks do not share the timesteps as the
-            recipe says.
+        InputError: a file is missing or diffuses otherwise, the folder's networks do not share the timesteps as the
+            recipe says, or an expert would not share its latents or captions with them.
     """
     denoiser, text = load_component(folder / DENOISER, "denoiser"), load_component(folder / TEXT, "text")
     low = load_component(folder / LOW_NOISE, "denoiser") if (folder / LOW_NOISE).is_file() else None
@@ -46,14 +49,16 @@ def read_start(folder: Path, expert: Expert | None, diffusion: Mapping[str, Any]
         if low is not None:
             raise InputError(f"start: {folder} holds two experts: say which one goes on, expert: {{noise: low, ...}}")
         return Start(denoiser, text)
-    if expert.noise == "high" and low is None:
+    if expert.noise == "low":  # a denoiser that is no expert yet meets any boundary
+        own, other, met = low or denoiser, {DENOISER: denoiser}, denoiser.record.get("timesteps", [expert.boundary])[0]
+    elif low is not None:
+        own, other, met = denoiser, {LOW_NOISE: low}, low.config.get(BOUNDARY)
+    else:
         raise InputError(f"start: {folder} holds no {LOW_NOISE}: train the expert for low noise first")
-    met = denoiser.record.get("timesteps", [expert.boundary])[0]  # a denoiser that is no expert yet meets any
-    if expert.noise == "high" and low is not None:
-        met = low.config.get(BOUNDARY)
     if met != expert.boundary:
         raise InputError(f"start: the experts of {folder} meet at {met}, the recipe says {expert.boundary}: give {met}")
-    kept = {TEXT: text, VAE: load_component(folder / VAE, "vae")}
-    if expert.noise == "low":
-        return Start(low or denoiser, text, kept | {DENOISER: denoiser})
-    return Start(denoiser, text, kept | ({LOW_NOISE: low} if low else {}))
+    if load_component(folder / VAE, "vae").sha256 != vae.sha256:
+        raise InputError(f"start: {folder / VAE} is not {vae.path}: experts share their latents")
+    if text.configure(CaptionEncoderConfig) != text_config:
+        raise InputError(f"start: {text.path} is another encoder than the recipe's text: give the same")
+    return Start(own, text, {TEXT: text, VAE: vae} | other)
