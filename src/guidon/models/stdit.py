@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .conditions import Caption, CaptionedTransformer
 from .layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos_1d, sincos_2d
+from .refiner import Refiner, unpatch
 
 
 @dataclass(frozen=True)
 class STDiTConfig:
     """``input_size`` is the latent's (T, H, W) that the model was made for; it takes others, at the same scales.
 
-    The scales divide positions (space 0.5 at 256 px, 1.0 at 512 px).
+    The scales divide positions (space 0.5 at 256 px, 1.0 at 512 px). With ``refiner_channels`` there is a refiner,
+    which the originals have not.
     """
 
     input_size: tuple[int, int, int] = (16, 32, 32)
@@ -40,6 +42,8 @@ class STDiTConfig:
     learn_sigma: bool = True
     space_scale: float = 1.0
     time_scale: float = 1.0
+    refiner_channels: int = 0
+    refiner_depth: int = 3
 
 
 class Block(nn.Module):
@@ -88,6 +92,11 @@ class STDiT(CaptionedTransformer):
         for name, table in self.position_tables().items():
             self.register_buffer(name, table)
         self.initialise()
+        self.refiner: Refiner | None = None
+        if config.refiner_channels:
+            self.refiner = Refiner(
+                config.in_channels, config.patch_size, d, config.refiner_channels, config.refiner_depth
+            )
 
     def position_tables(self) -> dict[str, Tensor]:
         """The position buffers, which follow from the configuration alone."""
@@ -130,9 +139,10 @@ class STDiT(CaptionedTransformer):
         modulation = self.t_block(t).unflatten(1, (6, -1))
         for k, block in enumerate(self.blocks):
             h = block(h, modulation, frames, in_time if k == 0 else None, caption.keys_values[k], caption.mask)
-        pt, ph, pw = self.config.patch_size
-        return rearrange(
-            self.final_layer(h, t).float(),
-            "b (nt nh nw) (pt ph pw c) -> b c (nt pt) (nh ph) (nw pw)",
-            nt=frames, nh=height, nw=width, pt=pt, ph=ph, pw=pw,
-        )  # fmt: skip
+        grid = (frames, height, width)
+        out = unpatch(self.final_layer(h, t).float(), grid, self.config.patch_size)
+        if self.refiner is None:
+            return out
+        prediction, variance = out[:, : x.shape[1]], out[:, x.shape[1] :]
+        more = self.refiner(x, prediction, self.final_layer.norm_final(h), t, grid)
+        return torch.cat([prediction + more, variance], dim=1)

@@ -116,6 +116,8 @@ class DenoiserShape(Settings):
     num_heads: PositiveInt = 4
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
     mlp_ratio: PositiveFloat = 4.0
+    refiner_channels: Annotated[int, Field(ge=0)] = 0
+    refiner_depth: PositiveInt = 3
 
     @model_validator(mode="after")
     def _divides(self) -> DenoiserShape:
@@ -140,6 +142,8 @@ class DenoiserRecipe(Run):
     """STDiT with its caption encoder, on latents of the world that are computed once and kept in ``out``.
 
     ``foreground_weight`` is what an error where the object is counts more, once noise lets its place be seen.
+    ``shape_weights`` is how much captions of a shape count, others 1: a weight that depends on the caption alone leaves
+    what is learnt for each caption as it is, and decides where the network's means go.
     ``shape_contrast`` None draws clips one by one. A number draws families of clips that differ in shape alone, under
     the same noise, timestep and caption dropout: what noise hides errs alike in all of them, so the gradient of what
     sets shapes apart is free of it; errors in the differences within a family count that many times. ``shape_swap`` is
@@ -151,14 +155,16 @@ class DenoiserRecipe(Run):
     2403.03206, eq. 19), of an expert (t - first) / (end - first). ``start`` is the model
     folder of an earlier run whose weights this one starts from. ``expert`` trains the network of one side of a boundary
     in the noise, the low one first, from the side's network in ``start`` or, where both are still one, from that; the
-    caption encoder and the other side's network are taken over as they are. ``compile`` hands the blocks to
-    torch.compile: a quarter more samples a second on two cores; it needs a C++ compiler.
+    caption encoder and the other side's network are taken over as they are. ``train: refiner`` trains nothing but a
+    refiner, new or not, on a network that stays as ``start`` has it. ``compile`` hands the blocks to torch.compile: a
+    quarter more samples a second on two cores; it needs a C++ compiler.
     """
 
     task: Literal["denoiser"]
     vae: Path
     start: Path | None = None
     expert: Expert | None = None
+    train: Literal["all", "refiner"] = "all"
     model: DenoiserShape = DenoiserShape()
     text: TextShape = TextShape()
     clips: PositiveInt = 12000
@@ -169,6 +175,7 @@ class DenoiserRecipe(Run):
     timesteps: tuple[float, PositiveFloat] | None = None
     loss_weighting: Literal["uniform", "min-snr", "balanced"] = "uniform"
     foreground_weight: PositiveFloat = 1.0
+    shape_weights: dict[Literal["circle", "square", "triangle", "cross"], PositiveFloat] = Field(default_factory=dict)
     shape_contrast: PositiveFloat | None = None
     shape_swap: Fraction = 0.0
     compile: bool = False
@@ -180,6 +187,12 @@ class DenoiserRecipe(Run):
                 _divides(len(SHAPES), getattr(self, name), f"families of shapes must divide {name}")
         elif self.shape_swap:
             raise InputError("shape_swap takes a sibling from a clip's family: give shape_contrast too")
+        return self
+
+    @model_validator(mode="after")
+    def _refines_something(self) -> DenoiserRecipe:
+        if self.train == "refiner" and (self.start is None or not self.model.refiner_channels):
+            raise InputError("train: refiner trains one on an earlier run: give its start, and model: refiner_channels")
         return self
 
     @model_validator(mode="after")

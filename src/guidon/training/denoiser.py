@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from .. import world
 from ..atomic import atomic_path
-from ..checkpoints import BOUNDARY, DENOISER, LOW_NOISE, TEXT, VAE, load_component, load_weights, save_component
+from ..checkpoints import (
+    BOUNDARY,
+    DENOISER,
+    LOW_NOISE,
+    TEXT,
+    VAE,
+    Component,
+    load_component,
+    load_weights,
+    save_component,
+)
 from ..diffusion import NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample, training_losses
 from ..models.stdit import STDiT, STDiTConfig
 from ..models.text import CaptionEncoder, CaptionEncoderConfig
@@ -21,6 +31,7 @@ from .data import LatentClips, Prefetch
 from .start import Start, read_start
 
 HELD_OUT, HELD_OUT_SEED = 32, 2  # clips of the validation loss
+REFINER = "refiner."  # how names of its tensors begin
 
 
 class LossLevel(nn.Module):
@@ -31,20 +42,23 @@ class LossLevel(nn.Module):
     """
 
     level: Tensor
+    seen: Tensor
 
-    def __init__(self, bands: int = 50, floor: float = 0.001, decay: float = 0.99) -> None:
+    def __init__(self, floor: float = 0.001, bands: int = 50, decay: float = 0.99) -> None:
         super().__init__()
         self.floor, self.decay = floor, decay
-        self.register_buffer("level", torch.ones(bands))
+        self.register_buffer("level", torch.zeros(bands))
+        self.register_buffer("seen", torch.zeros(bands))  # the share of ``level`` that losses make up, as in Adam
 
     @torch.no_grad()
     def weights(self, loss: Tensor, t: Tensor) -> Tensor:
         """Weight per sample, (B,), of losses (B,) at timesteps t (B,); takes note of the losses."""
         band = t * len(self.level) // DIFFUSION_STEPS
-        seen = torch.bincount(band, minlength=len(self.level))
-        mean = torch.bincount(band, loss, minlength=len(self.level)) / seen.clamp_min(1)
-        self.level.lerp_(torch.where(seen > 0, mean, self.level).to(self.level.dtype), 1 - self.decay)
-        return 1 / self.level[band].clamp_min(self.floor)
+        count = torch.bincount(band, minlength=len(self.level))
+        mean = torch.bincount(band, loss, minlength=len(self.level)) / count.clamp_min(1)
+        for running, now in ((self.level, mean), (self.seen, torch.ones_like(self.seen))):
+            running.lerp_(torch.where(count > 0, now, running).to(running.dtype), 1 - self.decay)
+        return 1 / (self.level / self.seen)[band].clamp_min(self.floor)
 
 
 def within_family(value: Tensor, each: int) -> Tensor:
@@ -108,9 +122,12 @@ class DenoiserTask:
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
         self.first, self.end = recipe.expert.timesteps if recipe.expert else (0, DIFFUSION_STEPS)
         if self.start is not None:
-            load_weights(self.module.denoiser, self.start.network)
+            self._load(self.start.network)
             load_weights(self.module.text, self.start.text)
             self.module.text.requires_grad_(recipe.expert is None)  # experts share it
+        if recipe.train == "refiner":
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(name.startswith(f"denoiser.{REFINER}"))
         if recipe.compile:
             for block in self.module.denoiser.blocks:
                 block.compile()
@@ -118,6 +135,13 @@ class DenoiserTask:
         self.tables = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS).tables(device)
         noise = recipe.caption_noise
         self.batch = Prefetch(lambda step: self.clips.batch(step, recipe.batch_size, caption_noise=noise))
+
+    def _load(self, network: Component) -> None:
+        """The network to start from; one without a refiner gets the new one, which changes nothing yet."""
+        if self.config.refiner_channels and not network.config.get("refiner_channels"):
+            made = {k: v for k, v in self.module.denoiser.state_dict().items() if k.startswith(REFINER)}
+            network = dataclasses.replace(network, weights={**made, **network.weights})
+        load_weights(self.module.denoiser, network)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x_0, captions, objects = self.batch(step)
@@ -146,14 +170,15 @@ class DenoiserTask:
             prediction, x_0, x_t, t, noise, self.tables, self.process, kind="mse", importance=importance
         )
         weights = self._weights(terms["mse"].detach(), t)
-        loss = (weights * terms["mse"]).mean() + (terms["vb"] * ~swapped).mean()
+        counts = self._counts(captions, dropped)
+        loss = (counts * weights * terms["mse"]).mean() + (counts * terms["vb"] * ~swapped).mean()
         logs = {"mse": terms["mse"].detach().mean(), "vb": terms["vb"].detach().mean()}
         bands = {"low": t < 250, "mid": (t >= 250) & (t < 600), "high": t >= 600}
         logs |= {f"mse_{name}": terms["mse"].detach()[band].mean() for name, band in bands.items()}
         if self.recipe.shape_contrast is not None:
             error = predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0
             within, whole = (within_family(value, each) for value in (error, x_0))
-            loss = loss + (self.recipe.shape_contrast - 1) * (weights * self._per_x0(t) * within).mean()
+            loss = loss + (self.recipe.shape_contrast - 1) * (counts * weights * self._per_x0(t) * within).mean()
             # of what sets a family's shapes apart, the share that the prediction misses
             logs |= {
                 f"missed_{name}": within.detach()[band].mean() / whole[band].mean() for name, band in bands.items()
@@ -174,6 +199,15 @@ class DenoiserTask:
         swapped = swapped.to(self.device) & (t >= SWAPPED_FROM) & ~dropped
         sibling = x_0.unflatten(0, (-1, each)).roll(other, 1).flatten(0, 1)
         return x_0 + _rows(share.to(self.device) * swapped, x_0) * (sibling - x_0), swapped
+
+    def _counts(self, captions: list[str], dropped: Tensor) -> Tensor:
+        """How much each row counts by the shape that it is told, (B,): 1 where it is told nothing, and on average."""
+        if not self.recipe.shape_weights:
+            return torch.ones_like(dropped, dtype=torch.float32)
+        told = {shape: self.recipe.shape_weights.get(shape, 1.0) for shape in world.SHAPES}
+        mean = sum(told.values()) / len(told)
+        counts = torch.tensor([told[str(world.read_caption(caption).shape)] / mean for caption in captions])
+        return torch.where(dropped, 1.0, counts.to(self.device))
 
     def _importance(self, objects: Tensor, t: Tensor) -> Tensor:
         """Weight of each place, of mean 1 in every sample, more on the object.
@@ -203,7 +237,18 @@ class DenoiserTask:
     @property
     def identity(self) -> dict[str, object]:
         """What a checkpoint must share with the recipe to be resumed or exported."""
-        shared = {"task", "model", "text", "prediction", "noise_schedule", "seed", "start", "batch_size", "clips"}
+        shared = {
+            "task",
+            "model",
+            "text",
+            "prediction",
+            "noise_schedule",
+            "seed",
+            "start",
+            "train",
+            "batch_size",
+            "clips",
+        }
         found = {**self.recipe.model_dump(mode="json", include=shared), "vae": self.vae.sha256}
         if self.recipe.expert and self.start:
             found |= {"expert": self.recipe.expert.model_dump(), "kept": self.start.hashes}

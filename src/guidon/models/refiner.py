@@ -1,0 +1,78 @@
+"""Convolutions over latent pixels that go over what a transformer's tokens have drawn.
+
+A token of a large patch draws all of it by weights of their own for every frame and place in it. A convolution draws
+with the same weights everywhere, so that it learns edges from all of them, and it sees x_t at full resolution. Dividing
+the work between a transformer over large patches and a light head over pixels is that of DDT (2504.05741) and PixNerd
+(2507.23268); the head here starts as nothing, so a trained network can be given one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FEATURES = 8  # of the tokens, per latent pixel
+REACH = 5  # frames that a convolution along time sees
+
+
+def unpatch(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
+    """Tokens (B, N, values of a patch) over a grid of (T, H, W) patches -> (B, C, T, H, W)."""
+    (nt, nh, nw), (pt, ph, pw) = grid, patch
+    return rearrange(
+        tokens,
+        "b (nt nh nw) (pt ph pw c) -> b c (nt pt) (nh ph) (nw pw)",
+        nt=nt, nh=nh, nw=nw, pt=pt, ph=ph, pw=pw,
+    )  # fmt: skip
+
+
+class Layer(nn.Module):
+    """A residual step: within the frame, along time, within the frame; modulated by the timestep; at first nothing."""
+
+    def __init__(self, channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(hidden_size, 2 * channels)
+        self.space = nn.Conv2d(channels, channels, 3, padding=1)
+        self.time = nn.Conv2d(channels, channels, (REACH, 1), padding=(REACH // 2, 0))
+        self.out = nn.Conv2d(channels, channels, 3, padding=1)
+        for module in (self.modulation, self.out):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, h: Tensor, t: Tensor, frames: int) -> Tensor:
+        """h (B T, channels, H, W), t (B, D)."""
+        height = h.shape[2]
+        shift, scale = self.modulation(t)[:, :, None, None].repeat_interleave(frames, 0).chunk(2, dim=1)
+        z = F.silu(torch.addcmul(shift, self.space(h), 1 + scale))
+        z = F.silu(self.time(rearrange(z, "(b t) c h w -> b c t (h w)", t=frames)))
+        return h + self.out(rearrange(z, "b c t (h w) -> (b t) c h w", h=height))
+
+
+class Refiner(nn.Module):
+    """What to add to a prediction, from it, from x_t and from what the tokens know."""
+
+    def __init__(
+        self, in_channels: int, patch_size: tuple[int, int, int], hidden_size: int, channels: int, depth: int
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.features = nn.Linear(hidden_size, math.prod(patch_size) * FEATURES)
+        self.entrance = nn.Conv2d(2 * in_channels + FEATURES, channels, 3, padding=1)
+        self.layers = nn.ModuleList(Layer(channels, hidden_size) for _ in range(depth))
+        self.exit = nn.Conv2d(channels, in_channels, 3, padding=1)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, prediction: Tensor, tokens: Tensor, t: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """x, prediction (B, C, T, H, W), normalised tokens (B, N, D) of ``grid``, t (B, D) -> fp32 (B, C, T, H, W)."""
+        frames, t = x.shape[2], F.silu(t)
+        known = unpatch(self.features(tokens), grid, self.patch_size)
+        seen = torch.cat([x.to(known.dtype), prediction.to(known.dtype), known], dim=1)
+        h = rearrange(seen, "b c t h w -> (b t) c h w").contiguous(memory_format=torch.channels_last)
+        h = self.entrance(h)
+        for layer in self.layers:
+            h = layer(h, t, frames)
+        return rearrange(self.exit(h).float(), "(b t) c h w -> b c t h w", t=frames)
