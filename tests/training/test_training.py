@@ -411,7 +411,7 @@ def test_captions_are_wrong_as_often_as_the_recipe_says(tmp_path, tiny_model):
         (a.shape, a.colour, a.motion, a.background) != (b.shape, b.colour, b.motion, b.background) for a, b in scenes
     )
     assert abs(wrong - 16) <= 3 * math.sqrt(64 * 0.25 * 0.75)
-    latents, captions, _ = noisy.clips.batch(3, 64, caption_noise=0.25)
+    latents, captions, *_ = noisy.clips.batch(3, 64, caption_noise=0.25)
     assert captions == seen["noisy"]
     assert torch.equal(latents, right.clips.batch(3, 64)[0])
 
@@ -425,7 +425,8 @@ class _Blank(torch.nn.Linear):
 
 @pytest.mark.parametrize("families", [False, True])
 def test_no_clip_shows_and_no_caption_names_what_is_held_out(tmp_path, families):
-    clips = LatentClips(tmp_path / "latents.safetensors", cast("Any", _Blank(1, 1)), "", 480, 0, families=families)
+    blank = cast("Any", _Blank(1, 1))
+    clips = LatentClips(tmp_path, blank, "", 480, 0, families=families, areas=False)
     held = {(a.shape, a.colour, a.motion) for a in world.combinations("train")}
     backwards = 0
     for noise in (0.0, 1.0):
@@ -443,7 +444,7 @@ def test_a_family_shares_what_hides_its_shapes(tmp_path, tiny_model, monkeypatch
     task = task_of(
         tmp_path, tiny_model / "vae.safetensors", shape_contrast=4, batch_size=8, clips=8, caption_dropout=0.5
     )
-    latents, captions, _ = task.clips.batch(0, 8)
+    latents, captions, *_ = task.clips.batch(0, 8)
     assert captions != task.clips.batch(1, 8)[1]
     for k in (0, 4):
         wanted = [world.read_caption(caption) for caption in captions[k : k + 4]]
@@ -462,6 +463,37 @@ def test_a_family_shares_what_hides_its_shapes(tmp_path, tiny_model, monkeypatch
     null = (seen["y"] == task.module.denoiser.y_embedder.y_embedding).all(-1).all(-1).view(2, 4)
     assert (null == null[:, :1]).all()
     assert {"missed_low", "missed_mid", "missed_high"} <= logs.keys()
+
+
+def test_errors_that_let_a_decoded_area_vary_have_a_term_of_their_own(tmp_path, tiny_model, monkeypatch):
+    """None for errors across the areas' gradients, nor for areas that are wrong alike in all frames."""
+    vae, values = tiny_model / "vae.safetensors", {"batch_size": 4, "clips": 4, "prediction": "x0"}
+    found = {}
+    for weight in (1, 3):
+        task = task_of(tmp_path, vae, **values, area_weight=weight)
+        monkeypatch.setattr(task.module.area_level, "weights", lambda loss, _: torch.full_like(loss, 1e4))
+        latents, _, _, gradients = task.clips.batch(0, 4)
+        other = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+        unit = gradients / gradients.square().sum((1, 3, 4), keepdim=True)  # changes each frame's area by 1 of itself
+        across = other - (other * gradients).sum((1, 3, 4), keepdim=True) * unit
+        change = {
+            "across": across,
+            "alike": 0.01 * unit,
+            "varying": 0.01 * unit * (torch.arange(16) % 2 * 2 - 1)[:, None, None],
+        }
+        for name, error in change.items():
+            answer = torch.cat([latents + error, error], 1)
+            monkeypatch.setattr(task.module.denoiser, "forward", lambda *_, answer=answer: answer)
+            loss, logs = task.loss(0, torch.Generator().manual_seed(0))
+            found[weight, name] = float(loss)
+        variations = torch.stack([logs[f"area_cv_{band}"] for band in ("low", "mid", "high")])
+        assert variations[variations.isfinite()].tolist() == pytest.approx(
+            [0.01] * int(variations.isfinite().sum()), rel=0.01
+        )
+    assert found[1, "across"] == pytest.approx(found[3, "across"], rel=1e-3)
+    assert found[1, "alike"] == pytest.approx(found[3, "alike"], rel=1e-3)
+    assert found[3, "varying"] - found[1, "varying"] > 0.3
+    assert task_of(tmp_path, vae, **values).clips.batch(0, 4).areas is None
 
 
 def test_captions_of_a_shape_count_as_the_recipe_says(tmp_path, tiny_model):

@@ -142,6 +142,8 @@ class DenoiserRecipe(Run):
     """STDiT with its caption encoder, on latents of the world that are computed once and kept in ``out``.
 
     ``foreground_weight`` is what an error where the object is counts more, once noise lets its place be seen.
+    ``area_weight`` is that of how much the decoded object's area would vary over the frames, to first order, relative
+    to what is usual at that noise (as ``loss_weighting: balanced`` has it for the whole error).
     ``shape_weights`` is how much captions of a shape count, others 1: a weight that depends on the caption alone leaves
     what is learnt for each caption as it is, and decides where the network's means go.
     ``shape_contrast`` None draws clips one by one. A number draws families of clips that differ in shape alone, under
@@ -175,6 +177,7 @@ class DenoiserRecipe(Run):
     timesteps: tuple[float, PositiveFloat] | None = None
     loss_weighting: Literal["uniform", "min-snr", "balanced"] = "uniform"
     foreground_weight: PositiveFloat = 1.0
+    area_weight: Annotated[float, Field(ge=0)] = 0.0
     shape_weights: dict[Literal["circle", "square", "triangle", "cross"], PositiveFloat] = Field(default_factory=dict)
     shape_contrast: PositiveFloat | None = None
     shape_swap: Fraction = 0.0

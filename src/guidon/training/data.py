@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from .. import world
 from ..atomic import atomic_path
 from ..models.vae import FrameVAE
+from .areas import area_gradient
 
 B = TypeVar("B")
 
@@ -35,25 +37,35 @@ class Prefetch(Generic[B]):
         return batch
 
 
+class Batch(NamedTuple):
+    """N clips: their latents (N, C, T, h, w), captions, where objects are (N, 1, T, h, w), and their areas' gradients,
+    shaped like the latents, where those are asked for.
+    """
+
+    latents: Tensor
+    captions: list[str]
+    objects: Tensor
+    areas: Tensor | None
+
+
 class LatentClips:
     """Latents of the training split, with fresh captions every time one is drawn.
 
     Half of the draws are played backwards, under a caption that says so: the world's motion is reversible. Those that
     would show what the split holds out are not. With ``families`` the clips come in families of ``family_size``,
-    neighbours in a batch, that differ in shape alone.
+    neighbours in a batch, that differ in shape alone. With ``areas`` their objects' area gradients come too.
     """
 
     def __init__(
-        self, path: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, families: bool = False
+        self, folder: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, families: bool, areas: bool
     ) -> None:
         self.clips, self.seed = clips, seed
         self.family_size = len(world.SHAPES) if families else 1
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {self.family_size}"
-        stored = self._stored(path, key)
-        self.latents = self._encode(vae) if stored is None else stored
-        if stored is None:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(save({"latents": self.latents}, metadata={"key": key}))
+        self.latents = self._kept(folder, "latents", key, "encoding the world", partial(self._encode, vae))
+        self.areas = None
+        if areas:
+            self.areas = self._kept(folder, "areas", key, "decoding it again", partial(self._area_gradient, vae))
 
     def scene(self, index: int) -> world.Scene:
         """What clip ``index`` shows."""
@@ -62,45 +74,55 @@ class LatentClips:
             return world.clip("train", self.seed, first).scene
         return world.family("train", self.seed, first)[member]
 
-    @staticmethod
-    def _stored(path: Path, key: str) -> Tensor | None:
-        """The latents kept by an earlier run of the same VAE and data, if they are whole."""
+    def _kept(self, folder: Path, name: str, key: str, doing: str, make: Callable[[int], Tensor]) -> Tensor:
+        """``make`` of every clip, in fp16, or what an earlier run of the same VAE and data kept, if it is whole."""
+        path = folder / f"{name}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor("latents") if (file.metadata() or {}).get("key") == key else None
+                if (file.metadata() or {}).get("key") == key:
+                    return file.get_tensor(name)
         except (OSError, SafetensorError):
-            return None
-
-    def _encode(self, vae: FrameVAE) -> Tensor:
-        """(clips, C, T, h, w) in fp16."""
-        device = next(vae.parameters()).device
+            pass
         console = Console(stderr=True)
-        parts = []
-        for index in track(range(self.clips), "encoding the world", console=console, disable=not console.is_terminal):
-            frames = torch.from_numpy(world.render(self.scene(index))).to(device)
-            with torch.autocast(device.type, torch.bfloat16):
-                parts.append(vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1).half().cpu().contiguous())
-        return torch.cat(parts).contiguous()
+        indices = track(range(self.clips), doing, console=console, disable=not console.is_terminal)
+        made = torch.stack([make(index).half().cpu() for index in indices]).contiguous()
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save({name: made}, metadata={"key": key}))
+        return made
 
-    def batch(self, step: int, size: int, *, caption_noise: float = 0.0) -> tuple[Tensor, list[str], Tensor]:
-        """The latents (size, C, T, h, w) and captions of a step, and where its objects are (size, 1, T, h, w).
+    def _encode(self, vae: FrameVAE, index: int) -> Tensor:
+        """Latents (C, T, h, w) of a clip."""
+        device = next(vae.parameters()).device
+        frames = torch.from_numpy(world.render(self.scene(index))).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            return vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1)[0]
+
+    def _area_gradient(self, vae: FrameVAE, index: int) -> Tensor:
+        """Of a clip, (C, T, h, w)."""
+        return area_gradient(vae, self.latents[index].to(next(vae.parameters()).device), self.scene(index))
+
+    def batch(self, step: int, size: int, *, caption_noise: float = 0.0) -> Batch:
+        """What step ``step`` trains on.
 
         Every clip is seen once before any is seen twice. ``caption_noise`` is the share of captions that are wrong.
         """
-        latents, captions, objects = [], [], []
+        latents, captions, objects, areas = [], [], [], []
         for position in range(step * size, (step + 1) * size):
             count, member = divmod(position, self.family_size)
             epoch, offset = divmod(count, self.clips // self.family_size)
             index = int(self._order(epoch)[offset]) * self.family_size + member
             scene, latent = self.scene(index), self.latents[index].float()
+            area = None if self.areas is None else self.areas[index].float()
             if np.random.default_rng((self.seed, count, 7)).integers(2) and self._reversible(index - member):
-                scene, latent = scene.reversed(), latent.flip(1)
+                scene, latent, area = scene.reversed(), latent.flip(1), None if area is None else area.flip(1)
             latents.append(latent)
+            areas.append(area)
             rng = np.random.default_rng((self.seed, position, 8))
             told = world.mistaken(scene, rng) if rng.random() < caption_noise else scene
             captions.append(world.caption(told, rng))
             objects.append(touched(scene, latent.shape[-1]))
-        return torch.stack(latents), captions, torch.stack(objects)[:, None]
+        gradients = None if self.areas is None else torch.stack(areas)
+        return Batch(torch.stack(latents), captions, torch.stack(objects)[:, None], gradients)
 
     def _reversible(self, first: int) -> bool:
         """Whether the split holds all of a family played backwards."""

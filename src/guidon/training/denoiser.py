@@ -78,6 +78,7 @@ class Trained(nn.Module):
     def __init__(self, denoiser: STDiT, text: CaptionEncoder) -> None:
         super().__init__()
         self.denoiser, self.text, self.level = denoiser, text, LossLevel()
+        self.area_level = LossLevel(floor=1e-7)
 
 
 class DenoiserTask:
@@ -100,12 +101,13 @@ class DenoiserTask:
         vae = self.vae.build(FrameVAE, FrameVAEConfig)
         vae_config = vae.config
         self.clips = LatentClips(
-            recipe.out / "latents.safetensors",
-            vae.to(device).eval(),
+            recipe.out,
+            vae.to(device).eval().requires_grad_(False),
             self.vae.sha256,
             recipe.clips,
             recipe.seed,
             families=recipe.shape_contrast is not None,
+            areas=recipe.area_weight > 0,
         )
         self.held_out = self._encode_held_out(vae)
         del vae
@@ -144,7 +146,7 @@ class DenoiserTask:
         load_weights(self.module.denoiser, network)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x_0, captions, objects = self.batch(step)
+        x_0, captions, objects, areas = self.batch(step)
         each = self.clips.family_size
         draws = len(x_0) // each  # of noise, timestep and dropout: one for a whole family
         noise = torch.randn((draws, *x_0.shape[1:]), generator=generator)
@@ -175,8 +177,14 @@ class DenoiserTask:
         logs = {"mse": terms["mse"].detach().mean(), "vb": terms["vb"].detach().mean()}
         bands = {"low": t < 250, "mid": (t >= 250) & (t < 600), "high": t >= 600}
         logs |= {f"mse_{name}": terms["mse"].detach()[band].mean() for name, band in bands.items()}
+        error = predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0
+        if areas is not None:
+            # how far the decoded object's area would vary over the frames, to first order: its squared CV
+            varies = (error * areas.to(self.device)).sum((1, 3, 4)).var(1, correction=0)
+            balanced = self.module.area_level.weights(varies.detach(), t)
+            loss = loss + self.recipe.area_weight * (counts * self._visible(t) * balanced * varies).mean()
+            logs |= {f"area_cv_{name}": varies.detach()[band].mean().sqrt() for name, band in bands.items()}
         if self.recipe.shape_contrast is not None:
-            error = predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0
             within, whole = (within_family(value, each) for value in (error, x_0))
             loss = loss + (self.recipe.shape_contrast - 1) * (counts * weights * self._per_x0(t) * within).mean()
             # of what sets a family's shapes apart, the share that the prediction misses
@@ -215,9 +223,12 @@ class DenoiserTask:
         Where noise hides its place (alpha_bar under about 0.1) all places count alike: weights that know more than x_t
         does would move the prediction away from E[x_0 | x_t].
         """
-        visible = (self.tables.alphas_cumprod[t] / 0.1).clamp(max=1).view(-1, 1, 1, 1, 1)
-        weights = 1 + (self.recipe.foreground_weight - 1) * visible * objects
+        weights = 1 + (self.recipe.foreground_weight - 1) * _rows(self._visible(t), objects) * objects
         return weights / weights.mean((1, 2, 3, 4), keepdim=True)
+
+    def _visible(self, t: Tensor) -> Tensor:
+        """Whether x_t tells where the object is, (B,) from 0 to 1."""
+        return (self.tables.alphas_cumprod[t] / 0.1).clamp(max=1)
 
     def _weights(self, mse: Tensor, t: Tensor) -> Tensor:
         if self.recipe.loss_weighting == "balanced":
