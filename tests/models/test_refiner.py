@@ -35,9 +35,10 @@ def test_a_new_refiner_changes_nothing_and_learns():
 
 
 @torch.no_grad()
-def test_it_changes_the_prediction_and_leaves_the_variance():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_changes_the_prediction_and_leaves_the_variance(dtype):
     y = torch.randn(2, 6, 12)
-    plain, refined = drawn(STDiT(PLAIN)), drawn(STDiT(REFINED))
+    plain, refined = drawn(STDiT(PLAIN)).to(dtype), drawn(STDiT(REFINED)).to(dtype)
     refined.load_state_dict(plain.state_dict(), strict=False)
     ours, theirs = refined(*INPUTS, y), plain(*INPUTS, y)
     assert ours.dtype == torch.float32

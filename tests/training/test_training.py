@@ -295,7 +295,12 @@ def test_a_refiner_is_trained_on_a_network_that_stays(tmp_path, tiny_model, unin
         tiny_model / "vae.safetensors",
         {"patch_size": [4, 4, 4], "hidden_size": 16, "depth": 1, "num_heads": 2},
     )
-    values = {"start": str(uninterrupted), "train": "refiner", "model": shape | {"refiner_channels": 8}}
+    values = {
+        "start": str(uninterrupted),
+        "train": "refiner",
+        "model": shape | {"refiner_channels": 8},
+        "optimiser": {},
+    }
     folder = run_recipe(denoiser_recipe(tmp_path, vae, **values, expert=LOW))
     before = load_component(uninterrupted / "denoiser.safetensors", "denoiser").weights
     after = load_component(folder / "denoiser-low.safetensors", "denoiser").weights
@@ -308,6 +313,8 @@ def test_a_refiner_is_trained_on_a_network_that_stays(tmp_path, tiny_model, unin
     for lacking in ({"start": None}, {"model": shape}):
         with pytest.raises(InputError, match="train: refiner trains one on an earlier run"):
             load_recipe(denoiser_recipe(tmp_path, vae, **values | lacking))
+    with pytest.raises(InputError, match="no matrices for muon"):
+        load_recipe(denoiser_recipe(tmp_path, vae, **values | {"optimiser": {"name": "muon"}}))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class STDiT(CaptionedTransformer):
             self.register_buffer(name, table)
         self.initialise()
         self.refiner: Refiner | None = None
-        if config.refiner_channels:
+        if config.refiner_channels:  # after initialise(), which would fill what starts at zero
             self.refiner = Refiner(
                 config.in_channels, config.patch_size, d, config.refiner_channels, config.refiner_depth
             )

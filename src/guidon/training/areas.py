@@ -22,8 +22,9 @@ MARGIN = 2  # px around an object that count to it, as where areas are measured
 def area_gradient(vae: FrameVAE, latents: Tensor, scene: world.Scene) -> Tensor:
     """The gradient of the relative area in each frame by that frame's latents (C, T, h, w), which show ``scene``.
 
-    The area is the sum of coverage, read as in evaluation: a pixel covers as much as its difference from the background
-    goes towards the object's colour. Of several objects it is the mean.
+    The area is the sum of coverage: a pixel covers as much as its difference from the background goes towards the
+    object's colour. Both are the true ones here, where evaluation reads them off the frame, so that an object which
+    fades counts as one that shrinks.
     """
     images = latents.transpose(0, 1).float().clone().requires_grad_()
     with torch.enable_grad(), torch.autocast(images.device.type, torch.bfloat16):
@@ -35,11 +36,9 @@ def area_gradient(vae: FrameVAE, latents: Tensor, scene: world.Scene) -> Tensor:
 def _reading(scene: world.Scene) -> Tensor:
     """What frames in [-1, 1], (T, 3, H, W), are multiplied by and summed for the object's area over its true one."""
     background = np.asarray(world.BACKGROUNDS[scene.background])
-    out = torch.zeros(world.FRAMES, 3, world.SIZE, world.SIZE)
-    for thing in scene.things:
-        coverage = torch.from_numpy(world.coverage(thing.shape, world.AREAS[thing.size], thing.centroids()))[:, None]
-        near = F.max_pool2d((coverage > 0).float(), 2 * MARGIN + 1, stride=1, padding=MARGIN)
-        contrast = np.asarray(world.COLOURS[thing.colour]) - background
-        axis = torch.from_numpy(contrast / contrast.dot(contrast) / 2).float()  # 2: from -1 to 1
-        out += near * axis[:, None, None] / coverage.sum((1, 2, 3), keepdim=True) / len(scene.things)
-    return out
+    (thing,) = scene.things
+    coverage = torch.from_numpy(world.coverage(thing.shape, world.AREAS[thing.size], thing.centroids()))[:, None]
+    near = F.max_pool2d((coverage > 0).float(), 2 * MARGIN + 1, stride=1, padding=MARGIN)
+    contrast = np.asarray(world.COLOURS[thing.colour]) - background
+    axis = torch.from_numpy(contrast / contrast.dot(contrast) / 2).float()  # 2: from -1 to 1
+    return near * axis[:, None, None] / coverage.sum((1, 2, 3), keepdim=True)

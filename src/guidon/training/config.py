@@ -144,8 +144,9 @@ class DenoiserRecipe(Run):
     ``foreground_weight`` is what an error where the object is counts more, once noise lets its place be seen.
     ``area_weight`` is that of how much the decoded object's area would vary over the frames, to first order, relative
     to what is usual at that noise (as ``loss_weighting: balanced`` has it for the whole error).
-    ``shape_weights`` is how much captions of a shape count, others 1: a weight that depends on the caption alone leaves
-    what is learnt for each caption as it is, and decides where the network's means go.
+    ``shape_weights`` is how much captions of a shape count relative to those of others, 1; no caption counts as much as
+    captions on average. A weight that depends on the caption alone leaves what is learnt for each caption as it is, and
+    decides where the network's means go.
     ``shape_contrast`` None draws clips one by one. A number draws families of clips that differ in shape alone, under
     the same noise, timestep and caption dropout: what noise hides errs alike in all of them, so the gradient of what
     sets shapes apart is free of it; errors in the differences within a family count that many times. ``shape_swap`` is
@@ -158,8 +159,8 @@ class DenoiserRecipe(Run):
     folder of an earlier run whose weights this one starts from. ``expert`` trains the network of one side of a boundary
     in the noise, the low one first, from the side's network in ``start`` or, where both are still one, from that; the
     caption encoder and the other side's network are taken over as they are. ``train: refiner`` trains nothing but a
-    refiner, new or not, on a network that stays as ``start`` has it. ``compile`` hands the blocks to torch.compile: a
-    quarter more samples a second on two cores; it needs a C++ compiler.
+    refiner, new or not, on a network that stays as ``start`` has it, its learned variance too. ``compile`` hands
+    the blocks to torch.compile: a quarter more samples a second on two cores; it needs a C++ compiler.
     """
 
     task: Literal["denoiser"]
@@ -196,6 +197,8 @@ class DenoiserRecipe(Run):
     def _refines_something(self) -> DenoiserRecipe:
         if self.train == "refiner" and (self.start is None or not self.model.refiner_channels):
             raise InputError("train: refiner trains one on an earlier run: give its start, and model: refiner_channels")
+        if self.train == "refiner" and self.optimiser.name == "muon":
+            raise InputError("train: refiner has no matrices for muon: leave the optimiser's name out, or say adamw")
         return self
 
     @model_validator(mode="after")

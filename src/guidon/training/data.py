@@ -65,7 +65,9 @@ class LatentClips:
         self.latents = self._kept(folder, "latents", key, "encoding the world", partial(self._encode, vae))
         self.areas = None
         if areas:
-            self.areas = self._kept(folder, "areas", key, "decoding it again", partial(self._area_gradient, vae))
+            self.areas = self._kept(
+                folder, "areas", key, "how areas answer to latents", partial(self._area_gradient, vae)
+            )
 
     def scene(self, index: int) -> world.Scene:
         """What clip ``index`` shows."""

@@ -128,8 +128,9 @@ class DenoiserTask:
             load_weights(self.module.text, self.start.text)
             self.module.text.requires_grad_(recipe.expert is None)  # experts share it
         if recipe.train == "refiner":
-            for name, parameter in self.module.named_parameters():
-                parameter.requires_grad_(name.startswith(f"denoiser.{REFINER}"))
+            self.module.requires_grad_(False)
+            assert self.module.denoiser.refiner is not None
+            self.module.denoiser.refiner.requires_grad_(True)
         if recipe.compile:
             for block in self.module.denoiser.blocks:
                 block.compile()
@@ -227,7 +228,7 @@ class DenoiserTask:
         return weights / weights.mean((1, 2, 3, 4), keepdim=True)
 
     def _visible(self, t: Tensor) -> Tensor:
-        """Whether x_t tells where the object is, (B,) from 0 to 1."""
+        """How far x_t tells where the object is, (B,) from 0 to 1."""
         return (self.tables.alphas_cumprod[t] / 0.1).clamp(max=1)
 
     def _weights(self, mse: Tensor, t: Tensor) -> Tensor:
