@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from guidon.models.refiner import Refiner, unpatch
+from guidon.models.layers import unpatch
+from guidon.models.refiner import Refiner
 from guidon.models.stdit import STDiT, STDiTConfig
 
 PLAIN = STDiTConfig(

@@ -58,6 +58,16 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def unpatch(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
+    """Tokens (B, N, values of a patch) over a grid of (T, H, W) patches -> (B, C, T, H, W)."""
+    (nt, nh, nw), (pt, ph, pw) = grid, patch
+    return rearrange(
+        tokens,
+        "b (nt nh nw) (pt ph pw c) -> b c (nt pt) (nh ph) (nw pw)",
+        nt=nt, nh=nh, nw=nw, pt=pt, ph=ph, pw=pw,
+    )  # fmt: skip
+
+
 class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()

@@ -15,18 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import unpatch
+
 FEATURES = 8  # of the tokens, per latent pixel
 REACH = 5  # frames that a convolution along time sees
-
-
-def unpatch(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
-    """Tokens (B, N, values of a patch) over a grid of (T, H, W) patches -> (B, C, T, H, W)."""
-    (nt, nh, nw), (pt, ph, pw) = grid, patch
-    return rearrange(
-        tokens,
-        "b (nt nh nw) (pt ph pw c) -> b c (nt pt) (nh ph) (nw pw)",
-        nt=nt, nh=nh, nw=nw, pt=pt, ph=ph, pw=pw,
-    )  # fmt: skip
 
 
 class Layer(nn.Module):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .conditions import Caption, CaptionedTransformer
-from .layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos_1d, sincos_2d
-from .refiner import Refiner, unpatch
+from .layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos_1d, sincos_2d, unpatch
+from .refiner import Refiner
 
 
 @dataclass(frozen=True)

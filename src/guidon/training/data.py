@@ -108,23 +108,22 @@ class LatentClips:
 
         Every clip is seen once before any is seen twice. ``caption_noise`` is the share of captions that are wrong.
         """
-        latents, captions, objects, areas = [], [], [], []
+        tensors, captions, objects = [], [], []
+        kept = [self.latents] if self.areas is None else [self.latents, self.areas]
         for position in range(step * size, (step + 1) * size):
             count, member = divmod(position, self.family_size)
             epoch, offset = divmod(count, self.clips // self.family_size)
             index = int(self._order(epoch)[offset]) * self.family_size + member
-            scene, latent = self.scene(index), self.latents[index].float()
-            area = None if self.areas is None else self.areas[index].float()
+            scene, shown = self.scene(index), torch.stack([values[index].float() for values in kept])
             if np.random.default_rng((self.seed, count, 7)).integers(2) and self._reversible(index - member):
-                scene, latent, area = scene.reversed(), latent.flip(1), None if area is None else area.flip(1)
-            latents.append(latent)
-            areas.append(area)
+                scene, shown = scene.reversed(), shown.flip(2)
+            tensors.append(shown)
             rng = np.random.default_rng((self.seed, position, 8))
             told = world.mistaken(scene, rng) if rng.random() < caption_noise else scene
             captions.append(world.caption(told, rng))
-            objects.append(touched(scene, latent.shape[-1]))
-        gradients = None if self.areas is None else torch.stack(areas)
-        return Batch(torch.stack(latents), captions, torch.stack(objects)[:, None], gradients)
+            objects.append(touched(scene, shown.shape[-1]))
+        latents, *areas = torch.stack(tensors, dim=1)
+        return Batch(latents, captions, torch.stack(objects)[:, None], areas[0] if areas else None)
 
     def _reversible(self, first: int) -> bool:
         """Whether the split holds all of a family played backwards."""
