@@ -82,6 +82,8 @@ def test_prompts_and_samples_come_together_in_one_sheet(guidon, tmp_path):
         tmp_path,
         "--format",
         "gif",
+        "--interval",
+        "0,1",
         "--trace",
     )
     assert code == 0

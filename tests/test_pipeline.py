@@ -94,9 +94,16 @@ def test_rules_that_cannot_run_are_refused_before_anything_runs(pipe, choices, m
         pipe(PROMPT, steps=3, **choices)
 
 
+def test_when_to_guide_is_the_models_unless_it_is_said(pipe):
+    assert pipe.plan(PROMPT).timing == pipe.preset.timing != "constant"
+    assert pipe.plan(PROMPT, timing="constant").timing == "constant"
+
+
 def test_progress_and_trace_cover_every_step(pipe):
     seen, trace = [], GuidanceTrace()
-    pipe(PROMPT, num_samples=2, steps=4, cfg_scale=2.0, on_step=lambda *a: seen.append(a), trace=trace)
+    pipe(
+        PROMPT, num_samples=2, steps=4, cfg_scale=2.0, timing="constant", on_step=lambda *a: seen.append(a), trace=trace
+    )
     assert seen == [(k, 4) for k in range(1, 5)]
     assert trace.as_arrays()["difference"].shape == (2, 4, 4)
     assert (trace.as_arrays()["difference"] > 0).all()
@@ -132,7 +139,7 @@ def test_loading_leaves_the_callers_random_numbers_alone(tiny_model):
 
 def test_a_trace_is_of_one_run(pipe):
     trace = GuidanceTrace()
-    pipe(PROMPT, steps=2, cfg_scale=2.0, trace=trace)
+    pipe(PROMPT, steps=2, cfg_scale=2.0, timing="constant", trace=trace)
     with pytest.raises(InputError, match="a trace is of one run"):
         pipe(PROMPT, steps=2, cfg_scale=2.0, trace=trace)
     assert len(trace) == 2

@@ -150,6 +150,7 @@ class Pipeline:
             "sampler": self.preset.sampler,
             "steps": self.preset.steps,
             "seed": self.preset.seed,
+            "timing": self.preset.timing,
             **given,
             "cfg_scale": scale,
             "cfg_channels": parsed.text if "cfg_channels" in channels else "all",

@@ -64,6 +64,7 @@ class Preset:
     cfg_scale: float
     cfg_channels: str
     source: str
+    timing: str = "constant"
     fps: float = 8
     seed: int = 0
     measured: str = ""
@@ -139,8 +140,9 @@ PRESETS = {
             folder=Path(__file__).parent / "weights" / "guidon-small",
             sampler="ddpm",
             steps=50,
-            cfg_scale=2.5,
+            cfg_scale=3.0,
             cfg_channels="3",
+            timing="interval:0,0.65",
             fps=8,
             source="recipes/: small-vae, small, small-refine, small-vae-alive, small-noisy, small-low, small-high, "
             "small-low-refined, small-high-refined, small-low-steady",

@@ -54,11 +54,12 @@ def test_an_image_has_no_motion():
     assert np.isfinite(found[:, :3]).all()
 
 
+CHOICES = {"steps": 5, "cfg_scale": 3.0, "cfg_channels": "3", "sampler": "ddim", "timing": "constant"}
+
+
 @pytest.fixture(scope="module")
 def taken_apart(tiny_model):
-    return spectrum(
-        guidon.load(str(tiny_model)), PROMPTS, looks=3, steps=5, cfg_scale=3.0, cfg_channels="3", sampler="ddim"
-    )
+    return spectrum(guidon.load(str(tiny_model)), PROMPTS, looks=3, **CHOICES)
 
 
 def test_a_spectrum_has_every_prompt_step_channel_and_frame(taken_apart):
@@ -76,8 +77,7 @@ def test_influence_is_the_slope_of_the_decoded_video(tiny_model, taken_apart):
     """Of the middle step: one more unit of scale on channel 1 moves the video as far as was said, for small units."""
     pipe = guidon.load(str(tiny_model))
     trace = guidon.GuidanceTrace(keep_x0=True)
-    choices = {"steps": 5, "cfg_scale": 3.0, "cfg_channels": "3", "sampler": "ddim"}
-    pipe.generate(pipe.plan(PROMPTS[:1], **choices), trace=trace)
+    pipe.generate(pipe.plan(PROMPTS[:1], **CHOICES), trace=trace)
     cond, uncond = (branch[2, 0] for branch in trace.x0)
     unit = 0.02 / float((cond - uncond)[1].square().mean().sqrt())
     moved = cond.clone()
@@ -114,7 +114,7 @@ def test_the_command(tiny_model, tmp_path, capsys):
         main([*words, "--cfg-scale", "2", "--out", str(tmp_path)])
     assert stop.value.code == 0
     with np.load(tmp_path / "spectrum.npz") as arrays:
-        assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 3  # the model's channels
+        assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 2  # the model's channels, and its interval
     printed = capsys.readouterr().out
     assert "| channel | energy | cosine with cond | luminance | chroma | structure | motion |" in printed
     assert (tmp_path / "spectrum.png").exists()

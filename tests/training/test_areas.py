@@ -49,5 +49,8 @@ def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path):
             assert not reversed_ or unlike < 0.9
         assert 0 < backwards < 6
     again = LatentClips(tmp_path, cast("Any", None), "", 6, 0, families=False, areas=True)  # nothing is coded again
-    assert torch.equal(cast("torch.Tensor", again.areas), cast("torch.Tensor", clips.areas))
-    assert LatentClips(tmp_path, cast("Any", None), "", 6, 0, families=False, areas=False).batch(0, 6).areas is None
+    assert torch.equal(cast("torch.Tensor", again.area_gradients), cast("torch.Tensor", clips.area_gradients))
+    assert (
+        LatentClips(tmp_path, cast("Any", None), "", 6, 0, families=False, areas=False).batch(0, 6).area_gradients
+        is None
+    )

@@ -290,7 +290,8 @@ def test_an_expert_goes_on_from_its_own_side(tmp_path, tiny_model, uninterrupted
     assert {id(p) for p in adjusted} == {id(p) for p in task.module.denoiser.parameters()}
 
 
-def test_a_refiner_is_trained_on_a_network_that_stays(tmp_path, tiny_model, uninterrupted):
+@pytest.mark.parametrize(("expert", "file"), [(None, "denoiser"), (LOW, "denoiser-low")])
+def test_a_refiner_is_trained_on_a_network_that_stays(tmp_path, tiny_model, uninterrupted, expert, file, monkeypatch):
     vae, shape = (
         tiny_model / "vae.safetensors",
         {"patch_size": [4, 4, 4], "hidden_size": 16, "depth": 1, "num_heads": 2},
@@ -301,20 +302,38 @@ def test_a_refiner_is_trained_on_a_network_that_stays(tmp_path, tiny_model, unin
         "model": shape | {"refiner_channels": 8},
         "optimiser": {},
     }
-    folder = run_recipe(denoiser_recipe(tmp_path, vae, **values, expert=LOW))
+    folder = run_recipe(denoiser_recipe(tmp_path, vae, **values, expert=expert))
     before = load_component(uninterrupted / "denoiser.safetensors", "denoiser").weights
-    after = load_component(folder / "denoiser-low.safetensors", "denoiser").weights
+    after = load_component(folder / f"{file}.safetensors", "denoiser").weights
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert {name.split(".")[0] for name in after.keys() - before.keys()} == {"refiner"}
     assert after["refiner.exit.weight"].abs().max() > 0
     (tmp_path / "more").mkdir()
-    more = task_of(tmp_path / "more", vae, **values | {"start": str(folder)}, expert=LOW)
+    more = task_of(tmp_path / "more", vae, **values | {"start": str(folder)}, expert=expert)
     assert torch.equal(more.module.denoiser.state_dict()["refiner.exit.weight"], after["refiner.exit.weight"].float())
+    monkeypatch.setattr("guidon.training.denoiser.LatentClips", None)  # what does not fit is refused without them
+    with pytest.raises(InputError, match="refiner"):
+        task_of(tmp_path / "more", vae, **values | {"start": str(folder), "model": shape | {"refiner_channels": 4}})
     for lacking in ({"start": None}, {"model": shape}):
         with pytest.raises(InputError, match="train: refiner trains one on an earlier run"):
             load_recipe(denoiser_recipe(tmp_path, vae, **values | lacking))
     with pytest.raises(InputError, match="no matrices for muon"):
         load_recipe(denoiser_recipe(tmp_path, vae, **values | {"optimiser": {"name": "muon"}}))
+    with pytest.raises(InputError, match="refiner_depth is of a refiner"):
+        load_recipe(denoiser_recipe(tmp_path, vae, **values | {"model": shape | {"refiner_depth": 2}}))
+
+
+def test_areas_and_what_is_usual_of_them_survive_a_stop(tmp_path, tiny_model, monkeypatch):
+    values = {"batch_size": 4, "clips": 4, "prediction": "x0", "area_weight": 1.0}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    through = run_recipe(denoiser_recipe(whole, tiny_model / "vae.safetensors", **values))
+    config = denoiser_recipe(stopped, tiny_model / "vae.safetensors", **values)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, DenoiserTask, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_recipe(config) is None
+    assert_equal_weights(weights_of(run_recipe(config)), weights_of(through))
 
 
 @pytest.mark.parametrize(
@@ -500,7 +519,7 @@ def test_errors_that_let_a_decoded_area_vary_have_a_term_of_their_own(tmp_path, 
     assert found[1, "across"] == pytest.approx(found[3, "across"], rel=1e-3)
     assert found[1, "alike"] == pytest.approx(found[3, "alike"], rel=1e-3)
     assert found[3, "varying"] - found[1, "varying"] > 0.3
-    assert task_of(tmp_path, vae, **values).clips.batch(0, 4).areas is None
+    assert task_of(tmp_path, vae, **values).clips.batch(0, 4).area_gradients is None
 
 
 def test_captions_of_a_shape_count_as_the_recipe_says(tmp_path, tiny_model):

@@ -20,6 +20,10 @@ Features = Annotated[Path | None, typer.Option(help="Caption features kept by `g
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")]
+Interval = Annotated[
+    str | None,
+    typer.Option(help="Guide only between A,B: fractions of sampling, 0 noise, 1 video. [default: the model's]"),
+]
 WorldModel = Annotated[str, typer.Option(help="A model of the world: a preset or a folder of weights.")]
 Model = Annotated[str, typer.Option(help="A preset or a folder of weights.")]
 app = typer.Typer(

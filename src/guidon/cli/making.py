@@ -10,7 +10,7 @@ import typer
 
 from ..errors import InputError, nearest
 from ..presets import PRESETS
-from .app import VAE, Checkpoint, Device, Features, Sampler, Steps, TextEncoder, app, example
+from .app import VAE, Checkpoint, Device, Features, Interval, Sampler, Steps, TextEncoder, app, example
 
 
 @app.command(
@@ -43,9 +43,7 @@ def generate(
             help="Guidance rule: cfg, rescale, apg, cfg-zero, cfg++, fdg, perp-neg; settings as in apg:momentum=0."
         ),
     ] = None,
-    interval: Annotated[
-        str | None, typer.Option(help="Guide only between A,B: fractions of sampling, 0 noise, 1 video.")
-    ] = None,
+    interval: Interval = None,
     ramp: Annotated[str | None, typer.Option(help="Let the scale grow during sampling: linear or cosine.")] = None,
     oscillate: Annotated[int | None, typer.Option(help="Guide every second step only, from step N on.")] = None,
     negative_prompt: Annotated[
@@ -184,7 +182,9 @@ def models() -> None:
     """List the models that can be asked for by name, with their recommended settings."""
     for preset in PRESETS.values():
         print(f"{preset.name}: {preset.summary}")
-        print(f"  {preset.sampler}, {preset.steps} steps, scale {preset.cfg_scale:g}, channels {preset.cfg_channels}")
+        when = "" if preset.timing == "constant" else f", {preset.timing}"
+        guided = f"scale {preset.cfg_scale:g}, channels {preset.cfg_channels}{when}"
+        print(f"  {preset.sampler}, {preset.steps} steps, {guided}")
         print(f"  made by {preset.source}")
         if preset.measured:
             print(f"  measured: {preset.measured}")

@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .app import VAE, Checkpoint, Device, Features, Model, Sampler, Steps, TextEncoder, WorldModel, app, example
+from .app import (
+    VAE,
+    Checkpoint,
+    Device,
+    Features,
+    Interval,
+    Model,
+    Sampler,
+    Steps,
+    TextEncoder,
+    WorldModel,
+    app,
+    example,
+)
 
 
 @app.command(
@@ -33,6 +46,7 @@ def evaluate(
         list[float] | None, typer.Option(help="Guidance scale; repeatable. [default: 1 and the model's]")
     ] = None,
     cfg_channels: Annotated[list[str] | None, typer.Option(help="Guided channels; repeatable. [default: 3]")] = None,
+    interval: Interval = None,
     steps: Steps = None,
     sampler: Sampler = None,
     device: Device = "auto",
@@ -44,9 +58,9 @@ def evaluate(
 
     if out is not None:
         prepare_folder(out)
-    sampling = {"steps": steps, "sampler": sampler, "cfg-scale": cfg_scale, "cfg-channels": cfg_channels}
     if videos:
-        for name, value in sampling.items():
+        given = {"cfg-scale": cfg_scale, "cfg-channels": cfg_channels, "interval": interval}
+        for name, value in (given | {"steps": steps, "sampler": sampler}).items():
             if value is not None:
                 raise InputError(f"--{name} belongs to a model, and video files were given: leave it out")
         print(evaluation.measure_files(videos, caption, out))
@@ -57,10 +71,10 @@ def evaluate(
 
     pipe = load(model, device=device)
     settings = evaluation.settings_of(cfg_scale or [1.0, pipe.preset.cfg_scale], cfg_channels or ["3"])
-    choices = {name: value for name, value in {"steps": steps, "sampler": sampler}.items() if value is not None}
+    sampling = {"steps": steps, "sampler": sampler, "timing": interval and f"interval:{interval}"}
     with progress("evaluating") as on_step:
         found = evaluation.evaluate(
-            pipe, settings, split=split, prompts=prompts, seeds=seeds, on_step=on_step, **choices
+            pipe, settings, split=split, prompts=prompts, seeds=seeds, on_step=on_step, **sampling
         )
     print(found.table())
     for path in found.write(out) if out is not None else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..errors import InputError, nearest
 from ..settings import Settings, read_mapping, validated
@@ -123,6 +123,8 @@ class DenoiserShape(Settings):
     def _divides(self) -> DenoiserShape:
         _divides(self.num_heads, self.hidden_size, "num_heads must divide hidden_size")
         _divides(4, self.hidden_size, "positions need sines and cosines of two axes in hidden_size")
+        if "refiner_depth" in self.model_fields_set and not self.refiner_channels:
+            raise InputError("refiner_depth is of a refiner, and without refiner_channels there is none: give both")
         return self
 
 
@@ -179,10 +181,17 @@ class DenoiserRecipe(Run):
     loss_weighting: Literal["uniform", "min-snr", "balanced"] = "uniform"
     foreground_weight: PositiveFloat = 1.0
     area_weight: Annotated[float, Field(ge=0)] = 0.0
-    shape_weights: dict[Literal["circle", "square", "triangle", "cross"], PositiveFloat] = Field(default_factory=dict)
+    shape_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     shape_contrast: PositiveFloat | None = None
     shape_swap: Fraction = 0.0
     compile: bool = False
+
+    @field_validator("shape_weights")
+    @classmethod
+    def _known_shapes(cls, value: dict[str, float]) -> dict[str, float]:
+        if wrong := [name for name in value if name not in SHAPES]:
+            raise InputError(f"shape_weights names {wrong[0]!r}{nearest(wrong[0], SHAPES)}")
+        return value
 
     @model_validator(mode="after")
     def _whole_families(self) -> DenoiserRecipe:

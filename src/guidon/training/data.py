@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     latents: Tensor
     captions: list[str]
     objects: Tensor
-    areas: Tensor | None
+    area_gradients: Tensor | None
 
 
 class LatentClips:
@@ -63,9 +63,9 @@ class LatentClips:
         self.family_size = len(world.SHAPES) if families else 1
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {self.family_size}"
         self.latents = self._kept(folder, "latents", key, "encoding the world", partial(self._encode, vae))
-        self.areas = None
+        self.area_gradients = None
         if areas:
-            self.areas = self._kept(
+            self.area_gradients = self._kept(
                 folder, "areas", key, "how areas answer to latents", partial(self._area_gradient, vae)
             )
 
@@ -109,7 +109,7 @@ class LatentClips:
         Every clip is seen once before any is seen twice. ``caption_noise`` is the share of captions that are wrong.
         """
         tensors, captions, objects = [], [], []
-        kept = [self.latents] if self.areas is None else [self.latents, self.areas]
+        kept = [self.latents] if self.area_gradients is None else [self.latents, self.area_gradients]
         for position in range(step * size, (step + 1) * size):
             count, member = divmod(position, self.family_size)
             epoch, offset = divmod(count, self.clips // self.family_size)
@@ -122,8 +122,8 @@ class LatentClips:
             told = world.mistaken(scene, rng) if rng.random() < caption_noise else scene
             captions.append(world.caption(told, rng))
             objects.append(touched(scene, shown.shape[-1]))
-        latents, *areas = torch.stack(tensors, dim=1)
-        return Batch(latents, captions, torch.stack(objects)[:, None], areas[0] if areas else None)
+        latents, *gradients = torch.stack(tensors, dim=1)
+        return Batch(latents, captions, torch.stack(objects)[:, None], gradients[0] if gradients else None)
 
     def _reversible(self, first: int) -> bool:
         """Whether the split holds all of a family played backwards."""

@@ -96,31 +96,19 @@ class DenoiserTask:
         self.vae = load_component(recipe.vae, "vae")
         self.text_config = CaptionEncoderConfig(vocabulary=world.vocabulary(), **recipe.text.model_dump())
         self.start: Start | None = None
-        if recipe.start is not None:  # what does not fit is refused before clips are encoded
+        if recipe.start is not None:
             self.start = read_start(recipe.start, recipe.expert, self.diffusion, self.vae, self.text_config)
         vae = self.vae.build(FrameVAE, FrameVAEConfig)
-        vae_config = vae.config
-        self.clips = LatentClips(
-            recipe.out,
-            vae.to(device).eval().requires_grad_(False),
-            self.vae.sha256,
-            recipe.clips,
-            recipe.seed,
-            families=recipe.shape_contrast is not None,
-            areas=recipe.area_weight > 0,
-        )
-        self.held_out = self._encode_held_out(vae)
-        del vae
-
         torch.manual_seed(recipe.seed)
-        side = world.SIZE // vae_config.downsampling
+        side = world.SIZE // vae.config.downsampling
         self.config = STDiTConfig(
             input_size=(world.FRAMES, side, side),
-            in_channels=vae_config.latent_channels,
+            in_channels=vae.config.latent_channels,
             caption_channels=recipe.text.features,
             model_max_length=recipe.text.max_length,
             **recipe.model.model_dump(),
         )
+        # built before clips are encoded, so that what does not fit is refused at once
         self.module = Trained(STDiT(self.config), CaptionEncoder(self.text_config)).to(device)
         self.first, self.end = recipe.expert.timesteps if recipe.expert else (0, DIFFUSION_STEPS)
         if self.start is not None:
@@ -131,6 +119,17 @@ class DenoiserTask:
             self.module.requires_grad_(False)
             assert self.module.denoiser.refiner is not None
             self.module.denoiser.refiner.requires_grad_(True)
+        vae.to(device).eval().requires_grad_(False)
+        self.clips = LatentClips(
+            recipe.out,
+            vae,
+            self.vae.sha256,
+            recipe.clips,
+            recipe.seed,
+            families=recipe.shape_contrast is not None,
+            areas=recipe.area_weight > 0,
+        )
+        self.held_out = self._encode_held_out(vae)
         if recipe.compile:
             for block in self.module.denoiser.blocks:
                 block.compile()
@@ -147,7 +146,7 @@ class DenoiserTask:
         load_weights(self.module.denoiser, network)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x_0, captions, objects, areas = self.batch(step)
+        x_0, captions, objects, area_gradients = self.batch(step)
         each = self.clips.family_size
         draws = len(x_0) // each  # of noise, timestep and dropout: one for a whole family
         noise = torch.randn((draws, *x_0.shape[1:]), generator=generator)
@@ -179,9 +178,9 @@ class DenoiserTask:
         bands = {"low": t < 250, "mid": (t >= 250) & (t < 600), "high": t >= 600}
         logs |= {f"mse_{name}": terms["mse"].detach()[band].mean() for name, band in bands.items()}
         error = predicted_x0(prediction[:, : x_0.shape[1]], x_t, t, self.tables, self.process) - x_0
-        if areas is not None:
+        if area_gradients is not None:
             # how far the decoded object's area would vary over the frames, to first order: its squared CV
-            varies = (error * areas.to(self.device)).sum((1, 3, 4)).var(1, correction=0)
+            varies = (error * area_gradients.to(self.device)).sum((1, 3, 4)).var(1, correction=0)
             balanced = self.module.area_level.weights(varies.detach(), t)
             loss = loss + self.recipe.area_weight * (counts * self._visible(t) * balanced * varies).mean()
             logs |= {f"area_cv_{name}": varies.detach()[band].mean().sqrt() for name, band in bands.items()}

@@ -135,7 +135,7 @@ class Checkpoint:
         except Exception as error:
             reason = first_line(error)
             raise InputError(
-                f"cannot go on from {self.path}: {reason}; it is damaged or of another recipe: "
+                f"cannot go on from {self.path}: {reason}; it is damaged, of another recipe or of another version: "
                 "delete it or change 'out'"
             ) from None
         return int(state["step"]), float(state["seconds"])
