@@ -14,7 +14,7 @@ PROMPTS = [
     "a purple triangle moves down and to the left quickly on a gray background",
     "a large cyan cross stays still on a brown background",
 ]
-SETTINGS = {"no guidance": (1.0, "none"), "3 channels": (2.5, 3), "all channels": (2.5, "all")}
+SETTINGS = {"no guidance": (1.0, "none"), "3 channels": (3.0, 3), "all channels": (3.0, "all")}
 
 
 def main(path: str, steps: int | None = None) -> None:

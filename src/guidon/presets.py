@@ -54,7 +54,7 @@ class Preset:
     """What ``guidon generate --model NAME`` does unless told otherwise.
 
     Either ``folder`` holds denoiser, text and vae ``.safetensors``, and perhaps denoiser-low, or ``released`` says what
-    the user must bring. ``measured`` is what the settings reached and on what.
+    the user must bring. ``timing`` is when to guide at ``cfg_scale``; ``measured`` is what these settings reached, on what.
     """
 
     name: str
@@ -160,7 +160,7 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name; a folder of weights gets the settings of ``guidon-small``."""
+    """The preset of that name; a folder of weights gets the settings of ``guidon-small``, of whose kind it is."""
     if name in PRESETS:
         return PRESETS[name]
     folder = Path(name)

@@ -113,6 +113,7 @@ def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
     made = {(r.prompts[0], r.num_samples, r.choices["cfg_channels"], float(r.choices["cfg_scale"])) for r in asked}
     assert made == {(f"prompt number {cell.prompt}", cell.sample + 1, *SETTINGS[cell.setting]) for cell in cells}
     assert {(r.choices["steps"], r.choices["sampler"]) for r in asked} == {(5, "ddim")}
+    assert {r.choices["timing"] for r in asked} == {"interval:0,1"}  # as the cells' constant, whatever the model's own
     assert {(r.prompts[0], r.choices["seed"]) for r in asked} == {("prompt number 0", 3), ("prompt number 1", 4)}
 
 

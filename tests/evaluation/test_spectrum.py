@@ -111,10 +111,10 @@ def test_what_guides_nothing_is_refused(tiny_model):
 def test_the_command(tiny_model, tmp_path, capsys):
     words = ["spectrum", PROMPTS[0], "--model", str(tiny_model), "--steps", "3", "--looks", "2"]
     with pytest.raises(SystemExit) as stop:
-        main([*words, "--cfg-scale", "2", "--out", str(tmp_path)])
+        main([*words, "--cfg-scale", "2", "--interval", "0,1", "--out", str(tmp_path)])
     assert stop.value.code == 0
     with np.load(tmp_path / "spectrum.npz") as arrays:
-        assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 2  # the model's channels, and its interval
+        assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 3  # the model's channels
     printed = capsys.readouterr().out
     assert "| channel | energy | cosine with cond | luminance | chroma | structure | motion |" in printed
     assert (tmp_path / "spectrum.png").exists()

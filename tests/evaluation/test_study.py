@@ -67,6 +67,8 @@ def test_a_plan_says_everything_and_is_the_same_every_time(plan, pipe, tmp_path,
     assert (chosen["steps"], chosen["sampler"], chosen["cfg_channels"], chosen["guidance"]) == (2, "ddpm", "all", "cfg")
     assert planning.make_plan(study(tmp_path, tiny_model), pipe).hash == plan.hash
     assert planning.make_plan(study(tmp_path, tiny_model, seeds=3), pipe).hash != plan.hash
+    throughout = planning.make_plan(study(tmp_path, tiny_model, timing="constant"), pipe)
+    assert {own["timing"] for own in throughout.settings.values()} == {"constant"}
 
 
 def test_every_cell_keeps_its_clip_metrics_trace_and_manifest(whole, plan, pipe):

@@ -22,8 +22,11 @@ Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the 
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")]
 Interval = Annotated[
     str | None,
-    typer.Option(help="Guide only between A,B: fractions of sampling, 0 noise, 1 video. [default: the model's]"),
-]
+    typer.Option(
+        parser="interval:{}".format, metavar="A,B",
+        help="Guide only from A to B of sampling, 0 noise, 1 video; 0,1 all of it. [default: the model's]",
+    ),
+]  # fmt: skip
 WorldModel = Annotated[str, typer.Option(help="A model of the world: a preset or a folder of weights.")]
 Model = Annotated[str, typer.Option(help="A preset or a folder of weights.")]
 app = typer.Typer(

@@ -131,7 +131,7 @@ def _timing(interval: str | None, ramp: str | None, oscillate: int | None) -> st
         raise InputError(f"--ramp {ramp!r} does not exist{nearest(ramp, ('linear', 'cosine'))}")
     if oscillate is not None:
         return f"oscillation:{oscillate}"
-    return f"interval:{interval}" if interval is not None else ramp
+    return interval or ramp
 
 
 def _size(text: str | None) -> tuple[int, ...] | None:

@@ -71,12 +71,13 @@ def evaluate(
 
     pipe = load(model, device=device)
     settings = evaluation.settings_of(cfg_scale or [1.0, pipe.preset.cfg_scale], cfg_channels or ["3"])
-    sampling = {"steps": steps, "sampler": sampler, "timing": interval and f"interval:{interval}"}
+    sampling = {"steps": steps, "sampler": sampler, "timing": interval}
     with progress("evaluating") as on_step:
         found = evaluation.evaluate(
             pipe, settings, split=split, prompts=prompts, seeds=seeds, on_step=on_step, **sampling
         )
     print(found.table())
+    print("{sampler}, {steps} steps, guidance {guidance}, {timing}".format_map(found.sampling))
     for path in found.write(out) if out is not None else ():
         print(path)
 
@@ -90,6 +91,7 @@ def spectrum(
     sampler: Sampler = None,
     cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
     cfg_channels: Annotated[str | None, typer.Option(help="Guided channels. [default: the model's]")] = None,
+    interval: Interval = None,
     looks: Annotated[int, typer.Option(help="At how many steps the decoder is asked.", min=1)] = 8,
     checkpoint: Checkpoint = None,
     text_encoder: TextEncoder = None,
@@ -105,7 +107,8 @@ def spectrum(
 
     if out is not None:
         prepare_folder(out)
-    given = {"seed": seed, "steps": steps, "sampler": sampler, "cfg_scale": cfg_scale, "cfg_channels": cfg_channels}
+    given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": interval}
+    given |= {"cfg_scale": cfg_scale, "cfg_channels": cfg_channels}
     choices = {name: value for name, value in given.items() if value is not None}
     pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     with progress("sampling") as on_step:
@@ -126,6 +129,7 @@ def match(
     ] = None,
     cfg_channels: Annotated[str, typer.Option(help="The channels that it guides.")] = "3",
     to: Annotated[str, typer.Option(help="The channels to find the equivalent scale for.")] = "all",
+    interval: Interval = None,
     model: Model = "guidon-small",
     captions: Annotated[int, typer.Option(help="Captions of the world to match on.", min=2)] = 24,
     metric: Annotated[list[str] | None, typer.Option(help="What to match; repeatable. [default: several]")] = None,
@@ -153,7 +157,7 @@ def match(
     pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     study = matching.matching_study(
         pipe, model, cfg_scale or [pipe.preset.cfg_scale], cfg_channels, to,
-        prompts=prompts or captions, steps=steps, sampler=sampler, block=block,
+        prompts=prompts or captions, steps=steps, sampler=sampler, timing=interval, block=block,
     )  # fmt: skip
     plan = make_plan(study, pipe, threads=None if out is None else threads_of(out))
     matching.check_metrics(metric or (), plan.metrics)
@@ -176,6 +180,7 @@ def match(
 def tune(
     cfg_scale: Annotated[float | None, typer.Option(help="Where to start. [default: the model's]")] = None,
     cfg_channels: Annotated[str, typer.Option(help="Channels that are guided at the start.")] = "all",
+    interval: Interval = None,
     model: WorldModel = "guidon-small",
     captions: Annotated[int, typer.Option(help="Captions that choose.", min=2)] = 24,
     held_out: Annotated[int, typer.Option(help="Other captions, that judge.", min=2)] = 48,
@@ -193,7 +198,7 @@ def tune(
     if out is not None:
         prepare_folder(out)
     pipe = load(model, device=device)
-    choices = {"steps": steps, "sampler": sampler}
+    choices = {"steps": steps, "sampler": sampler, "timing": interval}
     with progress("tuning") as on_evaluation:
         found = tuning.tune(
             pipe, pipe.preset.cfg_scale if cfg_scale is None else cfg_scale, cfg_channels,

@@ -93,6 +93,7 @@ def matching_study(
     prompts: int | Sequence[str],
     steps: int | None = None,
     sampler: str | None = None,
+    timing: str | None = None,
     block: int = 16,
 ) -> Study:
     """The settings that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
@@ -131,6 +132,7 @@ def matching_study(
         settings=tuple(arms),
         steps=steps,
         sampler=sampler,
+        timing=timing,
         block=block,
         primary=Contrast(metric=metric, baseline=start, against=end),
     )

@@ -87,6 +87,7 @@ class Study(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     sampler: str | None = None
     steps: PositiveInt | None = None
+    timing: str | None = None
     block: PositiveInt = 16
     settings: Annotated[tuple[Arm, ...], Field(min_length=1)]
     primary: Contrast
@@ -209,7 +210,8 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
                     raise InputError(str(error)) from None
     chosen = arms(study)
     _check_primary(study.primary, chosen, worldly)
-    shared = {"sampler": study.sampler, "steps": study.steps, "seed": study.seed, "seed_per_prompt": True}
+    shared = {"sampler": study.sampler, "steps": study.steps, "timing": study.timing}
+    shared |= {"seed": study.seed, "seed_per_prompt": True}
     complete: dict[str, dict[str, Any]] = {}
     waiting = [name for name in chosen if "energy_of" in chosen[name]]
     for name in [name for name in chosen if name not in waiting] + waiting:

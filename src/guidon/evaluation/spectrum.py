@@ -120,7 +120,7 @@ def spectrum(
     trace = GuidanceTrace(keep_x0=True)
     pipe.generate(generation, batch_size=len(generation.prompts), trace=trace, on_step=on_step)
     if not len(trace):
-        raise InputError(f"guidance was on at none of the steps ({generation.timing}): give another timing")
+        raise InputError(f"guidance was on at none of the steps ({generation.timing}): guide at more of them")
     arrays = trace.as_arrays(by_frame=True)
     looked_at = np.unique(np.linspace(0, len(trace) - 1, looks).round().astype(int))
     cond, uncond = (branch.transpose(0, 1)[:, looked_at] for branch in trace.x0)  # (P, K, C, ...)

@@ -254,10 +254,11 @@ def _command(generation: dict[str, Any]) -> str:
         if generation[name] not in (None, defaults[name]):
             words += [f"--{name.replace('_', '-')}", f"{generation[name]:g}" if name == "eta" else generation[name]]
     timing, _, values = generation["timing"].partition(":")
-    if timing != "constant":
-        words += {"interval": ["--interval", values], "oscillation": ["--oscillate", values or "10"]}.get(
-            timing, ["--ramp", timing]
-        )
+    words += {
+        "constant": ["--interval", "0,1"],  # said, for the model's own may be another
+        "interval": ["--interval", values],
+        "oscillation": ["--oscillate", values or "10"],
+    }.get(timing, ["--ramp", timing])
     if generation["samples"] != [0]:
         words += ["--num-samples", str(generation["samples"][0] + 1)]
     return shlex.join(words)
