@@ -54,7 +54,7 @@ class Preset:
     """What ``guidon generate --model NAME`` does unless told otherwise.
 
     Either ``folder`` holds denoiser, text and vae ``.safetensors``, and perhaps denoiser-low, or ``released`` says what
-    the user must bring. ``timing`` is when to guide at ``cfg_scale``; ``measured`` is what these settings reached, on what.
+    the user must bring. ``timing`` is when to guide; ``measured`` is what these settings reached, and on what.
     """
 
     name: str
