@@ -142,10 +142,10 @@ PRESETS = {
             steps=50,
             cfg_scale=3.0,
             cfg_channels="3",
-            timing="interval:0,0.65",
+            timing="interval:0,0.5",
             fps=8,
             source="recipes/: small-vae, small, small-refine, small-vae-alive, small-noisy, small-low, small-high, "
-            "small-low-refined, small-high-refined, small-low-steady",
+            "small-low-refined, small-high-refined, small-low-steady, small-low-joint",
             measured="96 L0 prompts: all attributes right 93%, shape and direction 97%, the others 99%",
         ),
         _open_sora(16, 256, "OpenSora-v1-HQ-16x256x256.pth"),
