@@ -14,16 +14,15 @@ PROMPTS = [
     "a purple triangle moves down and to the left quickly on a gray background",
     "a large cyan cross stays still on a brown background",
 ]
-SETTINGS = {"no guidance": (1.0, "none"), "3 channels": (3.0, 3), "all channels": (3.0, "all")}
+SETTINGS = {"no guidance": "none", "3 channels": 3, "all channels": "all"}
 
 
 def main(path: str, steps: int | None = None) -> None:
     pipe = guidon.load("guidon-small")
-    columns = []
-    for scale, channels in SETTINGS.values():
-        columns.append(
-            [video.frames for video in pipe(PROMPTS, cfg_scale=scale, cfg_channels=channels, seed=3, steps=steps)]
-        )
+    columns = [
+        [video.frames for video in pipe(PROMPTS, cfg_channels=channels, seed=3, steps=steps)]
+        for channels in SETTINGS.values()
+    ]
     rows = [list(row) for row in zip(*columns, strict=True)]
     print(contact_sheet(rows, PROMPTS, list(SETTINGS), path=path))
 

@@ -60,7 +60,8 @@ def evaluate(
         prepare_folder(out)
     if videos:
         given = {"cfg-scale": cfg_scale, "cfg-channels": cfg_channels, "interval": interval}
-        for name, value in (given | {"steps": steps, "sampler": sampler}).items():
+        given |= {"steps": steps, "sampler": sampler}
+        for name, value in given.items():
             if value is not None:
                 raise InputError(f"--{name} belongs to a model, and video files were given: leave it out")
         print(evaluation.measure_files(videos, caption, out))
@@ -71,11 +72,11 @@ def evaluate(
 
     pipe = load(model, device=device)
     settings = evaluation.settings_of(cfg_scale or [1.0, pipe.preset.cfg_scale], cfg_channels or ["3"])
-    sampling = {"steps": steps, "sampler": sampler, "timing": interval}
     with progress("evaluating") as on_step:
         found = evaluation.evaluate(
-            pipe, settings, split=split, prompts=prompts, seeds=seeds, on_step=on_step, **sampling
-        )
+            pipe, settings, split=split, prompts=prompts, seeds=seeds, on_step=on_step,
+            steps=steps, sampler=sampler, timing=interval,
+        )  # fmt: skip
     print(found.table())
     print("{sampler}, {steps} steps, guidance {guidance}, {timing}".format_map(found.sampling))
     for path in found.write(out) if out is not None else ():

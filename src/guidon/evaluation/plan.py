@@ -210,8 +210,8 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
                     raise InputError(str(error)) from None
     chosen = arms(study)
     _check_primary(study.primary, chosen, worldly)
-    shared = {"sampler": study.sampler, "steps": study.steps, "timing": study.timing}
-    shared |= {"seed": study.seed, "seed_per_prompt": True}
+    shared: dict[str, Any] = study.model_dump(include={"sampler", "steps", "timing", "seed"})
+    shared["seed_per_prompt"] = True
     complete: dict[str, dict[str, Any]] = {}
     waiting = [name for name in chosen if "energy_of" in chosen[name]]
     for name in [name for name in chosen if name not in waiting] + waiting:
