@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from guidon import world
-from guidon.evaluation.metrics import METRICS, measure
+from guidon.metrics.world import METRICS, measure
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
 
     from guidon.checkpoints import load_component
     from guidon.models import FrameVAE, FrameVAEConfig
-    from guidon.presets import find_preset
+    from guidon.models.catalogue import find_preset
 
     folder = find_preset("guidon-small").folder
     assert folder is not None

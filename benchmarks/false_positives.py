@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from guidon.evaluation.statistics import compare, paired_power, share_interval
-from guidon.evaluation.study import read_plan, results
+from guidon.metrics.statistics import compare, paired_power, share_interval
+from guidon.studies.run import read_plan, results
 
 
 def main() -> None:

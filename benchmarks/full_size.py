@@ -35,7 +35,7 @@ def write(path: Path) -> None:
 
 
 def inspect(path: Path) -> None:
-    from guidon.checkpoints import inspect_checkpoint
+    from guidon.models.released import inspect_checkpoint
 
     print(inspect_checkpoint(path), file=sys.stderr)
 

@@ -6,9 +6,9 @@ from hypothesis import settings
 
 from guidon import world
 from guidon.checkpoints import save_component
-from guidon.models.stdit import STDiT, STDiTConfig
-from guidon.models.text import CaptionEncoder, CaptionEncoderConfig
-from guidon.models.vae import FrameVAE, FrameVAEConfig
+from guidon.models.stdit.network import STDiT, STDiTConfig
+from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
+from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True)

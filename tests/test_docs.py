@@ -102,8 +102,8 @@ def test_the_readmes_snippets_run(elsewhere):
 
 
 def test_the_page_of_metrics_has_every_metric_as_the_code_says_it():
-    from guidon.evaluation.metrics import METRICS
-    from guidon.evaluation.motion import VIDEO_METRICS
+    from guidon.metrics.video import VIDEO_METRICS
+    from guidon.metrics.world import METRICS
 
     page = (ROOT / "docs" / "metrics.md").read_text()
     for metric in (*METRICS.values(), *VIDEO_METRICS.values()):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import guidon
-from guidon.errors import InputError
+from guidon.core.errors import InputError
 from guidon.guidance import RULES, GuidanceTrace
 
 PROMPT = "a red circle moves left on a white background"

@@ -10,11 +10,11 @@ from PIL import Image
 
 import guidon
 from guidon import IDDPM, cli
-from guidon.errors import InputError
+from guidon.core.errors import InputError
+from guidon.media.files import load_video
 from guidon.models import DiT, DiTConfig
-from guidon.models.t5 import T5Encoder
-from guidon.models.vae import FrameVAE
-from guidon.video import load_video
+from guidon.models.text.t5 import T5Encoder
+from guidon.models.vae.frames import FrameVAE
 from released import SMALL, make_checkpoints, make_t5, make_vae
 
 PROMPTS = ["a lighthouse in a storm", "waves roll over the rocks"]

@@ -17,14 +17,14 @@ _HOMES = {
     "ChannelScale": "guidance",
     "GuidanceTrace": "guidance",
     "GuidedDenoiser": "guidance",
-    "IDDPM": "iddpm",
-    "InputError": "errors",
+    "IDDPM": "bridges.opensora",
+    "InputError": "core.errors",
     "NoiseSchedule": "diffusion",
     "Pipeline": "pipeline",
     "Video": "pipeline",
-    "inspect_checkpoint": "checkpoints",
+    "inspect_checkpoint": "models.released",
     "load": "pipeline",
-    "load_checkpoint": "checkpoints",
+    "load_checkpoint": "models.released",
 }
 __all__ = [
     "IDDPM",
@@ -41,11 +41,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .checkpoints import inspect_checkpoint, load_checkpoint
+    from .bridges.opensora import IDDPM
+    from .core.errors import InputError
     from .diffusion import NoiseSchedule
-    from .errors import InputError
     from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser
-    from .iddpm import IDDPM
+    from .models.released import inspect_checkpoint, load_checkpoint
     from .pipeline import Pipeline, Video, load
 
 

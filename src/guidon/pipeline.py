@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .errors import InputError
-from .generation import EXACT, Generation
+from .core.errors import InputError
+from .core.settings import validated
 from .guidance import (
     ChannelScale,
     GuidanceTrace,
@@ -29,12 +29,12 @@ from .guidance import (
     parse_timing,
     random_rotation,
 )
-from .loading import Parts, Sources, find_parts
-from .presets import Preset, find_preset
+from .media.files import save_video
+from .models.catalogue import Preset, find_preset
+from .models.stages import Parts, Sources, find_parts
+from .request import EXACT, Generation
 from .samplers import CudaGenerator, LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
 from .samplers.philox import BLOCKS
-from .settings import validated
-from .video import save_video
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REMEMBERED = 16  # calls whose prompts are not encoded again; a study asks for the same ones at every setting
@@ -52,7 +52,7 @@ class Video:
 
     def save(self, path: str | Path, format: str | None = None) -> Path:
         """Write the video, and beside it the JSON manifest that reproduces it (``guidon generate --from``)."""
-        from .atomic import write_json
+        from .core.atomic import write_json
 
         path = Path(path)
         save_video(self.frames, path, self.fps, format)
@@ -398,7 +398,7 @@ def load(
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
     """
-    from .devices import pick_device
+    from .core.devices import pick_device
 
     preset, place = find_preset(str(model)), pick_device(device)
     given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}

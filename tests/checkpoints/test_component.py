@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 import guidon
 from guidon.checkpoints import load_component, load_weights, save_component
-from guidon.errors import InputError
+from guidon.core.errors import InputError
 
 
 def write(path, weights=None, kind="text", **header):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from goldens import golden, relative_error
+from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule, Process, bits_per_dimension, q_sample, training_losses
 from guidon.diffusion.losses import discretised_log_likelihood, prior_bits
-from guidon.errors import InputError
 
 KINDS = {
     "mse": "mse",

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goldens import golden, relative_error
+from guidon.core.errors import InputError
 from guidon.diffusion import (
     NoiseSchedule,
     Process,
@@ -14,7 +15,6 @@ from guidon.diffusion import (
     q_sample,
     x0_from_eps,
 )
-from guidon.errors import InputError
 
 CASES = [
     f"step/{kind}_{steps}"

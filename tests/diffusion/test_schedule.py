@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goldens import golden, golden_json, relative_error
+from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule, space_timesteps
-from guidon.errors import InputError
 
 CASES = [
     f"schedule/{name}"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidon.errors import InputError
+from guidon.core.errors import InputError
 from guidon.guidance import ChannelScale, cfg_channels_from, parse_channels
 
 

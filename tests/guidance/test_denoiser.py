@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goldens import golden, relative_error
+from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule
-from guidon.errors import InputError
 from guidon.guidance import ChannelScale, GuidanceTrace, GuidedDenoiser, constant, cosine_ramp, interval, linear_ramp
 
 SCHEDULE = NoiseSchedule.named().respaced("20")

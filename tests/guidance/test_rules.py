@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guidon.core.errors import InputError
+from guidon.core.settings import validated
 from guidon.diffusion import NoiseSchedule, Process, converted, eps_from_x0, predicted_x0
-from guidon.errors import InputError
 from guidon.guidance import (
     RULES,
     Branches,
@@ -20,7 +21,6 @@ from guidon.guidance import (
 )
 from guidon.guidance.rules import APG, CFG, CFGPlusPlus, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
 from guidon.samplers import ddim_step, sample_ddim
-from guidon.settings import validated
 
 SCHEDULE = NoiseSchedule.named().respaced("20")
 NEUTRAL = {
@@ -353,7 +353,7 @@ def test_a_trace_under_a_rotation_is_of_the_directions_that_are_guided():
 
 
 def test_a_scale_that_falls_by_itself_takes_no_ramp():
-    from guidon.generation import Generation
+    from guidon.request import Generation
 
     own = {"prompts": ("a",), "guidance": "cfg++", "sampler": "ddim", "cfg_scale": 0.6}
     for timing in ("linear", "cosine"):

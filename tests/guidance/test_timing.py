@@ -1,6 +1,6 @@
 import pytest
 
-from guidon.errors import InputError
+from guidon.core.errors import InputError
 from guidon.guidance import constant, cosine_ramp, linear_ramp, parse_timing
 
 

@@ -10,7 +10,7 @@ import torch
 import guidon
 from guidon import pipeline
 from guidon.checkpoints import load_component, save_component
-from guidon.errors import InputError
+from guidon.core.errors import InputError
 from guidon.models import Experts, STDiT, STDiTConfig
 
 SHAPE = STDiTConfig(

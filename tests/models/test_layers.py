@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from guidon.models.layers import modulate, sincos_2d, timestep_embedding
+from guidon.models.parts.layers import modulate, sincos_2d, timestep_embedding
 
 
 def test_timestep_embedding_is_cosines_then_sines():

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from guidon.models.layers import unpatch
-from guidon.models.refiner import Refiner
-from guidon.models.stdit import STDiT, STDiTConfig
+from guidon.models.parts.layers import unpatch
+from guidon.models.parts.refiner import Refiner
+from guidon.models.stdit.network import STDiT, STDiTConfig
 
 PLAIN = STDiTConfig(
     (4, 8, 8), patch_size=(4, 2, 2), hidden_size=32, depth=1, num_heads=4, caption_channels=12, model_max_length=6

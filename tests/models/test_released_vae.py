@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidon.errors import InputError
-from guidon.models.vae import FrameVAE
+from guidon.core.errors import InputError
+from guidon.models.vae.frames import FrameVAE
 from released import make_vae
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from goldens import golden, relative_error
-from guidon.errors import InputError
-from guidon.models.stdit import STDiT, STDiTConfig
+from guidon.core.errors import InputError
+from guidon.models.stdit.network import STDiT, STDiTConfig
 
 SMALL = STDiTConfig((4, 8, 8), hidden_size=32, depth=2, num_heads=4, caption_channels=12, model_max_length=6)
 

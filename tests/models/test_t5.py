@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidon.errors import InputError
-from guidon.models.t5 import T5Encoder, clean_caption
+from guidon.core.errors import InputError
+from guidon.models.text.t5 import T5Encoder, clean_caption
 from released import make_t5
 
 for library in ("transformers", "sentencepiece", "ftfy", "bs4"):

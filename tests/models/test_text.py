@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from guidon import world
-from guidon.errors import InputError
-from guidon.models.text import CaptionEncoder, CaptionEncoderConfig, WordTokenizer
+from guidon.core.errors import InputError
+from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig, WordTokenizer
 
 TOKENS = WordTokenizer(world.vocabulary(), 20)
 

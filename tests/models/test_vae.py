@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from guidon.models.vae import FrameVAE, FrameVAEConfig
+from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from goldens import golden, relative_error
+from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule, Process
-from guidon.errors import InputError
 from guidon.guidance import ChannelScale, GuidedDenoiser
-from guidon.models.stdit import STDiT, STDiTConfig
+from guidon.models.stdit.network import STDiT, STDiTConfig
 from guidon.samplers import (
     LegacyNoise,
     SampleNoise,

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 import guidon
 from guidon import world
-from guidon.evaluation.reading import read_clips
-from guidon.training.areas import area_gradient
-from guidon.training.data import LatentClips
+from guidon.metrics.reading import read_clips
+from guidon.training.data.areas import area_gradient
+from guidon.training.data.latents import LatentClips
 
 
 def areas(vae, latents):

@@ -12,15 +12,15 @@ import yaml
 import guidon
 from guidon import world
 from guidon.checkpoints import load_component
+from guidon.core.errors import InputError
 from guidon.diffusion import converted
-from guidon.errors import InputError
 from guidon.training import load_recipe, run_recipe
-from guidon.training.config import Optimiser
-from guidon.training.data import LatentClips, touched
-from guidon.training.denoiser import DenoiserTask, LossLevel, within_family
+from guidon.training.data.latents import LatentClips, touched
 from guidon.training.ema import EMA
 from guidon.training.loop import learning_rate, make_optimisers
-from guidon.training.vae import VAETask
+from guidon.training.recipe import Optimiser
+from guidon.training.tasks.denoiser import DenoiserTask, LossLevel, within_family
+from guidon.training.tasks.vae import VAETask
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 LOW, HIGH = ({"noise": noise, "boundary": 350} for noise in ("low", "high"))
@@ -311,7 +311,7 @@ def test_a_refiner_is_trained_on_a_network_that_stays(tmp_path, tiny_model, unin
     (tmp_path / "more").mkdir()
     more = task_of(tmp_path / "more", vae, **values | {"start": str(folder)}, expert=expert)
     assert torch.equal(more.module.denoiser.state_dict()["refiner.exit.weight"], after["refiner.exit.weight"].float())
-    monkeypatch.setattr("guidon.training.denoiser.LatentClips", None)  # what does not fit is refused without them
+    monkeypatch.setattr("guidon.training.tasks.denoiser.LatentClips", None)  # what does not fit is refused without them
     with pytest.raises(InputError, match="refiner"):
         task_of(tmp_path / "more", vae, **values | {"start": str(folder), "model": shape | {"refiner_channels": 4}})
     for lacking in ({"start": None}, {"model": shape}):

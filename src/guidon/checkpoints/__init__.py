@@ -1,20 +1,9 @@
-"""Weights from files and to files: our own components, and the originals' released checkpoints, strictly and safely."""
+"""Weights from files and to files, strictly and safely. Knows no model."""
 
-from .component import (
-    BOUNDARY,
-    DENOISER,
-    DIFFUSION,
-    LOW_NOISE,
-    TEXT,
-    VAE,
-    Component,
-    load_component,
-    load_weights,
-    save_component,
-)
-from .released import Report, inspect_checkpoint, load_checkpoint
+from .component import Component, load_component, load_weights, refuse_broken, refuse_misfit, save_component
+from .files import TensorFile, read_safetensors, read_tensors
 
 __all__ = [
-    "BOUNDARY", "DENOISER", "DIFFUSION", "LOW_NOISE", "TEXT", "VAE", "Component", "Report", "inspect_checkpoint",
-    "load_checkpoint", "load_component", "load_weights", "save_component",
+    "Component", "TensorFile", "load_component", "load_weights", "read_safetensors", "read_tensors", "refuse_broken",
+    "refuse_misfit", "save_component",
 ]  # fmt: skip

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..atomic import atomic_path
-from ..errors import InputError
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
 from .files import read_safetensors, sha256_of
 
 FORMAT = "guidon"

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import InputError, first_line
+from ..core.errors import InputError, first_line
 
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first that is there holds the weights
 WEIGHTS = (

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
 Checkpoint = Annotated[Path | None, typer.Option(help="Released weights, of a model that is not shipped.")]

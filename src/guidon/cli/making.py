@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError, nearest
-from ..presets import PRESETS
+from ..core.errors import InputError, nearest
+from ..models.catalogue import PRESETS
 from .app import VAE, Checkpoint, Device, Features, Interval, Sampler, Steps, TextEncoder, app, example
 
 
@@ -99,7 +99,7 @@ def generate(
     ] = False,
 ) -> None:
     """Turn prompts into guided videos."""
-    from ..generate import Request, run
+    from .making_generate import Request, run
 
     choices = {
         "seed": seed, "steps": steps, "sampler": sampler, "eta": eta, "guidance": guidance, "dtype": dtype,
@@ -150,7 +150,7 @@ def inspect(
     num_heads: Annotated[int | None, typer.Option(help="Attention heads, where the size does not tell.")] = None,
 ) -> None:
     """Say what a checkpoint is: architecture, size, channels, precision, and what is odd about it."""
-    from ..checkpoints import inspect_checkpoint
+    from ..models.released import inspect_checkpoint
 
     print(inspect_checkpoint(checkpoint, **({} if num_heads is None else {"num_heads": num_heads})))
 
@@ -165,9 +165,9 @@ def encode(
     device: Device = "auto",
 ) -> None:
     """Encode captions with T5 once and keep the features, for `guidon generate --features`."""
-    from ..devices import pick_device
-    from ..features import load_features, save_features
-    from ..models.t5 import T5Encoder
+    from ..core.devices import pick_device
+    from ..models.text.features import load_features, save_features
+    from ..models.text.t5 import T5Encoder
 
     if out.exists():  # what could not be added to it is refused before gigabytes are read
         before = load_features(out, max_length).encoder
@@ -196,7 +196,7 @@ def train(
     export: Annotated[bool, typer.Option("--export", help="Export the last checkpoint; train no further.")] = False,
 ) -> None:
     """Train a model from a YAML recipe. Stop it at any time; the same command resumes."""
-    from ..evaluation.evaluate import look_during_training
+    from ..analysis.evaluate import look_during_training
     from ..training import run_recipe
 
     result = run_recipe(config, export_only=export, look=look_during_training)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError
+from ..core.errors import InputError
 from .app import (
     VAE,
     Checkpoint,
@@ -53,8 +53,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.csv, summary.json and sheet.png.")] = None,
 ) -> None:
     """Measure a model on held-out captions, every setting with the same noise; or measure video files."""
-    from ..evaluation import evaluate as evaluation
-    from ..generate import prepare_folder, progress
+    from ..analysis import evaluate as evaluation
+    from .making_generate import prepare_folder, progress
 
     if out is not None:
         prepare_folder(out)
@@ -102,9 +102,9 @@ def spectrum(
     out: Annotated[Path | None, typer.Option(help="Folder for spectrum.npz and spectrum.png.")] = None,
 ) -> None:
     """Take guidance apart: its energy per channel, step and frame, and what of it the decoder shows."""
-    from ..evaluation.spectrum import spectrum as measured
-    from ..generate import prepare_folder, progress
+    from ..analysis.spectrum import spectrum as measured
     from ..pipeline import load
+    from .making_generate import prepare_folder, progress
 
     if out is not None:
         prepare_folder(out)
@@ -149,11 +149,11 @@ def match(
     """Find the scale on other channels that does what a scale on some channels does, and how sure that is."""
     import tempfile
 
-    from ..evaluation import matching
-    from ..evaluation.plan import make_plan
-    from ..evaluation.study import run_study, threads_of
-    from ..generate import progress
+    from ..analysis import matching
     from ..pipeline import load
+    from ..studies.plan import make_plan
+    from ..studies.run import run_study, threads_of
+    from .making_generate import progress
 
     pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     study = matching.matching_study(
@@ -192,9 +192,9 @@ def tune(
     out: Annotated[Path | None, typer.Option(help="Folder for the journal; cut off, it goes on there.")] = None,
 ) -> None:
     """Find scales per channel with less oversaturation and drift at the same alignment, verified on other prompts."""
-    from ..evaluation import tuning
-    from ..generate import prepare_folder, progress
+    from ..analysis import tuning
     from ..pipeline import load
+    from .making_generate import prepare_folder, progress
 
     if out is not None:
         prepare_folder(out)
@@ -223,10 +223,10 @@ def study_run(
     device: Device = "auto",
 ) -> None:
     """Do every cell of a study once: settings x prompts x seeds. Stopped or killed, the same command goes on."""
-    from ..evaluation import plan as planning
-    from ..evaluation import study as running
-    from ..generate import progress
     from ..pipeline import load
+    from ..studies import plan as planning
+    from ..studies import run as running
+    from .making_generate import progress
 
     wanted = planning.load_study(file)
     pipe = load(wanted.model, device=device, **wanted.sources.model_dump())
@@ -255,8 +255,8 @@ def study_report(
     videos: Annotated[bool, typer.Option("--videos/--no-videos", help="Also write the clips as MP4, into DIR.")] = True,
 ) -> None:
     """Make one HTML file of a study: answer, figures, plots, every clip on one clock, a blind vote. Works offline."""
-    from ..evaluation.report import write_report
-    from ..generate import progress
+    from ..studies.report import write_report
+    from .making_generate import progress
 
     with progress("writing MP4s") as on_cell:
         paths = write_report(folder, out, max_mb=max_mb, videos=videos, on_cell=on_cell)

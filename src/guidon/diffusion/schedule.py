@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError, nearest
+from ..core.errors import InputError, nearest
 
 Table = NDArray[np.floating]
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 CfgChannels = int | str | Sequence[int] | None
 Refuse = Callable[[str], InputError]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.errors import InputError
 from ..diffusion import converted
 from ..diffusion.posterior import Parameterization
-from ..errors import InputError
 from .channels import ChannelScale
 from .rules import Branches, Rule, cfg
 from .timing import Timing, constant

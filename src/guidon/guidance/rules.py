@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import InputError, nearest
+from ..core.errors import InputError, nearest
 
 Scale = float | Tensor
 Space = Literal["own", "eps", "x0", "v"]

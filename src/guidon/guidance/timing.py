@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ..errors import InputError, nearest
+from ..core.errors import InputError, nearest
 
 Timing = Callable[[float, int], float]
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 
 def added_energy(arrays: Mapping[str, NDArray[np.float64]]) -> float:

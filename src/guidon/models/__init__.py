@@ -1,11 +1,11 @@
 """Networks: tensors in, tensors out."""
 
-from .dit import DiT, DiTConfig
-from .experts import Experts
-from .pixart import PixArt, PixArtConfig
-from .stdit import STDiT, STDiTConfig
-from .text import CaptionEncoder, CaptionEncoderConfig, TextEncoder
-from .vae import FrameVAE, FrameVAEConfig
+from .dit.network import DiT, DiTConfig
+from .pixart.network import PixArt, PixArtConfig
+from .small.experts import Experts
+from .stdit.network import STDiT, STDiTConfig
+from .text.captions import CaptionEncoder, CaptionEncoderConfig, TextEncoder
+from .vae.frames import FrameVAE, FrameVAEConfig
 
 __all__ = [
     "CaptionEncoder", "CaptionEncoderConfig", "DiT", "DiTConfig", "Experts", "FrameVAE", "FrameVAEConfig", "PixArt",

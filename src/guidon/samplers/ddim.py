@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.errors import InputError
 from ..diffusion import NoiseSchedule, Process, ScheduleTables, eps_from_x0, predicted_x0, split_prediction
 from ..diffusion.posterior import at
-from ..errors import InputError
-from .steps import Denoiser, Noise, OnStep
+from .contract import Denoiser, Noise, OnStep
 
 
 def ddim_step(

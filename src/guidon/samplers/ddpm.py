@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion import NoiseSchedule, Process, ScheduleTables, p_mean_variance
-from .steps import Denoiser, Noise, OnStep
+from .contract import Denoiser, Noise, OnStep
 
 
 def ddpm_step(

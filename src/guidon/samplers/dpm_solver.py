@@ -10,9 +10,9 @@ import math
 import numpy as np
 from torch import Tensor
 
+from ..core.errors import InputError
 from ..diffusion import NoiseSchedule, Process, converted, split_prediction
-from ..errors import InputError
-from .steps import Denoiser, Noise, OnStep
+from .contract import Denoiser, Noise, OnStep
 
 
 class _ContinuousTime:

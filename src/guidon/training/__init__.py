@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import DenoiserRecipe, VAERecipe, load_recipe
+from .recipe import DenoiserRecipe, VAERecipe, load_recipe
 
 __all__ = ["DenoiserRecipe", "VAERecipe", "load_recipe", "run_recipe"]
 
@@ -17,15 +17,15 @@ def run_recipe(
     folder every ``evaluate_every`` steps, and returns what to log of it.
     """
     recipe = load_recipe(path)
-    from ..devices import pick_device
+    from ..core.devices import pick_device
     from .loop import train
 
     device = pick_device(recipe.device)
     recipe.out.mkdir(parents=True, exist_ok=True)
     if isinstance(recipe, VAERecipe):
-        from .vae import VAETask
+        from .tasks.vae import VAETask
 
         return train(recipe, VAETask(recipe, device), device, export_only=export_only)
-    from .denoiser import DenoiserTask
+    from .tasks.denoiser import DenoiserTask
 
     return train(recipe, DenoiserTask(recipe, device), device, export_only=export_only, look=look)

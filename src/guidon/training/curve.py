@@ -6,7 +6,7 @@ import csv
 import math
 from pathlib import Path
 
-from ..atomic import atomic_path
+from ..core.atomic import atomic_path
 
 BESIDE = ("step", "seconds")
 

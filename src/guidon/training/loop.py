@@ -22,11 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..atomic import atomic_path
-from ..errors import InputError, first_line
-from .config import Optimiser, Run
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, first_line
 from .curve import draw_curve
 from .ema import EMA
+from .recipe import Optimiser, Run
 
 Look = Callable[[Path, int], dict[str, float]]  # at exported weights, after so many steps
 

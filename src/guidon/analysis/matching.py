@@ -1,0 +1,302 @@
+"""Calibration: which scale on one choice of channels does what another scale does on another choice?
+
+Both choices are sampled from the same noise, the second at a grid of scales. Where a metric's mean on the grid crosses
+that of the first choice, the two are equivalent in it; resampling prompts tells how sure that is.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import world
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, nearest
+from ..guidance import added_energy
+from ..guidance.channels import parse_channels
+from ..metrics.statistics import by_prompt
+from ..metrics.world import Metric
+from ..pipeline import Pipeline
+from ..studies.plan import TUNING_SEED, Arm, Contrast, Plan, Study
+from ..studies.run import Cell, cells_of, results
+from .evaluate import of_the_world
+
+VIDEO, ENERGY = "video", "energy"
+OWN = {
+    VIDEO: "the frames are nearest, by RMS difference of pixels",
+    ENERGY: "the prediction is moved as far: sum over steps of ((scale - 1) ||cond - uncond||)^2",
+}
+WORLD_DEFAULTS = (VIDEO, ENERGY, "joint", "chroma", "colour_drift", "law_residual")
+VIDEO_DEFAULTS = (VIDEO, ENERGY, "saturation", "drift_1", "sharpness")
+STEPS_OF_GRID = (1 / 3, 2 / 3, 5 / 6, 1, 7 / 6, 4 / 3, 5 / 3, 2, 8 / 3)  # times the guidance of the rule of thumb
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where two curves are equivalent.
+
+    Attributes:
+        scale, low, high: the scale and its 95% band from resampled prompts, infinite where the band is wider than the
+            grid of scales; NaN where no scale of the grid matches.
+        level: the metric's mean at what is matched; of ``video`` the RMS distance that is left, in [0, 1].
+        prompts: how many had a value everywhere.
+    """
+
+    scale: float
+    low: float
+    high: float
+    level: float
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """The scale on the channels ``to`` that does what ``cfg_scale`` does on ``cfg_channels``, in one metric."""
+
+    metric: str
+    cfg_scale: float
+    cfg_channels: str
+    to: str
+    match: Match
+
+    def __str__(self) -> str:
+        found = self.match
+        if math.isnan(found.scale):
+            if found.prompts < 2:
+                return f"{self.metric}: undefined"
+            return f"{self.metric}: no scale of the grid gives {found.level:.3g}"
+        if math.isinf(found.low) and math.isinf(found.high):
+            return f"{self.metric}: any; no scale of the grid is told apart"
+        ends = [f"{end:.2f}" if math.isfinite(end) else "open" for end in (found.low, found.high)]
+        return f"{self.metric}: {found.scale:.2f} [{ends[0]}, {ends[1]}]"
+
+
+def thumb(scale: float, cfg_channels: str, to: str, channels: int) -> float:
+    """The rule of thumb of as much guidance in sum: 1 + n_from / n_to (scale - 1)."""
+    counts = [len(parse_channels(choice, channels)) for choice in (cfg_channels, to)]
+    return 1 + counts[0] / counts[1] * (scale - 1)
+
+
+def matching_study(
+    pipe: Pipeline,
+    model: str,
+    scales: Sequence[float],
+    cfg_channels: str,
+    to: str,
+    *,
+    prompts: int | Sequence[str],
+    steps: int | None = None,
+    sampler: str | None = None,
+    timing: str | None = None,
+    block: int = 16,
+) -> Study:
+    """The settings that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
+
+    Args:
+        prompts: texts, or how many captions of the world, which are none that studies report on.
+
+    Raises:
+        InputError: a scale that guides nothing, the same choice twice, or a model that needs its own prompts.
+    """
+    chosen = [parse_channels(choice, pipe.channels) for choice in (cfg_channels, to)]
+    if not all(chosen):
+        raise InputError("--cfg-channels and --to each need at least one channel: 'none' guides nothing")
+    if chosen[0] == chosen[1]:
+        raise InputError(f"--to {to} is the same choice as --cfg-channels {cfg_channels}: name another")
+    for scale in scales:
+        if not math.isfinite(scale) or scale <= 1:
+            raise InputError(f"--cfg-scale {scale:g} guides nothing to match: give numbers above 1")
+    if isinstance(prompts, int):
+        if not of_the_world(pipe):
+            raise InputError(f"{model} does not make the world's videos: give the prompts to match on")
+        prompts = [world.clip("L0", TUNING_SEED, index).caption for index in range(prompts)]
+    if len(prompts) < 2:
+        raise InputError(f"{len(prompts)} prompt gives no band: give at least 2")
+    near = [thumb(scale, cfg_channels, to, pipe.channels) for scale in scales]
+    grid = {round(1 + step * (scale - 1), 3) for scale in near for step in STEPS_OF_GRID}
+    grid |= {round(scale, 3) for scale in scales}  # the same scale is always asked about
+    start, end = (f"from {min(scales):g}", f"to {max(grid):g}")
+    arms = [Arm(name=f"from {s:g}", cfg_scale=s, cfg_channels=cfg_channels) for s in sorted(set(scales))]
+    arms += [Arm(name=f"to {s:g}", cfg_scale=s, cfg_channels=to) for s in sorted(grid)]
+    metric = "joint" if of_the_world(pipe) else "dynamics"
+    return Study(
+        title=f"channels {cfg_channels} matched by {to}",
+        model=model,
+        prompts=tuple(prompts),
+        settings=tuple(arms),
+        steps=steps,
+        sampler=sampler,
+        timing=timing,
+        block=block,
+        primary=Contrast(metric=metric, baseline=start, against=end),
+    )
+
+
+def check_metrics(names: Sequence[str], available: Mapping[str, Metric]) -> None:
+    """Raises InputError for a metric that does not exist."""
+    for name in names:
+        if name not in available and name not in OWN:
+            raise InputError(f"the metric {name!r} does not exist{nearest(name, [*OWN, *available])}")
+
+
+def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = ()) -> list[Equivalent]:
+    """Every metric's matches from the cells of a finished ``matching_study``, scales outermost.
+
+    Raises:
+        InputError: a metric does not exist, or cells are missing.
+    """
+    metrics = metrics or (WORLD_DEFAULTS if plan.of_the_world else VIDEO_DEFAULTS)
+    check_metrics(metrics, plan.metrics)
+    measured = results(plan, out)
+    cells: dict[str, list[Cell]] = {}
+    for cell in cells_of(plan, out):
+        cells.setdefault(cell.setting, []).append(cell)
+    grid = [name for name in plan.settings if name.startswith("to ")]
+    scales = np.array([plan.settings[name]["cfg_scale"] for name in grid])
+    to = plan.settings[grid[0]]["cfg_channels"]
+    energies = {name: np.array([_energy(cell) for cell in own]) for name, own in cells.items()}
+    found = []
+    for name in plan.settings:
+        if name in grid:
+            continue
+        scale, chosen = plan.settings[name]["cfg_scale"], plan.settings[name]["cfg_channels"]
+        near = thumb(scale, chosen, to, channels)
+        for metric in metrics:
+            if metric == VIDEO:
+                own = np.stack([cell.frames() for cell in cells[name]]) / 255.0
+                distances = [_distance(own, cells[other]) for other in grid]
+                match = nearest_scale(scales, np.stack(distances))
+            else:
+                values = energies if metric == ENERGY else {k: by_prompt(v[metric]) for k, v in measured.items()}
+                match = crossing_scale(scales, np.stack([values[k] for k in grid]), values[name], near)
+            found.append(Equivalent(metric, scale, chosen, to, match))
+    return found
+
+
+def _energy(cell: Cell) -> float:
+    """Of what guidance added to the prediction, from the cell's trace."""
+    with np.load(cell.folder / "trace.npz") as trace:
+        return added_energy(trace)
+
+
+def _distance(own: np.ndarray, others: Sequence[Cell]) -> np.ndarray:
+    """(P,), RMS over pixels between clips (P, T, H, W, 3) and those of cells."""
+    return np.array([math.sqrt(np.mean((a - cell.frames() / 255.0) ** 2)) for a, cell in zip(own, others, strict=True)])
+
+
+def _resamples(prompts: int) -> np.ndarray:
+    """How often each prompt is drawn, over the number of prompts: (R, P), the sample itself first."""
+    counts = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
+    return np.concatenate([np.ones((1, prompts)), counts]) / prompts
+
+
+def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray, near: float) -> Match:
+    """Where the mean of values (S, P) over scales (S,), taken as linear between them, crosses that of reference (P,).
+
+    Of several crossings it is the one nearest to ``near``. The band holds the scales around it at which zero lies in
+    the 95% interval of the difference. Prompts with an undefined value are left out.
+    """
+    defined = np.isfinite(values).all(0) & np.isfinite(reference)
+    count = int(defined.sum())
+    if count < 2:
+        return Match(math.nan, math.nan, math.nan, math.nan, count)
+    level = float(reference[defined].mean())
+    excess = _resamples(count) @ (values - reference)[:, defined].T  # (R, S)
+    fine = np.unique(np.concatenate([scales, np.linspace(scales[0], scales[-1], 1000)]))
+    mean = np.interp(fine, scales, excess[0])
+    low, high = (np.interp(fine, scales, np.percentile(excess[1:], q, axis=0)) for q in (2.5, 97.5))
+    roots = np.flatnonzero((mean == 0) | (mean * np.append(mean[1:], mean[-1]) < 0))
+    apart = np.flatnonzero((low > 0) | (high < 0))
+    if not len(roots):
+        if len(apart):
+            return Match(math.nan, math.nan, math.nan, level, count)
+        return Match(float(fine[np.abs(mean).argmin()]), -math.inf, math.inf, level, count)
+    root = roots[np.abs(fine[roots] - near).argmin()]
+    below, above = apart[apart < root], apart[apart > root]
+    return Match(
+        float(fine[root]),
+        float(fine[below[-1]]) if len(below) else -math.inf,
+        float(fine[above[0]]) if len(above) else math.inf,
+        level,
+        count,
+    )
+
+
+def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
+    """The scale of the grid at which the mean square of distances (S, P) is least.
+
+    Distances saturate where samples part ways, so that nothing is known between the grid's scales: the band reaches to
+    the neighbours of those that resampled prompts choose, and is open at the grid's ends.
+    """
+    means = _resamples(distances.shape[1]) @ (distances**2).T  # (R, S)
+    chosen = means.argmin(1)
+    low, high = np.percentile(chosen[1:], [2.5, 97.5])
+    ends = np.concatenate([[-math.inf], scales, [math.inf]])
+    return Match(
+        float(scales[chosen[0]]),
+        float(ends[math.floor(low)]),
+        float(ends[math.ceil(high) + 2]),
+        math.sqrt(float(means[0].min())),
+        distances.shape[1],
+    )
+
+
+def write_matches(found: Sequence[Equivalent], channels: int, out: Path) -> list[Path]:
+    """equivalence.csv, a row a match; and equivalence.png, the curves with their bands and the rule of thumb."""
+    from matplotlib.figure import Figure
+
+    table, picture = out / "equivalence.csv", out / "equivalence.png"
+    with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        asked = ("metric", "cfg_scale", "cfg_channels", "to")
+        writer.writerow([*asked, *Match.__dataclass_fields__, "rule_of_thumb"])
+        for row in found:
+            rule = thumb(row.cfg_scale, row.cfg_channels, row.to, channels)
+            writer.writerow([*(getattr(row, name) for name in asked), *asdict(row.match).values(), rule])
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    axis = figure.add_subplot()
+    first = found[0]
+    ends = np.array([1.0, max(row.cfg_scale for row in found)])
+    axis.plot(
+        ends,
+        [thumb(s, first.cfg_channels, first.to, channels) for s in ends],
+        "k--",
+        linewidth=1,
+        label="as much in sum",
+    )
+    axis.plot(ends, ends, "k:", linewidth=1, label="the same scale")
+    for number, metric in enumerate(dict.fromkeys(row.metric for row in found)):
+        rows = [row for row in found if row.metric == metric and math.isfinite(row.match.scale)]
+        rows = [row for row in rows if math.isfinite(row.match.low) or math.isfinite(row.match.high)]
+        if not rows:
+            continue
+        x = np.array([row.cfg_scale for row in rows]) + 0.01 * number * (ends[1] - 1)  # side by side
+        y = np.array([row.match.scale for row in rows])
+        band = np.array([[row.match.scale - row.match.low, row.match.high - row.match.scale] for row in rows]).T
+        axis.errorbar(
+            x,
+            y,
+            band.clip(0, 2 * ends[1]),
+            fmt="o-",
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            label=metric,
+            color=f"C{number}",
+        )
+    axis.set_ylim(1, 1 + 2.7 * (thumb(ends[1], first.cfg_channels, first.to, channels) - 1))
+    axis.set(
+        xlabel=f"scale on channels {first.cfg_channels}",
+        ylabel=f"equivalent scale on channels {first.to}",
+        title="Equivalent guidance, with 95% bands",
+    )
+    axis.legend(fontsize=8)
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    return [table, picture]

@@ -1,0 +1,1 @@
+"""What every room uses: errors, whole files, settings, devices, hashes, progress. Imports nothing else of guidon."""

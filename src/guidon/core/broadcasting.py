@@ -1,0 +1,10 @@
+"""One value per sample, shaped to multiply a batch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) as (B, 1, ..., 1), so that they broadcast against ``like`` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))

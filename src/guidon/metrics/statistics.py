@@ -1,0 +1,293 @@
+"""Paired statistics with the prompt as the unit: tests, intervals, effect sizes, and what a sample could have seen.
+
+Values come as (prompts, seeds) arrays, or (prompts,) of means already taken: seeds of one prompt are no independent
+evidence, so they are averaged first. Undefined values are NaN; a pair in which either side is undefined is counted
+and shown, never filled in.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ..core.errors import InputError
+
+RESAMPLES = 9999
+FLIPS = 19_999  # of signs: the smallest p is 1 in 20,000, so that Holm can tell one of 999 comparisons
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its confidence interval; ``note`` says what is unusual about it."""
+
+    value: float
+    low: float
+    high: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two settings on the same prompts and noise: b minus a.
+
+    Attributes:
+        difference: mean difference in the metric's unit, with its BCa interval.
+        p: two-sided paired permutation test (sign flips) of the mean difference.
+        d_z: mean difference over its standard deviation; NaN where nothing varies.
+        improves: share of prompts on which b is better, with ties counted half, and its interval.
+        pairs, undefined: prompts that were compared, and that could not be.
+        visible: the smallest d_z that this many pairs see with 80% power at p = 0.05.
+    """
+
+    difference: Interval
+    p: float
+    d_z: float
+    improves: Interval
+    pairs: int
+    undefined: int
+    visible: float
+
+
+def by_prompt(values: np.ndarray) -> np.ndarray:
+    """Means over the seeds of each prompt: (prompts, seeds) -> (prompts,); NaN where no seed is defined."""
+    values = np.asarray(values, float)
+    if values.ndim == 1:
+        return values
+    if values.ndim != 2:
+        raise InputError(f"values of shape {values.shape}: expected (prompts, seeds) or (prompts,)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=1)
+
+
+def mean_interval(values: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Mean over prompts with its BCa bootstrap interval (Efron 1987), resampling prompts."""
+    means = by_prompt(values)
+    means = means[np.isfinite(means)]
+    if len(means) == 0:
+        return Interval(math.nan, math.nan, math.nan, "undefined everywhere")
+    mean = float(means.mean())
+    if len(means) < 2:
+        return Interval(mean, math.nan, math.nan, "one prompt: no interval")
+    if np.ptp(means) == 0:
+        return Interval(mean, mean, mean, "no variation")
+    low, high = _bca(means, confidence, seed)
+    return Interval(mean, low, high)
+
+
+def metric_interval(values: np.ndarray, *, share: bool) -> Interval:
+    """``mean_interval``; of a share that is all or nothing in every prompt, Wilson's interval in its place."""
+    found = mean_interval(values)
+    if share and found.note == "no variation" and found.value in (0, 1):
+        defined = int(np.isfinite(by_prompt(values)).sum())
+        return share_interval(found.value * defined, defined)
+    return found
+
+
+def _bca(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """BCa; where its acceleration cannot be estimated, which few distinct values cause, the percentile interval."""
+    found: dict[str, tuple[float, float]] = {}
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result: Any = stats.bootstrap(
+                (values,),
+                np.mean,
+                n_resamples=RESAMPLES,
+                confidence_level=confidence,
+                method=method,
+                rng=seed,
+                batch=500,
+            )
+        found[method] = float(result.confidence_interval.low), float(result.confidence_interval.high)
+        if all(math.isfinite(end) for end in found[method]):
+            return found[method]
+    return found["percentile"]
+
+
+def share_interval(successes: float, count: int, *, confidence: float = 0.95) -> Interval:
+    """A share of ``count`` independent trials with Wilson's interval (1927)."""
+    if not 0 <= successes <= count or count < 1:
+        raise InputError(f"{successes} of {count} is no share")
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    share = successes / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def sign_flips(prompts: int, seed: int = 0) -> np.ndarray:
+    """Signs (R, prompts) of a paired permutation test: all of them when there are few, else a random sample."""
+    if prompts <= 13:
+        return 1 - 2 * ((np.arange(2**prompts)[:, None] >> np.arange(prompts)) & 1)
+    return 1 - 2 * np.random.default_rng(seed).integers(2, size=(FLIPS, prompts), dtype=np.int8)
+
+
+def compare(a: np.ndarray, b: np.ndarray, *, better: str | None = "higher", seed: int = 0) -> Comparison:
+    """b against a on the same prompts and noise, (prompts, seeds) or (prompts,) each.
+
+    ``better`` is the direction in which the metric improves. The permutation test flips the signs of the prompts'
+    differences (exact up to 13 prompts). A seed that either side leaves undefined is left out of both.
+    """
+    if np.shape(a) != np.shape(b):
+        sizes = [" x ".join(map(str, np.shape(values))) for values in (a, b)]
+        raise InputError(f"{sizes[0]} and {sizes[1]} prompts cannot be paired")
+    difference = by_prompt(np.asarray(b, float) - np.asarray(a, float))
+    defined = np.isfinite(difference)
+    values = difference[defined]
+    n, undefined = len(values), int((~defined).sum())
+    if n < 2:
+        nothing = Interval(math.nan, math.nan, math.nan, "fewer than two pairs")
+        return Comparison(nothing, math.nan, math.nan, nothing, n, undefined, math.nan)
+    deviation = float(values.std(ddof=1))
+    sign = -1 if better == "lower" else 1
+    wins = float((sign * values > 0).sum() + 0.5 * (values == 0).sum())
+    return Comparison(
+        mean_interval(values, seed=seed),
+        float(_p_values(values[:, None], seed)[0]),
+        float(values.mean()) / deviation if deviation > 0 else math.nan,
+        share_interval(wins, n),
+        n,
+        undefined,
+        smallest_effect(n),
+    )
+
+
+def _p_values(differences: np.ndarray, seed: int) -> np.ndarray:
+    """Two-sided p of the mean of each column of differences (prompts, M), by sign flips."""
+    null = np.abs(_flipped(differences, seed))
+    observed = np.abs(differences.mean(0))
+    return _p(observed, null, exact=len(differences) <= 13)
+
+
+def _flipped(differences: np.ndarray, seed: int) -> np.ndarray:
+    """Means (R, M) under sign flips of the prompts."""
+    return sign_flips(len(differences), seed).astype(float) @ differences / len(differences)
+
+
+def _p(observed: np.ndarray, null: np.ndarray, exact: bool) -> np.ndarray:
+    """The share of the null distribution (R, M) at least as large as what was observed (M,)."""
+    reached = (null >= observed * (1 - 1e-12)).sum(0)
+    return reached / len(null) if exact else (reached + 1) / (len(null) + 1)
+
+
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's step-down adjustment (1979) of a family of p values; NaN stays, and is not counted."""
+    p = np.asarray(p, float)
+    out = np.full(p.shape, np.nan)
+    defined = np.flatnonzero(np.isfinite(p))
+    order = defined[np.argsort(p[defined])]
+    factors = len(order) - np.arange(len(order))
+    out[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return out
+
+
+def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
+    """p values adjusted for M correlated metrics by the maximum statistic (Westfall & Young 1993, single step).
+
+    Args:
+        differences: (prompts, M), all defined; the same sign flips serve every column.
+
+    Returns:
+        (M,); NaN for a column without variation.
+    """
+    differences = np.asarray(differences, float)
+    if not np.isfinite(differences).all():
+        raise InputError("max-T needs defined differences: leave out prompts with undefined ones")
+    error = differences.std(0, ddof=1) / math.sqrt(len(differences))
+    varied = error > 0
+    out = np.full(differences.shape[1], np.nan)
+    if varied.any():
+        signs = sign_flips(len(differences), seed).astype(float)
+        columns = differences[:, varied]
+        means = signs @ columns / len(columns)
+        # a flip changes the mean, not the sum of squares: each resample has its own standard error
+        squares = (columns**2).mean(0)
+        spread = np.sqrt(np.maximum((squares - means**2) / (len(columns) - 1), 1e-300))
+        null = (np.abs(means) / spread).max(1)
+        observed = np.abs(columns.mean(0)) / error[varied]
+        out[varied] = _p(observed, null[:, None], exact=len(columns) <= 13)
+    return out
+
+
+def smallest_effect(pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest d_z that a paired two-sided test of so many pairs sees with that power; inf if it never could.
+
+    By the noncentral t distribution; with five pairs or fewer a sign-flip test cannot reach p = 0.05 at all.
+    """
+    if pairs < 2 or 2 / 2**pairs > alpha:
+        return math.inf
+    low, high = 0.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if paired_power(middle, pairs, alpha=alpha) < power else (low, middle)
+    return high
+
+
+def paired_power(d_z: float, pairs: int, *, alpha: float = 0.05) -> float:
+    """How often a two-sided paired t test of so many pairs finds an effect of that size."""
+    critical = float(stats.t.ppf(1 - alpha / 2, pairs - 1))
+    shift = d_z * math.sqrt(pairs)
+    above = float(stats.nct.sf(critical, pairs - 1, shift))
+    return above + float(stats.nct.cdf(-critical, pairs - 1, shift))
+
+
+def pairs_needed(d_z: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
+    """How many prompts see an effect of that size with that power."""
+    if d_z <= 0:
+        raise InputError(f"an effect of {d_z} cannot be seen: give a positive d_z")
+    low, high = 2, 3
+    while paired_power(d_z, high, alpha=alpha) < power:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if paired_power(d_z, middle, alpha=alpha) < power else (low, middle)
+    return high
+
+
+def pareto(
+    values: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    better: tuple[str, str],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The probability of each setting to be on the Pareto front of two metrics, by resampling prompts.
+
+    Args:
+        values: per setting its two metrics, (prompts, seeds) or (prompts,) each, on the same prompts.
+        better: "higher" or "lower" for each metric.
+    """
+    names = list(values)
+    signs = [1 if direction == "higher" else -1 for direction in better]
+    table = np.array(
+        [[sign * by_prompt(part) for sign, part in zip(signs, values[name], strict=True)] for name in names]
+    )
+    if table.ndim != 3:
+        raise InputError("every setting needs the same prompts")
+    rng = np.random.default_rng(seed)
+    prompts = table.shape[-1]
+    wins = np.zeros(len(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for _ in range(resamples):
+            means = np.nanmean(table[..., rng.integers(prompts, size=prompts)], axis=-1)  # (settings, 2)
+            wins += _on_front(means)
+    return dict(zip(names, (wins / resamples).tolist(), strict=True))
+
+
+def _on_front(means: np.ndarray) -> np.ndarray:
+    """Which points (S, 2), larger being better, no other point beats in one way without losing in the other."""
+    at_least = (means[:, None] >= means[None]).all(-1)
+    above = (means[:, None] > means[None]).any(-1)
+    beaten = np.asarray((at_least & above).any(0))
+    return np.logical_and(~beaten, np.isfinite(means).all(-1))

@@ -1,0 +1,160 @@
+"""DiT, the class-conditional diffusion transformer (Peebles & Xie 2212.09748; github.com/facebookresearch/DiT).
+
+Every block modulates its two residual branches from timestep and class (adaLN-Zero). The null class, by which it is
+guided, is index ``num_classes``. Parameter names are the released ones; positions are a frozen parameter, as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...core.errors import InputError
+from ..parts.conditions import ClassEmbedding
+from ..parts.layers import Attention, Mlp, PatchEmbed, TimestepEmbedder, modulate, sincos_2d
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """``input_size`` is the latent's side. The defaults are DiT-XL/2 at 256 px."""
+
+    input_size: int = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    learn_sigma: bool = True
+
+
+class LabelEmbedder(nn.Module):
+    """Class labels, and the null class as the last row, to vectors."""
+
+    def __init__(self, num_classes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) -> (B, D)."""
+        return self.embedding_table(labels)
+
+
+class Modulation(nn.Sequential):
+    """A vector to ``parts`` modulation vectors: (B, D) -> parts x (B, 1, D)."""
+
+    def __init__(self, hidden_size: int, parts: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(hidden_size, parts * hidden_size))
+        self.parts = parts
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(input)[:, None].chunk(self.parts, dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(d, config.num_heads)
+        self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(d, int(d * config.mlp_ratio), d)
+        self.adaLN_modulation = Modulation(d, 6)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, N, D), condition (B, D)."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(condition)
+        x = torch.addcmul(x, gate, self.attn(modulate(self.norm1(x), shift, scale)))
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+
+
+class Head(nn.Module):
+    def __init__(self, hidden_size: int, out_features: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(hidden_size, out_features)
+        self.adaLN_modulation = Modulation(hidden_size, 2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """Noisy image latents to the noise in them (first C channels) and the variance interpolation (last C)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, patch = config.hidden_size, config.patch_size
+        self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
+        self.x_embedder = PatchEmbed((patch, patch), config.in_channels, d)
+        self.t_embedder = TimestepEmbedder(d)
+        self.y_embedder = LabelEmbedder(config.num_classes, d)
+        self.pos_embed = nn.Parameter(self.position_tables()["pos_embed"], requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = Head(d, patch**2 * self.out_channels)
+        self._initialise()
+
+    def position_tables(self) -> dict[str, Tensor]:
+        """The frozen positions, which follow from the configuration alone."""
+        side = self.config.input_size // self.config.patch_size
+        return {"pos_embed": sincos_2d(self.config.hidden_size, side, side)[None]}
+
+    def _initialise(self) -> None:
+        """Xavier everywhere; modulations and the head start at zero, so that every block is the identity."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                silent = "adaLN_modulation" in name or name == "final_layer.linear"
+                (nn.init.zeros_ if silent else nn.init.xavier_uniform_)(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.view(module.out_channels, -1))
+        for name, parameter in self.named_parameters():
+            if name.startswith(("t_embedder", "y_embedder")) and name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; its output is fp32 whatever this is."""
+        return self.final_layer.linear.weight.dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one sample."""
+        return self.config.in_channels, self.config.input_size, self.config.input_size
+
+    def prepare(self, y: Tensor, mask: Tensor | None = None) -> ClassEmbedding:
+        """Class labels (B,), ``num_classes`` being the null class; a class has no token mask."""
+        if mask is not None:
+            raise InputError("DiT is conditioned on classes, which have no token mask: leave mask out")
+        if y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= self.config.num_classes:
+            raise InputError(
+                f"class {int(y.max())} is not in this model: it has 0 to {self.config.num_classes - 1}, "
+                f"and {self.config.num_classes} for none"
+            )
+        return ClassEmbedding(self.y_embedder(y))
+
+    def null(self, rows: int, mask: Tensor | None = None) -> ClassEmbedding:
+        """The null class, ``rows`` times."""
+        device = self.pos_embed.device
+        return self.prepare(torch.full((rows,), self.config.num_classes, dtype=torch.long, device=device), mask)
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor | ClassEmbedding, mask: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), original timesteps (B,), labels (B,) or prepared ones -> fp32 (B, 2C, H, W)."""
+        label = y if isinstance(y, ClassEmbedding) else self.prepare(y, mask)
+        size, patch = self.config.input_size, self.config.patch_size
+        if x.shape[-2:] != (size, size):
+            raise InputError(f"this DiT was made for latents of {size} x {size}, given {tuple(x.shape[-2:])}")
+        h = self.x_embedder(x.to(self.dtype)) + self.pos_embed
+        condition = self.t_embedder(timestep) + label.embedding
+        for block in self.blocks:
+            h = block(h, condition)
+        return rearrange(
+            self.final_layer(h, condition).float(),
+            "b (nh nw) (ph pw c) -> b c (nh ph) (nw pw)", nh=size // patch, nw=size // patch, ph=patch, pw=patch,
+        )  # fmt: skip

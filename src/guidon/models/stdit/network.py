@@ -1,0 +1,148 @@
+"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (github.com/hpcaitech/Open-Sora, STDiT).
+
+Each block attends within a frame, then along time, then to the caption, then applies an MLP. Modulation is
+adaLN-single (PixArt-alpha, 2310.00426, sec. 2.3): one projection of the timestep, plus a table per block.
+Temporal attention reads the un-normalised residual stream, as the original does. Parameter names are the released
+ones, so a released state dict loads strictly once its position buffers are set aside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...core.errors import InputError
+from ..parts.conditions import Caption, CaptionedTransformer
+from ..parts.layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos_1d, sincos_2d, unpatch
+from ..parts.refiner import Refiner
+
+
+@dataclass(frozen=True)
+class STDiTConfig:
+    """``input_size`` is the latent's (T, H, W) that the model was made for; it takes others, at the same scales.
+
+    The scales divide positions (space 0.5 at 256 px, 1.0 at 512 px). With ``refiner_channels`` there is a refiner,
+    which the originals have not.
+    """
+
+    input_size: tuple[int, int, int] = (16, 32, 32)
+    in_channels: int = 4
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    caption_channels: int = 4096
+    model_max_length: int = 120
+    learn_sigma: bool = True
+    space_scale: float = 1.0
+    time_scale: float = 1.0
+    refiner_channels: int = 0
+    refiner_depth: int = 3
+
+
+class Block(nn.Module):
+    def __init__(self, config: STDiTConfig) -> None:
+        super().__init__()
+        d, heads = config.hidden_size, config.num_heads
+        self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(d, heads)
+        self.cross_attn = CrossAttention(d, heads)
+        self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(d, int(d * config.mlp_ratio), d)
+        self.attn_temp = Attention(d, heads)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
+
+    def forward(
+        self, x: Tensor, t: Tensor, frames: int, positions: Tensor | None, keys_values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """x (B, N, D), t (B, 6, D); ``positions`` (T, D) are added before temporal attention in the first block."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=1)  # (B, 1, D)
+
+        spatial = rearrange(modulate(self.norm1(x), shift, scale), "b (t s) d -> (b t) s d", t=frames)
+        x = torch.addcmul(x, gate, rearrange(self.attn(spatial), "(b t) s d -> b (t s) d", t=frames))
+
+        temporal = rearrange(x, "b (t s) d -> (b s) t d", t=frames)
+        if positions is not None:
+            temporal = temporal + positions
+        x = torch.addcmul(x, gate, rearrange(self.attn_temp(temporal), "(b s) t d -> b (t s) d", b=x.shape[0]))
+
+        x = x + self.cross_attn(x, keys_values, mask)
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+
+
+class STDiT(CaptionedTransformer):
+    """Noisy video latents to the noise in them (first C channels) and the variance interpolation (last C)."""
+
+    pos_embed: Tensor
+    pos_embed_temporal: Tensor
+
+    def __init__(self, config: STDiTConfig) -> None:
+        d = config.hidden_size
+        self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
+        super().__init__(config, math.prod(config.patch_size) * self.out_channels)
+        self.config = config
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, d)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        for name, table in self.position_tables().items():
+            self.register_buffer(name, table)
+        self.initialise()
+        self.refiner: Refiner | None = None
+        if config.refiner_channels:  # after initialise(), which would fill what starts at zero
+            self.refiner = Refiner(
+                config.in_channels, config.patch_size, d, config.refiner_channels, config.refiner_depth
+            )
+
+    def position_tables(self) -> dict[str, Tensor]:
+        """The position buffers, which follow from the configuration alone."""
+        t, h, w = self._grid(self.config.input_size)
+        return {"pos_embed": self._in_space(h, w)[None], "pos_embed_temporal": self._in_time(t)[None]}
+
+    def _grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along time, height and width of latents (T, H, W)."""
+        patch = self.config.patch_size
+        if any(length % p for length, p in zip(size, patch, strict=True)):
+            raise InputError(f"latents of {tuple(size)} are not whole patches of {patch}: give multiples of them")
+        return tuple(length // p for length, p in zip(size, patch, strict=True))
+
+    def _in_space(self, rows: int, columns: int) -> Tensor:
+        return sincos_2d(self.config.hidden_size, rows, columns, self.config.space_scale)
+
+    def _in_time(self, frames: int) -> Tensor:
+        return sincos_1d(self.config.hidden_size, torch.arange(frames) / self.config.time_scale).float()
+
+    def _positions(self, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Positions (1, S, D) within a frame and (1, T, D) along time."""
+        trained, like = self._grid(self.config.input_size), self.x_embedder.proj.weight
+        space = self.pos_embed if (rows, columns) == trained[1:] else self._in_space(rows, columns)[None]
+        time = self.pos_embed_temporal if frames == trained[0] else self._in_time(frames)[None]
+        return space.to(like), time.to(like)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, T, H, W) of one sample at the size the model was made for."""
+        return self.config.in_channels, *self.config.input_size
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor | Caption, mask: Tensor | None = None) -> Tensor:
+        """x (B, C, T, H, W), original timesteps (B,), a prepared caption or its features -> fp32 (B, 2C, T, H, W)."""
+        caption = y if isinstance(y, Caption) else self.prepare(y, mask)
+        frames, height, width = self._grid(x.shape[2:])
+        in_space, in_time = self._positions(frames, height, width)
+        tokens = self.x_embedder(x.to(self.dtype)).unflatten(1, (frames, -1))
+        h = (tokens + in_space).flatten(1, 2)
+        t = self.t_embedder(timestep)
+        modulation = self.t_block(t).unflatten(1, (6, -1))
+        for k, block in enumerate(self.blocks):
+            h = block(h, modulation, frames, in_time if k == 0 else None, caption.keys_values[k], caption.mask)
+        grid = (frames, height, width)
+        out = unpatch(self.final_layer(h, t).float(), grid, self.config.patch_size)
+        if self.refiner is None:
+            return out
+        prediction, variance = out[:, : x.shape[1]], out[:, x.shape[1] :]
+        more = self.refiner(x, prediction, self.final_layer.norm_final(h), t, grid)
+        return torch.cat([prediction + more, variance], dim=1)

@@ -1,0 +1,115 @@
+"""Prompts to token features: the protocol every text encoder follows, and the small encoder of the world's captions."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import InputError
+from ..parts.layers import sincos_1d
+
+
+class TextEncoder(Protocol):
+    """What the pipeline asks of a text encoder, the small one here and T5 alike."""
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Features (B, L, F) and token mask (B, L), nonzero where a token counts."""
+        ...
+
+
+@dataclass(frozen=True)
+class CaptionEncoderConfig:
+    """``vocabulary`` maps every known spelling to the canonical word it is read as."""
+
+    vocabulary: Mapping[str, str] = field(default_factory=dict)
+    features: int = 64
+    layers: int = 2
+    heads: int = 4
+    max_length: int = 20
+
+
+class WordTokenizer:
+    """Words to ids by a fixed vocabulary. Id 0 is padding. Case, punctuation and hyphens do not matter."""
+
+    def __init__(self, vocabulary: Mapping[str, str], max_length: int) -> None:
+        self.vocabulary = dict(vocabulary)
+        self.max_length = max_length
+        self.ids = {word: k + 1 for k, word in enumerate(sorted(set(vocabulary.values())))}
+
+    def __len__(self) -> int:
+        return len(self.ids) + 1
+
+    def __call__(self, prompt: str) -> list[int]:
+        """Ids of a prompt's known words. Unknown words are named in a warning; a prompt of none known is refused."""
+        words = re.findall(r"[^\W_]+", prompt.lower())
+        if not words:
+            raise InputError(
+                f"the prompt {prompt!r} is empty: describe a scene, "
+                "e.g. 'a red circle moves left on a white background'"
+            )
+        known = [self.vocabulary[word] for word in words if word in self.vocabulary]
+        unknown = list(dict.fromkeys(word for word in words if word not in self.vocabulary))
+        if not known:
+            raise InputError(f"no word of the prompt {prompt!r} is known to this model; {self.hint(unknown)}")
+        if unknown:
+            warnings.warn(f"words unknown to this model are ignored; {self.hint(unknown)}", stacklevel=3)
+        if len(known) > self.max_length:
+            raise InputError(
+                f"the prompt has {len(known)} known words, this model reads {self.max_length}: shorten {prompt[:60]!r}"
+            )
+        return [self.ids[word] for word in known]
+
+    def hint(self, unknown: Sequence[str]) -> str:
+        """For each unknown word the nearest that are known."""
+        parts: list[str] = []
+        for word in unknown[:5]:
+            close = difflib.get_close_matches(word, self.vocabulary, n=2, cutoff=0.6)
+            parts.append(f"{word!r} (nearest: {', '.join(close)})" if close else f"{word!r}")
+        some = [word for word in self.ids if len(word) > 2][:30]
+        return f"{', '.join(parts)}; it knows words such as {', '.join(some)}"
+
+
+class CaptionEncoder(nn.Module):
+    """Word embeddings with context: sinusoidal positions and a small pre-norm transformer encoder."""
+
+    positions: Tensor
+
+    def __init__(self, config: CaptionEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = WordTokenizer(config.vocabulary, config.max_length)
+        width = config.features
+        self.embedding = nn.Embedding(len(self.tokenizer), width, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(
+            width, config.heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.context = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        positions = sincos_1d(width, torch.arange(config.max_length)).float()
+        self.register_buffer("positions", positions, persistent=False)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Ids (B, max_length), zero-padded, on the CPU."""
+        ids = torch.zeros(len(prompts), self.config.max_length, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            tokens = self.tokenizer(prompt)
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (B, L) -> features (B, L, F), zero at padding, and mask (B, L)."""
+        mask = ids > 0
+        features = self.context(self.embedding(ids) + 0.1 * self.positions, src_key_padding_mask=~mask)
+        return features * mask[..., None], mask
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See ``TextEncoder``. Each prompt is encoded alone, so its features do not depend on its batch mates."""
+        rows = [self(ids[None].to(self.embedding.weight.device)) for ids in self.tokenize(prompts)]
+        return torch.cat([features for features, _ in rows]), torch.cat([mask for _, mask in rows])

@@ -1,0 +1,124 @@
+"""Caption features kept on disk: the text encoder runs once, and need not be there when videos are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ...core.atomic import atomic_path
+from ...core.errors import InputError
+
+FORMAT = "guidon captions"
+
+
+class CaptionFeatures:
+    """Features of known prompts, behind the protocol ``TextEncoder``.
+
+    Attributes:
+        prompts: in the order of the rows.
+        features, mask: (P, L, F) and (P, L).
+        encoder: what made them: length, cleaning, precision.
+    """
+
+    def __init__(
+        self, path: Path, prompts: Sequence[str], features: Tensor, mask: Tensor, encoder: dict[str, Any]
+    ) -> None:
+        self.path, self.prompts, self.features, self.mask, self.encoder = path, list(prompts), features, mask, encoder
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Features (B, L, F) and mask (B, L) of prompts that are in the file."""
+        missing = [prompt for prompt in prompts if prompt not in self.prompts]
+        if missing:
+            raise InputError(
+                f"{self.path} holds no features of {missing[0]!r}: add them with "
+                f"`guidon encode PROMPT --text-encoder DIR --out {self.path}`"
+            )
+        rows = [self.prompts.index(prompt) for prompt in prompts]
+        return self.features[rows], self.mask[rows]
+
+
+def load_features(path: str | Path, length: int | None = None) -> CaptionFeatures:
+    """Read a file that ``save_features`` wrote; ``length`` is how many tokens a caption must have.
+
+    Raises:
+        InputError: it is not there, damaged, of another length, or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not there: make it with `guidon encode PROMPT --text-encoder DIR --out {path}`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise InputError(f"{path} is a safetensors file, but holds no caption features")
+            features, mask = file.get_tensor("features"), file.get_tensor("mask")
+            prompts, encoder = json.loads(header["prompts"]), json.loads(header["encoder"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a readable file of caption features (truncated or damaged): {error}") from None
+    if fault := _fault(prompts, features, mask):
+        raise InputError(f"{path} is damaged: {fault}")
+    if length is not None and features.shape[1] != length:
+        raise InputError(
+            f"{path} holds captions of {features.shape[1]} tokens, the model reads {length}: "
+            f"encode them with --max-length {length}"
+        )
+    return CaptionFeatures(path, prompts, features, mask, encoder)
+
+
+def _fault(prompts: Any, features: Tensor, mask: Tensor) -> str | None:
+    """What is wrong with the parts of a file: one rule for what is written and what is read."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+        return f"its prompts are {prompts!r:.60}, expected a list of at least one"
+    if features.ndim != 3 or len(features) != len(prompts) or mask.shape != features.shape[:2]:
+        return (
+            f"{len(prompts)} prompts, features of shape {tuple(features.shape)} and a mask of shape "
+            f"{tuple(mask.shape)} do not belong together: expected (prompts, tokens, width) and (prompts, tokens)"
+        )
+    if not torch.isfinite(features).all():
+        return "its features are not finite (T5 can overflow in fp16: encode in bf16 or fp32)"
+    return None
+
+
+def save_features(
+    path: str | Path, prompts: Sequence[str], features: Tensor, mask: Tensor, *, encoder: dict[str, Any]
+) -> Path:
+    """Write features (P, L, F) and mask (P, L) of prompts; an existing file of the same encoder keeps its own.
+
+    Raises:
+        InputError: the file is of another encoder, or something else; or the features are not finite, or do not
+            belong to the prompts or to those in the file. The file stays as it was.
+    """
+    path = Path(path)
+    if fault := _fault(prompts, features, mask):
+        raise InputError(f"nothing is written to {path}: {fault}")
+    encoder = json.loads(json.dumps(encoder))  # as it will be read: tuples become lists
+    rows = {prompt: (features[k].cpu(), mask[k].cpu()) for k, prompt in enumerate(prompts)}
+    if path.exists():
+        old = load_features(path)
+        if old.encoder != encoder:
+            raise InputError(f"{path} was made by another encoder ({old.encoder}): write to a new file")
+        given, kept = ((tuple(part.shape[1:]), part.dtype) for part in (features, old.features))
+        if given != kept or mask.dtype != old.mask.dtype:
+            raise InputError(
+                f"{path} holds features of {kept} with a mask of {old.mask.dtype}, these are {given} with a mask of "
+                f"{mask.dtype}: write to a new file"
+            )
+        rows = {prompt: (old.features[k], old.mask[k]) for k, prompt in enumerate(old.prompts)} | rows
+    header = {"format": FORMAT, "prompts": json.dumps(list(rows)), "encoder": json.dumps(encoder)}
+    tensors = {
+        "features": torch.stack([part for part, _ in rows.values()]).contiguous(),
+        "mask": torch.stack([part for _, part in rows.values()]).contiguous(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=header))
+    return path

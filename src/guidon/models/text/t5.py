@@ -1,0 +1,204 @@
+"""T5 as the originals use it: cleaned captions, padded to a fixed length, encoded by the encoder half alone."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import InputError, first_line, nearest
+
+REPOSITORY = "DeepFloyd/t5-v1_1-xxl"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
+TOKENIZERS = ("spiece.model", "tokenizer.json")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+class T5Encoder:
+    """Prompts to T5 features, behind the protocol ``TextEncoder``.
+
+    Open-Sora 1.0 and PixArt pad captions to 120 tokens, Open-Sora 1.1 to 200, PixArt-Sigma to 300; all of them run
+    the encoder under the padding mask and clean captions as DeepFloyd IF does, twice.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_length: int, clean: bool, description: dict[str, Any]) -> None:
+        self.model, self.tokenizer, self.max_length, self.clean = model, tokenizer, max_length, clean
+        self.description = description
+
+    @staticmethod
+    def find(folder: str | Path) -> tuple[Path, Path]:
+        """Where a hub folder keeps the encoder's weights, and its tokenizer.
+
+        Raises:
+            InputError: one of them is not there.
+        """
+        root = Path(folder)
+        weights = _part(root, "text_encoder", ("config.json",), "its configuration")
+        words = _part(root, "tokenizer", TOKENIZERS, "a tokenizer")
+        if not any(any(weights.glob(pattern)) for pattern in WEIGHTS):
+            raise InputError(f"{weights} holds no weights ({' or '.join(WEIGHTS)}): {_where(root)}")
+        return weights, words
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        max_length: int = 120,
+        dtype: str = "fp32",
+        device: torch.device | str = "cpu",
+        clean: bool = True,
+    ) -> T5Encoder:
+        """Read encoder and tokenizer from a folder in hub layout, or from its ``text_encoder`` and ``tokenizer``.
+
+        Args:
+            folder: config.json, the weights, and spiece.model or tokenizer.json.
+            max_length: tokens a caption is padded or cut to.
+            dtype: "fp32" as the originals, "bf16", "fp16", or "int8" (needs bitsandbytes and a GPU).
+            device: where it runs.
+            clean: clean captions as the originals do; needs ftfy and beautifulsoup4.
+
+        Raises:
+            InputError: a file is missing, damaged or incomplete, the tokenizer is another model's, the model is no
+                T5, or a library is missing.
+        """
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} does not exist for T5{nearest(dtype, DTYPES)}")
+        if max_length < 1:
+            raise InputError(f"max_length {max_length} is not a number of tokens: give 120, 200 or 300")
+        weights, words = cls.find(folder)
+        transformers = _import("transformers", "the T5 text encoder")
+        if clean:
+            _import("ftfy", "cleaning captions")
+            _import("bs4", "cleaning captions", "beautifulsoup4")
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
+        config = _quietly(lambda: _read_config(transformers, weights), weights)
+        tokenizer = _quietly(lambda: _read_tokenizer(transformers, words, config), words)
+        model = _quietly(lambda: _read_model(transformers, weights, dtype, device), weights)
+        model = model.eval().requires_grad_(False)
+        description = {"encoder": model.config.architectures, "max_length": max_length, "clean": clean, "dtype": dtype}
+        description |= {"features": model.config.d_model, "weights": _fingerprint(model)}
+        return cls(model if dtype == "int8" else model.to(device), tokenizer, max_length, clean, description)
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, (B, max_length) each; what does not fit is cut, and said."""
+        if not prompts:
+            raise InputError("there is no prompt to encode: give at least one, which may be the empty one, ''")
+        texts = [clean_caption(prompt) if self.clean else prompt.lower().strip() for prompt in prompts]
+        for prompt, text in zip(prompts, texts, strict=True):
+            beyond = len(self.tokenizer(text).input_ids) - self.max_length
+            if beyond > 0:
+                warnings.warn(f"{beyond} tokens beyond {self.max_length} are cut from {prompt[:60]!r}", stacklevel=3)
+        batch = self.tokenizer(
+            texts, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        return batch.input_ids, batch.attention_mask
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Features (B, max_length, F) and token mask (B, max_length); every prompt is encoded by itself."""
+        ids, mask = (part.to(self.model.device) for part in self.tokenize(prompts))
+        rows = [
+            self.model(input_ids=ids[k : k + 1], attention_mask=mask[k : k + 1]).last_hidden_state
+            for k in range(len(ids))
+        ]
+        return torch.cat(rows), mask
+
+
+def clean_caption(prompt: str) -> str:
+    """The originals' cleaning, twice over: DeepFloyd IF's, of which diffusers carries the code."""
+    from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
+
+    cleaner: Any = PixArtAlphaPipeline
+    return cleaner._clean_caption(cleaner, cleaner._clean_caption(cleaner, prompt))
+
+
+def _part(root: Path, name: str, files: Sequence[str], what: str) -> Path:
+    """The folder itself or its subfolder, whichever holds one of the files."""
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: {_where(root)}")
+    for folder in (root, root / name):
+        if any((folder / file).is_file() for file in files):
+            return folder
+    raise InputError(f"{root} holds no {' or '.join(files)}, {what} of T5: {_where(root)}")
+
+
+def _where(root: Path) -> str:
+    return f"download the hub repository {REPOSITORY} (config.json, spiece.model, weights) and give its folder"
+
+
+def _import(name: str, purpose: str, package: str | None = None, install: str = "'guidon-diffusion[t5]'") -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"{purpose} needs {package or name}, which is not installed: pip install {install}") from None
+
+
+def _read_config(transformers: Any, folder: Path) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in ("t5", "mt5"):
+        raise InputError(f"{folder} holds a {config.model_type} model, expected t5")
+    return config
+
+
+def _read_tokenizer(transformers: Any, folder: Path, config: Any) -> Any:
+    tokenizer = transformers.T5TokenizerFast.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > config.vocab_size or tokenizer.eos_token_id != config.eos_token_id:
+        raise InputError(
+            f"the tokenizer in {folder} is damaged or another model's: it has {len(tokenizer)} tokens and ends on "
+            f"{tokenizer.eos_token_id}, the model reads {config.vocab_size} and ends on {config.eos_token_id}"
+        )
+    return tokenizer
+
+
+def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.device | str) -> Any:
+    options: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    if dtype == "int8":
+        for name in ("bitsandbytes", "accelerate"):
+            _import(name, "T5 in 8 bits", install="bitsandbytes accelerate")
+        options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
+        options["device_map"] = {"": str(device)}
+    model, found = transformers.T5EncoderModel.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    # The library fills what it did not find with random numbers and goes on.
+    unread = sorted(found["missing_keys"]) + sorted(name for name, *_ in found["mismatched_keys"])
+    if unread:
+        raise InputError(
+            f"the weights in {folder} are incomplete or another model's: {len(unread)} of the tensors that its "
+            f"config.json asks for are missing or of another shape, such as {unread[0]}"
+        )
+    return model
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells models of one architecture apart by their first embeddings, without hashing gigabytes."""
+    rows = model.get_input_embeddings().weight[:64].float().cpu()
+    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+
+
+def _quietly(read: Callable[[], Any], folder: Path) -> Any:
+    """transformers' many errors, and what it logs before them, as one line that names the folder."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return read()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise InputError(
+            f"{folder} cannot be read as T5 (truncated, damaged or incomplete): {first_line(error)}"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,187 @@
+"""The frame-wise autoencoder: each video frame alone to four latent channels and back.
+
+diffusers' ``AutoencoderKL`` does the work; here it gets an optional pixel-unshuffle in front (cheap depth for small
+frames), the video axes, one scalar scaling factor as in Stable Diffusion's VAE, and a decode in micro-batches.
+Released ones, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub layout.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.errors import InputError, first_line
+
+REPOSITORY = "stabilityai/sd-vae-ft-ema"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class FrameVAEConfig:
+    """Shape of the autoencoder. ``scaling_factor`` brings its latents to unit standard deviation."""
+
+    block_out_channels: tuple[int, ...] = (32, 64, 96)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 8
+    mid_block_attention: bool = False
+    pixel_unshuffle: int = 2
+    scaling_factor: float = 0.18215
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent pixel along one side."""
+        return self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1)
+
+
+def _autoencoder_kl() -> Any:
+    """diffusers' class; seconds to import, so only where frames are coded."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL
+
+
+class FrameVAE(nn.Module):
+    """Frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back; images without T as well."""
+
+    def __init__(self, config: FrameVAEConfig, autoencoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder: Any = self._build(config) if autoencoder is None else autoencoder
+
+    @staticmethod
+    def _build(config: FrameVAEConfig) -> nn.Module:
+        levels = len(config.block_out_channels)
+        pixels = 3 * config.pixel_unshuffle**2
+        return _autoencoder_kl()(
+            in_channels=pixels,
+            out_channels=pixels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.latent_channels,
+            norm_num_groups=config.norm_num_groups,
+            mid_block_add_attention=config.mid_block_attention,
+            sample_size=64,
+        )
+
+    @staticmethod
+    def find(folder: str | Path) -> Path:
+        """The folder itself or its ``vae`` subfolder, whichever holds config.json and weights.
+
+        Raises:
+            InputError: neither does.
+        """
+        root = Path(folder)
+        for place in (root, root / "vae"):
+            if (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS):
+                return place
+        raise InputError(
+            f"{root} holds no autoencoder: download the hub repository {REPOSITORY} "
+            f"(config.json and {WEIGHTS[0]}) and give its folder"
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> FrameVAE:
+        """A released autoencoder from a folder in hub layout (config.json and weights), or from its ``vae`` subfolder.
+
+        Raises:
+            InputError: a file is missing, damaged or incomplete, the model is no AutoencoderKL, or its latents are
+                not brought to unit scale by one factor alone.
+        """
+        from diffusers.utils import logging
+
+        place = cls.find(folder)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
+            if kind != "AutoencoderKL":
+                raise InputError(f"{place} holds a {kind}, expected an AutoencoderKL")
+            model, found = _autoencoder_kl().from_pretrained(
+                place,
+                local_files_only=True,
+                torch_dtype=dtype,
+                low_cpu_mem_usage=False,
+                use_safetensors=(place / WEIGHTS[0]).is_file(),
+                output_loading_info=True,
+            )
+        except InputError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the library raise
+            raise InputError(
+                f"{place} cannot be read as an autoencoder (truncated or damaged): {first_line(error)}"
+            ) from None
+        finally:
+            logging.set_verbosity(verbosity)
+        if found["missing_keys"]:  # the library fills them with random numbers and goes on
+            raise InputError(
+                f"the weights in {place} are incomplete or another model's: {len(found['missing_keys'])} of the "
+                f"tensors that its config.json asks for are missing, such as {min(found['missing_keys'])}"
+            )
+        stored = model.config
+        for name in ("shift_factor", "latents_mean", "latents_std"):
+            if getattr(stored, name, None) is not None:
+                raise InputError(
+                    f"{place} has a {name}: its latents need more than the one scaling factor of "
+                    f"{REPOSITORY}, which is what the models here are trained on"
+                )
+        config = FrameVAEConfig(
+            block_out_channels=tuple(stored.block_out_channels),
+            layers_per_block=stored.layers_per_block,
+            latent_channels=stored.latent_channels,
+            norm_num_groups=stored.norm_num_groups,
+            mid_block_attention=stored.mid_block_add_attention,
+            pixel_unshuffle=1,
+            scaling_factor=stored.scaling_factor,
+        )
+        return cls(config, model).eval().requires_grad_(False)
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) in [-1, 1] -> mean and log variance of their unscaled latents, (N, C, h, w) each."""
+        moments = self._between(self.autoencoder.quant_conv, self.autoencoder.encoder(self._fold(images)))
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean, log_variance.clamp(-30, 20)
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Unscaled latents (N, C, h, w) -> images (N, 3, H, W)."""
+        out = self.autoencoder.decoder(self._between(self.autoencoder.post_quant_conv, latents))
+        return F.pixel_shuffle(out, self.config.pixel_unshuffle)
+
+    @staticmethod
+    def _between(convolution: nn.Module | None, x: Tensor) -> Tensor:
+        """The 1x1 convolution next to the latents, which some released autoencoders lack."""
+        return x if convolution is None else convolution(x)
+
+    def _fold(self, images: Tensor) -> Tensor:
+        return F.pixel_unshuffle(images, self.config.pixel_unshuffle)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights; what is coded is brought to it."""
+        return next(self.parameters()).dtype
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor, micro_batch: int = 64) -> Tensor:
+        """The scaled posterior means of a video's frames; ``micro_batch`` frames are in memory at a time."""
+        if frames.ndim == 4:
+            return self.encode(frames[:, :, None], micro_batch)[:, :, 0]
+        images = frames.to(self.dtype).transpose(1, 2).flatten(0, 1)
+        means = torch.cat([self.posterior(part)[0] for part in images.split(micro_batch)])
+        return (means * self.config.scaling_factor).unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, micro_batch: int = 32) -> Tensor:
+        """Scaled latents (B, C, T, h, w) -> frames (B, 3, T, H, W) in [-1, 1], ``micro_batch`` frames at a time."""
+        if latents.ndim == 4:
+            return self.decode(latents[:, :, None], micro_batch)[:, :, 0]
+        images = latents.to(self.dtype).transpose(1, 2).flatten(0, 1) / self.config.scaling_factor
+        frames = torch.cat([self.reconstruct(part) for part in images.split(micro_batch)])
+        return frames.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)

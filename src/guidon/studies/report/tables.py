@@ -1,0 +1,119 @@
+"""The figures of a study: every setting's mean in every metric, and its difference from the baseline."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...core.atomic import atomic_path
+from ...metrics.statistics import Comparison, Interval, by_prompt, compare, holm, metric_interval
+from ...metrics.world import Metric
+from ..plan import Plan
+
+Results = dict[str, dict[str, np.ndarray]]  # (prompts, seeds) by setting and metric
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting in one metric.
+
+    Attributes:
+        mean: over prompts, with its interval.
+        undefined: share of clips without a value.
+        comparison: with the baseline; None for the baseline itself, or where fewer than two prompts have both values.
+        p: of the comparison; after Holm over all the others unless it is the primary one.
+        primary: whether the study was made for this comparison.
+    """
+
+    setting: str
+    metric: Metric
+    mean: Interval
+    undefined: float
+    comparison: Comparison | None
+    p: float
+    primary: bool
+
+    @property
+    def improves(self) -> float:
+        """The share of prompts on which the setting is better; NaN for a metric that has no better."""
+        return self.comparison.improves.value if self.comparison and self.metric.better else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, higher or lower than the baseline; or not told apart from it."""
+        if self.comparison is None:
+            return ""
+        if not self.p < 0.05:
+            return "not told apart"
+        higher = self.comparison.difference.value > 0
+        if self.metric.better is None:
+            return "higher" if higher else "lower"
+        return "better" if higher == (self.metric.better == "higher") else "worse"
+
+
+def summarise(plan: Plan, found: Results) -> list[Row]:
+    """A row for every setting and metric, settings outermost, p-values adjusted over all but the primary comparison."""
+    baseline = plan.primary.baseline
+    rows = []
+    for setting, values in found.items():
+        for name, metric in plan.metrics.items():
+            comparison, p = None, math.nan
+            if setting != baseline:
+                comparison = compare(found[baseline][name], values[name], better=metric.better)
+                comparison, p = (comparison, comparison.p) if math.isfinite(comparison.p) else (None, math.nan)
+            primary = (setting, name) == (plan.primary.against, plan.primary.metric)
+            undefined = float(np.isnan(values[name]).mean())
+            mean = metric_interval(values[name], share=metric.unit == "share")
+            rows.append(Row(setting, metric, mean, undefined, comparison, p, primary))
+    family = [number for number, row in enumerate(rows) if row.comparison is not None and not row.primary]
+    for number, p in zip(family, holm([rows[number].p for number in family]) if family else (), strict=True):
+        rows[number] = replace(rows[number], p=float(p))
+    return rows
+
+
+def write_summary(rows: Sequence[Row], path: Path) -> None:
+    """Every figure of the table, a row each."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["setting", "metric", "unit", "better", "mean", "low", "high", "undefined", "difference", "difference_low",
+             "difference_high", "p", "d_z", "improves", "pairs", "primary", "verdict"]
+        )  # fmt: skip
+        for row in rows:
+            c = row.comparison
+            compared = (
+                [c.difference.value, c.difference.low, c.difference.high, row.p, c.d_z, row.improves] if c else []
+            )
+            numbers = [f"{value:.6g}" for value in (row.mean.value, row.mean.low, row.mean.high, row.undefined)]
+            others = [f"{value:.6g}" for value in compared] or [""] * 6
+            pairs = c.pairs if c else ""
+            writer.writerow(
+                [row.setting, row.metric.name, row.metric.unit, row.metric.better or "", *numbers, *others, pairs,
+                 int(row.primary), row.verdict]
+            )  # fmt: skip
+
+
+def extremes(plan: Plan, found: Results, count: int = 4) -> tuple[list[int], list[int]]:
+    """The prompts on which ``against`` gains and loses most in the primary metric, most first.
+
+    Equal gains, which a share has many of, are ordered by the mean of the other metrics' gains, each over its spread.
+    """
+    metric = plan.metrics[plan.primary.metric]
+    a, b = found[plan.primary.baseline], found[plan.primary.against]
+    sign = -1 if metric.better == "lower" else 1
+    main = np.nan_to_num(sign * (by_prompt(b[metric.name]) - by_prompt(a[metric.name])))
+    others = []
+    for name, other in plan.metrics.items():
+        if other.better is not None and name != metric.name:
+            gain = np.nan_to_num(by_prompt(b[name]) - by_prompt(a[name])) * (1 if other.better == "higher" else -1)
+            others.append(gain / gain.std() if gain.std() > 0 else gain)
+    second = np.mean(others, axis=0) if others else np.zeros(len(main))
+    order = np.lexsort((-second, -main)).tolist()
+    gains = [p for p in order if (main[p], second[p]) > (0, 0)][:count]
+    losses = [p for p in reversed(order) if (main[p], second[p]) < (0, 0)][:count]
+    return gains, losses

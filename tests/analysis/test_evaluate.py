@@ -1,0 +1,135 @@
+import csv
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+import guidon
+from guidon import cli, world
+from guidon.analysis.evaluate import CEILING, TRUTH, Setting, evaluate, look_during_training, settings_of
+from guidon.core.errors import InputError
+from guidon.media.files import save_video
+from guidon.metrics.world import METRICS
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return guidon.load(tiny_model, device="cpu")
+
+
+def command(line, code=0):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(shlex.split(line))
+    assert stop.value.code == code, line
+
+
+def test_every_scale_meets_every_choice_of_channels_once():
+    assert [str(s) for s in settings_of([1, 2], ["3", "all"])] == [
+        "no guidance", "scale 2, channels 3", "scale 2, channels all",
+    ]  # fmt: skip
+    assert len(settings_of([2, 2], ["3"])) == 1
+
+
+def test_a_model_is_measured_beside_its_ceilings(pipe, tmp_path):
+    seen = []
+    settings = settings_of([1.0, 3.0], ["all"])
+    found = evaluate(
+        pipe, settings, prompts=3, seeds=2, steps=2, sampler="ddim", on_step=lambda *done: seen.append(done)
+    )
+    assert list(found.values) == [TRUTH, CEILING, "no guidance", "scale 3, channels all"]
+    assert (found.values[TRUTH]["joint"] == 1).all()
+    assert found.values["no guidance"]["joint"].shape == (3, 2)
+    assert seen[-1] == (1000, 1000)
+    assert seen == sorted(seen)
+    assert "| truth | 100% |" in found.table()
+    rows, summary, sheet = found.write(tmp_path / "out")
+    with rows.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 3 + 3 + 6 + 6
+    assert set(METRICS) <= set(table[0])
+    content = json.loads(summary.read_text())
+    assert content["against"] == "no guidance"
+    assert content["compared"]["joint"]["scale 3, channels all"]["pairs"] == 3
+    assert content["sampling"]["steps"] == 2
+    assert sheet.stat().st_size > 1000
+
+
+def test_the_same_noise_serves_every_setting(pipe):
+    twice = evaluate(pipe, [Setting(2.0, "3"), Setting(2.0, "0-2")], prompts=2, steps=2, sampler="ddim")
+    first, second = (twice.values[name] for name in twice.sampled)
+    for name in METRICS:
+        assert np.array_equal(first[name], second[name], equal_nan=True)
+
+
+def test_training_looks_at_what_it_exports(tiny_model, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    assert set(look_during_training(folder, 40)) == {"joint", "colour", "shape", "direction", "law_residual"}
+    assert (tmp_path / "sheets" / "0000040.png").stat().st_size > 1000
+
+
+def test_files_are_measured_with_and_without_captions(tmp_path, capsys):
+    clip = world.clip("L0", 5, 3)
+    frames = (clip.frames() * 255).round().astype(np.uint8)
+    path = save_video(frames, tmp_path / "clip.webp")
+    command(f"evaluate {path}")
+    alone = capsys.readouterr().out
+    assert "warp_ratio" in alone
+    assert "joint" not in alone
+    command(f"evaluate {path} --caption {shlex.quote(clip.caption)} --out {tmp_path}/out")
+    assert "| joint | share | 1 |" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "out" / "metrics.json").read_text())[str(path)]
+    assert kept["shape"] == 1
+    manifest = {"generation": {"prompts": [clip.caption]}, "frames": [16, 64, 64, 3]}
+    (tmp_path / "clip.webp.json").write_text(json.dumps(manifest))
+    command(f"evaluate {path}")
+    assert "| direction | share | 1 |" in capsys.readouterr().out
+
+
+def test_the_command_prints_a_table_and_writes(tiny_model, tmp_path, capsys):
+    command(
+        f"evaluate --model {tiny_model} --prompts 2 --steps 2 --cfg-scale 1 --cfg-scale 2 --cfg-channels all --out {tmp_path}"
+    )
+    out = capsys.readouterr().out
+    assert "| scale 2, channels all |" in out
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--split L9 --prompts 2", "split 'L9' does not exist; valid: train, L0"),
+        ("--caption 'a red ball'", "--caption belongs to video files"),
+        ("--cfg-channels 9 --prompts 2", "cfg_channels '9'"),
+        ("--model nowhere", "neither a preset nor a folder"),
+        ("{clip} --caption 'a dog'", "asks for nothing that the world has"),
+        ("{wide} --caption 'a red ball'", "captions are judged on the world's 64x64 videos"),
+        ("{tmp}/none.mp4", "none.mp4"),
+        ("{clip} --steps 5", "--steps belongs to a model"),
+        ("--prompts 1", "--prompts"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, line, message):
+    frames = (world.clip("L0", 5, 3).frames() * 255).astype(np.uint8)
+    clip, wide = save_video(frames, tmp_path / "a.webp"), save_video(frames.repeat(2, axis=2), tmp_path / "b.webp")
+    command("evaluate " + line.format(clip=clip, wide=wide, tmp=tmp_path), code=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_only_models_of_the_world_are_evaluated(pipe):
+    import dataclasses
+
+    parts = dataclasses.replace(pipe.parts, latent_shape=(4, 16, 32, 32))
+    other = type(pipe)(pipe.preset, parts, pipe.device)
+    with pytest.raises(InputError, match="does not make the world's 64x64 videos"):
+        evaluate(other, [Setting(1.0, "3")], prompts=2)
+
+
+def test_a_setting_that_is_not_valid_is_refused_before_another_is_sampled(pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "generate", lambda *_, **__: pytest.fail("sampled"))
+    with pytest.raises(InputError, match="cfg_channels"):
+        evaluate(pipe, settings_of([1, 2], ["3", "9"]), prompts=2, steps=2)

@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+
+import guidon
+from guidon.analysis.tuning import FORGIVEN, MARGIN, tune
+from guidon.cli import main
+from guidon.core.errors import InputError
+from guidon.analysis import tuning
+from guidon.studies.plan import TUNING_SEED
+from guidon.world import clip
+
+
+@pytest.fixture
+def pipe(tiny_model):
+    return guidon.load(str(tiny_model))
+
+
+def landscape(monkeypatch, joint=lambda s: 1.0, wander=0.02):
+    """Oversaturation that is least where channels have the scales 1.5, 2, 2.5 and 3, and what it was asked for."""
+    asked = []
+
+    def measured(pipe, captions, scales, choices):
+        asked.append((tuple(captions), tuple(scales)))
+        noise = np.random.default_rng(len(captions[0])).normal(0, wander, len(captions))
+        bowl = 0.1 + sum((s - best) ** 2 for s, best in zip(scales, (1.5, 2, 2.5, 3), strict=True))
+        rows = np.ones(len(captions))
+        return {"joint": joint(scales) * rows, "colour_drift": 0.1 * rows, "oversaturation": bowl + noise}
+
+    monkeypatch.setattr(tuning, "_measured", measured)
+    return asked
+
+
+def test_scales_are_found_and_verified_on_other_prompts(pipe, monkeypatch):
+    asked = landscape(monkeypatch)
+    found = tune(pipe, 4.0, prompts=6, held_out=10, evaluations=150)
+    assert found.scales == pytest.approx((1.5, 2, 2.5, 3), abs=0.15)
+    assert found.verified
+    assert found.evaluations <= 150
+    chose, judged = ({caption for prompts, _ in part for caption in prompts} for part in (asked[:-2], asked[-2:]))
+    assert chose == {clip("L0", TUNING_SEED, index).caption for index in range(6)}
+    assert len(judged) == 10
+    assert [scales for _, scales in asked[-2:]] == [(4, 4, 4, 4), found.scales]
+    assert str(found).startswith("--cfg-scale " + ",".join(f"{s:g}" for s in found.scales))
+
+
+def test_alignment_is_held(pipe, monkeypatch):
+    """Alignment falls below what it was where channel 3 is guided by less than 3.5."""
+    landscape(monkeypatch, joint=lambda scales: 0.9 if scales[3] >= 3.5 else 0.9 - 2 * FORGIVEN)
+    found = tune(pipe, 4.0, prompts=4, held_out=4, evaluations=120)
+    assert found.scales[3] >= 3.5
+    assert found.scales[0] == pytest.approx(1.5, abs=0.3)
+
+
+def test_what_held_out_prompts_do_not_show_is_not_verified(pipe, monkeypatch):
+    landscape(monkeypatch)
+    real = tuning._measured
+    calls = []
+
+    def fooled(pipe, captions, scales, choices):
+        calls.append(scales)
+        return real(pipe, captions, scales if len(captions) == 4 else (4, 4, 4, 4), choices)
+
+    monkeypatch.setattr(tuning, "_measured", fooled)
+    found = tune(pipe, 4.0, prompts=4, held_out=6, evaluations=30)
+    assert not found.verified
+    assert "not verified" in str(found)
+
+
+def test_a_search_that_was_cut_off_goes_on(pipe, monkeypatch, tmp_path):
+    asked = landscape(monkeypatch)
+    whole = tune(pipe, 3.0, prompts=4, held_out=4, evaluations=20, journal=tmp_path / "a.json")
+    journal = json.loads((tmp_path / "a.json").read_text())
+    journal["measured"] = journal["measured"][:9]
+    (tmp_path / "a.json").write_text(json.dumps(journal))
+    asked.clear()
+    assert tune(pipe, 3.0, prompts=4, held_out=4, evaluations=20, journal=tmp_path / "a.json") == whole
+    assert len(asked) == whole.evaluations - 9 + 2
+    with pytest.raises(InputError, match="is of another search"):
+        tune(pipe, 2.0, prompts=4, held_out=4, evaluations=20, journal=tmp_path / "a.json")
+
+
+def test_an_unguided_channel_may_be_taken_up(pipe, monkeypatch):
+    landscape(monkeypatch)
+    found = tune(pipe, 3.0, "3", prompts=4, held_out=4, evaluations=150)
+    assert found.baseline == (3, 3, 3, 1)
+    assert found.scales[3] == pytest.approx(3, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("scale", "options", "message"),
+    [
+        (1.0, {}, "scale 1 guides nothing"),
+        (2.0, {"evaluations": 3}, "3 evaluations cannot tune 4 scales: give 6 or more"),
+        (2.0, {"sampler": "euler"}, "euler"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(pipe, scale, options, message):
+    with pytest.raises(InputError, match=message):
+        tune(pipe, scale, prompts=2, held_out=2, **options)
+
+
+def test_the_command_prints_a_setting_that_generate_takes(tiny_model, tmp_path, capsys):
+    words = ["--model", str(tiny_model), "--steps", "2", "--sampler", "ddim"]
+    with pytest.raises(SystemExit) as stop:
+        main(["tune", *words, "--captions", "2", "--held-out", "2", "--evaluations", "6", "--out", str(tmp_path)])
+    assert stop.value.code == 0
+    option, scales = capsys.readouterr().out.split()[:2]
+    assert option == "--cfg-scale"
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "a red circle stays still", *words, option, scales, "--out", str(tmp_path / "clips")])
+    assert stop.value.code == 0
+
+
+def test_verified_needs_a_p_and_excludes_a_loss(pipe, monkeypatch):
+    landscape(monkeypatch, wander=0.0)
+    assert not tune(pipe, 4.0, prompts=4, held_out=4, evaluations=20).verified  # p is 1 in 8 at best
+    landscape(monkeypatch, joint=lambda scales: 1.0 if min(scales) >= 4 else 1.0 - MARGIN - 0.001)
+    assert not tune(pipe, 4.0, prompts=4, held_out=12, evaluations=20).verified

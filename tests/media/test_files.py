@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from guidon import world
+from guidon.core.errors import InputError
+from guidon.media.files import contact_sheet, load_video, save_video
+
+CLIP = (world.clip("train", 0, 3).frames() * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "frames"])
+def test_lossless_formats_come_back_bit_for_bit(tmp_path, name):
+    frames, fps = load_video(save_video(CLIP, tmp_path / name, fps=8))
+    assert np.array_equal(frames, CLIP)
+    assert fps == 8
+
+
+@pytest.mark.parametrize(("name", "decibels"), [("a.mp4", 30), ("a.gif", 30)])
+def test_lossy_formats_come_back_close(tmp_path, name, decibels):
+    frames, fps = load_video(save_video(CLIP, tmp_path / name, fps=8))
+    assert frames.shape == CLIP.shape
+    assert fps == pytest.approx(8, rel=0.05)
+    error = ((frames.astype(float) - CLIP) ** 2).mean()
+    assert error < 255**2 / 10 ** (decibels / 10)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp"])
+def test_the_same_frames_give_the_same_bytes(tmp_path, name):
+    first = save_video(CLIP, tmp_path / name).read_bytes()
+    assert save_video(CLIP, tmp_path / name).read_bytes() == first
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_odd_sizes_are_padded_for_h264(tmp_path):
+    frames, _ = load_video(save_video(CLIP[:, :33, :31], tmp_path / "odd.mp4"))
+    assert frames.shape[1:3] == (34, 32)
+
+
+@pytest.mark.parametrize(
+    ("frames", "name", "message"),
+    [
+        (CLIP.astype(float), "a.mp4", "expected uint8"),
+        (CLIP[0], "a.mp4", "expected uint8"),
+        (CLIP[:0], "a.gif", "expected uint8"),
+        (CLIP, "a.mp5", "did you mean 'mp4'"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(tmp_path, frames, name, message):
+    with pytest.raises(InputError, match=message):
+        save_video(frames, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "frames"])
+@pytest.mark.parametrize("picked", [[0] * 6, [0, 1, 1, 1, 2], [0, 0, 5]])
+def test_frames_that_stand_still_all_come_back(tmp_path, name, picked):
+    frames, _ = load_video(save_video(CLIP[picked], tmp_path / name))
+    assert frames.shape == CLIP[picked].shape
+    assert np.abs(frames.astype(int) - CLIP[picked]).max() <= 8
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp"])
+@pytest.mark.parametrize("fps", [0.5, 24, 29.97])
+def test_the_rate_comes_back(tmp_path, name, fps):
+    assert load_video(save_video(CLIP[:4], tmp_path / name, fps))[1] == pytest.approx(fps, rel=1e-3)
+
+
+def test_another_programs_held_frames_are_taken_apart(tmp_path):
+    first, *rest = (Image.fromarray(frame) for frame in CLIP[:3])
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[100, 300, 100])
+    frames, fps = load_video(tmp_path / "a.gif")
+    assert (len(frames), fps) == (5, 10)
+    assert np.array_equal(frames[1], frames[3])
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 5000])
+def test_an_impossible_rate_is_refused(tmp_path, fps):
+    with pytest.raises(InputError, match=r"from 0\.1 to 1000"):
+        save_video(CLIP, tmp_path / "a.mp4", fps)
+
+
+def test_a_folder_of_frames_replaces_only_frames(tmp_path):
+    save_video(CLIP, tmp_path / "clip")
+    save_video(CLIP[:2], tmp_path / "clip")
+    assert sorted(path.name for path in (tmp_path / "clip").iterdir()) == ["0000.png", "0001.png"]
+    (tmp_path / "clip" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="would be lost"):
+        save_video(CLIP, tmp_path / "clip")
+    assert (tmp_path / "clip" / "notes.txt").read_text() == "mine"
+
+
+def test_a_place_that_cannot_hold_the_video_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.mp4").mkdir()
+    for path, message in (("file/a.mp4", "cannot be made"), ("file", "is a file"), ("folder.mp4", "is a folder")):
+        with pytest.raises(InputError, match=message):
+            save_video(CLIP, tmp_path / path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_files_that_are_no_video_are_refused(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"not a video")
+    (tmp_path / "empty").mkdir()
+    for name, message in (("a.mp4", "cannot be read"), ("empty", "holds no PNG"), ("none.mp4", "is not there")):
+        with pytest.raises(InputError, match=message):
+            load_video(tmp_path / name)
+
+
+def test_a_contact_sheet_shows_every_clip_under_its_labels(tmp_path):
+    red, blue = (np.broadcast_to(np.array(c, np.uint8), (8, 64, 64, 3)) for c in ((255, 0, 0), (0, 0, 255)))
+    path = contact_sheet(
+        [[red, blue], [blue, red]], ["a prompt " * 30, "second"], ["sample 0", "sample 1"], path=tmp_path / "sheet.png"
+    )
+    sheet = np.asarray(Image.open(path))
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        assert (sheet == colour).all(-1).sum() == 2 * 4 * 64 * 64
+    dark = (sheet.max(-1) < 120).any(1)
+    assert dark[:20].any()
+    assert dark[20:60].any()
+
+
+def test_long_column_labels_stay_in_their_column(tmp_path):
+    def label_ink(labels):
+        sheet = np.asarray(Image.open(contact_sheet([[CLIP, CLIP]], ["p"], labels, path=tmp_path / "sheet.png")))
+        return sheet[:20].min(axis=(0, 2)) < 128
+
+    short, long = label_ink(["a", "b"]), label_ink(["a label " * 40, "b"])
+    middle = len(short) // 2
+    assert np.array_equal(long[middle:], short[middle:])
+    assert long[:middle].sum() > short[:middle].sum()
+
+
+@pytest.mark.parametrize(
+    ("clips", "rows", "columns", "message"),
+    [([], [], [], "at least one clip"), ([[CLIP, CLIP[:, :32]]], ["a"], ["b", "c"], "one size, not 64x32, 64x64")],
+)
+def test_a_contact_sheet_refuses_what_it_cannot_show(tmp_path, clips, rows, columns, message):
+    with pytest.raises(InputError, match=message):
+        contact_sheet(clips, rows, columns, path=tmp_path / "sheet.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_contact_sheet_needs_its_labels(tmp_path):
+    with pytest.raises(InputError, match="one label per row"):
+        contact_sheet([[CLIP]], [], ["a"], path=tmp_path / "sheet.png")
+
+
+def test_frames_are_read_in_the_order_of_their_numbers(tmp_path):
+    for number in (2, 9999, 10000):
+        Image.fromarray(np.full((2, 2, 3), number % 251, np.uint8)).save(tmp_path / f"{number:04}.png")
+    assert [int(frame[0, 0, 0]) for frame in load_video(tmp_path)[0]] == [2, 9999 % 251, 10000 % 251]
+
+
+def test_rates_of_any_number_type(tmp_path):
+    assert load_video(save_video(np.zeros((2, 16, 16, 3), np.uint8), tmp_path / "a.mp4", np.float32(8)))[1] == 8
+
+
+@pytest.mark.parametrize("name", ["sheet.foo", "sheet"])
+def test_a_contact_sheet_is_a_png_in_a_folder_that_it_makes(tmp_path, name):
+    clips = [[np.zeros((2, 16, 16, 3), np.uint8)]]
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        contact_sheet(clips, ["a"], ["b"], path=tmp_path / name)
+    assert contact_sheet(clips, ["a"], ["b"], path=tmp_path / "new" / "sheet.png").exists()

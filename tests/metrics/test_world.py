@@ -1,0 +1,251 @@
+"""The metrics are themselves tested: truth is perfect, every corruption is seen by the metric meant for it."""
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guidon import world
+from guidon.core.errors import InputError
+from guidon.metrics.reading import read_clips
+from guidon.metrics.world import METRICS, Motion, find_metric, measure, start_spread, starts
+
+CLIPS = [world.clip("L0", 5, index) for index in range(24)]
+SCENES = [clip.scene for clip in CLIPS]
+WANTED = [world.Wanted(t.shape, t.colour, t.size, t.motion, t.speed, s.background) for s in SCENES for t in s.things]
+TRUTH = np.stack([clip.frames() for clip in CLIPS])
+PERFECT = measure(TRUTH, WANTED)
+
+
+def one_thing(scene, **changes):
+    return dataclasses.replace(scene, things=(dataclasses.replace(scene.things[0], **changes),))
+
+
+def drawn(scene, *, centroids=None, areas=None, colours=None, shapes=None, backgrounds=None):
+    """A scene with something different in every frame."""
+    thing = scene.things[0]
+    frames = []
+    for t in range(world.FRAMES):
+        ground = np.asarray(world.BACKGROUNDS[scene.background] if backgrounds is None else backgrounds[t], np.float32)
+        frame = np.broadcast_to(ground, (world.SIZE, world.SIZE, 3)).copy()
+        if centroids is None or np.isfinite(centroids[t]).all():
+            place = thing.centroids()[t] if centroids is None else centroids[t]
+            area = world.AREAS[thing.size] if areas is None else areas[t]
+            colour = np.asarray(world.COLOURS[thing.colour] if colours is None else colours[t])
+            alpha = world.coverage(shapes[t] if shapes else thing.shape, area, np.array([place]))[0][..., None]
+            frame += alpha * (colour - frame)
+        frames.append(frame)
+    return np.stack(frames).astype(np.float32)
+
+
+def static(scene):
+    return drawn(scene, centroids=np.repeat(scene.things[0].centroids()[:1], world.FRAMES, 0))
+
+
+def blank(scene):
+    return drawn(scene, centroids=np.full((world.FRAMES, 2), np.nan))
+
+
+def wrong_direction(scene):
+    return world.render(scene.reversed())
+
+
+def jitter(scene):
+    rng = np.random.default_rng(0)
+    return drawn(scene, centroids=scene.things[0].centroids() + rng.normal(0, 0.7 / math.sqrt(2), (world.FRAMES, 2)))
+
+
+def teleported(scene):
+    places = scene.things[0].centroids()
+    places[8:] = places[:8]
+    places[8:] += np.sign(world.SIZE / 2 - places[:1]) * 8
+    return drawn(scene, centroids=places)
+
+
+def vanishing(scene):
+    places = scene.things[0].centroids()
+    places[6:10] = np.nan
+    return drawn(scene, centroids=places)
+
+
+def colour_drifting(scene):
+    colour = np.asarray(world.COLOURS[scene.things[0].colour])
+    return drawn(scene, colours=[colour + 0.15 * t / 15 * (0.5 - colour) / 0.5 for t in range(world.FRAMES)])
+
+
+def pulsing(scene):
+    base = world.AREAS[scene.things[0].size]
+    return drawn(scene, areas=[base * (1 + 0.25 * math.sin(t)) for t in range(world.FRAMES)])
+
+
+def flipping(scene):
+    others = [shape for shape in world.SHAPES if shape != scene.things[0].shape]
+    return drawn(scene, shapes=[scene.things[0].shape if t % 4 else others[t % 3] for t in range(world.FRAMES)])
+
+
+def second_object(scene):
+    x, y = scene.things[0].centroids()[8]
+    far = tuple(12.0 if side > world.SIZE / 2 else world.SIZE - 12.0 for side in (x, y))
+    other = dataclasses.replace(scene.things[0], start=far, motion="still", speed=None, size="small")
+    return world.render(dataclasses.replace(scene, things=(other, scene.things[0])))
+
+
+def flickering(scene):
+    ground = np.asarray(world.BACKGROUNDS[scene.background])
+    return drawn(scene, backgrounds=[ground * (1.05 if t % 2 else 0.95) for t in range(world.FRAMES)])
+
+
+CORRUPTIONS = [
+    (static, "direction"), (blank, "joint"), (blank, "vanished"), (wrong_direction, "direction"),
+    (jitter, "law_residual"), (teleported, "teleport"), (vanishing, "vanished"), (vanishing, "one_object"),
+    (colour_drifting, "colour_drift"), (pulsing, "area_cv"), (flipping, "shape_flips"), (second_object, "one_object"),
+    (flickering, "background_flicker"),
+]  # fmt: skip
+
+
+def test_truth_is_perfect_to_the_stated_floors():
+    for name in ("joint", "one_object", "colour", "shape", "direction", "background", "size"):
+        assert (PERFECT[name] == 1).all(), name
+    floors = {
+        "law_residual": 0.03,
+        "teleport": 0.15,
+        "colour_drift": 1e-6,
+        "area_cv": 0.003,
+        "background_flicker": 1e-6,
+    }
+    for name, floor in floors.items():
+        assert (PERFECT[name] < floor).all(), name
+    assert (PERFECT["fit_psnr"] > 50).all()
+    assert np.allclose(PERFECT["chroma"], 1, atol=1e-3)
+    for name in ("shape_flips", "vanished", "clipped"):
+        assert not PERFECT[name].any(), name
+    reading = read_clips(TRUTH)
+    true = np.stack([scene.things[0].centroids() for scene in SCENES])
+    error = np.linalg.norm(reading.centroid - true, axis=-1)
+    assert error.mean() < 0.015
+    assert error.max() < 0.05
+    assert np.allclose(reading.area, [[world.AREAS[s.things[0].size]] for s in SCENES], rtol=0.01)
+
+
+@pytest.mark.parametrize(("corruption", "name"), CORRUPTIONS)
+def test_a_corruption_is_ranked_below_truth_by_the_metric_meant_for_it(corruption, name):
+    moving = (
+        [k for k, want in enumerate(WANTED) if want.motion != world.STILL] if name == "direction" else range(len(CLIPS))
+    )
+    frames = np.stack([corruption(SCENES[k]) for k in moving])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = measure(frames, [WANTED[k] for k in moving])[name]
+    sign = 1 if METRICS[name].better == "higher" else -1
+    assert (sign * seen < sign * PERFECT[name][list(moving)]).all(), seen
+
+
+def test_sizes_of_the_corruptions_are_measured():
+    values = {f.__name__: measure(np.stack([f(s) for s in SCENES]), WANTED) for f, _ in CORRUPTIONS}
+    assert np.allclose(values["vanishing"]["vanished"], 0.25)
+    assert np.allclose(values["blank"]["vanished"], 1)
+    assert 0.5 < np.median(values["jitter"]["law_residual"]) < 0.9
+    assert np.allclose(values["colour_drifting"]["colour_drift"], [
+        0.3 * np.linalg.norm(0.5 - np.array(world.COLOURS[s.things[0].colour])) for s in SCENES
+    ], rtol=0.05)  # fmt: skip
+    assert np.allclose(values["pulsing"]["area_cv"], 0.25 * np.std(np.sin(np.arange(16))), rtol=0.1)
+    assert (values["static"]["law_residual"] < 0.03).all()  # stillness looks steady: speed must be shown beside it
+    assert (values["static"]["speed"] < 1e-3).all()
+
+
+def test_what_cannot_be_read_fails_or_is_undefined_and_never_guessed():
+    seen = measure(np.stack([blank(s) for s in SCENES]), WANTED)
+    for name, metric in METRICS.items():
+        if name in ("joint", "one_object", "colour", "shape", "direction", "size"):
+            assert (seen[name] == 0).all(), name
+        elif metric.undefined == "never":
+            assert np.isfinite(seen[name]).all(), name
+        else:
+            assert np.isnan(seen[name]).all(), name
+
+
+attributes = st.builds(
+    lambda shape, colour, size, motion, speed, background, k: (
+        shape, colour, size, motion, None if motion == world.STILL else speed, background, k
+    ),
+    st.sampled_from(world.SHAPES), st.sampled_from(list(world.COLOURS)), st.sampled_from(list(world.AREAS)),
+    st.sampled_from(world.MOTIONS), st.sampled_from(list(world.SPEEDS)), st.sampled_from(list(world.BACKGROUNDS)),
+    st.integers(0, 99),
+)  # fmt: skip
+
+
+def scene_of(shape, colour, size, motion, speed, background, k):
+    from guidon.world.scene import place
+
+    start = place(np.random.default_rng(k), shape, size, motion, speed)
+    return world.Scene(background, (world.Thing(shape, colour, size, motion, speed, start),))
+
+
+@settings(max_examples=60, deadline=None)
+@given(attributes, attributes, st.sampled_from(["shape", "colour", "size", "motion", "background"]))
+def test_one_attribute_moves_its_own_metric_and_no_other(asked, other, attribute):
+    names = ("shape", "colour", "size", "motion", "speed", "background")
+    wanted = dict(zip(names, asked, strict=False))
+    shown = wanted | {attribute: dict(zip(names, other, strict=False))[attribute]}
+    if attribute == "motion":
+        shown["speed"] = None if shown["motion"] == world.STILL else (wanted["speed"] or "quickly")
+    seen = measure(world.render(scene_of(**shown, k=asked[-1]))[None], [world.Wanted(**wanted)])
+    metric = {"motion": "direction"}.get(attribute, attribute)
+    right = {
+        name: float(seen[name][0]) for name in ("one_object", "colour", "shape", "direction", "background", "size")
+    }
+    assert right.pop(metric) == float(shown[attribute] == wanted[attribute])
+    assert set(right.values()) == {1.0}
+
+
+def test_what_a_caption_leaves_unsaid_is_not_judged():
+    seen = measure(TRUTH[:1], [world.Wanted(shape=WANTED[0].shape)])
+    assert seen["joint"][0] == 1
+    assert all(math.isnan(seen[name][0]) for name in ("colour", "background", "direction", "size", "chroma"))
+
+
+def test_motion_is_fitted_through_frames_that_hide_the_object():
+    scene = next(s for s in SCENES if s.things[0].speed == "quickly")
+    motion = Motion.fit(read_clips(vanishing(scene)[None]))
+    assert np.allclose(motion.velocity[0], scene.things[0].velocity, atol=0.02)
+    assert np.allclose(motion.start[0], scene.things[0].start, atol=0.1)
+
+
+def test_start_positions_as_varied_as_the_truth_have_spread_one():
+    thing = SCENES[0].things[0]
+    from guidon.world.scene import place
+
+    places = [place(np.random.default_rng(k), thing.shape, thing.size, thing.motion, thing.speed) for k in range(3000)]
+    assert start_spread(np.array(places), thing) == pytest.approx(1, abs=0.03)
+    clips = np.stack([world.render(one_thing(SCENES[0], start=start)) for start in places[:4]])
+    assert np.allclose(starts(clips), places[:4], atol=0.1)
+    assert start_spread(np.repeat(np.array(places[:1]), 5, 0), thing) == 0
+    assert math.isnan(start_spread(np.array(places[:1]), thing))
+
+
+def test_bytes_and_floats_read_alike_and_a_batch_changes_nothing():
+    as_bytes = measure((TRUTH * 255).round().astype(np.uint8), WANTED)
+    alone = measure(TRUTH[3:4], WANTED[3:4])
+    for name in METRICS:
+        assert np.allclose(as_bytes[name], PERFECT[name], atol=0.02, equal_nan=True) or name == "fit_psnr"
+        assert np.allclose(alone[name], PERFECT[name][3:4], equal_nan=True)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InputError, match="do not belong together"):
+        measure(TRUTH, WANTED[:3])
+    with pytest.raises(ValueError, match="expected \\(clips, time"):
+        measure(TRUTH[0], WANTED[:16])
+    with pytest.raises(InputError, match="did you mean 'teleport'"):
+        find_metric("teleprt")
+
+
+def test_two_frames_are_measured():
+    clip = world.clip("L0", 0, 0)
+    found = measure(clip.frames()[None, :2], [world.read_caption(clip.caption)])
+    assert np.isnan(found["teleport"]).all()
+    assert found["background"] == 1
