@@ -222,7 +222,7 @@ def test_prompts_may_have_noise_of_their_own(pipe):
 
 def test_prompts_are_encoded_once_for_all_settings(tiny_model, monkeypatch):
     pipe, calls = guidon.load(tiny_model, device="cpu"), []
-    with pipe.parts.text.in_use() as text:
+    with pipe.model.text.in_use() as text:
         encode = text.encode
         monkeypatch.setattr(text, "encode", lambda prompts: calls.append(tuple(prompts)) or encode(prompts))
     for scale in (1.0, 2.0, 3.0):

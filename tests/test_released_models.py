@@ -192,9 +192,9 @@ def test_parts_go_after_use_unless_they_are_to_stay(hub):
         pipe = guidon.load(CLASS, offload=offload, **parts)
         pipe("5", steps=1)
         pipe("5", steps=1, dtype="bf16")
-        assert (pipe.parts.network._held is not None) == held
-        if pipe.parts.network._held:
-            assert pipe.parts.network._held[0] == (torch.bfloat16,)  # one network, not one of each precision
+        assert (pipe.model.network._held is not None) == held
+        if pipe.model.network._held:
+            assert pipe.model.network._held[0] == (torch.bfloat16,)  # one network, not one of each precision
 
 
 @pytest.mark.filterwarnings("ignore:.*makes latents of")

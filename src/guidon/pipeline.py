@@ -31,7 +31,7 @@ from .guidance import (
 )
 from .media.files import save_video
 from .models.catalogue import Preset, find_preset
-from .models.stages import Parts, Sources, find_parts
+from .models.model import Model, Sources, find_model
 from .request import EXACT, Generation
 from .samplers import CudaGenerator, LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
 from .samplers.philox import BLOCKS
@@ -82,13 +82,13 @@ class Pipeline:
 
     Args:
         preset: settings for what is not chosen.
-        parts: the three stages and the diffusion they were trained for.
+        model: the three stages and the diffusion they were trained for.
         device: where they run.
     """
 
-    def __init__(self, preset: Preset, parts: Parts, device: torch.device) -> None:
-        self.preset, self.parts, self.device = preset, parts, device
-        self.channels, self.hashes = parts.latent_shape[0], parts.hashes
+    def __init__(self, preset: Preset, model: Model, device: torch.device) -> None:
+        self.preset, self.model, self.device = preset, model, device
+        self.channels, self.hashes = model.latent_shape[0], model.hashes
         self._encoded: dict[tuple[tuple[str, ...], str | None], Encoded] = {}
 
     def __call__(
@@ -164,9 +164,9 @@ class Pipeline:
         if generation.exact is not None and generation.exact not in originals:
             valid = f"valid: {', '.join(originals)}" if originals else "it has no original"
             raise InputError(f"{self.preset.name} is not of {generation.exact!r}, which --exact replays; {valid}")
-        self.parts.schedule.respaced(str(generation.steps))
+        self.model.schedule.respaced(str(generation.steps))
         if (
-            self._latent_shape(self.parts.latent_shape, generation) != self.parts.latent_shape
+            self._latent_shape(self.model.latent_shape, generation) != self.model.latent_shape
             and not self.preset.is_image
         ):
             warnings.warn(
@@ -180,7 +180,7 @@ class Pipeline:
         Raises:
             InputError: the model does not take other sizes, or not this one.
         """
-        unit, patch = self.parts.downsampling, self.parts.patch
+        unit, patch = self.model.downsampling, self.model.patch
         own = made[-2] * unit, made[-1] * unit
         for name in ("size", "frames"):
             if getattr(generation, name) is not None and name not in self.preset.sizes:
@@ -221,7 +221,7 @@ class Pipeline:
         chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         legacy = LegacyNoise(2, self._legacy_generator(generation)) if generation.exact else None
         latents: list[Tensor] = []
-        with self.parts.network.in_use(DTYPES[generation.dtype]) as model:
+        with self.model.network.in_use(DTYPES[generation.dtype]) as model:
             for number, chunk in enumerate(chunks):
                 report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
                 prompts = [prompt for prompt, _ in chunk]
@@ -237,7 +237,7 @@ class Pipeline:
                 f"sampling gave numbers that are not finite ({generation.sampler}, {generation.steps} steps, "
                 f"{generation.dtype}): try more steps, a lower scale, or fp32"
             )
-        with self.parts.vae.in_use() as vae:
+        with self.model.vae.in_use() as vae:
             frames = torch.cat([_to_frames(vae.decode(part.float())) for part in latents]).numpy()
         return [self._video(generation, *row, clip) for row, clip in zip(rows, frames, strict=True)]
 
@@ -253,7 +253,7 @@ class Pipeline:
         negative = generation.negative_prompt
         key = generation.prompts, negative
         if key not in self._encoded:
-            with self.parts.text.in_use() as text:
+            with self.model.text.in_use() as text:
                 avoid = None if negative is None else Encoded(*text.encode([negative]))
                 found = Encoded(*text.encode(generation.prompts), avoid)
             if len(self._encoded) >= REMEMBERED:
@@ -285,7 +285,7 @@ class Pipeline:
         else:
             uncond, negative = negative, None
         solver = generation.sampler == "dpm-solver"  # it chooses its own times, between those of the full schedule
-        schedule = self.parts.schedule if solver else self.parts.schedule.respaced(generation.steps)
+        schedule = self.model.schedule if solver else self.model.schedule.respaced(generation.steps)
         exact = generation.exact and EXACT[generation.exact]
         if exact and exact.single_precision:
             schedule = schedule.single_precision()
@@ -304,7 +304,7 @@ class Pipeline:
             batched=batched,
             trace=trace,
             negative=negative,
-            parameterization=self.parts.process.parameterization,
+            parameterization=self.model.process.parameterization,
             rotation=rotation,
         )
         x = noise.initial(self._latent_shape(model.latent_shape, generation), self.device, len(prompts))
@@ -314,7 +314,7 @@ class Pipeline:
             sample = partial(sample_dpm_solver, steps=generation.steps)
         else:
             sample = partial(sample_ddim, eta=generation.eta) if generation.sampler == "ddim" else sample_ddpm
-        latents = sample(denoiser, schedule, x, noise, process=self.parts.process, on_step=report)
+        latents = sample(denoiser, schedule, x, noise, process=self.model.process, on_step=report)
         if denoiser.idle:
             warnings.warn(
                 f"no step was guided: guidance {generation.timing} holds none of the {generation.steps} steps: "
@@ -326,7 +326,7 @@ class Pipeline:
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the VAE and back: the ceiling of what the model can show."""
         x = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None].to(self.device) * 2 - 1
-        with self.parts.vae.in_use() as vae:
+        with self.model.vae.in_use() as vae:
             return ((vae.decode(vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
 
     def _video(self, generation: Generation, prompt: int, sample: int, frames: np.ndarray) -> Video:
@@ -408,4 +408,4 @@ def load(
         download=download,
     )
     offload = offload or ("none" if preset.released is None else "stages")
-    return Pipeline(preset, find_parts(preset, sources, place, offload), place)
+    return Pipeline(preset, find_model(preset, sources, place, offload), place)

@@ -123,7 +123,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, line, message):
 def test_only_models_of_the_world_are_evaluated(pipe):
     import dataclasses
 
-    parts = dataclasses.replace(pipe.parts, latent_shape=(4, 16, 32, 32))
+    parts = dataclasses.replace(pipe.model, latent_shape=(4, 16, 32, 32))
     other = type(pipe)(pipe.preset, parts, pipe.device)
     with pytest.raises(InputError, match="does not make the world's 64x64 videos"):
         evaluate(other, [Setting(1.0, "3")], prompts=2)

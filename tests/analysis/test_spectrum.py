@@ -82,7 +82,7 @@ def test_influence_is_the_slope_of_the_decoded_video(tiny_model, taken_apart):
     unit = 0.02 / float((cond - uncond)[1].square().mean().sqrt())
     moved = cond.clone()
     moved[1] += unit * (cond - uncond)[1]
-    with pipe.parts.vae.in_use() as vae:
+    with pipe.model.vae.in_use() as vae:
         change = (vae.decode(moved[None]) - vae.decode(cond[None])) / 2 / unit
     luma = torch.einsum("bcthw,c->bthw", change, torch.tensor(LUMA))
     assert taken_apart.influence[0, 1, 1, 0] == pytest.approx(float(luma.square().mean().sqrt()), rel=0.05)

@@ -21,7 +21,7 @@ def areas(vae, latents):
 def test_it_foretells_how_errors_of_the_latents_change_the_area():
     clips = [world.clip("L0", 5, index) for index in range(2)]
     generator = torch.Generator().manual_seed(0)
-    with guidon.load("guidon-small", device="cpu").parts.vae.in_use() as vae:
+    with guidon.load("guidon-small", device="cpu").model.vae.in_use() as vae:
         for clip in clips:
             latents = vae.encode(torch.from_numpy(clip.frames()).permute(3, 0, 1, 2)[None] * 2 - 1)[0]
             error = 0.1 * torch.randn(latents.shape, generator=generator)
@@ -32,7 +32,7 @@ def test_it_foretells_how_errors_of_the_latents_change_the_area():
 
 
 def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path):
-    with guidon.load("guidon-small", device="cpu").parts.vae.in_use() as vae:
+    with guidon.load("guidon-small", device="cpu").model.vae.in_use() as vae:
         clips = LatentClips(tmp_path, vae, "", 6, 0, families=False, areas=True)
         latents, captions, _, gradients = clips.batch(0, 6)
         backwards = 0

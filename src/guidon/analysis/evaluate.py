@@ -234,8 +234,8 @@ def evaluate(
 
 def of_the_world(pipe: Pipeline) -> bool:
     """Whether a model makes the world's videos, whose truth is known."""
-    shape = tuple(side * pipe.parts.downsampling for side in pipe.parts.latent_shape[-2:])
-    return shape == (world.SIZE, world.SIZE) and len(pipe.parts.latent_shape) == 4 and pipe.preset.released is None
+    shape = tuple(side * pipe.model.downsampling for side in pipe.model.latent_shape[-2:])
+    return shape == (world.SIZE, world.SIZE) and len(pipe.model.latent_shape) == 4 and pipe.preset.released is None
 
 
 def _bytes(frames: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def spectrum(
     arrays = trace.as_arrays(by_frame=True)
     looked_at = np.unique(np.linspace(0, len(trace) - 1, looks).round().astype(int))
     cond, uncond = (branch.transpose(0, 1)[:, looked_at] for branch in trace.x0)  # (P, K, C, ...)
-    with pipe.parts.vae.in_use() as vae:
+    with pipe.model.vae.in_use() as vae:
         decode: Decode = lambda latents: vae.decode(latents.to(pipe.device)).float().cpu()  # noqa: E731
         found = [
             [gains(decode, c, c - u) for c, u in zip(*pair, strict=True)] for pair in zip(cond, uncond, strict=True)

@@ -42,7 +42,7 @@ class Encoder(Protocol):
     def encode(self, prompts: Any) -> tuple[Tensor, Tensor | None]: ...
 
 
-class Part(Generic[P]):
+class Stage(Generic[P]):
     """One stage of the pipeline, made when first used, and dropped after use unless it is to be kept.
 
     Of several ways to make it, only the last one is held.
@@ -81,26 +81,28 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Model:
     """All that a pipeline is made of.
 
     ``network`` is made for a dtype and has ``prepare``, ``null`` and ``latent_shape``. ``latent_shape`` is
     that of the size the model is for, ``patch`` its token along each axis but the first, and a latent pixel is
-    ``downsampling`` pixels wide. ``hashes`` tell the weights that are already read.
+    ``downsampling`` pixels wide. ``bench`` names the bench (``guidon.metrics.bench``) that its videos are measured on.
+    ``hashes`` tell the weights that are already read.
     """
 
-    text: Part[Encoder]
-    network: Part[Any]
-    vae: Part[FrameVAE]
+    text: Stage[Encoder]
+    network: Stage[Any]
+    vae: Stage[FrameVAE]
     schedule: NoiseSchedule
     process: Process
     latent_shape: tuple[int, ...]
     patch: tuple[int, ...]
     downsampling: int
+    bench: str
     hashes: dict[str, str] = field(default_factory=dict)
 
 
-def find_parts(preset: Preset, sources: Sources, device: torch.device, offload: str) -> Parts:
+def find_model(preset: Preset, sources: Sources, device: torch.device, offload: str) -> Model:
     """The parts of a preset; what is small is read and checked at once, what is large when it is used.
 
     Raises:
@@ -116,7 +118,7 @@ def find_parts(preset: Preset, sources: Sources, device: torch.device, offload: 
     return _own(preset, device, keep=offload == "none")
 
 
-def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
+def _own(preset: Preset, device: torch.device, keep: bool) -> Model:
     """The parts in a folder that ``guidon train`` wrote."""
     assert preset.folder is not None
     kinds = {DENOISER: "denoiser", TEXT: "text", VAE: "vae"}
@@ -149,18 +151,19 @@ def _own(preset: Preset, device: torch.device, keep: bool) -> Parts:
     def vae() -> FrameVAE:
         return parts["vae"].build(FrameVAE, FrameVAEConfig).to(device).eval()
 
-    stage = Part(network, keep)
+    stage = Stage(network, keep)
     with stage.in_use(torch.float32):  # a file that does not fit is refused now
         pass
-    return Parts(
-        Part(text, keep),
+    return Model(
+        Stage(text, keep),
         stage,
-        Part(vae, keep),
+        Stage(vae, keep),
         NoiseSchedule.named(denoiser.config["noise_schedule"], denoiser.config["diffusion_steps"]),
         Process.trained(denoiser.config["prediction"]),
         (denoiser.config["in_channels"], *denoiser.config["input_size"]),
         tuple(denoiser.config["patch_size"]),
         parts["vae"].configure(FrameVAEConfig).downsampling,
+        "world",
         {kind: part.sha256 for kind, part in parts.items()},
     )
 
@@ -203,7 +206,7 @@ class ClassLabels:
         return torch.tensor(labels), None
 
 
-def _released(preset: Preset, released: Released, sources: Sources, device: torch.device, keep: bool) -> Parts:
+def _released(preset: Preset, released: Released, sources: Sources, device: torch.device, keep: bool) -> Model:
     checkpoint = sources.checkpoint or _on_hub(
         released.repository, released.file, sources.download, f"--checkpoint FILE: {released.file}"
     )
@@ -250,15 +253,16 @@ def _released(preset: Preset, released: Released, sources: Sources, device: torc
     def vae() -> FrameVAE:
         return FrameVAE.load(vae_folder).to(device).eval()
 
-    return Parts(
-        Part(text, keep),
-        Part(network, keep),
-        Part(vae, keep),
+    return Model(
+        Stage(text, keep),
+        Stage(network, keep),
+        Stage(vae, keep),
         NoiseSchedule.named("linear", 1000),
         Process(),
         released.latent_shape,
         (1, 2, 2)[-len(released.latent_shape[1:]) :],
         8,
+        "video",
         hashes,
     )
 
