@@ -1,0 +1,36 @@
+"""Optional libraries: imported where they are needed; where one is missing, the error says which extra brings it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from .errors import InputError, first_line
+
+DISTRIBUTION = "guidon-diffusion"  # the name that pip knows
+
+
+def require(module: str, purpose: str, extra: str, *, package: str | None = None) -> ModuleType:
+    """Import an optional library.
+
+    ``cv2 = require("cv2", "measuring video", "study", package="opencv-python-headless")``
+
+    Args:
+        module: what to import; of a dotted name (``matplotlib.figure``) the submodule is returned.
+        purpose: what needs it, as the subject of a sentence: "writing mp4".
+        extra: the extra of this distribution that brings it.
+        package: its name on the package index, where that is not the module's.
+
+    Raises:
+        InputError: it is not installed, or it cannot be loaded.
+    """
+    name = module.partition(".")[0]
+    install = f"pip install '{DISTRIBUTION}[{extra}]'"
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == name:
+            raise InputError(f"{purpose} needs {package or name}, which is not installed: {install}") from None
+        raise InputError(f"{purpose} needs {package or name}, which misses {error.name}: {install}") from error
+    except ImportError as error:  # such as a shared library that the system lacks
+        raise InputError(f"{purpose} needs {package or name}, which cannot be loaded: {first_line(error)}") from error
