@@ -1,6 +1,6 @@
-"""What diffusion models are trained and judged by: the simple loss, the variational bound, bits per dimension.
+"""Losses of diffusion models: the simple loss, the variational bound, bits per dimension (Nichol & Dhariwal 2021).
 
-Everything is per sample, (B,), and takes its noise as an argument. Nichol & Dhariwal 2021, sec. 3.
+Every loss is per sample, (B,). Noise is an argument.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from .level import DiscreteLevel
 from .posterior import (
     Posterior,
     Process,
@@ -23,24 +24,23 @@ from .posterior import (
     q_mean_variance,
     q_posterior,
     q_sample,
-    split_prediction,
-    velocity,
 )
-from .schedule import ScheduleTables
+from .prediction import split_prediction, target
+from .schedule import NoiseSchedule
 
 LossKind = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
 BITS = 1 / math.log(2)
 
 
-def _per_sample(x: Tensor) -> Tensor:
+def _per_sample_mean(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log probability of x under a Gaussian integrated over bins of width 2/255, elementwise, in nats.
 
-    x is scaled as 8-bit values in [-1, 1]; the outermost bins reach to infinity (Ho et al. 2020, eq. 13). The normal
-    distribution function is its tanh approximation, as in the published bounds.
+    x holds 8-bit values scaled to [-1, 1]. The outermost bins reach to infinity (Ho et al. 2020, eq. 13). The normal
+    distribution function is approximated by tanh, as in the published bounds.
     """
 
     def cdf(z: Tensor) -> Tensor:
@@ -53,22 +53,24 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Te
     return torch.where(x < -0.999, at_bottom, torch.where(x > 0.999, at_top, inside))
 
 
-def bound_term(posterior: Posterior, x_0: Tensor, x_t: Tensor, step: Tensor, tables: ScheduleTables) -> Tensor:
-    """One term of the variational bound, bits per dimension: KL to the true posterior, or the likelihood at step 0."""
-    true_mean, _, true_log_variance = q_posterior(x_0, x_t, step, tables)
-    kl = _per_sample(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance))
+def bound_term(posterior: Posterior, x_0: Tensor, x_t: Tensor, level: DiscreteLevel) -> Tensor:
+    """One term of the variational bound, bits per dimension, (B,).
+
+    It is the KL divergence to the true posterior, or at step 0 the likelihood of the data.
+    """
+    true_mean, _, true_log_variance = q_posterior(x_0, x_t, level)
+    kl = _per_sample_mean(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance))
     log_scale = (0.5 * posterior.log_variance).expand_as(x_0)
-    nll = -_per_sample(discretised_log_likelihood(x_0, posterior.mean, log_scale))
-    return torch.where(step == 0, nll, kl) * BITS
+    nll = -_per_sample_mean(discretised_log_likelihood(x_0, posterior.mean, log_scale))
+    return torch.where(torch.as_tensor(level.is_last, device=x_0.device), nll, kl) * BITS
 
 
 def training_losses(
     prediction: Tensor,
     x_0: Tensor,
     x_t: Tensor,
-    step: Tensor,
+    level: DiscreteLevel,
     noise: Tensor,
-    tables: ScheduleTables,
     process: Process,
     *,
     kind: LossKind = "mse",
@@ -76,74 +78,83 @@ def training_losses(
 ) -> dict[str, Tensor]:
     """The loss of a prediction and its terms, each (B,).
 
-    "mse" is the simple loss, plus the bound with its mean detached when the variance is learned (Nichol & Dhariwal
-    2021, eq. 16, the bound unscaled); "rescaled_mse" weighs that bound by T/1000; "kl" is the bound alone and
-    "rescaled_kl" T times it. ``x_t`` must be ``q_sample(x_0, step, noise)``. ``importance``, broadcastable to x_0,
-    weighs the squared errors of the simple loss.
+    Args:
+        prediction: (B, C or 2C, ...), of x_t.
+        x_0: the clean sample (B, C, ...).
+        x_t: ``q_sample(x_0, level, noise)``.
+        level: the level of every sample.
+        noise: the noise in x_t.
+        process: what the prediction stands for.
+        kind: "mse" is the simple loss; where the variance is learned, the bound with a detached mean is added to it
+            (Nichol & Dhariwal 2021, eq. 16, the bound unscaled). "rescaled_mse" weights that bound by T/1000. "kl" is
+            the bound alone, "rescaled_kl" T times the bound.
+        importance: weights of the squared errors of the simple loss, broadcastable to x_0.
+
+    Raises:
+        InputError: the kind does not exist, or the channels do not fit.
     """
     if kind in ("kl", "rescaled_kl"):
-        loss = bound_term(p_mean_variance(prediction, x_t, step, tables, process), x_0, x_t, step, tables)
-        return {"loss": loss * len(tables) if kind == "rescaled_kl" else loss}
+        loss = bound_term(p_mean_variance(prediction, x_t, level, process), x_0, x_t, level)
+        return {"loss": loss * level.steps if kind == "rescaled_kl" else loss}
     if kind not in ("mse", "rescaled_mse"):
         raise InputError(f"loss {kind!r} does not exist; valid: mse, rescaled_mse, kl, rescaled_kl")
     output, interpolation = split_prediction(prediction, x_0.shape[1])
-    if process.parameterization == "v":
-        target = velocity(x_0, step, noise, tables)
-    else:
-        target = noise if process.parameterization == "eps" else x_0
-    squared = (target - output).square()
-    terms = {"mse": _per_sample(squared if importance is None else squared * importance)}
+    squared = (target(x_0, noise, level, process.parameterization) - output).square()
+    terms = {"mse": _per_sample_mean(squared if importance is None else squared * importance)}
     if interpolation is None:
         return {"loss": terms["mse"]} | terms
     frozen = torch.cat([output.detach(), interpolation], dim=1)
-    terms["vb"] = bound_term(p_mean_variance(frozen, x_t, step, tables, process), x_0, x_t, step, tables)
+    terms["vb"] = bound_term(p_mean_variance(frozen, x_t, level, process), x_0, x_t, level)
     if kind == "rescaled_mse":
-        terms["vb"] = terms["vb"] * (len(tables) / 1000)
+        terms["vb"] = terms["vb"] * (level.steps / 1000)
     return {"loss": terms["mse"] + terms["vb"]} | terms
 
 
-def prior_bits(x_0: Tensor, tables: ScheduleTables) -> Tensor:
-    """KL(q(x_T | x_0) || N(0, I)), bits per dimension: what the schedule leaves of the signal at its last step."""
-    last = torch.full((len(x_0),), len(tables) - 1, device=x_0.device)
-    mean, _, log_variance = q_mean_variance(x_0, last, tables)
+def prior_bits(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """KL(q(x_T | x_0) || N(0, I)), bits per dimension, (B,): the signal that the last step leaves."""
+    mean, _, log_variance = q_mean_variance(x_0, schedule.levels[0])
     zero = torch.zeros((), device=x_0.device)
-    return _per_sample(gaussian_kl(mean, log_variance, zero, zero)) * BITS
+    return _per_sample_mean(gaussian_kl(mean, log_variance, zero, zero)) * BITS
 
 
 @dataclass(frozen=True)
 class BitsPerDimension:
-    """The whole bound. ``total_bpd`` and ``prior_bpd`` are (B,); the others (B, T), from the last step to the first."""
+    """The whole variational bound of a batch. Columns go from the last step to the first."""
 
     total_bpd: Tensor
+    """(B,)"""
     prior_bpd: Tensor
+    """(B,)"""
     vb: Tensor
+    """The bound's term of each step, (B, T)."""
     xstart_mse: Tensor
+    """Mean squared error of the predicted x_0, (B, T)."""
     mse: Tensor
+    """Mean squared error of the predicted noise, (B, T)."""
 
 
 @torch.no_grad()
 def bits_per_dimension(
-    denoiser: Callable[[Tensor, int], Tensor],
+    denoiser: Callable[[Tensor, DiscreteLevel], Tensor],
     x_0: Tensor,
     noise: Callable[[Tensor], Tensor],
-    tables: ScheduleTables,
+    schedule: NoiseSchedule,
     process: Process,
 ) -> BitsPerDimension:
     """The variational bound of a batch, every step visited from the last to the first (Nichol & Dhariwal 2021, fig. 2).
 
-    ``denoiser(x_t, step)`` gives the prediction; ``noise(x_0)`` is asked once a step, in that order.
+    ``denoiser(x_t, level)`` gives the prediction. ``noise(x_0)`` is called once a step, in that order.
     """
     vb: list[Tensor] = []
     xstart_mse: list[Tensor] = []
     mse: list[Tensor] = []
-    for index in reversed(range(len(tables))):
-        step = torch.full((len(x_0),), index, device=x_0.device)
+    for level in schedule.levels:
         eps = noise(x_0)
-        x_t = q_sample(x_0, step, eps, tables)
-        posterior = p_mean_variance(denoiser(x_t, index), x_t, step, tables, process)
-        vb.append(bound_term(posterior, x_0, x_t, step, tables))
-        xstart_mse.append(_per_sample((posterior.x_0 - x_0).square()))
-        mse.append(_per_sample((eps_from_x0(x_t, step, posterior.x_0, tables) - eps).square()))
-    prior = prior_bits(x_0, tables)
+        x_t = q_sample(x_0, level, eps)
+        posterior = p_mean_variance(denoiser(x_t, level), x_t, level, process)
+        vb.append(bound_term(posterior, x_0, x_t, level))
+        xstart_mse.append(_per_sample_mean((posterior.x_0 - x_0).square()))
+        mse.append(_per_sample_mean((eps_from_x0(x_t, level, posterior.x_0) - eps).square()))
+    prior = prior_bits(x_0, schedule)
     columns = [torch.stack(values, dim=1) for values in (vb, xstart_mse, mse)]
     return BitsPerDimension(columns[0].sum(1) + prior, prior, *columns)

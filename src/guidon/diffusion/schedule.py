@@ -1,4 +1,6 @@
-"""Noise schedules: betas to every table the process needs, in float64; and respacing, which gives another schedule.
+"""Noise schedules of the discrete process: betas, the tables they imply, the levels, and respacing.
+
+Tables are in float64.
 
 Notation of Ho et al. 2020 and Nichol & Dhariwal 2021: alphas_cumprod[t] is the share of signal variance left after
 step t. Tables have length T, the number of steps of *this* schedule; ``timestep_map`` says which original timestep
@@ -9,17 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.broadcasting import per_sample
 from ..core.errors import InputError, nearest
+from .level import CLEAN, DiscreteLevel, NoiseLevel
 
 Table = NDArray[np.floating]
+COEFFICIENTS = (
+    "alphas_cumprod", "alphas_cumprod_prev", "alphas_cumprod_next", "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "log_betas", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "fixed_large_variance",
+    "fixed_large_log_variance",
+)  # fmt: skip
 
 
 def linear_betas(steps: int) -> Table:
@@ -40,32 +51,6 @@ def cosine_betas(steps: int) -> Table:
 
 
 NAMED = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
-
-
-@dataclass(frozen=True)
-class ScheduleTables:
-    """The tables as fp32 tensors on one device, made once per run; each has shape (T,)."""
-
-    betas: Tensor
-    alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
-    alphas_cumprod_next: Tensor
-    sqrt_alphas_cumprod: Tensor
-    sqrt_one_minus_alphas_cumprod: Tensor
-    log_one_minus_alphas_cumprod: Tensor
-    sqrt_recip_alphas_cumprod: Tensor
-    sqrt_recipm1_alphas_cumprod: Tensor
-    posterior_variance: Tensor
-    posterior_log_variance_clipped: Tensor
-    posterior_mean_coef1: Tensor
-    posterior_mean_coef2: Tensor
-    log_betas: Tensor
-    fixed_large_variance: Tensor
-    fixed_large_log_variance: Tensor
-    timestep_map: Tensor
-
-    def __len__(self) -> int:
-        return len(self.betas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +109,71 @@ class NoiseSchedule:
         """The schedule with every table computed in float32, as Open-Sora 1.1 to 1.3 do."""
         return NoiseSchedule(self.betas.astype(np.float32), self.timestep_map, self.num_original_timesteps)
 
-    def tables(self, device: torch.device | str = "cpu") -> ScheduleTables:
-        """All tables on a device: fp32, ``timestep_map`` long."""
+    @cached_property
+    def levels(self) -> tuple[DiscreteLevel, ...]:
+        """Every level of the schedule, from noise to data, in the order in which samplers visit them."""
+        entries = {name: table.unbind() for name, table in _tables(self, torch.device("cpu")).items()}
+        found: list[DiscreteLevel] = []
+        for step in range(len(self)):  # begin at the data: each level holds the one that is visited after it
+            coefficients: dict[str, Any] = {name: entries[name][step] for name in COEFFICIENTS}
+            level = DiscreteLevel(
+                timestep=float(self.timestep_map[step]),
+                alpha=float(self.sqrt_alphas_cumprod[step]),
+                sigma=float(self.sqrt_one_minus_alphas_cumprod[step]),
+                progress=self._progress(float(self.timestep_map[step])),
+                next=found[-1] if found else CLEAN,
+                step=step,
+                steps=len(self),
+                **coefficients,
+            )
+            found.append(level)
+        return tuple(reversed(found))
 
-        def tensor(name: str) -> Tensor:
-            dtype = torch.long if name == "timestep_map" else torch.float32
-            return torch.tensor(getattr(self, name), dtype=dtype, device=device)
+    def at(self, step: Tensor, like: Tensor) -> DiscreteLevel:
+        """A level for every sample of a batch.
 
-        return ScheduleTables(**{field.name: tensor(field.name) for field in fields(ScheduleTables)})
+        Args:
+            step: indices into this schedule, long (B,).
+            like: the batch (B, ...) that the numbers are to multiply; they are on its device.
+        """
+        tables = _tables(self, like.device)
+        timestep = tables["timestep_map"][step]
+        coefficients: dict[str, Any] = {name: per_sample(tables[name][step], like) for name in COEFFICIENTS}
+        return DiscreteLevel(
+            timestep=timestep,
+            alpha=per_sample(tables["sqrt_alphas_cumprod"][step], like),
+            sigma=per_sample(tables["sqrt_one_minus_alphas_cumprod"][step], like),
+            progress=1 - timestep / self._last_timestep,
+            step=step,
+            steps=len(self),
+            **coefficients,
+        )
+
+    def between(self, time: float) -> NoiseLevel:
+        """The level at a continuous time in [1/T, 1], where step n of T has time (n + 1) / T.
+
+        The logarithm of alpha and the timestep are linear between steps (Lu et al. 2206.00927, app. D.3). The level
+        that comes next is not known, because a solver chooses its own times.
+        """
+        log_alpha = float(np.interp(time, self._times, self._log_alphas))
+        timestep = float(np.interp(time * len(self) - 1, np.arange(len(self)), self.timestep_map.astype(np.float64)))
+        sigma = math.sqrt(-math.expm1(2 * log_alpha))
+        return NoiseLevel(timestep, math.exp(log_alpha), sigma, self._progress(timestep))
+
+    @cached_property
+    def _times(self) -> Table:
+        return np.arange(1, len(self) + 1) / len(self)
+
+    @cached_property
+    def _log_alphas(self) -> Table:
+        return 0.5 * np.log(self.alphas_cumprod)
+
+    @property
+    def _last_timestep(self) -> int:
+        return max(1, self.num_original_timesteps - 1)
+
+    def _progress(self, timestep: float) -> float:
+        return min(1.0, max(0.0, 1 - timestep / self._last_timestep))
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -203,6 +245,15 @@ class NoiseSchedule:
     @cached_property
     def fixed_large_log_variance(self) -> Table:
         return np.log(self.fixed_large_variance)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # they also serve training, whatever mode they are made in
+def _tables(schedule: NoiseSchedule, device: torch.device) -> dict[str, Tensor]:
+    """The tables that levels are made of, on a device: fp32 (T,); ``timestep_map`` is long."""
+    names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", *COEFFICIENTS)
+    found = {name: torch.tensor(getattr(schedule, name), dtype=torch.float32, device=device) for name in names}
+    return found | {"timestep_map": torch.tensor(schedule.timestep_map, dtype=torch.long, device=device)}
 
 
 def space_timesteps(num_timesteps: int, spec: str | int | Sequence[int]) -> list[int]:

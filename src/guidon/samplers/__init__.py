@@ -1,6 +1,6 @@
-"""Denoiser + schedule + noise -> x_0. Samplers know no model and no guidance."""
+"""Samplers: a denoiser, a schedule and noise give x_0. They know no model and no guidance."""
 
-from .contract import Denoiser, Noise, OnStep
+from .contract import Denoiser, Noise
 from .ddim import ddim_reverse_step, ddim_step, sample_ddim
 from .ddpm import ddpm_step, sample_ddpm
 from .dpm_solver import sample_dpm_solver
@@ -8,6 +8,6 @@ from .noise import LegacyNoise, SampleNoise
 from .philox import CudaGenerator
 
 __all__ = [
-    "CudaGenerator", "Denoiser", "LegacyNoise", "Noise", "OnStep", "SampleNoise", "ddim_reverse_step", "ddim_step",
+    "CudaGenerator", "Denoiser", "LegacyNoise", "Noise", "SampleNoise", "ddim_reverse_step", "ddim_step",
     "ddpm_step", "sample_ddim", "sample_ddpm", "sample_dpm_solver",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What samplers share: the contracts they are written against, and how a step is reported."""
+"""What samplers are written against: a denoiser, and a source of noise."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-Noise = Callable[[Tensor], Tensor]
-OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, x
+from ..diffusion import NoiseLevel
+
+Noise = Callable[[Tensor], Tensor]  # noise(x) gives standard normal values shaped like x
 
 
 class Denoiser(Protocol):
-    """What a sampler sees of a model: the prediction (B, C or 2C, ...) for x (B, C, ...) at a step or a timestep."""
+    """What a sampler sees of a model under guidance."""
 
-    def __call__(self, x: Tensor, step: int) -> Tensor: ...
-
-    def at(self, x: Tensor, timestep: float) -> Tensor:
-        """The same at an original timestep, which may lie between whole ones."""
+    def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
+        """The prediction (B, C or 2C, ...) for x (B, C, ...) at a level."""
         ...

@@ -1,6 +1,6 @@
-"""Where samplers' randomness comes from. None of it is global unless legacy noise was asked for.
+"""Sources of the samplers' noise. Only ``LegacyNoise`` without a generator draws from the global one.
 
-A noise is called as ``noise(x)`` and gives standard normal values shaped like x.
+A source is called as ``noise(x)``. It gives standard normal values shaped like x.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from .philox import CudaGenerator
 
 
 class SampleNoise:
-    """One generator per sample, seeded by (seed, sample index): a sample does not depend on its batch mates.
+    """One generator per sample, seeded by (seed, sample index): a sample does not depend on its batch.
 
-    ``seed`` is one for all samples, or one for each.
+    Values are drawn on the CPU, so that they are the same on every device. The copy to the device does not block.
 
-    Values are drawn on the CPU, so that they are the same on every device, and copied without waiting.
+    Args:
+        seed: one seed for all samples, or one for each.
+        samples: the index of each sample.
     """
 
     def __init__(self, seed: int | Sequence[int], samples: Sequence[int]) -> None:
@@ -31,7 +33,7 @@ class SampleNoise:
         ]
 
     def initial(self, shape: Sequence[int], device: torch.device | str = "cpu", rows: int | None = None) -> Tensor:
-        """The noise that sampling starts from: (samples, *shape), fp32; ``rows`` can only be their number."""
+        """The noise that sampling starts from: (samples, *shape), fp32. ``rows`` must be the number of samples."""
         if rows not in (None, len(self.generators)):
             raise InputError(f"{rows} rows were asked for, there are {len(self.generators)} samples")
         return self._draw(tuple(shape)).to(device)
@@ -44,9 +46,9 @@ class SampleNoise:
 
 
 class LegacyNoise:
-    """The draws of Open-Sora and DiT: every step takes noise for the doubled batch and uses its first half.
+    """The draws of Open-Sora and DiT: every step draws noise for the doubled batch and uses the first half.
 
-    The last step draws too, although its noise is multiplied by zero. From the global generator unless one is given.
+    The last step draws too, although its noise is multiplied by zero. The global generator is used unless one is given.
     """
 
     def __init__(self, branches: int = 2, generator: torch.Generator | CudaGenerator | None = None) -> None:
