@@ -6,7 +6,7 @@ python examples/compare_channels.py docs/guidance.png
 import sys
 
 import guidon
-from guidon.media.files import contact_sheet
+from guidon.media import contact_sheet
 
 PROMPTS = [
     "a red circle moves left on a white background",

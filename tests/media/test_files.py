@@ -1,10 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from guidon import world
 from guidon.core.errors import InputError
-from guidon.media.files import contact_sheet, load_video, save_video
+from guidon.media import load_video, save_video
 
 CLIP = (world.clip("train", 0, 3).frames() * 255).round().astype(np.uint8)
 
@@ -102,48 +105,9 @@ def test_a_place_that_cannot_hold_the_video_is_refused(tmp_path):
 def test_files_that_are_no_video_are_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"not a video")
     (tmp_path / "empty").mkdir()
-    for name, message in (("a.mp4", "cannot be read"), ("empty", "holds no PNG"), ("none.mp4", "is not there")):
+    for name, message in (("a.mp4", "cannot be read"), ("empty", "holds no PNG"), ("none.mp4", "does not exist")):
         with pytest.raises(InputError, match=message):
             load_video(tmp_path / name)
-
-
-def test_a_contact_sheet_shows_every_clip_under_its_labels(tmp_path):
-    red, blue = (np.broadcast_to(np.array(c, np.uint8), (8, 64, 64, 3)) for c in ((255, 0, 0), (0, 0, 255)))
-    path = contact_sheet(
-        [[red, blue], [blue, red]], ["a prompt " * 30, "second"], ["sample 0", "sample 1"], path=tmp_path / "sheet.png"
-    )
-    sheet = np.asarray(Image.open(path))
-    for colour in ((255, 0, 0), (0, 0, 255)):
-        assert (sheet == colour).all(-1).sum() == 2 * 4 * 64 * 64
-    dark = (sheet.max(-1) < 120).any(1)
-    assert dark[:20].any()
-    assert dark[20:60].any()
-
-
-def test_long_column_labels_stay_in_their_column(tmp_path):
-    def label_ink(labels):
-        sheet = np.asarray(Image.open(contact_sheet([[CLIP, CLIP]], ["p"], labels, path=tmp_path / "sheet.png")))
-        return sheet[:20].min(axis=(0, 2)) < 128
-
-    short, long = label_ink(["a", "b"]), label_ink(["a label " * 40, "b"])
-    middle = len(short) // 2
-    assert np.array_equal(long[middle:], short[middle:])
-    assert long[:middle].sum() > short[:middle].sum()
-
-
-@pytest.mark.parametrize(
-    ("clips", "rows", "columns", "message"),
-    [([], [], [], "at least one clip"), ([[CLIP, CLIP[:, :32]]], ["a"], ["b", "c"], "one size, not 64x32, 64x64")],
-)
-def test_a_contact_sheet_refuses_what_it_cannot_show(tmp_path, clips, rows, columns, message):
-    with pytest.raises(InputError, match=message):
-        contact_sheet(clips, rows, columns, path=tmp_path / "sheet.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_contact_sheet_needs_its_labels(tmp_path):
-    with pytest.raises(InputError, match="one label per row"):
-        contact_sheet([[CLIP]], [], ["a"], path=tmp_path / "sheet.png")
 
 
 def test_frames_are_read_in_the_order_of_their_numbers(tmp_path):
@@ -156,9 +120,18 @@ def test_rates_of_any_number_type(tmp_path):
     assert load_video(save_video(np.zeros((2, 16, 16, 3), np.uint8), tmp_path / "a.mp4", np.float32(8)))[1] == 8
 
 
-@pytest.mark.parametrize("name", ["sheet.foo", "sheet"])
-def test_a_contact_sheet_is_a_png_in_a_folder_that_it_makes(tmp_path, name):
-    clips = [[np.zeros((2, 16, 16, 3), np.uint8)]]
-    with pytest.raises(InputError, match=r"ends in \.png"):
-        contact_sheet(clips, ["a"], ["b"], path=tmp_path / name)
-    assert contact_sheet(clips, ["a"], ["b"], path=tmp_path / "new" / "sheet.png").exists()
+def test_without_its_library_mp4_is_refused_and_the_other_formats_work(tmp_path, monkeypatch):
+    written = save_video(CLIP, tmp_path / "a.mp4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError) as error:
+        save_video(CLIP, tmp_path / "b.mp4")
+    assert str(error.value) == "writing mp4 needs av, which is not installed: pip install 'guidon-diffusion[video]'"
+    with pytest.raises(InputError, match=r"^reading mp4 needs av, which is not installed"):
+        load_video(written)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert len(load_video(save_video(CLIP, tmp_path / "b.webp"))[0]) == len(CLIP)
+
+
+def test_importing_media_imports_no_optional_library():
+    code = "import sys, guidon.media; assert not {'av', 'matplotlib', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,7 +20,7 @@ from .. import world
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.settings import read_mapping
-from ..media.files import contact_sheet, load_video
+from ..media import contact_sheet, load_video
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval, metric_interval
 from ..metrics.video import VIDEO_METRICS, measure_video
 from ..metrics.world import METRICS, measure, start_spread, starts

@@ -1,6 +1,6 @@
-"""Clips to files and back: mp4, gif, webp or a folder of PNGs; and contact sheets.
+"""Clips to files and back: mp4, gif, webp, a folder of PNGs, or one PNG.
 
-Frames are uint8 (time, height, width, 3) RGB throughout.
+Frames are uint8 RGB arrays (time, height, width, 3).
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import textwrap
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.atomic import atomic_folder, atomic_path
-from ..core.errors import InputError, first_line, nearest
+from ..core.errors import InputError, first_line, nearest, setting
+from ..core.extras import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,29 +26,34 @@ _IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the timing of a webp
 
 
 def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str | None = None) -> Path:
-    """Write a clip; the format is the path's suffix unless given, ``frames`` a folder of PNGs, ``png`` one image.
+    """Write a clip. The same frames give the same bytes.
 
-    mp4 is H.264 in yuv420p, which halves the resolution of colour; gif has at most 256 colours a frame; webp and
-    frames are lossless. The same frames give the same bytes. A folder of frames is replaced only if it holds nothing
-    else. ``fps`` is 0.1 to 1000; gif plays in hundredths of a second, webp in thousandths.
+    Args:
+        frames: uint8 (time, height, width, 3).
+        path: the file, or the folder of a clip in format "frames". An existing folder is replaced only if it holds
+            nothing but frames.
+        fps: frames per second, 0.1 to 1000. gif rounds the time of a frame to 1/100 s, webp to 1/1000 s.
+        format: "mp4" (H.264 in yuv420p, which halves the resolution of colour), "gif" (at most 256 colours a frame),
+            "webp" (lossless), "frames" (a folder of PNGs, lossless) or "png" (one image). None takes it from the
+            path's suffix; no suffix means "frames".
 
     Raises:
-        InputError: frames of another type or shape, an unknown format, or a place that cannot be written.
+        InputError: frames of another type or shape, an unknown format, a path that cannot be written, or mp4 without
+            its library.
     """
     path = Path(path)
     if format is None:
         format = path.suffix[1:].lower() or "frames"
-    if format not in FORMATS:
-        raise InputError(f"video format {format!r} does not exist{nearest(format, FORMATS)}")
+    check_format(format)
     if not isinstance(frames, np.ndarray):
         raise InputError(f"frames are a {type(frames).__name__}: expected a uint8 array (time, height, width, 3)")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise InputError(f"frames are {frames.dtype} {frames.shape}: expected uint8 (time, height, width, 3)")
     if not 0.1 <= fps <= 1000:
-        raise InputError(f"fps {fps!r} is not a number from 0.1 to 1000")
+        raise InputError(f"{setting('fps')} {fps!r} is not a number from 0.1 to 1000")
     if format == "png" and len(frames) != 1:
         raise InputError(f"png holds one image, these are {len(frames)} frames: choose mp4, gif, webp or frames")
-    _check_place(path, format)
+    check_place(path, format)
     from PIL import Image
 
     if format == "frames":
@@ -83,8 +87,20 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
     return path
 
 
-def _check_place(path: Path, format: str) -> None:
-    """Make the parent folder; refuse a place where nothing can be written, or where something else would be lost."""
+def check_format(format: str) -> None:
+    """Refuse a format that does not exist, or whose library is not installed.
+
+    Raises:
+        InputError: the message says which formats exist, or what to install.
+    """
+    if format not in FORMATS:
+        raise InputError(f"{setting('format')} {format!r} does not exist{nearest(format, FORMATS)}")
+    if format == "mp4":
+        require("av", "writing mp4", "video")
+
+
+def check_place(path: Path, format: str) -> None:
+    """Make the parent folder. Refuse a path that cannot be written, or where other files would be lost."""
     if not path.name or (path.exists() and path.is_dir() != (format == "frames")):
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'a file'}: give {format} a path of its own")
     if path.is_dir() and any(re.fullmatch(r"\d{4,}\.png", entry.name) is None for entry in path.iterdir()):
@@ -98,7 +114,7 @@ def _check_place(path: Path, format: str) -> None:
 
 
 def _milliseconds(fps: float, format: str) -> int:
-    """How long a frame is shown; in tens for gif, so that the sum over equal frames is exact."""
+    """How long a frame is shown. For gif a multiple of ten, so that the sum over equal frames is exact."""
     return 10 * max(1, round(100 / fps)) if format == "gif" else max(1, round(1000 / fps))
 
 
@@ -109,8 +125,7 @@ def _images(frames: np.ndarray) -> list[Image.Image]:
 
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
-    import av
-
+    av = require("av", "writing mp4", "video")
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # yuv420p needs even sides
     options = {"crf": "10", "preset": "medium", "threads": "1", "bf": "0"}
@@ -124,14 +139,17 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
 
 
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Frames (time, height, width, 3) and frames per second of a file or a folder of PNGs (then 8 a second).
+    """Read a video file or a folder of PNGs.
+
+    Returns:
+        Frames, uint8 (time, height, width, 3), and frames per second. A folder does not record its rate: 8 is assumed.
 
     Raises:
-        InputError: nothing there, or nothing that can be read as video.
+        InputError: the path does not exist, cannot be read as video, or needs a library that is not installed.
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path} is not there")
+        raise InputError(f"{path} does not exist")
     try:
         if path.is_dir():
             return _read_folder(path), 8.0
@@ -162,7 +180,7 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float]:
             frames.append(np.asarray(frame.convert("RGB")))
             shown.append(int(image.info.get("duration") or 0))
         format = str(image.format).lower()
-    # Both encoders merge equal neighbours into one frame shown longer: take them apart again.
+    # Both encoders merge equal neighbours into one frame that is shown longer. Repeat it as often as it was.
     if ours := re.fullmatch(r"(\d+) frames at ([\d.]+) fps", str(timing)):
         count, fps = int(ours[1]), float(ours[2])
         unit = _milliseconds(fps, format)
@@ -175,8 +193,7 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _read_container(path: Path) -> tuple[np.ndarray, float]:
-    import av
-
+    av = require("av", f"reading {path.suffix[1:].lower() or 'video'}", "video")
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise InputError(f"{path} holds no video")
@@ -185,68 +202,3 @@ def _read_container(path: Path) -> tuple[np.ndarray, float]:
     if not frames:
         raise InputError(f"{path} holds no frames")
     return np.stack(frames), float(rate or 8)
-
-
-def contact_sheet(
-    clips: Sequence[Sequence[np.ndarray]],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
-    *,
-    path: str | Path,
-    shown: int = 4,
-) -> Path:
-    """A labelled PNG: a row per prompt, a column per sample or setting, each cell a strip of ``shown`` frames.
-
-    Small clips are enlarged by whole factors; long row labels wrap, long column labels are shortened.
-
-    Raises:
-        InputError: no clips, labels that do not match them, frames of different sizes, or a path that is no PNG's.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    if len(clips) != len(row_labels) or any(len(row) != len(column_labels) for row in clips):
-        raise InputError("a contact sheet needs one label per row and one per column")
-    if not row_labels or not column_labels:
-        raise InputError("a contact sheet needs at least one clip")
-    sizes = sorted({clip.shape[1:3] for row in clips for clip in row})
-    if len(sizes) > 1:
-        raise InputError(f"a contact sheet needs frames of one size, not {', '.join(f'{w}x{h}' for h, w in sizes)}")
-    font = ImageFont.load_default(size=14)
-    gap, line = 10, 20
-    zoom = max(1, 96 // clips[0][0].shape[2])
-    strips = [[_strip(clip, shown, zoom) for clip in row] for row in clips]
-    cell_height = strips[0][0].shape[0]
-    cell_width = max(strip.shape[1] for row in strips for strip in row)
-    width = gap + len(column_labels) * (cell_width + gap)
-    wrapped = [textwrap.wrap(label, max(20, (width - 2 * gap) // 8)) or [""] for label in row_labels]
-    height = line + gap + sum(len(label) * line + cell_height + gap for label in wrapped)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, label in enumerate(column_labels):
-        while len(label) > 1 and draw.textlength(label, font=font) > cell_width:
-            label = label.rstrip("…")[:-1] + "…"
-        draw.text((gap + column * (cell_width + gap), 5), label, fill="black", font=font)
-    top = line + gap // 2
-    for label, row in zip(wrapped, strips, strict=True):
-        for text in label:
-            draw.text((gap, top), text, fill="#444444", font=font)
-            top += line
-        for column, strip in enumerate(row):
-            sheet.paste(Image.fromarray(strip), (gap + column * (cell_width + gap), top))
-        top += cell_height + gap
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path} is not named as a PNG: give a path that ends in .png")
-    _check_place(path, "png")
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
-    return path
-
-
-def _strip(clip: np.ndarray, shown: int, zoom: int) -> np.ndarray:
-    """Evenly spaced frames side by side, one pixel apart, enlarged."""
-    picked = clip[np.linspace(0, len(clip) - 1, min(shown, len(clip))).round().astype(int)]
-    large = picked.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    return np.concatenate([np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in large], axis=1)[
-        :, :-2
-    ]

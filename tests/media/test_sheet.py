@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from guidon import world
+from guidon.core.errors import InputError
+from guidon.media import contact_sheet
+
+CLIP = (world.clip("train", 0, 3).frames() * 255).round().astype(np.uint8)
+
+
+def test_a_contact_sheet_shows_every_clip_under_its_labels(tmp_path):
+    red, blue = (np.broadcast_to(np.array(c, np.uint8), (8, 64, 64, 3)) for c in ((255, 0, 0), (0, 0, 255)))
+    path = contact_sheet(
+        [[red, blue], [blue, red]], ["a prompt " * 30, "second"], ["sample 0", "sample 1"], path=tmp_path / "sheet.png"
+    )
+    sheet = np.asarray(Image.open(path))
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        assert (sheet == colour).all(-1).sum() == 2 * 4 * 64 * 64
+    dark = (sheet.max(-1) < 120).any(1)
+    assert dark[:20].any()
+    assert dark[20:60].any()
+
+
+def test_long_column_labels_stay_in_their_column(tmp_path):
+    def label_ink(labels):
+        sheet = np.asarray(Image.open(contact_sheet([[CLIP, CLIP]], ["p"], labels, path=tmp_path / "sheet.png")))
+        return sheet[:20].min(axis=(0, 2)) < 128
+
+    short, long = label_ink(["a", "b"]), label_ink(["a label " * 40, "b"])
+    middle = len(short) // 2
+    assert np.array_equal(long[middle:], short[middle:])
+    assert long[:middle].sum() > short[:middle].sum()
+
+
+@pytest.mark.parametrize(
+    ("clips", "rows", "columns", "message"),
+    [([], [], [], "at least one clip"), ([[CLIP, CLIP[:, :32]]], ["a"], ["b", "c"], "one size, not 64x32, 64x64")],
+)
+def test_a_contact_sheet_refuses_what_it_cannot_show(tmp_path, clips, rows, columns, message):
+    with pytest.raises(InputError, match=message):
+        contact_sheet(clips, rows, columns, path=tmp_path / "sheet.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_contact_sheet_needs_its_labels(tmp_path):
+    with pytest.raises(InputError, match="one label per row"):
+        contact_sheet([[CLIP]], [], ["a"], path=tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize("name", ["sheet.foo", "sheet"])
+def test_a_contact_sheet_is_a_png_in_a_folder_that_it_makes(tmp_path, name):
+    clips = [[np.zeros((2, 16, 16, 3), np.uint8)]]
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        contact_sheet(clips, ["a"], ["b"], path=tmp_path / name)
+    assert contact_sheet(clips, ["a"], ["b"], path=tmp_path / "new" / "sheet.png").exists()
