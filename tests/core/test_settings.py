@@ -1,6 +1,7 @@
 import pytest
+from pydantic import model_validator
 
-from guidon.core.errors import InputError
+from guidon.core.errors import InputError, setting
 from guidon.core.settings import Settings, read_mapping, validated
 
 
@@ -34,6 +35,29 @@ def test_faults_are_named_in_one_line(values, message):
     with pytest.raises(InputError, match=message) as error:
         validated(Outer, values, "here")
     assert "\n" not in str(error.value)
+
+
+class Checked(Settings):
+    width: int = 3
+    height: int = 3
+
+    @model_validator(mode="after")
+    def _square(self) -> "Checked":
+        if self.width != self.height:
+            raise InputError(f"{setting('width')} {self.width} is not {setting('height')}")
+        return self
+
+
+def test_what_a_call_gave_is_named_as_the_face_spells_it():
+    def message(model, values, source):
+        with pytest.raises(InputError) as error:
+            validated(model, values, source)
+        return error.value.spelled(lambda name: f"--{name}")
+
+    assert message(Checked, {"width": 4}, None) == "--width 4 is not --height"
+    assert message(Checked, {"width": "x"}, None).startswith("--width: given 'x'; ")
+    assert message(Checked, {"width": 4}, "a.yaml") == "a.yaml: width 4 is not height"
+    assert message(Checked, {"width": "x"}, "a.yaml").startswith("a.yaml: width: given 'x'; ")
 
 
 def test_files_are_read_or_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Outputs that are whole or absent: written beside their place under a temporary name, synced, then renamed."""
+"""Outputs that are whole or absent: written under a temporary name in the same folder, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def _temporary(target: Path) -> Path:
-    """A hidden name of this process beside the target; what killed processes left under theirs is swept away."""
+    """A hidden name beside the target, which holds this process's number. Leftovers of dead processes are deleted."""
     for leftover in target.parent.glob(f".{glob.escape(target.stem)}.*.tmp{glob.escape(target.suffix)}"):
         owner = leftover.name.removeprefix(f".{target.stem}.").removesuffix(f".tmp{target.suffix}")
         if owner.isdecimal() and not _alive(int(owner)):
@@ -43,7 +43,7 @@ def _sync(path: Path) -> None:
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path in ``target``'s folder, with its suffix; it becomes ``target`` if the block succeeds.
 
-    If the block fails in any way, Ctrl-C included, the temporary file goes and ``target`` stays as it was.
+    If the block fails in any way, Ctrl-C included, the temporary file is deleted and ``target`` stays as it was.
     """
     temporary = _temporary(target)
     try:
@@ -57,9 +57,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """The same for a folder: an empty temporary one, which takes the place of ``target`` if the block succeeds.
+    """An empty temporary folder beside ``target``; it becomes ``target`` if the block succeeds.
 
-    What an existing ``target`` held is deleted: the caller makes sure that it may be.
+    The contents of an existing ``target`` are then deleted: the caller makes sure that nothing else is lost.
     """
     temporary = _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -69,7 +69,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         for path in temporary.iterdir():
             _sync(path)
         _sync(temporary)
-        if target.is_dir():  # a folder cannot be renamed over a full one: the old one steps aside first
+        if target.is_dir():  # a folder cannot be renamed over a full one: move the old one away first
             old = target.with_name(f".{target.name}.{os.getpid()}.old")
             try:
                 target.rename(old)
@@ -87,6 +87,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def write_json(target: Path, values: Any) -> None:
-    """Indented JSON, atomically."""
+    """Write plain data as indented JSON, whole or not at all."""
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

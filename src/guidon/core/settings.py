@@ -1,4 +1,4 @@
-"""Settings files (YAML, JSON) read into strict models: an unknown key is refused with its nearest valid name."""
+"""Settings from YAML or JSON files, read into strict models: an unknown key is refused with its nearest valid name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InputError, first_line, nearest
+from .errors import InputError, first_line, nearest, setting
 
 
 class Settings(BaseModel):
-    """Base of every settings section: frozen, and closed to keys it does not know."""
+    """Base of every section of settings: frozen; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The settings sections in an annotation such as ``tuple[Section, ...]``."""
+    """The models inside an annotation such as ``tuple[Section, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -31,19 +31,30 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The field names valid where a validation error points, walking nested sections."""
+    """The field names that are valid at the place of a validation error, which may be inside nested sections."""
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))  # the number of a list's item names none
+        field = model.model_fields.get(str(part))  # a part may be an index into a list, which is no field
         inner = next(_models(getattr(field, "annotation", None)), None)
         if inner is not None:
             model = inner
     return list(model.model_fields)
 
 
-def validated(model: type[S], values: Any, source: str) -> S:
-    """``values`` as a settings object, or an InputError that names the first fault in one line."""
+def validated(model: type[S], values: Any, source: str | None) -> S:
+    """Make a settings object of plain data.
+
+    Args:
+        model: the class to make.
+        values: a mapping, such as a file's content.
+        source: the file that the values come from; the message begins with it and shows the file's keys. None means
+            that a call or a command line gave them; the message then names settings, which each spells in its own way.
+
+    Raises:
+        InputError: the first fault, in one line.
+    """
+    prefix, name = (f"{source}: ", str) if source else ("", setting)
     if not isinstance(values, dict):
-        raise InputError(f"{source}: expected a mapping of settings, found {type(values).__name__}")
+        raise InputError(f"{prefix}expected a mapping of settings, found {type(values).__name__}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -51,22 +62,27 @@ def validated(model: type[S], values: Any, source: str) -> S:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             hint = nearest(str(first["loc"][-1]), _keys_at(model, first["loc"]))
-            raise InputError(f"{source}: unknown key {where!r}{hint}") from None
+            raise InputError(f"{prefix}unknown key {where!r}{hint}") from None
         if first["type"] == "missing":
-            raise InputError(f"{source}: the key {where!r} is missing") from None
-        message = first["msg"].removeprefix("Value error, ")
-        if not where:  # it concerns several fields, and names them
-            raise InputError(f"{source}: {message}") from None
-        raise InputError(f"{source}: {where}: given {str(first.get('input'))[:80]!r}; {message}") from None
+            raise InputError(f"{prefix}the key {where!r} is missing") from None
+        cause = first.get("ctx", {}).get("error")  # what a validator raised; an InputError marks its settings
+        message = cause.spelled(name) if isinstance(cause, InputError) else first["msg"].removeprefix("Value error, ")
+        if not where:  # the check of several fields, whose message names them
+            raise InputError(f"{prefix}{message}") from None
+        raise InputError(f"{prefix}{name(where)}: given {str(first.get('input'))[:80]!r}; {message}") from None
 
 
 def read_mapping(path: Path) -> Any:
-    """The parsed content of a YAML or JSON file; faults of the file are InputErrors."""
+    """The content of a YAML or JSON file (JSON if its suffix is ``.json``).
+
+    Raises:
+        InputError: the file cannot be read, is not text, or is not valid.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:  # YAML that reads as a date may be none
+    except (ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
         raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {first_line(error)}") from None
