@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError, nearest
-from . import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig
+from ..core.errors import InputError, nearest, setting
+from . import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig, dit, pixart, stdit
+from .family import Exact
 
 Tensors = dict[str, Tensor]
 Patch = tuple[int, ...]
@@ -88,6 +89,23 @@ ARCHITECTURES = (
         _NEEDED,
     ),
 )  # fmt: skip
+
+
+def replays() -> dict[str, Exact]:
+    """Every original whose draws and precisions can be replayed, by the name that ``exact`` gives."""
+    return {name: exact for room in (stdit, pixart, dit) for name, exact in room.REPLAYS.items()}
+
+
+def find_replay(name: str) -> Exact:
+    """The replay of that name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    known = replays()
+    if name not in known:
+        raise InputError(f"{setting('exact')} {name!r} does not exist{nearest(name, known)}")
+    return known[name]
 
 
 def recognise(tensors: Tensors) -> tuple[Architecture, Tensors, list[str]]:
