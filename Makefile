@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint test-gpu test-browser clean
+.PHONY: help demo test lint test-wheel test-gpu test-browser lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -13,7 +14,7 @@ demo: $(VENV)/.installed  ## turn a prompt into a guided video with the model th
 	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --out outputs/demo
 
 test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor released weights
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=10
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .
@@ -21,12 +22,22 @@ lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in an empty environment, generate a video there
+	$(BIN)/python -m pytest -q -m wheel --durations=5
+
 test-gpu: $(VENV)/.installed-dev  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
 
 test-browser: $(VENV)/.installed-dev  ## tests of the report in Chromium, from Debian's package or CHROMIUM=path
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(PIP) install -q -c constraints.txt --group browser
 	$(BIN)/python -m pytest -q -m browser
+
+lock: $(VENV)/.installed-dev  ## write constraints.txt anew: the newest releases that fit, with the torch of pyproject.toml
+	$(PIP) install -q --group lock
+	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --group browser --universal --no-header --no-annotate -o $(VENV)/lock.txt --upgrade
+	{ echo "# The tested environment, written by \`make lock\`. The CUDA libraries that some builds of torch need are left to torch."; \
+	  grep -vE '^(nvidia|cuda|triton)' $(VENV)/lock.txt; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
 
 clean:  ## remove the environment and caches; weights and outputs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -37,9 +48,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) install -q -c constraints.txt -e '.[video]'
 	@touch $@
 
+# Dependency groups need pip 25.1.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) install -q 'pip>=25.1'
+	$(PIP) install -q -c constraints.txt -e '.[all]' --group dev
 	@touch $@
