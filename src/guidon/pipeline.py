@@ -2,87 +2,53 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import __version__
-from .core.errors import InputError
+from .core.devices import pick_device
+from .core.errors import InputError, setting
+from .core.progress import OnStep
 from .core.settings import validated
+from .diffusion import NoiseLevel
 from .guidance import (
-    ChannelScale,
+    UNSET,
+    Guidance,
     GuidanceTrace,
     GuidedDenoiser,
-    Unset,
+    RotatedGuidance,
     cfg_channels_from,
-    parse_rule,
-    parse_timing,
     random_rotation,
 )
-from .media.files import save_video
-from .models.catalogue import Preset, find_preset
+from .media import Video
+from .models.catalogue import find_preset
+from .models.family import Network, Preset
 from .models.model import Model, Sources, find_model
-from .request import EXACT, Generation
-from .samplers import CudaGenerator, LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
-from .samplers.philox import BLOCKS
+from .models.registry import replays
+from .request import GUIDANCE_KEYS, Choices, Request
+from .samplers import LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REMEMBERED = 16  # calls whose prompts are not encoded again; a study asks for the same ones at every setting
-DECODER_LIBRARY = "diffusers.models.autoencoders.autoencoder_kl"
-OnStep = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Video:
-    """One generated clip and all that made it. ``frames`` are uint8 (time, height, width, 3); an image has one."""
-
-    frames: np.ndarray
-    fps: float
-    manifest: dict[str, Any]
-
-    def save(self, path: str | Path, format: str | None = None) -> Path:
-        """Write the video, and beside it the JSON manifest that reproduces it (``guidon generate --from``)."""
-        from .core.atomic import write_json
-
-        path = Path(path)
-        save_video(self.frames, path, self.fps, format)
-        write_json(path.with_name(path.name + ".json"), self.manifest)
-        return path
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The prompts of a run for the network: features (P, L, F) or labels (P,), and their token mask (P, L).
-
-    ``avoid`` is the one negative prompt; None leaves it to the network's null caption.
-    """
-
-    features: Tensor
-    mask: Tensor | None
-    avoid: Encoded | None = None
-
-    def rows(self, prompts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Features and mask of a batch, one row for each number of a prompt."""
-        index = list(prompts)
-        return self.features[index].to(device), None if self.mask is None else self.mask[index].to(device)
+KEYWORDS = frozenset(Choices.__annotations__)
+REMEMBERED = 16  # requests whose prompts are not encoded again: a study asks for the same ones at every setting
 
 
 class Pipeline:
-    """A text encoder, a denoiser and its VAE, one after the other, with the preset's recommended settings as defaults.
+    """A text encoder, a network and an autoencoder, one after the other, with a preset's recommended settings.
 
     Args:
-        preset: settings for what is not chosen.
-        model: the three stages and the diffusion they were trained for.
+        preset: the settings of what a call leaves out.
+        model: the three stages, and the diffusion that the network was trained for.
         device: where they run.
     """
 
@@ -100,244 +66,216 @@ class Pipeline:
         sequential: bool = False,
         on_step: OnStep | None = None,
         trace: GuidanceTrace | None = None,
-        **choices: Any,
+        **choices: Unpack[Choices],
     ) -> Video | list[Video]:
-        """Videos of the prompts; one prompt and one sample give a Video, else a list with prompts outermost.
+        """Videos of the prompts. One prompt and one sample give a Video, else a list with prompts outermost.
 
         Args:
-            prompts: what to show; of a class-conditional model, the class numbers as text.
+            prompts: what to show; for a class-conditional model, the class numbers as text.
             num_samples: samples 0 to ``num_samples - 1`` of the seed, for each prompt.
-            batch_size: how many clips are denoised together; it changes memory, not the samples (with ``exact`` it
-                does, as in the originals).
-            sequential: guidance's two branches one after the other, in half the memory.
+            batch_size: how many clips are denoised together. It changes memory, not the samples, except with ``exact``.
+            sequential: run guidance's branches one after the other, in half the memory.
             on_step: called as ``on_step(done, total)`` after every denoising step.
-            trace: collects what guidance did (only where all the clips fit one batch).
-            choices: any field of ``Generation``: seed, seed_per_prompt, size, frames, steps, sampler, eta, cfg_scale,
-                cfg_channels, rotation, guidance, timing, negative_prompt, dtype, exact, exact_noise; ``cfg_channel`` is
-                Open-Sora's name for cfg_channels. What is left out is the preset's.
+            trace: collects what guidance did. All the clips must then fit one batch.
+            choices: the settings; see ``guidon.request.Choices``.
 
         Raises:
             InputError: a choice is not valid for this model; the message says what would be.
         """
         single = isinstance(prompts, str) and num_samples == 1
         texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        generation = self.plan(texts, tuple(range(num_samples)), batch_size=batch_size, **choices)
-        videos = self.generate(generation, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=trace)
+        request = self.plan(texts, tuple(range(num_samples)), batch_size=batch_size, **choices)
+        videos = self.generate(request, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=trace)
         return videos[0] if single else videos
 
     def plan(
-        self, prompts: Sequence[str], samples: Sequence[int] = (0,), *, batch_size: int = 8, **choices: Any
-    ) -> Generation:
-        """The complete, validated settings of a run: what was chosen, and the preset for the rest.
+        self, prompts: Sequence[str], samples: Sequence[int] = (0,), *, batch_size: int = 8, **choices: Unpack[Choices]
+    ) -> Request:
+        """The complete, validated request: what was chosen, and the preset for the rest.
 
-        Args are those of a call; ``samples`` are sample indices.
+        Args:
+            prompts: what to show.
+            samples: sample indices.
+            batch_size: as in a call.
+            choices: the settings; see ``guidon.request.Choices``.
 
         Raises:
             InputError: a choice is not valid for this model.
         """
-        given = {name: value for name, value in choices.items() if value is not None}
-        chosen = cfg_channels_from(choices)
-        given.pop("cfg_channel", None)
-        if not isinstance(chosen, Unset):
-            given["cfg_channels"] = chosen
-        scale: Any = given.get("cfg_scale", self.preset.cfg_scale)
-        if "cfg_channels" not in given and not isinstance(scale, Sequence):
-            given["cfg_channels"] = self.preset.cfg_channels
-        channels = {"cfg_channels": given["cfg_channels"]} if "cfg_channels" in given else {}
-        parsed = ChannelScale.parse(scale, channels=self.channels, **channels)
-        values = {
-            "model": self.preset.name,
-            "sampler": self.preset.sampler,
-            "steps": self.preset.steps,
-            "seed": self.preset.seed,
-            "timing": self.preset.timing,
-            **given,
-            "cfg_scale": scale,
-            "cfg_channels": parsed.text if "cfg_channels" in channels else "all",
-            "prompts": tuple(prompts),
-            "samples": tuple(samples),
-        }
-        if values.get("exact"):
-            values["batch_size"] = min(batch_size, len(prompts) * len(samples))
-        generation = validated(Generation, values, "generate")
-        originals = self.preset.originals
-        if generation.exact is not None and generation.exact not in originals:
-            valid = f"valid: {', '.join(originals)}" if originals else "it has no original"
-            raise InputError(f"{self.preset.name} is not of {generation.exact!r}, which --exact replays; {valid}")
-        self.model.schedule.respaced(str(generation.steps))
-        if (
-            self._latent_shape(self.model.latent_shape, generation) != self.model.latent_shape
-            and not self.preset.is_image
-        ):
-            warnings.warn(
-                f"{self.preset.name} was trained on another size or length: look at what it makes", stacklevel=2
-            )
-        return generation
+        values = {name: value for name, value in choices.items() if name not in GUIDANCE_KEYS}
+        values = {name: value for name, value in values.items() if value is not None or name not in KEYWORDS}
+        own = {name: getattr(self.preset, name) for name in ("sampler", "steps", "seed")}
+        fixed = {"model": self.preset.name, "prompts": tuple(prompts), "samples": tuple(samples)}
+        if choices.get("exact"):
+            fixed["batch_size"] = min(batch_size, len(prompts) * len(samples))
+        request = validated(Request, own | values | fixed | {"guidance": self._guidance(choices)}, None)
+        self._check(request)
+        return request
 
-    def _latent_shape(self, made: tuple[int, ...], generation: Generation) -> tuple[int, ...]:
-        """The latent (C, T, H, W) or (C, H, W) that a model was made for, with what was chosen in its place.
+    def _guidance(self, choices: Choices) -> Guidance:
+        """The guidance that was chosen; the preset's scale, channels and timing where nothing was."""
+        given = choices.get("guidance")
+        parts = [name for name in GUIDANCE_KEYS if name in choices and (choices[name] is not None or "cfg_ch" in name)]
+        if isinstance(given, Guidance):
+            if parts:
+                raise InputError(f"{setting('guidance')} holds the {setting(parts[0])} already: leave one of them out")
+            return given.resolved(self.channels)
+        scale, timing = choices.get("cfg_scale"), choices.get("timing")
+        scale = self.preset.cfg_scale if scale is None else scale
+        channels = cfg_channels_from(choices)
+        if channels is UNSET and not isinstance(scale, Sequence):
+            channels = self.preset.cfg_channels
+        timing = self.preset.timing if timing is None else timing
+        return Guidance(scale, channels, given or "cfg", timing).resolved(self.channels)
+
+    def _check(self, request: Request) -> None:
+        """Refuse what this model cannot do.
 
         Raises:
-            InputError: the model does not take other sizes, or not this one.
+            InputError: the replay, the steps or the size are not this model's.
         """
-        unit, patch = self.model.downsampling, self.model.patch
-        own = made[-2] * unit, made[-1] * unit
-        for name in ("size", "frames"):
-            if getattr(generation, name) is not None and name not in self.preset.sizes:
-                only = f"{own[0]}x{own[1]}" if name == "size" else f"{made[1]} frames" if len(made) == 4 else "images"
-                raise InputError(f"{self.preset.name} makes {only} only: leave out --{name}")
-        height, width = generation.size or own
-        sides = {"height": (height, patch[-2] * unit), "width": (width, patch[-1] * unit)}
-        frames = (generation.frames or made[1],) if len(made) == 4 else ()
-        for name, (length, grain) in (sides | ({"frames": (frames[0], patch[0])} if frames else {})).items():
-            if length % grain:
-                raise InputError(f"{name} {length} is no multiple of {grain}, as {self.preset.name} needs")
-        return (made[0], *frames, height // unit, width // unit)
+        originals = self.preset.originals
+        if request.exact is not None and request.exact not in originals:
+            valid = f"valid: {', '.join(originals)}" if originals else "leave it out"
+            raise InputError(f"{self.preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
+        self.model.schedule.respaced(str(request.steps))
+        other = self.model.shape_for(self.preset, request.size, request.frames) != self.model.latent_shape
+        if other and not self.preset.is_image:
+            warnings.warn(
+                f"{self.preset.name} was trained on another size or length: look at what it makes", stacklevel=3
+            )
 
     @torch.inference_mode()
     def generate(
         self,
-        generation: Generation,
+        request: Request,
         *,
         batch_size: int = 8,
         sequential: bool = False,
         on_step: OnStep | None = None,
         trace: GuidanceTrace | None = None,
     ) -> list[Video]:
-        """The videos of a complete plan, prompts outermost; the other arguments are those of a call.
+        """The videos of a complete request, prompts outermost; the other arguments are those of a call.
 
         Raises:
             InputError: weights cannot be read or do not fit, a class is not in the model, or numbers overflow.
         """
-        rows = [(prompt, sample) for prompt in range(len(generation.prompts)) for sample in generation.samples]
-        batch_size = generation.batch_size or batch_size
+        rows = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
+        batch_size = request.batch_size or batch_size
         if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: give at least 1")
+            raise InputError(f"{setting('batch_size')} is {batch_size}: give at least 1")
         if trace is not None and len(rows) > batch_size:
-            raise InputError(f"a trace needs its {len(rows)} clips in one batch: raise batch_size from {batch_size}")
-        captions = self._encode(generation)
-        importing = threading.Thread(target=importlib.import_module, args=(DECODER_LIBRARY,))
-        importing.start()  # it loads while the first steps run
-        chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        legacy = LegacyNoise(2, self._legacy_generator(generation)) if generation.exact else None
+            raise InputError(
+                f"a trace needs its {len(rows)} clips in one batch: raise {setting('batch_size')} from {batch_size}"
+            )
+        # the prompts, all at once, so that the encoder can be dropped before the network is read
+        captions = self._encode(request)
+        self.model.vae.warm()  # the decoder is read while the first steps run
+        # the latents, batch by batch
+        batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+        replay = replayed_noise(request.seed, request.exact_noise, self.device) if request.exact else None
         latents: list[Tensor] = []
-        with self.model.network.in_use(DTYPES[generation.dtype]) as model:
-            for number, chunk in enumerate(chunks):
-                report = partial(_report, on_step, number * generation.steps, len(chunks) * generation.steps)
-                prompts = [prompt for prompt, _ in chunk]
-                noise = legacy or SampleNoise(
-                    [_seed_of(generation, prompt) for prompt in prompts], [sample for _, sample in chunk]
-                )
-                latents.append(
-                    self._denoise(model, generation, captions, prompts, noise, not sequential, report, trace)
-                )
-        importing.join()
+        guided = 0
+        with self.model.network.in_use(DTYPES[request.dtype]) as network:
+            for number, batch in enumerate(batches):
+                report = _within(on_step, number * request.steps, len(batches) * request.steps)
+                noise = replay or SampleNoise([request.seed_of(p) for p, _ in batch], [sample for _, sample in batch])
+                run = self._sample(network, request, captions, [p for p, _ in batch], noise, sequential, report, trace)
+                latents.append(run.latents)
+                guided += run.guided_steps
+        if not guided and not request.guidance.is_conditional:
+            warnings.warn(
+                f"no step was guided: the timing {request.guidance.timing.text} holds none of the "
+                f"{request.steps} steps: widen it or take more steps",
+                stacklevel=3,
+            )
+        # the frames
         if not all(bool(part.isfinite().all()) for part in latents):
             raise InputError(
-                f"sampling gave numbers that are not finite ({generation.sampler}, {generation.steps} steps, "
-                f"{generation.dtype}): try more steps, a lower scale, or fp32"
+                f"sampling gave numbers that are not finite ({request.sampler}, {request.steps} steps, "
+                f"{request.dtype}): try more steps, a lower scale, or fp32"
             )
         with self.model.vae.in_use() as vae:
             frames = torch.cat([_to_frames(vae.decode(part.float())) for part in latents]).numpy()
-        return [self._video(generation, *row, clip) for row, clip in zip(rows, frames, strict=True)]
+        return [self._video(request, *row, clip) for row, clip in zip(rows, frames, strict=True)]
 
-    def _legacy_generator(self, generation: Generation) -> torch.Generator | CudaGenerator:
-        """What the originals' global generator was, without touching ours."""
-        if generation.exact_noise != "device":
-            gpu = generation.exact_noise.removeprefix("cuda").removeprefix(":") or "a100"
-            return CudaGenerator(generation.seed, BLOCKS[gpu])
-        return torch.Generator(self.device).manual_seed(generation.seed)
-
-    def _encode(self, generation: Generation) -> Encoded:
-        """All prompts at once, so that the encoder can go before the denoiser comes; and once for all settings."""
-        negative = generation.negative_prompt
-        key = generation.prompts, negative
+    def _encode(self, request: Request) -> Encoded:
+        """All prompts, encoded together; kept for the next request of the same prompts."""
+        key = request.prompts, request.negative_prompt
         if key not in self._encoded:
             with self.model.text.in_use() as text:
-                avoid = None if negative is None else Encoded(*text.encode([negative]))
-                found = Encoded(*text.encode(generation.prompts), avoid)
+                negative = None if request.negative_prompt is None else Encoded(*text.encode([request.negative_prompt]))
+                found = Encoded(*text.encode(request.prompts), negative)
             if len(self._encoded) >= REMEMBERED:
                 del self._encoded[next(iter(self._encoded))]
             self._encoded[key] = found
         return self._encoded[key]
 
-    def _denoise(
+    def _sample(
         self,
-        model: Any,
-        generation: Generation,
+        network: Network,
+        request: Request,
         captions: Encoded,
         prompts: Sequence[int],
         noise: LegacyNoise | SampleNoise,
-        batched: bool,
-        report: Callable[[int, int, Tensor], None],
+        sequential: bool,
+        on_step: OnStep | None,
         trace: GuidanceTrace | None,
-    ) -> Tensor:
-        """Captions to guided latents (B, C, ...), one row a sample: the whole of guided sampling."""
+    ) -> Run:
+        """Captions to guided latents, one row a sample: the whole of guided sampling."""
+        # the branches' conditions; the null caption is read under the prompts' mask, as in the originals
         features, mask = captions.rows(prompts, self.device)
-        cond = model.prepare(features, mask)
-        rule, negative = parse_rule(generation.guidance), None
-        if captions.avoid is not None:
-            negative = model.prepare(*captions.avoid.rows([0] * len(prompts), self.device))
-        if (
-            negative is None or rule.needs_negative
-        ):  # as in the originals, the null caption is read under the prompts' mask
-            uncond = model.null(len(prompts), mask)
+        cond, negative = network.prepare(features, mask), None
+        if captions.negative is not None:
+            negative = network.prepare(*captions.negative.rows([0] * len(prompts), self.device))
+        if negative is None or request.guidance.needs_negative:
+            uncond = network.null(len(prompts), mask)
         else:
             uncond, negative = negative, None
-        solver = generation.sampler == "dpm-solver"  # it chooses its own times, between those of the full schedule
-        schedule = self.model.schedule if solver else self.model.schedule.respaced(generation.steps)
-        exact = generation.exact and EXACT[generation.exact]
-        if exact and exact.single_precision:
+        # the levels; dpm-solver chooses its own between those of the full schedule
+        solver = request.sampler == "dpm-solver"
+        schedule = self.model.schedule if solver else self.model.schedule.respaced(request.steps)
+        # what an exact replay does otherwise
+        replay = replays()[request.exact] if request.exact else None
+        if replay and replay.single_precision:
             schedule = schedule.single_precision()
-        network = partial(_in_whole_precision, model) if exact else model
-        rotation = None
-        if generation.rotation is not None:
-            rotation = random_rotation(self.channels, generation.rotation).to(self.device)
+        x = noise.initial(self.model.shape_for(self.preset, request.size, request.frames), self.device, len(prompts))
+        if replay and replay.noise_in_dtype:
+            x = x.to(network.dtype).float()
+        # guidance
+        guidance, observe = request.guidance, trace
+        if request.rotation is not None:
+            rotation = random_rotation(self.channels, request.rotation).to(self.device)
+            guidance = RotatedGuidance(request.guidance, rotation)
+            observe = guidance.observer(trace) if trace is not None else None
         denoiser = GuidedDenoiser(
-            network,
+            _timesteps_rounded(network) if replay else network,
+            guidance,
             cond,
             uncond,
-            ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=self.channels),
-            schedule,
-            rule=rule,
-            timing=parse_timing(generation.timing),
-            batched=batched,
-            trace=trace,
             negative=negative,
             parameterization=self.model.process.parameterization,
-            rotation=rotation,
+            batched=not sequential,
+            observe=observe,
         )
-        x = noise.initial(self._latent_shape(model.latent_shape, generation), self.device, len(prompts))
-        if exact and exact.noise_in_dtype:
-            x = x.to(model.dtype).float()
+        # from noise to latents
         if solver:
-            sample = partial(sample_dpm_solver, steps=generation.steps)
+            sample = partial(sample_dpm_solver, steps=request.steps)
         else:
-            sample = partial(sample_ddim, eta=generation.eta) if generation.sampler == "ddim" else sample_ddpm
-        latents = sample(denoiser, schedule, x, noise, process=self.model.process, on_step=report)
-        if denoiser.idle:
-            warnings.warn(
-                f"no step was guided: guidance {generation.timing} holds none of the {generation.steps} steps: "
-                "widen it or take more steps",
-                stacklevel=4,
-            )
-        return latents
+            sample = partial(sample_ddim, eta=request.eta) if request.sampler == "ddim" else sample_ddpm
+        latents = sample(denoiser, schedule, x, noise, process=self.model.process, on_step=on_step)
+        return Run(latents, denoiser.memory.guided)
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (T, H, W, 3) in [0, 1] through the VAE and back: the ceiling of what the model can show."""
+        """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show."""
         x = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None].to(self.device) * 2 - 1
         with self.model.vae.in_use() as vae:
             return ((vae.decode(vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
 
-    def _video(self, generation: Generation, prompt: int, sample: int, frames: np.ndarray) -> Video:
-        only = generation
-        if not generation.exact:  # there a sample depends on its batch mates, and only the whole run reproduces it
-            own = {"prompts": (generation.prompts[prompt],), "samples": (sample,)}
-            seed = {"seed": _seed_of(generation, prompt), "seed_per_prompt": False}
-            only = generation.model_copy(update=own | seed)
+    def _video(self, request: Request, prompt: int, sample: int, frames: np.ndarray) -> Video:
         manifest = {
             "guidon": __version__,
-            "generation": only.model_dump(mode="json"),
+            "generation": request.alone(prompt, sample).model_dump(mode="json"),
             "weights": self.hashes,
             "torch": torch.__version__,
             "python": sys.version.split()[0],
@@ -348,14 +286,41 @@ class Pipeline:
         return Video(frames, self.preset.fps, manifest)
 
 
-def _seed_of(generation: Generation, prompt: int) -> int:
-    """The seed of the noise of a prompt's samples."""
-    return generation.seed + (prompt if generation.seed_per_prompt else 0)
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts as a network reads them."""
+
+    features: Tensor
+    """Token features (P, L, F), or class labels (P,)."""
+    mask: Tensor | None
+    """Which tokens count, (P, L)."""
+    negative: Encoded | None = None
+    """The one negative prompt; None where the network's null caption serves."""
+
+    def rows(self, prompts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Features and mask of a batch, one row for each prompt number."""
+        index = list(prompts)
+        return self.features[index].to(device), None if self.mask is None else self.mask[index].to(device)
 
 
-def _in_whole_precision(model: Any, x: Tensor, timestep: Tensor, condition: Any) -> Tensor:
-    """The network as the originals call it: timesteps in its own precision, rounded above 256 in bf16."""
-    return model(x, timestep.to(model.dtype), condition)
+@dataclass(frozen=True)
+class Run:
+    """What one batch of sampling gave."""
+
+    latents: Tensor
+    """(B, C, ...)"""
+    guided_steps: int
+    """Steps at which guidance acted."""
+
+
+def _timesteps_rounded(network: Network) -> Callable[[Tensor, NoiseLevel, Any], Tensor]:
+    """The network as the originals call it: timesteps rounded to its precision, which matters above 256 in bf16."""
+
+    def call(x: Tensor, level: NoiseLevel, condition: Any) -> Tensor:
+        timestep = float(torch.tensor(level.timestep).to(network.dtype))
+        return network(x, dataclasses.replace(level, timestep=timestep), condition)
+
+    return call
 
 
 def _to_frames(decoded: Tensor) -> Tensor:
@@ -365,10 +330,9 @@ def _to_frames(decoded: Tensor) -> Tensor:
     return ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
 
 
-def _report(on_step: OnStep | None, base: int, total: int, done: int, _steps: int, _x: Tensor) -> None:
-    """A sampler's step as a step of the whole run, whose chunks before this one took ``base``."""
-    if on_step:
-        on_step(base + done, total)
+def _within(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
+    """The progress of one batch as progress of the whole request, of which ``before`` steps are done."""
+    return on_step and (lambda done, _: on_step(before + done, total))
 
 
 def load(
@@ -383,29 +347,22 @@ def load(
     download: bool = False,
     offload: str | None = None,
 ) -> Pipeline:
-    """The pipeline of a preset's name or of a folder of weights.
+    """The pipeline of a preset's name, or of a folder of weights.
 
     Args:
-        model: a preset (``guidon models`` lists them) or a folder that ``guidon train`` wrote.
+        model: a preset (``guidon models`` lists them), or a folder that ``guidon train`` wrote.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         checkpoint: the released weights of a preset that the package does not hold.
         text_encoder, vae: folders in hub layout.
         features: caption features kept by ``guidon encode``, in place of the text encoder.
         text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB), "bf16", "fp16" or "int8".
         download: fetch what is missing from the hub.
-        offload: "stages" drops each stage after use (the default of released models), "none" keeps all.
+        offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.
 
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
     """
-    from .core.devices import pick_device
-
     preset, place = find_preset(str(model)), pick_device(device)
     given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
-    sources = Sources(
-        **{name: Path(path) for name, path in given.items() if path is not None},
-        text_dtype=text_dtype,
-        download=download,
-    )
-    offload = offload or ("none" if preset.released is None else "stages")
-    return Pipeline(preset, find_model(preset, sources, place, offload), place)
+    given |= {"text_dtype": text_dtype, "download": download, "offload": offload}
+    return Pipeline(preset, find_model(preset, validated(Sources, given, None), place), place)

@@ -1,84 +1,139 @@
-"""What to generate: one validated, frozen object, made by the command line or a call, stored in every manifest."""
+"""The request: everything that decides the frames, as one frozen and validated object, and its JSON.
+
+The command line, a call of a pipeline and a study make requests. Every manifest holds one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_serializer, model_validator
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
-from .core.errors import InputError, nearest
+from .core.errors import InputError, nearest, setting
 from .core.settings import Settings
-from .guidance import parse_rule, parse_timing, rule_text
-from .guidance.timing import NAMED
+from .guidance import CfgChannels, ChannelChoice, Guidance, Timing
+from .models.registry import replays
 from .samplers.philox import BLOCKS
 
-
-@dataclass(frozen=True)
-class Exact:
-    """How one of the originals samples, where Guidon would do otherwise; noise is always drawn as they do.
-
-    ``single_precision``: tables in float32; ``noise_in_dtype``: the initial noise is rounded to the network's dtype.
-    """
-
-    source: str
-    single_precision: bool = False
-    noise_in_dtype: bool = False
+SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
+DtypeName = Literal["fp32", "bf16", "fp16"]
+GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # of the JSON, beside "guidance", the rule
 
 
-EXACT = {
-    "open-sora-1.0": Exact("Open-Sora v1.0, opensora/schedulers/iddpm"),
-    "open-sora-1.1": Exact("Open-Sora v1.1, opensora/schedulers/iddpm", single_precision=True, noise_in_dtype=True),
-    "dit": Exact("DiT, sample.py"),
-    "pixart": Exact("PixArt-alpha, scripts/inference.py"),
-}
+class Choices(TypedDict, total=False):
+    """What a caller may choose. What is left out, or None, is the model's own."""
+
+    seed: int | None
+    """Seed of the noise."""
+    seed_per_prompt: bool | None
+    """Prompt k has the seed ``seed + k``, so that prompts share no noise."""
+    size: tuple[int, int] | None
+    """Height and width in pixels."""
+    frames: int | None
+    """Length of a video."""
+    steps: int | None
+    """Denoising steps."""
+    sampler: SamplerName | None
+    eta: float | None
+    """How much noise ddim adds, 0 to 1."""
+    guidance: Guidance | str | None
+    """A whole ``Guidance``; or the rule alone, such as "apg:momentum=0", beside the four keys below."""
+    cfg_scale: float | Sequence[float] | None
+    """Guidance scale, one number or one per latent channel."""
+    cfg_channels: CfgChannels | ChannelChoice
+    """Guided latent channels: 3, "all", "none", [0, 2], "0-2", "only:3"."""
+    cfg_channel: CfgChannels | ChannelChoice
+    """Open-Sora's name for cfg_channels."""
+    timing: str | Timing | None
+    """When guidance acts, such as "interval:0,0.5"."""
+    rotation: int | None
+    """Seed of a random rotation of the latent channels."""
+    negative_prompt: str | None
+    """What to steer away from, in the null caption's place."""
+    dtype: DtypeName | None
+    """Precision of the network."""
+    exact: str | None
+    """Name of the original whose draws and precisions are replayed."""
+    exact_noise: str | None
+    """Where an exact replay draws its noise."""
 
 
-class Generation(Settings):
-    """Every choice that decides the frames, with nothing left to defaults that may change.
+class Request(Settings):
+    """Every choice that decides the frames. Nothing is left to defaults that may change."""
 
-    ``samples`` are sample indices: sample k of a seed starts from the same noise whatever is generated beside it, and
-    with whatever prompt; with ``seed_per_prompt`` the seed of prompt k is ``seed + k``, so that prompts share no noise.
-    ``cfg_scale`` is a float, or one per latent channel; ``cfg_channels`` is in its canonical text form. A
-    ``negative_prompt`` takes the null caption's place. ``guidance`` is a rule with all its settings, ``timing`` when it
-    acts. ``rotation`` is the seed of a random rotation of the latent channels, of which cfg_channels then chooses: a
-    control for studies. ``exact`` names the original whose draws and precisions are replayed; a sample then depends on
-    its batch: ``batch_size`` belongs to it.
-    ``size`` (height, width) in pixels and ``frames`` are the model's own where they are None.
-    ``exact_noise`` draws on the device that runs, or as a CUDA device does ("cuda:h100"; "cuda" is an A100), on which
-    the originals ran.
-    """
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    also_read: ClassVar[tuple[str, ...]] = GUIDANCE_KEYS
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """What to show."""
     negative_prompt: str | None = None
+    """What to steer away from. It takes the null caption's place."""
     model: str = "guidon-small"
+    """A preset, or a folder of weights."""
     size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width in pixels; None for the model's own."""
     frames: PositiveInt | None = None
+    """Length; None for the model's own."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the noise."""
     seed_per_prompt: bool = False
+    """Prompt k has the seed ``seed + k``, so that prompts share no noise."""
     samples: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"
+    """Sample indices. Sample k of a seed starts from the same noise whatever is generated beside it."""
+    sampler: SamplerName = "ddpm"
     steps: PositiveInt = 50
+    """Denoising steps."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    cfg_scale: float | tuple[float, ...] = 1.0
-    cfg_channels: str | None = "3"
+    """How much noise ddim adds: 0 none, 1 as much as ddpm."""
+    guidance: Guidance = Guidance(1.0)
+    """Channel scales, rule and timing; in JSON they are cfg_scale, cfg_channels, guidance (the rule) and timing."""
     rotation: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    guidance: str = "cfg"
-    timing: str = "constant"
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Seed of a random rotation of the latent channels, of which cfg_channels then chooses: a control for studies."""
+    dtype: DtypeName = "fp32"
+    """Precision of the network. Diffusion arithmetic is fp32 whatever this is."""
     exact: str | None = None
+    """Name of the original whose draws and precisions are replayed. A sample then depends on its batch."""
     exact_noise: str = "device"
+    """Where an exact replay draws noise: "device" where it runs, or as a CUDA device does, such as "cuda:h100"."""
     batch_size: PositiveInt | None = None
+    """Clips denoised together; set only for an exact replay, where it decides the frames."""
 
-    @field_validator("guidance")
+    @model_validator(mode="before")
     @classmethod
-    def _whole_rule(cls, value: str) -> str:
-        return rule_text(parse_rule(value))
+    def _one_guidance(cls, values: Any) -> Any:
+        """Make one ``Guidance`` of the keys that hold its parts."""
+        if not isinstance(values, Mapping):
+            return values
+        parts = {key: values[key] for key in GUIDANCE_KEYS if key in values}
+        rest = {key: value for key, value in values.items() if key not in parts}
+        given = rest.pop("guidance", "cfg")
+        if isinstance(given, Guidance):
+            if parts:
+                raise InputError(f"{setting('guidance')} holds the {next(iter(parts))} already: leave one of them out")
+            return rest | {"guidance": given}
+        return rest | {"guidance": Guidance.from_settings(parts | {"guidance": given})}
 
-    @field_validator("timing")
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The guidance as the keys that manifests have, in their order."""
+        flat: dict[str, Any] = {}
+        guidance = self.guidance.to_settings()
+        for name, value in handler(self).items():
+            if name == "guidance":
+                flat |= {key: guidance[key] for key in ("cfg_scale", "cfg_channels") if key in guidance}
+            elif name == "dtype":
+                flat |= {key: guidance[key] for key in ("guidance", "timing")} | {name: value}
+            else:
+                flat[name] = value
+        return flat
+
+    @field_validator("exact")
     @classmethod
-    def _known_timing(cls, value: str) -> str:
-        parse_timing(value)
+    def _known_original(cls, value: str | None) -> str | None:
+        if value is not None and value not in replays():
+            raise InputError(f"{setting('exact')} {value!r} does not exist{nearest(value, replays())}")
         return value
 
     @field_validator("exact_noise")
@@ -86,30 +141,38 @@ class Generation(Settings):
     def _known_device(cls, value: str) -> str:
         valid = ("device", "cuda", *(f"cuda:{gpu}" for gpu in BLOCKS))
         if value not in valid:
-            raise InputError(f"exact_noise {value!r} does not exist{nearest(value, valid)}")
+            raise InputError(f"{setting('exact_noise')} {value!r} does not exist{nearest(value, valid)}")
         return value
 
     @model_validator(mode="after")
-    def _nothing_without_effect(self) -> Generation:
+    def _nothing_without_effect(self) -> Request:
+        rule, name = self.guidance.rule, setting
         if self.eta and self.sampler != "ddim":
-            raise InputError(f"eta {self.eta:g} is ddim's, the sampler is {self.sampler}: leave it out")
-        rule = parse_rule(self.guidance)
+            raise InputError(f"{name('eta')} {self.eta:g} is for ddim, the sampler is {self.sampler}: leave it out")
         if rule.name == "cfg++" and (self.sampler != "ddim" or self.eta):
-            raise InputError("guidance cfg++ has a sampler of its own: give the sampler ddim, with eta 0")
-        if not rule.by_scale_one and self.timing in NAMED and self.timing != "constant":
-            raise InputError(f"guidance {rule.name} has a scale that falls by itself: give no ramp ({self.timing})")
-        rule.check(self.cfg_scale if isinstance(self.cfg_scale, tuple) else [self.cfg_scale])
+            raise InputError(f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0: give them")
         if rule.needs_negative and self.negative_prompt is None:
-            raise InputError(f"guidance {rule.name} needs a negative prompt: give what should not be seen")
+            raise InputError(
+                f"{name('guidance')} {rule.name} needs a negative prompt: say in {name('negative_prompt')} what should "
+                "not be seen"
+            )
         if self.exact and self.seed_per_prompt:
-            raise InputError(f"exact {self.exact!r} draws all samples from one seed: leave out seed_per_prompt")
+            raise InputError(
+                f"{name('exact')} {self.exact!r} draws all samples from one seed: leave out {name('seed_per_prompt')}"
+            )
         if self.exact_noise != "device" and self.exact is None:
-            raise InputError(f"exact_noise {self.exact_noise!r} needs exact, whose draws it makes: give both")
+            raise InputError(
+                f"{name('exact_noise')} {self.exact_noise!r} has an effect only with {name('exact')}: give both"
+            )
         return self
 
-    @field_validator("exact")
-    @classmethod
-    def _known_original(cls, value: str | None) -> str | None:
-        if value is not None and value not in EXACT:
-            raise InputError(f"exact {value!r} does not exist{nearest(value, EXACT)}")
-        return value
+    def seed_of(self, prompt: int) -> int:
+        """The seed of the noise of a prompt's samples."""
+        return self.seed + (prompt if self.seed_per_prompt else 0)
+
+    def alone(self, prompt: int, sample: int) -> Request:
+        """The request that makes one of the clips alone; of an exact replay the whole, since its batch decides it."""
+        if self.exact:
+            return self
+        own = {"prompts": (self.prompts[prompt],), "samples": (sample,)}
+        return self.model_copy(update=own | {"seed": self.seed_of(prompt), "seed_per_prompt": False})

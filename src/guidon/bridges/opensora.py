@@ -1,9 +1,10 @@
-"""IDDPM, the scheduler that Open-Sora's users know, as a thin front over diffusion, guidance and samplers.
+"""IDDPM, the scheduler of Open-Sora, as a thin front over diffusion, guidance and samplers.
 
-The constructor and methods of ``opensora.schedulers.IDDPM`` (and, under it, improved-diffusion's SpacedDiffusion), plus
-``cfg_channels``: guidance acts on the first three latent channels unless told otherwise. Left out are classifier
-guidance (``cond_fn``), ``denoised_fn``, and the frame mask everywhere but in ``sample``; what follows ``clip_denoised``
-is given by name. Random numbers come from the global generator, in the originals' order, so that their seeds reproduce.
+It has the constructor and methods of ``opensora.schedulers.IDDPM`` (and, under it, of improved-diffusion's
+SpacedDiffusion), and ``cfg_channels``: guidance acts on the first three latent channels unless told otherwise. Left out
+are classifier guidance (``cond_fn``), ``denoised_fn``, and the frame mask everywhere but in ``sample``. Arguments after
+``clip_denoised`` are keyword-only. Random numbers come from the global generator, in the originals' order, so that
+their seeds reproduce.
 
 Models are foreign objects called as ``model(x, t, **model_kwargs)`` with original timesteps; their output is a tensor
 (B, C or 2C, ...) or a dict that holds it under ``"x"``.
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..diffusion import (
+    DiscreteLevel,
+    LossKind,
+    NoiseLevel,
     NoiseSchedule,
     Process,
     bits_per_dimension,
@@ -29,8 +33,7 @@ from ..diffusion import (
     q_sample,
     training_losses,
 )
-from ..diffusion.losses import LossKind
-from ..guidance import UNSET, CfgChannels, ChannelScale, GuidedDenoiser, Unset, cfg_channels_from
+from ..guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Unset, cfg_channels_from
 from ..samplers import LegacyNoise, ddim_reverse_step, ddim_step, ddpm_step
 
 Model = Callable[..., Any]
@@ -38,12 +41,14 @@ Model = Callable[..., Any]
 
 @dataclass(frozen=True)
 class _Keywords:
-    """A foreign model's keyword arguments as a guidance condition: tensors of one row per sample are concatenated."""
+    """A foreign model's keyword arguments as a condition: tensors with one row per sample are concatenated."""
 
     rows: int
+    """How many samples there are."""
     values: dict[str, Any]
+    """The arguments by name."""
 
-    def cat(self, other: _Keywords) -> _Keywords:
+    def cat(self, other: _Keywords, /) -> _Keywords:
         joined = dict(self.values)
         for name, value in self.values.items():
             theirs = other.values.get(name)
@@ -95,10 +100,8 @@ class IDDPM:
         self.process = Process("x0" if predict_xstart else "eps", "learned_range" if learn_sigma else fixed)
         self.loss_kind: LossKind = "rescaled_kl" if use_kl else "rescaled_mse" if rescale_learned_sigmas else "mse"
         given = {"cfg_channels": cfg_channels, "cfg_channel": cfg_channel}
-        self.cfg_scale = cfg_scale
-        self.cfg_channels = cfg_channels_from({k: v for k, v in given.items() if v is not UNSET})
+        self.guidance = Guidance(cfg_scale, cfg_channels_from({k: v for k, v in given.items() if v is not UNSET}))
         self.generator = generator
-        self._tables: dict[torch.device, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         """The schedule's tables under their usual names: betas, alphas_cumprod, ..., timestep_map."""
@@ -107,14 +110,13 @@ class IDDPM:
         return getattr(self.schedule, name)
 
     @property
+    def cfg_scale(self) -> float | tuple[float, ...]:
+        """The guidance scale of ``sample``."""
+        return self.guidance.scale
+
+    @property
     def original_num_steps(self) -> int:
         return self.schedule.num_original_timesteps
-
-    def tables(self, x: Tensor) -> Any:
-        """The tables on x's device, made once."""
-        if x.device not in self._tables:
-            self._tables[x.device] = self.schedule.tables(x.device)
-        return self._tables[x.device]
 
     # sampling
 
@@ -166,18 +168,19 @@ class IDDPM:
         encoded = dict(text_encoder.encode(list(prompts)))
         shared = encoded | (additional_args or {})
         cond, uncond = _Keywords(rows, shared), _Keywords(rows, shared | {"y": text_encoder.null(rows)})
-        scale = ChannelScale.parse(self.cfg_scale, self.cfg_channels, channels=z.shape[1])
+        self.guidance.on(z.shape[1])  # channels that the latents do not have are refused before the first step
         network = _Adapted(model)
-        denoiser = GuidedDenoiser(network, cond, uncond, scale, schedule)
-        x, tables = z, schedule.tables(z.device)
+        denoiser = GuidedDenoiser(network, self.guidance, cond, uncond)
+        x = z
         begins = None if mask is None else (mask * len(schedule)).int().to(z.device)
-        for step in _countdown(self.num_timesteps, progress):
-            if begins is not None:  # frames join, noised to the step, once the step they begin at is reached
-                noised = q_sample(x, step, noise(x), tables)
-                x = torch.where(_over_frames(begins == step), noised, x)
-                network.x_mask = begins > step
-            after, _ = ddpm_step(denoiser(x, step), x, step, noise(x), tables, self.process)
-            x = after if begins is None else torch.where(_over_frames(begins < step), x, after)
+        for level in _visited(schedule, progress):
+            # a frame joins, noised to the level, at the step at which its edit begins
+            if begins is not None:
+                noised = q_sample(x, level, noise(x))
+                x = torch.where(_over_frames(begins == level.step), noised, x)
+                network.x_mask = begins > level.step
+            after, _ = ddpm_step(denoiser(x, level), x, level, noise(x), self.process)
+            x = after if begins is None else torch.where(_over_frames(begins < level.step), x, after)
         return x
 
     def p_sample_loop_progressive(
@@ -236,9 +239,9 @@ class IDDPM:
         progress: bool,
     ) -> Iterator[dict[str, Tensor]]:
         x = self._start(shape, noise, device)
-        for step in _countdown(self.num_timesteps, progress):
+        for level in _visited(self.schedule, progress):
             with torch.no_grad():
-                out = one_step(x, self._all(x, step))
+                out = one_step(x, self._all(x, int(level.step)))
             yield out
             x = out["sample"]
 
@@ -254,9 +257,8 @@ class IDDPM:
         model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """``mean``, ``variance``, ``log_variance`` of p(x_{t-1} | x_t) and ``pred_xstart``, each shaped like x."""
-        p = p_mean_variance(
-            self._predict(model, x, t, model_kwargs), x, t, self.tables(x), self._clipped(clip_denoised)
-        )
+        level = self.schedule.at(t, x)
+        p = p_mean_variance(self._predict(model, x, level, model_kwargs), x, level, self._clipped(clip_denoised))
         return {
             "mean": p.mean,
             "variance": p.variance.expand_as(x),
@@ -274,8 +276,9 @@ class IDDPM:
         model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """``sample`` x_{t-1} and ``pred_xstart``."""
-        prediction = self._predict(model, x, t, model_kwargs)
-        sample, x_0 = ddpm_step(prediction, x, t, self._noise(x), self.tables(x), self._clipped(clip_denoised))
+        level = self.schedule.at(t, x)
+        prediction = self._predict(model, x, level, model_kwargs)
+        sample, x_0 = ddpm_step(prediction, x, level, self._noise(x), self._clipped(clip_denoised))
         return {"sample": sample, "pred_xstart": x_0}
 
     def ddim_sample(
@@ -289,8 +292,9 @@ class IDDPM:
         eta: float = 0.0,
     ) -> dict[str, Tensor]:
         """``sample`` x_{t-1} by DDIM and ``pred_xstart``. Noise is drawn whatever eta is, as the original does."""
-        prediction = self._predict(model, x, t, model_kwargs)
-        sample, x_0 = ddim_step(prediction, x, t, self._noise(x), self.tables(x), self._clipped(clip_denoised), eta)
+        level = self.schedule.at(t, x)
+        prediction = self._predict(model, x, level, model_kwargs)
+        sample, x_0 = ddim_step(prediction, x, level, self._noise(x), self._clipped(clip_denoised), eta)
         return {"sample": sample, "pred_xstart": x_0}
 
     def ddim_reverse_sample(
@@ -308,23 +312,24 @@ class IDDPM:
             raise InputError(
                 f"ddim_reverse_sample was given eta {eta:g}: only the deterministic path, eta 0, can be run backwards"
             )
-        prediction = self._predict(model, x, t, model_kwargs)
-        sample, x_0 = ddim_reverse_step(prediction, x, t, self.tables(x), self._clipped(clip_denoised))
+        level = self.schedule.at(t, x)
+        prediction = self._predict(model, x, level, model_kwargs)
+        sample, x_0 = ddim_reverse_step(prediction, x, level, self._clipped(clip_denoised))
         return {"sample": sample, "pred_xstart": x_0}
 
     # forwards, training, evaluation; t is a long tensor (B,) of indices into this schedule
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of q(x_t | x_0), x_start (B, C, ...)."""
-        return q_mean_variance(x_start, t, self.tables(x_start))
+        return q_mean_variance(x_start, self.schedule.at(t, x_start))
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """x_t of x_0."""
-        return q_sample(x_start, t, self._noise(x_start) if noise is None else noise, self.tables(x_start))
+        return q_sample(x_start, self.schedule.at(t, x_start), self._noise(x_start) if noise is None else noise)
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0)."""
-        return q_posterior(x_start, x_t, t, self.tables(x_start))
+        return q_posterior(x_start, x_t, self.schedule.at(t, x_start))
 
     def training_losses(
         self,
@@ -337,25 +342,23 @@ class IDDPM:
         """``loss`` and its terms, each (B,), of x_start (B, C, ...) noised to steps t (B,)."""
         noise = self._noise(x_start) if noise is None else noise
         x_t = self.q_sample(x_start, t, noise)
-        prediction = self._predict(model, x_t, t, model_kwargs)
-        return training_losses(
-            prediction, x_start, x_t, t, noise, self.tables(x_start), self.process, kind=self.loss_kind
-        )
+        level = self.schedule.at(t, x_start)
+        prediction = self._predict(model, x_t, level, model_kwargs)
+        return training_losses(prediction, x_start, x_t, level, noise, self.process, kind=self.loss_kind)
 
     def calc_bpd_loop(
         self, model: Model, x_start: Tensor, clip_denoised: bool = True, *, model_kwargs: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """Bits per dimension: ``total_bpd``, ``prior_bpd``, (B,); ``vb``, ``xstart_mse``, ``mse``, (B, T)."""
 
-        def denoiser(x: Tensor, step: int) -> Tensor:
-            return self._predict(model, x, self._all(x, step), model_kwargs)
+        def denoiser(x: Tensor, level: DiscreteLevel) -> Tensor:
+            return self._predict(model, x, self.schedule.at(self._all(x, int(level.step)), x), model_kwargs)
 
-        return vars(
-            bits_per_dimension(denoiser, x_start, self._noise, self.tables(x_start), self._clipped(clip_denoised))
-        ).copy()
+        process = self._clipped(clip_denoised)
+        return vars(bits_per_dimension(denoiser, x_start, self._noise, self.schedule, process)).copy()
 
-    def _predict(self, model: Model, x: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None) -> Tensor:
-        return _output(model(x, self.tables(x).timestep_map[t], **(model_kwargs or {})))
+    def _predict(self, model: Model, x: Tensor, level: NoiseLevel, model_kwargs: dict[str, Any] | None) -> Tensor:
+        return _output(model(x, level.timesteps(x), **(model_kwargs or {})))
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
@@ -382,20 +385,16 @@ def _output(out: Any) -> Tensor:
 
 
 class _Adapted:
-    """A foreign model as guidance calls networks; timesteps in the whole numbers it was trained with.
-
-    Guidance writes into what it is given, and the model's output is the model's: it gets a copy.
-
-    ``x_mask`` (B, T) is passed on when it is set, repeated to the rows of the call.
-    """
+    """A foreign model as guidance calls networks; it is told whole timesteps, with which it was trained."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.x_mask: Tensor | None = None
+        """Which frames are moving, (B, T); passed on when it is set, repeated to the rows of the call."""
 
-    def __call__(self, x: Tensor, t: Tensor, cond: _Keywords) -> Tensor:
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: _Keywords, /) -> Tensor:
         more = {} if self.x_mask is None else {"x_mask": self.x_mask.repeat(len(x) // len(self.x_mask), 1)}
-        return _output(self.model(x, t.long(), **cond.values, **more)).clone()
+        return _output(self.model(x, level.timesteps(x).long(), **cond.values, **more))
 
 
 def _over_frames(flags: Tensor) -> Tensor:
@@ -408,12 +407,12 @@ def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
     return last["sample"]
 
 
-def _countdown(steps: int, progress: bool) -> Iterator[int]:
-    """Step indices from the last to 0, with a bar on stderr if asked for."""
-    indices = range(steps - 1, -1, -1)
+def _visited(schedule: NoiseSchedule, progress: bool) -> Iterator[DiscreteLevel]:
+    """The levels of a schedule from noise to data, with a bar on stderr if asked for."""
     if not progress:
-        return iter(indices)
+        yield from schedule.levels
+        return
     from rich.console import Console
     from rich.progress import track
 
-    return iter(track(indices, "sampling", total=steps, console=Console(stderr=True)))
+    yield from track(schedule.levels, "sampling", console=Console(stderr=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +17,8 @@ class Settings(BaseModel):
     """Base of every section of settings: frozen; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    also_read: ClassVar[tuple[str, ...]] = ()
+    """Keys that a validator of the class reads beside the fields; a hint for a mistyped key may name them."""
 
 
 S = TypeVar("S", bound=Settings)
@@ -37,7 +39,7 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
         inner = next(_models(getattr(field, "annotation", None)), None)
         if inner is not None:
             model = inner
-    return list(model.model_fields)
+    return [*model.model_fields, *getattr(model, "also_read", ())]
 
 
 def validated(model: type[S], values: Any, source: str | None) -> S:

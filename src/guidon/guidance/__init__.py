@@ -1,14 +1,16 @@
 """Classifier-free guidance by channel; knows no network and no sampler."""
 
-from .channels import UNSET, CfgChannels, ChannelScale, Unset, cfg_channels_from, parse_channels, random_rotation
-from .denoiser import GuidedDenoiser
+from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_channels
+from .combine import START, Combines, Guidance, GuidedStep, Memory, Observe
+from .denoiser import Condition, GuidedDenoiser
+from .rotation import RotatedGuidance, random_rotation
 from .rules import RULES, Branches, Rule, parse_rule, rule_text
-from .timing import constant, cosine_ramp, interval, linear_ramp, oscillation, parse_timing
+from .timing import CONSTANT, Constant, CosineRamp, Interval, LinearRamp, Oscillation, Timing, parse_timing
 from .trace import GuidanceTrace, added_energy
 
 __all__ = [
-    "RULES", "UNSET", "Branches", "CfgChannels", "ChannelScale", "GuidanceTrace", "GuidedDenoiser", "Rule", "Unset",
-    "added_energy",
-    "cfg_channels_from", "constant", "cosine_ramp", "interval", "linear_ramp", "oscillation", "parse_channels",
-    "parse_rule", "parse_timing", "random_rotation", "rule_text",
+    "CONSTANT", "RULES", "START", "UNSET", "Branches", "CfgChannels", "ChannelChoice", "ChannelScale", "Combines",
+    "Condition", "Constant", "CosineRamp", "Guidance", "GuidanceTrace", "GuidedDenoiser", "GuidedStep", "Interval",
+    "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing", "Unset", "added_energy",
+    "cfg_channels_from", "parse_channels", "parse_rule", "parse_timing", "random_rotation", "rule_text",
 ]  # fmt: skip

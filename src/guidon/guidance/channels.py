@@ -1,25 +1,21 @@
-"""Which latent channels are guided and how strongly: parsed, validated, and the only place where it is decided.
+"""Which latent channels are guided, and how strongly. This is the only place where it is decided.
 
-DiT guided three of its four channels by accident; PixArt and Open-Sora 1.0 copied the slice. Three therefore
-reproduces them and is the default; ``"all"`` is what most other pipelines do.
+DiT guided three of its four channels by accident; PixArt and Open-Sora 1.0 copied the slice. The default, three,
+reproduces them. ``"all"`` is what most other pipelines do.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Final
 
-import torch
-from torch import Tensor
-
-from ..core.errors import InputError
+from ..core.errors import InputError, setting
 
 CfgChannels = int | str | Sequence[int] | None
-Refuse = Callable[[str], InputError]
 
 
 class Unset:
@@ -31,23 +27,126 @@ class Unset:
 
 UNSET: Final = Unset()
 DEFAULT_COUNT = 3
+MOST_CHANNELS = 65536  # no latent has more; a range of indices ends here
+_FORMS = "a count such as 3, 'all', 'none', indices such as '0,2' or '0-2', or 'only:3'"
+
+
+@dataclass(frozen=True)
+class ChannelChoice:
+    """A choice of channels, before it is known how many a model has."""
+
+    count: int | None = None
+    """The first so many channels."""
+    indices: tuple[int, ...] | None = None
+    """Exactly these channels, increasing; empty for none. Without count and indices the choice is all channels."""
+
+    @classmethod
+    def parse(cls, given: CfgChannels | ChannelChoice) -> ChannelChoice:
+        """A choice from what a user says; see ``ChannelScale.parse``.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if isinstance(given, ChannelChoice):
+            return given
+        if given is None:
+            return cls()
+        if isinstance(given, bool | float):
+            raise _refusal(given, "is not a choice of channels")
+        if isinstance(given, Integral):
+            return cls._first(int(given), given)
+        if isinstance(given, str):
+            return cls._parse_text(given)
+        sequence: Any = given
+        listed: list[Any] = list(sequence)
+        if any(isinstance(index, bool) or not isinstance(index, Integral) for index in listed):
+            raise _refusal(given, "must hold whole numbers")
+        return cls._exactly([int(index) for index in listed], given)
+
+    @classmethod
+    def _parse_text(cls, given: str) -> ChannelChoice:
+        text = given.strip().lower()
+        if text in ("all", "none"):
+            return cls() if text == "all" else cls(indices=())
+        if text.isdecimal():
+            return cls._first(int(text), given)
+        if match := re.fullmatch(r"only:(\d+)", text):
+            return cls._exactly([int(match[1])], given)
+        indices: list[int] = []
+        for part in text.split(","):
+            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            if not match:
+                raise _refusal(given, "cannot be read")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                raise _refusal(given, "holds a range that runs backwards")
+            if last >= MOST_CHANNELS:
+                raise _refusal(given, f"names channel {last}, and no latent has so many")
+            indices += range(first, last + 1)
+        return cls._exactly(indices, given)
+
+    @classmethod
+    def _first(cls, count: int, given: object) -> ChannelChoice:
+        if count < 1:
+            raise _refusal(given, "is not a count of channels")
+        return cls(count=count)
+
+    @classmethod
+    def _exactly(cls, indices: list[int], given: object) -> ChannelChoice:
+        if not indices:
+            raise _refusal(given, "chooses no channel")
+        if len(set(indices)) != len(indices):
+            raise _refusal(given, "names a channel twice")
+        if min(indices) < 0:
+            raise _refusal(given, f"names channel {min(indices)}, but they are numbered from 0")
+        return cls(indices=tuple(sorted(indices)))
+
+    @property
+    def text(self) -> str:
+        """The choice as text; ``parse`` reads it back."""
+        if self.count is not None:
+            return str(self.count)
+        if self.indices is None:
+            return "all"
+        if not self.indices:
+            return "none"
+        text = ",".join(map(str, self.indices))
+        return text if len(self.indices) > 1 else f"only:{text}"
+
+    def of(self, channels: int) -> tuple[int, ...]:
+        """The indices that are chosen of a model's channels, increasing.
+
+        Raises:
+            InputError: the model has no such channels.
+        """
+        if self.count is not None:
+            if self.count > channels:
+                raise _refusal(self.text, "is not a count of channels it has", channels)
+            return tuple(range(self.count))
+        if self.indices is None:
+            return tuple(range(channels))
+        if self.indices and self.indices[-1] >= channels:
+            wrong = next(index for index in self.indices if index >= channels)
+            raise _refusal(self.text, f"names channel {wrong}, but they are numbered 0 to {channels - 1}", channels)
+        return self.indices
 
 
 @dataclass(frozen=True)
 class ChannelScale:
-    """One guidance scale per latent channel; an unguided channel has scale 1.
-
-    Attributes:
-        scales: the scale of every channel.
-        guided: indices of the channels that were chosen, increasing. A chosen channel may have scale 1.
-    """
+    """One guidance scale per latent channel of a model; an unguided channel has scale 1."""
 
     scales: tuple[float, ...]
+    """The scale of every channel."""
     guided: tuple[int, ...]
+    """Indices of the channels that were chosen, increasing. A chosen channel may have scale 1."""
 
     @classmethod
     def parse(
-        cls, cfg_scale: float | Sequence[float], cfg_channels: CfgChannels | Unset = UNSET, *, channels: int
+        cls,
+        cfg_scale: float | Sequence[float],
+        cfg_channels: CfgChannels | ChannelChoice | Unset = UNSET,
+        *,
+        channels: int,
     ) -> ChannelScale:
         """From what a user says, in Python or on the command line.
 
@@ -62,7 +161,13 @@ class ChannelScale:
             InputError: with what was given, what the model has and what would be valid.
         """
         per_channel = not isinstance(cfg_scale, Real)
-        scales = _scales(cfg_scale, channels)
+        given = parse_scale(cfg_scale)
+        scales = given if isinstance(given, tuple) else (given,) * channels
+        if len(scales) != channels:
+            raise InputError(
+                f"{setting('cfg_scale')} has {len(scales)} values, but this model has {channels} latent channels: "
+                f"give one number or {channels}"
+            )
         if isinstance(cfg_channels, Unset):
             chosen = tuple(range(channels if per_channel else min(DEFAULT_COUNT, channels)))
         else:
@@ -70,8 +175,9 @@ class ChannelScale:
             stray = [c for c in range(channels) if per_channel and c not in chosen and scales[c] != 1]
             if stray:
                 raise InputError(
-                    f"cfg_scale gives channel {stray[0]} the scale {scales[stray[0]]:g}, but cfg_channels "
-                    f"{cfg_channels!r} leaves it unguided: give it scale 1, or leave cfg_channels out"
+                    f"{setting('cfg_scale')} gives channel {stray[0]} the scale {scales[stray[0]]:g}, but "
+                    f"{setting('cfg_channels')} {_shown(cfg_channels)} leaves it unguided: give it scale 1, or leave "
+                    f"{setting('cfg_channels')} out"
                 )
         return cls(tuple(scales[c] if c in chosen else 1.0 for c in range(channels)), chosen)
 
@@ -107,86 +213,38 @@ class ChannelScale:
         return tuple(c for c, scale in enumerate(self.scales) if scale != 1)
 
 
-def parse_channels(given: CfgChannels, channels: int) -> tuple[int, ...]:
-    """The indices a choice of channels stands for; see ``ChannelScale.parse``."""
-    last = channels - 1
-    valid = (
-        f"this model has {channels} latent channels: give a count from 1 to {channels}, 'all', 'none', "
-        f"indices such as '0,2' or '0-{last}', or 'only:{last}'"
-    )
-
-    def refuse(why: str) -> InputError:
-        return InputError(f"cfg_channels {given!r} {why}; {valid}")
-
-    if given is None:
-        return tuple(range(channels))
-    if isinstance(given, bool | float):
-        raise refuse("is not a choice of channels")
-    if isinstance(given, Integral):
-        if not 1 <= int(given) <= channels:
-            raise refuse("is not a count of channels it has")
-        return tuple(range(int(given)))
-    if isinstance(given, str):
-        return _parse_text(given.strip().lower(), channels, refuse)
-    choices: Any = given
-    indices: list[Any] = list(choices)
-    if any(isinstance(c, bool) or not isinstance(c, Integral) for c in indices):
-        raise refuse("must hold whole numbers")
-    return _checked([int(c) for c in indices], channels, refuse)
+def parse_channels(given: CfgChannels | ChannelChoice, channels: int) -> tuple[int, ...]:
+    """The indices that a choice stands for, of a model with so many channels; see ``ChannelScale.parse``."""
+    try:
+        return ChannelChoice.parse(given).of(channels)
+    except _Refusal as refusal:
+        raise _refusal(given, refusal.why, channels) from None
 
 
-def _parse_text(text: str, channels: int, refuse: Refuse) -> tuple[int, ...]:
-    if text in ("all", "none"):
-        return tuple(range(channels)) if text == "all" else ()
-    if text.isdecimal():
-        if not 1 <= int(text) <= channels:
-            raise refuse("is not a count of channels it has")
-        return tuple(range(int(text)))
-    if match := re.fullmatch(r"only:(\d+)", text):
-        return _checked([int(match[1])], channels, refuse)
-    indices: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not match:
-            raise refuse("cannot be read")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise refuse("holds a range that runs backwards")
-        indices += range(first, min(last, channels) + 1)
-    return _checked(indices, channels, refuse)
+def parse_scale(given: Any) -> float | tuple[float, ...]:
+    """One scale, or one per channel, each finite and at least 0.
 
-
-def _checked(indices: list[int], channels: int, refuse: Refuse) -> tuple[int, ...]:
-    if not indices:
-        raise refuse("chooses no channel")
-    if len(set(indices)) != len(indices):
-        raise refuse("names a channel twice")
-    wrong = [c for c in indices if not 0 <= c < channels]
-    if wrong:
-        raise refuse(f"names channel {wrong[0]}, but they are numbered 0 to {channels - 1}")
-    return tuple(sorted(indices))
-
-
-def _scales(given: Any, channels: int) -> tuple[float, ...]:
-    """One scale per channel, each finite and not negative."""
+    Raises:
+        InputError: it is no number, nor a sequence of numbers.
+    """
+    name = setting("cfg_scale")
     if isinstance(given, str | bool) or not isinstance(given, Real | Sequence):
         raise InputError(
-            f"cfg_scale {given!r} is not a number: give one of at least 0 (1 is no guidance), or one per channel"
+            f"{name} {given!r} is not a number: give one of at least 0 (1 is no guidance), or one per channel"
         )
-    values: list[Any] = [given] * channels if isinstance(given, Real) else [*given]
-    if len(values) != channels:
-        raise InputError(
-            f"cfg_scale has {len(values)} values, but this model has {channels} latent channels: "
-            f"give one number or {channels}"
-        )
+    values: list[Any] = [given] if isinstance(given, Real) else [*given]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-            raise InputError(f"cfg_scale {value!r} is not valid: give a finite number of at least 0 (1 is no guidance)")
-    return tuple(float(value) for value in values)
+            raise InputError(f"{name} {value!r} is not valid: give a finite number of at least 0 (1 is no guidance)")
+    return float(values[0]) if isinstance(given, Real) else tuple(float(value) for value in values)
 
 
-def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | Unset:
-    """The choice of channels in a settings mapping, under ``cfg_channels`` or Open-Sora's ``cfg_channel``."""
+def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | ChannelChoice | Unset:
+    """The choice of channels in a settings mapping, under ``cfg_channels`` or Open-Sora's ``cfg_channel``.
+
+    Raises:
+        InputError: both are given and differ.
+    """
     spellings = [name for name in ("cfg_channels", "cfg_channel") if name in settings]
     if len(spellings) == 2 and settings["cfg_channels"] != settings["cfg_channel"]:
         raise InputError(
@@ -196,7 +254,24 @@ def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | Unset:
     return settings[spellings[0]] if spellings else UNSET
 
 
-def random_rotation(channels: int, seed: int) -> Tensor:
-    """A uniformly random orthogonal matrix (C, C), float32: the control for "is this channel special?"."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.init.orthogonal_(torch.empty(channels, channels), generator=generator)
+class _Refusal(InputError):
+    """A choice of channels that is not valid, and why."""
+
+    why: str
+
+
+def _shown(given: object) -> str:
+    return repr(given.text if isinstance(given, ChannelChoice) else given)
+
+
+def _refusal(given: object, why: str, channels: int | None = None) -> _Refusal:
+    valid = f"give {_FORMS}"
+    if channels is not None:
+        last = channels - 1
+        valid = (
+            f"this model has {channels} latent channels: give a count from 1 to {channels}, 'all', 'none', "
+            f"indices such as '0,2' or '0-{last}', or 'only:{last}'"
+        )
+    refusal = _Refusal(f"{setting('cfg_channels')} {_shown(given)} {why}; {valid}")
+    refusal.why = why
+    return refusal

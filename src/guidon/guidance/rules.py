@@ -1,15 +1,15 @@
-"""Guidance rules: how the two predictions of a step become one.
+"""Guidance rules: how the predictions of a step become one.
 
-A rule is told only of the channels that are guided: its norms, means and standard deviations are per sample and over
-those. It says in which space it works ("own" is the network's own prediction), and the denoiser converts. Each gives
-plain classifier-free guidance at its neutral setting, which its docstring names.
+A rule is given the guided channels only: its norms, means and standard deviations are per sample and over those. A rule
+names the parameterisation in which it works; ``Guidance.combine`` converts. At its neutral setting, which the docstring
+names, each rule is plain classifier-free guidance.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
@@ -17,59 +17,65 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..core.errors import InputError, nearest
+from ..core.broadcasting import per_sample
+from ..core.errors import InputError, nearest, setting
+from ..diffusion import NoiseLevel
 
 Scale = float | Tensor
-Space = Literal["own", "eps", "x0", "v"]
+Space = Literal["own", "eps", "x0", "v", "flow"]
 
 
 @dataclass(frozen=True)
 class Branches:
-    """What a rule sees of a step, every tensor (B, C_guided, ...).
-
-    Attributes:
-        cond, uncond: the two predictions.
-        negative: the negative prompt's prediction, for a rule that ``needs_negative``.
-        progress: 0 at pure noise, 1 at the data.
-        signal, signal_before: alphas_cumprod of this step and of the next one to be visited, which is nearer to the
-            data; the latter is None where a sampler chooses its own times.
-        memory: what a rule keeps from step to step of one run.
-    """
+    """What a rule sees of a step; every tensor is (B, C_guided, ...)."""
 
     cond: Tensor
+    """The conditional prediction."""
     uncond: Tensor
-    negative: Tensor | None = None
-    progress: float = 0.0
-    signal: float = 1.0
-    signal_before: float | None = None
-    memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """The unconditional prediction."""
+    negative: Tensor | None
+    """The negative prompt's prediction, for a rule that ``needs_negative``."""
+    level: NoiseLevel
+    """The level of this step. Its ``next`` is None where a sampler chooses its own times."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What the rule kept from the step before (``Rule.keeps``); empty at the first step of a run."""
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """``rule(branches, scale)`` -> guided, (B, C_guided, ...); scale is a float, or (C_guided, 1, ...) by channel.
+    """``rule(branches, scale)`` gives the guided prediction, (B, C_guided, ...).
 
-    ``space`` is of all it is given and gives. ``by_scale_one`` says that a channel of scale 1 is the conditional
-    prediction, so that it need not be computed; ``needs_negative``, that a negative prompt is a branch of its own.
+    ``scale`` is a float, or (C_guided, 1, ...) where channels have different scales.
     """
 
     name: ClassVar[str]
     space: ClassVar[Space] = "own"
+    """The parameterisation of inputs and output; "own" is whatever the network predicts."""
     by_scale_one: ClassVar[bool] = True
+    """Whether a channel of scale 1 is the conditional prediction, so that the rule need not be applied to it."""
     needs_negative: ClassVar[bool] = False
+    """Whether the negative prompt is a branch of its own."""
 
     @abstractmethod
     def __call__(self, branches: Branches, scale: Scale) -> Tensor: ...
 
+    def keeps(self, branches: Branches) -> Mapping[str, Tensor]:
+        """What the next step of the run is to see as ``branches.kept``."""
+        return {}
+
     def check(self, scales: Sequence[float]) -> None:
-        """Refuse scales of the guided channels that the rule cannot take; most take any."""
+        """Refuse scales that the rule cannot take. Most rules take any.
+
+        Raises:
+            InputError: a scale is out of the rule's range.
+        """
         return
 
     def _require(self, name: str, low: float, high: float = math.inf) -> None:
         value = getattr(self, name)
         if not (math.isfinite(value) and low <= value <= high):
             limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise InputError(f"guidance {self.name}: {name} is {value:g}: give a number {limits}")
+            raise InputError(f"{setting('guidance')} {self.name}: {name} is {value:g}: give a number {limits}")
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,11 @@ class CFG(Rule):
 
 @dataclass(frozen=True)
 class Rescale(Rule):
-    """Guided, then brought back towards the conditional prediction's standard deviation (Lin et al. 2305.08891, sec.
-    3.4): phi std(cond) / std(guided) guided + (1 - phi) guided. Against overexposure. Neutral: phi 0.
+    """Plain guidance, brought back towards the conditional prediction's standard deviation (Lin et al. 2305.08891, sec.
+    3.4): phi std(cond) / std(guided) guided + (1 - phi) guided. It reduces overexposure. Neutral: phi 0.
 
-    The standard deviation is over the guided channels, so that unguided ones do not change; diffusers takes it over
-    all of them.
+    The standard deviation is over the guided channels, so that unguided ones do not change. diffusers takes it over all
+    channels.
     """
 
     name = "rescale"
@@ -99,18 +105,20 @@ class Rescale(Rule):
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         guided = cfg(branches, scale)
-        wanted, found = (_over_sample(part.flatten(1).std(1), guided) for part in (branches.cond, guided))
+        wanted, found = (per_sample(part.flatten(1).std(1), guided) for part in (branches.cond, guided))
         ratio = torch.where(found > 0, wanted / found, 1)
         return guided * (self.phi * ratio + 1 - self.phi)
 
 
 @dataclass(frozen=True)
 class APG(Rule):
-    """Adaptive projected guidance (Sadat et al. 2410.02416, algorithm 1): the update is averaged with the steps before
-    (``momentum``, negative: it pushes away from them), its norm limited, and its part along the conditional x_0, which
-    saturates, weighted by ``eta``. Neutral: eta 1, norm_limit 0 (none), momentum 0.
+    """Adaptive projected guidance (Sadat et al. 2410.02416, algorithm 1). Neutral: eta 1, norm_limit 0, momentum 0.
 
-    ``norm_limit`` is the paper's r, an L2 norm over one sample's guided channels: 15 on the 65,536 elements of SDXL.
+    The update is a running sum over the steps (``momentum``; a negative one pushes away from earlier updates). Its norm
+    is limited. Its part along the conditional x_0, which saturates colours, is weighted by ``eta``.
+
+    ``norm_limit`` is the paper's r, an L2 norm over one sample's guided channels: 15 on the 65,536 elements of SDXL. 0
+    sets no limit.
     """
 
     name = "apg"
@@ -124,11 +132,18 @@ class APG(Rule):
         self._require("norm_limit", 0)
         self._require("momentum", -1, 1)
 
-    def __call__(self, branches: Branches, scale: Scale) -> Tensor:
+    def _update(self, branches: Branches) -> Tensor:
+        """The running sum of cond - uncond."""
         update = branches.cond - branches.uncond
-        if self.momentum:
-            update = update + self.momentum * branches.memory.get("update", torch.zeros_like(update))
-            branches.memory["update"] = update
+        if not self.momentum:
+            return update
+        return update + self.momentum * branches.kept.get("update", torch.zeros_like(update))
+
+    def keeps(self, branches: Branches) -> Mapping[str, Tensor]:
+        return {"update": self._update(branches)} if self.momentum else {}
+
+    def __call__(self, branches: Branches, scale: Scale) -> Tensor:
+        update = self._update(branches)
         if self.norm_limit:
             update = update * (self.norm_limit / _norm(update).clamp_min(1e-12)).clamp(max=1)
         along = _projected(update, branches.cond)
@@ -137,12 +152,13 @@ class APG(Rule):
 
 @dataclass(frozen=True)
 class CFGZero(Rule):
-    """CFG-Zero* (Fan et al. 2503.18886, algorithm 1): the unconditional velocity is scaled by its optimal factor
-    <cond, uncond> / ||uncond||^2, and during the first ``zeroed`` of sampling the velocity is zero.
-    Neutral: project 0 (the factor is 1 + project (optimum - 1)) and zeroed 0.
+    """CFG-Zero* (Fan et al. 2503.18886, algorithm 1). Neutral: project 0 and zeroed 0.
 
-    Made for flow matching; here the velocity is v of Salimans & Ho (2202.00512), which is zero where x_t is all noise
-    and the data's mean is predicted.
+    The unconditional velocity is scaled by its optimal factor <cond, uncond> / ||uncond||^2; the factor used is
+    1 + project (optimum - 1). During the first ``zeroed`` of sampling the velocity is zero.
+
+    The paper's velocity is that of flow matching. Here it is v of Salimans & Ho (2202.00512), which is zero where x_t
+    is all noise and the data's mean is predicted.
     """
 
     name = "cfg-zero"
@@ -155,7 +171,7 @@ class CFGZero(Rule):
         self._require("zeroed", 0, 1)
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
-        if branches.progress < self.zeroed:
+        if branches.level.progress < self.zeroed:
             return torch.zeros_like(branches.cond)
         optimum = _dot(branches.cond, branches.uncond) / _dot(branches.uncond, branches.uncond).clamp_min(1e-12)
         uncond = branches.uncond * (1 + self.project * (optimum - 1))
@@ -164,12 +180,12 @@ class CFGZero(Rule):
 
 @dataclass(frozen=True)
 class CFGPlusPlus(Rule):
-    """CFG++ (Chung et al. 2406.08070, algorithm 2): x_0 is guided by a scale within [0, 1], and noise is put back by
-    the unconditional prediction. Its sampler is deterministic DDIM.
+    """CFG++ (Chung et al. 2406.08070, algorithm 2): x_0 is guided by a scale s in [0, 1], and the noise that is put
+    back is the unconditional prediction. Its sampler is deterministic DDIM.
 
-    With A = sqrt(signal_before / signal), n = sqrt(1 - signal) and n' = sqrt(1 - signal_before) its step is DDIM's
-    under plain guidance of scale s A n / (A n - n'): that is what is computed. It has no neutral setting; it is plain
-    CFG of a scale that falls during sampling and ends at s.
+    With alpha, sigma of this level, alpha', sigma' of the next one and A = alpha' / alpha, its step is DDIM's under
+    plain guidance of scale s A sigma / (A sigma - sigma'). That is what is computed: plain CFG of a scale that falls
+    during sampling and ends at s. There is no neutral setting.
     """
 
     name = "cfg++"
@@ -177,22 +193,26 @@ class CFGPlusPlus(Rule):
 
     def check(self, scales: Sequence[float]) -> None:
         if any(scale > 1 for scale in scales):
-            raise InputError(f"guidance cfg++ takes a cfg_scale from 0 to 1, such as 0.6: {max(scales):g} was given")
+            raise InputError(
+                f"{setting('guidance')} cfg++ takes a {setting('cfg_scale')} from 0 to 1, such as 0.6: "
+                f"{max(scales):g} was given"
+            )
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
-        if branches.signal_before is None:
-            raise InputError("guidance cfg++ has a sampler of its own: give the sampler ddim, with eta 0")
-        carried = math.sqrt(branches.signal_before / branches.signal) * math.sqrt(1 - branches.signal)
-        return cfg(branches, scale * (carried / (carried - math.sqrt(1 - branches.signal_before))))
+        level, after = branches.level, branches.level.next
+        if after is None:
+            raise InputError(f"{setting('guidance')} cfg++ needs {setting('sampler')} ddim with {setting('eta')} 0")
+        carried = float(after.alpha) / float(level.alpha) * float(level.sigma)
+        return cfg(branches, scale * (carried / (carried - float(after.sigma))))
 
 
 @dataclass(frozen=True)
 class FrequencyDecoupled(Rule):
-    """Frequency-decoupled guidance (Sadat et al. 2506.19713): low spatial frequencies, which set colour and layout and
-    saturate, are guided less than high ones: their scale is 1 + low (s - 1). Neutral: low 1.
+    """Frequency-decoupled guidance (Sadat et al. 2506.19713): low spatial frequencies are guided less than high ones.
+    Neutral: low 1.
 
-    Low frequencies are those that survive halving each frame ``levels`` times: one split of the paper's Laplacian
-    pyramid, with bilinear filters.
+    Low frequencies set colour and layout, and saturate. Their scale is 1 + low (s - 1). They are what is left of a
+    frame that is halved ``levels`` times: one split of the paper's Laplacian pyramid, with bilinear filters.
     """
 
     name = "fdg"
@@ -209,7 +229,8 @@ class FrequencyDecoupled(Rule):
         half = 2**self.levels
         if min(planes.shape[-2:]) < half:
             raise InputError(
-                f"guidance fdg: {planes.shape[-2]}x{planes.shape[-1]} latents cannot be halved {self.levels} times"
+                f"{setting('guidance')} fdg: latents of {planes.shape[-2]}x{planes.shape[-1]} cannot be halved "
+                f"{self.levels} times: give fewer levels"
             )
         smaller = functional.adaptive_avg_pool2d(planes, (planes.shape[-2] // half, planes.shape[-1] // half))
         coarse = functional.interpolate(smaller, planes.shape[-2:], mode="bilinear").view_as(update)
@@ -218,10 +239,11 @@ class FrequencyDecoupled(Rule):
 
 @dataclass(frozen=True)
 class PerpendicularNegative(Rule):
-    """Perp-Neg (Armandpour et al. 2304.04968, eq. 8): of the negative prompt only what is perpendicular to the prompt
-    is taken away: uncond + s ((cond - uncond) - weight (negative - uncond)_perpendicular). Neutral: weight 0.
+    """Perp-Neg (Armandpour et al. 2304.04968, eq. 8). Neutral: weight 0.
 
-    The negative prompt no longer takes the null caption's place: three branches run.
+    Of the negative prompt, only the part perpendicular to the prompt is subtracted:
+    uncond + s ((cond - uncond) - weight (negative - uncond)_perpendicular). The negative prompt does not take the null
+    caption's place: three branches run.
     """
 
     name = "perp-neg"
@@ -233,7 +255,7 @@ class PerpendicularNegative(Rule):
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         if branches.negative is None:
-            raise InputError("guidance perp-neg needs a negative prompt")
+            raise InputError(f"{setting('guidance')} perp-neg needs a negative prompt")
         wanted, unwanted = branches.cond - branches.uncond, branches.negative - branches.uncond
         return branches.uncond + scale * (wanted - self.weight * (unwanted - _projected(unwanted, wanted)))
 
@@ -253,21 +275,23 @@ def parse_rule(text: str) -> Rule:
     """
     name, _, rest = text.partition(":")
     if name not in RULES:
-        raise InputError(f"guidance rule {name!r} does not exist{nearest(name, RULES)}")
+        raise InputError(f"{setting('guidance')} rule {name!r} does not exist{nearest(name, RULES)}")
     rule = RULES[name]()
-    settings = {setting.name: setting.type for setting in fields(rule)}
+    settings = {option.name: option.type for option in fields(rule)}
     given: dict[str, float] = {}
     for part in rest.split(",") if rest else ():
-        setting, equals, value = (piece.strip() for piece in part.partition("="))
-        if setting not in settings:
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if option not in settings:
             known = f"{name} has {', '.join(settings)}" if settings else f"{name} has no settings"
-            raise InputError(f"guidance {name}: {setting!r} is not a setting: {known}")
+            raise InputError(f"{setting('guidance')} {name}: {option!r} is not a setting: {known}")
         try:
-            if not equals or setting in given:
+            if not equals or option in given:
                 raise ValueError
-            given[setting] = int(value) if settings[setting] == "int" else float(value)
+            given[option] = int(value) if settings[option] == "int" else float(value)
         except ValueError:
-            raise InputError(f"guidance {name}: {part!r} cannot be read: give {setting}=NUMBER, once") from None
+            raise InputError(
+                f"{setting('guidance')} {name}: {part!r} cannot be read: give {option}=NUMBER, once"
+            ) from None
     return RULES[name](**given)
 
 
@@ -277,14 +301,9 @@ def rule_text(rule: Rule) -> str:
     return rule.name + (":" + ",".join(settings) if settings else "")
 
 
-def _over_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) shaped to multiply ``like``."""
-    return values.view(-1, *[1] * (like.ndim - 1))
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each sample, shaped to multiply them."""
-    return _over_sample((a * b).flatten(1).sum(1), a)
+    return per_sample((a * b).flatten(1).sum(1), a)
 
 
 def _norm(a: Tensor) -> Tensor:

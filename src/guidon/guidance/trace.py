@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,17 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..diffusion import convert
+from .combine import GuidedStep
+from .rotation import rotate
 
 
 def added_energy(arrays: Mapping[str, NDArray[np.float64]]) -> float:
-    """Of what plain guidance added to predictions: the sum of ((scale - 1) ||cond - uncond||)^2 in a trace's arrays."""
+    """What plain guidance added to the predictions: the sum of ((scale - 1) ||cond - uncond||)^2 in a trace."""
     return float((((arrays["scale"] - 1) * arrays["difference"]) ** 2).sum())
 
 
 class GuidanceTrace:
-    """Collects norms while sampling runs; nothing leaves the device before it is read.
+    """An observer of one run that collects norms. Nothing leaves the device before the trace is read.
 
-    Steps at which the unconditional branch did not run leave no entry: ``as_arrays()["timestep"]`` says which did.
+    Steps at which the unconditional branch did not run leave no entry; ``as_arrays()["timestep"]`` says which did.
 
     Args:
         keep_x0: also keep both branches' x_0 of every step, on the CPU: two more copies of the latents a step.
@@ -33,37 +36,36 @@ class GuidanceTrace:
         self._products: list[Tensor] = []
         self._x0: list[Tensor] = []
 
-    def record(
-        self,
-        timestep: float,
-        scales: tuple[float, ...],
-        cond: Tensor,
-        uncond: Tensor,
-        to_x0: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Note one guided step; cond and uncond are the predictions of every channel that is chosen from, (B, C, ...):
-        under a rotation not the latents' own, which ``to_x0`` turns them back to.
+    def __call__(self, step: GuidedStep) -> None:
+        """Note one step. Norms are of the channels that are chosen from: the rotated ones where there is a rotation.
+
+        Raises:
+            InputError: the step belongs to another run.
         """
+        timestep = float(step.level.timestep)
         if self._timesteps and timestep >= self._timesteps[-1]:
-            raise InputError("a trace is of one run, and this one has been through another: use a new one")
+            raise InputError("a trace holds one run, and this one has seen another: use a new one")
+        branches = step.cond, step.uncond
         if self.keep_x0:
-            self._x0.append(torch.stack([to_x0(cond), to_x0(uncond)]).cpu())
-        frames = cond.shape[2] if cond.ndim == 5 else 1
-        c, u = (x.reshape(*x.shape[:2], frames, -1) for x in (cond, uncond))  # (B, C, T, H W)
+            kept = [convert(branch, step.x, step.level, step.parameterization, "x0") for branch in branches]
+            self._x0.append(torch.stack(kept).cpu())
+        frames = step.cond.shape[2] if step.cond.ndim == 5 else 1
+        chosen_from = branches if step.rotation is None else [rotate(branch, step.rotation) for branch in branches]
+        c, u = (branch.reshape(*branch.shape[:2], frames, -1) for branch in chosen_from)  # (B, C, T, H W)
         d = c - u
         self._timesteps.append(timestep)
-        self._scales.append(scales)
+        self._scales.append(step.scale.scales)
         self._products.append(torch.stack([d.square().sum(3), c.square().sum(3), (c * d).sum(3)]))
 
     def __len__(self) -> int:
         return len(self._products)
 
     def as_arrays(self, *, by_frame: bool = False) -> dict[str, NDArray[np.float64]]:
-        """What was noted.
+        """The trace as arrays.
 
-        ``difference`` ||cond - uncond||, ``cond`` ||cond|| and ``cosine`` cos(cond - uncond, cond), each (samples,
-        steps, channels), with ``by_frame`` (samples, steps, channels, frames); ``timestep`` (steps,); ``scale``, the
-        effective one, (steps, channels).
+        ``difference`` is ||cond - uncond||, ``cond`` is ||cond|| and ``cosine`` is cos(cond - uncond, cond), each
+        (samples, steps, channels), with ``by_frame`` (samples, steps, channels, frames). ``timestep`` is (steps,).
+        ``scale``, the one in effect, is (steps, channels).
         """
         products = torch.stack(self._products).double().cpu() if self._products else torch.zeros(0, 3, 0, 0, 0)
         products = products if by_frame else products.sum(-1)  # (steps, 3, B, C[, T])

@@ -4,10 +4,10 @@ from .contract import Denoiser, Noise
 from .ddim import ddim_reverse_step, ddim_step, sample_ddim
 from .ddpm import ddpm_step, sample_ddpm
 from .dpm_solver import sample_dpm_solver
-from .noise import LegacyNoise, SampleNoise
+from .noise import LegacyNoise, SampleNoise, replayed_noise
 from .philox import CudaGenerator
 
 __all__ = [
     "CudaGenerator", "Denoiser", "LegacyNoise", "Noise", "SampleNoise", "ddim_reverse_step", "ddim_step",
-    "ddpm_step", "sample_ddim", "sample_ddpm", "sample_dpm_solver",
+    "ddpm_step", "replayed_noise", "sample_ddim", "sample_ddpm", "sample_dpm_solver",
 ]  # fmt: skip

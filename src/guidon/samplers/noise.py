@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .philox import CudaGenerator
+from .philox import BLOCKS, CudaGenerator
 
 
 class SampleNoise:
@@ -43,6 +43,20 @@ class SampleNoise:
 
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+
+
+def replayed_noise(seed: int, draws: str, device: torch.device) -> LegacyNoise:
+    """The originals' noise after ``torch.manual_seed(seed)``; the global generator is not touched.
+
+    Args:
+        seed: the originals' seed.
+        draws: "device" draws as ``device`` does. "cuda" or "cuda:h100" draws as such a CUDA device does, on any machine.
+        device: where sampling runs.
+    """
+    if draws == "device":
+        return LegacyNoise(2, torch.Generator(device).manual_seed(seed))
+    gpu = draws.removeprefix("cuda").removeprefix(":") or "a100"
+    return LegacyNoise(2, CudaGenerator(seed, BLOCKS[gpu]))
 
 
 class LegacyNoise:

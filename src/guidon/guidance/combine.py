@@ -1,0 +1,278 @@
+"""Guidance as a value: channel scales, rule and timing; and ``combine``, which joins the branches of one step.
+
+It knows no network, no sampler and no batch: tensors in, the guided prediction out. Every pipeline, scheduler and
+bridge calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError, setting
+from ..diffusion import NoiseLevel, Parameterization, convert, split_prediction
+from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_scale
+from .rules import Branches, Rule, parse_rule, rule_text
+from .timing import Timing, parse_timing
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What guidance carries from one call to the next of a run. A run begins with ``START``."""
+
+    calls: int = 0
+    """Calls so far."""
+    guided: int = 0
+    """Those of them at which guidance acted."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What the rule keeps."""
+
+
+START = Memory()
+
+
+@dataclass(frozen=True, init=False)
+class Guidance:
+    """How the predictions of a step are joined: which channels, how strongly, by which rule, when.
+
+    ::
+
+        guidance = Guidance(scale=3, channels="all", rule="apg", timing="interval:0,0.5")
+        guided, memory = guidance.combine(cond, uncond, x, level)
+    """
+
+    scale: float | tuple[float, ...]
+    """One scale for all guided channels, or one per latent channel. 1 is the conditional prediction."""
+    channels: ChannelChoice | Unset
+    """Which channels are guided. Unset: the first three, or all where the scale is given per channel."""
+    rule: Rule
+    """How the branches are combined."""
+    timing: Timing
+    """When guidance acts."""
+
+    def __init__(
+        self,
+        scale: float | Sequence[float],
+        channels: CfgChannels | ChannelChoice | Unset = UNSET,
+        rule: str | Rule = "cfg",
+        timing: str | Timing = "constant",
+    ) -> None:
+        """Read what a user says, once.
+
+        Args:
+            scale: one number of at least 0, or one per latent channel.
+            channels: ``3`` the first three; ``"all"`` or None; ``"none"``; ``[0, 2]``, ``"0,2"``, ``"0-2"`` exactly
+                these; ``"only:3"``.
+            rule: a rule, or its name and settings such as ``"apg:momentum=0"``.
+            timing: a timing, or its text such as ``"interval:0,0.5"``, ``"linear"``, ``"oscillation:10"``.
+
+        Raises:
+            InputError: a value is not valid, or two of them do not go together.
+        """
+        parsed = parse_scale(scale)
+        choice = channels if isinstance(channels, Unset) else ChannelChoice.parse(channels)
+        rule = parse_rule(rule) if isinstance(rule, str) else rule
+        timing = parse_timing(timing) if isinstance(timing, str) else timing
+        rule.check(parsed if isinstance(parsed, tuple) else [parsed])
+        if timing.ramps and not rule.by_scale_one:
+            raise InputError(
+                f"{setting('guidance')} {rule.name} has a scale that falls by itself: give no ramp ({timing.text})"
+            )
+        for name, value in (("scale", parsed), ("channels", choice), ("rule", rule), ("timing", timing)):
+            object.__setattr__(self, name, value)
+
+    # the settings, as JSON and manifests hold them
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Guidance:
+        """From the keys ``cfg_scale``, ``cfg_channels`` (or ``cfg_channel``), ``guidance`` and ``timing``."""
+        return cls(
+            settings.get("cfg_scale", 1.0),
+            cfg_channels_from(settings),
+            settings.get("guidance", "cfg"),
+            settings.get("timing", "constant"),
+        )
+
+    def to_settings(self) -> dict[str, Any]:
+        """Plain values under the same keys; ``from_settings`` reads them back."""
+        channels = {} if isinstance(self.channels, Unset) else {"cfg_channels": self.channels.text}
+        return {"cfg_scale": self.scale, **channels, "guidance": rule_text(self.rule), "timing": self.timing.text}
+
+    # what it does to a model of so many latent channels
+
+    def on(self, channels: int) -> ChannelScale:
+        """The scale of every latent channel of a model.
+
+        Raises:
+            InputError: the model has other channels.
+        """
+        return _on(self.scale, self.channels, channels)
+
+    def resolved(self, channels: int) -> Guidance:
+        """The same guidance, its choice of channels in the canonical form for a model of so many channels."""
+        unset = isinstance(self.channels, Unset) and isinstance(self.scale, tuple)
+        text = "all" if unset else self.on(channels).text
+        return Guidance(self.scale, text, self.rule, self.timing)
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether the negative prompt is a branch of its own."""
+        return self.rule.needs_negative
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the result is the conditional prediction at every level, so that no other branch need run."""
+        if isinstance(self.channels, ChannelChoice) and self.channels.indices == ():
+            return True
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        return self.rule.by_scale_one and all(scale == 1 for scale in scales)
+
+    def scale_at(self, level: NoiseLevel, memory: Memory, channels: int) -> ChannelScale:
+        """The scales in effect at a level: those of ``on``, weighted by the timing."""
+        return self.on(channels).weighted(self.timing(_one(level.progress), memory.calls))
+
+    def acts(self, level: NoiseLevel, memory: Memory, channels: int) -> bool:
+        """Whether ``combine`` needs the other branches at this level; else it returns the conditional prediction."""
+        if self.timing(_one(level.progress), memory.calls) == 0:
+            return False
+        return bool(self._acted_on(self.scale_at(level, memory, channels)))
+
+    def combine(
+        self,
+        cond: Tensor,
+        uncond: Tensor | None,
+        x: Tensor,
+        level: NoiseLevel,
+        memory: Memory = START,
+        *,
+        negative: Tensor | None = None,
+        parameterization: Parameterization = "eps",
+    ) -> tuple[Tensor, Memory]:
+        """The guided prediction of one step, and the memory for the next one. Pure: nothing that is given changes.
+
+        Unguided channels, and all variance channels, are bit for bit the conditional prediction. Arithmetic is fp32.
+
+        Args:
+            cond: the conditional prediction (B, C or 2C, ...); of 2C channels the last C are a learned variance.
+            uncond: the unconditional prediction, shaped like ``cond``; may be None where ``acts`` is false.
+            x: the noisy latents (B, C, ...).
+            level: how noisy x is. Its numbers are floats: one level for the whole batch.
+            memory: what the step before returned.
+            negative: the negative prompt's prediction, for a rule that needs it.
+            parameterization: what the predictions stand for.
+
+        Returns:
+            The prediction, shaped like ``cond`` and in its dtype, and the memory.
+
+        Raises:
+            InputError: a branch is missing, or the shapes or channels do not fit.
+        """
+        channels = x.shape[1]
+        if not self.acts(level, memory, channels):
+            return cond, Memory(memory.calls + 1, memory.guided, memory.kept)
+        if uncond is None:
+            raise InputError(f"guidance on channels {self.on(channels).text} needs the unconditional prediction")
+        if self.needs_negative and negative is None:
+            raise InputError(f"{setting('guidance')} {self.rule.name} needs a negative prompt")
+        split_prediction(cond, channels)
+        # the guided channels alone, in the space in which the rule works
+        scale = self.scale_at(level, memory, channels)
+        acted_on = self._acted_on(scale)
+        where = _view(acted_on)
+        space: Parameterization = parameterization if self.rule.space == "own" else self.rule.space
+        noisy = x[:, where].float()
+
+        def seen(prediction: Tensor) -> Tensor:
+            return convert(prediction[:, where].float(), noisy, level, parameterization, space)
+
+        branches = Branches(
+            seen(cond), seen(uncond), None if negative is None or not self.needs_negative else seen(negative),
+            level, memory.kept,
+        )  # fmt: skip
+        guided = self.rule(branches, _factor(tuple(scale.scales[c] for c in acted_on), x.device, x.ndim))
+        # back to what the network predicts, beside the channels that are not guided
+        result = cond.clone()
+        result[:, where] = convert(guided, noisy, level, space, parameterization).to(cond.dtype)
+        return result, Memory(memory.calls + 1, memory.guided + 1, self.rule.keeps(branches))
+
+    def _acted_on(self, scale: ChannelScale) -> tuple[int, ...]:
+        """The channels that the rule is given: none where the result is the conditional prediction."""
+        return scale.active() if self.rule.by_scale_one else scale.guided
+
+
+class Combines(Protocol):
+    """What ``GuidedDenoiser`` asks of guidance: ``Guidance``, or a wrapper around it."""
+
+    @property
+    def needs_negative(self) -> bool: ...
+
+    @property
+    def is_conditional(self) -> bool: ...
+
+    def acts(self, level: NoiseLevel, memory: Memory, channels: int) -> bool: ...
+
+    def scale_at(self, level: NoiseLevel, memory: Memory, channels: int) -> ChannelScale: ...
+
+    def combine(
+        self,
+        cond: Tensor,
+        uncond: Tensor | None,
+        x: Tensor,
+        level: NoiseLevel,
+        memory: Memory = START,
+        *,
+        negative: Tensor | None = None,
+        parameterization: Parameterization = "eps",
+    ) -> tuple[Tensor, Memory]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedStep:
+    """What an observer is shown of a step at which guidance acted."""
+
+    level: NoiseLevel
+    scale: ChannelScale
+    """The scales in effect."""
+    cond: Tensor
+    """The conditional prediction (B, C, ...)."""
+    uncond: Tensor
+    """The unconditional prediction (B, C, ...)."""
+    x: Tensor
+    """The noisy latents (B, C, ...)."""
+    parameterization: Parameterization
+    rotation: Tensor | None = None
+    """The rotation (C, C) whose channels are chosen from; None for the latents' own."""
+
+
+Observe = Callable[[GuidedStep], None]
+
+
+@lru_cache(maxsize=256)
+def _on(scale: float | tuple[float, ...], channels: ChannelChoice | Unset, count: int) -> ChannelScale:
+    return ChannelScale.parse(scale, channels, channels=count)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _factor(values: tuple[float, ...], device: torch.device, ndim: int) -> float | Tensor:
+    """A float where the guided channels share a scale, else (C_guided, 1, ...), sent to the device once."""
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.tensor(values, device=device).view(-1, *[1] * (ndim - 2))
+
+
+def _view(channels: tuple[int, ...]) -> slice | list[int]:
+    """An index of channels; a slice, which makes a view, where they are neighbours."""
+    first, last = channels[0], channels[-1]
+    return slice(first, last + 1) if last - first + 1 == len(channels) else list(channels)
+
+
+def _one(progress: float | Tensor) -> float:
+    if isinstance(progress, Tensor):
+        raise InputError("guidance needs one level for the whole batch: its numbers are floats, not tensors")
+    return progress
