@@ -108,6 +108,20 @@ def test_effect_sizes_and_what_could_have_been_seen():
     assert paired_power(0, 50) == pytest.approx(0.05)
 
 
+def test_the_smallest_effect_is_detected_with_exactly_the_asked_power():
+    """To 1e-9 against values found by bisection, and by its definition."""
+    found = {6: 1.4345447820404011, 24: 0.5971841002912126, 96: 0.28886652716180083, 1000: 0.08867907559426376}
+    for pairs, d_z in found.items():
+        assert smallest_effect(pairs) == pytest.approx(d_z, abs=1e-9)
+    for pairs in (6, 7, 40, 400):
+        for power in (0.5, 0.8, 0.95):
+            assert paired_power(smallest_effect(pairs, power=power), pairs) == pytest.approx(power, abs=1e-9)
+
+
+def test_power_is_a_number_for_every_effect():
+    assert np.isfinite([paired_power(d_z, n) for n in (6, 40, 1000) for d_z in np.linspace(0, 4, 200)]).all()
+
+
 def test_wilson_is_scipys():
     for k, n in ((0, 10), (3, 7), (198, 200), (50, 50)):
         theirs = stats.binomtest(k, n).proportion_ci(method="wilson")

@@ -1,8 +1,8 @@
-"""Paired statistics with the prompt as the unit: tests, intervals, effect sizes, and what a sample could have seen.
+"""Paired statistics whose unit is the prompt: tests, intervals, effect sizes, and the effects that can be detected.
 
-Values come as (prompts, seeds) arrays, or (prompts,) of means already taken: seeds of one prompt are no independent
-evidence, so they are averaged first. Undefined values are NaN; a pair in which either side is undefined is counted
-and shown, never filled in.
+Values are arrays (prompts, seeds), or (prompts,) of means. Seeds of one prompt are not independent evidence, so they
+are averaged first. Undefined values are NaN. A pair with an undefined side is left out, counted and shown; it is never
+filled in.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ..core.errors import InputError
+from ..core.extras import require
 
-RESAMPLES = 9999
-FLIPS = 19_999  # of signs: the smallest p is 1 in 20,000, so that Holm can tell one of 999 comparisons
+optimize = require("scipy.optimize", "comparing settings", "study")
+stats = require("scipy.stats", "comparing settings", "study")
+
+RESAMPLES = 9999  # of prompts, for bootstrap intervals
+FLIPS = 19_999  # of signs: the smallest p is 1 in 20,000, small enough for Holm's correction of up to 999 comparisons
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its confidence interval; ``note`` says what is unusual about it."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
     high: float
+    # what is unusual about the interval; empty where nothing is
     note: str = ""
 
     def __str__(self) -> str:
@@ -37,28 +40,26 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two settings on the same prompts and noise: b minus a.
+    """Two settings on the same prompts and noise: b minus a."""
 
-    Attributes:
-        difference: mean difference in the metric's unit, with its BCa interval.
-        p: two-sided paired permutation test (sign flips) of the mean difference.
-        d_z: mean difference over its standard deviation; NaN where nothing varies.
-        improves: share of prompts on which b is better, with ties counted half, and its interval.
-        pairs, undefined: prompts that were compared, and that could not be.
-        visible: the smallest d_z that this many pairs see with 80% power at p = 0.05.
-    """
-
+    # mean difference in the metric's unit, with its BCa interval
     difference: Interval
+    # two-sided paired permutation test (sign flips) of the mean difference
     p: float
+    # mean difference over its standard deviation; NaN where nothing varies
     d_z: float
+    # share of prompts on which b is better, ties counted half, with its interval
     improves: Interval
+    # prompts that were compared
     pairs: int
+    # prompts with an undefined value on either side
     undefined: int
+    # the smallest d_z that this many pairs detect with 80% power at p = 0.05
     visible: float
 
 
 def by_prompt(values: np.ndarray) -> np.ndarray:
-    """Means over the seeds of each prompt: (prompts, seeds) -> (prompts,); NaN where no seed is defined."""
+    """The mean over each prompt's seeds: (prompts, seeds) -> (prompts,); NaN where all seeds are undefined."""
     values = np.asarray(values, float)
     if values.ndim == 1:
         return values
@@ -85,7 +86,7 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95, seed: int = 0
 
 
 def metric_interval(values: np.ndarray, *, share: bool) -> Interval:
-    """``mean_interval``; of a share that is all or nothing in every prompt, Wilson's interval in its place."""
+    """``mean_interval``; for a share that is 0 in every prompt, or 1 in every prompt, Wilson's interval instead."""
     found = mean_interval(values)
     if share and found.note == "no variation" and found.value in (0, 1):
         defined = int(np.isfinite(by_prompt(values)).sum())
@@ -94,12 +95,12 @@ def metric_interval(values: np.ndarray, *, share: bool) -> Interval:
 
 
 def _bca(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """BCa; where its acceleration cannot be estimated, which few distinct values cause, the percentile interval."""
+    """The BCa interval, or the percentile interval where few distinct values leave BCa's acceleration undefined."""
     found: dict[str, tuple[float, float]] = {}
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result: Any = stats.bootstrap(
+            result = stats.bootstrap(
                 (values,),
                 np.mean,
                 n_resamples=RESAMPLES,
@@ -115,9 +116,9 @@ def _bca(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float
 
 
 def share_interval(successes: float, count: int, *, confidence: float = 0.95) -> Interval:
-    """A share of ``count`` independent trials with Wilson's interval (1927)."""
+    """The share of successes in ``count`` independent trials, with Wilson's interval (1927)."""
     if not 0 <= successes <= count or count < 1:
-        raise InputError(f"{successes} of {count} is no share")
+        raise InputError(f"{successes} of {count} is not a share: give 0 to count successes, of at least 1")
     z = float(stats.norm.ppf(0.5 + confidence / 2))
     share = successes / count
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -126,21 +127,29 @@ def share_interval(successes: float, count: int, *, confidence: float = 0.95) ->
 
 
 def sign_flips(prompts: int, seed: int = 0) -> np.ndarray:
-    """Signs (R, prompts) of a paired permutation test: all of them when there are few, else a random sample."""
+    """Signs (R, prompts) for a paired permutation test: all 2^prompts up to 13 prompts, above that a random sample."""
     if prompts <= 13:
         return 1 - 2 * ((np.arange(2**prompts)[:, None] >> np.arange(prompts)) & 1)
     return 1 - 2 * np.random.default_rng(seed).integers(2, size=(FLIPS, prompts), dtype=np.int8)
 
 
 def compare(a: np.ndarray, b: np.ndarray, *, better: str | None = "higher", seed: int = 0) -> Comparison:
-    """b against a on the same prompts and noise, (prompts, seeds) or (prompts,) each.
+    """Compare b with a on the same prompts and noise.
 
-    ``better`` is the direction in which the metric improves. The permutation test flips the signs of the prompts'
-    differences (exact up to 13 prompts). A seed that either side leaves undefined is left out of both.
+    The permutation test flips the signs of the prompts' differences; it is exact up to 13 prompts. A seed that is
+    undefined on one side is left out of both.
+
+    Args:
+        a, b: (prompts, seeds) or (prompts,).
+        better: the direction in which the metric improves, "higher" or "lower".
+        seed: of the resampling.
+
+    Raises:
+        InputError: the shapes differ.
     """
     if np.shape(a) != np.shape(b):
         sizes = [" x ".join(map(str, np.shape(values))) for values in (a, b)]
-        raise InputError(f"{sizes[0]} and {sizes[1]} prompts cannot be paired")
+        raise InputError(f"{sizes[0]} and {sizes[1]} prompts cannot be paired: give the same prompts and seeds")
     difference = by_prompt(np.asarray(b, float) - np.asarray(a, float))
     defined = np.isfinite(difference)
     values = difference[defined]
@@ -181,7 +190,7 @@ def _p(observed: np.ndarray, null: np.ndarray, exact: bool) -> np.ndarray:
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down adjustment (1979) of a family of p values; NaN stays, and is not counted."""
+    """Holm's step-down adjustment (1979) of a family of p values; NaN stays NaN and does not count."""
     p = np.asarray(p, float)
     out = np.full(p.shape, np.nan)
     defined = np.flatnonzero(np.isfinite(p))
@@ -195,14 +204,15 @@ def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
     """p values adjusted for M correlated metrics by the maximum statistic (Westfall & Young 1993, single step).
 
     Args:
-        differences: (prompts, M), all defined; the same sign flips serve every column.
+        differences: (prompts, M), all defined; every column gets the same sign flips.
+        seed: of the sign flips.
 
     Returns:
         (M,); NaN for a column without variation.
     """
     differences = np.asarray(differences, float)
     if not np.isfinite(differences).all():
-        raise InputError("max-T needs defined differences: leave out prompts with undefined ones")
+        raise InputError("max-T needs defined differences: leave out prompts with undefined values")
     error = differences.std(0, ddof=1) / math.sqrt(len(differences))
     varied = error > 0
     out = np.full(differences.shape[1], np.nan)
@@ -210,7 +220,7 @@ def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
         signs = sign_flips(len(differences), seed).astype(float)
         columns = differences[:, varied]
         means = signs @ columns / len(columns)
-        # a flip changes the mean, not the sum of squares: each resample has its own standard error
+        # A flip changes the mean but not the sum of squares, so each resample has its own standard error.
         squares = (columns**2).mean(0)
         spread = np.sqrt(np.maximum((squares - means**2) / (len(columns) - 1), 1e-300))
         null = (np.abs(means) / spread).max(1)
@@ -220,31 +230,36 @@ def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def smallest_effect(pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest d_z that a paired two-sided test of so many pairs sees with that power; inf if it never could.
+    """The smallest d_z that a paired two-sided test of ``pairs`` pairs detects with the given power.
 
-    By the noncentral t distribution; with five pairs or fewer a sign-flip test cannot reach p = 0.05 at all.
+    From the noncentral t distribution. Infinite where a sign-flip test cannot reach ``alpha`` (five pairs or fewer at
+    p = 0.05).
     """
     if pairs < 2 or 2 / 2**pairs > alpha:
         return math.inf
-    low, high = 0.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if paired_power(middle, pairs, alpha=alpha) < power else (low, middle)
-    return high
+
+    def excess(d_z: float) -> float:
+        return paired_power(d_z, pairs, alpha=alpha) - power
+
+    enough = 1 / math.sqrt(pairs)
+    while excess(enough) < 0:
+        enough *= 2
+    return float(optimize.brentq(excess, 0.0, enough, xtol=1e-12, rtol=1e-14))
 
 
 def paired_power(d_z: float, pairs: int, *, alpha: float = 0.05) -> float:
-    """How often a two-sided paired t test of so many pairs finds an effect of that size."""
+    """The power of a two-sided paired t test: how often it detects an effect d_z with this many pairs."""
     critical = float(stats.t.ppf(1 - alpha / 2, pairs - 1))
     shift = d_z * math.sqrt(pairs)
-    above = float(stats.nct.sf(critical, pairs - 1, shift))
-    return above + float(stats.nct.cdf(-critical, pairs - 1, shift))
+    # P(t > critical) + P(t < -critical); the second by symmetry, since scipy's lower tail is NaN in places
+    return float(stats.nct.sf(critical, pairs - 1, shift)) + float(stats.nct.sf(critical, pairs - 1, -shift))
 
 
 def pairs_needed(d_z: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
-    """How many prompts see an effect of that size with that power."""
+    """How many prompts a paired test needs to detect an effect d_z with the given power."""
     if d_z <= 0:
-        raise InputError(f"an effect of {d_z} cannot be seen: give a positive d_z")
+        raise InputError(f"an effect of {d_z} cannot be detected: give a positive d_z")
+    # Double until there is enough power, then bisect.
     low, high = 2, 3
     while paired_power(d_z, high, alpha=alpha) < power:
         low, high = high, 2 * high
@@ -261,11 +276,13 @@ def pareto(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The probability of each setting to be on the Pareto front of two metrics, by resampling prompts.
+    """How likely each setting is on the Pareto front of two metrics when prompts are resampled.
 
     Args:
-        values: per setting its two metrics, (prompts, seeds) or (prompts,) each, on the same prompts.
-        better: "higher" or "lower" for each metric.
+        values: by setting, its two metrics, (prompts, seeds) or (prompts,) each, on the same prompts.
+        better: for each metric the direction in which it improves, "higher" or "lower".
+        resamples: of the prompts.
+        seed: of the resampling.
     """
     names = list(values)
     signs = [1 if direction == "higher" else -1 for direction in better]
@@ -273,7 +290,7 @@ def pareto(
         [[sign * by_prompt(part) for sign, part in zip(signs, values[name], strict=True)] for name in names]
     )
     if table.ndim != 3:
-        raise InputError("every setting needs the same prompts")
+        raise InputError("the settings have values of different prompts: give the same prompts for each")
     rng = np.random.default_rng(seed)
     prompts = table.shape[-1]
     wins = np.zeros(len(names))
@@ -286,7 +303,7 @@ def pareto(
 
 
 def _on_front(means: np.ndarray) -> np.ndarray:
-    """Which points (S, 2), larger being better, no other point beats in one way without losing in the other."""
+    """Which of the points (S, 2) are on the front: no other point is at least as large in both and larger in one."""
     at_least = (means[:, None] >= means[None]).all(-1)
     above = (means[:, None] > means[None]).any(-1)
     beaten = np.asarray((at_least & above).any(0))

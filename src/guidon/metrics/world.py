@@ -1,7 +1,7 @@
-"""The metrics of the world: does a clip show what its caption asks for, steadily, and in clean pixels?
+"""The bench of the synthetic world: does a clip show what its caption asks for, steadily, and in clean pixels?
 
-Every metric is computed from pixels alone and compared with the caption. What cannot be read counts as a failed
-alignment, and is NaN elsewhere: never left out, never guessed.
+Every metric is computed from pixels alone and compared with the caption. An object that cannot be read fails the
+alignment metrics; the other metrics are then NaN. Nothing is left out and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -10,103 +10,102 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from .. import world
-from ..core.errors import InputError, nearest
+from ..core.errors import InputError
+from .metric import CLIPPED, SHARE, UNSAID, Bench, Examples, Goal, Metric, Values, named
 from .reading import Reading, read_clips
 
 SLOWEST = min(world.SPEEDS.values())
 SPEEDS = world.SPEEDS | world.UNSEEN_SPEED
 BRIEFEST = 4  # frames in which an object must be seen for its motion to be measured
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a number means. ``better`` is the direction in which it improves, None for what is only described."""
-
-    name: str
-    kind: Literal["alignment", "temporal", "quality"]
-    unit: str
-    range: tuple[float, float]
-    better: Literal["higher", "lower"] | None
-    meaning: str
-    undefined: str = "never"
-
-
-SHARE, PIXELS = "share", "px"
+PIXELS = "px"
 _UNSEEN = f"the object is visible in fewer than {BRIEFEST} frames"
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("joint", "alignment", SHARE, (0, 1), "higher", "all of the alignment metrics below but size"),
-        Metric("one_object", "alignment", SHARE, (0, 1), "higher", "exactly one object in every frame"),
-        Metric("colour", "alignment", SHARE, (0, 1), "higher", "the palette's nearest colour is the one asked for"),
-        Metric("shape", "alignment", SHARE, (0, 1), "higher", "the template of best IoU is the one asked for"),
-        Metric(
-            "direction", "alignment", SHARE, (0, 1), "higher",
-            "fitted velocity within 22.5 degrees and at least half the speed asked for, or still",
-        ),
-        Metric("background", "alignment", SHARE, (0, 1), "higher", "the palette's nearest is the one asked for"),
-        Metric("size", "alignment", SHARE, (0, 1), "higher", "area nearest to the size asked for, where one was"),
-        Metric(
-            "law_residual", "temporal", PIXELS, (0, math.inf), "lower",
-            "RMS distance of the centroid from its best line at constant velocity", _UNSEEN,
-        ),
-        Metric(
-            "teleport", "temporal", PIXELS, (0, math.inf), "lower",
-            "the largest second difference of the centroid", "no three frames in a row show the object",
-        ),
-        Metric(
-            "colour_drift", "temporal", "RGB", (0, math.sqrt(3)), "lower",
-            "the largest distance of the object's colour from that of the first frame that shows it", _UNSEEN,
-        ),
-        Metric(
-            "area_cv", "temporal", "ratio", (0, math.inf), "lower", "standard deviation of area over its mean", _UNSEEN
-        ),
-        Metric(
-            "shape_flips", "temporal", SHARE, (0, 1), "lower", "consecutive frames that show different shapes", _UNSEEN
-        ),
-        Metric(
-            "background_flicker", "temporal", "RGB", (0, math.sqrt(3)), "lower",
-            "mean distance of consecutive frames' backgrounds",
-        ),
-        Metric("vanished", "temporal", SHARE, (0, 1), "lower", "frames without an object"),
-        Metric(
-            "speed", "temporal", "px/frame", (0, math.inf), None,
-            "of the fitted velocity, to be shown beside the others: stillness looks steady", _UNSEEN,
-        ),
-        Metric(
-            "fit_psnr", "quality", "dB", (0, math.inf), "higher",
-            "PSNR to the scene that was read off the clip, drawn anew", _UNSEEN,
-        ),
-        Metric("clipped", "quality", SHARE, (0, 1), "lower", "values that are exactly black or full"),
-        Metric(
-            "chroma", "quality", "ratio", (0, math.inf), None,
-            "the object's chroma over that of the colour asked for: above 1 is oversaturated", _UNSEEN,
-        ),
-    )
-}  # fmt: skip
+METRICS = named(
+    Metric(
+        "joint", "alignment", SHARE, (0, 1), "higher",
+        "one_object, colour, shape, direction and background are all right",
+    ),
+    Metric("one_object", "alignment", SHARE, (0, 1), "higher", "every frame shows exactly one object"),
+    Metric(
+        "colour", "alignment", SHARE, (0, 1), "higher",
+        "the palette's colour nearest to the object's is the caption's", UNSAID,
+    ),
+    Metric(
+        "shape", "alignment", SHARE, (0, 1), "higher",
+        "the shape template of the highest IoU with the object is the caption's", UNSAID,
+    ),
+    Metric(
+        "direction", "alignment", SHARE, (0, 1), "higher",
+        "the velocity is within 22.5 degrees of the caption's and at least half as fast; or the object is still, "
+        "where the caption says so", UNSAID,
+    ),
+    Metric(
+        "background", "alignment", SHARE, (0, 1), "higher",
+        "the palette's colour nearest to the background is the caption's", UNSAID,
+    ),
+    Metric(
+        "size", "alignment", SHARE, (0, 1), "higher", "the size nearest to the object's area is the caption's", UNSAID
+    ),
+    Metric(
+        "law_residual", "temporal", PIXELS, (0, math.inf), "lower",
+        "RMS distance of the centroid from the best line of constant velocity", _UNSEEN,
+    ),
+    Metric(
+        "teleport", "temporal", PIXELS, (0, math.inf), "lower",
+        "the largest second difference of the centroid over frames", "no three frames in a row show the object",
+    ),
+    Metric(
+        "colour_drift", "temporal", "RGB", (0, math.sqrt(3)), "lower",
+        "the largest distance of the object's colour from that in the first frame that shows it", _UNSEEN,
+    ),
+    Metric(
+        "area_cv", "temporal", "ratio", (0, math.inf), "lower",
+        "standard deviation of the object's area over its mean", _UNSEEN,
+    ),
+    Metric(
+        "shape_flips", "temporal", SHARE, (0, 1), "lower",
+        "share of consecutive frames whose shapes differ", _UNSEEN,
+    ),
+    Metric(
+        "background_flicker", "temporal", "RGB", (0, math.sqrt(3)), "lower",
+        "mean distance between the backgrounds of consecutive frames",
+    ),
+    Metric("vanished", "temporal", SHARE, (0, 1), "lower", "share of frames without an object"),
+    Metric(
+        "speed", "temporal", "px/frame", (0, math.inf), None,
+        "speed of the fitted motion; read it beside the others, for a still clip looks steady", _UNSEEN,
+    ),
+    Metric(
+        "fit_psnr", "quality", "dB", (0, math.inf), "higher",
+        "PSNR between the clip and the scene that was read from it, rendered again", _UNSEEN,
+    ),
+    CLIPPED,
+    Metric(
+        "chroma", "quality", "ratio", (0, math.inf), None,
+        "the object's chroma over that of the caption's colour; above 1 is oversaturated",
+        f"{_UNSEEN}, or the caption names no colour",
+    ),
+)  # fmt: skip
 ALIGNMENT = ("one_object", "colour", "shape", "direction", "background")
 
 
 @dataclass(frozen=True)
 class Motion:
-    """The law of motion fitted to N clips by least squares over the frames that show the object.
+    """Motion at constant velocity, fitted to N clips by least squares over the frames that show the object.
 
-    Attributes:
-        start, velocity: (N, 2), px and px per frame, NaN where too few frames show it.
-        residual: (N,), RMS distance from the line, px.
+    All values are NaN where fewer than ``BRIEFEST`` frames show it.
     """
 
-    start: np.ndarray
-    velocity: np.ndarray
-    residual: np.ndarray
+    start: np.ndarray  # (N, 2), px, the place at the first frame
+    velocity: np.ndarray  # (N, 2), px per frame
+    residual: np.ndarray  # (N,), px, RMS distance of the centroids from the line
 
     @classmethod
     def fit(cls, reading: Reading) -> Motion:
+        """The motion in clips that were read."""
         seen = reading.visible.astype(float)
         count = seen.sum(1)
         enough = count >= BRIEFEST
@@ -126,13 +125,19 @@ class Motion:
         return cls(start, velocity, residual)
 
 
-def measure(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> dict[str, np.ndarray]:
-    """Every metric of clips (N, T, H, W, 3), uint8 or floats in [0, 1], against what each was asked for: (N,) each.
+def measure(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> Values:
+    """Every metric of clips against what each was asked for.
 
-    A clip whose caption leaves an attribute unsaid is not judged on it; ``size`` is then NaN.
+    Args:
+        frames: (N, T, H, W, 3), uint8, or floats in [0, 1].
+        wanted: N captions as ``world.read_caption`` reads them. An attribute that a caption does not name is not
+            judged: its metric is NaN, and ``joint`` ignores it.
+
+    Returns:
+        (N,) for each of ``METRICS``.
     """
     if len(frames) != len(wanted):
-        raise InputError(f"{len(frames)} clips and {len(wanted)} captions do not belong together")
+        raise InputError(f"{len(frames)} clips and {len(wanted)} captions: give one caption for each clip")
     reading = read_clips(frames)
     motion = Motion.fit(reading)
     aligned = _alignment(reading, motion, wanted)
@@ -152,10 +157,17 @@ def starts(frames: np.ndarray) -> np.ndarray:
 
 
 def start_spread(positions: np.ndarray, thing: world.Thing) -> float:
-    """Spread of a prompt's start positions (K, 2) over seeds, against that of the truth: 1 is as varied, 0 collapsed.
+    """How varied the start positions of a prompt's samples are: 1 as in the true distribution, 0 all the same.
 
-    Each is the RMS distance from the mean; the truth is uniform where the whole object stays inside the frame. NaN for
-    fewer than two positions that can be read.
+    The RMS distance of the positions from their mean, over that of the truth, which is uniform where the whole object
+    stays inside the frame.
+
+    Args:
+        positions: (K, 2), px; rows with NaN are left out.
+        thing: the object that the prompt asks for.
+
+    Returns:
+        The ratio; NaN for fewer than two positions.
     """
     positions = positions[np.isfinite(positions).all(1)]
     if len(positions) < 2:
@@ -167,14 +179,7 @@ def start_spread(positions: np.ndarray, thing: world.Thing) -> float:
     return float(np.sqrt(positions.var(axis=0, ddof=1).sum())) / expected
 
 
-def find_metric(name: str) -> Metric:
-    """The metric of that name."""
-    if name not in METRICS:
-        raise InputError(f"metric {name!r} does not exist{nearest(name, METRICS)}")
-    return METRICS[name]
-
-
-def _alignment(reading: Reading, motion: Motion, wanted: Sequence[world.Wanted]) -> dict[str, np.ndarray]:
+def _alignment(reading: Reading, motion: Motion, wanted: Sequence[world.Wanted]) -> Values:
     with np.errstate(all="ignore"):
         colour = _nanmedian(reading.colour)
         area = _nanmedian(reading.area)
@@ -193,25 +198,29 @@ def _alignment(reading: Reading, motion: Motion, wanted: Sequence[world.Wanted])
     nearest_size = np.argmin(np.abs(np.log(np.nan_to_num(area, nan=1.0)[:, None] / sizes)), axis=1)
     out["size"] = _compared([list(world.AREAS)[k] for k in nearest_size], [want.size for want in wanted])
     for name in ("colour", "shape", "direction", "size"):
-        out[name][~seen & ~np.isnan(out[name])] = 0.0  # what cannot be read failed
+        out[name][~seen & ~np.isnan(out[name])] = 0.0  # an object that cannot be read fails
     return out
 
 
 def _nanmedian(values: np.ndarray) -> np.ndarray:
-    """Over frames, axis 1; NaN, without a warning, where no frame has a value."""
+    """The median over frames, axis 1; NaN, without a warning, where no frame has a value."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmedian(values, axis=1)
 
 
 def _compared(found: Sequence[str], wanted: Sequence[str | None]) -> np.ndarray:
+    """1 where they are equal, 0 where not, NaN where nothing was asked for."""
     return np.array(
         [math.nan if want is None else float(seen == want) for seen, want in zip(found, wanted, strict=True)]
     )
 
 
 def _moves(velocity: np.ndarray, wanted: world.Wanted) -> float:
-    """Within 22.5 degrees and at least half the speed asked for; or still, under half of the slowest speed."""
+    """1 for motion within 22.5 degrees of the caption's and at least half as fast; else 0.
+
+    A caption of a still object wants less than half of the slowest speed. NaN where the caption names no motion.
+    """
     if wanted.motion is None:
         return math.nan
     speed = float(np.hypot(*velocity))
@@ -222,10 +231,10 @@ def _moves(velocity: np.ndarray, wanted: world.Wanted) -> float:
     return float(speed >= 0.5 * asked and cosine >= math.cos(math.radians(22.5)))
 
 
-def _temporal(reading: Reading, motion: Motion) -> dict[str, np.ndarray]:
+def _temporal(reading: Reading, motion: Motion) -> Values:
     seen = reading.visible.sum(1) >= BRIEFEST
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of slices that are NaN altogether
+        warnings.simplefilter("ignore", RuntimeWarning)  # slices that hold NaN alone
         bends = np.linalg.norm(np.diff(reading.centroid, n=2, axis=1), axis=-1)
         first = np.argmax(reading.visible, axis=1)
         origin = np.take_along_axis(reading.colour, first[:, None, None], axis=1)
@@ -249,9 +258,7 @@ def _temporal(reading: Reading, motion: Motion) -> dict[str, np.ndarray]:
     }
 
 
-def _quality(
-    frames: np.ndarray, reading: Reading, motion: Motion, wanted: Sequence[world.Wanted]
-) -> dict[str, np.ndarray]:
+def _quality(frames: np.ndarray, reading: Reading, motion: Motion, wanted: Sequence[world.Wanted]) -> Values:
     background = np.median(reading.background, axis=1)
     colour, area = _nanmedian(reading.colour), _nanmedian(reading.area)
     with np.errstate(all="ignore"):
@@ -268,3 +275,63 @@ def _quality(
         if asked is not None:
             chroma[k] = np.ptp(colour[k]) / np.ptp(np.array(world.COLOURS[asked]))
     return {"fit_psnr": psnr, "clipped": reading.clipped, "chroma": chroma}
+
+
+def read_prompt(prompt: str) -> world.Wanted:
+    """What a caption asks for; InputError where the world has nothing of it, or it asks for two values at once."""
+    try:
+        return world.read_caption(prompt)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _check_prompt(prompt: str) -> None:
+    read_prompt(prompt)
+
+
+def _measure(frames: np.ndarray, captions: Sequence[str]) -> Values:
+    """``measure`` of clips of the world's size against captions as texts."""
+    length, height, width = frames.shape[1:4]
+    if (height, width) != (world.SIZE, world.SIZE) or length < 2:
+        raise InputError(
+            f"the video is {width}x{height}, {length} frames: captions are judged on the world's "
+            f"{world.SIZE}x{world.SIZE} videos of at least 2 frames"
+        )
+    return measure(frames, [read_prompt(caption) for caption in captions])
+
+
+def _caption(split: str, seed: int, index: int) -> str:
+    return world.clip(split, seed, index).caption
+
+
+def _frames(split: str, seed: int, index: int) -> np.ndarray:
+    return world.clip(split, seed, index).frames()
+
+
+def _over_seeds(split: str, seed: int, index: int, samples: np.ndarray) -> dict[str, float]:
+    (thing,) = world.clip(split, seed, index).scene.things
+    return {"start_spread": start_spread(starts(samples), thing)}
+
+
+BENCH = Bench(
+    name="world",
+    metrics=METRICS,
+    measure=_measure,
+    shown=(
+        "joint", "one_object", "colour", "shape", "direction", "background", "law_residual", "colour_drift", "area_cv",
+        "background_flicker", "speed", "chroma",
+    ),
+    primary="joint",
+    matched=("joint", "chroma", "colour_drift", "law_residual"),
+    fronts=(("joint", "colour_drift"), ("joint", "law_residual")),
+    watched=("joint", "colour", "shape", "direction", "law_residual"),
+    check_prompt=_check_prompt,
+    examples=Examples(world.SPLITS, "L0", _caption, _frames, _over_seeds),
+    goal=Goal(
+        keep="joint",
+        lower={
+            "oversaturation": lambda values: np.abs(values["chroma"] - 1),
+            "colour_drift": lambda values: values["colour_drift"],
+        },
+    ),
+)  # fmt: skip
