@@ -111,17 +111,13 @@ def test_the_page_of_metrics_has_every_metric_as_the_code_says_it():
         assert row in page, metric.name
 
 
-def test_the_readmes_tree_names_what_is_there():
+def test_the_readme_names_every_room():
     tree = README.split("## What is where")[1]
-    named = set(re.findall(r"\b([a-z0-9_-]+\.(?:py|yaml|md))\b", tree))
-    found = {
-        path.name
-        for folder in ("src", "recipes", "studies", "examples", "benchmarks", "docs")
-        for path in (ROOT / folder).rglob("*.*")
-    }
-    assert named <= found | {"CONTRIBUTING.md"}
-    ours = {path.name for path in (ROOT / "src").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert ours <= named
+    named = set(re.findall(r"^ +([a-z_]+(?:/|\.py)) ", tree, re.MULTILINE))
+    package = {f"{path.name}/" for path in (ROOT / "src" / "guidon").iterdir() if path.is_dir()} - {"__pycache__/"}
+    modules = {path.name for path in (ROOT / "src" / "guidon").glob("*.py") if not path.name.startswith("__")}
+    folders = {f"{name}/" for name in ("recipes", "studies", "examples", "benchmarks", "docs", "tests")}
+    assert named == package | modules | folders
 
 
 def test_the_example_makes_its_picture(elsewhere):

@@ -2,10 +2,10 @@
 
     import guidon
     pipe = guidon.load("guidon-small")
-    video = pipe("a red circle moves left on a white background", cfg_scale=4.0, cfg_channels=3, seed=0)
+    video = pipe("a red circle moves left on a white background", cfg_scale=3, cfg_channels=3, seed=0)
     video.save("circle.mp4")
 
-Names are imported when first used: importing guidon costs nothing.
+Names are imported when they are first used, so that importing guidon costs nothing.
 """
 
 import importlib
@@ -13,27 +13,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_ROOMS = {
     "ChannelScale": "guidance",
+    "Guidance": "guidance",
     "GuidanceTrace": "guidance",
     "GuidedDenoiser": "guidance",
     "IDDPM": "bridges.opensora",
     "InputError": "core.errors",
+    "NoiseLevel": "diffusion",
     "NoiseSchedule": "diffusion",
     "Pipeline": "pipeline",
-    "Video": "pipeline",
-    "inspect_checkpoint": "models.released",
+    "Request": "request",
+    "Video": "media",
+    "inspect_checkpoint": "models.registry",
     "load": "pipeline",
-    "load_checkpoint": "models.released",
+    "load_checkpoint": "models.registry",
 }
 __all__ = [
     "IDDPM",
     "ChannelScale",
+    "Guidance",
     "GuidanceTrace",
     "GuidedDenoiser",
     "InputError",
+    "NoiseLevel",
     "NoiseSchedule",
     "Pipeline",
+    "Request",
     "Video",
     "inspect_checkpoint",
     "load",
@@ -43,15 +49,17 @@ __all__ = [
 if TYPE_CHECKING:
     from .bridges.opensora import IDDPM
     from .core.errors import InputError
-    from .diffusion import NoiseSchedule
-    from .guidance import ChannelScale, GuidanceTrace, GuidedDenoiser
-    from .models.released import inspect_checkpoint, load_checkpoint
-    from .pipeline import Pipeline, Video, load
+    from .diffusion import NoiseLevel, NoiseSchedule
+    from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
+    from .media import Video
+    from .models.registry import inspect_checkpoint, load_checkpoint
+    from .pipeline import Pipeline, load
+    from .request import Request
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
     raise AttributeError(f"module 'guidon' has no attribute {name!r}")
 
 

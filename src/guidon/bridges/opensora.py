@@ -169,16 +169,14 @@ class IDDPM:
         shared = encoded | (additional_args or {})
         cond, uncond = _Keywords(rows, shared), _Keywords(rows, shared | {"y": text_encoder.null(rows)})
         self.guidance.on(z.shape[1])  # channels that the latents do not have are refused before the first step
-        network = _Adapted(model)
-        denoiser = GuidedDenoiser(network, self.guidance, cond, uncond)
-        x = z
         begins = None if mask is None else (mask * len(schedule)).int().to(z.device)
+        denoiser = GuidedDenoiser(_Adapted(model, begins), self.guidance, cond, uncond)
+        x = z
         for level in _visited(schedule, progress):
             # a frame joins, noised to the level, at the step at which its edit begins
             if begins is not None:
                 noised = q_sample(x, level, noise(x))
                 x = torch.where(_over_frames(begins == level.step), noised, x)
-                network.x_mask = begins > level.step
             after, _ = ddpm_step(denoiser(x, level), x, level, noise(x), self.process)
             x = after if begins is None else torch.where(_over_frames(begins < level.step), x, after)
         return x
@@ -387,13 +385,16 @@ def _output(out: Any) -> Tensor:
 class _Adapted:
     """A foreign model as guidance calls networks; it is told whole timesteps, with which it was trained."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, begins: Tensor | None) -> None:
         self.model = model
-        self.x_mask: Tensor | None = None
-        """Which frames are moving, (B, T); passed on when it is set, repeated to the rows of the call."""
+        self.begins = begins
+        """The step at which each frame's edit begins, (B, T); None where whole clips are made."""
 
     def __call__(self, x: Tensor, level: NoiseLevel, cond: _Keywords, /) -> Tensor:
-        more = {} if self.x_mask is None else {"x_mask": self.x_mask.repeat(len(x) // len(self.x_mask), 1)}
+        more: dict[str, Tensor] = {}
+        if self.begins is not None and isinstance(level, DiscreteLevel):
+            moving = self.begins > level.step
+            more["x_mask"] = moving.repeat(len(x) // len(moving), 1)  # for the rows of every branch
         return _output(self.model(x, level.timesteps(x).long(), **cond.values, **more))
 
 

@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from guidon.core.errors import InputError
+from guidon.core.settings import validated
+from guidon.guidance import Guidance
+from guidon.request import Request
+
+EARLIER = json.loads((Path(__file__).parent / "goldens" / "frames" / "requests.json").read_text())
+NAMES = [name for name in EARLIER if not name.endswith(" text")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_requests_that_an_earlier_version_wrote_are_read_and_written_the_same(name):
+    request = validated(Request, EARLIER[name], "manifest.json")
+    assert request.model_dump(mode="json") == EARLIER[name]
+    assert request.model_dump_json() == EARLIER[f"{name} text"]
+
+
+def test_guidance_is_one_object_or_its_parts():
+    whole = Guidance(3, "all", "apg", "interval:0,0.5")
+    parts = {"cfg_scale": 3, "cfg_channels": "all", "guidance": "apg", "timing": "interval:0,0.5"}
+    assert validated(Request, {"prompts": ("a",)} | parts, None).guidance == whole
+    assert validated(Request, {"prompts": ("a",), "guidance": whole}, None).guidance == whole
+    assert validated(Request, {"prompts": ("a",), "cfg_channel": 2}, None).guidance == Guidance(1.0, 2)
+    with pytest.raises(InputError, match="guidance holds the timing already"):
+        validated(Request, {"prompts": ("a",), "guidance": whole, "timing": "constant"}, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cfg_scal": 3}, "unknown key 'cfg_scal' (did you mean 'cfg_scale'?)"),
+        ({"timings": "linear"}, "did you mean 'timing'"),
+        ({"eta": 0.5}, "eta 0.5 is for ddim, the sampler is ddpm"),
+        ({"guidance": "cfg++", "cfg_scale": 0.6}, "cfg++ needs sampler ddim with eta 0"),
+        ({"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "ddim", "timing": "linear"}, "give no ramp (linear)"),
+        ({"guidance": "perp-neg"}, "perp-neg needs a negative prompt"),
+        ({"cfg_scale": -1}, "cfg_scale -1 is not valid"),
+        ({"cfg_channels": "0,x"}, "cfg_channels '0,x' cannot be read"),
+        ({"exact": "dti"}, "exact 'dti' does not exist (did you mean 'dit'?)"),
+        ({"exact": "dit", "seed_per_prompt": True}, "leave out seed_per_prompt"),
+        ({"exact_noise": "cuda"}, "has an effect only with exact"),
+        ({"exact": "dit", "exact_noise": "cuda:h101"}, "did you mean 'cuda:h100'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(values, message):
+    with pytest.raises(InputError) as error:
+        validated(Request, {"prompts": ("a",)} | values, None)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_clip_alone_has_a_request_of_its_own():
+    request = validated(Request, {"prompts": ("a", "b"), "samples": (0, 3), "seed": 5, "seed_per_prompt": True}, None)
+    alone = request.alone(1, 3)
+    assert (alone.prompts, alone.samples, alone.seed, alone.seed_per_prompt) == (("b",), (3,), 6, False)
+    replay = validated(Request, {"prompts": ("a", "b"), "exact": "dit"}, None)
+    assert replay.alone(1, 0) is replay
