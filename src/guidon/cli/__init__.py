@@ -1,6 +1,5 @@
-"""The command line: one thin subcommand a capability. Heavy imports happen inside the command that needs them."""
+"""The command line: a file per command. Heavy imports happen inside the function of the command that needs them."""
 
-from . import making, measuring
 from .app import app, main
 
-__all__ = ["app", "main", "making", "measuring"]
+__all__ = ["app", "main"]

@@ -1,46 +1,50 @@
-"""What the commands share: the application, options that several take, and how errors end it."""
+"""The command line: its commands, and how errors and warnings are printed."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from ..core.errors import InputError
+from . import encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
+from .command import Command, Group
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
-Checkpoint = Annotated[Path | None, typer.Option(help="Released weights, of a model that is not shipped.")]
-TextEncoder = Annotated[Path | None, typer.Option(help="Folder of T5 in hub layout.")]
-VAE = Annotated[Path | None, typer.Option(help="Folder of the autoencoder in hub layout.")]
-Features = Annotated[Path | None, typer.Option(help="Caption features kept by `guidon encode`, in place of T5.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps. [default: the model's]")]
-Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpm-solver. [default: the model's]")]
-Interval = Annotated[
-    str | None,
-    typer.Option(
-        parser="interval:{}".format, metavar="A,B",
-        help="Guide only from A to B of sampling, 0 noise, 1 video; 0,1 all of it. [default: the model's]",
-    ),
-]  # fmt: skip
-WorldModel = Annotated[str, typer.Option(help="A model of the world: a preset or a folder of weights.")]
-Model = Annotated[str, typer.Option(help="A preset or a folder of weights.")]
+_STYLE: dict[str, Any] = {"cls": Group, "add_completion": False, "rich_markup_mode": None}
+
 app = typer.Typer(
     name="guidon",
-    help="Classifier-free guidance for latent video diffusion: prompt to video, and what guidance does on the way.",
-    add_completion=False,
-    rich_markup_mode=None,
+    help="Classifier-free guidance for latent video and image diffusion: generate, and measure what guidance does.",
     pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110},
+    **_STYLE,
 )
+studies = typer.Typer(help="Compare settings on the same prompts and noise, with statistics.", **_STYLE)
 
 
-def example(text: str) -> str:
-    """The end of a command's help."""
-    return f"Example:\n\n  {text}"
+def add(to: typer.Typer, command: Callable[..., None], example: str) -> None:
+    """Add a command. Its name is the function's, its options the function's parameters."""
+    to.command(cls=Command, epilog=f"Example:\n\n  {example}")(command)
+
+
+add(app, generate.generate, generate.EXAMPLE)
+add(app, inspect.inspect, inspect.EXAMPLE)
+add(app, encode.encode, encode.EXAMPLE)
+add(app, models.models, models.EXAMPLE)
+add(app, train.train, train.EXAMPLE)
+add(app, evaluate.evaluate, evaluate.EXAMPLE)
+add(app, spectrum.spectrum, spectrum.EXAMPLE)
+add(app, match.match, match.EXAMPLE)
+add(app, tune.tune, tune.EXAMPLE)
+app.add_typer(studies, name="study")
+add(studies, study.run, study.EXAMPLE_RUN)
+add(studies, study.report, study.EXAMPLE_REPORT)
 
 
 @app.callback(invoke_without_command=True)
@@ -48,42 +52,58 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    if context.invoked_subcommand is None and not version:
-        print(context.get_help())
     if version:
         from .. import __version__
 
         print(__version__)
         raise typer.Exit
+    _help_without_command(context)
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line. Bad input prints one line and exits with 2; Ctrl-C exits with 130."""
-    warnings.showwarning = lambda message, *_: print(f"guidon: {message}", file=sys.stderr)  # type: ignore[assignment]
+@studies.callback(invoke_without_command=True)
+def _help_without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Bad input prints one line on stderr and exits with 2, Ctrl-C exits with 130. ``GUIDON_DEBUG`` in the environment
+    shows the traceback of a failed read or write, and of a full device memory.
+    """
+    debug = bool(os.environ.get("GUIDON_DEBUG"))
+    width = None if sys.stdout.isatty() else 1000  # where help is piped, one line holds all of an option
+    code: Any = 2
     try:
-        code = app(arguments, standalone_mode=False)
+        with _warnings_in_one_line():
+            code = app(arguments, standalone_mode=False, terminal_width=width)
     except _UsageError as error:
-        _refuse(error.format_message())
-        code = 2
+        _say(error.format_message())
     except InputError as error:
-        _refuse(str(error))
-        code = 2
+        _say(str(error))
     except OSError as error:
-        if os.environ.get("GUIDON_DEBUG"):
+        if debug:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _refuse(f"{error.strerror or error}{where}")
-        code = 2
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("GUIDON_DEBUG"):
-            raise
-        _refuse("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        _refuse("stopped")
+        _say(f"{error.strerror or error}{where}")
+    except typer.Abort:  # Ctrl-C; a RuntimeError, so that this comes first
+        _say("stopped")
         code = 130
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":
+            raise
+        _say("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
     sys.exit(code or 0)
 
 
-def _refuse(message: str) -> None:
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings as the command line prints errors; afterwards they are shown as before."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(str(message))
+        yield
+
+
+def _say(message: str) -> None:
     print("guidon: " + " ".join(message.split()), file=sys.stderr)

@@ -1,0 +1,92 @@
+"""``guidon match``: the scale on other channels that does the same."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .options import option
+from .values import parse_timing
+
+EXAMPLE = "guidon match --cfg-scale 3 --cfg-channels 3 --to all"
+
+
+def match(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="Prompts to match on, for a model that does not make the synthetic world.",
+            rich_help_panel="Prompt",
+        ),
+    ] = None,
+    captions: Annotated[
+        int, option("Prompt", "N", "Number of captions of the synthetic world to match on.", min=2)
+    ] = 24,
+    metric: Annotated[
+        list[str] | None,
+        option("Measuring", "NAME", "What to match; repeatable.", default="several"),
+    ] = None,
+    cfg_scale: options.CfgScales = None,
+    cfg_channels: Annotated[
+        str, option("Guidance", "CHANNELS", "The channels that the scale guides.", *options.CHANNELS)
+    ] = "3",
+    to: Annotated[str, option("Guidance", "CHANNELS", "The channels to find the equivalent scale for.")] = "all",
+    interval: options.Interval = None,
+    steps: options.Steps = None,
+    sampler: options.Sampler = None,
+    block: options.Block = 16,
+    model: options.Model = "guidon-small",
+    checkpoint: options.Checkpoint = None,
+    text_encoder: options.TextEncoder = None,
+    vae: options.VAE = None,
+    features: options.Features = None,
+    device: options.Device = "auto",
+    out: Annotated[
+        Path | None,
+        option(
+            "Output", "FOLDER", "Folder for clips, table and curve; an interrupted run resumes in it.", default="none"
+        ),
+    ] = None,
+) -> None:
+    """Find equivalent guidance scales for two choices of channels.
+
+    Prints which scale on other channels does what a scale on some channels does, and how certain that is.
+    """
+    from ..analysis import matching
+    from ..core.progress import progress
+    from ..pipeline import load
+    from ..studies.plan import make_plan
+    from ..studies.run import run_study, threads_of
+
+    # Plan a study of both choices of channels, over a grid of scales.
+    timing = parse_timing(interval)
+    pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    study = matching.matching_study(
+        pipe, model, cfg_scale or [pipe.preset.cfg_scale], cfg_channels, to,
+        prompts=prompts or captions, steps=steps, sampler=sampler, timing=timing, block=block,
+    )  # fmt: skip
+    plan = make_plan(study, pipe, threads=None if out is None else threads_of(out))
+    matching.check_metrics(metric or (), plan.metrics)
+
+    # Run it, and find where the curves meet.
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary) / "match"
+        with progress("matching") as on_cell:
+            run_study(plan, pipe, folder, on_cell=on_cell, say=lambda text: print(f"guidon: {text}", file=sys.stderr))
+        found = matching.equivalents(plan, folder, pipe.channels, metric or ())
+
+    # Print a paragraph per scale.
+    for scale in dict.fromkeys(row.cfg_scale for row in found):
+        rule = matching.thumb(scale, cfg_channels, to, pipe.channels)
+        print(f"scale {scale:g} on channels {cfg_channels} is, on channels {to} (as much in sum: {rule:.2f}):")
+        for row in found:
+            if row.cfg_scale == scale:
+                print(f"  {row}")
+    for path in matching.write_matches(found, pipe.channels, out) if out is not None else ():
+        print(path)

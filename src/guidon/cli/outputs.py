@@ -1,0 +1,89 @@
+"""Where a command writes: its output folder, and the names of what `guidon generate` makes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import InputError, setting
+from ..core.hashing import hash_text
+
+if TYPE_CHECKING:
+    from ..guidance import GuidanceTrace
+    from ..media import Video
+    from ..request import Request
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the output folder and prove that it can be written: before minutes of work, not after.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".guidon-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the output folder {out} cannot be written ({error.strerror}): choose another {setting('out')}"
+        ) from None
+
+
+def output_name(request: Request, weights: Mapping[str, str], prompt: int, sample: int) -> str:
+    """The name of one clip: the same for the same settings and weights, else another, so that nothing is overwritten.
+
+    The clips of an exact replay depend on each other: the whole request and the clip's place in it make the name.
+    """
+    alone = request.alone(prompt, sample)
+    made_by = alone.model_dump_json() + (f" {prompt}" if request.exact else "")
+    slug = re.sub(r"[^a-z0-9]+", "-", request.prompts[prompt].lower()).strip("-")[:60].strip("-")
+    return f"{slug}-seed{alone.seed}-{sample}-{_digest(made_by, weights)}"
+
+
+def run_name(request: Request, weights: Mapping[str, str]) -> str:
+    """The name of what belongs to all samples of a run."""
+    name = output_name(request, weights, 0, request.samples[0])
+    if len(request.prompts) * len(request.samples) == 1:
+        return name
+    return name[:-8] + _digest(request.model_dump_json(), weights)
+
+
+def _digest(made_by: str, weights: Mapping[str, str]) -> str:
+    return hash_text(made_by + json.dumps(weights, sort_keys=True))[:8]
+
+
+def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str, str], out: Path, format: str) -> None:
+    """Write every video with its manifest, and one contact sheet; print their paths."""
+    from ..media import contact_sheet
+
+    samples = len(request.samples)
+    command = shlex.join(sys.argv)
+    kind = "image:" if format == "png" else "video:"
+    for number, video in enumerate(videos):
+        name = output_name(request, weights, number // samples, request.samples[number % samples])
+        video.manifest["command"] = command
+        path = video.save(out / (name if format == "frames" else f"{name}.{format}"), format)
+        print(f"{kind:<14} {path}\nmanifest:      {path}.json")
+    rows = [[video.frames for video in videos[i : i + samples]] for i in range(0, len(videos), samples)]
+    columns = [f"sample {number}" for number in request.samples]
+    path = out / f"{run_name(request, weights)}-sheet.png"
+    print(f"contact sheet: {contact_sheet(rows, list(request.prompts), columns, path=path)}")
+
+
+def write_trace(trace: GuidanceTrace, path: Path) -> None:
+    """Write what guidance did as .npz; print the path."""
+    import numpy as np
+
+    from ..core.atomic import atomic_path
+
+    arrays: dict[str, Any] = dict(trace.as_arrays())
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    print(f"trace:         {path}")

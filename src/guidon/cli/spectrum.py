@@ -1,0 +1,63 @@
+"""``guidon spectrum``: guidance by channel, step and frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .options import given, option
+from .outputs import prepare_folder
+from .values import parse_timing
+
+EXAMPLE = 'guidon spectrum "a red circle moves left on a white background" --out spectrum'
+
+
+def spectrum(
+    prompts: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT", help="What to show; several are averaged.", rich_help_panel="Prompt"),
+    ],
+    looks: Annotated[
+        int, option("Measuring", "N", "Number of steps at which the effect on pixels is measured.", min=1)
+    ] = 8,
+    cfg_scale: options.CfgScale = None,
+    cfg_channels: options.CfgChannels = None,
+    interval: options.Interval = None,
+    seed: Annotated[int, option("Sampling", "N", "Seed of the noise.", min=0)] = 0,
+    steps: options.Steps = None,
+    sampler: options.Sampler = None,
+    model: options.Model = "guidon-small",
+    checkpoint: options.Checkpoint = None,
+    text_encoder: options.TextEncoder = None,
+    vae: options.VAE = None,
+    features: options.Features = None,
+    device: options.Device = "auto",
+    out: Annotated[
+        Path | None,
+        option("Output", "FOLDER", "Folder for spectrum.npz and spectrum.png.", default="none"),
+    ] = None,
+) -> None:
+    """Split guidance by channel, step and frame.
+
+    Shows how much of the guidance each latent channel carries, and how much of that the decoder turns into pixels.
+    """
+    from ..analysis.spectrum import spectrum as measured
+    from ..core.progress import progress
+    from ..pipeline import load
+
+    choices = given(
+        cfg_scale=cfg_scale, cfg_channels=cfg_channels, timing=parse_timing(interval), seed=seed, steps=steps,
+        sampler=sampler,
+    )  # fmt: skip
+    if out is not None:
+        prepare_folder(out)
+    pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    with progress("sampling") as on_step:
+        found = measured(pipe, prompts, looks=looks, on_step=on_step, **choices)
+    print(found.table())
+    print("energy: share of the squared cond - uncond; the rest: RMS change of the video per unit of scale, 1/1000")
+    for path in found.write(out) if out is not None else ():
+        print(path)

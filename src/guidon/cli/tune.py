@@ -1,0 +1,55 @@
+"""``guidon tune``: a scale per channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from . import options
+from .options import option
+from .outputs import prepare_folder
+from .values import parse_timing
+
+EXAMPLE = "guidon tune --cfg-scale 3 --evaluations 40 --out tuned"
+
+
+def tune(
+    captions: Annotated[int, option("Measuring", "N", "Number of captions that choose.", min=2)] = 24,
+    held_out: Annotated[
+        int, option("Measuring", "N", "Number of other captions, which verify the choice.", min=2)
+    ] = 48,
+    evaluations: Annotated[int, option("Measuring", "N", "Number of settings that are sampled at most.")] = 60,
+    cfg_scale: options.CfgScale = None,
+    cfg_channels: Annotated[
+        str, option("Guidance", "CHANNELS", "Channels that are guided at the start.", *options.CHANNELS)
+    ] = "all",
+    interval: options.Interval = None,
+    steps: options.Steps = None,
+    sampler: options.Sampler = None,
+    model: options.Model = "guidon-small",
+    device: options.Device = "auto",
+    out: Annotated[
+        Path | None,
+        option("Output", "FOLDER", "Folder for the journal; an interrupted run resumes in it.", default="none"),
+    ] = None,
+) -> None:
+    """Search a guidance scale per channel.
+
+    The search starts from --cfg-scale and wants less oversaturation and drift at the same alignment with the prompt.
+    """
+    from ..analysis import tuning
+    from ..core.progress import progress
+    from ..pipeline import load
+
+    timing = parse_timing(interval)
+    if out is not None:
+        prepare_folder(out)
+    pipe = load(model, device=device)
+    with progress("tuning") as on_evaluation:
+        found = tuning.tune(
+            pipe, pipe.preset.cfg_scale if cfg_scale is None else cfg_scale, cfg_channels,
+            prompts=captions, held_out=held_out, evaluations=evaluations,
+            journal=None if out is None else out / "tuning.json", on_evaluation=on_evaluation,
+            steps=steps, sampler=sampler, timing=timing,
+        )  # fmt: skip
+    print(found)

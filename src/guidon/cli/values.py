@@ -1,0 +1,48 @@
+"""What the text of an option means: scales, a size, when to guide."""
+
+from __future__ import annotations
+
+from ..core.errors import InputError, nearest, setting
+
+RAMPS = ("linear", "cosine")
+
+
+def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
+    """``4`` is a scale, ``4,4,4,1`` one per channel."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{setting('cfg_scale')} {text!r} is not a number, nor one number per channel such as 4,4,4,1"
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_size(text: str | None, height: int | None, width: int | None) -> tuple[int, int] | None:
+    """``768x1344``, height first; or height and width by themselves."""
+    sides = f"{setting('height')} and {setting('width')}"
+    if text is None:
+        if (height is None) != (width is None):
+            missing = "height" if height is None else "width"
+            raise InputError(f"{sides} belong together, and {setting(missing)} was not given: give both")
+        return None if height is None or width is None else (height, width)
+    if height is not None or width is not None:
+        raise InputError(f"{setting('size')} says the same as {sides}: give one or the other")
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"{setting('size')} {text!r} is not a size: give HEIGHTxWIDTH in pixels, such as 768x1344")
+    return int(parts[0]), int(parts[1])
+
+
+def parse_timing(interval: str | None, ramp: str | None = None, oscillate: int | None = None) -> str | None:
+    """When to guide, as the text that manifests hold; None leaves it to the model."""
+    if sum(option is not None for option in (interval, ramp, oscillate)) > 1:
+        names = f"{setting('interval')}, {setting('ramp')} and {setting('oscillate')}"
+        raise InputError(f"{names} all say when to guide: choose one")
+    if ramp is not None and ramp not in RAMPS:
+        raise InputError(f"{setting('ramp')} {ramp!r} does not exist{nearest(ramp, RAMPS)}")
+    if oscillate is not None:
+        return f"oscillation:{oscillate}"
+    return ramp if interval is None else f"interval:{interval}"

@@ -1,0 +1,222 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guidon.media import load_video
+
+PROMPT = "a red circle moves left on a white background"
+
+
+@pytest.fixture
+def generate(run, tiny_model):
+    """Runs ``guidon generate`` on a tiny model; the paths that it prints, by name."""
+
+    def generate(*words):
+        model = () if "--from" in words else ("--model", tiny_model)
+        code, out, err = run("generate", *words, *model, "--device", "cpu")
+        assert code == 0, err
+        return {name: path.strip() for name, path in (line.split(":", 1) for line in out.splitlines())}
+
+    return generate
+
+
+def test_it_writes_video_manifest_and_sheet_and_the_manifest_reproduces(generate, tmp_path):
+    found = generate(
+        PROMPT, "--steps", 2, "--seed", 7, "--out", tmp_path / "a", "--format", "webp", "--cfg-channels", "0,2"
+    )
+    assert set(found) == {"video", "manifest", "contact sheet"}
+    frames, fps = load_video(found["video"])
+    assert frames.shape == (16, 64, 64, 3)
+    assert fps == 8
+    manifest = json.loads(Path(found["manifest"]).read_text())
+    assert manifest["generation"]["cfg_channels"] == "0,2"
+    assert manifest["generation"]["seed"] == 7
+    assert manifest["command"]
+    again = generate("--from", found["manifest"], "--out", tmp_path / "b", "--format", "webp")
+    assert np.array_equal(load_video(again["video"])[0], frames)
+    assert Path(again["video"]).name == Path(found["video"]).name
+
+
+def test_prompts_and_samples_come_together_in_one_sheet(run, tiny_model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a blue square moves up on a black background\n\n")
+    code, out, _ = run(
+        "generate", PROMPT, "--prompts-file", tmp_path / "prompts.txt", "--num-samples", 2, "--steps", 2,
+        "--out", tmp_path, "--format", "gif", "--interval", "0,1", "--trace", "--model", tiny_model, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    assert out.count("video:") == 4
+    assert out.count("contact sheet:") == 1
+    trace = np.load(next(tmp_path.glob("*-trace.npz")))
+    assert trace["difference"].shape == (4, 2, 4)
+
+
+def test_other_settings_do_not_overwrite(generate, tmp_path):
+    for scale in ("2", "3", "2"):
+        generate(PROMPT, "--steps", 2, "--out", tmp_path, "--format", "gif", "--cfg-scale", scale)
+    assert len(list(tmp_path.glob("*.gif"))) == 2
+
+
+def test_weights_other_than_the_manifests_are_named(run, generate, tmp_path):
+    manifest = generate(PROMPT, "--steps", 1, "--out", tmp_path, "--format", "webp")["manifest"]
+    content = json.loads(Path(manifest).read_text())
+    content["weights"]["vae"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    _, _, err = run("generate", "--from", tmp_path / "other.json", "--out", tmp_path, "--format", "webp")
+    assert "made with other vae weights: frames will differ" in err
+
+
+def test_what_is_left_out_is_the_models(asked, tmp_path):
+    load, plan = asked("generate", PROMPT, "--out", tmp_path)
+    assert load == {"model": "guidon-small", "device": "auto"}
+    assert plan == {"prompts": (PROMPT,), "samples": (0,), "batch_size": 8}
+
+
+def test_every_option_reaches_the_model(asked, tmp_path):
+    load, plan = asked(
+        "generate", "--class", 207, PROMPT, "--negative-prompt", "a square", "--cfg-scale", "4,4,4,1", "--cfg-channel",
+        "all", "--guidance", "apg", "--ramp", "linear", "--seed", 7, "--num-samples", 2, "--steps", 3, "--sampler",
+        "ddim", "--eta", 0.5, "--size", "48x80", "--frames", 9, "--exact", "dit", "--exact-noise", "cuda", "--dtype",
+        "bf16", "--batch-size", 3, "--model", "m", "--checkpoint", "c", "--text-encoder", "t", "--vae", "v",
+        "--features", "f", "--text-dtype", "int8", "--offload", "none", "--download", "--device", "cpu", "--out",
+        tmp_path,
+    )  # fmt: skip
+    assert load == {
+        "model": "m", "checkpoint": Path("c"), "text_encoder": Path("t"), "vae": Path("v"), "features": Path("f"),
+        "text_dtype": "int8", "offload": "none", "download": True, "device": "cpu",
+    }  # fmt: skip
+    assert plan == {
+        "prompts": (PROMPT, "207"), "samples": (0, 1), "negative_prompt": "a square", "cfg_scale": (4, 4, 4, 1),
+        "cfg_channels": "all", "guidance": "apg", "timing": "linear", "seed": 7, "steps": 3, "sampler": "ddim",
+        "eta": 0.5, "size": (48, 80), "frames": 9, "exact": "dit", "exact_noise": "cuda", "dtype": "bf16",
+        "batch_size": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["--guidance-scale", "7.5"], ["--cfg-scale", "7.5"]),
+        (["--num-inference-steps", "20"], ["--steps", "20"]),
+        (["--num-frames", "9"], ["--frames", "9"]),
+        (["--height", "48", "--width", "80"], ["--size", "48x80"]),
+        (["--cfg-channel", "3"], ["--cfg-channels", "3"]),
+    ],
+)
+def test_other_programs_spellings_mean_the_same(asked, tmp_path, theirs, ours):
+    plain = asked("generate", PROMPT, "--out", tmp_path)
+    assert asked("generate", PROMPT, "--out", tmp_path, *theirs) == asked("generate", PROMPT, "--out", tmp_path, *ours)
+    assert asked("generate", PROMPT, "--out", tmp_path, *theirs) != plain
+
+
+BAD = {
+    "unknown words only": (["xyzzy"], "no word of the prompt"),
+    "empty prompt": ([""], "is empty"),
+    "no prompt": ([], "no prompt was given"),
+    "channels 5": ([PROMPT, "--cfg-channels", "5"], "4 latent channels"),
+    "channels twice": ([PROMPT, "--cfg-channels", "0,0"], "twice"),
+    "channels backwards": ([PROMPT, "--cfg-channels", "4-2"], "backwards"),
+    "channels x": ([PROMPT, "--cfg-channels", "x"], "cannot be read"),
+    "scale nan": ([PROMPT, "--cfg-scale", "nan"], "finite"),
+    "scale negative": ([PROMPT, "--cfg-scale", "-1"], "at least 0"),
+    "scale infinite": ([PROMPT, "--cfg-scale", "inf"], "finite"),
+    "scale word": ([PROMPT, "--cfg-scale", "big"], "is not a number"),
+    "scales of wrong length": ([PROMPT, "--cfg-scale", "1,2,3"], "4 latent channels"),
+    "steps 0": ([PROMPT, "--steps", "0"], "steps"),
+    "steps above T": ([PROMPT, "--steps", "1001"], "at most 1000"),
+    "interval outside": ([PROMPT, "--interval", "0.5,1.5"], "leaves [0, 1]"),
+    "interval reversed": ([PROMPT, "--interval", "0.8,0.2"], "backwards"),
+    "interval and ramp": ([PROMPT, "--interval", "0,1", "--ramp", "linear"], "choose one"),
+    "format": ([PROMPT, "--format", "mp5"], "did you mean 'mp4'"),
+    "sampler": ([PROMPT, "--sampler", "euler"], "sampler"),
+    "device": ([PROMPT, "--device", "quantum"], "not a device"),
+    "option": ([PROMPT, "--sead", "1"], "--sead"),
+    "manifest and prompt": ([PROMPT, "--from", "a.json"], "--from takes every setting"),
+    "height alone": ([PROMPT, "--height", "64"], "--height and --width belong together, and --width was not given"),
+    "width and size": ([PROMPT, "--width", "64", "--size", "64x64"], "--size says the same as --height and --width"),
+    "size": ([PROMPT, "--size", "64"], "--size '64' is not a size"),
+    "size between patches": ([PROMPT, "--size", "50x64"], "50 is no"),
+    "width between patches": ([PROMPT, "--height", "64", "--width", "50"], "50 is no"),
+    "eta of another sampler": ([PROMPT, "--eta", "0.5"], "--eta 0.5"),
+    "rule": ([PROMPT, "--guidance", "apgg"], "did you mean 'apg'"),
+    "png of a video": ([PROMPT, "--format", "png"], "--format png holds one image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2(refused, tiny_model, tmp_path, case):
+    arguments, message = BAD[case]
+    model = () if "--from" in arguments else ("--model", tiny_model)
+    device = () if "--device" in arguments else ("--device", "cpu")
+    assert message in refused("generate", *arguments, *model, *device, "--out", tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_bad_models_manifests_and_folders(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "not.json").write_text("{}")
+    (tmp_path / "weights.json").write_text('{"generation": {}, "weights": 3}')
+    (tmp_path / "key.json").write_text('{"generation": {"prompts": ["x"], "stepz": 3}}')
+    for words, message in (
+        ((PROMPT, "--model", "guidon-smal", "--out", tmp_path), "did you mean 'guidon-small'"),
+        ((PROMPT, "--out", tmp_path / "file" / "sub"), "cannot be written"),
+        (("--from", tmp_path / "not.json", "--out", tmp_path), "not a manifest"),
+        (("--from", tmp_path / "none.json", "--out", tmp_path), "cannot read"),
+        (("--from", tmp_path / "weights.json", "--out", tmp_path), "weights is 3, expected hashes by name"),
+        (("--from", tmp_path / "key.json", "--out", tmp_path), "key.json: unknown key 'stepz' (did you mean 'steps'?)"),
+        (("--prompts-file", tmp_path / "none.txt", "--out", tmp_path), "cannot read --prompts-file"),
+        (("\udcff", "--out", tmp_path), "is not UTF-8 text"),
+    ):
+        assert message in refused("generate", *words)
+
+
+def test_without_av_mp4_is_refused_before_anything_is_made(refused, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    message = refused("generate", PROMPT, "--model", tiny_model, "--device", "cpu", "--out", tmp_path / "out")
+    assert message == "writing mp4 needs av, which is not installed: pip install 'guidon-diffusion[video]'"
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_killed_at_any_moment_it_leaves_no_half_written_output(tiny_model, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "guidon",
+        "generate",
+        PROMPT,
+        "--steps",
+        "2",
+        "--num-samples",
+        "2",
+        "--model",
+        str(tiny_model),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    finished = False
+    for delay in (0.5, None):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        if delay is None:
+            process.stdout.readline()  # the first video is written, the rest is under way
+        else:
+            time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in tmp_path.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".mp4":
+                assert load_video(path)[0].shape == (16, 64, 64, 3)
+                finished = True
+    assert finished

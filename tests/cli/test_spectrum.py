@@ -1,0 +1,20 @@
+import numpy as np
+
+PROMPT = "a red circle moves left on a white background"
+
+
+def test_guidance_is_split_by_channel(run, tiny_model, tmp_path):
+    code, out, _ = run(
+        "spectrum", PROMPT, "--model", tiny_model, "--steps", 3, "--looks", 2, "--guidance-scale", 2, "--cfg-channel",
+        "0-2", "--interval", "0,1", "--device", "cpu", "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    assert "| channel | energy |" in out
+    assert {"spectrum.npz", "spectrum.png"} == {path.name for path in tmp_path.iterdir()}
+    with np.load(tmp_path / "spectrum.npz") as arrays:
+        assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 3
+
+
+def test_what_guides_nothing_is_refused(refused, tiny_model):
+    assert "guides nothing" in refused("spectrum", PROMPT, "--model", tiny_model, "--cfg-scale", 1)
+    assert "Missing argument 'PROMPT'" in refused("spectrum")

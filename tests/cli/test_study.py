@@ -1,0 +1,63 @@
+import pytest
+import yaml
+
+STUDY = {
+    "prompts": 2,
+    "steps": 2,
+    "sampler": "ddim",
+    "settings": [{"name": "three", "cfg_channels": 3}, {"name": "all", "cfg_channels": "all"}],
+    "primary": {"metric": "background_flicker", "baseline": "three", "against": "all"},
+}
+
+
+@pytest.fixture
+def study(tiny_model, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"model": str(tiny_model)}))
+    return path
+
+
+def test_a_study_is_planned_run_and_reported(run, study, tmp_path):
+    out = tmp_path / "results"
+    code, printed, _ = run("study", "run", study, "--out", out, "--device", "cpu", "--dry-run")
+    assert code == 0
+    assert "4 cells" in printed
+    assert not out.exists()
+    code, printed, _ = run("study", "run", study, "--out", out, "--device", "cpu")
+    assert code == 0
+    first, answer = printed.splitlines()
+    assert first == str(out / "results.csv")
+    assert answer.startswith("background_flicker: ")
+    code, printed, _ = run("study", "report", out, "--no-videos")
+    assert code == 0
+    assert str(out / "report.html") in printed.splitlines()
+    assert not (out / "videos").exists()
+
+
+def test_under_torchrun_only_the_last_rank_answers(run, study, tmp_path, monkeypatch):
+    out = tmp_path / "results"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        code, printed, err = run("study", "run", study, "--out", out, "--device", "cpu")
+        assert (code, err) == (0, "")
+        assert bool(printed) == (rank == "1")
+
+
+def test_errors_of_reading_results_are_not_hidden_from_a_rank(run, study, tmp_path, monkeypatch):
+    from guidon.core.errors import InputError
+
+    def fail(*_):
+        raise InputError("the disk is full")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr("guidon.studies.run.results", fail)
+        code, _, err = run("study", "run", study, "--out", tmp_path / "results", "--device", "cpu")
+    assert (code, err) == (2, "guidon: the disk is full\n")
+
+
+def test_what_cannot_be_run_or_reported_is_refused(refused, study, tmp_path):
+    assert "cannot read" in refused("study", "run", tmp_path / "none.yaml", "--out", tmp_path / "out")
+    assert "holds no plan.json" in refused("study", "report", tmp_path)

@@ -1,0 +1,14 @@
+def test_the_search_prints_a_setting_and_keeps_its_journal(run, tiny_model, tmp_path):
+    code, out, _ = run(
+        "tune", "--model", tiny_model, "--num-inference-steps", 2, "--sampler", "ddim", "--captions", 2, "--held-out",
+        2, "--evaluations", 6, "--device", "cpu", "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    option, scales = out.split()[:2]
+    assert option == "--cfg-scale"
+    assert len(scales.split(",")) == 4
+    assert (tmp_path / "tuning.json").exists()
+
+
+def test_what_guides_nothing_is_refused(refused, tiny_model):
+    assert "guides nothing" in refused("tune", "--model", tiny_model, "--guidance-scale", 1)
