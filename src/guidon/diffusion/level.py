@@ -31,7 +31,7 @@ class NoiseLevel:
     """The level that is visited after this one, nearer to the data. None where it is not known."""
 
     def timesteps(self, x: Tensor) -> Tensor:
-        """The timestep of every sample of x, (B,), fp32, on x's device."""
+        """The timestep of every sample of x, (B,), on x's device: fp32 where the batch shares the level."""
         if isinstance(self.timestep, Tensor):
             return self.timestep
         return torch.full((len(x),), self.timestep, device=x.device, dtype=torch.float32)

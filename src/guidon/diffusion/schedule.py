@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -55,17 +55,14 @@ NAMED = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """A discrete diffusion process.
-
-    Attributes:
-        betas: variance added by each step, (T,), in (0, 1).
-        timestep_map: original timestep of each step, (T,), increasing.
-        num_original_timesteps: T of the schedule this one was respaced from.
-    """
+    """A discrete diffusion process."""
 
     betas: Table
+    """Variance added by each step, (T,), in (0, 1)."""
     timestep_map: NDArray[np.int64]
+    """Original timestep of each step, (T,), increasing."""
     num_original_timesteps: int
+    """T of the schedule that this one was respaced from."""
 
     @classmethod
     def named(cls, name: str = "linear", num_timesteps: int = 1000) -> NoiseSchedule:
@@ -174,6 +171,10 @@ class NoiseSchedule:
 
     def _progress(self, timestep: float) -> float:
         return min(1.0, max(0.0, 1 - timestep / self._last_timestep))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: the fields alone. The chain of levels is too deep to copy."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -285,9 +286,8 @@ def space_timesteps(num_timesteps: int, spec: str | int | Sequence[int]) -> list
             )
         stride = 1.0 if count == 1 else (length - 1) / (count - 1)
         position = 0.0
-        for _ in range(
-            count
-        ):  # accumulated, not multiplied: the published checkpoints were sampled with these roundings
+        # accumulated, not multiplied: the published checkpoints were sampled with these roundings
+        for _ in range(count):
             kept.append(start + round(position))
             position += stride
         start += length

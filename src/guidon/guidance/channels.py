@@ -18,6 +18,7 @@ from ..core.errors import InputError, setting
 CfgChannels = int | str | Sequence[int] | None
 
 
+@dataclass(frozen=True)
 class Unset:
     """The default of ``cfg_channels``: three, unless scales were given channel by channel."""
 
@@ -28,6 +29,7 @@ class Unset:
 UNSET: Final = Unset()
 DEFAULT_COUNT = 3
 MOST_CHANNELS = 65536  # no latent has more; a range of indices ends here
+DIGITS = r"\d{1,20}"  # Python refuses to read numbers of thousands of digits
 _FORMS = "a count such as 3, 'all', 'none', indices such as '0,2' or '0-2', or 'only:3'"
 
 
@@ -68,13 +70,13 @@ class ChannelChoice:
         text = given.strip().lower()
         if text in ("all", "none"):
             return cls() if text == "all" else cls(indices=())
-        if text.isdecimal():
+        if re.fullmatch(DIGITS, text):
             return cls._first(int(text), given)
-        if match := re.fullmatch(r"only:(\d+)", text):
+        if match := re.fullmatch(rf"only:({DIGITS})", text):
             return cls._exactly([int(match[1])], given)
         indices: list[int] = []
         for part in text.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+            match = re.fullmatch(rf"\s*({DIGITS})(?:-({DIGITS}))?\s*", part)
             if not match:
                 raise _refusal(given, "cannot be read")
             first, last = int(match[1]), int(match[2] or match[1])

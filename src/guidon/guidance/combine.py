@@ -114,10 +114,12 @@ class Guidance:
         return _on(self.scale, self.channels, channels)
 
     def resolved(self, channels: int) -> Guidance:
-        """The same guidance, its choice of channels in the canonical form for a model of so many channels."""
-        unset = isinstance(self.channels, Unset) and isinstance(self.scale, tuple)
-        text = "all" if unset else self.on(channels).text
-        return Guidance(self.scale, text, self.rule, self.timing)
+        """The same guidance, its choice of channels in the canonical form for a model of so many channels.
+
+        Raises:
+            InputError: the model has other channels.
+        """
+        return Guidance(self.scale, self.on(channels).text, self.rule, self.timing)
 
     @property
     def needs_negative(self) -> bool:
@@ -179,7 +181,15 @@ class Guidance:
             raise InputError(f"guidance on channels {self.on(channels).text} needs the unconditional prediction")
         if self.needs_negative and negative is None:
             raise InputError(f"{setting('guidance')} {self.rule.name} needs a negative prompt")
-        split_prediction(cond, channels)
+        prediction, _ = split_prediction(cond, channels)
+        if prediction.shape != x.shape:
+            raise InputError(f"predictions {tuple(cond.shape)} do not fit latents {tuple(x.shape)}: only C may differ")
+        for name, branch in (("unconditional", uncond), ("negative", negative)):
+            if branch is not None and branch.shape != cond.shape:
+                raise InputError(
+                    f"the {name} prediction is {tuple(branch.shape)}, the conditional one {tuple(cond.shape)}: "
+                    "give predictions of one shape"
+                )
         # the guided channels alone, in the space in which the rule works
         scale = self.scale_at(level, memory, channels)
         acted_on = self._acted_on(scale)

@@ -69,11 +69,11 @@ class RotatedGuidance:
             return self.guidance.combine(cond, None, x, level, memory)
 
         def turned(prediction: Tensor | None) -> Tensor | None:
-            return None if prediction is None else rotate(prediction[:, :channels], self.rotation)
+            return None if prediction is None else rotate(prediction[:, :channels].float(), self.rotation)
 
-        own = rotate(cond[:, :channels], self.rotation)
+        own = rotate(cond[:, :channels].float(), self.rotation)
         guided, memory = self.guidance.combine(
-            own, turned(uncond), rotate(x, self.rotation), level, memory,
+            own, turned(uncond), rotate(x.float(), self.rotation), level, memory,
             negative=turned(negative), parameterization=parameterization,
         )  # fmt: skip
         result = cond.clone()

@@ -202,8 +202,9 @@ class CFGPlusPlus(Rule):
         level, after = branches.level, branches.level.next
         if after is None:
             raise InputError(f"{setting('guidance')} cfg++ needs {setting('sampler')} ddim with {setting('eta')} 0")
-        carried = float(after.alpha) / float(level.alpha) * float(level.sigma)
-        return cfg(branches, scale * (carried / (carried - float(after.sigma))))
+        # numerator and denominator are multiplied by alpha, which is 0 where rectified flow begins
+        carried = float(after.alpha) * float(level.sigma)
+        return cfg(branches, scale * (carried / (carried - float(level.alpha) * float(after.sigma))))
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,8 @@ class FrequencyDecoupled(Rule):
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         update = branches.cond - branches.uncond
+        if update.ndim < 4:
+            raise InputError(f"{setting('guidance')} fdg: latents {tuple(update.shape)} have no height and width")
         planes = update.flatten(0, -3)[:, None]
         half = 2**self.levels
         if min(planes.shape[-2:]) < half:

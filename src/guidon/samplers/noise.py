@@ -50,7 +50,8 @@ def replayed_noise(seed: int, draws: str, device: torch.device) -> LegacyNoise:
 
     Args:
         seed: the originals' seed.
-        draws: "device" draws as ``device`` does. "cuda" or "cuda:h100" draws as such a CUDA device does, on any machine.
+        draws: "device" draws as ``device`` does. "cuda" or "cuda:h100" draws as such a CUDA device does, on any
+            machine.
         device: where sampling runs.
     """
     if draws == "device":
