@@ -16,7 +16,7 @@ def _find(name: str) -> Path:
     for folder in (SHARED, HERE / "goldens"):
         if (folder / name).exists():
             return folder / name
-    pytest.skip(f"golden {name} is not at hand")
+    pytest.skip(f"the golden {name} is not in this checkout")
 
 
 def golden(name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -8,30 +8,22 @@ WEIGHTS = torch.tensor([0.3, 0.5, 0.2])
 
 
 class MixtureDenoiser:
-    """The perfect prediction for data drawn from the mixture, independently in every element: eps, x0 or v."""
+    """The perfect prediction for data drawn from the mixture, every element independent: eps, x0, v or flow."""
 
-    def __init__(self, schedule, full=None, predicts="eps"):
-        self.schedule, self.full, self.predicts = schedule, full or schedule, predicts
+    def __init__(self, predicts="eps"):
+        self.predicts = predicts
 
-    def __call__(self, x, step):
-        return self._predict(x, torch.tensor(self.schedule.alphas_cumprod[step]))
-
-    def at(self, x, timestep):
-        import numpy as np
-
-        log = np.interp(timestep, np.arange(len(self.full)), np.log(self.full.alphas_cumprod))
-        return self._predict(x, torch.tensor(np.exp(log)))
-
-    def _predict(self, x, signal):
+    def __call__(self, x, level):
         z = x.double()[..., None]
-        variance = signal * STDS.double() ** 2 + 1 - signal
-        centred = z - signal.sqrt() * MEANS
+        alpha, sigma = level.alpha, level.sigma
+        variance = alpha**2 * STDS.double() ** 2 + sigma**2
+        centred = z - alpha * MEANS
         logits = WEIGHTS.double().log() - 0.5 * variance.log() - 0.5 * centred**2 / variance
         score = (logits.softmax(-1) * (-centred / variance)).sum(-1)
-        eps = -(1 - signal).sqrt() * score
-        x_0 = (x.double() - (1 - signal).sqrt() * eps) / signal.sqrt()
-        v = signal.sqrt() * eps - (1 - signal).sqrt() * x_0
-        return {"eps": eps, "x0": x_0, "v": v}[self.predicts].float()
+        eps = -sigma * score
+        x_0 = (x.double() - sigma * eps) / alpha
+        found = {"eps": eps, "x0": x_0, "v": alpha * eps - sigma * x_0, "flow": eps - x_0}
+        return found[self.predicts].float()
 
 
 def mean_and_variance():

@@ -8,6 +8,7 @@ from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule, Process, bits_per_dimension, q_sample, training_losses
 from guidon.diffusion.losses import discretised_log_likelihood, prior_bits
 
+FULL = NoiseSchedule.named()
 KINDS = {
     "mse": "mse",
     "mse_fixed": "mse",
@@ -23,9 +24,9 @@ def losses_of(name, kind):
         "x0" if case.get("predict_xstart") else "eps",
         "learned_range" if case.get("learn_sigma", True) else "fixed_large",
     )
-    tables = NoiseSchedule.named().tables()
-    x_t = q_sample(g["x_start"], g["t"], g["noise"], tables)
-    return g, training_losses(g["model_output"], g["x_start"], x_t, g["t"], g["noise"], tables, process, kind=kind)
+    level = FULL.at(g["t"], g["x_start"])
+    x_t = q_sample(g["x_start"], level, g["noise"])
+    return g, training_losses(g["model_output"], g["x_start"], x_t, level, g["noise"], process, kind=kind)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -37,18 +38,34 @@ def test_losses_equal_the_originals_term_by_term(name):
         assert relative_error(terms[key], value) < 1e-5, key
 
 
-def test_the_velocity_loss_is_the_eps_loss_over_the_signal():
-    tables = NoiseSchedule.named().tables()
+def test_the_losses_of_the_parameterisations_differ_by_a_factor_of_the_level_alone():
     x_0, noise, eps = torch.randn(3, 4, 2, 5, 5).unbind(0)
-    step = torch.tensor([3, 200, 600, 900])
-    kept = tables.alphas_cumprod[step].view(-1, 1, 1, 1)
-    x_t = q_sample(x_0, step, noise, tables)
-    x_0_of_eps = (x_t - (1 - kept).sqrt() * eps) / kept.sqrt()
-    v = kept.sqrt() * eps - (1 - kept).sqrt() * x_0_of_eps
-    fixed = "fixed_small"
-    by_eps = training_losses(eps, x_0, x_t, step, noise, tables, Process("eps", fixed))["loss"]
-    by_v = training_losses(v, x_0, x_t, step, noise, tables, Process("v", fixed))["loss"]
-    assert relative_error(by_v, by_eps / kept.flatten()) < 1e-3
+    level = FULL.at(torch.tensor([3, 200, 600, 900]), x_0)
+    x_t = q_sample(x_0, level, noise)
+    x_0_of_eps = (x_t - level.sigma * eps) / level.alpha
+    outputs = {"eps": eps, "v": level.alpha * eps - level.sigma * x_0_of_eps, "flow": eps - x_0_of_eps}
+    loss = {
+        kind: training_losses(output, x_0, x_t, level, noise, Process(kind, "fixed_small"))["loss"]
+        for kind, output in outputs.items()
+    }
+    alpha, sigma = level.alpha.flatten(), level.sigma.flatten()
+    assert relative_error(loss["v"], loss["eps"] / alpha**2) < 1e-3
+    assert relative_error(loss["flow"], loss["eps"] * (1 + sigma / alpha) ** 2) < 1e-3
+
+
+def test_importance_weights_the_squared_errors():
+    x_0, noise, output = torch.randn(3, 2, 4, 6).unbind(0)
+    level = FULL.at(torch.tensor([10, 700]), x_0)
+
+    def loss(importance):
+        process = Process(variance="fixed_small")
+        x_t = q_sample(x_0, level, noise)
+        return training_losses(output, x_0, x_t, level, noise, process, importance=importance)["loss"]
+
+    first = torch.zeros(1, 1, 6)
+    first[..., 0] = 6.0
+    assert torch.allclose(loss(first), (noise - output)[..., 0].square().mean(1))
+    assert torch.equal(loss(torch.ones(1, 1, 6)), loss(None))
 
 
 def test_the_plain_bound_is_the_rescaled_one_over_t():
@@ -58,10 +75,10 @@ def test_the_plain_bound_is_the_rescaled_one_over_t():
 
 
 def test_the_bound_does_not_train_the_mean():
-    tables = NoiseSchedule.named().tables()
-    x_0, noise, step = torch.randn(2, 4, 3), torch.randn(2, 4, 3), torch.tensor([0, 700])
+    x_0, noise = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    level = FULL.at(torch.tensor([0, 700]), x_0)
     prediction = torch.randn(2, 8, 3, requires_grad=True)
-    terms = training_losses(prediction, x_0, q_sample(x_0, step, noise, tables), step, noise, tables, Process())
+    terms = training_losses(prediction, x_0, q_sample(x_0, level, noise), level, noise, Process())
     (gradient,) = torch.autograd.grad(terms["vb"].sum(), prediction)
     assert gradient[:, :4].abs().max() == 0
     assert gradient[:, 4:].abs().min() > 0
@@ -69,22 +86,21 @@ def test_the_bound_does_not_train_the_mean():
 
 def test_bits_per_dimension_equal_the_originals():
     g, case = golden("bpd/toy25")
-    schedule = NoiseSchedule.named().respaced(case["timestep_respacing"])
+    schedule = FULL.respaced(case["timestep_respacing"])
     draws = iter(g["noise"])
 
-    def toy(x, step):
-        mixed = torch.einsum("oc,bcthw->bothw", g["weight"], x) * (1 + schedule.timestep_map[step] / 1000)
+    def toy(x, level):
+        mixed = torch.einsum("oc,bcthw->bothw", g["weight"], x) * (1 + level.timestep / 1000)
         return mixed + g["bias"].view(-1, 1, 1, 1)
 
-    result = bits_per_dimension(
-        toy, g["x_start"], lambda _: next(draws), schedule.tables(), Process(clip_denoised=True)
-    )
+    process = Process(clip_denoised=True)
+    result = bits_per_dimension(toy, g["x_start"], lambda _: next(draws), schedule, process)
     for name in ("vb", "xstart_mse", "mse", "prior_bpd", "total_bpd"):
         assert relative_error(getattr(result, name), g[name]) < 1e-5, name
 
 
 def test_the_prior_is_almost_noise():
-    assert prior_bits(torch.rand(2, 3, 4), NoiseSchedule.named().tables()).max() < 1e-4
+    assert prior_bits(torch.rand(2, 3, 4), FULL).max() < 1e-4
 
 
 @pytest.mark.parametrize("log_scale", [-4.0, -2.0])
@@ -100,4 +116,4 @@ def test_the_discretised_likelihood_sums_to_one_over_the_256_values(log_scale):
 def test_an_unknown_loss_is_refused():
     x = torch.zeros(1, 4, 2)
     with pytest.raises(InputError, match="valid: mse"):
-        training_losses(x, x, x, torch.tensor([1]), x, NoiseSchedule.named().tables(), Process(), kind="huber")
+        training_losses(x, x, x, FULL.at(torch.tensor([1]), x), x, Process(), kind="huber")

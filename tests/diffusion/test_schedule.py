@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -88,10 +91,23 @@ def test_bad_schedules_are_refused():
             NoiseSchedule.from_betas(betas)
 
 
-def test_a_schedule_of_one_step_has_finite_tables():
-    tables = NoiseSchedule.named().respaced("1").tables()
-    assert tables.posterior_log_variance_clipped.isfinite().all()
-    assert len(tables) == 1
+def test_a_schedule_of_one_step_has_finite_coefficients():
+    (level,) = NoiseSchedule.named().respaced("1").levels
+    assert level.posterior_log_variance_clipped.isfinite()
+    assert all(np.isfinite(getattr(level, name)) for name in ("alpha", "sigma", "progress"))
+
+
+def test_levels_are_made_once():
+    schedule = NoiseSchedule.named()
+    assert schedule.levels is schedule.levels
+
+
+def test_a_schedule_whose_levels_were_made_can_be_copied():
+    schedule = NoiseSchedule.named()
+    assert len(schedule.levels) == 1000
+    for copied in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
+        assert np.array_equal(copied.betas, schedule.betas)
+        assert copied.levels[7].alpha == schedule.levels[7].alpha
 
 
 @pytest.mark.parametrize(("name", "spec"), [("full", ""), ("100", "100"), ("ddim50", "ddim50")])
