@@ -22,11 +22,10 @@ def main() -> None:
     import torch
 
     from guidon.checkpoints import load_component
-    from guidon.models import FrameVAE, FrameVAEConfig
+    from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
     from guidon.models.catalogue import find_preset
 
-    folder = find_preset("guidon-small").folder
-    assert folder is not None
+    folder = find_preset("guidon-small").weights
     vae = load_component(arguments.vae or folder / "vae.safetensors", "vae").build(FrameVAE, FrameVAEConfig).eval()
     rows: dict[str, list[dict[str, np.ndarray]]] = {"truth": [], "truth through the VAE": []}
     squared, near, area = 0.0, 0.0, 0.0

@@ -22,7 +22,7 @@ def write(path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from guidon.models import STDiT, STDiTConfig
+    from guidon.models.stdit.network import STDiT, STDiTConfig
 
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -35,7 +35,7 @@ def write(path: Path) -> None:
 
 
 def inspect(path: Path) -> None:
-    from guidon.models.released import inspect_checkpoint
+    from guidon.models.checkpoint import inspect_checkpoint
 
     print(inspect_checkpoint(path), file=sys.stderr)
 

@@ -25,9 +25,9 @@ _ROOMS = {
     "Pipeline": "pipeline",
     "Request": "request",
     "Video": "media",
-    "inspect_checkpoint": "models.registry",
+    "inspect_checkpoint": "models.checkpoint",
     "load": "pipeline",
-    "load_checkpoint": "models.registry",
+    "load_checkpoint": "models.checkpoint",
 }
 __all__ = [
     "IDDPM",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .diffusion import NoiseLevel, NoiseSchedule
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
     from .media import Video
-    from .models.registry import inspect_checkpoint, load_checkpoint
+    from .models.checkpoint import inspect_checkpoint, load_checkpoint
     from .pipeline import Pipeline, load
     from .request import Request
 

@@ -1,12 +1,11 @@
-"""Our own weights: one self-describing safetensors file a component, read strictly.
+"""Our own weights: one self-describing safetensors file for each component of a model, read strictly.
 
-A file's header carries its kind ("denoiser", "text", "vae"), the configuration that rebuilds it and the record of how
-it was trained, and a hash over all of that and the tensors: a truncated, altered or unfit file is refused by name.
+A file's header holds the kind of the component, the configuration that rebuilds it, the record of how it was trained,
+and a hash of all that and of the tensors. A truncated, altered or unfit file is refused by name.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,29 +18,36 @@ from torch import Tensor, nn
 
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
-from .files import read_safetensors, sha256_of
+from ..core.hashing import hash_files, hash_tensors
+from .files import read_safetensors
 
-FORMAT = "guidon"
-DENOISER, LOW_NOISE, TEXT, VAE = (f"{name}.safetensors" for name in ("denoiser", "denoiser-low", "text", "vae"))
-DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # what a denoiser's config says besides its shape
-BOUNDARY = "boundary"  # and one for low noise: the first timestep that is not its own
+FORMAT = "guidon"  # the field of that name in the header of each of our files
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Component:
-    """What one file holds. ``weights`` are as stored; ``config`` and ``record`` are plain data."""
+    """What one file holds."""
 
     path: Path
     kind: str
+    """What it is: "denoiser", "text" or "vae"."""
     config: dict[str, Any]
+    """The configuration that rebuilds it, as plain data."""
     record: dict[str, Any]
+    """How it was trained, as plain data."""
     weights: dict[str, Tensor]
+    """The tensors as they are stored."""
     sha256: str
+    """Of the file."""
 
     def configure(self, of: type[C], *leave: str) -> C:
-        """The configuration object that rebuilds the component, from all of ``config`` but the keys in ``leave``."""
+        """The configuration object that rebuilds the component, made of all of ``config`` but the keys in ``leave``.
+
+        Raises:
+            InputError: a key is unknown to the object, or missing.
+        """
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config.items() if k not in leave}
         try:
             return of(**values)
@@ -49,10 +55,20 @@ class Component:
             raise InputError(f"{self.path}: its configuration does not fit this version of Guidon: {error}") from None
 
     def build(self, model: Callable[[Any], M], of: type[Any], *leave: str) -> M:
-        """The model itself: made from the configuration and filled, strictly."""
-        with torch.random.fork_rng(devices=[]):  # weights that are overwritten next cost the caller no random numbers
+        """The module itself, made from the configuration and filled strictly.
+
+        No random numbers are drawn, so it may be built in a thread of its own. A buffer that the file does not hold
+        must be made on an explicit device by the module.
+
+        Raises:
+            InputError: the configuration or the tensors do not fit.
+        """
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced next
             built = model(self.configure(of, *leave))
-        load_weights(built, self)
+        expected = built.state_dict()
+        _refuse_other(expected, self)
+        filled = {name: value.to(expected[name].dtype, copy=True) for name, value in self.weights.items()}
+        built.load_state_dict(filled, assign=True)
         return built
 
 
@@ -64,7 +80,16 @@ def save_component(
     record: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a component atomically, floating-point tensors as ``dtype``."""
+    """Write a component atomically.
+
+    Args:
+        path: the file.
+        kind: what it is: "denoiser", "text" or "vae".
+        config: the configuration that rebuilds it, as plain data.
+        weights: its state dict.
+        record: how it was trained, as plain data.
+        dtype: what floating-point tensors are stored as.
+    """
     stored = {
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in weights.items()
@@ -82,9 +107,13 @@ def save_component(
 
 
 def load_component(path: Path, kind: str) -> Component:
-    """Read a component of the kind asked for; anything else is an InputError that says what the file is."""
+    """Read a component.
+
+    Raises:
+        InputError: the file is not there, is damaged, or holds something else than a component of that kind.
+    """
     if not path.is_file():
-        raise InputError(f"{path} is not there: a Guidon model folder holds {DENOISER}, {TEXT}, {VAE}")
+        raise InputError(f"{path} is not there: expected a {kind} written by `guidon train`")
     weights, header = read_safetensors(path)
     if header.get("format") != FORMAT:
         raise InputError(
@@ -96,24 +125,32 @@ def load_component(path: Path, kind: str) -> Component:
         raise InputError(f"{path} is damaged: its content is not what was written; copy or train it again")
     refuse_broken(weights, path)
     config, record = json.loads(header["config"]), json.loads(header.get("record", "{}"))
-    return Component(path, kind, config, record, weights, sha256_of(path))
+    return Component(path, kind, config, record, weights, hash_files(path))
 
 
 def load_weights(module: nn.Module, component: Component) -> None:
-    """Fill a module strictly; every difference is listed in one line."""
-    refuse_misfit(module.state_dict(), component.weights, f"{component.path} does not fit its {component.kind}")
+    """Copy a component's weights into a module, strictly.
+
+    Raises:
+        InputError: tensors are missing, unexpected or mis-shaped; all of them are named.
+    """
+    _refuse_other(module.state_dict(), component)
     module.load_state_dict(component.weights)
 
 
+def _refuse_other(expected: Mapping[str, Tensor], component: Component) -> None:
+    refuse_misfit(expected, component.weights, f"{component.path} does not fit its {component.kind}")
+
+
 def refuse_broken(weights: Mapping[str, Tensor], path: Path) -> None:
-    """NaN and infinite weights are refused by name."""
+    """Raise an InputError if a tensor holds NaN or infinity."""
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}")
 
 
 def refuse_misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """All missing, unexpected and mis-shaped tensors are named in one line that begins with ``what``."""
+    """Raise an InputError that begins with ``what`` and names all missing, unexpected and mis-shaped tensors."""
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())
     shapes = [
@@ -131,10 +168,6 @@ def refuse_misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], w
 
 
 def _digest(header: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
-    """A hash of the header's other fields and of every tensor, name, type and shape included."""
-    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "digest"}, sort_keys=True).encode())
-    for name in sorted(weights):
-        value = weights[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """A hash of the header's other fields and of every tensor."""
+    fields = {name: value for name, value in header.items() if name != "digest"}
+    return hash_tensors(weights, json.dumps(fields, sort_keys=True))

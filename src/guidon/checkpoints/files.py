@@ -1,17 +1,17 @@
-"""Any file of tensors to a flat state dict, memory-mapped, never running code that a file carries.
+"""Any file of tensors to a flat state dict, memory-mapped. Code that a file carries is never run.
 
-Reads safetensors, shards with their index, and torch's zip and legacy files (``weights_only``).
+Reads safetensors, shards with their index, and torch's zip and legacy files.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,27 +33,27 @@ WEIGHTS = (
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds: tensors by name, how they were wrapped, and what lay beside them.
-
-    Attributes:
-        path: the file that was read; for a folder, the file found in it.
-        format: "safetensors", "shards", "torch zip" or "torch legacy".
-        tensors: memory-mapped where the format allows it.
-        wrapping: keys that led to the tensors, such as ("ema",), and prefixes taken off, such as ("module.",).
-        config: the ``config.json`` beside the file, or {}.
-        metadata: a safetensors header's own text fields, or {}.
-    """
+    """What a file holds."""
 
     path: Path
+    """The file that was read; for a folder, the file found in it."""
     format: str
+    """"safetensors", "shards", "torch zip" or "torch legacy"."""
     tensors: dict[str, Tensor]
+    """By name; memory-mapped where the format allows it."""
     wrapping: tuple[str, ...]
+    """Keys that led to the tensors, such as ("ema",), and prefixes taken off, such as ("module.",)."""
     config: dict[str, Any]
+    """The ``config.json`` beside the file, or {}."""
     metadata: dict[str, str]
+    """The text fields of a safetensors header, or {}."""
 
 
 def read_tensors(path: str | Path) -> TensorFile:
     """All tensors of a checkpoint file, or of a folder in hub layout.
+
+    Args:
+        path: a safetensors, .pt or .pth file, an index of shards, or a folder that holds one of them.
 
     Raises:
         InputError: not there, not a checkpoint, truncated, damaged, or holding more than tensors.
@@ -137,7 +137,7 @@ def _shards(index: Path) -> dict[str, Tensor]:
 
 
 def _torch(path: Path) -> Any:
-    """A file that torch wrote, of either kind."""
+    """The content of a file that torch wrote, of either kind."""
     with path.open("rb") as file:
         return _torch_file(path, mapped=file.read(4) == b"PK\x03\x04")
 
@@ -151,9 +151,10 @@ def _torch_file(path: Path, *, mapped: bool) -> Any:
             raise InputError(f"{path} is truncated or damaged: {error}; copy or download it again") from None
         if damaged:
             raise InputError(f"{path} is damaged in {damaged} (checksum differs); copy or download it again")
+    # DiT's training keeps its arguments in the file. For the process, since torch 2.4 has no ``safe_globals``.
+    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training keeps its arguments
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
@@ -166,18 +167,16 @@ def _torch_file(path: Path, *, mapped: bool) -> Any:
         raise InputError(f"{path} is truncated or damaged: {first_line(error)}; copy or download it again") from None
 
 
-def sha256_of(*paths: Path) -> str:
-    """The hash of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+def _namespaces_allowed() -> AbstractContextManager[None]:
+    """Where ``torch.load`` takes an ``argparse.Namespace``: the files of DiT's training hold their arguments as one."""
+    if hasattr(torch.serialization, "safe_globals"):
+        return torch.serialization.safe_globals([argparse.Namespace])
+    torch.serialization.add_safe_globals([argparse.Namespace])  # torch 2.4 can only allow it everywhere
+    return nullcontext()
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The mapping of names to tensors inside, and what it was wrapped in."""
+    """The mapping of names to tensors in a file's content, and what it was wrapped in."""
     wrapping: list[str] = []
     while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
         inner = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)

@@ -27,6 +27,6 @@ def inspect(
 
     Prints its architecture, size, channels and precision, and what is unusual about it.
     """
-    from ..models.released import inspect_checkpoint
+    from ..models.checkpoint import inspect_checkpoint
 
     print(inspect_checkpoint(checkpoint, **given(num_heads=num_heads)))

@@ -7,9 +7,9 @@ EXAMPLE = "guidon models"
 
 def models() -> None:
     """List the models that have a name, with their recommended settings."""
-    from ..models.catalogue import PRESETS
+    from ..models.catalogue import presets
 
-    for preset in PRESETS.values():
+    for preset in presets().values():
         print(f"{preset.name}: {preset.summary}")
         when = "" if preset.timing == "constant" else f", {preset.timing}"
         guided = f"scale {preset.cfg_scale:g}, channels {preset.cfg_channels}{when}"

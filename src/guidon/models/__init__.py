@@ -1,13 +1,1 @@
-"""Networks: tensors in, tensors out."""
-
-from .dit.network import DiT, DiTConfig
-from .pixart.network import PixArt, PixArtConfig
-from .small.experts import Experts
-from .stdit.network import STDiT, STDiTConfig
-from .text.captions import CaptionEncoder, CaptionEncoderConfig, TextEncoder
-from .vae.frames import FrameVAE, FrameVAEConfig
-
-__all__ = [
-    "CaptionEncoder", "CaptionEncoderConfig", "DiT", "DiTConfig", "Experts", "FrameVAE", "FrameVAEConfig", "PixArt",
-    "PixArtConfig", "STDiT", "STDiTConfig", "TextEncoder",
-]  # fmt: skip
+"""Models: one folder a family, and what they share. ``registry`` lists the families, ``catalogue`` the presets."""

@@ -1,209 +1,191 @@
-"""The originals' checkpoints: what a file is (``inspect_checkpoint``), and the model in it (``load_checkpoint``)."""
+"""The stages of a released model: its checkpoint, T5 or classes, and Stable Diffusion's autoencoder.
+
+Each is a file or folder that the user names, or lies in the hub's local cache. Families compose these functions.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from collections import Counter
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..checkpoints.component import DIFFUSION, FORMAT, load_component, refuse_broken, refuse_misfit
-from ..checkpoints.files import TensorFile, read_tensors, sha256_of
-from ..core.errors import InputError
-from . import STDiT, STDiTConfig
-from .registry import ARCHITECTURES, Architecture, Tensors, infer_config, learns_variance, recognise
+from ..checkpoints import read_tensors
+from ..core.errors import InputError, first_line, setting
+from ..core.extras import require
+from ..core.hashing import hash_samples
+from ..diffusion import NoiseSchedule, Process
+from .checkpoint import load_checkpoint, recognise
+from .family import Network, Preset, Released
+from .model import Model, Sources
+from .stages import Stage
+from .text import TextEncoder
+from .vae.frames import FrameVAE
 
-POSITIONS = ("pos_embed", "pos_embed_temporal")  # recomputed, never read
-NULL_CAPTION = "y_embedder.y_embedding"
+T5 = "DeepFloyd/t5-v1_1-xxl"
+DOWNSAMPLING = 8  # of Stable Diffusion's autoencoder
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a checkpoint is, for people; ``remarks`` names all that is unusual about it."""
+class Text:
+    """Where the conditions of a model come from."""
 
-    path: Path
-    format: str
-    wrapping: tuple[str, ...]
-    architecture: str
-    config: dict[str, Any]
-    parameters: int
-    dtypes: dict[str, int]
-    learned_variance: bool
-    sha256: str
-    remarks: tuple[str, ...]
-
-    def __str__(self) -> str:
-        config = ", ".join(f"{name} {value}" for name, value in self.config.items())
-        dtypes = ", ".join(f"{count} tensors of {dtype}" for dtype, count in self.dtypes.items())
-        lines = [
-            f"file              {self.path} ({self.format})",
-            f"wrapped in        {', '.join(self.wrapping) or 'nothing'}",
-            f"architecture      {self.architecture}, {self.parameters:,} parameters",
-            f"configuration     {config}",
-            f"learned variance  {'yes' if self.learned_variance else 'no'}",
-            f"stored as         {dtypes}",
-            f"sha256            {self.sha256}",
-        ]
-        return "\n".join(lines + [f"note              {remark}" for remark in self.remarks])
+    make: Callable[[], TextEncoder]
+    files: tuple[Path, ...] = ()
+    """The files that it reads; they tell its weights apart."""
+    dtype: str | None = None
+    """What the text encoder computes in, where it is one of those that can choose."""
 
 
-def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
-    """Say what a file is, strictly: what does not fit is a remark, what is no checkpoint an InputError.
+FindText = Callable[[str, Sources, torch.device], Text]  # the preset's name, the sources, the device
+
+
+def find_captions(tokens: int) -> FindText:
+    """T5 for captions padded to so many tokens, or the features that it made of them."""
+
+    def find(name: str, sources: Sources, device: torch.device) -> Text:
+        if sources.features is not None:
+            if sources.text_dtype != Sources().text_dtype:
+                raise InputError(
+                    f"{setting('text_dtype')} {sources.text_dtype} is for T5, which {setting('features')} replaces: "
+                    "leave it out"
+                )
+            return _kept_features(sources.features, tokens)
+        from .text.t5 import T5Encoder
+
+        folder = sources.text_encoder or find_on_hub(T5, None, sources.download, "text_encoder")
+        dtype = sources.text_dtype
+        return Text(
+            lambda: T5Encoder.load(folder, max_length=tokens, dtype=dtype, device=device),
+            weight_files(T5Encoder.find(folder)[0]),
+            dtype,
+        )
+
+    return find
+
+
+def _kept_features(path: Path, tokens: int) -> Text:
+    from .text.features import load_features
+
+    return Text(lambda: load_features(path, tokens), (path,))
+
+
+def find_released(
+    preset: Preset[Released],
+    sources: Sources,
+    device: torch.device,
+    *,
+    text: FindText,
+    patch: tuple[int, ...],
+    input_size: int | tuple[int, ...],
+) -> Model:
+    """The stages of a released model.
 
     Args:
-        path: a file, or a folder in hub layout.
-        known: configuration values that shapes do not tell, such as ``num_heads``.
+        preset: one with released weights.
+        sources: files that the user names.
+        device: where the stages run.
+        text: finds where its conditions come from.
+        patch: latent pixels of a token along each axis.
+        input_size: the size of its latents, as the network's configuration has it.
+
+    Raises:
+        InputError: files are missing (which, and where to get them), or are not what the preset needs.
     """
-    file = read_tensors(path)
-    dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in file.tensors.values())
-    remarks: list[str] = []
-    if file.metadata.get("format") == FORMAT:
-        name, tensors = f"Guidon's own {file.metadata.get('kind')}", file.tensors
-        values = json.loads(file.metadata["config"])
-        learned = bool(values.get("learn_sigma", False))
-    else:
-        architecture, tensors, remarks = recognise(file.tensors)
-        name, values, learned = architecture.name, {}, learns_variance(tensors)
-        try:
-            config = infer_config(architecture, tensors, file.config, known, {})
-            values, learned = dataclasses.asdict(config), config.learn_sigma
-            _assemble(architecture, config, tensors, f"{file.path}")
-        except InputError as error:
-            remarks.append(str(error))
-        if tensors["x_embedder.proj.weight"].ndim == 4:
-            remarks.append("its patch kernel is 2D: an image model")
-        if name != "DiT" and NULL_CAPTION not in tensors:
-            remarks.append("it has no null caption: guidance needs the encoded empty prompt instead")
-    try:
-        refuse_broken(tensors, file.path)
-    except InputError as error:
-        remarks.append(str(error))
-    if len(dtypes) > 1:
-        remarks.append("it mixes precisions")
-    return Report(
-        file.path,
-        file.format,
-        file.wrapping,
-        name,
-        values,
-        sum(math.prod(value.shape) for key, value in tensors.items() if key not in POSITIONS),
-        dict(dtypes),
-        learned,
-        _sha256(file.path),
-        tuple(remarks),
+    # find the files
+    released = preset.weights
+    checkpoint = sources.checkpoint or find_on_hub(released.repository, released.file, sources.download, "checkpoint")
+    vae = sources.vae or find_on_hub(released.vae, None, sources.download, "vae")
+    condition = text(preset.name, sources, device)
+
+    # refuse what is another kind, and tell the files apart, before any of them is used
+    family, _ = recognise(read_tensors(checkpoint))
+    if family.name != preset.family:
+        raise InputError(f"{checkpoint} holds a {family.name}, expected a {preset.family}")
+    files = {"checkpoint": weight_files(checkpoint), "vae": weight_files(FrameVAE.find(vae)), "text": condition.files}
+    hashes = {part: hash_samples(paths) for part, paths in files.items() if paths}
+    if condition.dtype is not None:
+        hashes["text_dtype"] = condition.dtype
+
+    # make the stages when they are used
+    keep = sources.offload == "none"
+    return Model(
+        text=Stage(condition.make, keep),
+        network=Stage(lambda dtype: _network(checkpoint, preset, input_size, dtype, device), keep),
+        vae=Stage(lambda: FrameVAE.load(vae).to(device).eval(), keep),
+        schedule=NoiseSchedule.named("linear", 1000),
+        process=Process(),
+        latent_shape=released.latent_shape,
+        patch=patch,
+        downsampling=DOWNSAMPLING,
+        bench=preset.bench,
+        hashes=hashes,
     )
 
 
-def load_checkpoint(
-    path: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    architecture: str | None = None,
-    inflate: int | None = None,
-    assumed: Mapping[str, Any] | None = None,
-    **known: Any,
-) -> Any:
-    """The model in a released checkpoint: ``STDiT``, ``PixArt`` or ``DiT``, ready to sample with.
-
-    Weights are memory-mapped: a file already in ``dtype`` is not copied. Positions are recomputed at the scale found.
-
-    Args:
-        path: a ``.pt``, ``.pth`` or safetensors file, an index of shards, or a folder in hub layout.
-        dtype: what the network computes in.
-        device: where it goes.
-        architecture: refuse a file of any other: "STDiT", "PixArt" or "DiT".
-        inflate: make an STDiT of that many latent frames from an image model's weights: its kernel becomes 3D and its
-            temporal attention starts as nothing, so that every frame is the image model's.
-        assumed: configuration values for what neither the file nor ``known`` tells, where it lacks positions.
-        known: configuration values over those that shapes tell: ``num_heads``, ``input_size``, ``space_scale``, ...
+def _network(
+    checkpoint: Path,
+    preset: Preset[Released],
+    input_size: int | tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Network[Any]:
+    """The network in a checkpoint. What positions tell is the preset's, for a file that holds none.
 
     Raises:
-        InputError: the file is not one, is damaged, is of another architecture, or lacks, adds or mis-shapes tensors.
+        InputError: it is the checkpoint of another size, or cannot be loaded.
     """
-    file = read_tensors(path)
-    if file.metadata.get("format") == FORMAT:
-        own = load_component(file.path, "denoiser").build(STDiT, STDiTConfig, *DIFFUSION)
-        return own.to(device, dtype).eval().requires_grad_(False)
-    kind, tensors, _ = recognise(file.tensors)
-    if architecture is not None and kind.name != architecture:
-        raise InputError(f"{file.path} holds a {kind.name}, expected a {architecture}")
-    if inflate is not None:
-        model = _inflated(file, kind, tensors, inflate, known, assumed or {}, dtype)
-    else:
-        config = infer_config(kind, tensors, file.config, known, assumed or {})
-        refuse_broken(tensors, file.path)
-        model = _assemble(kind, config, tensors, str(file.path), dtype)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _assemble(kind: Architecture, config: Any, tensors: Tensors, where: str, dtype: torch.dtype | None = None) -> Any:
-    """The model around the tensors themselves; without a dtype it only checks that they fit."""
-    with torch.device("meta"):
-        model = kind.model(config)
-    expected = {name: value for name, value in model.state_dict().items() if name not in POSITIONS}
-    given = {name: value for name, value in tensors.items() if name not in POSITIONS}
-    if kind.name != "DiT" and NULL_CAPTION not in given:
-        null = expected[NULL_CAPTION]
-        given[NULL_CAPTION] = torch.full(null.shape, float("nan"))  # never to be read by mistake
-    refuse_misfit(expected, given, f"{where} does not fit {kind.name}")
-    if dtype is None:
-        return model
-    filled = {name: value.to(dtype) for name, value in given.items()}
-    keep = dtype if kind.name == "DiT" else torch.float32  # buffers stay precise, DiT's positions are a parameter
-    positions = {name: table.to(keep) for name, table in model.position_tables().items()}
-    model.load_state_dict(filled | positions, assign=True)
+    released = preset.weights
+    assumed = {"input_size": input_size, **released.config}
+    model = load_checkpoint(checkpoint, dtype=dtype, device=device, architecture=preset.family, assumed=assumed)
+    for name, value in released.config.items():
+        if abs(getattr(model.config, name) - value) > 1e-3:
+            raise InputError(
+                f"{checkpoint} has {name} {getattr(model.config, name):g}, {preset.name} expects {value:g}: "
+                "it is another size's checkpoint"
+            )
+    if model.latent_shape != released.latent_shape:
+        made, expected = (" x ".join(map(str, shape)) for shape in (model.latent_shape, released.latent_shape))
+        warnings.warn(f"{checkpoint} makes latents of {made}, {preset.name} is for {expected}", stacklevel=2)
     return model
 
 
-def _inflated(
-    file: TensorFile,
-    kind: Architecture,
-    tensors: Tensors,
-    frames: int,
-    known: dict[str, Any],
-    assumed: Mapping[str, Any],
-    dtype: torch.dtype,
-) -> nn.Module:
-    if kind.name != "PixArt":
-        raise InputError(f"{file.path} holds a {kind.name}: only PixArt's weights can be inflated to an STDiT")
-    if "csize_embedder.mlp.0.weight" in tensors:
-        raise InputError(f"{file.path} is the multi-scale PixArt: STDiT has no size embedders to put its own into")
-    image = infer_config(kind, tensors, file.config, {k: v for k, v in known.items() if k != "time_scale"}, assumed)
-    patch, side = image.patch_size, image.input_size
-    shared = ("in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "caption_channels", "model_max_length")
-    config = STDiTConfig(
-        input_size=(frames, side, side),
-        patch_size=(1, patch, patch),
-        learn_sigma=image.learn_sigma,
-        space_scale=image.lewei_scale,
-        time_scale=known.get("time_scale", 1.0),
-        **{name: getattr(image, name) for name in shared},
-    )
-    refuse_broken(tensors, file.path)
-    given = dict(tensors) | {"x_embedder.proj.weight": tensors["x_embedder.proj.weight"].unsqueeze(2)}
-    for block in range(config.depth):
-        size = config.hidden_size
-        fresh = nn.Linear(size, 3 * size), nn.Linear(size, size)
-        nn.init.xavier_uniform_(fresh[0].weight)
-        nn.init.zeros_(fresh[0].bias)
-        nn.init.zeros_(fresh[1].weight)
-        nn.init.zeros_(fresh[1].bias)
-        for name, layer in zip(("qkv", "proj"), fresh, strict=True):
-            for leaf, value in layer.state_dict().items():
-                given[f"blocks.{block}.attn_temp.{name}.{leaf}"] = value
-    stdit = next(a for a in ARCHITECTURES if a.name == "STDiT")
-    return _assemble(stdit, config, given, str(file.path), dtype)
+def weight_files(place: Path) -> tuple[Path, ...]:
+    """The files of weights in a folder, or the file itself."""
+    if place.is_file():
+        return (place,)
+    suffixes = (".safetensors", ".bin", ".pt", ".pth")
+    return tuple(sorted(path for path in place.iterdir() if path.suffix in suffixes))
 
 
-def _sha256(path: Path) -> str:
-    """Of the file; of an index, over it and all its shards in order."""
-    names = json.loads(path.read_text())["weight_map"].values() if path.name.endswith(".index.json") else ()
-    return sha256_of(path, *(path.parent / name for name in sorted(set(names))))
+def find_on_hub(repository: str, file: str | None, download: bool, source: str) -> Path:
+    """A file or folder of a hub repository, from the local cache, or fetched where that is allowed.
+
+    Args:
+        repository: its name on the hub.
+        file: a file or folder in it; None for all of it.
+        download: whether it may be fetched.
+        source: the setting of ``Sources`` by which a user gives it.
+
+    Raises:
+        InputError: it is not in the cache, or cannot be fetched.
+    """
+    purpose = f"looking for {repository} on the hub, as {setting(source)} is not given,"
+    hub, errors = (require(name, purpose, "video") for name in ("huggingface_hub", "huggingface_hub.errors"))
+    patterns = None if file is None else [file, f"{file}/*"]
+    folder = None
+    try:
+        folder = Path(hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=not download))
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
+        if download:
+            raise InputError(f"cannot download {repository} from the hub: {first_line(error)}") from None
+    if folder is None or (file is not None and not (folder / file).exists()):
+        what = f"{file} of {repository}" if file else repository
+        raise InputError(
+            f"weights are missing: {what} (huggingface.co); give its path as {setting(source)}, or set "
+            f"{setting('download')} to fetch it into the hub's cache"
+        )
+    return folder if file is None else folder / file

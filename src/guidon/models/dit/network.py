@@ -13,23 +13,42 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import InputError
-from ..parts.conditions import ClassEmbedding
-from ..parts.layers import Attention, Mlp, PatchEmbed, TimestepEmbedder, modulate, sincos_2d
+from ...diffusion import NoiseLevel
+from ..parts.layers import Attention, Mlp, PatchEmbed, TimestepEmbedder, modulate, sincos_2d, timesteps_of
 
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """``input_size`` is the latent's side. The defaults are DiT-XL/2 at 256 px."""
+    """The shape of a DiT. The defaults are DiT-XL/2 at 256 px."""
 
     input_size: int = 32
+    """Side of the latents."""
     patch_size: int = 2
+    """Side of a token, in latent pixels."""
     in_channels: int = 4
+    """Latent channels."""
     hidden_size: int = 1152
     depth: int = 28
+    """Blocks."""
     num_heads: int = 16
     mlp_ratio: float = 4.0
+    """Width of a block's MLP, in hidden sizes."""
     num_classes: int = 1000
+    """Classes, without the null class."""
     learn_sigma: bool = True
+    """Predict 2C channels: the last C interpolate the log variance."""
+
+
+@dataclass(frozen=True)
+class ClassEmbedding:
+    """A batch of class labels, embedded."""
+
+    embedding: Tensor
+    """(B, D)."""
+
+    def cat(self, other: ClassEmbedding) -> ClassEmbedding:
+        """The rows of both, these first."""
+        return ClassEmbedding(torch.cat([self.embedding, other.embedding]))
 
 
 class LabelEmbedder(nn.Module):
@@ -45,7 +64,7 @@ class LabelEmbedder(nn.Module):
 
 
 class Modulation(nn.Sequential):
-    """A vector to ``parts`` modulation vectors: (B, D) -> parts x (B, 1, D)."""
+    """A vector (B, D) to ``parts`` modulation vectors (B, 1, D)."""
 
     def __init__(self, hidden_size: int, parts: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(hidden_size, parts * hidden_size))
@@ -56,6 +75,8 @@ class Modulation(nn.Sequential):
 
 
 class Block(nn.Module):
+    """Self-attention and MLP, both modulated by timestep and class."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         d = config.hidden_size
@@ -73,6 +94,8 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
+    """Normalise, modulate by timestep and class, project to patches."""
+
     def __init__(self, hidden_size: int, out_features: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
@@ -129,7 +152,11 @@ class DiT(nn.Module):
         return self.config.in_channels, self.config.input_size, self.config.input_size
 
     def prepare(self, y: Tensor, mask: Tensor | None = None) -> ClassEmbedding:
-        """Class labels (B,), ``num_classes`` being the null class; a class has no token mask."""
+        """Class labels (B,), embedded; label ``num_classes`` is the null class.
+
+        Raises:
+            InputError: there is no such class, or a token mask was given, which classes do not have.
+        """
         if mask is not None:
             raise InputError("DiT is conditioned on classes, which have no token mask: leave mask out")
         if y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= self.config.num_classes:
@@ -144,14 +171,26 @@ class DiT(nn.Module):
         device = self.pos_embed.device
         return self.prepare(torch.full((rows,), self.config.num_classes, dtype=torch.long, device=device), mask)
 
-    def forward(self, x: Tensor, timestep: Tensor, y: Tensor | ClassEmbedding, mask: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), original timesteps (B,), labels (B,) or prepared ones -> fp32 (B, 2C, H, W)."""
+    def forward(
+        self, x: Tensor, timestep: Tensor | NoiseLevel, y: Tensor | ClassEmbedding, mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict, with fp32 output (B, 2C, H, W), or (B, C, H, W) without a learned variance.
+
+        Args:
+            x: noisy latents (B, C, H, W).
+            timestep: original timesteps (B,), or a noise level.
+            y: labels (B,), or prepared ones.
+            mask: must be None.
+
+        Raises:
+            InputError: latents of another size than the model's, or a label that it does not have.
+        """
         label = y if isinstance(y, ClassEmbedding) else self.prepare(y, mask)
         size, patch = self.config.input_size, self.config.patch_size
         if x.shape[-2:] != (size, size):
             raise InputError(f"this DiT was made for latents of {size} x {size}, given {tuple(x.shape[-2:])}")
         h = self.x_embedder(x.to(self.dtype)) + self.pos_embed
-        condition = self.t_embedder(timestep) + label.embedding
+        condition = self.t_embedder(timesteps_of(timestep, x)) + label.embedding
         for block in self.blocks:
             h = block(h, condition)
         return rearrange(

@@ -1,7 +1,9 @@
-"""What the transformers share: embeddings, positions, attention. Parameter names are the released checkpoints'.
+"""What the transformers share: embeddings, positions, attention. Parameter names are those of released checkpoints.
 
 Shapes: B batch, T frames (tokens in time), S tokens in a frame, N = T S, L caption tokens, D hidden, H heads.
 """
+
+from __future__ import annotations
 
 import math
 
@@ -9,6 +11,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ...diffusion import NoiseLevel
+
+
+def timesteps_of(timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor:
+    """The timesteps (B,) of a batch x (B, ...): as given, or those of a noise level."""
+    return timestep if isinstance(timestep, Tensor) else timestep.timesteps(x)
 
 
 def timestep_embedding(timesteps: Tensor, width: int = 256) -> Tensor:
@@ -21,7 +30,8 @@ def timestep_embedding(timesteps: Tensor, width: int = 256) -> Tensor:
 
 def sincos_1d(width: int, positions: Tensor) -> Tensor:
     """Sines then cosines of positions: (P,) -> (P, width), frequency 10000^(-i / (width / 2)), in float64."""
-    omega = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    steps = torch.arange(width // 2, dtype=torch.float64, device=positions.device)
+    omega = 10000.0 ** (-steps / (width / 2))
     angles = positions.double().reshape(-1, 1) * omega
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -50,7 +60,7 @@ class PatchEmbed(nn.Module):
         self.proj = convolution(in_channels, hidden_size, patch_size, patch_size)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        # the same product as the convolution, as a matrix multiply: several times faster on CPU, both ways
+        # a matrix product in place of the convolution: the same result, and several times faster on the CPU
         *t, h, w = self.proj.kernel_size
         if not t:
             x = x[:, :, None]
@@ -69,6 +79,8 @@ def unpatch(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) 
 
 
 class TimestepEmbedder(nn.Module):
+    """Timesteps to vectors: sinusoids, then an MLP."""
+
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(256, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
@@ -79,6 +91,8 @@ class TimestepEmbedder(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(in_features, hidden_features)
@@ -112,7 +126,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] == 1:  # one token attends to itself alone: its value is the result
+        if x.shape[1] == 1:  # one token attends to itself alone, so its value is the result
             d = x.shape[-1]
             return self.proj(F.linear(x, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)

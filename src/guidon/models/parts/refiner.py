@@ -1,9 +1,9 @@
-"""Convolutions over latent pixels that go over what a transformer's tokens have drawn.
+"""A refiner: convolutions over latent pixels that correct what a transformer with large patches predicts.
 
-A token of a large patch draws all of it by weights of their own for every frame and place in it. A convolution draws
-with the same weights everywhere, so that it learns edges from all of them, and it sees x_t at full resolution. Dividing
-the work between a transformer over large patches and a light head over pixels is that of DDT (2504.05741) and PixNerd
-(2507.23268); the head here starts as nothing, so a trained network can be given one.
+A token of a large patch predicts all of the patch, with other weights for every frame and place in it. A convolution
+has the same weights everywhere, so it learns edges from all places, and it sees x_t at full resolution. DDT
+(2504.05741) and PixNerd (2507.23268) divide the work in this way too. The refiner adds nothing at first, so that it can
+be added to a trained network.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from .layers import unpatch
 
-FEATURES = 8  # of the tokens, per latent pixel
+FEATURES = 8  # features of the tokens, per latent pixel
 REACH = 5  # frames that a convolution along time sees
 
 
 class Layer(nn.Module):
-    """A residual step: within the frame, along time, within the frame; modulated by the timestep; at first nothing."""
+    """A residual layer: within the frame, along time, within the frame; modulated by the timestep; zero at first."""
 
     def __init__(self, channels: int, hidden_size: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Layer(nn.Module):
 
 
 class Refiner(nn.Module):
-    """What to add to a prediction, from it, from x_t and from what the tokens know."""
+    """What to add to a prediction, computed from the prediction, x_t and the tokens."""
 
     def __init__(
         self, in_channels: int, patch_size: tuple[int, int, int], hidden_size: int, channels: int, depth: int

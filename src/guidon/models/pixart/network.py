@@ -13,35 +13,52 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import InputError
-from ..parts.conditions import Caption, CaptionedTransformer
-from ..parts.layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos_2d, timestep_embedding
+from ...diffusion import NoiseLevel
+from ..parts.captioned import Caption, CaptionedTransformer
+from ..parts.layers import (
+    Attention,
+    CrossAttention,
+    Mlp,
+    PatchEmbed,
+    modulate,
+    sincos_2d,
+    timestep_embedding,
+    timesteps_of,
+)
 
 PIXELS_PER_LATENT = 8  # Stable Diffusion's VAE; the size embedders were trained on pixels
 
 
 @dataclass(frozen=True)
 class PixArtConfig:
-    """``input_size`` is the latent's side; ``lewei_scale`` divides positions (1 at 256 and 512 px, 2 at 1024 px).
-
-    ``micro_condition`` is what the 1024-MS model adds: embedders of image size and aspect ratio, and any image size.
-    """
+    """The shape of a PixArt. The defaults are PixArt-XL/2 at 256 px."""
 
     input_size: int = 32
+    """Side of the latents that the model was made for."""
     patch_size: int = 2
+    """Side of a token, in latent pixels."""
     in_channels: int = 4
+    """Latent channels."""
     hidden_size: int = 1152
     depth: int = 28
+    """Blocks."""
     num_heads: int = 16
     mlp_ratio: float = 4.0
+    """Width of a block's MLP, in hidden sizes."""
     caption_channels: int = 4096
+    """Width of the caption features."""
     model_max_length: int = 120
+    """Tokens of the null caption."""
     lewei_scale: float = 1.0
+    """What positions are divided by: 1 at 256 and 512 px, 2 at 1024 px."""
     learn_sigma: bool = True
+    """Predict 2C channels: the last C interpolate the log variance."""
     micro_condition: bool = False
+    """Embed the image's size and aspect ratio, and take any size, as the 1024-MS model does."""
 
 
 class SizeEmbedder(nn.Module):
-    """Each of a few numbers to a third of the width, side by side: (B, K) -> (B, K D / 3)."""
+    """Each of K numbers to a vector, side by side: (B, K) -> (B, K width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,6 +70,8 @@ class SizeEmbedder(nn.Module):
 
 
 class Block(nn.Module):
+    """Self-attention, attention to the caption, MLP."""
+
     def __init__(self, config: PixArtConfig) -> None:
         super().__init__()
         d, heads = config.hidden_size, config.num_heads
@@ -108,23 +127,31 @@ class PixArt(CaptionedTransformer):
     def forward(
         self,
         x: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | NoiseLevel,
         y: Tensor | Caption,
         mask: Tensor | None = None,
         *,
         size: Tensor | None = None,
         aspect_ratio: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W), original timesteps (B,), a prepared caption or its features -> fp32 (B, 2C, H, W).
+        """Predict, with fp32 output (B, 2C, H, W), or (B, C, H, W) without a learned variance.
 
-        ``size`` (B, 2) is the image's height and width in pixels and ``aspect_ratio`` (B, 1) their quotient, for models
-        with ``micro_condition``; both are those of x unless given.
+        Args:
+            x: noisy latents (B, C, H, W).
+            timestep: original timesteps (B,), or a noise level.
+            y: a prepared caption, or caption features as in ``prepare``.
+            mask: of features, as in ``prepare``.
+            size: (B, 2), the image's height and width in pixels, for ``micro_condition``; that of x unless given.
+            aspect_ratio: (B, 1), height over width, for ``micro_condition``; that of x unless given.
+
+        Raises:
+            InputError: latents of another size than the model takes.
         """
         caption = y if isinstance(y, Caption) else self.prepare(y, mask)
         patch = self.config.patch_size
         rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
         h = self.x_embedder(x.to(self.dtype)) + self._positions(x, rows, columns)
-        t = self.t_embedder(timestep)
+        t = self.t_embedder(timesteps_of(timestep, x))
         if self.config.micro_condition:
             height, width = (PIXELS_PER_LATENT * side for side in x.shape[-2:])
             size = x.new_tensor([[height, width]]).expand(len(x), -1) if size is None else size

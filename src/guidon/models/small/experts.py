@@ -1,41 +1,45 @@
-"""Two networks that share the timesteps: what an image is about is settled in noise, its details without much of it.
+"""Two networks that share the noise levels: one for high noise, which decides what a clip shows, one for low noise.
 
-Such experts double what a model can hold, and its memory, at one network's cost a step (eDiff-I, 2211.01324, sec. 4).
+Such experts double what a model can hold, and its memory, at the cost of one network a step (eDiff-I, 2211.01324,
+sec. 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...core.errors import InputError
-from ..parts.conditions import Caption
+from ...diffusion import NoiseLevel
+from ..parts.captioned import Caption
 from ..stdit.network import STDiT
+
+SHARED = ("input_size", "in_channels", "patch_size", "caption_channels", "model_max_length", "learn_sigma")
 
 
 @dataclass(frozen=True)
 class ExpertCaption:
-    """A prompt to both networks, the same rows in each."""
+    """A batch of prompts for both networks, the same rows in each."""
 
     high: Caption
     low: Caption
 
     def cat(self, other: ExpertCaption) -> ExpertCaption:
-        """Rows of both, these first."""
+        """The rows of both, these first."""
         return ExpertCaption(self.high.cat(other.high), self.low.cat(other.low))
 
 
 class Experts:
-    """``low`` predicts below ``boundary``, an original timestep, and ``high`` from there; ``at`` finds the one.
+    """A ``Network`` of two: ``low`` predicts below ``boundary``, an original timestep, and ``high`` from there on.
 
     Raises:
         InputError: they are made for different latents, patches or captions.
     """
 
     def __init__(self, high: STDiT, low: STDiT, boundary: int) -> None:
-        for name in ("input_size", "in_channels", "patch_size", "caption_channels", "model_max_length", "learn_sigma"):
+        for name in SHARED:
             ours, theirs = getattr(low.config, name), getattr(high.config, name)
             if ours != theirs:
                 raise InputError(
@@ -45,22 +49,30 @@ class Experts:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, T, H, W) of one sample at the size the model was made for."""
+        """(C, T, H, W) of one sample at the size the networks were made for."""
         return self.high.latent_shape
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return self.high.dtype
+
     def prepare(self, y: Tensor, mask: Tensor | None = None) -> ExpertCaption:
-        """All that depends on the prompt alone; arguments as of ``STDiT.prepare``."""
+        """All that depends on the prompts alone; arguments as of ``STDiT.prepare``."""
         return ExpertCaption(self.high.prepare(y, mask), self.low.prepare(y, mask))
 
     def null(self, rows: int, mask: Tensor | None = None) -> ExpertCaption:
         """The null caption, ``rows`` times."""
         return ExpertCaption(self.high.null(rows, mask), self.low.null(rows, mask))
 
-    def at(self, timestep: float) -> Callable[[Tensor, Tensor, ExpertCaption], Tensor]:
-        """The network for an original timestep, (x (B, C, T, H, W), timesteps (B,), caption) -> fp32 (B, 2C, T, H, W).
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: ExpertCaption, /) -> Tensor:
+        """The prediction of the network for this level: x (B, C, T, H, W) -> fp32 (B, 2C, T, H, W).
 
-        It is chosen on the host, so that nothing waits for the device.
+        The network is chosen on the host, so that nothing waits for the device.
+
+        Raises:
+            InputError: every sample has a level of its own.
         """
-        if timestep < self.boundary:
-            return lambda x, t, caption: self.low(x, t, caption.low)
-        return lambda x, t, caption: self.high(x, t, caption.high)
+        if isinstance(level.timestep, Tensor):
+            raise InputError("two experts need one noise level for the whole batch")
+        return self.low(x, level, cond.low) if level.timestep < self.boundary else self.high(x, level, cond.high)

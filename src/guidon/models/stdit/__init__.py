@@ -1,8 +1,74 @@
-"""STDiT, the video transformer of Open-Sora 1.0."""
+"""STDiT, the video transformer of Open-Sora 1.0: captions to video.
 
-from ..family import Exact
+``network`` is the transformer, ``checkpoint`` says how its files are read.
+"""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..family import Exact, Family, Preset, Reader, Released
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..model import Model, Sources
+
+NAME = "STDiT"
+CAPTION_TOKENS = 120
 REPLAYS = {
     "open-sora-1.0": Exact("Open-Sora v1.0, opensora/schedulers/iddpm"),
     "open-sora-1.1": Exact("Open-Sora v1.1, opensora/schedulers/iddpm", single_precision=True, noise_in_dtype=True),
 }
+
+
+def _open_sora(frames: int, side: int, file: str) -> Preset[Released]:
+    """The inference configuration of a size of Open-Sora 1.0."""
+    return Preset(
+        name=f"open-sora-1.0-{frames}x{side}x{side}",
+        family=NAME,
+        summary=f"Open-Sora 1.0, text to video, {frames} frames of {side}x{side}",
+        weights=Released(
+            repository="hpcai-tech/Open-Sora",
+            file=file,
+            latent_shape=(4, frames, side // 8, side // 8),
+            config={"space_scale": side / 512},
+        ),
+        sampler="ddpm",
+        steps=100,
+        cfg_scale=7.0,
+        cfg_channels="3",
+        source=f"github.com/hpcaitech/Open-Sora, v1.0, configs/opensora/inference/{frames}x{side}x{side}.py",
+        bench="video",
+        seed=42,
+        sizes=("size", "frames"),
+        originals=tuple(REPLAYS),
+    )
+
+
+class STDiTFamily(Family):
+    """See ``Family``."""
+
+    name = NAME
+    reads = ("STDiT",)
+    presets = (
+        _open_sora(16, 256, "OpenSora-v1-HQ-16x256x256.pth"),
+        _open_sora(16, 512, "OpenSora-v1-HQ-16x512x512.pth"),
+    )
+    replays = REPLAYS
+
+    def reader(self) -> Reader:
+        from .checkpoint import READER
+
+        return READER
+
+    def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:
+        from ..released import find_captions, find_released
+
+        size = preset.weights.latent_shape[1:]
+        return find_released(
+            preset, sources, device, text=find_captions(CAPTION_TOKENS), patch=(1, 2, 2), input_size=size
+        )
+
+
+FAMILY = STDiTFamily()

@@ -1,4 +1,4 @@
-"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (github.com/hpcaitech/Open-Sora, STDiT).
+"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (github.com/hpcaitech/Open-Sora).
 
 Each block attends within a frame, then along time, then to the caption, then applies an MLP. Modulation is
 adaLN-single (PixArt-alpha, 2310.00426, sec. 2.3): one projection of the timestep, plus a table per block.
@@ -17,36 +17,57 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...core.errors import InputError
-from ..parts.conditions import Caption, CaptionedTransformer
-from ..parts.layers import Attention, CrossAttention, Mlp, PatchEmbed, modulate, sincos_1d, sincos_2d, unpatch
+from ...diffusion import NoiseLevel
+from ..parts.captioned import Caption, CaptionedTransformer
+from ..parts.layers import (
+    Attention,
+    CrossAttention,
+    Mlp,
+    PatchEmbed,
+    modulate,
+    sincos_1d,
+    sincos_2d,
+    timesteps_of,
+    unpatch,
+)
 from ..parts.refiner import Refiner
 
 
 @dataclass(frozen=True)
 class STDiTConfig:
-    """``input_size`` is the latent's (T, H, W) that the model was made for; it takes others, at the same scales.
-
-    The scales divide positions (space 0.5 at 256 px, 1.0 at 512 px). With ``refiner_channels`` there is a refiner,
-    which the originals have not.
-    """
+    """The shape of an STDiT. The defaults are Open-Sora 1.0's, at 256 px but for ``space_scale``."""
 
     input_size: tuple[int, int, int] = (16, 32, 32)
+    """(T, H, W) of the latents that the model was made for. It takes other sizes, at the same scales."""
     in_channels: int = 4
+    """Latent channels."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Latent pixels of a token: (T, H, W)."""
     hidden_size: int = 1152
     depth: int = 28
+    """Blocks."""
     num_heads: int = 16
     mlp_ratio: float = 4.0
+    """Width of a block's MLP, in hidden sizes."""
     caption_channels: int = 4096
+    """Width of the caption features."""
     model_max_length: int = 120
+    """Tokens of the null caption."""
     learn_sigma: bool = True
+    """Predict 2C channels: the last C interpolate the log variance."""
     space_scale: float = 1.0
+    """What positions in space are divided by: 0.5 at 256 px, 1.0 at 512 px."""
     time_scale: float = 1.0
+    """What positions in time are divided by."""
     refiner_channels: int = 0
+    """Channels of a refiner (``parts.refiner``), which the originals do not have; 0 for none."""
     refiner_depth: int = 3
+    """Layers of the refiner."""
 
 
 class Block(nn.Module):
+    """Attention within a frame, attention along time, attention to the caption, MLP."""
+
     def __init__(self, config: STDiTConfig) -> None:
         super().__init__()
         d, heads = config.hidden_size, config.num_heads
@@ -93,7 +114,7 @@ class STDiT(CaptionedTransformer):
             self.register_buffer(name, table)
         self.initialise()
         self.refiner: Refiner | None = None
-        if config.refiner_channels:  # after initialise(), which would fill what starts at zero
+        if config.refiner_channels:  # after initialise(), which would overwrite the layers that start at zero
             self.refiner = Refiner(
                 config.in_channels, config.patch_size, d, config.refiner_channels, config.refiner_depth
             )
@@ -128,14 +149,23 @@ class STDiT(CaptionedTransformer):
         """(C, T, H, W) of one sample at the size the model was made for."""
         return self.config.in_channels, *self.config.input_size
 
-    def forward(self, x: Tensor, timestep: Tensor, y: Tensor | Caption, mask: Tensor | None = None) -> Tensor:
-        """x (B, C, T, H, W), original timesteps (B,), a prepared caption or its features -> fp32 (B, 2C, T, H, W)."""
+    def forward(
+        self, x: Tensor, timestep: Tensor | NoiseLevel, y: Tensor | Caption, mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict, with fp32 output (B, 2C, T, H, W), or (B, C, T, H, W) without a learned variance.
+
+        Args:
+            x: noisy latents (B, C, T, H, W).
+            timestep: original timesteps (B,), or a noise level.
+            y: a prepared caption, or caption features as in ``prepare``.
+            mask: of features, as in ``prepare``.
+        """
         caption = y if isinstance(y, Caption) else self.prepare(y, mask)
         frames, height, width = self._grid(x.shape[2:])
         in_space, in_time = self._positions(frames, height, width)
         tokens = self.x_embedder(x.to(self.dtype)).unflatten(1, (frames, -1))
         h = (tokens + in_space).flatten(1, 2)
-        t = self.t_embedder(timestep)
+        t = self.t_embedder(timesteps_of(timestep, x))
         modulation = self.t_block(t).unflatten(1, (6, -1))
         for k, block in enumerate(self.blocks):
             h = block(h, modulation, frames, in_time if k == 0 else None, caption.keys_values[k], caption.mask)

@@ -1,4 +1,4 @@
-"""Prompts to token features: the protocol every text encoder follows, and the small encoder of the world's captions."""
+"""A small text encoder for captions of a fixed vocabulary, such as those of Guidon's world."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +15,23 @@ from ...core.errors import InputError
 from ..parts.layers import sincos_1d
 
 
-class TextEncoder(Protocol):
-    """What the pipeline asks of a text encoder, the small one here and T5 alike."""
-
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features (B, L, F) and token mask (B, L), nonzero where a token counts."""
-        ...
-
-
 @dataclass(frozen=True)
 class CaptionEncoderConfig:
-    """``vocabulary`` maps every known spelling to the canonical word it is read as."""
+    """The shape of a ``CaptionEncoder``."""
 
-    vocabulary: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Every known spelling, and the canonical word that it is read as."""
     features: int = 64
+    """Width of the features."""
     layers: int = 2
     heads: int = 4
+    """Attention heads of a layer."""
     max_length: int = 20
+    """Words that a caption is padded to."""
 
 
 class WordTokenizer:
-    """Words to ids by a fixed vocabulary. Id 0 is padding. Case, punctuation and hyphens do not matter."""
+    """Words to ids by a fixed vocabulary. Id 0 is padding. Case, punctuation and hyphens are ignored."""
 
     def __init__(self, vocabulary: Mapping[str, str], max_length: int) -> None:
         self.vocabulary = dict(vocabulary)
@@ -47,7 +42,11 @@ class WordTokenizer:
         return len(self.ids) + 1
 
     def __call__(self, prompt: str) -> list[int]:
-        """Ids of a prompt's known words. Unknown words are named in a warning; a prompt of none known is refused."""
+        """Ids of a prompt's known words. A warning names the unknown ones.
+
+        Raises:
+            InputError: no word is known, or there are too many.
+        """
         words = re.findall(r"[^\W_]+", prompt.lower())
         if not words:
             raise InputError(
@@ -67,7 +66,7 @@ class WordTokenizer:
         return [self.ids[word] for word in known]
 
     def hint(self, unknown: Sequence[str]) -> str:
-        """For each unknown word the nearest that are known."""
+        """For each unknown word the known words that are nearest to it."""
         parts: list[str] = []
         for word in unknown[:5]:
             close = difflib.get_close_matches(word, self.vocabulary, n=2, cutoff=0.6)
@@ -77,7 +76,7 @@ class WordTokenizer:
 
 
 class CaptionEncoder(nn.Module):
-    """Word embeddings with context: sinusoidal positions and a small pre-norm transformer encoder."""
+    """A ``TextEncoder``: word embeddings, sinusoidal positions and a small pre-norm transformer encoder."""
 
     positions: Tensor
 
@@ -91,7 +90,8 @@ class CaptionEncoder(nn.Module):
             width, config.heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.context = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        positions = sincos_1d(width, torch.arange(config.max_length)).float()
+        # on the CPU even where the module is built without memory: no file holds them
+        positions = sincos_1d(width, torch.arange(config.max_length, device="cpu")).float()
         self.register_buffer("positions", positions, persistent=False)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
@@ -110,6 +110,10 @@ class CaptionEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See ``TextEncoder``. Each prompt is encoded alone, so its features do not depend on its batch mates."""
+        """Features (B, L, F) and mask (B, L). Each prompt is encoded alone: its features do not depend on the others.
+
+        Raises:
+            InputError: a prompt cannot be read.
+        """
         rows = [self(ids[None].to(self.embedding.weight.device)) for ids in self.tokenize(prompts)]
         return torch.cat([features for features, _ in rows]), torch.cat([mask for _, mask in rows])

@@ -1,4 +1,4 @@
-"""Caption features kept on disk: the text encoder runs once, and need not be there when videos are made."""
+"""Caption features kept on disk: the text encoder runs once, and is not needed when videos are made."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...core.atomic import atomic_path
-from ...core.errors import InputError
+from ...core.errors import InputError, setting
 
 FORMAT = "guidon captions"
 
 
 class CaptionFeatures:
-    """Features of known prompts, behind the protocol ``TextEncoder``.
+    """A ``TextEncoder`` of the prompts that a file holds features of.
 
-    Attributes:
-        prompts: in the order of the rows.
-        features, mask: (P, L, F) and (P, L).
+    Args:
+        path: the file.
+        prompts: P prompts, in the order of the rows.
+        features: (P, L, F).
+        mask: (P, L), nonzero where a token counts.
         encoder: what made them: length, cleaning, precision.
     """
 
@@ -33,12 +35,16 @@ class CaptionFeatures:
         self.path, self.prompts, self.features, self.mask, self.encoder = path, list(prompts), features, mask, encoder
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features (B, L, F) and mask (B, L) of prompts that are in the file."""
+        """Features (B, L, F) and mask (B, L).
+
+        Raises:
+            InputError: a prompt is not in the file.
+        """
         missing = [prompt for prompt in prompts if prompt not in self.prompts]
         if missing:
             raise InputError(
                 f"{self.path} holds no features of {missing[0]!r}: add them with "
-                f"`guidon encode PROMPT --text-encoder DIR --out {self.path}`"
+                f"`guidon encode`, {setting('out')} {self.path}"
             )
         rows = [self.prompts.index(prompt) for prompt in prompts]
         return self.features[rows], self.mask[rows]
@@ -52,7 +58,7 @@ def load_features(path: str | Path, length: int | None = None) -> CaptionFeature
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is not there: make it with `guidon encode PROMPT --text-encoder DIR --out {path}`")
+        raise InputError(f"{path} is not there: make it with `guidon encode`, {setting('out')} {path}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -69,13 +75,13 @@ def load_features(path: str | Path, length: int | None = None) -> CaptionFeature
     if length is not None and features.shape[1] != length:
         raise InputError(
             f"{path} holds captions of {features.shape[1]} tokens, the model reads {length}: "
-            f"encode them with --max-length {length}"
+            f"encode them with {setting('max_length')} {length}"
         )
     return CaptionFeatures(path, prompts, features, mask, encoder)
 
 
 def _fault(prompts: Any, features: Tensor, mask: Tensor) -> str | None:
-    """What is wrong with the parts of a file: one rule for what is written and what is read."""
+    """What is wrong with the parts of a file, one that is written or one that was read; None where nothing is."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         return f"its prompts are {prompts!r:.60}, expected a list of at least one"
     if features.ndim != 3 or len(features) != len(prompts) or mask.shape != features.shape[:2]:
@@ -91,11 +97,11 @@ def _fault(prompts: Any, features: Tensor, mask: Tensor) -> str | None:
 def save_features(
     path: str | Path, prompts: Sequence[str], features: Tensor, mask: Tensor, *, encoder: dict[str, Any]
 ) -> Path:
-    """Write features (P, L, F) and mask (P, L) of prompts; an existing file of the same encoder keeps its own.
+    """Write features (P, L, F) and mask (P, L) of P prompts. What an existing file holds stays in it.
 
     Raises:
-        InputError: the file is of another encoder, or something else; or the features are not finite, or do not
-            belong to the prompts or to those in the file. The file stays as it was.
+        InputError: the file is of another encoder, or something else; or the features are not finite, or do not fit
+            the prompts or the features in the file. The file stays as it was.
     """
     path = Path(path)
     if fault := _fault(prompts, features, mask):

@@ -1,4 +1,4 @@
-"""T5 as the originals use it: cleaned captions, padded to a fixed length, encoded by the encoder half alone."""
+"""T5 as the originals use it: captions are cleaned and padded to a fixed length; only the encoder half runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InputError, first_line, nearest
+from ...core.extras import require
 
 REPOSITORY = "DeepFloyd/t5-v1_1-xxl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
@@ -21,10 +22,10 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class T5Encoder:
-    """Prompts to T5 features, behind the protocol ``TextEncoder``.
+    """A ``TextEncoder`` by T5.
 
-    Open-Sora 1.0 and PixArt pad captions to 120 tokens, Open-Sora 1.1 to 200, PixArt-Sigma to 300; all of them run
-    the encoder under the padding mask and clean captions as DeepFloyd IF does, twice.
+    Open-Sora 1.0 and PixArt pad captions to 120 tokens, Open-Sora 1.1 to 200, PixArt-Sigma to 300. All of them run the
+    encoder under the padding mask and clean captions as DeepFloyd IF does, twice.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int, clean: bool, description: dict[str, Any]) -> None:
@@ -73,10 +74,10 @@ class T5Encoder:
         if max_length < 1:
             raise InputError(f"max_length {max_length} is not a number of tokens: give 120, 200 or 300")
         weights, words = cls.find(folder)
-        transformers = _import("transformers", "the T5 text encoder")
+        transformers = require("transformers", "the T5 text encoder", "t5")
         if clean:
-            _import("ftfy", "cleaning captions")
-            _import("bs4", "cleaning captions", "beautifulsoup4")
+            require("ftfy", "cleaning captions", "t5")
+            require("bs4", "cleaning captions", "t5", package="beautifulsoup4")
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
         config = _quietly(lambda: _read_config(transformers, weights), weights)
@@ -88,7 +89,7 @@ class T5Encoder:
         return cls(model if dtype == "int8" else model.to(device), tokenizer, max_length, clean, description)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, (B, max_length) each; what does not fit is cut, and said."""
+        """Token ids and mask, (B, max_length) each. What does not fit is cut, with a warning."""
         if not prompts:
             raise InputError("there is no prompt to encode: give at least one, which may be the empty one, ''")
         texts = [clean_caption(prompt) if self.clean else prompt.lower().strip() for prompt in prompts]
@@ -103,7 +104,7 @@ class T5Encoder:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features (B, max_length, F) and token mask (B, max_length); every prompt is encoded by itself."""
+        """Features (B, max_length, F) and token mask (B, max_length). Every prompt is encoded by itself."""
         ids, mask = (part.to(self.model.device) for part in self.tokenize(prompts))
         rows = [
             self.model(input_ids=ids[k : k + 1], attention_mask=mask[k : k + 1]).last_hidden_state
@@ -113,10 +114,9 @@ class T5Encoder:
 
 
 def clean_caption(prompt: str) -> str:
-    """The originals' cleaning, twice over: DeepFloyd IF's, of which diffusers carries the code."""
-    from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
-
-    cleaner: Any = PixArtAlphaPipeline
+    """The caption as the originals clean it: by DeepFloyd IF's rules, twice. diffusers has the code."""
+    module = require("diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha", "cleaning captions", "t5")
+    cleaner: Any = module.PixArtAlphaPipeline
     return cleaner._clean_caption(cleaner, cleaner._clean_caption(cleaner, prompt))
 
 
@@ -132,15 +132,6 @@ def _part(root: Path, name: str, files: Sequence[str], what: str) -> Path:
 
 def _where(root: Path) -> str:
     return f"download the hub repository {REPOSITORY} (config.json, spiece.model, weights) and give its folder"
-
-
-def _import(name: str, purpose: str, package: str | None = None, install: str = "'guidon-diffusion[t5]'") -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InputError(f"{purpose} needs {package or name}, which is not installed: pip install {install}") from None
 
 
 def _read_config(transformers: Any, folder: Path) -> Any:
@@ -164,13 +155,13 @@ def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.devic
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if dtype == "int8":
         for name in ("bitsandbytes", "accelerate"):
-            _import(name, "T5 in 8 bits", install="bitsandbytes accelerate")
+            require(name, "T5 in 8 bits", "t5-int8")
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
         options["device_map"] = {"": str(device)}
     model, found = transformers.T5EncoderModel.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
-    # The library fills what it did not find with random numbers and goes on.
+    # the library fills with random numbers what it did not find, and goes on
     unread = sorted(found["missing_keys"]) + sorted(name for name, *_ in found["mismatched_keys"])
     if unread:
         raise InputError(
@@ -181,13 +172,13 @@ def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.devic
 
 
 def _fingerprint(model: Any) -> str:
-    """Tells models of one architecture apart by their first embeddings, without hashing gigabytes."""
+    """A short hash of the first embeddings: tells models of one architecture apart without reading gigabytes."""
     rows = model.get_input_embeddings().weight[:64].float().cpu()
     return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
 
 
 def _quietly(read: Callable[[], Any], folder: Path) -> Any:
-    """transformers' many errors, and what it logs before them, as one line that names the folder."""
+    """What ``read`` gives. An error of transformers, and what it logs before, becomes one line with the folder."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -1,8 +1,8 @@
-"""The frame-wise autoencoder: each video frame alone to four latent channels and back.
+"""The frame-wise autoencoder: every video frame by itself to four latent channels and back.
 
-diffusers' ``AutoencoderKL`` does the work; here it gets an optional pixel-unshuffle in front (cheap depth for small
-frames), the video axes, one scalar scaling factor as in Stable Diffusion's VAE, and a decode in micro-batches.
-Released ones, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub layout.
+diffusers' ``AutoencoderKL`` does the work. Added are an optional pixel-unshuffle in front (depth that costs little, for
+small frames), the video axes, one scaling factor as in Stable Diffusion's autoencoder, and micro-batches. Released
+autoencoders, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub layout.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.errors import InputError, first_line
+from ...core.extras import require
 
 REPOSITORY = "stabilityai/sd-vae-ft-ema"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -24,15 +25,19 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 @dataclass(frozen=True)
 class FrameVAEConfig:
-    """Shape of the autoencoder. ``scaling_factor`` brings its latents to unit standard deviation."""
+    """The shape of a ``FrameVAE``."""
 
     block_out_channels: tuple[int, ...] = (32, 64, 96)
+    """Channels of each level; every level but the last halves the side."""
     layers_per_block: int = 1
     latent_channels: int = 4
     norm_num_groups: int = 8
     mid_block_attention: bool = False
+    """Whether the middle block has attention."""
     pixel_unshuffle: int = 2
+    """Side of the squares of pixels that become channels before the first level; 1 for none."""
     scaling_factor: float = 0.18215
+    """What latents are multiplied by, so that their standard deviation is about 1."""
 
     @property
     def downsampling(self) -> int:
@@ -41,14 +46,15 @@ class FrameVAEConfig:
 
 
 def _autoencoder_kl() -> Any:
-    """diffusers' class; seconds to import, so only where frames are coded."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    return AutoencoderKL
+    """diffusers' class. Its import takes seconds, so it happens only where frames are encoded or decoded."""
+    return require("diffusers.models.autoencoders.autoencoder_kl", "the autoencoder", "video").AutoencoderKL
 
 
 class FrameVAE(nn.Module):
-    """Frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back; images without T as well."""
+    """An ``Autoencoder``: frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back.
+
+    Images, which have no T, are taken as well.
+    """
 
     def __init__(self, config: FrameVAEConfig, autoencoder: nn.Module | None = None) -> None:
         super().__init__()
@@ -96,8 +102,7 @@ class FrameVAE(nn.Module):
             InputError: a file is missing, damaged or incomplete, the model is no AutoencoderKL, or its latents are
                 not brought to unit scale by one factor alone.
         """
-        from diffusers.utils import logging
-
+        logging = require("diffusers.utils", "the autoencoder", "video").logging
         place = cls.find(folder)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
@@ -121,7 +126,7 @@ class FrameVAE(nn.Module):
             ) from None
         finally:
             logging.set_verbosity(verbosity)
-        if found["missing_keys"]:  # the library fills them with random numbers and goes on
+        if found["missing_keys"]:  # the library has filled them with random numbers
             raise InputError(
                 f"the weights in {place} are incomplete or another model's: {len(found['missing_keys'])} of the "
                 f"tensors that its config.json asks for are missing, such as {min(found['missing_keys'])}"
@@ -165,12 +170,12 @@ class FrameVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights; what is coded is brought to it."""
+        """Precision of the weights; frames and latents are brought to it."""
         return next(self.parameters()).dtype
 
     @torch.inference_mode()
     def encode(self, frames: Tensor, micro_batch: int = 64) -> Tensor:
-        """The scaled posterior means of a video's frames; ``micro_batch`` frames are in memory at a time."""
+        """The scaled posterior means of frames; ``micro_batch`` frames are encoded at a time."""
         if frames.ndim == 4:
             return self.encode(frames[:, :, None], micro_batch)[:, :, 0]
         images = frames.to(self.dtype).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,153 @@
+"""Checkpoints of any family: what a file is (``inspect_checkpoint``), and the network in it (``load_checkpoint``)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints import TensorFile, read_tensors, refuse_broken
+from ..core.errors import InputError
+from ..core.hashing import hash_files
+from . import registry
+from .family import Checkpoint, Family
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a checkpoint is, for people."""
+
+    path: Path
+    """The file; of a folder, the file found in it."""
+    format: str
+    """How it is stored, such as "safetensors"."""
+    wrapping: tuple[str, ...]
+    """Keys and prefixes that its tensors were wrapped in."""
+    architecture: str
+    config: dict[str, Any]
+    """The network's configuration; empty where it cannot be told."""
+    parameters: int
+    """How many numbers it holds, without what follows from the configuration."""
+    dtypes: dict[str, int]
+    """How many tensors there are of each dtype."""
+    learned_variance: bool
+    """Whether the network predicts 2C channels."""
+    sha256: str
+    """Of the file; of an index, of it and all its shards."""
+    remarks: tuple[str, ...]
+    """What is unusual about it."""
+
+    def __str__(self) -> str:
+        config = ", ".join(f"{name} {value}" for name, value in self.config.items())
+        dtypes = ", ".join(f"{count} tensors of {dtype}" for dtype, count in self.dtypes.items())
+        lines = [
+            f"file              {self.path} ({self.format})",
+            f"wrapped in        {', '.join(self.wrapping) or 'nothing'}",
+            f"architecture      {self.architecture}, {self.parameters:,} parameters",
+            f"configuration     {config}",
+            f"learned variance  {'yes' if self.learned_variance else 'no'}",
+            f"stored as         {dtypes}",
+            f"sha256            {self.sha256}",
+        ]
+        return "\n".join(lines + [f"note              {remark}" for remark in self.remarks])
+
+
+def recognise(file: TensorFile) -> tuple[Family, Checkpoint]:
+    """The family of a file, and the checkpoint in it.
+
+    Raises:
+        InputError: no family recognises it, or one does and the file is incomplete.
+    """
+    for family in registry.FAMILIES:
+        if (checkpoint := family.reader().recognise(file)) is not None:
+            return family, checkpoint
+    found = (family.reader().explain(file) for family in registry.FAMILIES)
+    unknown = f"an unknown architecture, its first names are {sorted(file.tensors)[:3]}"
+    known = ", ".join(kind for family in registry.FAMILIES for kind in family.reads)
+    raise InputError(f"this is {next(filter(None, found), unknown)}; known are {known}")
+
+
+def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
+    """Say what a checkpoint is. What does not fit is a remark.
+
+    Args:
+        path: a file, or a folder in hub layout.
+        known: configuration values that shapes do not tell, such as ``num_heads``.
+
+    Raises:
+        InputError: it is no checkpoint, or one of no known family.
+    """
+    file = read_tensors(path)
+    family, checkpoint = recognise(file)
+    found = family.reader().describe(checkpoint, known)
+    dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in file.tensors.values())
+    remarks = list(found.remarks)
+    try:
+        refuse_broken(checkpoint.tensors, file.path)
+    except InputError as error:
+        remarks.append(str(error))
+    if len(dtypes) > 1:
+        remarks.append("it mixes precisions")
+    return Report(
+        path=file.path,
+        format=file.format,
+        wrapping=file.wrapping,
+        architecture=found.architecture,
+        config=dict(found.config),
+        parameters=found.parameters,
+        dtypes=dict(dtypes),
+        learned_variance=found.learned_variance,
+        sha256=_sha256(file.path),
+        remarks=tuple(remarks),
+    )
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    architecture: str | None = None,
+    inflate: int | None = None,
+    assumed: Mapping[str, Any] | None = None,
+    **known: Any,
+) -> Any:
+    """The network in a checkpoint, such as ``STDiT``, ``PixArt`` or ``DiT``, ready to sample with.
+
+    Weights are memory-mapped: a file that is in ``dtype`` already is not copied. Positions are recomputed at the scale
+    found.
+
+    Args:
+        path: a ``.pt``, ``.pth`` or safetensors file, an index of shards, or a folder in hub layout.
+        dtype: what the network computes in.
+        device: where it goes.
+        architecture: refuse a file of any other family, such as "STDiT", "PixArt" or "DiT".
+        inflate: make a video network of that many latent frames from an image network's weights, such as an STDiT from
+            PixArt's: its kernel becomes 3D and its temporal attention starts as nothing, so that every frame is the
+            image network's.
+        assumed: configuration values for what neither the file nor ``known`` tells, where it lacks positions.
+        known: configuration values over those that shapes tell: ``num_heads``, ``input_size``, ``space_scale``, ...
+
+    Raises:
+        InputError: the file is not one, is damaged, is of another architecture, or lacks, adds or mis-shapes tensors.
+    """
+    family, checkpoint = recognise(read_tensors(path))
+    if architecture is not None and family.name != architecture:
+        raise InputError(f"{checkpoint.file.path} holds a {family.name}, expected a {architecture}")
+    reader = family.reader()
+    if inflate is None:
+        network = reader.load(checkpoint, known, assumed or {}, dtype)
+    else:
+        network = reader.inflate(checkpoint, inflate, known, assumed or {}, dtype)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _sha256(path: Path) -> str:
+    """Of the file; of an index, of it and all its shards in order."""
+    names = json.loads(path.read_text())["weight_map"].values() if path.name.endswith(".index.json") else ()
+    return hash_files(path, *(path.parent / name for name in sorted(set(names))))

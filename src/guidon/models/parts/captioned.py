@@ -1,0 +1,123 @@
+"""What PixArt and STDiT share: a caption as a condition, and the base of a transformer that reads one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import InputError, setting
+from .layers import CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A batch of prompts, as the blocks of a transformer read them."""
+
+    keys_values: tuple[Tensor, ...]
+    """Keys and values for each block, (2, B, H, L, D / H)."""
+    mask: Tensor | None
+    """(B, 1, 1, L), True where a token counts; None where all do."""
+
+    def __len__(self) -> int:
+        return self.keys_values[0].shape[1]
+
+    def cat(self, other: Caption) -> Caption:
+        """The rows of both, these first, each with its own token mask."""
+        mask = None
+        if self.mask is not None or other.mask is not None:
+            mask = torch.cat([self._full_mask(), other._full_mask()])
+        pairs = zip(self.keys_values, other.keys_values, strict=True)
+        return Caption(tuple(torch.cat(pair, dim=1) for pair in pairs), mask)
+
+    def _full_mask(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        tokens = self.keys_values[0].shape[3]
+        return torch.ones(len(self), 1, 1, tokens, dtype=torch.bool, device=self.keys_values[0].device)
+
+
+class CaptionedConfig(Protocol):
+    """The part of a configuration that the base reads."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def caption_channels(self) -> int: ...
+    @property
+    def model_max_length(self) -> int: ...
+
+
+class CaptionedTransformer(nn.Module):
+    """Base with adaLN-single modulation (2310.00426, sec. 2.3) and captions by cross-attention.
+
+    A model adds ``x_embedder`` and ``blocks``, each with a ``cross_attn``.
+    """
+
+    blocks: nn.ModuleList
+
+    def __init__(self, config: CaptionedConfig, out_features: int) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.t_embedder = TimestepEmbedder(d)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        self.y_embedder = CaptionEmbedder(config.caption_channels, d, config.model_max_length)
+        self.final_layer = FinalLayer(d, out_features)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; its output is fp32 whatever this is."""
+        return self.final_layer.linear.weight.dtype
+
+    def prepare(self, y: Tensor, mask: Tensor | None = None) -> Caption:
+        """All that depends on the prompts alone.
+
+        Args:
+            y: caption features (B, L, caption_channels), or (B, 1, L, caption_channels) as in the original.
+            mask: (B or fewer, L), nonzero where a token counts; fewer rows are repeated to the batch.
+
+        Raises:
+            InputError: the features are of another encoder.
+        """
+        y = y.flatten(1, 2) if y.ndim == 4 else y
+        width = self.y_embedder.y_embedding.shape[-1]
+        if y.shape[-1] != width:
+            raise InputError(
+                f"caption features are {y.shape[-1]} wide, this model reads {width}: use the text encoder that the "
+                "model was trained with"
+            )
+        tokens = self.y_embedder(y.to(self.dtype))
+        if mask is not None:
+            mask = mask.to(torch.bool).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]
+        crossings = [cast("CrossAttention", cast("Any", block).cross_attn) for block in self.blocks]
+        return Caption(tuple(cross.keys_values(tokens) for cross in crossings), mask)
+
+    def null(self, rows: int, mask: Tensor | None = None) -> Caption:
+        """The null caption, ``rows`` times; as in the original it is read under the prompts' token mask.
+
+        Raises:
+            InputError: the checkpoint has none.
+        """
+        if self.y_embedder.y_embedding.isnan().any():
+            raise InputError(
+                f"this checkpoint has no null caption: give the empty prompt as {setting('negative_prompt')}"
+            )
+        return self.prepare(self.y_embedder.y_embedding[None].expand(rows, -1, -1), mask)
+
+    def initialise(self) -> None:
+        """Xavier everywhere; the layers that add to the residual stream (temporal, cross, head) start at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d | nn.Conv3d):
+                nn.init.xavier_uniform_(module.weight.view(module.out_channels, -1))
+        for stem in (self.t_embedder, self.t_block, self.y_embedder.y_proj):
+            for layer in stem.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("cross_attn.proj.weight", "attn_temp.proj.weight", "final_layer.linear.weight")):
+                nn.init.zeros_(parameter)

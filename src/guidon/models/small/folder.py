@@ -1,0 +1,138 @@
+"""A Guidon model folder: denoiser, text encoder and autoencoder, each a file; and perhaps a denoiser for low noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...checkpoints import Component, TensorFile, load_component
+from ...checkpoints.component import FORMAT
+from ...core.errors import InputError, setting
+from ...diffusion import NoiseSchedule, Process
+from ..family import Checkpoint, Description, Network, Preset, Reader
+from ..model import Model, Sources
+from ..parts.reading import count
+from ..stages import Stage
+from ..stdit.network import STDiT, STDiTConfig
+from ..text.captions import CaptionEncoder, CaptionEncoderConfig
+from ..vae.frames import FrameVAE, FrameVAEConfig
+from . import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE
+from .experts import Experts
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds."""
+
+    denoiser: Component
+    text: Component
+    vae: Component
+    low: Component | None
+    """The denoiser for low noise, which a folder need not have."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file, by the name of the file without its suffix."""
+        parts = {"denoiser": self.denoiser, "text": self.text, "vae": self.vae, "denoiser-low": self.low}
+        return {name: part.sha256 for name, part in parts.items() if part is not None}
+
+
+def read_folder(folder: Path) -> ModelFolder:
+    """All files of a model folder.
+
+    Raises:
+        InputError: one is missing, damaged or of another kind, or the two denoisers do not belong together.
+    """
+    missing = [name for name in (DENOISER, TEXT, VAE) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} holds no {', '.join(missing)}: a model folder has {DENOISER}, {TEXT} and {VAE}")
+    denoiser = load_component(folder / DENOISER, "denoiser")
+    text, vae = load_component(folder / TEXT, "text"), load_component(folder / VAE, "vae")
+    if BOUNDARY in denoiser.config:
+        raise InputError(f"{denoiser.path} is an expert for low noise: it belongs beside a denoiser, as {LOW_NOISE}")
+    unsaid = [name for name in DIFFUSION if name not in denoiser.config]
+    if unsaid:
+        raise InputError(f"{denoiser.path}: its configuration lacks {', '.join(unsaid)}: train or export it again")
+    low = folder / LOW_NOISE
+    return ModelFolder(denoiser, text, vae, _read_low(low, denoiser) if low.is_file() else None)
+
+
+def _read_low(path: Path, denoiser: Component) -> Component:
+    low = load_component(path, "denoiser")
+    boundary, steps = low.config.get(BOUNDARY), denoiser.config["diffusion_steps"]
+    if not isinstance(boundary, int) or not 0 < boundary < steps:
+        raise InputError(
+            f"{path}: its boundary is {boundary!r}, an expert for low noise has a timestep between 0 and {steps}"
+        )
+    name = different_diffusion(low.config, denoiser.config)
+    if name is not None:
+        raise InputError(
+            f"{path}: its {name} is {low.config.get(name)!r}, that of {denoiser.path.name} "
+            f"{denoiser.config[name]!r}: give two of one model"
+        )
+    return low
+
+
+def different_diffusion(config: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first of ``DIFFUSION`` in which the diffusion processes of two networks differ; None where they are equal."""
+    return next((name for name in DIFFUSION if config.get(name) != other.get(name)), None)
+
+
+def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> Model:
+    """The stages of a model folder. See ``Family.find_model``."""
+    changed = [
+        name for name, value in sources if name != "offload" and value != type(sources).model_fields[name].default
+    ]
+    if changed:
+        raise InputError(f"model {preset.name!r} brings its own weights: leave out {setting(changed[0])}")
+    files = read_folder(preset.weights)
+    denoiser, keep = files.denoiser.config, sources.offload != "stages"
+
+    def network(dtype: torch.dtype) -> Network[Any]:
+        high = files.denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
+        if files.low is None:
+            return high
+        low = files.low.build(STDiT, STDiTConfig, *DIFFUSION, BOUNDARY).to(device, dtype).eval()
+        return Experts(high, low, files.low.config[BOUNDARY])
+
+    stage = Stage(network, keep)
+    with stage.in_use(torch.float32):  # refuse a file that does not fit now
+        pass
+    return Model(
+        text=Stage(lambda: files.text.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval(), keep),
+        network=stage,
+        vae=Stage(lambda: files.vae.build(FrameVAE, FrameVAEConfig).to(device).eval(), keep),
+        schedule=NoiseSchedule.named(denoiser["noise_schedule"], denoiser["diffusion_steps"]),
+        process=Process.trained(denoiser["prediction"]),
+        latent_shape=(denoiser["in_channels"], *denoiser["input_size"]),
+        patch=tuple(denoiser["patch_size"]),
+        downsampling=files.vae.configure(FrameVAEConfig).downsampling,
+        bench=preset.bench,
+        hashes=files.hashes,
+    )
+
+
+class ComponentReader(Reader):
+    """Reads one file of a model folder as a checkpoint. It carries its own configuration."""
+
+    def recognise(self, file: TensorFile) -> Checkpoint | None:
+        return Checkpoint(file, file.tensors) if file.metadata.get("format") == FORMAT else None
+
+    def describe(self, checkpoint: Checkpoint, known: Mapping[str, Any]) -> Description:
+        metadata, config = checkpoint.file.metadata, json.loads(checkpoint.file.metadata["config"])
+        learned = bool(config.get("learn_sigma", False))
+        return Description(f"Guidon's own {metadata.get('kind')}", config, count(checkpoint.tensors), learned)
+
+    def load(
+        self, checkpoint: Checkpoint, known: Mapping[str, Any], assumed: Mapping[str, Any], dtype: torch.dtype
+    ) -> nn.Module:
+        path = checkpoint.file.path
+        if known:
+            raise InputError(f"{path} carries its own configuration: leave out {', '.join(known)}")
+        return load_component(path, "denoiser").build(STDiT, STDiTConfig, *DIFFUSION, BOUNDARY).to(dtype)

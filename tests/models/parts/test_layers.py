@@ -1,0 +1,24 @@
+import math
+
+import torch
+
+from guidon.models.parts.layers import modulate, sincos_2d, timestep_embedding
+
+
+def test_timestep_embedding_is_cosines_then_sines():
+    out = timestep_embedding(torch.tensor([0.0, 7.5]), 8)
+    angle = 7.5 * math.exp(-math.log(1e4) * 3 / 4)
+    assert torch.equal(out[0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    assert torch.allclose(out[1, [3, 7]], torch.tensor([math.cos(angle), math.sin(angle)]))
+
+
+def test_positions_put_x_first_and_are_divided_by_the_scale():
+    grid = sincos_2d(8, 2, 3)
+    assert torch.equal(grid[0, :4], grid[3, :4])  # the same x in both rows
+    assert torch.equal(grid[0, 4:], grid[1, 4:])  # the same y in both columns
+    assert torch.allclose(sincos_2d(8, 3, 3, scale=2.0)[2], sincos_2d(8, 3, 3)[1])
+
+
+def test_modulation():
+    x, shift, scale = torch.randn(2, 5, 3), torch.randn(2, 1, 3), torch.randn(2, 1, 3)
+    assert torch.allclose(modulate(x, shift, scale), x * (1 + scale) + shift)

@@ -1,0 +1,73 @@
+import dataclasses
+
+import pytest
+import torch
+
+from guidon.models.parts.layers import unpatch
+from guidon.models.parts.refiner import Refiner
+from guidon.models.stdit.network import STDiT, STDiTConfig
+
+PLAIN = STDiTConfig(
+    (4, 8, 8), patch_size=(4, 2, 2), hidden_size=32, depth=1, num_heads=4, caption_channels=12, model_max_length=6
+)
+REFINED = dataclasses.replace(PLAIN, refiner_channels=8, refiner_depth=2)
+INPUTS = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 400])
+
+
+def drawn(module):
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+def test_a_new_refiner_changes_nothing_and_learns():
+    y = torch.randn(2, 6, 12)
+    plain, refined = drawn(STDiT(PLAIN)), STDiT(REFINED)
+    refined.load_state_dict(plain.state_dict(), strict=False)
+    out = refined(*INPUTS, y)
+    assert torch.equal(out, plain(*INPUTS, y))
+    out[:, :4].square().sum().backward()
+    assert refined.refiner is not None
+    assert refined.refiner.exit.weight.grad.abs().max() > 0
+    other = drawn(STDiT(REFINED))
+    other(*INPUTS, y).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in other.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_changes_the_prediction_and_leaves_the_variance(dtype):
+    y = torch.randn(2, 6, 12)
+    plain, refined = drawn(STDiT(PLAIN)).to(dtype), drawn(STDiT(REFINED)).to(dtype)
+    refined.load_state_dict(plain.state_dict(), strict=False)
+    ours, theirs = refined(*INPUTS, y), plain(*INPUTS, y)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours[:, 4:], theirs[:, 4:])
+    assert (ours[:, :4] - theirs[:, :4]).abs().mean() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("axis", "margin"), [(2, 4), (3, 5), (4, 5)])
+def test_its_weights_are_the_same_everywhere(axis, margin):
+    """What it sees moves by a latent pixel or a frame, so does what it draws, away from the borders."""
+    refiner = drawn(Refiner(4, (1, 1, 1), 8, 8, 1))
+    x, prediction, tokens = torch.randn(1, 4, 12, 14, 14), torch.randn(1, 4, 12, 14, 14), torch.randn(1, 8, 12, 14, 14)
+    t = torch.randn(1, 8)
+
+    def draw(*inputs):
+        *seen, known = inputs
+        return refiner(*seen, known.flatten(2).transpose(1, 2), t, (12, 14, 14))
+
+    still = draw(x, prediction, tokens)
+    moved = draw(*(value.roll(1, axis) for value in (x, prediction, tokens)))
+    inside = (slice(None), slice(None), *(slice(margin + 1, -margin) if axis == k else slice(None) for k in (2, 3, 4)))
+    assert torch.allclose(moved[inside], still.roll(1, axis)[inside], atol=1e-4)
+    assert not torch.allclose(moved[inside], still[inside], atol=1e-2)
+
+
+def test_tokens_go_back_to_their_places():
+    latents = torch.arange(2 * 3 * 4 * 4 * 6.0).view(2, 3, 4, 4, 6)
+    patches = latents.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 3, 3)  # (B, C, nt, nh, nw, pt, ph, pw)
+    tokens = patches.permute(0, 2, 3, 4, 5, 6, 7, 1).flatten(4).flatten(1, 3)
+    assert torch.equal(unpatch(tokens, (2, 2, 2), (2, 2, 3)), latents)
