@@ -1,27 +1,32 @@
-"""Exponential moving average of a model's parameters."""
+"""Exponential moving average of a module's state."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
 
 class EMA:
-    """Shadow parameters; the decay warms up as (1 + n) / (10 + n), so that a run is not held back by its start."""
+    """Averaged weights. The decay begins at (1 + n) / (10 + n), so that the first steps do not hold a run back."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.shadow = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        """Move the average towards the module's state after step ``step``, counted from 0."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                self.shadow[name].lerp_(value, weight)
+                self.weights[name].lerp_(value, share)
             else:
-                self.shadow[name].copy_(value)
+                self.weights[name].copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.shadow
+        """The averaged weights, by name."""
+        return self.weights
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.shadow = {name: value.to(self.shadow[name].device) for name, value in state.items()}
+        """Replace the averaged weights, which stay on their devices."""
+        self.weights = {name: value.to(self.weights[name].device) for name, value in state.items()}

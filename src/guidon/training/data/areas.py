@@ -1,9 +1,10 @@
-"""How an object's area in decoded frames answers to the latents, to first order.
+"""How an object's area in decoded frames depends on the latents, to first order.
 
-A squared error spreads over all directions of the latents. An area is one of a thousand in a frame, what is left of the
-error lies along it more than along any other, and eyes are on it: an object pulses where that error changes. With its
-gradient at a training clip, kept beside the latents, a step can weigh that direction for a product, where decoding (as
-for losses on decoded features, Berrada et al. 2411.04873) would cost more than the network itself.
+A squared error spreads over all directions of the latents. One direction in about a thousand per frame changes the
+object's area. More of the remaining error lies along it than along any other, and viewers see it: the object pulses.
+With the gradient of the area kept beside the latents, a training step can weigh that direction at the cost of a
+product. Decoding in every step (as for losses on decoded features, Berrada et al. 2411.04873) would cost more than the
+network itself.
 """
 
 from __future__ import annotations
@@ -16,29 +17,37 @@ from torch.nn import functional as F
 from ... import world
 from ...models.vae.frames import FrameVAE
 
-MARGIN = 2  # px around an object that count to it, as where areas are measured
+MARGIN = 2  # pixels around an object that count as its own, as where areas are measured
 
 
 def area_gradient(vae: FrameVAE, latents: Tensor, scene: world.Scene) -> Tensor:
-    """The gradient of the relative area in each frame by that frame's latents (C, T, h, w), which show ``scene``.
+    """The gradient of each frame's relative area by that frame's latents.
 
-    The area is the sum of coverage: a pixel covers as much as its difference from the background goes towards the
-    object's colour. Both are the true ones here, where evaluation reads them off the frame, so that an object which
-    fades counts as one that shrinks.
+    The area is the sum of coverage: how far a pixel's difference from the background goes towards the object's colour.
+    Both colours are the true ones, where evaluation reads them off the frame, so an object that fades counts as one
+    that shrinks.
+
+    Args:
+        vae: the autoencoder that decodes.
+        latents: scaled latents (C, T, h, w) of a clip.
+        scene: what the clip shows; it has one object.
+
+    Returns:
+        (C, T, h, w), for areas relative to the true one.
     """
     images = latents.transpose(0, 1).float().clone().requires_grad_()
     with torch.enable_grad(), torch.autocast(images.device.type, torch.bfloat16):
         frames = vae.reconstruct(images / vae.config.scaling_factor)
-        relative = (frames.float() * _reading(scene).to(frames.device)).sum()
+        relative = (frames.float() * _area_weights(scene).to(frames.device)).sum()
     return torch.autograd.grad(relative, images)[0].transpose(0, 1)
 
 
-def _reading(scene: world.Scene) -> Tensor:
-    """What frames in [-1, 1], (T, 3, H, W), are multiplied by and summed for the object's area over its true one."""
+def _area_weights(scene: world.Scene) -> Tensor:
+    """Weights (T, 3, H, W) of frames in [-1, 1] whose weighted sum is the object's area relative to the true one."""
     background = np.asarray(world.BACKGROUNDS[scene.background])
     (thing,) = scene.things
     coverage = torch.from_numpy(world.coverage(thing.shape, world.AREAS[thing.size], thing.centroids()))[:, None]
     near = F.max_pool2d((coverage > 0).float(), 2 * MARGIN + 1, stride=1, padding=MARGIN)
     contrast = np.asarray(world.COLOURS[thing.colour]) - background
-    axis = torch.from_numpy(contrast / contrast.dot(contrast) / 2).float()  # 2: from -1 to 1
+    axis = torch.from_numpy(contrast / contrast.dot(contrast) / 2).float()  # 2: frames span [-1, 1]
     return near * axis[:, None, None] / coverage.sum((1, 2, 3), keepdim=True)

@@ -1,145 +1,138 @@
-"""The world's latents, encoded once and kept on disk, and batches of them by step number."""
+"""The world's clips as latents: encoded once, kept on disk, and drawn in batches by step number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ... import world
 from ...core.atomic import atomic_path
+from ...core.hashing import hash_text
+from ...core.progress import progress
 from ...models.vae.frames import FrameVAE
 from .areas import area_gradient
 
-B = TypeVar("B")
 
-
-class Prefetch(Generic[B]):
-    """Batches by step number, each drawn by a thread while the step before it is computed."""
-
-    def __init__(self, draw: Callable[[int], B]) -> None:
-        self.draw, self.reader = draw, ThreadPoolExecutor(1)
-        self.next: tuple[int, Future[B]] | None = None
-
-    def __call__(self, step: int) -> B:
-        batch = self.next[1].result() if self.next and self.next[0] == step else self.draw(step)
-        self.next = step + 1, self.reader.submit(self.draw, step + 1)
-        return batch
-
-
-class Batch(NamedTuple):
-    """N clips: their latents (N, C, T, h, w), captions, where objects are (N, 1, T, h, w), and their areas' gradients,
-    shaped like the latents, where those are asked for.
-    """
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B clips. Latents are (C, T, h, w) each."""
 
     latents: Tensor
+    """(B, C, T, h, w)"""
     captions: list[str]
     objects: Tensor
+    """Where objects are, bool (B, 1, T, h, w)."""
     area_gradients: Tensor | None
+    """The gradients of the objects' areas by the latents, (B, C, T, h, w), where they were asked for."""
 
 
+@dataclass(frozen=True, eq=False)
 class LatentClips:
-    """Latents of the training split, with fresh captions every time one is drawn.
+    """Latents of the training split, with a new caption every time one is drawn.
 
-    Half of the draws are played backwards, under a caption that says so: the world's motion is reversible. Those that
-    would show what the split holds out are not. With ``families`` the clips come in families of ``family_size``,
-    neighbours in a batch, that differ in shape alone. With ``areas`` their objects' area gradients come too.
+    Half of the draws are played backwards, under a caption that says so, because the world's motion is reversible.
+    Clips that would then show what the split holds out are not.
     """
 
-    def __init__(
-        self, folder: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, families: bool, areas: bool
-    ) -> None:
-        self.clips, self.seed = clips, seed
-        self.family_size = len(world.SHAPES) if families else 1
-        key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {self.family_size}"
-        self.latents = self._kept(folder, "latents", key, "encoding the world", partial(self._encode, vae))
-        self.area_gradients = None
+    seed: int
+    family_size: int
+    """How many neighbours differ in shape alone; 1 where clips are independent."""
+    latents: Tensor
+    """Every clip's, fp16 (N, C, T, h, w)."""
+    area_gradients: Tensor | None
+    """Every clip's, like ``latents``."""
+
+    @classmethod
+    def prepare(
+        cls, folder: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, families: bool, areas: bool
+    ) -> LatentClips:
+        """Encode clips, or read what an earlier run with the same autoencoder and data kept.
+
+        Args:
+            folder: where latents are kept.
+            vae: the autoencoder.
+            vae_hash: what tells it from others.
+            clips: how many; a multiple of the number of shapes with ``families``.
+            seed: of the clips.
+            families: whether clips come in families that differ in shape alone.
+            areas: whether the gradients of the objects' areas are needed.
+        """
+        family_size = len(world.SHAPES) if families else 1
+        key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {family_size}"
+        folder.mkdir(parents=True, exist_ok=True)
+        latents = _kept(folder, "latents", key, clips, partial(_encode, vae, seed, family_size))
+        gradients = None
         if areas:
-            self.area_gradients = self._kept(
-                folder, "areas", key, "how areas answer to latents", partial(self._area_gradient, vae)
-            )
-
-    def scene(self, index: int) -> world.Scene:
-        """What clip ``index`` shows."""
-        first, member = divmod(index, self.family_size)
-        if self.family_size == 1:
-            return world.clip("train", self.seed, first).scene
-        return world.family("train", self.seed, first)[member]
-
-    def _kept(self, folder: Path, name: str, key: str, doing: str, make: Callable[[int], Tensor]) -> Tensor:
-        """``make`` of every clip, in fp16, or what an earlier run of the same VAE and data kept, if it is whole."""
-        path = folder / f"{name}.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("key") == key:
-                    return file.get_tensor(name)
-        except (OSError, SafetensorError):
-            pass
-        console = Console(stderr=True)
-        indices = track(range(self.clips), doing, console=console, disable=not console.is_terminal)
-        made = torch.stack([make(index).half().cpu() for index in indices]).contiguous()
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save({name: made}, metadata={"key": key}))
-        return made
-
-    def _encode(self, vae: FrameVAE, index: int) -> Tensor:
-        """Latents (C, T, h, w) of a clip."""
-        device = next(vae.parameters()).device
-        frames = torch.from_numpy(world.render(self.scene(index))).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            return vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1)[0]
-
-    def _area_gradient(self, vae: FrameVAE, index: int) -> Tensor:
-        """Of a clip, (C, T, h, w)."""
-        return area_gradient(vae, self.latents[index].to(next(vae.parameters()).device), self.scene(index))
+            gradients = _kept(folder, "areas", key, clips, partial(_area_gradient, vae, seed, family_size, latents))
+        return cls(seed, family_size, latents, gradients)
 
     def batch(self, step: int, size: int, *, caption_noise: float = 0.0) -> Batch:
-        """What step ``step`` trains on.
+        """The clips of a step. Every clip is drawn once before any is drawn twice.
 
-        Every clip is seen once before any is seen twice. ``caption_noise`` is the share of captions that are wrong.
+        Args:
+            step: number of the step.
+            size: clips in a batch.
+            caption_noise: the share of captions that are wrong about one attribute.
         """
-        tensors, captions, objects = [], [], []
-        kept = [self.latents] if self.area_gradients is None else [self.latents, self.area_gradients]
+        latents: list[Tensor] = []
+        gradients: list[Tensor] = []
+        captions: list[str] = []
+        objects: list[Tensor] = []
         for position in range(step * size, (step + 1) * size):
+            # Which clip, and in which direction: the same direction for a whole family.
             count, member = divmod(position, self.family_size)
-            epoch, offset = divmod(count, self.clips // self.family_size)
-            index = int(self._order(epoch)[offset]) * self.family_size + member
-            scene, shown = self.scene(index), torch.stack([values[index].float() for values in kept])
-            if np.random.default_rng((self.seed, count, 7)).integers(2) and self._reversible(index - member):
-                scene, shown = scene.reversed(), shown.flip(2)
-            tensors.append(shown)
+            first = self._family(count)
+            index = first + member
+            scene = _scene(self.seed, self.family_size, index)
+            backwards = bool(np.random.default_rng((self.seed, count, 7)).integers(2)) and self.reversible(first)
+            if backwards:
+                scene = scene.reversed()
+            # What it shows.
+            shown = self.latents[index].float()
+            latents.append(shown.flip(1) if backwards else shown)
+            if self.area_gradients is not None:
+                gradient = self.area_gradients[index].float()
+                gradients.append(gradient.flip(1) if backwards else gradient)
+            objects.append(touched(scene, shown.shape[-1]))
+            # What its caption says.
             rng = np.random.default_rng((self.seed, position, 8))
             told = world.mistaken(scene, rng) if rng.random() < caption_noise else scene
             captions.append(world.caption(told, rng))
-            objects.append(touched(scene, shown.shape[-1]))
-        latents, *gradients = torch.stack(tensors, dim=1)
-        return Batch(latents, captions, torch.stack(objects)[:, None], gradients[0] if gradients else None)
+        together = torch.stack(gradients) if gradients else None
+        return Batch(torch.stack(latents), captions, torch.stack(objects)[:, None], together)
 
-    def _reversible(self, first: int) -> bool:
-        """Whether the split holds all of a family played backwards."""
+    def scene(self, index: int) -> world.Scene:
+        """What clip ``index`` shows."""
+        return _scene(self.seed, self.family_size, index)
+
+    def reversible(self, first: int) -> bool:
+        """Whether the split holds every clip of the family that begins at ``first``, played backwards."""
         return all(world.holds("train", self.scene(first + k).reversed()) for k in range(self.family_size))
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._permutation = np.random.default_rng((self.seed, epoch, 11)).permutation(
-                self.clips // self.family_size
-            )
-        return self._permutation
+    def _family(self, count: int) -> int:
+        """The first clip of the family that is drawn as number ``count``."""
+        families = len(self.latents) // self.family_size
+        epoch, offset = divmod(count, families)
+        return int(shuffled(self.seed, epoch, families)[offset]) * self.family_size
+
+
+@lru_cache(maxsize=4)
+def shuffled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order in which an epoch draws ``count`` families."""
+    return np.random.default_rng((seed, epoch, 11)).permutation(count)
 
 
 def touched(scene: world.Scene, side: int) -> Tensor:
-    """Which cells (T, side, side) of a latent frame any object's box overlaps."""
+    """Which cells of latent frames an object's bounding box overlaps, bool (T, side, side)."""
     cell = world.SIZE / side
     edges = np.arange(side) * cell
     out = np.zeros((world.FRAMES, side, side), bool)
@@ -150,3 +143,51 @@ def touched(scene: world.Scene, side: int) -> Tensor:
         along = (edges + cell > y - up) & (edges < y + down)
         out |= along[:, :, None] & across[:, None, :]
     return torch.from_numpy(out)
+
+
+def _scene(seed: int, family_size: int, index: int) -> world.Scene:
+    if family_size == 1:
+        return world.clip("train", seed, index).scene
+    first, member = divmod(index, family_size)
+    return world.family("train", seed, first)[member]
+
+
+def _kept(folder: Path, name: str, key: str, count: int, make: Callable[[int], Tensor]) -> Tensor:
+    """``make(index)`` of every clip in fp16, or what an earlier run kept under the same key."""
+    path = folder / f"{name}-{hash_text(key)[:8]}.safetensors"
+    if (kept := _read(path, name, key)) is not None:
+        return kept
+    made: list[Tensor] = []
+    with progress(f"preparing clips: {name}") as on_step:
+        for index in range(count):
+            made.append(make(index).half().cpu())
+            on_step(index + 1, count)
+    together = torch.stack(made).contiguous()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save({name: together}, metadata={"key": key}))
+    return together
+
+
+def _read(path: Path, name: str, key: str) -> Tensor | None:
+    """What a file kept; None where it is missing, damaged or of other clips: they are then made again."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name) if (file.metadata() or {}).get("key") == key else None
+    except SafetensorError:
+        return None
+
+
+def _encode(vae: FrameVAE, seed: int, family_size: int, index: int) -> Tensor:
+    """Latents (C, T, h, w) of a clip."""
+    device = next(vae.parameters()).device
+    frames = torch.from_numpy(world.render(_scene(seed, family_size, index))).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        return vae.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1)[0]
+
+
+def _area_gradient(vae: FrameVAE, seed: int, family_size: int, latents: Tensor, index: int) -> Tensor:
+    """The area's gradient by a clip's latents, (C, T, h, w)."""
+    device = next(vae.parameters()).device
+    return area_gradient(vae, latents[index].to(device), _scene(seed, family_size, index))

@@ -1,0 +1,21 @@
+"""What is trained: the autoencoder and the denoiser. A new kind of model is a file, a recipe and a line here."""
+
+from __future__ import annotations
+
+import torch
+
+from ..loop import Task
+from ..recipe import Recipe, VAERecipe
+from .denoiser import DenoiserTask
+from .vae import VAETask
+
+
+def prepare(recipe: Recipe, device: torch.device) -> Task:
+    """The task of a recipe, ready for the loop.
+
+    Raises:
+        InputError: a file that the recipe names is missing or does not fit.
+    """
+    if isinstance(recipe, VAERecipe):
+        return VAETask.prepare(recipe, device)
+    return DenoiserTask.prepare(recipe, device)

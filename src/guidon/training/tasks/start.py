@@ -7,49 +7,59 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.component import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE, Component, load_component
+from ...checkpoints import Component
 from ...core.errors import InputError
+from ...models.small import BOUNDARY, DENOISER, LOW_NOISE, TEXT, VAE
+from ...models.small.folder import different_diffusion, read_folder
 from ...models.text.captions import CaptionEncoderConfig
 from ..recipe import Expert
 
 
 @dataclass(frozen=True)
 class Start:
-    """The network and caption encoder to start from; ``kept`` are an expert's other files, by name."""
+    """What a run starts from."""
 
     network: Component
+    """The network to start from."""
     text: Component
+    """The caption encoder to start from."""
     kept: Mapping[str, Component] = field(default_factory=dict)
+    """The other files of an expert's model folder, by name. They are exported as they are."""
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of what is exported beside the trained network."""
+        """SHA-256 of the files that are exported as they are, by name."""
         return {name: part.sha256 for name, part in sorted(self.kept.items())}
 
 
 def read_start(
     folder: Path, expert: Expert | None, diffusion: Mapping[str, Any], vae: Component, text_config: CaptionEncoderConfig
 ) -> Start:
-    """What a run that diffuses by ``diffusion``, on latents of ``vae``, takes from a model folder.
+    """What a run takes from a model folder.
+
+    Args:
+        folder: the model folder.
+        expert: which of two networks is trained; None for a network that is alone.
+        diffusion: noise schedule, steps and prediction of the run.
+        vae: the autoencoder of the run.
+        text_config: the caption encoder of the run.
 
     Raises:
-        InputError: a file is missing or diffuses otherwise, the folder's networks do not share the timesteps as the
-            recipe says, or an expert would not share its latents or captions with them.
+        InputError: a file is missing or has another diffusion process, the folder's networks do not share the
+            timesteps as the recipe says, or an expert would not share its latents or captions with them.
     """
-    denoiser, text = load_component(folder / DENOISER, "denoiser"), load_component(folder / TEXT, "text")
-    low = load_component(folder / LOW_NOISE, "denoiser") if (folder / LOW_NOISE).is_file() else None
-    for part in (denoiser, *([low] if low else [])):
-        for name in DIFFUSION:
-            if part.config.get(name, diffusion[name]) != diffusion[name]:
-                verb = "predicts" if name == "prediction" else f"has the {name}"
-                raise InputError(
-                    f"start: {part.path} {verb} {part.config[name]}, the recipe says {diffusion[name]}: give the same"
-                )
+    files = read_folder(folder)
+    denoiser, low, text = files.denoiser, files.low, files.text
+    if (name := different_diffusion(denoiser.config, diffusion)) is not None:
+        verb = "predicts" if name == "prediction" else f"has the {name}"
+        given, said = denoiser.config[name], diffusion[name]
+        raise InputError(f"start: {denoiser.path} {verb} {given}, the recipe says {said}: give the same")
     if expert is None:
         if low is not None:
-            raise InputError(f"start: {folder} holds two experts: say which one goes on, expert: {{noise: low, ...}}")
+            raise InputError(f"start: {folder} holds two experts: say which one to train, expert: {{noise: low, ...}}")
         return Start(denoiser, text)
-    if expert.noise == "low":  # a denoiser that is no expert yet meets any boundary
+    # The expert's own network, the one beside it, and the boundary at which they meet.
+    if expert.noise == "low":  # a network that is alone can be divided at any timestep
         own, other, met = low or denoiser, {DENOISER: denoiser}, denoiser.record.get("timesteps", [expert.boundary])[0]
     elif low is not None:
         own, other, met = denoiser, {LOW_NOISE: low}, low.config.get(BOUNDARY)
@@ -57,8 +67,8 @@ def read_start(
         raise InputError(f"start: {folder} holds no {LOW_NOISE}: train the expert for low noise first")
     if met != expert.boundary:
         raise InputError(f"start: the experts of {folder} meet at {met}, the recipe says {expert.boundary}: give {met}")
-    if load_component(folder / VAE, "vae").sha256 != vae.sha256:
-        raise InputError(f"start: {folder / VAE} is not {vae.path}: experts share their latents")
+    if files.vae.sha256 != vae.sha256:
+        raise InputError(f"start: {files.vae.path} is not {vae.path}: experts share their latents")
     if text.configure(CaptionEncoderConfig) != text_config:
         raise InputError(f"start: {text.path} is another encoder than the recipe's text: give the same")
-    return Start(own, text, {TEXT: text, VAE: vae} | other)
+    return Start(own, text, {TEXT: text, VAE: files.vae} | other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,67 +15,88 @@ from torch.nn import functional as F
 from ... import world
 from ...checkpoints import load_component, load_weights, save_component
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
-from ..data.latents import Prefetch
 from ..recipe import VAERecipe
 
+HELD_OUT = 16  # batches that are measured
 
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """A batch of frames."""
+
+    images: Tensor
+    """(B, 3, H, W) in [-1, 1]."""
+    near: Tensor
+    """Where the object is, and a pixel around it: bool (B, 1, H, W)."""
+    noise: Tensor
+    """What latents are sampled with, (B, C, h, w)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Frames through the autoencoder, fp32."""
+
+    error: Tensor
+    """Output minus input, (B, 3, H, W)."""
+    near: Tensor
+    """See ``Frames``."""
+    mean: Tensor
+    """Mean of the latents, (B, C, h, w)."""
+    log_variance: Tensor
+    """Their log variance, (B, C, h, w)."""
+
+
+@dataclass(frozen=True, eq=False)
 class VAETask:
-    """L1 + MSE on frames with the foreground weighted, plus KL.
+    """Trains on L1 + MSE with the foreground weighted, and a KL term. Made by ``prepare``.
 
-    With plain MSE a small network learns the background and loses the hue and shape of the object,
-    which covers a fifteenth of the frame.
+    With plain MSE a small network learns the background and loses the hue and shape of the object, which covers a
+    fifteenth of the frame.
     """
 
-    def __init__(self, recipe: VAERecipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        torch.manual_seed(recipe.seed)
-        self.config = FrameVAEConfig(**recipe.model.model_dump())
-        self.module = FrameVAE(self.config).to(device)
+    recipe: VAERecipe
+    device: torch.device
+    config: FrameVAEConfig
+    module: FrameVAE
+
+    @classmethod
+    def prepare(cls, recipe: VAERecipe, device: torch.device) -> VAETask:
+        """Build the autoencoder, with the weights of an earlier run if the recipe starts from one.
+
+        Raises:
+            InputError: those weights are missing or do not fit.
+        """
+        config = FrameVAEConfig(**recipe.model.model_dump())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            module = FrameVAE(config)
         if recipe.start is not None:
-            self._start_from(recipe.start)
-        self.batch = Prefetch(self._frames)
+            start_from(module, recipe.start, recipe)
+        return cls(recipe, device, config, module.to(device))
 
-    @torch.no_grad()
-    def _start_from(self, path: Path) -> None:
-        """Take an earlier run's weights; redrawn channels keep theirs, as sure as the others and of their spread."""
-        inward, outward = self.module.autoencoder.quant_conv, self.module.autoencoder.post_quant_conv
-        drawn = [part.detach().clone() for part in (inward.weight, inward.bias, outward.weight)]
-        load_weights(self.module, load_component(path, "vae"))
-        channels = self.config.latent_channels
-        kept = [channel for channel in range(channels) if channel not in self.recipe.redraw]
-        for channel in self.recipe.redraw:
-            inward.weight[channel], inward.bias[channel] = drawn[0][channel], drawn[1][channel]
-            outward.weight[:, channel] = drawn[2][:, channel]
-            mean, log_variance = self.module.posterior(self._frames(0)[0].to(self.device))
-            shrink = mean[:, kept].std() / mean[:, channel].std()
-            inward.weight[channel] *= shrink
-            inward.bias[channel] = (inward.bias[channel] - mean[:, channel].mean()) * shrink
-            inward.weight[channels + channel] = 0
-            inward.bias[channels + channel] = log_variance[:, kept].mean()
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a checkpoint must share with the recipe to be resumed or exported."""
+        return self.recipe.model_dump(mode="json", include={"task", "model", "seed", "start", "redraw"})
 
-    def _frames(self, step: int) -> tuple[Tensor, Tensor]:
-        """One random frame of each of the step's clips: images in [-1, 1] (B, 3, H, W), foreground (B, 1, H, W)."""
-        size = self.recipe.batch_size
-        images, masks = [], []
-        for index in range(step * size, (step + 1) * size):
-            scene = world.clip("train", self.recipe.seed, index).scene
-            time = int(np.random.default_rng((self.recipe.seed, index)).integers(world.FRAMES))
-            x, y = scene.things[0].centroids()[time]
-            thing = dataclasses.replace(scene.things[0], start=(float(x), float(y)))
-            frame = dataclasses.replace(scene, things=(thing,))
-            images.append(world.render(frame, frames=1)[0])
-            masks.append(world.foreground(frame, frames=1)[0])
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
-        return x.contiguous(), F.max_pool2d(torch.from_numpy(np.stack(masks))[:, None], 3, 1, 1) > 0
+    def draw(self, step: int, generator: torch.Generator) -> Frames:
+        """The batch of a step: a random frame of each of its clips."""
+        images, near = frames_of(step, self.recipe.batch_size, self.recipe.seed)
+        side = world.SIZE // self.config.downsampling
+        noise = torch.randn((len(images), self.config.latent_channels, side, side), generator=generator)
+        return Frames(images, near, noise)
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        images, near = (part.to(self.device) for part in self.batch(step))
-        weights = 1 + (self.recipe.foreground_weight - 1) * near
+    def predict(self, batch: Frames) -> Reconstruction:
+        """Encode, sample and decode."""
+        images, near, noise = (value.to(self.device) for value in (batch.images, batch.near, batch.noise))
         mean, log_variance = self.module.posterior(images)
-        noise = torch.randn(mean.shape, generator=generator).to(self.device)
         out = self.module.reconstruct(mean + (0.5 * log_variance).exp() * noise).float()
-        mean, log_variance = mean.float(), log_variance.float()
-        error = out - images
+        return Reconstruction(out - images, near, mean.float(), log_variance.float())
+
+    def loss(self, predicted: Reconstruction) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted error of the frames and the KL term, and what to log of them."""
+        error, near, mean, log_variance = predicted.error, predicted.near, predicted.mean, predicted.log_variance
+        weights = 1 + (self.recipe.foreground_weight - 1) * near
         reconstruction = (weights * (error.abs() + error.square())).sum() / (weights.sum() * 3)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         with torch.no_grad():
@@ -87,37 +109,77 @@ class VAETask:
             }
         return reconstruction + self.recipe.kl_weight * kl, logs
 
+    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """PSNR of frames that training does not reach, whole and on the foreground."""
+        return self._held_out(weights)[1]
+
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
-        """Weights with the scaling factor that brings latents to unit standard deviation, and their PSNR."""
+        """Write the weights, the scaling factor that brings latents to unit standard deviation, and their PSNR."""
         latents, found = self._held_out(weights)
         config = dataclasses.replace(self.config, scaling_factor=round(1 / float(latents.std()), 5))
-        record |= {name: round(value, 2) for name, value in found.items()}
-        path = self.recipe.out / "vae.safetensors"
-        save_component(path, "vae", dataclasses.asdict(config), weights, record)
-        return path
-
-    def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """PSNR of frames that training did not reach, whole and on the foreground."""
-        return self._held_out(weights)[1]
+        record = record | {name: round(value, 2) for name, value in found.items()}
+        save_component(self.recipe.result, "vae", dataclasses.asdict(config), weights, record)
+        return self.recipe.result
 
     @torch.inference_mode()
     def _held_out(self, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Unscaled latents of frames that training did not reach, and how well they come back."""
+        """Unscaled latents of frames that training does not reach, and the PSNR of their reconstructions."""
         model = FrameVAE(self.config).to(self.device).eval()
         model.load_state_dict(weights)
-        latents, squared, weighted, area = [], 0.0, 0.0, 0.0
-        for step in range(self.recipe.steps, self.recipe.steps + 16):
-            images, near = (part.to(self.device) for part in self._frames(step))
+        latents: list[Tensor] = []
+        squared, weighted, area = 0.0, 0.0, 0.0
+        for step in range(self.recipe.steps, self.recipe.steps + HELD_OUT):
+            frames = frames_of(step, self.recipe.batch_size, self.recipe.seed)
+            images, near = (value.to(self.device) for value in frames)
             mean, _ = model.posterior(images)
             error = (model.reconstruct(mean) - images).square() / 4
             latents.append(mean)
-            squared += float(error.mean()) / 16
+            squared += float(error.mean()) / HELD_OUT
             weighted += float((error * near).sum())
             area += float(near.sum()) * 3
         found = {"psnr": -10 * math.log10(squared), "foreground_psnr": -10 * math.log10(weighted / area)}
         return torch.cat(latents), found
 
-    @property
-    def identity(self) -> dict[str, object]:
-        """What a checkpoint must share with the recipe to be resumed or exported."""
-        return self.recipe.model_dump(mode="json", include={"task", "model", "seed", "start", "redraw"})
+
+def frames_of(step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A random frame of each of the ``size`` clips of a step.
+
+    Returns:
+        Images in [-1, 1], (B, 3, H, W), and where the object is or a pixel around it, bool (B, 1, H, W).
+    """
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    for index in range(step * size, (step + 1) * size):
+        scene = world.clip("train", seed, index).scene
+        time = int(np.random.default_rng((seed, index)).integers(world.FRAMES))
+        x, y = scene.things[0].centroids()[time]
+        thing = dataclasses.replace(scene.things[0], start=(float(x), float(y)))
+        frame = dataclasses.replace(scene, things=(thing,))
+        images.append(world.render(frame, frames=1)[0])
+        masks.append(world.foreground(frame, frames=1)[0])
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
+    return x.contiguous(), F.max_pool2d(torch.from_numpy(np.stack(masks))[:, None], 3, 1, 1) > 0
+
+
+@torch.no_grad()
+def start_from(module: FrameVAE, path: Path, recipe: VAERecipe) -> None:
+    """Load an earlier run's weights. Redrawn channels keep their new ones, scaled to the spread of the others.
+
+    Raises:
+        InputError: the weights are missing or do not fit.
+    """
+    inward, outward = module.autoencoder.quant_conv, module.autoencoder.post_quant_conv
+    new_in, new_bias, new_out = (part.detach().clone() for part in (inward.weight, inward.bias, outward.weight))
+    load_weights(module, load_component(path, "vae"))
+    channels = recipe.model.latent_channels
+    kept = [channel for channel in range(channels) if channel not in recipe.redraw]
+    images, _ = frames_of(0, recipe.batch_size, recipe.seed)
+    for channel in recipe.redraw:
+        inward.weight[channel], inward.bias[channel] = new_in[channel], new_bias[channel]
+        outward.weight[:, channel] = new_out[:, channel]
+        mean, log_variance = module.posterior(images)
+        shrink = mean[:, kept].std() / mean[:, channel].std()
+        inward.weight[channel] *= shrink
+        inward.bias[channel] = (inward.bias[channel] - mean[:, channel].mean()) * shrink
+        inward.weight[channels + channel] = 0
+        inward.bias[channels + channel] = log_variance[:, kept].mean()

@@ -1,0 +1,209 @@
+"""Run a recipe: one run, or the stages of a staged recipe that are not done yet.
+
+A stage has a folder of its own, ``out/NAME-KEY``. The key is the hash of its settings and of the weights that it starts
+from, so a changed setting trains that stage and those after it anew, in other folders, and overwrites nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..checkpoints.files import read_safetensors
+from ..core.atomic import atomic_folder, write_json
+from ..core.devices import pick_device
+from ..core.errors import InputError, nearest, setting
+from ..core.hashing import hash_settings, hash_tensors, hash_text
+from .loop import Look, train
+from .recipe import DenoiserRecipe, Recipe, StagedRecipe, load_recipe
+from .state import read_state
+from .tasks import prepare
+
+KEY_LENGTH = 8  # characters of the key in a folder's name
+DONE = "stage.json"  # written into a stage's folder when it is done
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage whose parents are done, so that its key and folder are known."""
+
+    name: str
+    recipe: Recipe
+    """The stage as a recipe of one run, in the stage's folder."""
+    lineage: tuple[dict[str, Any], ...]
+    """Of every stage that this one comes from, and of itself: stage, key, settings, and the parents' hashes."""
+
+    @property
+    def key(self) -> str:
+        """The hash of its settings and of its parents' weights."""
+        return self.lineage[-1]["key"]
+
+    @property
+    def done(self) -> bool:
+        """Whether it was trained to its end."""
+        return (self.recipe.out / DONE).is_file()
+
+    @property
+    def step(self) -> int:
+        """The step of its checkpoint, 0 where there is none."""
+        checkpoint = self.recipe.out / "checkpoint.pt"
+        return int(read_state(checkpoint)["step"]) if checkpoint.exists() else 0
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What running a staged recipe would do about a stage."""
+
+    name: str
+    state: Literal["done", "resume", "train", "later"]
+    """"later": a stage that it starts from is not done, so its folder is not known yet."""
+    steps: int
+    """Length of the stage."""
+    step: int = 0
+    """The step that training would go on from."""
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        does = {
+            "done": f"done, in {self.folder}",
+            "resume": f"goes on from step {self.step} of {self.steps}, in {self.folder}",
+            "train": f"{self.steps} steps, in {self.folder}",
+            "later": f"{self.steps} steps, after the stages before it",
+        }
+        return f"{self.name}: {does[self.state]}"
+
+
+def run_recipe(
+    path: Path, *, stage: str | None = None, export_only: bool = False, look: Look | None = None
+) -> Path | None:
+    """Train what a recipe says and is not done yet, going on where an earlier call stopped.
+
+    Args:
+        path: the recipe's file.
+        stage: of a staged recipe, the last stage to train; those that it needs come first.
+        export_only: export the averaged weights of the last checkpoint instead of training; of a staged recipe, of the
+            first stage that is not done.
+        look: measures a model folder every ``evaluate_every`` steps; what it returns is logged.
+
+    Returns:
+        What was exported; None where the run was interrupted, its checkpoint saved.
+
+    Raises:
+        InputError: the recipe, a file that it names or a checkpoint is wrong.
+    """
+    recipe = load_recipe(path)
+    if isinstance(recipe, StagedRecipe):
+        return _run_stages(recipe, _known(recipe, stage, path), export_only=export_only, look=look)
+    if stage is not None:
+        raise InputError(f"{path} has no stages: leave out {setting('stage')}")
+    return _run(recipe, export_only=export_only, look=look)
+
+
+def plan_recipe(path: Path, *, stage: str | None = None) -> list[PlannedStage]:
+    """What ``run_recipe`` would do about each stage of a staged recipe. Nothing is trained or written.
+
+    Raises:
+        InputError: the recipe is wrong, or has no stages.
+    """
+    recipe = load_recipe(path)
+    if not isinstance(recipe, StagedRecipe):
+        raise InputError(f"{path} has no stages to plan: it is the recipe of one run")
+    planned: list[PlannedStage] = []
+    for name, found in _walk(recipe, _known(recipe, stage, path)):
+        if found is None:
+            planned.append(PlannedStage(name, "later", recipe.settings(name)["steps"]))
+            continue
+        step = found.step
+        state = "done" if found.done else "resume" if step else "train"
+        planned.append(PlannedStage(name, state, found.recipe.steps, step, found.recipe.out))
+    return planned
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of exported weights and their configuration: a file, or all components in a folder.
+
+    The record of the training, which holds its duration, does not count.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    hashes: list[str] = []
+    for file in files:
+        weights, header = read_safetensors(file)
+        hashes.append(hash_tensors(weights, header.get("config", "")))
+    return hashes[0] if path.is_file() else hash_text(" ".join(hashes))
+
+
+def _run(
+    recipe: Recipe, *, export_only: bool, look: Look | None, record: dict[str, object] | None = None
+) -> Path | None:
+    """One run."""
+    device = pick_device(recipe.device)
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    look = look if isinstance(recipe, DenoiserRecipe) else None  # it measures model folders
+    return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
+
+
+def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
+    """The stages that are not done, then the export."""
+    result = recipe.out / recipe.export.folder
+    for name, stage in _walk(recipe, last):
+        assert stage is not None  # the stages before it are done
+        result = stage.recipe.result
+        if stage.done:
+            print(f"{name}: done, in {stage.recipe.out}", file=sys.stderr)
+            continue
+        print(f"{name}: {stage.recipe.steps} steps, in {stage.recipe.out}", file=sys.stderr)
+        record: dict[str, object] = {"lineage": list(stage.lineage)}
+        trained = _run(stage.recipe, export_only=export_only, look=look, record=record)
+        if trained is None or export_only:
+            return trained
+        write_json(stage.recipe.out / DONE, {"lineage": list(stage.lineage), "weights": weights_hash(trained)})
+    return _export(recipe) if last in (None, recipe.export.stage) else result
+
+
+def _export(recipe: StagedRecipe) -> Path:
+    """Copy the model folder of the stage that is the result, unless that was done before."""
+    stages = dict(_walk(recipe, recipe.export.stage))
+    stage = stages[recipe.export.stage]
+    assert stage is not None
+    source, target = stage.recipe.result, recipe.out / recipe.export.folder
+    if not target.is_dir() or weights_hash(target) != weights_hash(source):
+        with atomic_folder(target) as temporary:
+            for file in sorted(source.iterdir()):
+                shutil.copyfile(file, temporary / file.name)
+    return target
+
+
+def _walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage | None]]:
+    """The stages in order, each looked up when it is its turn; None where a parent is not done by then."""
+    found: dict[str, Stage] = {}
+    for name in recipe.order(last):
+        parents = recipe.parents(name)
+        if all(parent in found and found[parent].done for parent in parents.values()):
+            found[name] = _stage(recipe, name, {field: found[parent] for field, parent in parents.items()})
+        yield name, found.get(name)
+
+
+def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
+    """A stage whose parents, by field, are done."""
+    results = {field: parent.recipe.result for field, parent in parents.items()}
+    hashes = {field: weights_hash(result) for field, result in results.items()}
+    draft = recipe.recipe(name, recipe.out / name, results)
+    left_out = set(draft.incidental) | set(parents)
+    given = draft.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    key = hash_settings({"settings": given, "parents": hashes})
+    settings = draft.model_dump(mode="json", exclude=left_out)
+    own = {"stage": name, "key": key, "settings": settings, "parents": hashes}
+    earlier = {entry["stage"]: entry for parent in parents.values() for entry in parent.lineage}
+    lineage = [earlier[other] for other in recipe.order() if other in earlier]
+    folder = recipe.out / f"{name}-{key[:KEY_LENGTH]}"
+    return Stage(name, recipe.recipe(name, folder, results), (*lineage, own))
+
+
+def _known(recipe: StagedRecipe, stage: str | None, path: Path) -> str | None:
+    if stage is not None and stage not in recipe.stages:
+        raise InputError(f"{setting('stage')} {stage!r} is not in {path}{nearest(stage, recipe.stages)}")
+    return stage

@@ -1,0 +1,95 @@
+"""The checkpoint of a run: all that is needed to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.component import refuse_misfit
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, first_line
+from .ema import EMA
+
+EARLIER_NAMES = {"level.": "terms.mse.loss_level.", "area_level.": "terms.area.loss_level."}
+"""Buffers that earlier versions kept outside the loss terms, used or not, and their names now."""
+
+
+class Checkpoint:
+    """The state of a run in one file: weights, averaged weights, optimisers, step, seconds spent."""
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, object],
+        module: nn.Module,
+        ema: EMA,
+        optimisers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        self.path, self.identity, self.module, self.ema, self.optimisers = path, identity, module, ema, optimisers
+
+    def save(self, step: int, seconds: float) -> None:
+        """Write the state after ``step`` steps, atomically."""
+        state = {
+            "step": step,
+            "identity": dict(self.identity),
+            "seconds": seconds,
+            "module": self.module.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self) -> tuple[int, float]:
+        """Restore the state; return the step to go on from and the seconds already spent, (0, 0) for a fresh run.
+
+        Raises:
+            InputError: the file is damaged, or of another recipe.
+        """
+        if not self.path.exists():
+            return 0, 0.0
+        state = read_state(self.path)
+        identity = state["identity"]
+        if changed := sorted(name for name, value in self.identity.items() if identity.get(name) != value):
+            raise self._refusal(f"the recipe's {' and '.join(changed)} changed since")
+        try:
+            for target, saved in ((self.module, state["module"]), (self.ema, state["ema"])):
+                weights = _with_names_of_now(saved, target.state_dict())
+                refuse_misfit(target.state_dict(), weights, "its weights do not fit the recipe")
+                target.load_state_dict(weights)
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+        except ValueError as error:  # an InputError, or other optimisers
+            raise self._refusal(first_line(error)) from error
+        return int(state["step"]), float(state["seconds"])
+
+    def _refusal(self, reason: str) -> InputError:
+        return InputError(f"cannot go on from {self.path}: {reason}: delete it, or change the recipe's out")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes PyTorch raise
+        raise InputError(f"cannot go on from {path}: it is damaged ({first_line(error)}): delete it") from error
+
+
+def _with_names_of_now(saved: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Saved tensors under the names of this version; buffers of terms that the recipe does not have are left out."""
+    found: dict[str, Tensor] = {}
+    for name, value in saved.items():
+        earlier = next((prefix for prefix in EARLIER_NAMES if name.startswith(prefix)), None)
+        if earlier is None:
+            found[name] = value
+        elif (renamed := EARLIER_NAMES[earlier] + name.removeprefix(earlier)) in now:
+            found[renamed] = value
+    return found

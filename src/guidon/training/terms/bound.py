@@ -1,0 +1,36 @@
+"""The variational bound, which trains the learned variance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from ...diffusion import p_mean_variance
+from ...diffusion.losses import bound_term
+from .term import Loss, Term, TermSettings, TrainingStep
+
+
+class BoundSettings(TermSettings):
+    """The variational bound with a detached mean (Nichol & Dhariwal 2021, eq. 16): it trains the variance alone."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """What the bound, in bits per dimension, is multiplied by."""
+
+    def build(self) -> Bound:
+        """The term with these settings."""
+        return Bound(self.weight)
+
+
+class Bound(Term):
+    """See ``BoundSettings``."""
+
+    def forward(self, step: TrainingStep, earlier: Mapping[str, Loss]) -> Loss:
+        """The bound of each sample. Swapped ones do not count: their x_t is no sample of q(x_t | x_0)."""
+        channels = step.x_0.shape[1]
+        frozen = torch.cat([step.output.detach(), step.prediction[:, channels:]], dim=1)
+        posterior = p_mean_variance(frozen, step.x_t, step.level, step.process)
+        values = bound_term(posterior, step.x_0, step.x_t, step.level)
+        return Loss(values, step.counts * ~step.swapped, {"vb": values.detach().mean()})

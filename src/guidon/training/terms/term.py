@@ -1,0 +1,124 @@
+"""What a loss term is: its settings in a recipe, what it may read of a training step, what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from ...core.settings import Settings
+from ...diffusion import DiscreteLevel, Process, predicted_x0
+
+SHOWN_FROM = 0.1  # alphas_cumprod from which x_t tells where the object is
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingStep:
+    """A batch and the network's prediction of it: all that a loss term may read. B samples, C latent channels."""
+
+    prediction: Tensor
+    """(B, 2C, T, H, W): the prediction in C channels, then the learned variance in C channels."""
+    x_0: Tensor
+    """The clean latents (B, C, T, H, W)."""
+    x_t: Tensor
+    """The noisy latents that the network saw, (B, C, T, H, W)."""
+    noise: Tensor
+    """The noise that turns x_0 into x_t, (B, C, T, H, W)."""
+    t: Tensor
+    """Timesteps, long (B,)."""
+    level: DiscreteLevel
+    """The noise level of every sample."""
+    process: Process
+    """What the prediction stands for."""
+    objects: Tensor
+    """Where the object is, bool (B, 1, T, H, W)."""
+    swapped: Tensor
+    """In which samples a clip of another shape shows through, bool (B,)."""
+    counts: Tensor
+    """How much each sample counts because of its caption, (B,), 1 on average."""
+    family_size: int
+    """How many neighbours in the batch differ in shape alone; 1 where clips are drawn one by one."""
+    area_gradients: Tensor | None
+    """The gradient of the decoded object's area by x_0, (B, C, T, H, W), where a term needs it."""
+
+    @property
+    def output(self) -> Tensor:
+        """The prediction without the variance, (B, C, T, H, W)."""
+        return self.prediction[:, : self.x_0.shape[1]]
+
+    @cached_property
+    def error(self) -> Tensor:
+        """The error of the predicted clean latents, (B, C, T, H, W)."""
+        return predicted_x0(self.output, self.x_t, self.level, self.process) - self.x_0
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio, (B,)."""
+        signal = self.level.alphas_cumprod.flatten()
+        return signal / (1 - signal)
+
+    @property
+    def visible(self) -> Tensor:
+        """How far x_t tells where the object is, (B,), from 0 to 1."""
+        return (self.level.alphas_cumprod.flatten() / SHOWN_FROM).clamp(max=1)
+
+    @property
+    def per_x0(self) -> Tensor:
+        """The squared error of the prediction that a squared error of 1 in x_0 makes, (B,)."""
+        kind = self.process.parameterization
+        return {"eps": self.snr, "v": self.snr + 1, "x0": torch.ones_like(self.snr)}[kind]
+
+    @property
+    def bands(self) -> dict[str, Tensor]:
+        """The samples of low, middle and high noise, bool (B,) each."""
+        low, high = self.t < 250, self.t >= 600
+        return {"low": low, "mid": ~low & ~high, "high": high}
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """What a term makes of a step."""
+
+    values: Tensor
+    """(B,)"""
+    weights: Tensor
+    """How much each sample's value counts, (B,)."""
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars for the log."""
+    by_noise: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    """Functions from a selection of samples, bool (B,), to a scalar: logged for low, middle and high noise."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The batch's mean."""
+        return (self.weights * self.values).mean()
+
+
+class Term(nn.Module, ABC):
+    """One term of a denoiser's loss. Its buffers are saved in checkpoints; it has no parameters."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight  # the mean is multiplied by it before terms are added
+
+    @abstractmethod
+    def forward(self, step: TrainingStep, earlier: Mapping[str, Loss]) -> Loss:
+        """This term's loss of a step. ``earlier`` holds the losses of the terms that stand before it in ``Terms``."""
+
+
+class TermSettings(Settings, ABC):
+    """The section of a term in a recipe."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+    needs: ClassVar[frozenset[Literal["areas", "families"]]] = frozenset()
+    """What the term needs of the data: the gradients of areas, or families of clips that differ in shape alone."""
+
+    @abstractmethod
+    def build(self) -> Term:
+        """The term with these settings."""
