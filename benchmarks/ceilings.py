@@ -22,8 +22,8 @@ def main() -> None:
     import torch
 
     from guidon.checkpoints import load_component
-    from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
     from guidon.models.catalogue import find_preset
+    from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
     folder = find_preset("guidon-small").weights
     vae = load_component(arguments.vae or folder / "vae.safetensors", "vae").build(FrameVAE, FrameVAEConfig).eval()

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from guidon.models import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig
+from guidon.models.dit.network import DiT, DiTConfig
+from guidon.models.pixart.network import PixArt, PixArtConfig
+from guidon.models.stdit.network import STDiT, STDiTConfig
 
 D = 1152
 
