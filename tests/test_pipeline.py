@@ -6,7 +6,8 @@ import torch
 
 import guidon
 from guidon.core.errors import InputError
-from guidon.guidance import RULES, GuidanceTrace
+from guidon.guidance import RULES, Guidance, GuidanceTrace, GuidedDenoiser, Memory
+from guidon.request import Request
 
 PROMPT = "a red circle moves left on a white background"
 OTHER = "a blue square moves up on a black background"
@@ -61,7 +62,7 @@ def test_a_negative_prompt_replaces_the_null_caption(pipe):
 
 
 def test_an_interval_that_holds_no_step_is_no_guidance(pipe):
-    with pytest.warns(UserWarning, match="no step was guided: guidance interval:0.1,0.2 holds none of the 3 steps"):
+    with pytest.warns(UserWarning, match="no step was guided: the timing interval:0.1,0.2 holds none of the 3 steps"):
         nothing = pipe(PROMPT, steps=3, cfg_scale=6.0, timing="interval:0.1,0.2").frames
     assert np.array_equal(nothing, pipe(PROMPT, steps=3, cfg_scale=1.0).frames)
 
@@ -86,7 +87,7 @@ def test_every_rule_makes_a_video_from_the_text_that_names_it(pipe, rule):
     [
         ({"guidance": "cfg++", "cfg_scale": 0.6}, "sampler ddim"), ({"guidance": "cfg++", "sampler": "ddim", "eta": 0.5, "cfg_scale": 0.6}, "eta 0"),
         ({"guidance": "cfg++", "sampler": "ddim", "cfg_scale": 3.0}, "from 0 to 1"), ({"guidance": "perp-neg"}, "needs a negative prompt"),
-        ({"guidance": "apg:eta=-1"}, "at least 0"), ({"timing": "oscillation:no"}, "number of a step"),
+        ({"guidance": "apg:eta=-1"}, "at least 0"), ({"timing": "oscillation:no"}, "step number"),
     ],
 )  # fmt: skip
 def test_rules_that_cannot_run_are_refused_before_anything_runs(pipe, choices, message):
@@ -95,8 +96,8 @@ def test_rules_that_cannot_run_are_refused_before_anything_runs(pipe, choices, m
 
 
 def test_when_to_guide_is_the_models_unless_it_is_said(pipe):
-    assert pipe.plan(PROMPT).timing == pipe.preset.timing != "constant"
-    assert pipe.plan(PROMPT, timing="constant").timing == "constant"
+    assert pipe.plan(PROMPT).guidance.timing.text == pipe.preset.timing != "constant"
+    assert pipe.plan(PROMPT, timing="constant").guidance.timing.text == "constant"
 
 
 def test_progress_and_trace_cover_every_step(pipe):
@@ -117,7 +118,7 @@ def test_branches_one_after_the_other_give_the_same_frames(pipe):
 def test_opensoras_spelling_of_the_channels_is_the_same_setting(pipe):
     for value in (None, "all", 3, [0, 2]):
         assert pipe.plan([PROMPT], cfg_channel=value) == pipe.plan([PROMPT], cfg_channels=value)
-    assert pipe.plan([PROMPT], cfg_channels=None).cfg_channels == "all"
+    assert pipe.plan([PROMPT], cfg_channels=None).guidance.channels.text == "all"
     with pytest.raises(InputError, match="one setting, give it once"):
         pipe.plan([PROMPT], cfg_channel="all", cfg_channels=3)
 
@@ -140,7 +141,7 @@ def test_loading_leaves_the_callers_random_numbers_alone(tiny_model):
 def test_a_trace_is_of_one_run(pipe):
     trace = GuidanceTrace()
     pipe(PROMPT, steps=2, cfg_scale=2.0, timing="constant", trace=trace)
-    with pytest.raises(InputError, match="a trace is of one run"):
+    with pytest.raises(InputError, match="a trace holds one run"):
         pipe(PROMPT, steps=2, cfg_scale=2.0, trace=trace)
     assert len(trace) == 2
 
@@ -170,7 +171,7 @@ def test_a_saved_video_has_a_manifest_that_reproduces_it(pipe, tmp_path):
     video = pipe(PROMPT, steps=3, seed=2, cfg_scale=[4.0, 4.0, 2.0, 1.0])
     path = video.save(tmp_path / "circle.webp")
     manifest = json.loads((tmp_path / "circle.webp.json").read_text())
-    again = pipe.generate(guidon.pipeline.Generation(**manifest["generation"]))[0]
+    again = pipe.generate(Request(**manifest["generation"]))[0]
     assert np.array_equal(again.frames, video.frames)
     assert path.exists()
     assert manifest["weights"].keys() == {"denoiser", "text", "vae"}
@@ -233,4 +234,61 @@ def test_prompts_are_encoded_once_for_all_settings(tiny_model, monkeypatch):
     for colour in ("red", "green", "blue", "yellow", "purple", "cyan"):
         for shape in ("circle", "square", "triangle"):
             pipe(f"a {colour} {shape} moves left", steps=1, cfg_scale=1.0)
-    assert len(pipe._encoded) == 16
+    assert len(pipe._prompts._known) == 16
+
+
+def test_a_guidance_object_is_its_settings(pipe):
+    guidance = Guidance(4, "0,2", "apg:momentum=0", "interval:0,0.8")
+    whole = pipe(PROMPT, steps=3, guidance=guidance)
+    parts = pipe(PROMPT, steps=3, cfg_scale=4, cfg_channels=[0, 2], guidance="apg:momentum=0", timing="interval:0,0.8")
+    assert np.array_equal(whole.frames, parts.frames)
+    assert whole.manifest["generation"] == parts.manifest["generation"]
+    for more in ({"cfg_scale": 3}, {"timing": "constant"}, {"cfg_channels": 3}, {"cfg_channel": 3}):
+        with pytest.raises(InputError, match="already: leave one of them out"):
+            pipe(PROMPT, steps=3, guidance=guidance, **more)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"cfg_channels": 3}, {"cfg_channels": "only:3", "guidance": "apg"}, {"cfg_scale": (4.0, 1.0, 2.0, 3.0), "guidance": "rescale"},
+        {"cfg_channels": "0,2", "guidance": "cfg-zero", "timing": "oscillation:1"}, {"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "ddim"},
+        {"guidance": "fdg", "timing": "linear", "sampler": "dpm-solver"}, {"guidance": "perp-neg", "negative_prompt": "a blue square"},
+    ],
+)  # fmt: skip
+def test_combine_on_bare_tensors_is_the_pipelines_guided_prediction(pipe, monkeypatch, choices):
+    """What the sampler was given is what ``combine`` makes of the network's predictions alone, bit for bit."""
+    calls = []
+
+    class Recorded(GuidedDenoiser):
+        def __call__(self, x, level, /):
+            memory, self.seen = self.memory, None
+            out = super().__call__(x, level)
+            calls.append((x.clone(), level, memory, self.seen, out.clone()))
+            return out
+
+        def _predictions(self, x, level):
+            found = super()._predictions(x, level)
+            self.seen = [None if part is None else part.clone() for part in found]
+            return found
+
+    monkeypatch.setattr("guidon.pipeline.GuidedDenoiser", Recorded)
+    values = {"steps": 5, "cfg_scale": 4.0, "timing": "constant"} | choices
+    request = pipe.plan([PROMPT, OTHER], **values)
+    pipe.generate(request)
+    guidance, memory, guided = request.guidance, Memory(), 0
+    for x, level, before, seen, out in calls:
+        assert (before.calls, before.guided) == (memory.calls, memory.guided)
+        if seen is None:  # the conditional branch ran alone
+            memory = Memory(memory.calls + 1, memory.guided, memory.kept)
+            continue
+        cond, uncond, negative = seen
+        ours, memory = guidance.combine(cond, uncond, x, level, memory, negative=negative)
+        assert torch.equal(ours, out)
+        guided += 1
+    assert guided >= 3
+
+
+def test_a_mistyped_choice_is_refused_whatever_its_value(pipe):
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        pipe(PROMPT, stepz=None)

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_serializer, model_validator
-from pydantic.functional_serializers import SerializerFunctionWrapHandler
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from .core.errors import InputError, nearest, setting
-from .core.settings import Settings
-from .guidance import CfgChannels, ChannelChoice, Guidance, Timing
+from .core.settings import Settings, validated
+from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from
+from .models.family import Preset
+from .models.model import Model
 from .models.registry import replays
 from .samplers.philox import BLOCKS
 
@@ -58,6 +60,9 @@ class Choices(TypedDict, total=False):
     """Name of the original whose draws and precisions are replayed."""
     exact_noise: str | None
     """Where an exact replay draws its noise."""
+
+
+_KEYWORDS = frozenset(Choices.__annotations__)
 
 
 class Request(Settings):
@@ -176,3 +181,82 @@ class Request(Settings):
             return self
         own = {"prompts": (self.prompts[prompt],), "samples": (sample,)}
         return self.model_copy(update=own | {"seed": self.seed_of(prompt), "seed_per_prompt": False})
+
+
+def make_request(
+    preset: Preset[Any],
+    model: Model,
+    prompts: Sequence[str],
+    samples: Sequence[int],
+    choices: Choices,
+    batch_size: int,
+) -> Request:
+    """The complete request of what was chosen, with the preset's own for the rest.
+
+    Args:
+        preset: the model's recommended settings.
+        model: says which channels, sizes and steps there are.
+        prompts: what to show.
+        samples: sample indices.
+        choices: what the caller chose.
+        batch_size: clips denoised together; an exact replay keeps it.
+
+    Raises:
+        InputError: a choice is not valid for this model.
+    """
+    # what was chosen; None stands for the preset's own, but an unknown name is never dropped
+    values = {name: value for name, value in choices.items() if name not in GUIDANCE_KEYS}
+    values = {name: value for name, value in values.items() if value is not None or name not in _KEYWORDS}
+    # what the preset recommends, and what the call fixes
+    own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    fixed: dict[str, Any] = {"model": preset.name, "prompts": texts, "samples": tuple(samples)}
+    fixed["guidance"] = _choose_guidance(preset, model.latent_shape[0], choices)
+    if choices.get("exact"):
+        fixed["batch_size"] = min(batch_size, len(texts) * len(samples))
+    request = validated(Request, own | values | fixed, None)
+    # what this model cannot do
+    if request.exact is not None and request.exact not in preset.originals:
+        valid = f"valid: {', '.join(preset.originals)}" if preset.originals else "leave it out"
+        raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
+    model.schedule.respaced(str(request.steps))
+    latent_shape(preset, model, request)
+    return request
+
+
+def _choose_guidance(preset: Preset[Any], channels: int, choices: Choices) -> Guidance:
+    """The guidance that was chosen; scale, channels and timing are the preset's where they were not."""
+    given = choices.get("guidance")
+    parts: dict[str, Any] = {key: value for key, value in choices.items() if key in GUIDANCE_KEYS}
+    if isinstance(given, Guidance):
+        named = [key for key, value in parts.items() if value is not None]
+        if named:
+            raise InputError(f"{setting('guidance')} holds the {setting(named[0])} already: leave one of them out")
+        return given.resolved(channels)
+    scale, timing = (parts.get(key) for key in ("cfg_scale", "timing"))
+    scale = preset.cfg_scale if scale is None else scale
+    chosen = cfg_channels_from(parts)  # here None is a choice: all channels
+    if isinstance(chosen, Unset) and not isinstance(scale, Sequence):
+        chosen = preset.cfg_channels
+    return Guidance(scale, chosen, given or "cfg", preset.timing if timing is None else timing).resolved(channels)
+
+
+def latent_shape(preset: Preset[Any], model: Model, request: Request) -> tuple[int, ...]:
+    """The latent (C, T, H, W) or (C, H, W) of a request: that of the model, with the size and length that were chosen.
+
+    Raises:
+        InputError: the model does not take other sizes, or not this one.
+    """
+    made, unit, patch = model.latent_shape, model.downsampling, model.patch
+    own = made[-2] * unit, made[-1] * unit
+    for name, value in (("size", request.size), ("frames", request.frames)):
+        if value is not None and name not in preset.sizes:
+            only = f"{own[0]}x{own[1]}" if name == "size" else f"{made[1]} frames" if len(made) == 4 else "images"
+            raise InputError(f"{preset.name} makes {only} only: leave out {setting(name)}")
+    height, width = request.size or own
+    sides = [("height", height, patch[-2] * unit), ("width", width, patch[-1] * unit)]
+    frames = (request.frames or made[1],) if len(made) == 4 else ()
+    for name, length, grain in (*sides, *(("frames", count, patch[0]) for count in frames)):
+        if length % grain:
+            raise InputError(f"{name} {length} is no multiple of {grain}, as {preset.name} needs")
+    return (made[0], *frames, height // unit, width // unit)

@@ -8,6 +8,11 @@ from contextlib import contextmanager
 OnStep = Callable[[int, int], None]  # called with the steps done and the steps in all
 
 
+def part_of(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
+    """Reports the steps of a part as steps of the whole, of which ``before`` were done earlier."""
+    return on_step and (lambda done, _: on_step(before + done, total))
+
+
 @contextmanager
 def progress(what: str) -> Iterator[OnStep]:
     """A bar on stderr while the block runs, silent where stderr is no terminal; yields the ``OnStep`` that moves it."""

@@ -1,0 +1,55 @@
+"""The prompts of a request as a network reads them, encoded together and kept for the next request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..stages import Stage
+from . import TextEncoder
+
+REMEMBERED = 16  # a study asks for the same prompts at every setting
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts."""
+
+    features: Tensor
+    """Token features (P, L, F), or class labels (P,)."""
+    mask: Tensor | None
+    """Which tokens count, (P, L)."""
+    negative: Prompts | None = None
+    """The one negative prompt; None where the network's null caption serves."""
+
+    def rows(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Features and mask of a batch, one row for each prompt number."""
+        index = list(numbers)
+        return self.features[index].to(device), None if self.mask is None else self.mask[index].to(device)
+
+
+class PromptMemory:
+    """Encodes prompts, and remembers the last ones."""
+
+    def __init__(self, encoder: Stage[[], TextEncoder]) -> None:
+        self.encoder = encoder
+        self._known: dict[tuple[tuple[str, ...], str | None], Prompts] = {}
+
+    def encode(self, prompts: tuple[str, ...], negative: str | None) -> Prompts:
+        """All prompts in one use of the encoder, so that it can be dropped before the network is read.
+
+        Raises:
+            InputError: a prompt cannot be read.
+        """
+        key = prompts, negative
+        if key not in self._known:
+            with self.encoder.in_use() as text:
+                avoided = None if negative is None else Prompts(*text.encode([negative]))
+                found = Prompts(*text.encode(prompts), avoided)
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[key] = found
+        return self._known[key]
