@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from guidon.diffusion import CLEAN, NoiseLevel, NoiseSchedule, Process, bits_per_dimension, q_sample, training_losses
 from guidon.diffusion.schedule import COEFFICIENTS
 from guidon.samplers import sample_ddim
+from toy_network import normal
 
 SCHEDULES = {
     "linear": NoiseSchedule.named(),
@@ -123,8 +124,9 @@ def test_levels_made_in_inference_mode_serve_training():
         assert schedule.levels[0].step == 10
         schedule.at(torch.tensor([1, 2]), torch.zeros(2, 4, 3))
     for level in (schedule.levels[4], schedule.at(torch.tensor([0, 6]), torch.zeros(2, 4, 3))):
-        x_0 = torch.randn(2, 4, 3, requires_grad=True)
-        prediction, noise = torch.randn(2, 8, 3, requires_grad=True), torch.randn(2, 4, 3)
+        x_0, noise = normal(2, 2, 4, 3).unbind(0)
+        x_0.requires_grad_()
+        prediction = normal(2, 8, 3, seed=1).requires_grad_()
         x_t = q_sample(x_0, level, noise)
         training_losses(prediction, x_0, x_t, level, noise, Process())["loss"].sum().backward()
         assert x_0.grad.isfinite().all()
