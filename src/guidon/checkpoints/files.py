@@ -151,10 +151,9 @@ def _torch_file(path: Path, *, mapped: bool) -> Any:
             raise InputError(f"{path} is truncated or damaged: {error}; copy or download it again") from None
         if damaged:
             raise InputError(f"{path} is damaged in {damaged} (checksum differs); copy or download it again")
-    # DiT's training keeps its arguments in the file. For the process, since torch 2.4 has no ``safe_globals``.
-    torch.serialization.add_safe_globals([argparse.Namespace])
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with _namespaces_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
