@@ -80,7 +80,7 @@ def test_the_video_extra_generates_a_video_in_an_empty_folder(environment, insta
     run(environment / "guidon", "generate", "a red circle moves left", "--steps", "2", cwd=tmp_path)
     [manifest] = tmp_path.glob("outputs/*.json")
     assert json.loads(manifest.read_text())
-    assert manifest.with_suffix(".mp4").stat().st_size > 1000
+    assert manifest.with_suffix("").stat().st_size > 1000
     refused = run(environment / "guidon", "study", "run", ROOT / "studies" / "quick.yaml", cwd=tmp_path, code=2)
     assert "guidon-diffusion[study]" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
