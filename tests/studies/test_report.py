@@ -7,6 +7,7 @@ import html
 import json
 import re
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,18 +104,29 @@ def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
     folder = write_study(tmp_path / "results", prompts=2, seeds=2)
     page = write_report(folder)[0].read_text()
     asked = []
-    monkeypatch.setattr("guidon.cli.making_generate.run", lambda request, **_: asked.append(request))
+
+    class Pipe:
+        """Notes what it is asked for, and makes nothing."""
+
+        preset = SimpleNamespace(is_image=False)
+
+        def plan(self, prompts, samples, **choices):
+            asked.append(choices | {"prompt": prompts[0], "samples": len(samples)})
+            raise InputError("noted")
+
+    monkeypatch.setattr("guidon.pipeline.load", lambda *_, **__: Pipe())
+    monkeypatch.chdir(tmp_path)
     commands = [html.unescape(text) for text in re.findall(r"<code>(guidon generate .*?)</code>", page)]
     cells = cells_of(read_plan(folder), folder)
     assert len(commands) == len(cells)
     for command in commands:
         with pytest.raises(SystemExit):
             cli.main(shlex.split(command)[1:])
-    made = {(r.prompts[0], r.num_samples, r.choices["cfg_channels"], float(r.choices["cfg_scale"])) for r in asked}
+    made = {(r["prompt"], r["samples"], r["cfg_channels"], r["cfg_scale"]) for r in asked}
     assert made == {(f"prompt number {cell.prompt}", cell.sample + 1, *SETTINGS[cell.setting]) for cell in cells}
-    assert {(r.choices["steps"], r.choices["sampler"]) for r in asked} == {(5, "ddim")}
-    assert {r.choices["timing"] for r in asked} == {"interval:0,1"}  # as the cells' constant, whatever the model's own
-    assert {(r.prompts[0], r.choices["seed"]) for r in asked} == {("prompt number 0", 3), ("prompt number 1", 4)}
+    assert {(r["steps"], r["sampler"]) for r in asked} == {(5, "ddim")}
+    assert {r["timing"] for r in asked} == {"interval:0,1"}  # as the cells' constant, whatever the model's own
+    assert {(r["prompt"], r["seed"]) for r in asked} == {("prompt number 0", 3), ("prompt number 1", 4)}
 
 
 def test_the_figures_are_those_of_the_statistics(study):
