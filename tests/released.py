@@ -4,7 +4,9 @@ import io
 
 import torch
 
-from guidon.models import DiT, DiTConfig, PixArt, PixArtConfig, STDiT, STDiTConfig
+from guidon.models.dit.network import DiT, DiTConfig
+from guidon.models.pixart.network import PixArt, PixArtConfig
+from guidon.models.stdit.network import STDiT, STDiTConfig
 
 SMALL = {"hidden_size": 384, "depth": 1, "num_heads": 6, "mlp_ratio": 1.0}  # 384 wide: DiT-S, so its heads are known
 

@@ -1,20 +1,19 @@
-"""DiT and PixArt: released names load strictly, and outputs are the originals'."""
+"""DiT: released names load strictly, and outputs are those of the original."""
 
 import pytest
 import torch
 
 from goldens import golden, relative_error
-from guidon.diffusion import NoiseSchedule
-from guidon.guidance import ChannelScale, GuidedDenoiser
+from guidon.diffusion import NoiseLevel, NoiseSchedule
+from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.models.dit.network import DiT, DiTConfig
-from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.samplers import LegacyNoise, sample_ddim, sample_ddpm
 
 
-def released(kind, config_type, name):
+def released(name):
     """The golden's tensors and the model with its weights."""
     g, case = golden(name)
-    model = kind(config_type(**case["config"]))
+    model = DiT(DiTConfig(**case["config"]))
     model.load_state_dict({k.removeprefix("weights."): v for k, v in g.items() if k.startswith("weights.")})
     return g, model.eval()
 
@@ -22,7 +21,7 @@ def released(kind, config_type, name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_dit_is_the_originals(name):
-    g, model = released(DiT, DiTConfig, f"dit/{name}")
+    g, model = released(f"dit/{name}")
     assert torch.allclose(DiT(model.config).pos_embed, g["weights.pos_embed"], atol=1e-6)
     assert relative_error(model(g["x"], g["t"], g["y"]), g["out"]) < 1e-5
     assert relative_error(model(g["x"], g["t"], model.prepare(g["y"])), g["out"]) < 1e-5
@@ -33,12 +32,12 @@ def test_dit_is_the_originals(name):
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 @pytest.mark.parametrize("batched", [True, False])
 def test_guided_dit_is_the_originals(name, scale, batched):
-    g, model = released(DiT, DiTConfig, f"dit/{name}")
-    guide, schedule = ChannelScale.parse(scale, 3, channels=4), NoiseSchedule.named("linear", 1000)
+    g, model = released(f"dit/{name}")
     for row in range(len(g["x"]) // 2):  # its rows have timesteps of their own
         cond, uncond = model.prepare(g["y"][row : row + 1]), model.null(1)
-        denoiser = GuidedDenoiser(model, cond, uncond, guide, schedule, batched=batched)
-        out = denoiser.at(g["x"][row : row + 1], float(g["t_cfg"][row]))
+        denoiser = GuidedDenoiser(model, Guidance(scale, 3), cond, uncond, batched=batched)
+        level = NoiseLevel(timestep=float(g["t_cfg"][row]), alpha=1.0, sigma=0.0, progress=0.5)
+        out = denoiser(g["x"][row : row + 1], level)
         assert relative_error(out, g[f"out.cfg{scale}"][row : row + 1]) < 1e-5
 
 
@@ -46,24 +45,14 @@ def test_guided_dit_is_the_originals(name, scale, batched):
 @pytest.mark.parametrize("name", ["dit_a_ddpm10", "dit_b_ddpm10", "dit_a_ddim10", "dit_b_ddim10"])
 def test_whole_runs_of_dit_are_the_originals(name):
     g, case = golden(f"sample/{name}")
-    _, model = released(DiT, DiTConfig, case["weights"])
+    _, model = released(case["weights"])
     rows = len(g["z"])
     torch.manual_seed(case["seed"])
     noise = LegacyNoise(2)
     z = noise.initial(g["z"].shape)
     assert torch.equal(z, g["z"])
     schedule = NoiseSchedule.named("linear", 1000).respaced(case["respacing"])
-    scale = ChannelScale.parse(case["cfg_scale"], case["cfg_channels"], channels=4)
-    denoiser = GuidedDenoiser(model, model.prepare(g["y"][:rows]), model.null(rows), scale, schedule)
+    guidance = Guidance(case["cfg_scale"], case["cfg_channels"])
+    denoiser = GuidedDenoiser(model, guidance, model.prepare(g["y"][:rows]), model.null(rows))
     sample = sample_ddpm if case["sampler"] == "ddpm" else sample_ddim
     assert relative_error(sample(denoiser, schedule, z, noise), g["sample"]) < 1e-4
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["a", "b"])
-def test_pixart_is_the_originals(name):
-    g, model = released(PixArt, PixArtConfig, f"pixart/{name}")
-    assert torch.allclose(PixArt(model.config).pos_embed, g["weights.pos_embed"], atol=1e-6)
-    assert relative_error(model(g["x"], g["timestep"], g["y"], g["mask"]), g["out.mask"]) < 1e-5
-    assert relative_error(model(g["x"], g["timestep"], g["y"]), g["out.no_mask"]) < 1e-5
-    assert relative_error(model(g["x"], g["timestep"], model.prepare(g["y"], g["mask"])), g["out.mask"]) < 1e-5

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import guidon
-from guidon import pipeline
 from guidon.checkpoints import load_component, save_component
 from guidon.core.errors import InputError
+from guidon.diffusion import NoiseLevel
 from guidon.models.small.experts import Experts
 from guidon.models.stdit.network import STDiT, STDiTConfig
 
@@ -36,10 +36,12 @@ def test_each_side_of_the_boundary_has_its_network():
     caption = experts.prepare(features).cat(experts.null(1))
     both = torch.cat([x, x])
     for timestep, expected in ((0.0, low), (349.9, low), (350.0, high), (999.0, high)):
+        found = experts(both, NoiseLevel(timestep, 0.5, 0.8, 0.5), caption)
         t = torch.full((2,), timestep)
-        found = experts.at(timestep)(both, t, caption)
         assert torch.equal(found, expected(both, t, expected.prepare(features).cat(expected.null(1))))
-    assert experts.latent_shape == (4, 2, 4, 4)
+    assert (experts.latent_shape, experts.dtype) == ((4, 2, 4, 4), torch.float32)
+    with pytest.raises(InputError, match="one noise level for the whole batch"):
+        experts(both, NoiseLevel(torch.tensor([0.0, 999.0]), 0.5, 0.8, 0.5), caption)
 
 
 def test_networks_of_different_latents_are_refused():
@@ -71,8 +73,13 @@ def test_two_alike_are_one_and_another_one_for_low_noise_changes_the_last_steps(
 
 
 def test_a_network_below_every_step_but_the_last_changes_that_one_alone(tmp_path, tiny_model, monkeypatch):
-    seen = []
-    monkeypatch.setattr(pipeline, "_report", lambda *arguments: seen.append(arguments[-1].clone()))
+    seen, forward = [], STDiT.forward
+
+    def recorded(self, *arguments):
+        seen.append(forward(self, *arguments))
+        return seen[-1].clone()
+
+    monkeypatch.setattr(STDiT, "forward", recorded)
     other = folder_with_low(tiny_model, tmp_path / "other", lambda _, value: value * 0.5, boundary=1)
     for folder in (tiny_model, other):
         frames(folder)

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import shutil
 
@@ -115,11 +116,9 @@ def test_what_is_missing_or_damaged_is_named_in_one_line(folder, tmp_path):
     config = json.loads((tmp_path / "t5" / "config.json").read_text())
     (tmp_path / "t5" / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     refused("expected t5")
-    try:
-        import bitsandbytes  # noqa: F401 (only whether it is there)
-    except ImportError:
+    if importlib.util.find_spec("bitsandbytes") is None:
         (tmp_path / "t5" / "config.json").write_text(json.dumps(config))
-        refused("needs bitsandbytes.*pip install bitsandbytes accelerate", dtype="int8")
+        refused("needs bitsandbytes.*pip install bitsandbytes", dtype="int8")
 
 
 @pytest.mark.parametrize("text", ["waves", "a  b", "ﬁne ①② day", "x\ty", "Ünïcode — 漢字", "half　width ＡＢＣ", ""])

@@ -6,6 +6,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,9 @@ def _read_tokenizer(transformers: Any, folder: Path, config: Any) -> Any:
 def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.device | str) -> Any:
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if dtype == "int8":
-        for name in ("bitsandbytes", "accelerate"):
-            require(name, "T5 in 8 bits", "t5-int8")
+        missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+        if missing:  # in no extra of ours: they are of use with a GPU alone
+            raise InputError(f"T5 in 8 bits needs {' and '.join(missing)}: pip install {' '.join(missing)}")
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
         options["device_map"] = {"": str(device)}
     model, found = transformers.T5EncoderModel.from_pretrained(
