@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from guidon.core.errors import InputError
+from guidon.samplers import LegacyNoise, SampleNoise, replayed_noise
+
+
+def test_a_sample_does_not_depend_on_its_batch_mates():
+    together, alone = SampleNoise(7, [0, 1, 2]), SampleNoise(7, [2])
+    assert torch.equal(together.initial((4, 3, 5))[2:], alone.initial((4, 3, 5)))
+    x = torch.zeros(3, 4, 3, 5)
+    assert torch.equal(together(x)[2:], alone(x[2:]))
+    assert not torch.equal(SampleNoise(8, [2]).initial((4, 3, 5)), SampleNoise(7, [2]).initial((4, 3, 5)))
+
+
+def test_samples_may_have_seeds_of_their_own():
+    together = SampleNoise([7, 9], [0, 1]).initial((4, 3))
+    assert torch.equal(together[:1], SampleNoise(7, [0]).initial((4, 3)))
+    assert torch.equal(together[1:], SampleNoise(9, [1]).initial((4, 3)))
+    with pytest.raises(InputError, match="3 rows were asked for, there are 2 samples"):
+        SampleNoise(7, [0, 1]).initial((4, 3), rows=3)
+
+
+def test_noise_is_standard_normal_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    values = SampleNoise(0, range(10)).initial((10000,))
+    assert torch.equal(torch.randn(3), expected)
+    assert values.mean().abs() < 0.02
+    assert abs(values.std() - 1) < 0.02
+
+
+def test_legacy_noise_replays_the_doubled_batch():
+    torch.manual_seed(1)
+    z, first = torch.randn(2, 3), torch.randn(4, 3)
+    torch.manual_seed(1)
+    noise = LegacyNoise()
+    assert torch.equal(noise.initial((2, 3)), z)
+    assert torch.equal(noise(z), first[:2])
+
+
+def test_replayed_noise_is_that_of_the_originals_and_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    z, first = torch.randn(2, 3), torch.randn(4, 3)
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    noise = replayed_noise(1, "device", torch.device("cpu"))
+    assert torch.equal(noise.initial((3,), rows=2), z)
+    assert torch.equal(noise(z), first[:2])
+    assert torch.equal(torch.randn(3), expected)
