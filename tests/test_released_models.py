@@ -1,7 +1,9 @@
 """Released models end to end: checkpoints, T5 and autoencoder in the files of the real ones, by the same code."""
 
+import gc
 import json
 import shlex
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import guidon
 from guidon import IDDPM, cli
 from guidon.core.errors import InputError
 from guidon.media.files import load_video
-from guidon.models import DiT, DiTConfig
+from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.text.t5 import T5Encoder
 from guidon.models.vae.frames import FrameVAE
 from released import SMALL, make_checkpoints, make_t5, make_vae
@@ -190,11 +192,18 @@ def test_parts_go_after_use_unless_they_are_to_stay(hub):
     parts = {"checkpoint": hub / "class.pt", "vae": hub / "vae", "device": "cpu"}
     for offload, held in ((None, False), ("stages", False), ("none", True)):
         pipe = guidon.load(CLASS, offload=offload, **parts)
+        made, make = [], pipe.model.network.make
+
+        def noted(dtype, made=made, make=make):
+            network = make(dtype)
+            made.append(weakref.ref(network))
+            return network
+
+        pipe.model.network.make = noted
         pipe("5", steps=1)
         pipe("5", steps=1, dtype="bf16")
-        assert (pipe.model.network._held is not None) == held
-        if pipe.model.network._held:
-            assert pipe.model.network._held[0] == (torch.bfloat16,)  # one network, not one of each precision
+        gc.collect()
+        assert [network() is not None for network in made] == [False, held]  # not one of each precision
 
 
 @pytest.mark.filterwarnings("ignore:.*makes latents of")
@@ -254,26 +263,26 @@ def test_parts_that_do_not_fit_each_other_are_named(hub, tmp_path):
         ("--model {VIDEO} --checkpoint {hub}/none.pth --text-encoder {hub}/t5 --vae {hub}/vae", "is not there"),
         ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/vae --vae {hub}/vae", "holds no spiece.model or tokenizer.json"),
         ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/t5", "holds no autoencoder: download the hub repository"),
-        ("--model {VIDEO} --checkpoint {hub}/video.pth", "weights are missing: stabilityai/sd-vae-ft-ema (huggingface.co); give --vae DIR"),
-        ("--model {VIDEO}", "OpenSora-v1-HQ-16x256x256.pth of hpcai-tech/Open-Sora (huggingface.co); give --checkpoint FILE"),
+        ("--model {VIDEO} --checkpoint {hub}/video.pth", "weights are missing: stabilityai/sd-vae-ft-ema (huggingface.co); give its path as --vae"),
+        ("--model {VIDEO}", "OpenSora-v1-HQ-16x256x256.pth of hpcai-tech/Open-Sora (huggingface.co); give its path as --checkpoint"),
         ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae", "is not a class of this model: give a number from 0 to 999"),
         ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --text-encoder {hub}/t5", "conditioned on classes"),
         ("--model open-sora-1.0-16x512x512 --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae", "space_scale 0.5, open-sora-1.0-16x512x512 expects 1"),
         ("--checkpoint {hub}/video.pth", "brings its own weights: leave out --checkpoint"),
         ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --size 64x64", "dit-xl-2-256 makes 256x256 only: leave out --size"),
         ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/vae --size 40x64", "height 40 is no multiple of 16"),
-        ("--size 64", "--size '64' is no size: give HEIGHTxWIDTH"),
+        ("--size 64", "--size '64' is not a size: give HEIGHTxWIDTH"),
         ("--frames 17", "frames 17 is no multiple of 16"),
-        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --exact pixart", "dit-xl-2-256 is not of 'pixart'"),
-        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --text-dtype bf16", "no T5 to act on"),
-        ("--exact dit", "it has no original"),
-        ("--exact-noise cuda", "needs exact"),
+        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --exact pixart", "dit-xl-2-256 cannot replay --exact 'pixart'"),
+        ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae --text-dtype bf16", "--text-dtype bf16 is for T5, which dit-xl-2-256 has not"),
+        ("--exact dit", "guidon-small cannot replay --exact"),
+        ("--exact-noise cuda", "has an effect only with --exact"),
         ("--exact dit --exact-noise cuda:h10", "did you mean 'cuda:h100'"),
-        ("--eta 0.5", "eta 0.5 is ddim's"),
+        ("--eta 0.5", "--eta 0.5 is for ddim"),
         ("--download", "brings its own weights: leave out --download"),
         ("--text-dtype bf16", "leave out --text-dtype"),
         ("--exact open-sora-1", "did you mean 'open-sora-1.1'"),
-        ("--offload all", "offload 'all' does not exist"),
+        ("--offload all", "--offload: given 'all'; Input should be 'none' or 'stages'"),
         ("--format png", "--format png holds one image"),
     ],
 )  # fmt: skip

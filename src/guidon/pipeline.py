@@ -182,7 +182,8 @@ class Pipeline:
         # the noise levels and the noise to start from; an exact replay has its own precisions
         solver = request.sampler == "dpm-solver"  # it chooses its levels between those of the full schedule
         schedule = self.model.schedule if solver else self.model.schedule.respaced(request.steps)
-        x = noise.initial(latent_shape(self.preset, self.model, request), self.device, len(numbers))
+        shape = latent_shape(self.preset, self.model, request, network.latent_shape)
+        x = noise.initial(shape, self.device, len(numbers))
         called = network
         if request.exact:
             exact = find_replay(request.exact)

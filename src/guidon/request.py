@@ -248,13 +248,21 @@ def _choose_guidance(preset: Preset[Any], channels: int, choices: Choices) -> Gu
     return Guidance(scale, chosen, given or "cfg", preset.timing if timing is None else timing).resolved(channels)
 
 
-def latent_shape(preset: Preset[Any], model: Model, request: Request) -> tuple[int, ...]:
+def latent_shape(
+    preset: Preset[Any], model: Model, request: Request, made: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     """The latent (C, T, H, W) or (C, H, W) of a request: that of the model, with the size and length that were chosen.
+
+    Args:
+        preset: what may be chosen.
+        model: what sizes go with it.
+        request: what was chosen.
+        made: the shape that the loaded network was made for, where a user's checkpoint may differ from the preset.
 
     Raises:
         InputError: the model does not take other sizes, or not this one.
     """
-    made, unit, patch = model.latent_shape, model.downsampling, model.patch
+    made, unit, patch = made or model.latent_shape, model.downsampling, model.patch
     own = made[-2] * unit, made[-1] * unit
     for name, value in (("size", request.size), ("frames", request.frames)):
         if value is not None and name not in preset.sizes:
