@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,3 +283,13 @@ def test_a_slope_holds_no_high_frequencies_on_sides_that_do_not_halve():
 def test_a_rescaled_constant_is_finite():
     flat = of_images(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
     assert torch.equal(Rescale()(flat, 3.0), torch.full((2, 3, 4, 4), 3.0))
+
+
+def test_the_snippet_on_the_page_of_rules_runs():
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(snippet, "rules.md", "exec"), names)
+    assert torch.equal(names["guided"][:, 3], names["cond"][:, 3])
+    assert not torch.equal(names["guided"][:, :3], names["cond"][:, :3])
+    assert names["memory"].guided == 1
