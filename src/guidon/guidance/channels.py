@@ -189,17 +189,19 @@ class ChannelScale:
         return all(scale == 1 for scale in self.scales)
 
     @property
+    def choice(self) -> ChannelChoice:
+        """The choice of channels in its canonical form: all, none, a count where it serves, else indices."""
+        count = len(self.guided)
+        if count == len(self.scales):
+            return ChannelChoice()
+        return (
+            ChannelChoice(count=count) if count and self.guided[-1] == count - 1 else ChannelChoice(None, self.guided)
+        )
+
+    @property
     def text(self) -> str:
-        """The canonical form of the choice of channels; ``parse`` reads it back."""
-        if not self.guided:
-            return "none"
-        if len(self.guided) == len(self.scales):
-            return "all"
-        if self.guided == tuple(range(len(self.guided))):
-            return str(len(self.guided))
-        if len(self.guided) == 1:
-            return f"only:{self.guided[0]}"
-        return ",".join(str(c) for c in self.guided)
+        """The choice as text; ``parse`` reads it back."""
+        return self.choice.text
 
     def weighted(self, weight: float) -> ChannelScale:
         """Scales moved towards 1 (or beyond): 1 + weight (scale - 1) on the guided channels."""

@@ -7,7 +7,7 @@ bridge calls it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -119,7 +119,7 @@ class Guidance:
         Raises:
             InputError: the model has other channels.
         """
-        return Guidance(self.scale, self.on(channels).text, self.rule, self.timing)
+        return replace(self, channels=self.on(channels).choice)
 
     @property
     def needs_negative(self) -> bool:
