@@ -29,7 +29,11 @@ def test_the_weights_path_is_printed(run, trained):
 
 def test_an_interrupted_run_says_how_it_resumes(run, trained):
     trained(None)
-    assert run("train", "a.yaml") == (130, "", "stopped; the checkpoint is saved: the same command resumes from it\n")
+    assert run("train", "a.yaml") == (
+        130,
+        "",
+        "guidon: stopped; the checkpoint is saved: the same command resumes from it\n",
+    )
 
 
 def test_a_recipe_that_is_not_there_is_refused(refused, tmp_path):

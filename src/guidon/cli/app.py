@@ -14,6 +14,7 @@ import typer
 from ..core.errors import InputError
 from . import encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
 from .command import Command, Group
+from .outputs import say
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
 _STYLE: dict[str, Any] = {"cls": Group, "add_completion": False, "rich_markup_mode": None}
@@ -79,21 +80,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         with _warnings_in_one_line():
             code = app(arguments, standalone_mode=False, terminal_width=width)
     except _UsageError as error:
-        _say(error.format_message())
+        say(error.format_message())
     except InputError as error:
-        _say(str(error))
+        say(str(error))
     except OSError as error:
         if debug:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _say(f"{error.strerror or error}{where}")
+        say(f"{error.strerror or error}{where}")
     except typer.Abort:  # Ctrl-C; a RuntimeError, so that this comes first
-        _say("stopped")
+        say("stopped")
         code = 130
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":
             raise
-        _say("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
+        say("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
     sys.exit(code or 0)
 
 
@@ -101,9 +102,5 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _warnings_in_one_line() -> Iterator[None]:
     """Print warnings as the command line prints errors; afterwards they are shown as before."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _say(str(message))
+        warnings.showwarning = lambda message, *_, **__: say(str(message))
         yield
-
-
-def _say(message: str) -> None:
-    print("guidon: " + " ".join(message.split()), file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ import typer
 from ..core.errors import InputError, setting
 from . import options
 from .options import given, option
-from .outputs import prepare_folder, run_name, write_trace, write_videos
+from .outputs import prepare_folder, run_name, say, write_trace, write_videos
 from .values import parse_scale, parse_size, parse_timing
 
 if TYPE_CHECKING:
@@ -285,4 +284,4 @@ def warn_of_other_weights(made_with: dict[str, str], weights: dict[str, str]) ->
     """Say on stderr which weights are not those that a manifest's video was made with."""
     for name in sorted(made_with.keys() | weights.keys()) if made_with else ():
         if weights.get(name) != made_with.get(name):
-            print(f"guidon: the manifest was made with other {name} weights: frames will differ", file=sys.stderr)
+            say(f"the manifest was made with other {name} weights: frames will differ")

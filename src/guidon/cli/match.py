@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from . import options
 from .options import option
+from .outputs import say
 from .values import parse_timing
 
 EXAMPLE = "guidon match --cfg-scale 3 --cfg-channels 3 --to all"
@@ -61,8 +61,9 @@ def match(
     from ..analysis import matching
     from ..core.progress import progress
     from ..pipeline import load
+    from ..studies.cells import threads_of
     from ..studies.plan import make_plan
-    from ..studies.run import run_study, threads_of
+    from ..studies.run import run_study
 
     # Plan a study of both choices of channels, over a grid of scales.
     timing = parse_timing(interval)
@@ -78,7 +79,7 @@ def match(
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary) / "match"
         with progress("matching") as on_cell:
-            run_study(plan, pipe, folder, on_cell=on_cell, say=lambda text: print(f"guidon: {text}", file=sys.stderr))
+            run_study(plan, pipe, folder, on_cell=on_cell, say=say)
         found = matching.equivalents(plan, folder, pipe.channels, metric or ())
 
     # Print a paragraph per scale.

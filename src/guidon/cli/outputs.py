@@ -1,4 +1,4 @@
-"""Where a command writes: its output folder, and the names of what `guidon generate` makes."""
+"""Where a command writes: stderr, its output folder, and the files of `guidon generate`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from ..guidance import GuidanceTrace
     from ..media import Video
     from ..request import Request
+
+
+def say(message: str) -> None:
+    """Print a message as one line on stderr; stdout holds results alone."""
+    print("guidon: " + " ".join(message.split()), file=sys.stderr)
 
 
 def prepare_folder(out: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from . import options
 from .options import option
+from .outputs import say
 
 EXAMPLE_RUN = "guidon study run studies/quick.yaml --out results"
 EXAMPLE_REPORT = "guidon study report results"
@@ -33,26 +32,28 @@ def run(
     """
     from ..core.progress import progress
     from ..pipeline import load
-    from ..studies import plan as planning
-    from ..studies import run as running
+    from ..studies.cells import threads_of
+    from ..studies.plan import load_study, make_plan, outline
+    from ..studies.results import answer, finished, results, write_csv
+    from ..studies.run import run_study, seconds_per_cell
 
-    wanted = planning.load_study(file)
-    pipe = load(wanted.model, device=device, **wanted.sources.model_dump())
-    plan = planning.make_plan(wanted, pipe, threads=running.threads_of(out))
+    study = load_study(file)
+    pipe = load(study.model, device=device, **study.sources.model_dump())
+    plan = make_plan(study, pipe, threads=threads_of(out))
     if dry_run:
-        print(planning.outline(plan, running.seconds_per_cell(plan, pipe)))
+        print(outline(plan, seconds_per_cell(plan, pipe)))
         return
     with progress("study") as on_cell:
-        running.run_study(plan, pipe, out, on_cell=on_cell, say=lambda text: print(f"guidon: {text}", file=sys.stderr))
+        run_study(plan, pipe, out, on_cell=on_cell, say=say)
 
     # Under torchrun the rank that ends last finds every cell, and answers.
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1 and any(cell.damage() for cell in running.cells_of(plan, out)):
+    if not finished(plan, out):
+        say("other ranks have cells to do; the last one to end prints the answer")
         return
-    found = running.results(plan, out)
-    running.write_csv(plan, found, out / "results.csv")
+    found = results(plan, out)
+    write_csv(plan, found, out / "results.csv")
     print(out / "results.csv")
-    print(running.answer(plan, found))
+    print(answer(plan, found))
 
 
 def report(

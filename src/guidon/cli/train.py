@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .outputs import say
 
 EXAMPLE = "guidon train recipes/small.yaml"
 
@@ -24,6 +25,6 @@ def train(
 
     result = run_recipe(recipe, export_only=export, look=look_during_training)
     if result is None:
-        print("stopped; the checkpoint is saved: the same command resumes from it", file=sys.stderr)
+        say("stopped; the checkpoint is saved: the same command resumes from it")
         raise typer.Exit(130)
     print(result)

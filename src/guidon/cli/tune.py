@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from . import options
 from .options import option
@@ -41,7 +41,7 @@ def tune(
     from ..core.progress import progress
     from ..pipeline import load
 
-    timing = parse_timing(interval)
+    sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
     if out is not None:
         prepare_folder(out)
     pipe = load(model, device=device)
@@ -49,7 +49,6 @@ def tune(
         found = tuning.tune(
             pipe, pipe.preset.cfg_scale if cfg_scale is None else cfg_scale, cfg_channels,
             prompts=captions, held_out=held_out, evaluations=evaluations,
-            journal=None if out is None else out / "tuning.json", on_evaluation=on_evaluation,
-            steps=steps, sampler=sampler, timing=timing,
+            journal=None if out is None else out / "tuning.json", on_evaluation=on_evaluation, **sampling,
         )  # fmt: skip
-    print(found)
+    print(f"--cfg-scale {found.cfg_scale}\n{found.verdict}")
