@@ -13,7 +13,7 @@ class InputError(ValueError):
     """Bad input: the message says what was given, what was expected and what to do.
 
     A message names a setting by ``setting("cfg_scale")``. ``str(error)`` shows the plain name, as Python spells it. The
-    command line shows its own spelling (``--cfg-scale``) by ``spelled``, prints one line and exits with code 2.
+    command line shows the option instead, by ``spelled``, prints one line and exits with code 2.
     """
 
     def spelled(self, spell: Callable[[str], str]) -> str:

@@ -91,7 +91,7 @@ class Released:
 
 @dataclass(frozen=True)
 class Preset(Generic[W]):
-    """What ``guidon generate --model NAME`` does unless told otherwise."""
+    """A named model, and what it does unless told otherwise."""
 
     name: str
     family: str
