@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 import guidon
 from goldens import golden, relative_error
-from guidon.checkpoints import save_component
 from guidon.core.errors import InputError
 from guidon.models.checkpoint import inspect_checkpoint, load_checkpoint
 from guidon.models.dit.network import DiT, DiTConfig
@@ -115,85 +114,6 @@ def test_precision_is_the_one_asked_for(stdit):
     assert half.dtype == torch.bfloat16
     assert relative_error(output(half), output(model)) < 0.05
     assert "float16" in str(inspect_checkpoint(path, num_heads=4))
-
-
-@torch.no_grad()
-def test_an_image_model_inflated_to_frames_paints_every_frame_alone(tmp_path):
-    image = randomised(PixArt(PixArtConfig(8, **SMALL, **CAPTIONS)))
-    torch.save({"state_dict": image.state_dict()}, tmp_path / "image.pth")
-    with pytest.raises(InputError, match="expected a STDiT"):
-        load_checkpoint(tmp_path / "image.pth", num_heads=4, architecture="STDiT")
-    video = load_checkpoint(tmp_path / "image.pth", num_heads=4, inflate=3)
-    assert video.config.input_size == (3, 8, 8)
-    x, y, t = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 5, 10), torch.tensor([3, 700])
-    frames = [image(x[:, :, k], t, y) for k in range(3)]
-    assert relative_error(video(x, t, y), torch.stack(frames, dim=2)) < 1e-5
-
-
-def test_our_own_denoiser_is_loaded_too(tmp_path):
-    model = randomised(MODELS["STDiT"]())
-    path = tmp_path / "denoiser.safetensors"
-    config = dataclasses.asdict(model.config) | {"noise_schedule": "linear", "diffusion_steps": 10, "prediction": "v"}
-    save_component(path, "denoiser", config, model.state_dict(), {}, torch.float32)
-    assert torch.equal(output(load_checkpoint(path)), output(model))
-    assert "Guidon's own denoiser" in inspect_checkpoint(path).architecture
-
-
-def test_diffusers_pixart_is_translated_and_equals_diffusers(tmp_path):
-    from diffusers import PixArtTransformer2DModel
-
-    for size in (16, 128):  # diffusers adds the size embedders at 128
-        torch.manual_seed(0)
-        theirs = PixArtTransformer2DModel(
-            num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, sample_size=size,
-            cross_attention_dim=48, caption_channels=10, patch_size=8 if size == 128 else 2,
-        )  # fmt: skip
-        for parameter in theirs.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        folder = tmp_path / str(size)
-        theirs.eval().save_pretrained(folder)
-        ours = load_checkpoint(folder)
-        assert ours.config.micro_condition == (size == 128)
-        x, t = torch.randn(2, 4, size, size), torch.tensor([5, 999])
-        y, mask = torch.randn(2, 6, 10), torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6])
-        sizes = {"resolution": torch.tensor([[1024.0, 1024.0]] * 2), "aspect_ratio": torch.ones(2, 1)}
-        kwargs = sizes if size == 128 else {"resolution": None, "aspect_ratio": None}
-        with torch.no_grad():
-            expected = theirs(
-                x, encoder_hidden_states=y, encoder_attention_mask=mask, timestep=t, added_cond_kwargs=kwargs
-            ).sample
-            assert relative_error(ours(x, t, y, mask), expected) < 1e-5
-        assert "it has no null caption" in str(inspect_checkpoint(folder))
-
-
-def test_diffusers_dit_is_translated_and_equals_diffusers_once_its_timestep_frequencies_are_dits(tmp_path):
-    from diffusers import DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    theirs = DiTTransformer2DModel(
-        num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        num_embeds_ada_norm=7, norm_eps=1e-6,
-    )  # fmt: skip
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    first = theirs.transformer_blocks[0].norm1.emb
-    for block in theirs.transformer_blocks:
-        block.norm1.emb.load_state_dict(first.state_dict())  # as in a converted checkpoint
-    theirs.eval().save_pretrained(tmp_path)
-    ours = load_checkpoint(tmp_path)
-    x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([5, 300, 999]), torch.tensor([0, 6, 7])
-    with torch.no_grad():
-        wrong = theirs(x, timestep=t, class_labels=y).sample
-        for block in theirs.transformer_blocks:  # diffusers hard-codes 1 here, DiT has 0
-            block.norm1.emb.time_proj.downscale_freq_shift = 0
-        right = theirs(x, timestep=t, class_labels=y).sample
-        assert relative_error(ours(x, t, y), right) < 1e-5
-        assert relative_error(wrong, right) > 1e-3
-    weights = theirs.state_dict()
-    weights["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] += 1
-    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(InputError, match="differs from the first block's copy"):
-        load_checkpoint(tmp_path)
 
 
 def refusal(path):
@@ -335,15 +255,6 @@ def test_heads_that_do_not_divide_the_width_are_refused(tmp_path, heads):
         load_checkpoint(tmp_path / "dit.pth", num_heads=heads)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_scales_are_read_off_rounded_positions(tmp_path, dtype, scale):
-    model = PixArt(PixArtConfig(16, lewei_scale=scale, hidden_size=48, depth=1, num_heads=4, caption_channels=8))
-    torch.save({name: value.to(dtype) for name, value in model.state_dict().items()}, tmp_path / "half.pth")
-    config = load_checkpoint(tmp_path / "half.pth", num_heads=4).config
-    assert (config.lewei_scale, config.input_size) == (scale, 16)
-
-
 def test_shards_of_torch_files_are_read_and_only_the_indexs_are_hashed(tmp_path):
     model = randomised(MODELS["STDiT"]())
     weights, names = model.state_dict(), list(model.state_dict())
@@ -357,13 +268,3 @@ def test_shards_of_torch_files_are_read_and_only_the_indexs_are_hashed(tmp_path)
     before = inspect_checkpoint(tmp_path, num_heads=4).sha256
     save_file({"x": torch.zeros(1)}, tmp_path / "another.safetensors")
     assert inspect_checkpoint(tmp_path, num_heads=4).sha256 == before
-
-
-def test_an_image_model_without_positions_is_inflated_at_the_size_assumed(tmp_path):
-    weights = {k: v for k, v in PixArt(PixArtConfig(8, **SMALL, **CAPTIONS)).state_dict().items() if k != "pos_embed"}
-    torch.save(weights, tmp_path / "bare.pth")
-    video = load_checkpoint(
-        tmp_path / "bare.pth", num_heads=4, inflate=3, assumed={"input_size": 8, "lewei_scale": 0.5}
-    )
-    assert video.config.input_size == (3, 8, 8)
-    assert video.config.space_scale == 0.5

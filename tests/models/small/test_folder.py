@@ -1,0 +1,91 @@
+"""A Guidon model folder: what is in it, what is refused, and its files as checkpoints."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+import guidon
+from guidon.checkpoints import load_component, save_component
+from guidon.core.errors import InputError
+from guidon.models.catalogue import find_preset
+from guidon.models.model import Sources
+from guidon.models.small import SMALL
+from guidon.models.small.folder import different_diffusion, find_model, read_folder
+from guidon.models.stdit.network import STDiT, STDiTConfig
+
+CPU = torch.device("cpu")
+
+
+def test_a_folder_gets_the_settings_of_guidon_small_and_its_own_name(tiny_model):
+    preset = find_preset(str(tiny_model))
+    shared = ("sampler", "steps", "cfg_scale", "cfg_channels", "timing", "bench", "family")
+    assert all(getattr(preset, name) == getattr(SMALL, name) for name in shared)
+    assert (preset.name, preset.weights, preset.measured) == (str(tiny_model), tiny_model, "")
+
+
+@pytest.mark.parametrize("missing", ["denoiser", "text", "vae"])
+def test_a_folder_that_lacks_a_file_is_refused_by_name(tiny_model, tmp_path, missing):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / f"{missing}.safetensors").unlink()
+    with pytest.raises(InputError, match=rf"holds no {missing}\.safetensors: a model folder has"):
+        guidon.load(folder, device="cpu")
+
+
+def test_a_folder_takes_no_other_weights_but_may_be_offloaded(tiny_model):
+    preset = find_preset(str(tiny_model))
+    for given in ({"vae": tiny_model}, {"text_dtype": "bf16"}, {"download": True}):
+        with pytest.raises(InputError, match=f"brings its own weights: leave out {next(iter(given))}"):
+            find_model(preset, Sources(**given), CPU)
+    for offload, keep in ((None, True), ("none", True), ("stages", False)):
+        assert find_model(preset, Sources(offload=offload), CPU).network.keep == keep
+
+
+def test_a_denoiser_that_does_not_say_how_it_diffuses_is_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    old = load_component(folder / "denoiser.safetensors", "denoiser")
+    config = {name: value for name, value in old.config.items() if name != "prediction"}
+    save_component(old.path, "denoiser", config, old.weights, old.record)
+    with pytest.raises(InputError, match="its configuration lacks prediction: train or export it again"):
+        read_folder(folder)
+
+
+def test_the_first_difference_of_two_diffusion_processes_is_named():
+    config = {"noise_schedule": "linear", "diffusion_steps": 1000, "prediction": "v", "depth": 3}
+    assert different_diffusion(config, config | {"depth": 4}) is None
+    assert different_diffusion(config, config | {"prediction": "eps", "diffusion_steps": 10}) == "diffusion_steps"
+    assert different_diffusion({}, config) == "noise_schedule"
+
+
+def test_its_denoiser_is_loaded_as_a_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = STDiT(STDiTConfig((2, 4, 4), hidden_size=24, depth=1, num_heads=4, caption_channels=10)).eval()
+    path = tmp_path / "denoiser.safetensors"
+    config = dataclasses.asdict(model.config) | {"noise_schedule": "linear", "diffusion_steps": 10, "prediction": "v"}
+    save_component(path, "denoiser", config, model.state_dict(), {}, torch.float32)
+    loaded = guidon.load_checkpoint(path)
+    assert loaded.config == model.config
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+    report = guidon.inspect_checkpoint(path)
+    assert report.architecture == "Guidon's own denoiser"
+    assert report.config["prediction"] == "v"
+    assert report.learned_variance
+    with pytest.raises(InputError, match="carries its own configuration: leave out num_heads"):
+        guidon.load_checkpoint(path, num_heads=4)
+    with pytest.raises(InputError, match="holds a Guidon, expected a STDiT"):
+        guidon.load_checkpoint(path, architecture="STDiT")
+
+
+def test_building_a_component_draws_no_random_numbers_and_shares_no_memory(tiny_model):
+    text = read_folder(tiny_model).text
+    from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
+
+    before = torch.get_rng_state()
+    one, two = (text.build(CaptionEncoder, CaptionEncoderConfig) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.positions.device == CPU
+    with torch.no_grad():
+        one.embedding.weight.zero_()
+    assert two.embedding.weight.abs().max() > 0
+    assert text.weights["embedding.weight"].abs().max() > 0
