@@ -60,7 +60,7 @@ def bound_term(posterior: Posterior, x_0: Tensor, x_t: Tensor, level: DiscreteLe
     """
     true_mean, _, true_log_variance = q_posterior(x_0, x_t, level)
     kl = _per_sample_mean(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance))
-    log_scale = (0.5 * posterior.log_variance).expand_as(x_0)
+    log_scale = (0.5 * posterior.log_variance).to(x_0.device).expand_as(x_0)
     nll = -_per_sample_mean(discretised_log_likelihood(x_0, posterior.mean, log_scale))
     return torch.where(torch.as_tensor(level.is_last, device=x_0.device), nll, kl) * BITS
 
