@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+RECIPE = Path(__file__).parents[2] / "recipes" / "guidon-small.yaml"
+
 
 @pytest.fixture
 def trained(monkeypatch):
@@ -11,7 +13,7 @@ def trained(monkeypatch):
         calls = []
 
         def run_recipe(path, **options):
-            calls.append((path, options["export_only"], callable(options["look"])))
+            calls.append((path, options["stage"], options["export_only"], callable(options["look"])))
             return result
 
         monkeypatch.setattr("guidon.training.run_recipe", run_recipe)
@@ -23,18 +25,29 @@ def trained(monkeypatch):
 def test_the_weights_path_is_printed(run, trained):
     calls = trained(Path("runs/weights"))
     assert run("train", "a.yaml") == (0, "runs/weights\n", "")
-    assert run("train", "a.yaml", "--export")[0] == 0
-    assert calls == [(Path("a.yaml"), False, True), (Path("a.yaml"), True, True)]
+    assert run("train", "a.yaml", "--stage", "vae", "--export")[0] == 0
+    assert calls == [(Path("a.yaml"), None, False, True), (Path("a.yaml"), "vae", True, True)]
 
 
 def test_an_interrupted_run_says_how_it_resumes(run, trained):
     trained(None)
-    assert run("train", "a.yaml") == (
-        130,
-        "",
-        "guidon: stopped; the checkpoint is saved: the same command resumes from it\n",
-    )
+    resumes = "guidon: stopped; the checkpoint is saved: the same command resumes from it\n"
+    assert run("train", "a.yaml") == (130, "", resumes)
 
 
-def test_a_recipe_that_is_not_there_is_refused(refused, tmp_path):
+def test_a_dry_run_prints_the_stages_and_trains_nothing(run, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = trained(None)
+    code, out, err = run("train", RECIPE, "--dry-run")
+    assert (code, err) == (0, "")
+    first, second, *_ = out.splitlines()
+    assert first.startswith("vae: ")
+    assert second.endswith("after the stages before it")
+    assert run("train", RECIPE, "--dry-run", "--stage", "vae")[1].count("\n") == 1
+    assert not calls
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_trained_is_refused(refused, tmp_path):
     assert "cannot read" in refused("train", tmp_path / "none.yaml")
+    assert "--stage 'vea' is not in" in refused("train", RECIPE, "--stage", "vea")

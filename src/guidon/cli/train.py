@@ -9,21 +9,37 @@ import typer
 
 from .outputs import say
 
-EXAMPLE = "guidon train recipes/small.yaml"
+EXAMPLE = "guidon train recipes/guidon-small.yaml"
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe; recipes/ has some.")],
-    export: Annotated[bool, typer.Option("--export", help="Export the last checkpoint and train no further.")] = False,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Last stage to train, of a recipe with stages; those that it needs come first.",
+            show_default="all stages",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which stages are done and which would be trained, and stop.")
+    ] = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="Export the weights of the last checkpoint, and train no further.")
+    ] = False,
 ) -> None:
     """Train a model from a YAML recipe.
 
-    Stop it at any time: the same command resumes.
+    Stop it at any time: the same command resumes. Stages that are done are not trained again.
     """
     from ..analysis.evaluate import look_during_training
-    from ..training import run_recipe
+    from ..training import plan_recipe, run_recipe
 
-    result = run_recipe(recipe, export_only=export, look=look_during_training)
+    if dry_run:
+        print(*plan_recipe(recipe, stage=stage), sep="\n")
+        return
+    result = run_recipe(recipe, stage=stage, export_only=export, look=look_during_training)
     if result is None:
         say("stopped; the checkpoint is saved: the same command resumes from it")
         raise typer.Exit(130)
