@@ -1,9 +1,9 @@
-"""What a full-size checkpoint costs: STDiT-XL/2 with random weights, written, inspected, loaded and stepped once.
+"""What a full-size checkpoint costs: STDiT-XL/2 with random weights is written, inspected, loaded, and takes one step.
 
     python benchmarks/full_size.py --folder /tmp
 
-Writes files of 3.0 GB to the folder and removes them. Each row is a process of its own. Peak memory counts the
-pages of the file that are mapped, which the system may drop; memory of the process's own does not.
+Files of 3.0 GB are written to the folder and removed. Each row is measured in a new process. Peak memory includes the
+mapped pages of the file, which the system may drop; the process's own memory does not include them.
 """
 
 import argparse
@@ -41,25 +41,20 @@ def inspect(path: Path) -> None:
 
 
 def step(path: Path, dtype: str) -> None:
-    """One guided ddpm step on latents of reduced size, the weights' every page read."""
+    """One guided ddpm step on latents of reduced size; it reads every page of the weights."""
     import torch
 
     from guidon import load_checkpoint
     from guidon.diffusion import NoiseSchedule
-    from guidon.guidance import ChannelScale, GuidedDenoiser
+    from guidon.guidance import Guidance, GuidedDenoiser
     from guidon.samplers import SampleNoise, sample_ddpm
 
     model = load_checkpoint(path, dtype=getattr(torch, dtype), input_size=REDUCED)
     schedule = NoiseSchedule.named("linear", 1000).respaced(1)
     features = torch.randn(1, 120, 4096)
     with torch.inference_mode():
-        denoiser = GuidedDenoiser(
-            model,
-            model.prepare(features, torch.ones(1, 120, dtype=torch.long)),
-            model.null(1, torch.ones(1, 120, dtype=torch.long)),
-            ChannelScale.parse(7.0, 3, channels=4),
-            schedule,
-        )
+        mask = torch.ones(1, 120, dtype=torch.long)
+        denoiser = GuidedDenoiser(model, Guidance(7.0, 3), model.prepare(features, mask), model.null(1, mask))
         noise = SampleNoise(0, [0])
         out = sample_ddpm(denoiser, schedule, noise.initial((4, *REDUCED), torch.device("cpu"), 1), noise)
     assert out.shape == (1, 4, *REDUCED)
@@ -67,7 +62,7 @@ def step(path: Path, dtype: str) -> None:
 
 
 def own_memory() -> float:
-    """Bytes that are backed by no file (Linux), now."""
+    """Bytes of this process that are backed by no file (Linux)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["RssAnon"].split()[0]) * 1024
 
@@ -83,20 +78,20 @@ def load_and_look(path: Path, dtype: str) -> float:
 
 
 def measured(stage: str, path: Path, dtype: str) -> dict[str, float]:
-    """Seconds and peak memory of a stage in a fresh process."""
+    """Seconds and memory of a stage, in a new process."""
     command = [sys.executable, __file__, "--stage", stage, "--file", str(path), "--dtype", dtype]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where 3 GB are free")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="a folder with 3 GB free")
     parser.add_argument("--stage", choices=("nothing", "write", "inspect", "load", "step"), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
-        import torch  # noqa: F401  (what every row pays for)
+        import torch  # noqa: F401  (its import is part of every row)
 
         import guidon.checkpoints  # noqa: F401
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from guidon.models.vae import frames
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
 
@@ -33,3 +34,17 @@ def test_latents_carry_the_scaling_factor(vae):
         mean, _ = vae.posterior(image[:, :, 0])
         assert torch.allclose(vae.encode(image)[:, :, 0], 0.5 * mean)
         assert torch.allclose(vae.decode(vae.encode(image))[:, :, 0], vae.reconstruct(mean).clamp(-1, 1), atol=1e-5)
+
+
+def test_the_library_is_imported_on_a_real_device_where_the_module_is_built_without_memory(monkeypatch):
+    seen, require = [], frames.require
+
+    def noted(*arguments):
+        seen.append(torch.empty(0).device.type)
+        return require(*arguments)
+
+    monkeypatch.setattr(frames, "require", noted)
+    with torch.device("meta"):
+        vae = FrameVAE(FrameVAEConfig(block_out_channels=(8, 8), norm_num_groups=4))
+    assert seen == ["cpu"]
+    assert {value.device.type for value in vae.parameters()} == {"meta"}

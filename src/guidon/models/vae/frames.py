@@ -47,7 +47,8 @@ class FrameVAEConfig:
 
 def _autoencoder_kl() -> Any:
     """diffusers' class. Its import takes seconds, so it happens only where frames are encoded or decoded."""
-    return require("diffusers.models.autoencoders.autoencoder_kl", "the autoencoder", "video").AutoencoderKL
+    with torch.device("cpu"):  # the module may be built on the meta device; what the library makes at import must not
+        return require("diffusers.models.autoencoders.autoencoder_kl", "the autoencoder", "video").AutoencoderKL
 
 
 class FrameVAE(nn.Module):
