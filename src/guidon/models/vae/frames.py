@@ -8,6 +8,7 @@ autoencoders, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub l
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,14 @@ class FrameVAEConfig:
 
 
 def _autoencoder_kl() -> Any:
-    """diffusers' class. Its import takes seconds, so it happens only where frames are encoded or decoded."""
-    with torch.device("cpu"):  # the module may be built on the meta device; what the library makes at import must not
-        return require("diffusers.models.autoencoders.autoencoder_kl", "the autoencoder", "video").AutoencoderKL
+    """diffusers' class. Its import takes seconds, so it happens only where frames are encoded or decoded.
+
+    The import runs in a thread of its own, which ``with torch.device("meta")`` around the caller does not reach:
+    tensors that the library makes at import must be real.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        module = "diffusers.models.autoencoders.autoencoder_kl"
+        return thread.submit(require, module, "the autoencoder", "video").result().AutoencoderKL
 
 
 class FrameVAE(nn.Module):
