@@ -178,6 +178,20 @@ def test_combine_under_a_rotation_equals_the_denoiser_bit_for_bit():
         assert torch.equal(found, expected)
 
 
+def test_gradients_pass_through_and_inference_mode_before_is_no_hindrance():
+    guidance = Guidance([3.0, 1.0, 2.5, 0.25])  # its factors are made in inference mode, and kept
+    with torch.inference_mode():
+        cond, uncond, _, x = branches(SHAPES["image"])
+        guidance.combine(cond, uncond, x, level_at(9))
+    cond, uncond, _, x = branches(SHAPES["image"])
+    cond.requires_grad_()
+    uncond.requires_grad_()
+    out, _ = guidance.combine(cond, uncond, x, level_at(9))
+    out.square().sum().backward()
+    assert (cond.grad.abs().sum((0, 2, 3)) > 0).all()
+    assert (uncond.grad.abs().sum((0, 2, 3)) > 0).tolist() == [True, False, True, True]
+
+
 # spaces
 
 INVARIANT = [CFG(), parse_rule("cfg++"), FrequencyDecoupled(), PerpendicularNegative()]
