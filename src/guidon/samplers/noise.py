@@ -28,7 +28,7 @@ class SampleNoise:
     def __init__(self, seed: int | Sequence[int], samples: Sequence[int]) -> None:
         seeds = [seed] * len(samples) if isinstance(seed, int) else seed
         self.generators = [
-            torch.Generator().manual_seed(int(np.random.SeedSequence(pair).generate_state(1, np.uint64)[0] >> 1))
+            torch.Generator().manual_seed(int(np.random.SeedSequence(pair).generate_state(1, np.uint64)[0]) >> 1)
             for pair in zip(seeds, samples, strict=True)
         ]
 
