@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from guidon.metrics.statistics import compare, paired_power, share_interval
-from guidon.studies.run import read_plan, results
+from guidon.studies.cells import read_plan
+from guidon.studies.results import results
 
 
 def main() -> None:

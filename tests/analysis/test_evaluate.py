@@ -52,6 +52,7 @@ def test_a_model_is_measured_beside_its_ceilings(pipe, tmp_path):
     assert content["against"] == "no guidance"
     assert content["compared"]["joint"]["scale 3, channels all"]["pairs"] == 3
     assert content["sampling"]["steps"] == 2
+    assert content["settings"]["no guidance"].keys() == {*METRICS, "start_spread"}
     assert sheet.stat().st_size > 1000
 
 
@@ -102,7 +103,7 @@ def test_the_command_prints_a_table_and_writes(tiny_model, tmp_path, capsys):
     [
         ("--split L9 --prompts 2", "split 'L9' does not exist; valid: train, L0"),
         ("--caption 'a red ball'", "--caption belongs to video files"),
-        ("--cfg-channels 9 --prompts 2", "cfg_channels '9'"),
+        ("--cfg-channels 9 --prompts 2", "--cfg-channels '9'"),
         ("--model nowhere", "neither a preset nor a folder"),
         ("{clip} --caption 'a dog'", "asks for nothing that the world has"),
         ("{wide} --caption 'a red ball'", "captions are judged on the world's 64x64 videos"),
@@ -120,12 +121,11 @@ def test_bad_input_is_one_line(tmp_path, capsys, line, message):
     assert len(error.splitlines()) == 1
 
 
-def test_only_models_of_the_world_are_evaluated(pipe):
+def test_a_model_whose_bench_has_no_captions_is_refused(pipe):
     import dataclasses
 
-    parts = dataclasses.replace(pipe.model, latent_shape=(4, 16, 32, 32))
-    other = type(pipe)(pipe.preset, parts, pipe.device)
-    with pytest.raises(InputError, match="does not make the world's 64x64 videos"):
+    other = type(pipe)(pipe.preset, dataclasses.replace(pipe.model, bench="video"), pipe.device)
+    with pytest.raises(InputError, match="'video' has no captions with exact truth"):
         evaluate(other, [Setting(1.0, "3")], prompts=2)
 
 
@@ -133,3 +133,5 @@ def test_a_setting_that_is_not_valid_is_refused_before_another_is_sampled(pipe, 
     monkeypatch.setattr(pipe, "generate", lambda *_, **__: pytest.fail("sampled"))
     with pytest.raises(InputError, match="cfg_channels"):
         evaluate(pipe, settings_of([1, 2], ["3", "9"]), prompts=2, steps=2)
+    with pytest.raises(InputError, match="no setting to evaluate"):
+        evaluate(pipe, [], prompts=2)

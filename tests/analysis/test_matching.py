@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import math
 
 import numpy as np
@@ -16,6 +17,8 @@ from guidon.analysis.matching import (
 )
 from guidon.cli import main
 from guidon.core.errors import InputError
+from guidon.metrics.bench import find_bench
+from guidon.metrics.metric import TUNING_SEED
 from guidon.metrics.world import METRICS
 from guidon.studies.plan import make_plan
 from guidon.studies.run import run_study
@@ -88,7 +91,7 @@ def matched(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("matched") / "cells"
     pipe = guidon.load(str(tiny_model))
     study = matching_study(pipe, str(tiny_model), [3.0], "3", "all", prompts=4, steps=3, sampler="ddim")
-    plan = make_plan(study, pipe)
+    plan = make_plan(study, pipe, threads=1)
     run_study(plan, pipe, out)
     return plan, out
 
@@ -118,7 +121,7 @@ def test_the_same_channels_match_themselves(tiny_model, tmp_path):
     pipe = guidon.load(str(tiny_model))
     study = matching_study(pipe, str(tiny_model), [3.0], "3", "all", prompts=2, steps=2, sampler="ddim")
     same = [arm.model_copy(update={"cfg_channels": "3"}) for arm in study.settings]
-    plan = make_plan(study.model_copy(update={"settings": tuple(same)}), pipe)
+    plan = make_plan(study.model_copy(update={"settings": tuple(same)}), pipe, threads=1)
     run_study(plan, pipe, tmp_path / "cells")
     video, energy = (row.match for row in equivalents(plan, tmp_path / "cells", 4, ["video", "energy"]))
     assert energy.scale == pytest.approx(3.0, abs=4e-3)
@@ -129,8 +132,8 @@ def test_the_same_channels_match_themselves(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scales": [1.0]}, "--cfg-scale 1 guides nothing to match: give numbers above 1"),
-        ({"to": "0-2"}, "--to 0-2 is the same choice as --cfg-channels 3: name another"),
+        ({"scales": [1.0]}, "cfg_scale 1 guides nothing to match: give numbers above 1"),
+        ({"to": "0-2"}, "to 0-2 is the same choice as cfg_channels 3: name another"),
         ({"to": "none"}, "each need at least one channel"),
         ({"to": "5"}, "this model has 4 latent channels"),
         ({"prompts": ["a red circle stays still on a white background"]}, "1 prompt gives no band: give at least 2"),
@@ -140,6 +143,18 @@ def test_what_cannot_be_matched_is_refused(tiny_model, changes, message):
     values = {"scales": [3.0], "cfg_channels": "3", "to": "all", "prompts": 4} | changes
     with pytest.raises(InputError, match=message):
         matching_study(guidon.load(str(tiny_model)), "tiny", **values)
+
+
+def test_captions_and_metrics_are_the_benchs(tiny_model):
+    pipe = guidon.load(str(tiny_model))
+    study = matching_study(pipe, str(tiny_model), [3.0], "3", "all", prompts=3)
+    assert study.prompts == find_bench("world").captions(None, TUNING_SEED, 3)
+    assert study.primary.metric == "joint"
+    other = type(pipe)(pipe.preset, dataclasses.replace(pipe.model, bench="video"), pipe.device)
+    with pytest.raises(InputError, match="give prompts"):
+        matching_study(other, str(tiny_model), [3.0], "3", "all", prompts=3)
+    study = matching_study(other, str(tiny_model), [3.0], "3", "all", prompts=["a red ball", "a cross"])
+    assert study.primary.metric == "dynamics"
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name():

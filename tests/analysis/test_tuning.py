@@ -1,14 +1,16 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import guidon
+from guidon.analysis import tuning
 from guidon.analysis.tuning import FORGIVEN, MARGIN, tune
 from guidon.cli import main
 from guidon.core.errors import InputError
-from guidon.analysis import tuning
-from guidon.studies.plan import TUNING_SEED
+from guidon.metrics.bench import BENCHES
+from guidon.metrics.metric import TUNING_SEED
 from guidon.world import clip
 
 
@@ -21,7 +23,7 @@ def landscape(monkeypatch, joint=lambda s: 1.0, wander=0.02):
     """Oversaturation that is least where channels have the scales 1.5, 2, 2.5 and 3, and what it was asked for."""
     asked = []
 
-    def measured(pipe, captions, scales, choices):
+    def measured(pipe, goal, captions, scales, choices):
         asked.append((tuple(captions), tuple(scales)))
         noise = np.random.default_rng(len(captions[0])).normal(0, wander, len(captions))
         bowl = 0.1 + sum((s - best) ** 2 for s, best in zip(scales, (1.5, 2, 2.5, 3), strict=True))
@@ -42,7 +44,7 @@ def test_scales_are_found_and_verified_on_other_prompts(pipe, monkeypatch):
     assert chose == {clip("L0", TUNING_SEED, index).caption for index in range(6)}
     assert len(judged) == 10
     assert [scales for _, scales in asked[-2:]] == [(4, 4, 4, 4), found.scales]
-    assert str(found).startswith("--cfg-scale " + ",".join(f"{s:g}" for s in found.scales))
+    assert str(found).startswith("cfg_scale " + ",".join(f"{s:g}" for s in found.scales))
 
 
 def test_alignment_is_held(pipe, monkeypatch):
@@ -58,9 +60,9 @@ def test_what_held_out_prompts_do_not_show_is_not_verified(pipe, monkeypatch):
     real = tuning._measured
     calls = []
 
-    def fooled(pipe, captions, scales, choices):
+    def fooled(pipe, goal, captions, scales, choices):
         calls.append(scales)
-        return real(pipe, captions, scales if len(captions) == 4 else (4, 4, 4, 4), choices)
+        return real(pipe, goal, captions, scales if len(captions) == 4 else (4, 4, 4, 4), choices)
 
     monkeypatch.setattr(tuning, "_measured", fooled)
     found = tune(pipe, 4.0, prompts=4, held_out=6, evaluations=30)
@@ -99,6 +101,15 @@ def test_an_unguided_channel_may_be_taken_up(pipe, monkeypatch):
 def test_what_cannot_be_tuned_is_refused(pipe, scale, options, message):
     with pytest.raises(InputError, match=message):
         tune(pipe, scale, prompts=2, held_out=2, **options)
+
+
+def test_a_bench_without_captions_or_without_a_goal_is_refused(pipe, monkeypatch):
+    other = type(pipe)(pipe.preset, dataclasses.replace(pipe.model, bench="video"), pipe.device)
+    with pytest.raises(InputError, match="'video' has no captions"):
+        tune(other, 2.0, prompts=2, held_out=2)
+    monkeypatch.setitem(BENCHES, "world", dataclasses.replace(BENCHES["world"], goal=None))
+    with pytest.raises(InputError, match="does not say what good scales are"):
+        tune(pipe, 2.0, prompts=2, held_out=2)
 
 
 def test_the_command_prints_a_setting_that_generate_takes(tiny_model, tmp_path, capsys):

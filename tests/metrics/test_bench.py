@@ -13,7 +13,7 @@ CAPTIONS = WORLD.captions("L0", 5, 3)
 CLIPS = np.stack([(world.clip("L0", 5, k).frames() * 255).round().astype(np.uint8) for k in range(3)])
 
 
-@pytest.mark.parametrize("bench", BENCHES.values(), ids=str)
+@pytest.mark.parametrize("bench", BENCHES.values(), ids=list(BENCHES))
 def test_a_bench_measures_all_its_metrics_and_names_no_others(bench):
     found = bench.measure(CLIPS, CAPTIONS)
     assert set(found) == set(bench.metrics)

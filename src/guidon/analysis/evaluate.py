@@ -1,4 +1,4 @@
-"""What ``guidon evaluate`` does: sample held-out prompts at several settings, measure, compare, write.
+"""What ``guidon evaluate`` does: sample captions of a bench at several settings, measure, compare, write.
 
 Every setting gets the same prompts and the same noise. Truth, and truth through the autoencoder, are rows of every
 table: no sample can be expected to be better.
@@ -9,30 +9,29 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from .. import world
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
+from ..core.progress import OnStep
 from ..core.settings import read_mapping
 from ..media import contact_sheet, load_video
+from ..metrics import video, world
+from ..metrics.bench import find_bench
+from ..metrics.metric import EVALUATION_SEED, SHARE, Bench, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval, metric_interval
-from ..metrics.video import VIDEO_METRICS, measure_video
-from ..metrics.world import METRICS, measure, start_spread, starts
 from ..pipeline import Pipeline
+from ..request import Choices, Request
+from ..world import SIZE
 
 TRUTH, CEILING = "truth", "truth through the VAE"
-SHOWN = (
-    "joint", "one_object", "colour", "shape", "direction", "background", "law_residual", "colour_drift", "area_cv",
-    "background_flicker", "speed", "chroma",
-)  # fmt: skip
-WORLD_SEED = 1  # of the prompts; training draws its clips with another
-BATCH = 16  # guided, twice as many rows: more no longer fit a CPU's caches
+BATCH = 16  # clips denoised together; with guidance twice as many rows, and more no longer fit a CPU's caches
+RECORDED = ("sampler", "steps", "eta", "guidance", "timing")  # keys of a request that an evaluation notes
 
 
 @dataclass(frozen=True)
@@ -47,206 +46,269 @@ class Setting:
 
 
 def settings_of(scales: Sequence[float], channels: Sequence[str]) -> list[Setting]:
-    """Every scale with every choice of channels; scale 1 once, for it guides none."""
+    """Every scale with every choice of channels; scale 1 once, because it guides none."""
     found = [Setting(scale, choice) for scale in scales for choice in (channels if scale != 1 else channels[:1])]
     return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of every clip, (prompts, seeds) each, by setting and metric; ``spread`` is (prompts,) by setting."""
+    """What was measured of a model."""
 
+    bench: Bench
     model: str
     split: str
-    captions: list[str]
+    captions: tuple[str, ...]
     seeds: int
     sampling: dict[str, Any]
-    values: dict[str, dict[str, np.ndarray]]
-    spread: dict[str, np.ndarray]
-    pictures: dict[str, list[np.ndarray]] = field(repr=False, default_factory=dict)
+    """The choices that all settings share."""
+    values: dict[str, Values]
+    """(prompts, seeds) by setting and metric; truth and its ceiling are settings too."""
+    over_seeds: dict[str, Values]
+    """(prompts,) by setting and name: what the samples of a prompt tell together; empty for one seed."""
+    pictures: dict[str, list[np.ndarray]] = field(repr=False, default_factory=dict[str, list[np.ndarray]])
+    """Frames of the first prompts, by setting."""
 
     @property
     def sampled(self) -> list[str]:
-        """The settings that are no ceiling."""
+        """The settings that were sampled: all but truth and its ceiling."""
         return [name for name in self.values if name not in (TRUTH, CEILING)]
 
     def interval(self, setting: str, metric: str) -> Interval:
-        """Mean over prompts with a 95% interval: BCa, or Wilson's where every prompt of a share gives the same."""
-        return metric_interval(self.values[setting][metric], share=METRICS[metric].unit == "share")
+        """Mean over prompts with a 95% interval; see ``metric_interval``."""
+        return metric_interval(self.values[setting][metric], share=self.bench.metrics[metric].unit == SHARE)
 
     def comparisons(self, metric: str) -> dict[str, Comparison]:
         """Every setting against the first one."""
         first, *others = self.sampled
-        better = METRICS[metric].better
+        better = self.bench.metrics[metric].better
         return {name: compare(self.values[first][metric], self.values[name][metric], better=better) for name in others}
 
-    def table(self, metrics: Sequence[str] = SHOWN) -> str:
-        """Markdown: one row a setting, means with intervals, and how often a value was undefined."""
-        units = {name: METRICS[name].unit for name in metrics}
-        lines = [
-            "| setting | " + " | ".join(n if units[n] == "share" else f"{n} ({units[n]})" for n in metrics) + " |",
-            "|---" * (len(metrics) + 1) + "|",
-        ]
+    def table(self, metrics: Sequence[str] | None = None) -> str:
+        """Markdown with a row a setting: means with intervals, and how often a value was undefined."""
+        chosen = [self.bench.metrics[name] for name in metrics or self.bench.shown]
+        heads = [metric.name if metric.unit == SHARE else f"{metric.name} ({metric.unit})" for metric in chosen]
+        lines = ["| setting | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
         for setting in self.values:
-            lines.append(f"| {setting} | " + " | ".join(self._cell(setting, name) for name in metrics) + " |")
+            lines.append(f"| {setting} | " + " | ".join(self._cell(setting, metric.name) for metric in chosen) + " |")
         return "\n".join(lines)
 
-    def _cell(self, setting: str, metric: str) -> str:
-        found, share = self.interval(setting, metric), METRICS[metric].unit == "share"
-        digits = (lambda x: f"{100 * x:.0f}") if share else (lambda x: f"{x:.2g}" if abs(x) < 0.1 else f"{x:.2f}")
+    def _cell(self, setting: str, name: str) -> str:
+        found, metric = self.interval(setting, name), self.bench.metrics[name]
         if math.isnan(found.value):
             return "undefined"
+        share = metric.unit == SHARE
+        digits = (lambda x: f"{100 * x:.0f}") if share else (lambda x: f"{x:.2g}" if abs(x) < 0.1 else f"{x:.2f}")
         text = digits(found.value) + ("%" if share else "")
         if setting in self.sampled and math.isfinite(found.low):
             text += f" [{digits(found.low)}, {digits(found.high)}]"
-        undefined = float(np.isnan(self.values[setting][metric]).mean())
-        return text + (f", {100 * undefined:.0f}% undefined" if undefined and metric != "size" else "")
+        undefined = float(np.isnan(self.values[setting][name]).mean())
+        return text + (f", {100 * undefined:.0f}% undefined" if undefined and metric.counts_undefined else "")
 
     def write(self, out: Path) -> list[Path]:
         """metrics.csv, a row a clip; summary.json; and sheet.png of the first prompts at every setting."""
         out.mkdir(parents=True, exist_ok=True)
         paths = [out / "metrics.csv", out / "summary.json"]
-        with atomic_path(paths[0]) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["setting", "prompt", "seed", "caption", *METRICS])
-            for setting, values in self.values.items():
-                for prompt, caption in enumerate(self.captions):
-                    for seed in range(values["joint"].shape[1]):
-                        numbers = [f"{values[name][prompt, seed]:.6g}" for name in METRICS]
-                        writer.writerow([setting, prompt, seed, caption, *numbers])
+        self._write_csv(paths[0])
         with atomic_path(paths[1]) as temporary:
             temporary.write_text(json.dumps(self.summary(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         if self.pictures:
-            columns = list(self.pictures)
-            rows = [list(row) for row in zip(*self.pictures.values(), strict=True)]
-            contact_sheet(rows, self.captions[: len(rows)], columns, path=out / "sheet.png")
-            paths.append(out / "sheet.png")
+            paths.append(self.write_sheet(out / "sheet.png"))
         return paths
+
+    def _write_csv(self, path: Path) -> None:
+        names = list(self.bench.metrics)
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["setting", "prompt", "seed", "caption", *names])
+            for setting, values in self.values.items():
+                for prompt, caption in enumerate(self.captions):
+                    for seed in range(values[names[0]].shape[1]):
+                        numbers = [f"{values[name][prompt, seed]:.6g}" for name in names]
+                        writer.writerow([setting, prompt, seed, caption, *numbers])
+
+    def write_sheet(self, path: Path) -> Path:
+        """The pictures as one PNG: a row a prompt, a column a setting."""
+        rows = [list(row) for row in zip(*self.pictures.values(), strict=True)]
+        return contact_sheet(rows, self.captions[: len(rows)], list(self.pictures), path=path)
 
     def summary(self) -> dict[str, Any]:
         """All that the table shows and what it leaves out, for machines; undefined numbers are null."""
-
-        def number(value: float) -> float | None:
-            return value if math.isfinite(value) else None
-
-        def interval(found: Interval) -> dict[str, Any]:
-            ends = {"value": number(found.value), "low": number(found.low), "high": number(found.high)}
-            return ends | ({"note": found.note} if found.note else {})
-
+        names = list(self.bench.metrics)
         settings = {
-            setting: {name: interval(self.interval(setting, name)) for name in METRICS}
-            | ({"start_spread": interval(mean_interval(self.spread[setting]))} if setting in self.spread else {})
+            setting: {name: _as_json(self.interval(setting, name)) for name in names}
+            | {name: _as_json(mean_interval(values)) for name, values in self.over_seeds.get(setting, {}).items()}
             for setting in self.values
         }
-        against = {
-            name: {
-                setting: {
-                    "difference": interval(found.difference), "p": number(found.p), "d_z": number(found.d_z),
-                    "improves": interval(found.improves), "pairs": found.pairs, "undefined": found.undefined,
-                    "smallest_visible_d_z": number(found.visible),
-                }
-                for setting, found in self.comparisons(name).items()
-            }
-            for name in METRICS
-        }  # fmt: skip
+        compared = {
+            name: {setting: _compared_as_json(found) for setting, found in self.comparisons(name).items()}
+            for name in names
+        }
         described = {"model": self.model, "split": self.split, "prompts": len(self.captions), "seeds": self.seeds}
-        first = self.sampled[0] if self.sampled else None
-        return described | {"sampling": self.sampling, "settings": settings, "against": first, "compared": against}
+        against = {"against": self.sampled[0], "compared": compared}
+        return described | {"sampling": self.sampling, "settings": settings} | against
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _as_json(found: Interval) -> dict[str, Any]:
+    ends = {"value": _number(found.value), "low": _number(found.low), "high": _number(found.high)}
+    return ends | ({"note": found.note} if found.note else {})
+
+
+def _compared_as_json(found: Comparison) -> dict[str, Any]:
+    return {
+        "difference": _as_json(found.difference),
+        "p": _number(found.p),
+        "d_z": _number(found.d_z),
+        "improves": _as_json(found.improves),
+        "pairs": found.pairs,
+        "undefined": found.undefined,
+        "smallest_visible_d_z": _number(found.visible),
+    }
 
 
 def evaluate(
     pipe: Pipeline,
     settings: Sequence[Setting],
     *,
-    split: str = "L0",
+    split: str | None = None,
     prompts: int = 100,
     seeds: int = 1,
     pictures: int = 8,
-    on_step: Callable[[int, int], None] | None = None,
-    **sampling: Any,
+    on_step: OnStep | None = None,
+    **choices: Unpack[Choices],
 ) -> Evaluation:
     """Sample ``prompts`` captions of a split ``seeds`` times at every setting, and measure.
 
     Args:
-        pipe: a model of the world.
-        settings: how to guide; the first one is what the others are compared with.
-        split: "L0" new seeds, "L1" and "L2" held-out combinations, "L3" an unseen speed.
-        pictures: of how many prompts the first seed's frames are kept.
-        on_step: called as ``on_step(done, total)`` over all sampling.
-        sampling: further fields of ``Generation``: sampler, steps, ... The seed of prompt k is ``seed + k``.
+        pipe: a model of a bench that has captions with exact truth.
+        settings: how to guide; the others are compared with the first one.
+        split: of the bench's captions; None for its default one. The world has "L0" new seeds, "L1" and "L2" held-out
+            combinations, "L3" an unseen speed.
+        prompts: how many captions.
+        seeds: samples of each caption.
+        pictures: of how many prompts the first sample's frames are kept.
+        on_step: called as ``on_step(done, 1000)`` over all sampling.
+        choices: what all settings share: sampler, steps, ... The seed of prompt k is ``seed + k``.
 
     Raises:
-        InputError: a setting is not valid for the model, or the model does not make the world's videos.
+        InputError: a setting is not valid for the model, or its bench has no captions or no such split.
     """
-    if split not in world.SPLITS:
-        raise InputError(f"split {split!r} does not exist; valid: {', '.join(world.SPLITS)}")
-    if not of_the_world(pipe):
-        raise InputError(f"{pipe.preset.name} does not make the world's {world.SIZE}x{world.SIZE} videos")
-    first = sampling.pop("seed", pipe.preset.seed)
-    for setting in settings:  # before anything is sampled
-        pipe.plan([""], cfg_scale=setting.cfg_scale, cfg_channels=setting.cfg_channels, **sampling)
-    clips = [world.clip(split, WORLD_SEED, index) for index in range(prompts)]
-    captions = [clip.caption for clip in clips]
-    wanted = [world.read_caption(caption) for caption in captions]
-    exact = [clip.frames() for clip in clips]
-    truth = _bytes(np.stack(exact))  # as samples are: a change of half a level is lost in all of them alike
-    through = _bytes(np.stack([pipe.autoencode(frames) for frames in exact]))
-    values: dict[str, dict[str, np.ndarray]] = {}
-    for name, frames in ((TRUTH, truth), (CEILING, through)):
-        values[name] = {metric: found[:, None] for metric, found in measure(frames, wanted).items()}
-    shown = {TRUTH: list(truth[:pictures].copy())}
-    del exact, truth, through
-
-    spread: dict[str, np.ndarray] = {}
-    whole: dict[str, Any] = {}
+    if not settings:
+        raise InputError("there is no setting to evaluate: give at least one")
+    bench = find_bench(pipe.model.bench)
+    _, split = bench.own_examples(split)
+    seed = choices.pop("seed", None)
+    first = pipe.preset.seed if seed is None else seed
+    for setting in settings:  # refuse what is not valid before anything is sampled
+        pipe.plan([""], **_at(setting, choices))
+    # The ceilings
+    captions = bench.captions(split, EVALUATION_SEED, prompts)
+    values, shown = _ceilings(pipe, bench, split, captions, pictures)
+    # Every setting, block by block
+    over_seeds: dict[str, Values] = {}
+    sampling: dict[str, Any] = {}
+    per_block = max(1, BATCH // seeds)
     for number, setting in enumerate(settings):
-        rows, places, kept = [], [], []
-        for k in range(0, prompts, max(1, BATCH // seeds)):
-            part = slice(k, k + max(1, BATCH // seeds))
-            guidance = {"cfg_scale": setting.cfg_scale, "cfg_channels": setting.cfg_channels}
-            own = {"seed": first + k, "seed_per_prompt": True}
-            generation = pipe.plan(captions[part], tuple(range(seeds)), **guidance, **sampling, **own)
-            whole = generation.model_dump(mode="json", include={"sampler", "steps", "eta", "guidance", "timing"})
-
-            def report(
-                done: int, total: int, before: int = number * prompts + k, size: int = len(captions[part])
-            ) -> None:
-                if on_step:
-                    on_step(round(1000 * (before + size * done / total) / (len(settings) * prompts)), 1000)
-
-            videos = pipe.generate(generation, batch_size=BATCH, on_step=report)
-            frames = np.stack([video.frames for video in videos])
-            rows.append(measure(frames, [want for want in wanted[part] for _ in range(seeds)]))
-            places.append(starts(frames))
-            kept += [video.frames for video in videos[::seeds]]
+        blocks: list[_Block] = []
+        for start in range(0, prompts, per_block):
+            done, size = number * prompts + start, len(captions[start : start + per_block])
+            own: Choices = {**_at(setting, choices), "seed": first + start, "seed_per_prompt": True}
+            request = pipe.plan(captions[start : start + per_block], tuple(range(seeds)), **own)
+            report = _share_of(on_step, done, size, len(settings) * prompts)
+            blocks.append(_sample_block(pipe, bench, split, start, request, report))
+            sampling = {key: value for key, value in request.model_dump(mode="json").items() if key in RECORDED}
         name = str(setting)
-        values[name] = {
-            metric: np.concatenate([row[metric] for row in rows]).reshape(prompts, seeds) for metric in METRICS
-        }
-        shown[name] = kept[:pictures]
+        values[name] = {key: found.reshape(prompts, seeds) for key, found in _joined(b.values for b in blocks).items()}
+        shown[name] = [frames for block in blocks for frames in block.first_samples][:pictures]
         if seeds > 1:
-            positions = np.concatenate(places).reshape(prompts, seeds, 2)
-            things = [clip.scene.things[0] for clip in clips]
-            spread[name] = np.array([start_spread(p, thing) for p, thing in zip(positions, things, strict=True)])
-    whole |= {"seed": first}
-    return Evaluation(pipe.preset.name, split, captions, seeds, whole, values, spread, shown if pictures else {})
+            over_seeds[name] = _joined(block.over_seeds for block in blocks)
+    return Evaluation(
+        bench, pipe.preset.name, split, captions, seeds, sampling | {"seed": first}, values, over_seeds,
+        shown if pictures else {},
+    )  # fmt: skip
 
 
-def of_the_world(pipe: Pipeline) -> bool:
-    """Whether a model makes the world's videos, whose truth is known."""
-    shape = tuple(side * pipe.model.downsampling for side in pipe.model.latent_shape[-2:])
-    return shape == (world.SIZE, world.SIZE) and len(pipe.model.latent_shape) == 4 and pipe.preset.released is None
+def _at(setting: Setting, choices: Choices) -> Choices:
+    """The shared choices with a setting's guidance."""
+    return {**choices, "cfg_scale": setting.cfg_scale, "cfg_channels": setting.cfg_channels}
+
+
+def _ceilings(
+    pipe: Pipeline, bench: Bench, split: str, captions: Sequence[str], pictures: int
+) -> tuple[dict[str, Values], dict[str, list[np.ndarray]]]:
+    """Truth and truth through the autoencoder: their values (prompts, 1), and frames of truth.
+
+    Both are rounded to bytes as samples are, so that a change of half a level is lost in all of them alike.
+    """
+    examples, _ = bench.own_examples(split)
+    exact = [examples.frames(split, EVALUATION_SEED, index) for index in range(len(captions))]
+    truth = _bytes(np.stack(exact))
+    through = _bytes(np.stack([pipe.autoencode(frames) for frames in exact]))
+    values = {
+        name: {metric: found[:, None] for metric, found in bench.measure(frames, captions).items()}
+        for name, frames in ((TRUTH, truth), (CEILING, through))
+    }
+    return values, {TRUTH: list(truth[:pictures].copy())}
 
 
 def _bytes(frames: np.ndarray) -> np.ndarray:
     return (frames * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) -> str:
-    """Measure video files: against a caption of the world where there is one, and by themselves.
+@dataclass(frozen=True)
+class _Block:
+    """Some prompts of a setting, sampled together."""
 
-    Without ``caption`` a file's own is taken from the manifest beside it. Returns the table; writes metrics.json to
-    ``out`` if given.
+    values: Values
+    """(prompts * seeds,) by metric."""
+    over_seeds: Values
+    """(prompts,) by name."""
+    first_samples: list[np.ndarray]
+    """Frames of each prompt's first sample."""
+
+
+def _sample_block(
+    pipe: Pipeline, bench: Bench, split: str, start: int, request: Request, on_step: OnStep | None
+) -> _Block:
+    """Sample and measure prompts of which the first one is caption number ``start``."""
+    seeds = len(request.samples)
+    videos = pipe.generate(request, batch_size=BATCH, on_step=on_step)
+    frames = np.stack([video.frames for video in videos])
+    values = bench.measure(frames, [prompt for prompt in request.prompts for _ in range(seeds)])
+    examples, _ = bench.own_examples(split)
+    together = [
+        examples.over_seeds(split, EVALUATION_SEED, start + k, frames[k * seeds : (k + 1) * seeds])
+        for k in range(len(request.prompts) if seeds > 1 else 0)
+    ]
+    over_seeds = {name: np.array([row[name] for row in together]) for name in (together[0] if together else ())}
+    return _Block(values, over_seeds, [video.frames for video in videos[::seeds]])
+
+
+def _joined(parts: Iterable[Values]) -> Values:
+    """Values of consecutive blocks, by name."""
+    rows = list(parts)
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _share_of(on_step: OnStep | None, before: int, size: int, total: int) -> OnStep | None:
+    """Progress of ``size`` of ``total`` equal parts, of which ``before`` are done, in thousandths of the whole."""
+    return on_step and (lambda done, steps: on_step(round(1000 * (before + size * done / steps) / total), 1000))
+
+
+def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) -> str:
+    """Measure video files as any video, and against a caption of the world where there is one.
+
+    Args:
+        paths: the files.
+        caption: what they should show; None for the prompt in the manifest beside each.
+        out: a folder for metrics.json, or None.
+
+    Returns:
+        A table, with a row a metric and a column a file.
 
     Raises:
         InputError: a file is no video, or a caption's clip is not of the world's size.
@@ -255,45 +317,41 @@ def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) 
     for path in paths:
         frames, _ = load_video(path)
         text = caption or _caption_of(path)
-        values: dict[str, float] = {}
-        if text is not None:
-            try:
-                wanted = world.read_caption(text)
-            except ValueError as error:
-                raise InputError(str(error)) from None
-            if frames.shape[1:3] != (world.SIZE, world.SIZE) or len(frames) < 2:
-                raise InputError(
-                    f"{path} is {frames.shape[2]}x{frames.shape[1]}, {len(frames)} frames: captions are judged on the "
-                    f"world's {world.SIZE}x{world.SIZE} videos"
-                )
-            values |= {name: float(value[0]) for name, value in measure(frames[None], [wanted]).items()}
-        found[str(path)] = values | measure_video(frames)
+        values = {} if text is None else _measure_file(path, world.BENCH, frames, text)
+        found[str(path)] = values | _measure_file(path, video.BENCH, frames, "")
     if out is not None:
-        clean = {p: {n: v if math.isfinite(v) else None for n, v in row.items()} for p, row in found.items()}
+        clean = {p: {n: _number(v) for n, v in row.items()} for p, row in found.items()}
         with atomic_path(out / "metrics.json") as temporary:
             temporary.write_text(json.dumps(clean, indent=1) + "\n", encoding="utf-8")
-    names = list(dict.fromkeys(name for row in found.values() for name in row))
+    metrics = {**world.BENCH.metrics, **video.BENCH.metrics}
     lines = [
         "| metric | unit | " + " | ".join(Path(path).name for path in found) + " |",
         "|---" * (2 + len(found)) + "|",
     ]
-    for name in names:
-        unit = (METRICS | VIDEO_METRICS)[name].unit
+    for name in dict.fromkeys(name for row in found.values() for name in row):
         cells = [row.get(name, math.nan) for row in found.values()]
-        lines.append(
-            f"| {name} | {unit} | " + " | ".join("undefined" if math.isnan(v) else f"{v:.3g}" for v in cells) + " |"
-        )
+        texts = " | ".join("undefined" if math.isnan(value) else f"{value:.3g}" for value in cells)
+        lines.append(f"| {name} | {metrics[name].unit} | {texts} |")
     return "\n".join(lines)
 
 
+def _measure_file(path: Path, bench: Bench, frames: np.ndarray, caption: str) -> dict[str, float]:
+    """The metrics of one clip."""
+    bench.check_prompt(caption)
+    try:
+        return {name: float(value[0]) for name, value in bench.measure(frames[None], [caption]).items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def _caption_of(path: Path) -> str | None:
-    """The prompt in the manifest beside a video of the world, if there is one."""
+    """The prompt in the manifest beside a video of the world's size, if there is one."""
     manifest = path.with_name(path.name + ".json")
     if not manifest.is_file():
         return None
     content = read_mapping(manifest)
     prompts = content.get("generation", {}).get("prompts", []) if isinstance(content, dict) else []
-    return prompts[0] if len(prompts) == 1 and content.get("frames", [0, 0])[1] == world.SIZE else None
+    return prompts[0] if len(prompts) == 1 and content.get("frames", [0, 0])[1] == SIZE else None
 
 
 def look_during_training(folder: Path, step: int) -> dict[str, float]:
@@ -305,7 +363,5 @@ def look_during_training(folder: Path, step: int) -> dict[str, float]:
     found = evaluate(pipe, [setting], prompts=16, sampler="ddim", steps=20)
     picture = folder.parent / "sheets" / f"{step:07}.png"
     picture.parent.mkdir(exist_ok=True)
-    rows = [list(row) for row in zip(*found.pictures.values(), strict=True)]
-    contact_sheet(rows, found.captions[: len(rows)], list(found.pictures), path=picture)
-    names = ("joint", "colour", "shape", "direction", "law_residual")
-    return {name: found.interval(str(setting), name).value for name in names}
+    found.write_sheet(picture)
+    return {name: found.interval(str(setting), name).value for name in found.bench.watched}

@@ -1,7 +1,7 @@
 """Calibration: which scale on one choice of channels does what another scale does on another choice?
 
-Both choices are sampled from the same noise, the second at a grid of scales. Where a metric's mean on the grid crosses
-that of the first choice, the two are equivalent in it; resampling prompts tells how sure that is.
+Both choices are sampled from the same noise, the second one at a grid of scales. Where a metric's mean over the grid
+crosses that of the first choice, the two are equivalent in this metric. Resampled prompts tell how certain that is.
 """
 
 from __future__ import annotations
@@ -14,45 +14,40 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import world
 from ..core.atomic import atomic_path
-from ..core.errors import InputError, nearest
-from ..guidance import added_energy
-from ..guidance.channels import parse_channels
+from ..core.errors import InputError, nearest, setting
+from ..core.extras import require
+from ..guidance import added_energy, parse_channels
+from ..metrics.bench import find_bench
+from ..metrics.metric import TUNING_SEED, Metric
 from ..metrics.statistics import by_prompt
-from ..metrics.world import Metric
 from ..pipeline import Pipeline
-from ..studies.plan import TUNING_SEED, Arm, Contrast, Plan, Study
-from ..studies.run import Cell, cells_of, results
-from .evaluate import of_the_world
+from ..studies.cells import Cell, cells_of
+from ..studies.plan import Arm, Contrast, Plan, Study
+from ..studies.results import results
 
 VIDEO, ENERGY = "video", "energy"
 OWN = {
     VIDEO: "the frames are nearest, by RMS difference of pixels",
     ENERGY: "the prediction is moved as far: sum over steps of ((scale - 1) ||cond - uncond||)^2",
-}
-WORLD_DEFAULTS = (VIDEO, ENERGY, "joint", "chroma", "colour_drift", "law_residual")
-VIDEO_DEFAULTS = (VIDEO, ENERGY, "saturation", "drift_1", "sharpness")
-STEPS_OF_GRID = (1 / 3, 2 / 3, 5 / 6, 1, 7 / 6, 4 / 3, 5 / 3, 2, 8 / 3)  # times the guidance of the rule of thumb
-RESAMPLES = 2000
+}  # what can be matched beside the metrics of a bench
+STEPS_OF_GRID = (1 / 3, 2 / 3, 5 / 6, 1, 7 / 6, 4 / 3, 5 / 3, 2, 8 / 3)  # multiples of the rule of thumb's s - 1
+RESAMPLES = 2000  # of the prompts
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where two curves are equivalent.
-
-    Attributes:
-        scale, low, high: the scale and its 95% band from resampled prompts, infinite where the band is wider than the
-            grid of scales; NaN where no scale of the grid matches.
-        level: the metric's mean at what is matched; of ``video`` the RMS distance that is left, in [0, 1].
-        prompts: how many had a value everywhere.
-    """
+    """Where two curves are equivalent."""
 
     scale: float
+    """The equivalent scale; NaN where no scale of the grid matches."""
     low: float
+    """The lower end of its 95% band from resampled prompts; infinite where the band is wider than the grid."""
     high: float
     level: float
+    """The mean of the metric that is matched; for ``video`` the RMS distance that is left, in [0, 1]."""
     prompts: int
+    """How many prompts have a value at every scale."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +67,13 @@ class Equivalent:
                 return f"{self.metric}: undefined"
             return f"{self.metric}: no scale of the grid gives {found.level:.3g}"
         if math.isinf(found.low) and math.isinf(found.high):
-            return f"{self.metric}: any; no scale of the grid is told apart"
+            return f"{self.metric}: any; no scale of the grid differs significantly"
         ends = [f"{end:.2f}" if math.isfinite(end) else "open" for end in (found.low, found.high)]
         return f"{self.metric}: {found.scale:.2f} [{ends[0]}, {ends[1]}]"
 
 
 def thumb(scale: float, cfg_channels: str, to: str, channels: int) -> float:
-    """The rule of thumb of as much guidance in sum: 1 + n_from / n_to (scale - 1)."""
+    """The rule of thumb that keeps the sum of s - 1 over channels: 1 + n_from / n_to (scale - 1)."""
     counts = [len(parse_channels(choice, channels)) for choice in (cfg_channels, to)]
     return 1 + counts[0] / counts[1] * (scale - 1)
 
@@ -96,35 +91,45 @@ def matching_study(
     timing: str | None = None,
     block: int = 16,
 ) -> Study:
-    """The settings that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
+    """The study that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
 
     Args:
-        prompts: texts, or how many captions of the world, which are none that studies report on.
+        pipe: the model.
+        model: its name, or its folder.
+        scales: to match, each above 1.
+        cfg_channels: the channels that they guide.
+        to: the channels to find equivalent scales for.
+        prompts: texts; or how many captions of the bench, none of which other studies report on.
+        steps, sampler, timing: of all settings; None for the model's own.
+        block: clips denoised together.
 
     Raises:
-        InputError: a scale that guides nothing, the same choice twice, or a model that needs its own prompts.
+        InputError: a scale guides nothing, both choices are the same, or the bench has no captions of its own.
     """
     chosen = [parse_channels(choice, pipe.channels) for choice in (cfg_channels, to)]
     if not all(chosen):
-        raise InputError("--cfg-channels and --to each need at least one channel: 'none' guides nothing")
+        raise InputError(
+            f"{setting('cfg_channels')} and {setting('to')} each need at least one channel: 'none' guides nothing"
+        )
     if chosen[0] == chosen[1]:
-        raise InputError(f"--to {to} is the same choice as --cfg-channels {cfg_channels}: name another")
+        raise InputError(
+            f"{setting('to')} {to} is the same choice as {setting('cfg_channels')} {cfg_channels}: name another"
+        )
     for scale in scales:
         if not math.isfinite(scale) or scale <= 1:
-            raise InputError(f"--cfg-scale {scale:g} guides nothing to match: give numbers above 1")
+            raise InputError(f"{setting('cfg_scale')} {scale:g} guides nothing to match: give numbers above 1")
+    bench = find_bench(pipe.model.bench)
     if isinstance(prompts, int):
-        if not of_the_world(pipe):
-            raise InputError(f"{model} does not make the world's videos: give the prompts to match on")
-        prompts = [world.clip("L0", TUNING_SEED, index).caption for index in range(prompts)]
+        prompts = bench.captions(None, TUNING_SEED, prompts)
     if len(prompts) < 2:
         raise InputError(f"{len(prompts)} prompt gives no band: give at least 2")
+    # The grid: around the rule of thumb, with the scales themselves, which a user always asks about.
     near = [thumb(scale, cfg_channels, to, pipe.channels) for scale in scales]
     grid = {round(1 + step * (scale - 1), 3) for scale in near for step in STEPS_OF_GRID}
-    grid |= {round(scale, 3) for scale in scales}  # the same scale is always asked about
+    grid |= {round(scale, 3) for scale in scales}
     start, end = (f"from {min(scales):g}", f"to {max(grid):g}")
     arms = [Arm(name=f"from {s:g}", cfg_scale=s, cfg_channels=cfg_channels) for s in sorted(set(scales))]
     arms += [Arm(name=f"to {s:g}", cfg_scale=s, cfg_channels=to) for s in sorted(grid)]
-    metric = "joint" if of_the_world(pipe) else "dynamics"
     return Study(
         title=f"channels {cfg_channels} matched by {to}",
         model=model,
@@ -134,12 +139,16 @@ def matching_study(
         sampler=sampler,
         timing=timing,
         block=block,
-        primary=Contrast(metric=metric, baseline=start, against=end),
+        primary=Contrast(metric=bench.primary, baseline=start, against=end),
     )
 
 
 def check_metrics(names: Sequence[str], available: Mapping[str, Metric]) -> None:
-    """Raises InputError for a metric that does not exist."""
+    """Refuse metrics that cannot be matched.
+
+    Raises:
+        InputError: a metric does not exist.
+    """
     for name in names:
         if name not in available and name not in OWN:
             raise InputError(f"the metric {name!r} does not exist{nearest(name, [*OWN, *available])}")
@@ -148,75 +157,91 @@ def check_metrics(names: Sequence[str], available: Mapping[str, Metric]) -> None
 def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = ()) -> list[Equivalent]:
     """Every metric's matches from the cells of a finished ``matching_study``, scales outermost.
 
+    Args:
+        plan: made of the study.
+        out: its results folder.
+        channels: how many latent channels the model has.
+        metrics: what to match; ``video``, ``energy`` and the bench's choice where left out.
+
     Raises:
         InputError: a metric does not exist, or cells are missing.
     """
-    metrics = metrics or (WORLD_DEFAULTS if plan.of_the_world else VIDEO_DEFAULTS)
+    metrics = metrics or (VIDEO, ENERGY, *find_bench(plan.bench).matched)
     check_metrics(metrics, plan.metrics)
-    measured = results(plan, out)
+    # What was measured, by setting
+    means = {name: {key: by_prompt(v) for key, v in found.items()} for name, found in results(plan, out).items()}
     cells: dict[str, list[Cell]] = {}
     for cell in cells_of(plan, out):
         cells.setdefault(cell.setting, []).append(cell)
+    for name, own in cells.items():
+        means[name][ENERGY] = np.array([_energy(cell) for cell in own])
+    # The grid on the other channels
     grid = [name for name in plan.settings if name.startswith("to ")]
     scales = np.array([plan.settings[name]["cfg_scale"] for name in grid])
     to = plan.settings[grid[0]]["cfg_channels"]
-    energies = {name: np.array([_energy(cell) for cell in own]) for name, own in cells.items()}
+    # Each scale against the grid
     found = []
-    for name in plan.settings:
-        if name in grid:
-            continue
+    for name in (name for name in plan.settings if name not in grid):
         scale, chosen = plan.settings[name]["cfg_scale"], plan.settings[name]["cfg_channels"]
         near = thumb(scale, chosen, to, channels)
         for metric in metrics:
             if metric == VIDEO:
                 own = np.stack([cell.frames() for cell in cells[name]]) / 255.0
-                distances = [_distance(own, cells[other]) for other in grid]
-                match = nearest_scale(scales, np.stack(distances))
+                match = nearest_scale(scales, np.stack([_distance(own, cells[other]) for other in grid]))
             else:
-                values = energies if metric == ENERGY else {k: by_prompt(v[metric]) for k, v in measured.items()}
-                match = crossing_scale(scales, np.stack([values[k] for k in grid]), values[name], near)
+                match = crossing_scale(scales, np.stack([means[k][metric] for k in grid]), means[name][metric], near)
             found.append(Equivalent(metric, scale, chosen, to, match))
     return found
 
 
 def _energy(cell: Cell) -> float:
-    """Of what guidance added to the prediction, from the cell's trace."""
+    """The energy that guidance added to the cell's predictions."""
     with np.load(cell.folder / "trace.npz") as trace:
         return added_energy(trace)
 
 
 def _distance(own: np.ndarray, others: Sequence[Cell]) -> np.ndarray:
-    """(P,), RMS over pixels between clips (P, T, H, W, 3) and those of cells."""
+    """RMS distance (P,) of pixels between clips (P, T, H, W, 3) in [0, 1] and those of P cells."""
     return np.array([math.sqrt(np.mean((a - cell.frames() / 255.0) ** 2)) for a, cell in zip(own, others, strict=True)])
 
 
 def _resamples(prompts: int) -> np.ndarray:
-    """How often each prompt is drawn, over the number of prompts: (R, P), the sample itself first."""
+    """Weights (R, P) of the prompts in each resample, which sum to 1; the first row is the sample itself."""
     counts = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
     return np.concatenate([np.ones((1, prompts)), counts]) / prompts
 
 
 def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray, near: float) -> Match:
-    """Where the mean of values (S, P) over scales (S,), taken as linear between them, crosses that of reference (P,).
+    """Where a metric's mean over scales crosses that of a reference.
 
-    Of several crossings it is the one nearest to ``near``. The band holds the scales around it at which zero lies in
-    the 95% interval of the difference. Prompts with an undefined value are left out.
+    Args:
+        scales: (S,), increasing.
+        values: (S, P), of each prompt at each scale; the mean is taken as linear between the scales.
+        reference: (P,).
+        near: of several crossings, the one nearest to this scale is taken.
+
+    Returns:
+        The crossing. Its band holds the scales around it at which the 95% interval of the difference contains 0.
+        Prompts with an undefined value are left out.
     """
     defined = np.isfinite(values).all(0) & np.isfinite(reference)
     count = int(defined.sum())
     if count < 2:
         return Match(math.nan, math.nan, math.nan, math.nan, count)
+    # The difference from the reference, on a fine grid: its mean, and its interval over resampled prompts
     level = float(reference[defined].mean())
     excess = _resamples(count) @ (values - reference)[:, defined].T  # (R, S)
     fine = np.unique(np.concatenate([scales, np.linspace(scales[0], scales[-1], 1000)]))
     mean = np.interp(fine, scales, excess[0])
     low, high = (np.interp(fine, scales, np.percentile(excess[1:], q, axis=0)) for q in (2.5, 97.5))
+    # Crossings, and scales at which the difference is significant
     roots = np.flatnonzero((mean == 0) | (mean * np.append(mean[1:], mean[-1]) < 0))
     apart = np.flatnonzero((low > 0) | (high < 0))
     if not len(roots):
         if len(apart):
             return Match(math.nan, math.nan, math.nan, level, count)
         return Match(float(fine[np.abs(mean).argmin()]), -math.inf, math.inf, level, count)
+    # The band ends at the nearest scale on each side at which it is
     root = roots[np.abs(fine[roots] - near).argmin()]
     below, above = apart[apart < root], apart[apart > root]
     return Match(
@@ -229,10 +254,14 @@ def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray
 
 
 def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
-    """The scale of the grid at which the mean square of distances (S, P) is least.
+    """The scale of the grid at which the mean squared distance is least.
 
-    Distances saturate where samples part ways, so that nothing is known between the grid's scales: the band reaches to
-    the neighbours of those that resampled prompts choose, and is open at the grid's ends.
+    Distances saturate where samples part ways, so nothing is known between the scales of the grid: the band reaches to
+    the neighbours of the scales that resampled prompts choose, and is open at the ends of the grid.
+
+    Args:
+        scales: (S,), increasing.
+        distances: (S, P), of each prompt at each scale.
     """
     means = _resamples(distances.shape[1]) @ (distances**2).T  # (R, S)
     chosen = means.argmin(1)
@@ -249,9 +278,7 @@ def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
 
 def write_matches(found: Sequence[Equivalent], channels: int, out: Path) -> list[Path]:
     """equivalence.csv, a row a match; and equivalence.png, the curves with their bands and the rule of thumb."""
-    from matplotlib.figure import Figure
-
-    table, picture = out / "equivalence.csv", out / "equivalence.png"
+    table = out / "equivalence.csv"
     with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         asked = ("metric", "cfg_scale", "cfg_channels", "to")
@@ -259,44 +286,39 @@ def write_matches(found: Sequence[Equivalent], channels: int, out: Path) -> list
         for row in found:
             rule = thumb(row.cfg_scale, row.cfg_channels, row.to, channels)
             writer.writerow([*(getattr(row, name) for name in asked), *asdict(row.match).values(), rule])
-    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    return [table, _draw(found, channels, out / "equivalence.png")]
+
+
+def _draw(found: Sequence[Equivalent], channels: int, path: Path) -> Path:
+    """The equivalent scale over the scale, a line a metric."""
+    figure = require("matplotlib.figure", "drawing", "study").Figure(figsize=(5.6, 4.4), layout="constrained")
     axis = figure.add_subplot()
     first = found[0]
     ends = np.array([1.0, max(row.cfg_scale for row in found)])
-    axis.plot(
-        ends,
-        [thumb(s, first.cfg_channels, first.to, channels) for s in ends],
-        "k--",
-        linewidth=1,
-        label="as much in sum",
-    )
+    # The two simple guesses
+    rule = [thumb(s, first.cfg_channels, first.to, channels) for s in ends]
+    axis.plot(ends, rule, "k--", linewidth=1, label="the same sum over channels")
     axis.plot(ends, ends, "k:", linewidth=1, label="the same scale")
+    # What was found, metrics side by side
     for number, metric in enumerate(dict.fromkeys(row.metric for row in found)):
         rows = [row for row in found if row.metric == metric and math.isfinite(row.match.scale)]
         rows = [row for row in rows if math.isfinite(row.match.low) or math.isfinite(row.match.high)]
         if not rows:
             continue
-        x = np.array([row.cfg_scale for row in rows]) + 0.01 * number * (ends[1] - 1)  # side by side
+        x = np.array([row.cfg_scale for row in rows]) + 0.01 * number * (ends[1] - 1)
         y = np.array([row.match.scale for row in rows])
         band = np.array([[row.match.scale - row.match.low, row.match.high - row.match.scale] for row in rows]).T
         axis.errorbar(
-            x,
-            y,
-            band.clip(0, 2 * ends[1]),
-            fmt="o-",
-            markersize=4,
-            linewidth=1,
-            capsize=2,
-            label=metric,
+            x, y, band.clip(0, 2 * ends[1]), fmt="o-", markersize=4, linewidth=1, capsize=2, label=metric,
             color=f"C{number}",
-        )
-    axis.set_ylim(1, 1 + 2.7 * (thumb(ends[1], first.cfg_channels, first.to, channels) - 1))
+        )  # fmt: skip
+    axis.set_ylim(1, 1 + 2.7 * (rule[1] - 1))
     axis.set(
         xlabel=f"scale on channels {first.cfg_channels}",
         ylabel=f"equivalent scale on channels {first.to}",
         title="Equivalent guidance, with 95% bands",
     )
     axis.legend(fontsize=8)
-    with atomic_path(picture) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
-    return [table, picture]
+    return path

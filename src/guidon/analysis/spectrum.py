@@ -1,7 +1,7 @@
-"""The spectrometer: what guidance does in each latent channel, when, in which frames, and what of it the eye can see.
+"""The spectrometer: what guidance does in each latent channel, step and frame, and how much of it the decoder shows.
 
-Energy and direction are read off a trace of sampling. Influence asks the decoder: latents are moved a little along what
-guidance adds to one channel at one step, and the change of the decoded video is measured.
+Energy and direction are read from a trace of sampling. Influence is measured with the decoder: latents are moved a
+little along what guidance adds to one channel at one step, and the change of the decoded video is measured.
 """
 
 from __future__ import annotations
@@ -9,67 +9,69 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.atomic import atomic_path
-from ..core.errors import InputError
-from ..guidance import ChannelScale, GuidanceTrace
-from ..pipeline import OnStep, Pipeline
+from ..core.broadcasting import per_sample
+from ..core.errors import InputError, setting
+from ..core.extras import require
+from ..core.progress import OnStep
+from ..guidance import GuidanceTrace
+from ..pipeline import Pipeline
+from ..request import Choices
 
 ASPECTS = {
-    "luminance": "of brightness, Rec. 709",
-    "chroma": "of the two colour differences, hue and saturation together",
-    "structure": "of the brightness gradient over space: edges",
-    "motion": "of the brightness difference of consecutive frames",
+    "luminance": "change of brightness, Rec. 709",
+    "chroma": "change of the two colour differences, hue and saturation together",
+    "structure": "change of the brightness gradient over space: edges",
+    "motion": "change of the brightness difference of consecutive frames",
 }
-NUDGE = 0.05  # RMS by which a channel is moved for the finite differences; latents have an RMS of about 1
+NUDGE = 0.05  # RMS of the finite differences in a channel; latents have an RMS of about 1
 LUMA = (0.2126, 0.7152, 0.0722)  # Rec. ITU-R BT.709
 Decode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What guidance did to P prompts at S guided steps in C channels and T frames (1 of an image).
-
-    Attributes:
-        prompts: of the rows.
-        timestep: (S,), original timesteps, falling.
-        scale: (S, C), the guidance scale in effect.
-        difference: (P, S, C, T), the norm of cond - uncond in the network's own parameterisation.
-        cosine: (P, S, C, T), cos(cond - uncond, cond).
-        looked_at: (K,), which of the S steps influence was measured at.
-        moved: (P, K, C), the RMS by which one more unit of scale moves the channel's x_0.
-        gain: (P, K, C, A), the change of each of ``ASPECTS`` in the decoded video, RMS over pixels of intensities in
-            [0, 1] after clipping, per unit RMS of the channel in the direction that guidance moves it; 0 where it does
-            not move, NaN for the motion of an image.
-    """
+    """What guidance did to P prompts at S guided steps in C channels and T frames (an image has one)."""
 
     prompts: tuple[str, ...]
     timestep: np.ndarray
+    """(S,), original timesteps, falling."""
     scale: np.ndarray
+    """(S, C), the guidance scale in effect."""
     difference: np.ndarray
+    """(P, S, C, T), the norm of cond - uncond in the network's own parameterisation."""
     cosine: np.ndarray
+    """(P, S, C, T), cos(cond - uncond, cond)."""
     looked_at: np.ndarray
+    """(K,), the indices of the steps at which influence was measured."""
     moved: np.ndarray
+    """(P, K, C), the RMS by which one more unit of scale moves the channel's x_0."""
     gain: np.ndarray
+    """(P, K, C, A), the change of each of ``ASPECTS`` in the decoded video per unit RMS of the channel.
+
+    RMS over pixels of intensities in [0, 1] after clipping, in the direction that guidance moves the channel. 0 where
+    it does not move it; NaN for the motion of an image.
+    """
 
     @property
     def influence(self) -> np.ndarray:
-        """(P, K, C, A): how far one more unit of scale on a channel moves the video, were the step the last."""
+        """(P, K, C, A): how far one more unit of scale on a channel would move the video if the step were the last."""
         return self.gain * self.moved[..., None]
 
     @property
     def energy_share(self) -> np.ndarray:
-        """(C,): each channel's share of the summed squared difference, the mean over prompts."""
+        """(C,): each channel's share of the summed squared difference, averaged over prompts."""
         energy = (self.difference**2).sum((1, 3))
         return (energy / energy.sum(1, keepdims=True)).mean(0)
 
     def table(self) -> str:
-        """Markdown, a row a channel: share of energy, mean cosine, and influence on each aspect in 1/1000."""
+        """Markdown with a row a channel: share of energy, mean cosine, and influence on each aspect in 1/1000."""
         lines = [
             "| channel | energy | cosine with cond | " + " | ".join(ASPECTS) + " |",
             "|---" * (3 + len(ASPECTS)) + "|",
@@ -92,45 +94,46 @@ class Spectrum:
 
 
 def spectrum(
-    pipe: Pipeline,
-    prompts: Sequence[str],
-    *,
-    looks: int = 8,
-    on_step: OnStep | None = None,
-    **choices: Any,
+    pipe: Pipeline, prompts: Sequence[str], *, looks: int = 8, on_step: OnStep | None = None, **choices: Unpack[Choices]
 ) -> Spectrum:
-    """Sample the prompts once each, and take guidance apart.
+    """Sample the prompts once each, and split guidance by channel, step and frame.
 
     Args:
         pipe: any model.
         prompts: what to show.
         looks: at how many steps, evenly spread, influence is measured; each costs two decoded clips a channel.
         on_step: called as ``on_step(done, total)`` after every denoising step.
-        choices: of ``Generation``: seed, steps, sampler, cfg_scale, cfg_channels and so on. All channels are measured,
-            whichever are guided.
+        choices: the settings; see ``guidon.request.Choices``. All channels are measured, whichever are guided.
 
     Raises:
-        InputError: a choice is not valid, or the setting guides nothing.
+        InputError: a choice is not valid, or no step is guided.
     """
     if looks < 1:
-        raise InputError(f"influence is looked at in {looks} steps: give at least 1")
-    generation = pipe.plan(tuple(prompts), **choices)
-    if ChannelScale.parse(generation.cfg_scale, generation.cfg_channels, channels=pipe.channels).is_identity:
-        raise InputError("scale 1 guides nothing, so that there is nothing to take apart: give another --cfg-scale")
+        raise InputError(f"{setting('looks')} is {looks}: give at least 1 step at which influence is measured")
+    # Sample with a trace
+    request = pipe.plan(tuple(prompts), **choices)
+    if request.guidance.on(pipe.channels).is_identity:
+        raise InputError(f"scale 1 guides nothing, so there is nothing to measure: give another {setting('cfg_scale')}")
     trace = GuidanceTrace(keep_x0=True)
-    pipe.generate(generation, batch_size=len(generation.prompts), trace=trace, on_step=on_step)
+    pipe.generate(request, batch_size=len(request.prompts), trace=trace, on_step=on_step)
     if not len(trace):
-        raise InputError(f"guidance was on at none of the steps ({generation.timing}): guide at more of them")
+        raise InputError(
+            f"guidance was on at none of the steps ({request.guidance.timing.text}): guide at more of them"
+        )
     arrays = trace.as_arrays(by_frame=True)
+    # Ask the decoder at some of the steps
     looked_at = np.unique(np.linspace(0, len(trace) - 1, looks).round().astype(int))
     cond, uncond = (branch.transpose(0, 1)[:, looked_at] for branch in trace.x0)  # (P, K, C, ...)
     with pipe.model.vae.in_use() as vae:
-        decode: Decode = lambda latents: vae.decode(latents.to(pipe.device)).float().cpu()  # noqa: E731
+
+        def decode(latents: Tensor) -> Tensor:
+            return vae.decode(latents.to(pipe.device)).float().cpu()
+
         found = [
             [gains(decode, c, c - u) for c, u in zip(*pair, strict=True)] for pair in zip(cond, uncond, strict=True)
         ]
     return Spectrum(
-        prompts=generation.prompts,
+        prompts=request.prompts,
         timestep=arrays["timestep"],
         scale=arrays["scale"],
         difference=arrays["difference"],
@@ -142,27 +145,30 @@ def spectrum(
 
 
 def gains(decode: Decode, x0: Tensor, direction: Tensor) -> np.ndarray:
-    """(C, A): how far the decoded video moves per unit RMS of each channel along a direction, by central differences.
+    """How far the decoded video moves per unit RMS of each channel along a direction, by central differences.
 
     Args:
         decode: latents (B, C, ...) to video (B, 3, T, H, W) or images (B, 3, H, W) in [-1, 1].
-        x0: latents (C, ...) around which it is asked.
-        direction: (C, ...), of which each channel is taken alone, at an RMS of ``NUDGE``.
+        x0: latents (C, ...), the centre of the differences.
+        direction: (C, ...). Each channel is moved alone, along its part of the direction, at an RMS of ``NUDGE``.
+
+    Returns:
+        (C, A), for each of ``ASPECTS``.
     """
     channels = len(x0)
     size = direction.flatten(1).square().mean(1).sqrt()
-    unit = direction / size.clamp_min(1e-12).view(-1, *[1] * (x0.ndim - 1))
+    unit = direction / per_sample(size.clamp_min(1e-12), direction)
     steps = torch.zeros(channels, *x0.shape)
     for channel in range(channels):
         steps[channel, channel] = NUDGE * unit[channel]
     plus, minus = decode(torch.cat([x0 + steps, x0 - steps])).chunk(2)
-    change = (plus - minus) / 2 / (2 * NUDGE)  # of intensities in [0, 1], which are half as wide as the decoder's
+    change = (plus - minus) / 2 / (2 * NUDGE)  # intensities in [0, 1]: half the range of the decoder's
     change = change if change.ndim == 5 else change[:, :, None]
     return _aspects(change).numpy()
 
 
 def _aspects(change: Tensor) -> Tensor:
-    """(B, A), the RMS of a change of RGB (B, 3, T, H, W) in each of ``ASPECTS``."""
+    """The RMS of a change of RGB (B, 3, T, H, W) in each of ``ASPECTS``: (B, A)."""
     luma = torch.einsum("bcthw,c->bthw", change, torch.tensor(LUMA))
     blue, red = (change[:, 2] - luma) / 1.8556, (change[:, 0] - luma) / 1.5748  # Cb and Cr of Rec. 709
     edges = luma.diff(dim=2).square().flatten(1).mean(1) + luma.diff(dim=3).square().flatten(1).mean(1)
@@ -173,33 +179,18 @@ def _aspects(change: Tensor) -> Tensor:
 
 
 def _draw(found: Spectrum, path: Path) -> Path:
-    """Energy over channel x step and channel x frame, the cosine, and influence over the looked-at steps."""
-    from matplotlib.figure import Figure
-
-    channels = found.difference.shape[2]
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    """Energy over channel x step and channel x frame, the cosine, and influence over the measured steps."""
+    channels = range(found.difference.shape[2])
+    figure = require("matplotlib.figure", "drawing", "study").Figure(figsize=(11, 5.6), layout="constrained")
     axes = figure.subplots(2, 4)
-    steps = [f"{t:.0f}" for t in found.timestep]
-    maps = (
-        ("energy: mean norm of cond - uncond", (found.difference**2).sum(3).mean(0).T ** 0.5, "timestep", "viridis"),
-        ("energy of each frame", (found.difference**2).mean((0, 1)) ** 0.5, "frame", "viridis"),
-        ("cosine of cond - uncond with cond", found.cosine.mean((0, 3)).T, "timestep", "RdBu_r"),
-    )
-    for axis, (title, values, across, colours) in zip(axes[0], maps, strict=False):
-        limit = float(np.abs(values).max())
-        shown = axis.imshow(
-            values, aspect="auto", cmap=colours, vmin=-limit if colours == "RdBu_r" else 0, vmax=limit or 1
-        )
-        axis.set(title=title, xlabel=across, ylabel="latent channel", yticks=range(channels))
-        if across == "timestep":
-            ticks = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
-            axis.set_xticks(ticks, [steps[k] for k in ticks])
-        figure.colorbar(shown, ax=axis)
-    axes[0][3].bar(range(channels), 100 * found.energy_share, color=[f"C{c}" for c in range(channels)])
-    axes[0][3].set(title="share of energy, %", xlabel="latent channel", xticks=range(channels))
+    _draw_maps(found, figure, axes[0])
+    # Share of energy
+    axes[0][3].bar(channels, 100 * found.energy_share, color=[f"C{c}" for c in channels])
+    axes[0][3].set(title="share of energy, %", xlabel="latent channel", xticks=channels)
+    # Influence, an aspect a panel
     influence = found.influence.mean(0)  # (K, C, A)
     for number, (axis, aspect) in enumerate(zip(axes[1], ASPECTS, strict=True)):
-        for channel in range(channels):
+        for channel in channels:
             axis.plot(found.timestep[found.looked_at], influence[:, channel, number], marker=".", label=str(channel))
         axis.set(title=f"influence on {aspect}", xlabel="timestep")
         axis.invert_xaxis()
@@ -214,3 +205,22 @@ def _draw(found: Spectrum, path: Path) -> Path:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     return path
+
+
+def _draw_maps(found: Spectrum, figure: Any, axes: Any) -> None:
+    """Energy by step and by frame, and the cosine, as colours on the axes of a matplotlib figure."""
+    steps = [f"{t:.0f}" for t in found.timestep]
+    maps = (
+        ("energy: mean norm of cond - uncond", (found.difference**2).sum(3).mean(0).T ** 0.5, "timestep", "viridis"),
+        ("energy of each frame", (found.difference**2).mean((0, 1)) ** 0.5, "frame", "viridis"),
+        ("cosine of cond - uncond with cond", found.cosine.mean((0, 3)).T, "timestep", "RdBu_r"),
+    )
+    for axis, (title, values, across, colours) in zip(axes, maps, strict=False):
+        limit = float(np.abs(values).max())
+        low = -limit if colours == "RdBu_r" else 0
+        shown = axis.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=limit or 1)
+        axis.set(title=title, xlabel=across, ylabel="latent channel", yticks=range(len(values)))
+        if across == "timestep":
+            ticks = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
+            axis.set_xticks(ticks, [steps[k] for k in ticks])
+        figure.colorbar(shown, ax=axis)

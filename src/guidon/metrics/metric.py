@@ -30,11 +30,11 @@ class Metric:
     kind: Literal["alignment", "temporal", "quality"]
     unit: str
     range: tuple[float, float]
-    # the direction in which the metric improves; None for a metric that only describes
     better: Literal["higher", "lower"] | None
+    """The direction in which the metric improves; None for a metric that only describes."""
     meaning: str
-    # when the value is NaN
     undefined: str = "never"
+    """When the value is NaN."""
 
     @property
     def counts_undefined(self) -> bool:
@@ -55,24 +55,24 @@ class Examples:
     """Captioned clips that a bench makes by itself, with exact frames: clip ``index`` of a split and a seed."""
 
     splits: tuple[str, ...]
-    # the split that is taken where none is named
     default_split: str
-    # (split, seed, index) -> caption
+    """The split that is taken where none is named."""
     caption: Callable[[str, int, int], str]
-    # (split, seed, index) -> float32 RGB in [0, 1], (time, height, width, 3)
+    """(split, seed, index) -> caption."""
     frames: Callable[[str, int, int], np.ndarray]
-    # (split, seed, index, uint8 samples (S, T, H, W, 3) of its caption) -> what the samples tell together, by name
+    """(split, seed, index) -> float32 RGB in [0, 1], (time, height, width, 3)."""
     over_seeds: Callable[[str, int, int, np.ndarray], dict[str, float]]
+    """(split, seed, index, uint8 samples (S, T, H, W, 3) of its caption) -> what the samples tell together, by name."""
 
 
 @dataclass(frozen=True)
 class Goal:
     """What tuning of guidance scales aims at."""
 
-    # the metric that must not fall
     keep: str
-    # name -> its values (N,) from those of all metrics; each is to be lowered
+    """The metric that must not fall."""
     lower: Mapping[str, Callable[[Values], np.ndarray]]
+    """name -> its values (N,) from those of all metrics; each is to be lowered."""
 
 
 def any_prompt(prompt: str) -> None:
@@ -85,24 +85,24 @@ class Bench:
 
     name: str
     metrics: Mapping[str, Metric]
-    # uint8 clips (N, T, H, W, 3) and their N captions -> (N,) for every metric; InputError for clips of another form
     measure: Callable[[np.ndarray, Sequence[str]], Values]
-    # metrics that tables show, in order
+    """(uint8 clips (N, T, H, W, 3), their N captions) -> (N,) for every metric; clips of another form are refused."""
     shown: tuple[str, ...]
-    # the metric of a study's primary contrast where the user names none
+    """Metrics that tables show, in order."""
     primary: str
-    # metrics that `guidon match` compares where the user names none
+    """The metric of a study's primary contrast where the user names none."""
     matched: tuple[str, ...]
-    # pairs of metrics whose trade-off a report plots
+    """Metrics that `guidon match` compares where the user names none."""
     fronts: tuple[tuple[str, str], ...] = ()
-    # metrics that a training run logs of the models it exports
+    """Pairs of metrics whose trade-off a report plots."""
     watched: tuple[str, ...] = ()
-    # raises InputError for a prompt that the bench cannot measure
+    """Metrics that a training run logs of the models it exports."""
     check_prompt: Callable[[str], None] = any_prompt
-    # captions with exact truth; None where the user must bring prompts
+    """Raises InputError for a prompt that the bench cannot measure."""
     examples: Examples | None = None
-    # None where scales cannot be tuned
+    """Captions with exact truth; None where the user must bring prompts."""
     goal: Goal | None = None
+    """None where scales cannot be tuned."""
 
     def find_metric(self, name: str) -> Metric:
         """The metric of that name; InputError with the nearest one where there is none."""

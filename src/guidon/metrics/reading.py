@@ -21,13 +21,20 @@ IN_FRAME[1] = 1
 class Reading:
     """What N clips of T frames show; NaN in frames that show no object."""
 
-    background: np.ndarray  # (N, T, 3), the median colour of each frame
-    objects: np.ndarray  # (N, T), how many connected regions of at least SMALLEST px differ from the background
-    colour: np.ndarray  # (N, T, 3), the median colour of the largest object's core
-    centroid: np.ndarray  # (N, T, 2), x and y in px, weighted by coverage
-    area: np.ndarray  # (N, T), px, the sum of coverage
-    likeness: np.ndarray  # (N, T, shapes), soft IoU with each of ``world.SHAPES`` at the same centroid and area
-    clipped: np.ndarray  # (N,), the fraction of values that are exactly 0 or 1
+    background: np.ndarray
+    """(N, T, 3), the median colour of each frame."""
+    objects: np.ndarray
+    """(N, T), how many connected regions of at least SMALLEST px differ from the background."""
+    colour: np.ndarray
+    """(N, T, 3), the median colour of the largest object's core."""
+    centroid: np.ndarray
+    """(N, T, 2), x and y in px, weighted by coverage."""
+    area: np.ndarray
+    """(N, T), px, the sum of coverage."""
+    likeness: np.ndarray
+    """(N, T, shapes), soft IoU with each of ``world.SHAPES`` at the same centroid and area."""
+    clipped: np.ndarray
+    """(N,), the fraction of values that are exactly 0 or 1."""
 
     @property
     def visible(self) -> np.ndarray:

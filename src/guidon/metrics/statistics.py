@@ -31,8 +31,8 @@ class Interval:
     value: float
     low: float
     high: float
-    # what is unusual about the interval; empty where nothing is
     note: str = ""
+    """What is unusual about the interval; empty where nothing is."""
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
@@ -42,20 +42,20 @@ class Interval:
 class Comparison:
     """Two settings on the same prompts and noise: b minus a."""
 
-    # mean difference in the metric's unit, with its BCa interval
     difference: Interval
-    # two-sided paired permutation test (sign flips) of the mean difference
+    """Mean difference in the metric's unit, with its BCa interval."""
     p: float
-    # mean difference over its standard deviation; NaN where nothing varies
+    """Two-sided paired permutation test (sign flips) of the mean difference."""
     d_z: float
-    # share of prompts on which b is better, ties counted half, with its interval
+    """Mean difference over its standard deviation; NaN where nothing varies."""
     improves: Interval
-    # prompts that were compared
+    """Share of prompts on which b is better, ties counted half, with its interval."""
     pairs: int
-    # prompts with an undefined value on either side
+    """Prompts that were compared."""
     undefined: int
-    # the smallest d_z that this many pairs detect with 80% power at p = 0.05
+    """Prompts with an undefined value on either side."""
     visible: float
+    """The smallest d_z that this many pairs detect with 80% power at p = 0.05."""
 
 
 def by_prompt(values: np.ndarray) -> np.ndarray:

@@ -99,9 +99,12 @@ class Motion:
     All values are NaN where fewer than ``BRIEFEST`` frames show it.
     """
 
-    start: np.ndarray  # (N, 2), px, the place at the first frame
-    velocity: np.ndarray  # (N, 2), px per frame
-    residual: np.ndarray  # (N,), px, RMS distance of the centroids from the line
+    start: np.ndarray
+    """(N, 2), px, the place at the first frame."""
+    velocity: np.ndarray
+    """(N, 2), px per frame."""
+    residual: np.ndarray
+    """(N,), px, RMS distance of the centroids from the line."""
 
     @classmethod
     def fit(cls, reading: Reading) -> Motion:

@@ -1,49 +1,53 @@
-"""What a study will do, decided and hashed before it starts: settings x prompts x seeds, and one primary contrast."""
+"""A study file, and the frozen plan that is made of it: settings x prompts x seeds, and one primary contrast.
+
+A plan holds everything that decides the results, and its hash names them. Making a plan samples nothing: the scales
+that ``energy_of`` asks for are solved at the start of the run (``guidon.studies.energy``).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from .. import world
-from ..analysis.evaluate import WORLD_SEED, of_the_world
 from ..core.errors import InputError, nearest
+from ..core.hashing import hash_settings
 from ..core.settings import Settings, read_mapping, validated
-from ..guidance import ChannelScale, GuidanceTrace, added_energy
+from ..metrics.bench import find_bench
+from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Metric
 from ..metrics.statistics import pairs_needed, smallest_effect
-from ..metrics.video import VIDEO_METRICS
-from ..metrics.world import METRICS, Metric
+from ..models.model import Sources
 from ..pipeline import Pipeline
-from ..request import Generation
+from ..request import Choices, Request
 
-TUNING_SEED = WORLD_SEED + 1000  # of prompts on which scales are matched; results are reported on others
-ENERGY_STEPS = 20
+FIRST_FORMAT = "guidon study 1"  # it tells the bench by "of_the_world", and holds solved scales
+ANY_SCALE = 2.0  # in the place of a scale that is not solved yet, where its value does not matter
 Channels = int | str | tuple[int, ...]
-Text = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int) else given)]  # a class
+Text = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int) else given)]
+"""A prompt; the number of a class is read as text."""
 
 
 class Arm(Settings):
-    """A setting, or with ``grid`` every combination of the lists in it; the study or the preset says what is left out.
-
-    ``energy_of`` names another arm and takes cfg_scale's place: the scale is chosen at which both change the prediction
-    by the same energy, sum over guided channels of ((s - 1) ||cond - uncond||)^2, as measured on tuning prompts.
-    """
+    """A setting of a study, or with ``grid`` several. What it leaves out is the study's, or else the model's own."""
 
     name: str | None = None
+    """Settings without a name are called by their choices."""
     cfg_scale: float | tuple[float, ...] | None = None
     energy_of: str | None = None
+    """In place of cfg_scale: the name of a setting whose change of the prediction this one matches.
+
+    The scale is chosen at which both add the same energy, the sum over guided channels of
+    ((s - 1) ||cond - uncond||)^2, on tuning prompts.
+    """
     cfg_channels: Channels | None = None
     rotation: int | None = None
+    """Seed of a random rotation of the latent channels, of which cfg_channels then chooses: a control."""
     guidance: str | None = None
     timing: str | None = None
     sampler: str | None = None
@@ -51,44 +55,41 @@ class Arm(Settings):
     eta: float | None = None
     negative_prompt: str | None = None
     grid: dict[str, list[Any]] | None = None
+    """Keys of a setting, each with a list of values: every combination of them is a setting."""
 
 
 class Contrast(Settings):
-    """The one comparison that the study is for: is ``against`` another than ``baseline`` in ``metric``?"""
+    """The one comparison that the study is for: does ``against`` differ from ``baseline`` in ``metric``?"""
 
     metric: str
     baseline: str
     against: str
 
 
-class Sources(Settings):
-    """Where the parts of a model are that the package does not hold; options of ``guidon.load``."""
-
-    checkpoint: Path | None = None
-    text_encoder: Path | None = None
-    vae: Path | None = None
-    features: Path | None = None
-    text_dtype: str = "fp32"
-    offload: str | None = None
-
-
 class Study(Settings):
-    """STUDY.yaml. ``prompts`` is a number of captions of a split of the world, or the prompts themselves: texts, or the
-    classes of a class-conditional model. The noise of prompt k is of seed ``seed + k``.
-    """
+    """The content of a STUDY.yaml."""
 
     title: str = ""
     model: str = "guidon-small"
+    """A preset, or a folder of weights."""
     sources: Sources = Sources()
-    split: Literal["L0", "L1", "L2", "L3"] = "L0"
+    """Where the parts of the model are that the package does not hold."""
+    split: str | None = None
+    """The split of the bench's captions that ``prompts`` counts; None for its default one."""
     prompts: PositiveInt | Annotated[tuple[Text, ...], Field(min_length=1)]
+    """How many captions of the bench; or the prompts themselves, as texts or the numbers of classes."""
     tuning_prompts: PositiveInt = 8
+    """How many prompts scales are solved on, where a setting gives energy_of."""
     seeds: PositiveInt = 1
+    """Samples of each prompt."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """The noise of prompt k has the seed ``seed + k``."""
     sampler: str | None = None
+    """Of all settings that name no other; so are steps and timing."""
     steps: PositiveInt | None = None
     timing: str | None = None
     block: PositiveInt = 16
+    """Clips that are denoised together."""
     settings: Annotated[tuple[Arm, ...], Field(min_length=1)]
     primary: Contrast
 
@@ -98,140 +99,230 @@ def load_study(path: Path) -> Study:
     return validated(Study, read_mapping(path), str(path))
 
 
-def arms(study: Study) -> dict[str, dict[str, Any]]:
-    """Every setting by its name, grids expanded: the choices that differ from the preset's.
+def arms(study: Study) -> dict[str, Arm]:
+    """Every setting by its name, grids expanded.
 
     Raises:
         InputError: an empty grid, an unknown key in one, or two settings of one name.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Arm] = {}
     for arm in study.settings:
-        common = arm.model_dump(exclude={"grid", "name"}, exclude_none=True)
-        grid = arm.grid if arm.grid is not None else {}
-        for key, values in grid.items():
-            if key not in Arm.model_fields or key in ("name", "grid"):
-                raise InputError(f"the grid's {key!r} is not a setting{nearest(key, Arm.model_fields)}")
-            if not values:
-                raise InputError(f"the grid's {key} is empty: give at least one value")
-        if arm.grid is not None and not grid:
-            raise InputError("a grid is empty: name a setting and its values")
-        for values in itertools.product(*grid.values()):
-            chosen = common | dict(zip(grid, values, strict=True))
-            validated(Arm, chosen, "grid")
+        for chosen in _expanded(arm):
             label = _label(chosen)
-            name = f"{arm.name}: {label}" if arm.name and grid else arm.name or label
+            name = f"{arm.name}: {label}" if arm.name and arm.grid else arm.name or label
             if name in found:
                 raise InputError(f"two settings are called {name!r}: give them names, or leave one out")
             found[name] = chosen
     return found
 
 
-def _label(chosen: dict[str, Any]) -> str:
+def _expanded(arm: Arm) -> list[Arm]:
+    """The arm itself, or the arms of its grid."""
+    if arm.grid is None:
+        return [arm]
+    if not arm.grid:
+        raise InputError("a grid is empty: name a setting and its values")
+    for key, values in arm.grid.items():
+        if key not in Arm.model_fields or key in ("name", "grid"):
+            raise InputError(f"the grid's {key!r} is not a setting{nearest(key, Arm.model_fields)}")
+        if not values:
+            raise InputError(f"the grid's {key} is empty: give at least one value")
+    common = arm.model_dump(exclude={"grid", "name"}, exclude_none=True)
+    combinations = itertools.product(*arm.grid.values())
+    return [validated(Arm, common | dict(zip(arm.grid, values, strict=True)), "grid") for values in combinations]
+
+
+def _label(arm: Arm) -> str:
     """A name made of the choices themselves."""
-    if chosen.get("cfg_scale") == 1 and len(chosen) == 1:
+    chosen = arm.model_dump(exclude={"grid", "name"}, exclude_none=True)
+    if chosen == {"cfg_scale": 1}:
         return "no guidance"
     words = {"cfg_scale": "scale", "cfg_channels": "channels", "energy_of": "energy of", "negative_prompt": "negative"}
     parts = []
-    for key in (key for key in Arm.model_fields if key in chosen):
-        value = chosen[key]
-        text = ",".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else value
+    for key, value in chosen.items():
+        text = ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
         parts.append(f"{words.get(key, key)} {text:g}" if isinstance(text, float) else f"{words.get(key, key)} {text}")
     return ", ".join(parts) or "preset"
 
 
 class Plan(Settings):
-    """A frozen study. ``settings`` hold every choice of ``Generation`` but prompts and samples.
+    """A frozen study: nothing is left to defaults that may change."""
 
-    ``threads`` is of torch: sums split over another number of threads, on another kind of device or by another version
-    differ in their last bits.
-    """
-
-    format: Literal["guidon study 1"] = "guidon study 1"
+    format: Literal["guidon study 1", "guidon study 2"] = "guidon study 2"
     title: str
     model: str
     weights: dict[str, str]
-    of_the_world: bool
+    """The hash of each part of the model."""
+    bench: str
+    """The bench that measures its clips."""
     captions: tuple[str, ...]
+    tuning: tuple[str, ...] = ()
+    """The prompts on which scales are solved; empty where no setting gives energy_of."""
     seeds: PositiveInt
     block: PositiveInt
     threads: PositiveInt
+    """Of torch. With another number, on another kind of device or by another version of torch, last bits differ."""
     device: str
     torch: str
     settings: dict[str, dict[str, Any]]
+    """By name, every key of a request's JSON but prompts and samples; ``energy_of`` stands in for cfg_scale."""
     primary: Contrast
+    scales: dict[str, float] = Field(default_factory=dict[str, float], exclude=True)
+    """The solved scale of each setting that gives energy_of. They lie in scales.json and are not part of the hash."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_first_format(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("format") != FIRST_FORMAT or "of_the_world" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "of_the_world"}
+        return rest | {"bench": "world" if values["of_the_world"] else "video"}
 
     @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """What is measured: against exact truth where there is one, by the pixels alone elsewhere."""
-        return METRICS if self.of_the_world else VIDEO_METRICS
+    def content(self) -> dict[str, Any]:
+        """What plan.json holds, in the plan's own format."""
+        values = self.model_dump(mode="json")
+        if self.format == FIRST_FORMAT:
+            values["of_the_world"] = values.pop("bench") == "world"
+            del values["tuning"]
+        return values
 
     @property
     def hash(self) -> str:
         """SHA-256 of everything that decides the results."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return hash_settings(self.content)
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is measured."""
+        return find_bench(self.bench).metrics
 
     @property
     def cells(self) -> int:
+        """How many clips the study has."""
         return len(self.settings) * len(self.captions) * self.seeds
 
-    def generation(self, setting: str, prompts: slice) -> Generation:
-        """What is generated for a setting and some of the prompts."""
+    @property
+    def unsolved(self) -> list[str]:
+        """Settings whose scale must be solved before they can be sampled; each after the one that it matches."""
+        waiting = [name for name, own in self.settings.items() if "energy_of" in own and name not in self.scales]
+        return sorted(waiting, key=self._depth)
+
+    def _depth(self, name: str) -> int:
+        """How many scales must be solved before this one's."""
+        other = self.settings[name].get("energy_of")
+        return 0 if other is None else 1 + self._depth(other)
+
+    def with_scales(self, scales: Mapping[str, float]) -> Plan:
+        """The plan with these scales solved, beside those that it has."""
+        return self.model_copy(update={"scales": self.scales | dict(scales)})
+
+    def choices(self, setting: str) -> dict[str, Any]:
+        """The complete choices of a setting, as JSON.
+
+        Raises:
+            InputError: its scale is not solved yet.
+        """
         own = self.settings[setting]
-        chosen = {"prompts": self.captions[prompts], "samples": tuple(range(self.seeds))}
-        seed = {"seed": own["seed"] + prompts.indices(len(self.captions))[0]}
-        return validated(Generation, own | chosen | seed, setting)
+        if "energy_of" not in own:
+            return own
+        if setting not in self.scales:
+            raise InputError(f"the scale of {setting!r} is not solved yet: run `guidon study run` first")
+        return {key: value for key, value in own.items() if key != "energy_of"} | {"cfg_scale": self.scales[setting]}
+
+    def request(self, setting: str, prompts: slice) -> Request:
+        """What is generated for a setting and some of the prompts; raises as ``choices`` does."""
+        first = prompts.indices(len(self.captions))[0]
+        return make_request(self.choices(setting), self.captions[prompts], range(self.seeds), first, setting)
+
+    def differences(self, other: Plan) -> list[str]:
+        """The fields in which two plans ask for different results; empty where one may go on in the other's folder.
+
+        The formats may differ. A first format holds solved scales and no tuning prompts: these are taken as they are.
+        """
+        first = FIRST_FORMAT in (self.format, other.format)
+        left_out = {"format", "scales", "settings"} | ({"tuning"} if first else set())
+        fields = [name for name in Plan.model_fields if name not in left_out]
+        found = [name for name in fields if getattr(self, name) != getattr(other, name)]
+        same = list(self.settings) == list(other.settings) and all(
+            _same_setting(own, other.settings[name]) for name, own in self.settings.items()
+        )
+        return found if same else [*found, "settings"]
+
+
+def _same_setting(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two settings are the same, apart from a scale that one has solved and the other is still to solve."""
+    matched = {own["energy_of"] for own in (a, b) if "energy_of" in own}
+    if len(matched) > 1:
+        return False
+    scale = {"cfg_scale": ANY_SCALE} if matched else {}
+    pair = ({key: value for key, value in own.items() if key != "energy_of"} | scale for own in (a, b))
+    one, other = (make_request(own, ("",), (0,), 0, "settings") for own in pair)
+    return one == other
+
+
+def make_request(
+    choices: Mapping[str, Any], prompts: Sequence[str], samples: Sequence[int], first: int, source: str
+) -> Request:
+    """The request for prompts of which the first one has the number ``first`` in its study."""
+    own = {"prompts": tuple(prompts), "samples": tuple(samples), "seed": choices["seed"] + first}
+    return validated(Request, dict(choices) | own, source)
 
 
 def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Plan:
-    """Expand, validate and complete a study, so that nothing is left to defaults that may change.
+    """Expand, validate and complete a study.
 
-    ``threads`` are those that an interrupted run of it had; all of the machine's if left out.
+    Args:
+        study: the content of a study file.
+        pipe: its model, loaded.
+        threads: of torch; give those of the run that is resumed. None for all of the machine's.
 
     Raises:
-        InputError: a setting is not valid for the model, names that do not exist, or a model that is not of the world
-            with captions of the world.
+        InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
     """
-    worldly = of_the_world(pipe)
-    if isinstance(study.prompts, int):
-        if not worldly:
-            raise InputError(f"{study.model} does not make the world's videos: give prompts as a list of texts")
-        captions = tuple(world.clip(study.split, WORLD_SEED, index).caption for index in range(study.prompts))
-    else:
-        captions = study.prompts
-        repeated = [text for text in captions if captions.count(text) > 1]
-        if repeated:
-            raise InputError(f"the prompt {repeated[0]!r} is given twice: prompts are the unit, each counts once")
-        if worldly:
-            for text in captions:
-                try:
-                    world.read_caption(text)
-                except ValueError as error:
-                    raise InputError(str(error)) from None
-    chosen = arms(study)
-    _check_primary(study.primary, chosen, worldly)
-    shared: dict[str, Any] = study.model_dump(include={"sampler", "steps", "timing", "seed"})
-    shared["seed_per_prompt"] = True
-    complete: dict[str, dict[str, Any]] = {}
-    waiting = [name for name in chosen if "energy_of" in chosen[name]]
-    for name in [name for name in chosen if name not in waiting] + waiting:
-        choices = shared | chosen[name]
-        if name in waiting:
-            choices["cfg_scale"] = _same_energy(name, choices, complete, study, pipe, captions)
-        plan = pipe.plan(captions[:1], **{k: v for k, v in choices.items() if k != "energy_of"})
-        complete[name] = plan.model_dump(mode="json", exclude={"prompts", "samples"})
-    ordered = {name: complete[name] for name in chosen}
+    bench, chosen = find_bench(pipe.model.bench), arms(study)
+    captions, tuning = _prompts(study, bench)
+    _check_primary(study.primary, chosen, bench)
+    requests = {name: pipe.plan(captions[:1], **_choices(study, arm)) for name, arm in chosen.items()}
+    settings: dict[str, dict[str, Any]] = {}
+    for name, arm in chosen.items():
+        settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
+        if arm.energy_of is not None:
+            _check_energy(name, chosen, requests, pipe.channels)
+            del settings[name]["cfg_scale"]
+            settings[name]["energy_of"] = arm.energy_of
+    solves = any(arm.energy_of is not None for arm in chosen.values())
     return Plan(
-        title=study.title, model=study.model, weights=pipe.hashes, of_the_world=worldly, captions=captions,
-        seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1, device=pipe.device.type,
-        torch=torch.__version__, settings=ordered, primary=study.primary,
+        title=study.title, model=study.model, weights=pipe.hashes, bench=bench.name, captions=captions,
+        tuning=tuning if solves else (), seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
+        device=pipe.device.type, torch=torch.__version__, settings=settings, primary=study.primary,
     )  # fmt: skip
 
 
-def _check_primary(primary: Contrast, chosen: dict[str, Any], worldly: bool) -> None:
-    metrics = METRICS if worldly else VIDEO_METRICS
-    if primary.metric not in metrics:
-        raise InputError(f"primary: the metric {primary.metric!r} does not exist{nearest(primary.metric, metrics)}")
+def _choices(study: Study, arm: Arm) -> Choices:
+    """What an arm asks of the pipeline, and what the study asks for all of them."""
+    shared = study.model_dump(include={"sampler", "steps", "timing", "seed"}) | {"seed_per_prompt": True}
+    own = arm.model_dump(exclude={"name", "energy_of", "grid"}, exclude_none=True)
+    if arm.energy_of is not None:
+        own.setdefault("cfg_scale", ANY_SCALE)
+    return cast("Choices", shared | own)
+
+
+def _prompts(study: Study, bench: Bench) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The prompts that results are reported on, and those that scales are solved on."""
+    if isinstance(study.prompts, int):
+        captions = bench.captions(study.split, EVALUATION_SEED, study.prompts)
+        return captions, bench.captions(None, TUNING_SEED, study.tuning_prompts)
+    repeated = [text for text in study.prompts if study.prompts.count(text) > 1]
+    if repeated:
+        raise InputError(f"the prompt {repeated[0]!r} is given twice: prompts are the unit, each counts once")
+    for text in study.prompts:
+        bench.check_prompt(text)
+    return study.prompts, study.prompts[: study.tuning_prompts]
+
+
+def _check_primary(primary: Contrast, chosen: Mapping[str, Arm], bench: Bench) -> None:
+    bench.find_metric(primary.metric)
     for name in (primary.baseline, primary.against):
         if name not in chosen:
             raise InputError(f"primary: no setting is called {name!r}{nearest(name, chosen)}")
@@ -239,56 +330,54 @@ def _check_primary(primary: Contrast, chosen: dict[str, Any], worldly: bool) -> 
         raise InputError(f"primary: {primary.baseline!r} is compared with itself: name two settings")
 
 
-def _same_energy(
-    name: str,
-    choices: dict[str, Any],
-    complete: dict[str, Any],
-    study: Study,
-    pipe: Pipeline,
-    captions: tuple[str, ...],
-) -> float:
-    """The scale at which an arm changes the prediction by the energy of the arm that it names."""
-    if choices.get("cfg_scale") is not None:
+def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, Request], channels: int) -> None:
+    """Refuse an arm whose scale could not be solved."""
+    # Names: it must lead to a setting that has a scale.
+    seen = [name]
+    while (other := chosen[seen[-1]].energy_of) is not None:
+        if other not in chosen:
+            hint = nearest(other, chosen)
+            raise InputError(f"{seen[-1]!r} matches the energy of {other!r}, which is no setting{hint}")
+        if other in seen:
+            raise InputError(f"{name!r} matches its own energy: name a setting that has a cfg_scale")
+        seen.append(other)
+    if chosen[name].cfg_scale is not None:
         raise InputError(f"{name!r} gives cfg_scale and energy_of: choose one")
-    other = choices["energy_of"]
-    if other not in complete:
-        raise InputError(f"{name!r} matches the energy of {other!r}, which is no setting{nearest(other, complete)}")
-    if isinstance(study.prompts, int):
-        prompts = tuple(world.clip("L0", TUNING_SEED, index).caption for index in range(study.tuning_prompts))
-    else:
-        prompts = captions[: study.tuning_prompts]
-    energy = [0.0, 0.0]
-    for number, arm in enumerate((complete[other], choices | {"cfg_scale": 2.0})):
-        settings: dict[str, Any] = {k: v for k, v in arm.items() if v is not None and k not in ("model", "energy_of")}
-        settings["steps"] = ENERGY_STEPS
-        for start in range(0, len(prompts), study.block):
-            own = settings | {"seed": study.seed + start}
-            plan = pipe.plan(prompts[start : start + study.block], (0,), **own)
-            if ChannelScale.parse(plan.cfg_scale, plan.cfg_channels, channels=pipe.channels).is_identity:
-                raise InputError(f"{name!r} matches the energy of {other!r}, which guides nothing: name another")
-            if plan.guidance != "cfg":
-                raise InputError(f"{name!r} matches energies, which tell what plain cfg adds, not {plan.guidance}")
-            trace = GuidanceTrace()
-            pipe.generate(plan, batch_size=study.block, trace=trace)
-            energy[number] += added_energy(trace.as_arrays())
-    if not all(energy):
-        raise InputError(
-            f"{name!r} matches the energy of {other!r}, but its timing guides none of {ENERGY_STEPS} steps"
-        )
-    return round(1 + float(np.sqrt(energy[0] / energy[1])), 3)
+    # Guidance: both settings must add energy, and by the plain rule, whose energy the trace tells.
+    for guidance in (requests[seen[1]].guidance, requests[name].guidance):
+        if guidance.on(channels).is_identity:
+            raise InputError(f"{name!r} matches the energy of {seen[1]!r}, which guides nothing: name another")
+        if guidance.rule.name != "cfg":
+            raise InputError(f"{name!r} matches energies, which only the rule cfg has, not {guidance.rule.name}")
 
 
 def outline(plan: Plan, seconds_per_cell: float) -> str:
-    """What a dry run prints: the settings, the cells, what they cost and the smallest effect they can see."""
-    count = len(plan.captions)
-    lines = [f"{plan.title or 'study'}: plan {plan.hash[:12]}", *(f"  {name}" for name in plan.settings)]
-    minutes = plan.cells * seconds_per_cell / 60
-    primary, visible = plan.primary, smallest_effect(count)
-    sees = f"see d_z = {visible:.2f} or more with 80% power" if math.isfinite(visible) else "cannot reach p = 0.05"
-    lines += [
-        f"{len(plan.settings)} settings x {count} prompts x {plan.seeds} seeds = {plan.cells} cells, about "
-        f"{minutes:.0f} minutes here" if minutes >= 1 else f"{plan.cells} cells, under a minute here",
-        f"primary: {primary.metric} of {primary.against!r} against {primary.baseline!r}; {count} prompts "
-        f"{sees} (d_z = 0.3 needs {pairs_needed(0.3)})",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    """What a dry run prints: the settings, the cells, what they cost, and the effects that they can detect."""
+    count, minutes = len(plan.captions), plan.cells * seconds_per_cell / 60
+    cells = f"{len(plan.settings)} settings x {count} prompts x {plan.seeds} seeds = {plan.cells} cells"
+    cost = f"about {minutes:.0f} minutes here" if minutes >= 1 else "under a minute here"
+    primary = plan.primary
+    return "\n".join(
+        [
+            f"{plan.title or 'study'}: plan {plan.hash[:12]}",
+            *(f"  {name}{_how_solved(plan, name)}" for name in plan.settings),
+            f"{cells}, {cost}",
+            f"primary: {primary.metric} of {primary.against!r} against {primary.baseline!r}; {detectable(count)} "
+            f"(d_z = 0.3 needs {pairs_needed(0.3)})",
+        ]
+    )
+
+
+def _how_solved(plan: Plan, name: str) -> str:
+    other = plan.settings[name].get("energy_of")
+    if other is None:
+        return ""
+    return f": the scale that adds the energy of {other!r}; it is solved at the start of the run"
+
+
+def detectable(prompts: int) -> str:
+    """In words, the effects that a study of so many prompts can detect."""
+    smallest = smallest_effect(prompts)
+    if not math.isfinite(smallest):
+        return f"with {prompts} prompts no effect can reach p = 0.05"
+    return f"with {prompts} prompts, effects of d_z = {smallest:.2f} or more are detected with 80% power"

@@ -1,5 +1,9 @@
 """The report of a study: one HTML file, its figures as CSV, and the clips as MP4."""
 
-from .page import write_report
+from ...core.extras import require
+
+require("jinja2", "a study's report", "study")
+
+from .page import write_report  # noqa: E402  (after the check that its library is there)
 
 __all__ = ["write_report"]

@@ -1,4 +1,4 @@
-"""From a results folder to one HTML file that needs no network: what is on the page, and what fits into it."""
+"""From a results folder to one HTML file that needs no network: what is on the page, and which clips fit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import base64
 import hashlib
 import json
 import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import zip_longest
@@ -19,20 +18,19 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ...analysis.evaluate import SHOWN
 from ...core.atomic import atomic_path
-from ...core.errors import InputError
-from ...media.files import save_video
+from ...core.errors import InputError, setting
+from ...core.progress import OnStep
+from ...media import save_video
+from ...metrics.bench import find_bench
+from ...metrics.metric import SHARE
 from ...metrics.statistics import by_prompt, pareto
-from ...metrics.video import VIDEO_METRICS
-from ...request import Generation
+from ..cells import Cell, cells_of, read_plan
 from ..plan import Plan
-from ..run import Cell, answer, cells_of, read_plan, results
+from ..results import Results, answer, results
 from . import figures
-from .tables import Results, Row, extremes, summarise, write_summary
-
-FRONT = (("joint", "colour_drift"), ("joint", "law_residual"), ("interpolation_error", "clipped"))
-OnCell = Callable[[int, int], None]
+from .command import generate_command
+from .tables import Row, extremes, summarise, write_summary
 
 
 @dataclass(frozen=True)
@@ -41,23 +39,27 @@ class Clip:
 
     cell: Cell
     picture: str
+    """clip.png in base64."""
     metrics: dict[str, float]
     command: str
+    """What makes it again."""
     seed: int
     digest: str
+    """SHA-256 of clip.png."""
     video: str
+    """The link to its MP4; empty where there is none."""
 
 
 def write_report(
-    folder: Path, out: Path | None = None, *, max_mb: float = 10, videos: bool = True, on_cell: OnCell | None = None
+    folder: Path, out: Path | None = None, *, max_mb: float = 10, videos: bool = True, on_cell: OnStep | None = None
 ) -> list[Path]:
-    """The page, ``summary.csv`` beside the results, and there an MP4 of every clip of the page.
+    """Write the page, ``summary.csv`` into the results folder, and an MP4 of every clip of the page.
 
     Args:
-        folder: results of ``guidon study run``, finished.
-        out: the page; report.html in ``folder`` if left out.
-        max_mb: no page is larger; prompts whose clips do not fit stay in the folder.
-        videos: False leaves the MP4s out, for a page that goes where the folder does not.
+        folder: finished results of ``guidon study run``.
+        out: the page; None for report.html in ``folder``.
+        max_mb: the largest size of the page; prompts whose clips do not fit are left out of it.
+        videos: whether to write MP4s; without them the page can be moved away from its folder.
         on_cell: called as ``on_cell(done, total)`` while MP4s are written.
 
     Raises:
@@ -67,10 +69,12 @@ def write_report(
     found = results(plan, folder)
     out = folder / "report.html" if out is None else out
     rows = summarise(plan, found)
+    # The order in which prompts are taken onto the page: gains and losses by turns, then the others
     gains, losses = extremes(plan, found)
     turns = [prompt for pair in zip_longest(gains, losses) for prompt in pair if prompt is not None]
     order = list(dict.fromkeys([*turns, *range(len(plan.captions))]))
     cells = cells_of(plan, folder)
+    # The page
     content = _content(plan, found, rows, cells) | {"gains": gains, "losses": losses}
     clips = {
         prompt: [_clip(cell, out if videos else None) for cell in cells if cell.prompt == prompt] for prompt in order
@@ -84,7 +88,10 @@ def write_report(
         with atomic_path(path) as temporary:
             temporary.write_text(page.html, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out or make room") from None
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}): choose another {setting('out')} or make room"
+        ) from None
+    # The clips as MP4
     if not videos:
         return [out, folder / "summary.csv"]
     shown = [clip for prompt in page.prompts for clip in clips[prompt]]
@@ -99,10 +106,11 @@ def write_report(
 class _Page:
     html: str
     prompts: list[int]
+    """The numbers of the prompts whose clips are on it."""
 
 
 def _fit(content: dict[str, Any], clips: dict[int, list[Clip]], order: Sequence[int], limit: int) -> _Page:
-    """As many whole prompts as the limit allows, the first of ``order`` first."""
+    """The page with as many whole prompts as the limit allows, taken in the given order."""
     taken, empty = list(order), len(_render(content, {}).encode())
     while taken:
         size = empty + sum(len(clip.picture) + 1500 for prompt in taken for clip in clips[prompt])
@@ -111,35 +119,26 @@ def _fit(content: dict[str, Any], clips: dict[int, list[Clip]], order: Sequence[
             if len(html.encode()) <= limit:
                 return _Page(html, sorted(taken))
         taken.pop()
-    raise InputError(f"not one prompt's clips fit into {limit / 1e6:g} MB: give a larger --max-mb")
+    raise InputError(f"the clips of one prompt do not fit into {limit / 1e6:g} MB: give a larger {setting('max_mb')}")
 
 
 def _render(content: dict[str, Any], clips: dict[int, list[Clip]]) -> str:
-    parts = {
-        name: resources.files(__name__.rpartition(".")[0]).joinpath(name).read_text("utf-8")
-        for name in ("page.css", "page.js")
-    }
-    digests = {
-        name: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for name, text in parts.items()
-    }
+    folder = resources.files(__package__ or "guidon.studies.report")
+    css, js, html = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(
-        resources.files(__name__.rpartition(".")[0]).joinpath("page.html").read_text("utf-8")
+    return environment.from_string(html).render(
+        **content, clips=clips, css=Markup(css), js=Markup(js), css_digest=_digest(css), js_digest=_digest(js)
     )
-    return template.render(
-        **content,
-        clips=clips,
-        css=Markup(parts["page.css"]),
-        js=Markup(parts["page.js"]),
-        css_digest=digests["page.css"],
-        js_digest=digests["page.js"],
-    )
+
+
+def _digest(text: str) -> str:
+    """What the page's content security policy allows a script or a style by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _content(plan: Plan, found: Results, rows: Sequence[Row], cells: Sequence[Cell]) -> dict[str, Any]:
     """All of the page but its clips."""
-    metrics = [name for name in (SHOWN if plan.of_the_world else VIDEO_METRICS) if name in plan.metrics]
+    metrics = list(find_bench(plan.bench).shown)
     if plan.primary.metric not in metrics:
         metrics.insert(0, plan.primary.metric)
     slugs = {cell.setting: cell.folder.parent.name for cell in cells}
@@ -165,15 +164,13 @@ def _content(plan: Plan, found: Results, rows: Sequence[Row], cells: Sequence[Ce
 def _number(value: float, unit: str = "") -> str:
     if not np.isfinite(value):
         return "undefined"
-    return f"{100 * value:.0f}%" if unit == "share" else f"{value:.3g}"
+    return f"{100 * value:.0f}%" if unit == SHARE else f"{value:.3g}"
 
 
 def _front(plan: Plan, found: Results, rows: Sequence[Row], slugs: dict[str, str]) -> list[tuple[str, Markup]]:
-    """A scatter for each pair of metrics, and its title."""
+    """A title and a scatter for each pair of metrics whose trade-off the bench names."""
     plots = []
-    for pair in FRONT:
-        if not all(name in plan.metrics for name in pair) or len(plan.settings) < 2:
-            continue
+    for pair in find_bench(plan.bench).fronts if len(plan.settings) > 1 else ():
         x, y = (plan.metrics[name] for name in pair)
         values = {s: (by_prompt(found[s][x.name]), by_prompt(found[s][y.name])) for s in plan.settings}
         means = {(row.setting, row.metric.name): row.mean.value for row in rows}
@@ -184,15 +181,14 @@ def _front(plan: Plan, found: Results, rows: Sequence[Row], slugs: dict[str, str
 
 
 def _grid(plan: Plan, found: Results) -> Markup | None:
-    """The primary metric over channels and scale, where settings differ in nothing else."""
+    """The primary metric over channels and scale, of settings that differ in nothing else."""
     own = ("cfg_scale", "cfg_channels")
-    plain = {
-        name: s for name, s in plan.settings.items() if isinstance(s["cfg_scale"], int | float) and s["cfg_scale"] != 1
-    }
+    chosen = {name: plan.choices(name) for name in plan.settings}
+    plain = {name: s for name, s in chosen.items() if isinstance(s["cfg_scale"], int | float) and s["cfg_scale"] != 1}
     families: dict[str, dict[tuple[str, float], str]] = {}
-    for name, setting in plain.items():
-        rest = json.dumps({key: value for key, value in setting.items() if key not in own}, sort_keys=True)
-        families.setdefault(rest, {})[setting["cfg_channels"], setting["cfg_scale"]] = name
+    for name, choices in plain.items():
+        rest = json.dumps({key: value for key, value in choices.items() if key not in own}, sort_keys=True)
+        families.setdefault(rest, {})[choices["cfg_channels"], choices["cfg_scale"]] = name
     cells = max(families.values(), key=len, default={})
     channels, scales = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
     if len(channels) < 2 or len(scales) < 2:
@@ -208,20 +204,20 @@ def _grid(plan: Plan, found: Results) -> Markup | None:
 
 
 def _energies(plan: Plan, cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
-    """Where guidance was on, its mean ||cond - uncond|| over channels and steps, by setting."""
+    """By setting, the mean ||cond - uncond|| over channels and steps at which guidance was on."""
     plots = []
-    for setting in plan.settings:
+    for name in plan.settings:
         traces = []
-        for cell in (cell for cell in cells if cell.setting == setting):
+        for cell in (cell for cell in cells if cell.setting == name):
             with np.load(cell.folder / "trace.npz") as trace:
                 if "difference" not in trace:
                     break
                 traces.append((trace["difference"], trace["timestep"]))
         if traces:
             values = np.mean([difference for difference, _ in traces], axis=0).T  # (channels, steps)
-            names = [f"channel {c}" for c in range(len(values))]
+            channels = [f"channel {c}" for c in range(len(values))]
             steps = [f"{t:.0f}" for t in traces[0][1]]
-            plots.append((setting, figures.heat(values, names, steps, f"||cond - uncond|| of {setting}", ".1f")))
+            plots.append((name, figures.heat(values, channels, steps, f"||cond - uncond|| of {name}", ".1f")))
     return plots
 
 
@@ -233,35 +229,11 @@ def _clip(cell: Cell, beside: Path | None) -> Clip:
         cell=cell,
         picture=base64.b64encode((cell.folder / "clip.png").read_bytes()).decode(),
         metrics=cell.metrics(),
-        command=_command(manifest["generation"]),
+        command=generate_command(manifest["generation"]),
         seed=manifest["generation"]["seed"],
         digest=digest,
         video=quote(Path(video).as_posix()) if video else "",
     )
-
-
-def _command(generation: dict[str, Any]) -> str:
-    """The ``guidon generate`` that makes the clip, or what to give it where no options exist."""
-    defaults = {name: field.default for name, field in Generation.model_fields.items()}
-    if generation.get("rotation") is not None:
-        return "guidon generate --from manifest.json"
-    words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"]]
-    scale = generation["cfg_scale"]
-    words += ["--cfg-scale", ",".join(f"{s:g}" for s in scale) if isinstance(scale, list) else f"{scale:g}"]
-    for name in ("cfg_channels", "seed", "steps", "sampler"):
-        words += [f"--{name.replace('_', '-')}", str(generation[name])]
-    for name in ("guidance", "eta", "dtype", "negative_prompt"):
-        if generation[name] not in (None, defaults[name]):
-            words += [f"--{name.replace('_', '-')}", f"{generation[name]:g}" if name == "eta" else generation[name]]
-    timing, _, values = generation["timing"].partition(":")
-    words += {
-        "constant": ["--interval", "0,1"],  # said, for the model's own may be another
-        "interval": ["--interval", values],
-        "oscillation": ["--oscillate", values or "10"],
-    }.get(timing, ["--ramp", timing])
-    if generation["samples"] != [0]:
-        words += ["--num-samples", str(generation["samples"][0] + 1)]
-    return shlex.join(words)
 
 
 def _video_path(cell: Cell) -> Path:

@@ -1,4 +1,4 @@
-"""The figures of a study: every setting's mean in every metric, and its difference from the baseline."""
+"""The numbers of a study: every setting's mean in every metric, and its difference from the baseline."""
 
 from __future__ import annotations
 
@@ -11,41 +11,37 @@ from pathlib import Path
 import numpy as np
 
 from ...core.atomic import atomic_path
+from ...metrics.metric import SHARE, Metric
 from ...metrics.statistics import Comparison, Interval, by_prompt, compare, holm, metric_interval
-from ...metrics.world import Metric
 from ..plan import Plan
-
-Results = dict[str, dict[str, np.ndarray]]  # (prompts, seeds) by setting and metric
+from ..results import Results
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting in one metric.
-
-    Attributes:
-        mean: over prompts, with its interval.
-        undefined: share of clips without a value.
-        comparison: with the baseline; None for the baseline itself, or where fewer than two prompts have both values.
-        p: of the comparison; after Holm over all the others unless it is the primary one.
-        primary: whether the study was made for this comparison.
-    """
+    """One setting in one metric."""
 
     setting: str
     metric: Metric
     mean: Interval
+    """Over prompts."""
     undefined: float
+    """The share of clips without a value."""
     comparison: Comparison | None
+    """With the baseline; None for the baseline itself, or where fewer than two prompts have both values."""
     p: float
+    """Of the comparison; adjusted by Holm over all comparisons but the primary one, which is left as it is."""
     primary: bool
+    """Whether the study was made for this comparison."""
 
     @property
     def improves(self) -> float:
-        """The share of prompts on which the setting is better; NaN for a metric that has no better."""
+        """The share of prompts on which the setting is better; NaN for a metric that only describes."""
         return self.comparison.improves.value if self.comparison and self.metric.better else math.nan
 
     @property
     def verdict(self) -> str:
-        """better, worse, higher or lower than the baseline; or not told apart from it."""
+        """ "better", "worse", "higher" or "lower" than the baseline; "not told apart" where p is not below 0.05."""
         if self.comparison is None:
             return ""
         if not self.p < 0.05:
@@ -57,7 +53,7 @@ class Row:
 
 
 def summarise(plan: Plan, found: Results) -> list[Row]:
-    """A row for every setting and metric, settings outermost, p-values adjusted over all but the primary comparison."""
+    """A row for every setting and metric, settings outermost; p values are adjusted as ``Row.p`` says."""
     baseline = plan.primary.baseline
     rows = []
     for setting, values in found.items():
@@ -68,8 +64,9 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
                 comparison, p = (comparison, comparison.p) if math.isfinite(comparison.p) else (None, math.nan)
             primary = (setting, name) == (plan.primary.against, plan.primary.metric)
             undefined = float(np.isnan(values[name]).mean())
-            mean = metric_interval(values[name], share=metric.unit == "share")
+            mean = metric_interval(values[name], share=metric.unit == SHARE)
             rows.append(Row(setting, metric, mean, undefined, comparison, p, primary))
+    # Holm's correction over all comparisons but the primary one
     family = [number for number, row in enumerate(rows) if row.comparison is not None and not row.primary]
     for number, p in zip(family, holm([rows[number].p for number in family]) if family else (), strict=True):
         rows[number] = replace(rows[number], p=float(p))
@@ -77,7 +74,7 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
-    """Every figure of the table, a row each."""
+    """summary.csv: a row for every setting and metric."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -99,9 +96,10 @@ def write_summary(rows: Sequence[Row], path: Path) -> None:
 
 
 def extremes(plan: Plan, found: Results, count: int = 4) -> tuple[list[int], list[int]]:
-    """The prompts on which ``against`` gains and loses most in the primary metric, most first.
+    """The numbers of the prompts on which ``against`` gains and loses most in the primary metric, most first.
 
-    Equal gains, which a share has many of, are ordered by the mean of the other metrics' gains, each over its spread.
+    Equal gains are common where the metric is a share. They are ordered by the mean of the other metrics' gains, each
+    over its spread.
     """
     metric = plan.metrics[plan.primary.metric]
     a, b = found[plan.primary.baseline], found[plan.primary.against]

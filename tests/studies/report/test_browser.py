@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from studies.test_report import PROMPTS, SETTINGS, SHAPE, write_study
 
+from guidon.studies.cells import cells_of, read_plan
 from guidon.studies.report import write_report
-from guidon.studies.run import cells_of, read_plan
+from studies.written import PROMPTS, SETTINGS, SHAPE, write_study
 
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

@@ -1,0 +1,63 @@
+"""The first stage of a run: solving the scales of settings that match another's energy (``energy_of``).
+
+The energy that plain guidance adds to a prediction is E(s) = sum over steps and guided channels of
+((s - 1) ||cond - uncond||)^2. One short run of each of the two settings on the plan's tuning prompts measures E; then
+the scale solves E(scale) = E of the other setting, by E(s) = (s - 1)^2 E(2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import InputError
+from ..guidance import GuidanceTrace, added_energy
+from ..pipeline import Pipeline
+from .cells import Scales, read_plan, write_scales
+from .plan import ANY_SCALE, Plan, make_request
+
+STEPS = 20  # denoising steps of the runs that measure energy
+
+
+def solve_scales(plan: Plan, pipe: Pipeline, out: Path, *, say: Callable[[str], None] = print) -> Plan:
+    """The plan of a results folder with all its scales, which are solved and kept there if they are not yet.
+
+    Ranks under ``torchrun`` each solve: the same numbers, for the plan fixes all that decides them. The file is written
+    atomically, and one that is there already is taken.
+
+    Raises:
+        InputError: a setting adds no energy in the measured steps, or the folder cannot be written.
+    """
+    if not plan.unsolved:
+        return plan
+    solved = plan
+    for name in plan.unsolved:
+        say(f"solving the scale of {name!r}")
+        solved = solved.with_scales({name: _matching_scale(solved, pipe, name)})
+    if not (out / "scales.json").exists():
+        write_scales(Scales(plan=plan.hash, steps=STEPS, scales=solved.scales), out)
+    return read_plan(out)
+
+
+def _matching_scale(plan: Plan, pipe: Pipeline, name: str) -> float:
+    """The scale at which a setting adds the energy of the one that it names, to three decimals."""
+    other = plan.settings[name]["energy_of"]
+    wanted = _energy(plan, pipe, plan.choices(other))
+    at_two = _energy(plan, pipe, plan.with_scales({name: ANY_SCALE}).choices(name))
+    if not (wanted and at_two):
+        raise InputError(f"{name!r} matches the energy of {other!r}, but its timing guides none of {STEPS} steps")
+    return round(1 + (ANY_SCALE - 1) * math.sqrt(wanted / at_two), 3)
+
+
+def _energy(plan: Plan, pipe: Pipeline, choices: Mapping[str, Any]) -> float:
+    """What a setting adds to the predictions of one sample of each tuning prompt."""
+    total = 0.0
+    for first in range(0, len(plan.tuning), plan.block):
+        prompts = plan.tuning[first : first + plan.block]
+        request = make_request({**choices, "steps": STEPS}, prompts, (0,), first, "energy_of")
+        trace = GuidanceTrace()
+        pipe.generate(request, batch_size=plan.block, trace=trace)
+        total += added_energy(trace.as_arrays())
+    return total

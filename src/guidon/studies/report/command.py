@@ -1,0 +1,34 @@
+"""The command that makes a clip of a report again."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+DEFAULTS = {"guidance": "cfg", "eta": 0.0, "dtype": "fp32", "negative_prompt": None}  # options that may be left out
+
+
+def generate_command(generation: dict[str, Any]) -> str:
+    """The ``guidon generate`` that makes a clip, from the request in its manifest.
+
+    The clip of a rotation, for which the command line has no option, is made from its manifest.
+    """
+    if generation.get("rotation") is not None:
+        return "guidon generate --from manifest.json"
+    words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"]]
+    scale = generation["cfg_scale"]
+    words += ["--cfg-scale", ",".join(f"{s:g}" for s in scale) if isinstance(scale, list) else f"{scale:g}"]
+    for name in ("cfg_channels", "seed", "steps", "sampler"):
+        words += [f"--{name.replace('_', '-')}", str(generation[name])]
+    for name, default in DEFAULTS.items():
+        if generation[name] not in (None, default):
+            words += [f"--{name.replace('_', '-')}", f"{generation[name]:g}" if name == "eta" else generation[name]]
+    timing, _, values = generation["timing"].partition(":")
+    words += {
+        "constant": ["--interval", "0,1"],  # given, because the model's own may be another
+        "interval": ["--interval", values],
+        "oscillation": ["--oscillate", values or "10"],
+    }.get(timing, ["--ramp", timing])
+    if generation["samples"] != [0]:
+        words += ["--num-samples", str(generation["samples"][0] + 1)]
+    return shlex.join(words)

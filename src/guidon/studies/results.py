@@ -1,0 +1,71 @@
+"""What the cells of a study say: every value, as arrays and as CSV, and the answer to its primary contrast."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
+from ..metrics.statistics import compare
+from .cells import cells_of
+from .plan import Plan, detectable
+
+Results = dict[str, dict[str, np.ndarray]]
+"""(prompts, seeds) by setting and metric."""
+
+
+def finished(plan: Plan, out: Path) -> bool:
+    """Whether every cell is done and whole. Under ``torchrun`` a rank may be the last one, or not."""
+    return all(cell.damage() is None for cell in cells_of(plan, out))
+
+
+def results(plan: Plan, out: Path) -> Results:
+    """Every metric of every setting, (prompts, seeds).
+
+    Raises:
+        InputError: cells are missing or damaged.
+    """
+    cells = cells_of(plan, out)
+    unfinished = [cell for cell in cells if cell.damage() is not None]
+    if unfinished:
+        raise InputError(
+            f"{len(unfinished)} of {len(cells)} cells of {out} are missing or damaged: run `guidon study run` again"
+        )
+    shape = (len(plan.captions), plan.seeds)
+    found = {setting: {name: np.full(shape, np.nan) for name in plan.metrics} for setting in plan.settings}
+    for cell in cells:
+        for name, value in cell.metrics().items():
+            found[cell.setting][name][cell.prompt, cell.sample] = value
+    return found
+
+
+def write_csv(plan: Plan, found: Results, path: Path) -> None:
+    """Every value of every cell: a row a cell, a column a metric."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["setting", "prompt", "sample", "caption", *plan.metrics])
+        for setting, values in found.items():
+            for prompt, caption in enumerate(plan.captions):
+                for sample in range(plan.seeds):
+                    numbers = [f"{values[name][prompt, sample]:.6g}" for name in plan.metrics]
+                    writer.writerow([setting, prompt, sample, caption, *numbers])
+
+
+def answer(plan: Plan, found: Results) -> str:
+    """The primary contrast in words, and the effects that the study could have detected."""
+    primary = plan.primary
+    metric, a, b = plan.metrics[primary.metric], primary.baseline, primary.against
+    result = compare(found[a][metric.name], found[b][metric.name], better=metric.better)
+    undefined = f", {result.undefined} prompts undefined" if result.undefined else ""
+    if not math.isfinite(result.p):
+        return f"{metric.name}: {b!r} cannot be compared with {a!r}: fewer than two prompts have both values{undefined}"
+    verdict = "differs significantly from" if result.p < 0.05 else "does not differ significantly from"
+    effect = f"d_z = {result.d_z:.2f}" if math.isfinite(result.d_z) else "no prompt differs"
+    return (
+        f"{metric.name}: {b!r} {verdict} {a!r}: difference {result.difference} {metric.unit}, p = {result.p:.3g}, "
+        f"{effect}, {result.pairs} prompts{undefined}; {detectable(result.pairs)}"
+    )

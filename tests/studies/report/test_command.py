@@ -1,0 +1,59 @@
+"""The commands of a report, parsed by the command line itself."""
+
+import html
+import re
+import shlex
+from types import SimpleNamespace
+
+import pytest
+
+from guidon import cli
+from guidon.core.errors import InputError
+from guidon.studies.cells import cells_of, read_plan
+from guidon.studies.report import write_report
+from guidon.studies.report.command import generate_command
+from studies.written import SETTINGS, frozen, write_study
+
+
+def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
+    """Each command of the page, parsed by the command line itself, asks for what the cell's manifest says."""
+    folder = write_study(tmp_path / "results", prompts=2, seeds=2)
+    page = write_report(folder)[0].read_text()
+    asked = []
+
+    class Pipe:
+        """Notes what it is asked for, and makes nothing."""
+
+        preset = SimpleNamespace(is_image=False)
+
+        def plan(self, prompts, samples, **choices):
+            asked.append(choices | {"prompt": prompts[0], "samples": len(samples)})
+            raise InputError("noted")
+
+    monkeypatch.setattr("guidon.pipeline.load", lambda *_, **__: Pipe())
+    monkeypatch.chdir(tmp_path)
+    commands = [html.unescape(text) for text in re.findall(r"<code>(guidon generate .*?)</code>", page)]
+    cells = cells_of(read_plan(folder), folder)
+    assert len(commands) == len(cells)
+    for command in commands:
+        with pytest.raises(SystemExit):
+            cli.main(shlex.split(command)[1:])
+    made = {(r["prompt"], r["samples"], r["cfg_channels"], r["cfg_scale"]) for r in asked}
+    assert made == {(f"prompt number {cell.prompt}", cell.sample + 1, *SETTINGS[cell.setting]) for cell in cells}
+    assert {(r["steps"], r["sampler"]) for r in asked} == {(5, "ddim")}
+    assert {r["timing"] for r in asked} == {"interval:0,1"}  # as the cells' constant, whatever the model's own
+    assert {(r["prompt"], r["seed"]) for r in asked} == {("prompt number 0", 3), ("prompt number 1", 4)}
+
+
+def test_what_the_command_line_has_no_option_for_is_made_from_the_manifest():
+    generation = frozen("3", 2.0) | {"prompts": ["x"], "samples": [0]}
+    assert generate_command(generation).startswith("guidon generate x --model guidon-small --cfg-scale 2 ")
+    assert generate_command(generation | {"rotation": 1}) == "guidon generate --from manifest.json"
+
+
+def test_only_what_is_not_the_default_is_written():
+    plain = frozen("3", 2.0) | {"prompts": ["x"], "samples": [0]}
+    assert "--guidance" not in generate_command(plain)
+    command = generate_command(plain | {"guidance": "apg", "eta": 0.5, "cfg_scale": [1.0, 2.5], "timing": "linear"})
+    for words in ("--guidance apg", "--eta 0.5", "--cfg-scale 1,2.5", "--ramp linear"):
+        assert words in command

@@ -1,0 +1,95 @@
+"""A results folder: the plan that it keeps, its cells, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from guidon.core.errors import InputError
+from guidon.metrics.world import METRICS
+from guidon.request import Request
+from guidon.studies.cells import CONTENT, blocks_of, cells_of, open_plan, read_plan, threads_of
+from guidon.studies.plan import make_plan
+from studies.small import study
+
+
+def test_every_cell_keeps_its_clip_metrics_trace_and_manifest(whole, plan, pipe):
+    cell = cells_of(plan, whole)[7]
+    assert (cell.setting, cell.prompt, cell.sample) == ("scale 3, channels 3", 0, 1)
+    manifest = json.loads((cell.folder / "manifest.json").read_text())
+    again = pipe.generate(Request.model_validate(manifest["generation"]))[0]
+    assert np.abs(again.frames.astype(int) - cell.frames()).max() <= 1  # its batch was another
+    assert cell.metrics().keys() == METRICS.keys()
+    trace = np.load(cell.folder / "trace.npz")
+    assert trace["difference"].shape == (1, 4)  # the model's interval holds one of the two steps
+    assert trace["scale"].tolist() == [[3, 3, 3, 1]]
+    unguided = np.load(cells_of(plan, whole)[0].folder / "trace.npz")
+    assert unguided["timestep"].shape == (0,)
+
+
+def test_a_cell_is_read_as_it_was_written(whole, plan, tmp_path):
+    source, copy = cells_of(plan, whole)[7], cells_of(plan, tmp_path)[7]
+    assert copy.damage() == "absent"
+    video = type("Video", (), {"frames": source.frames(), "manifest": {"frames": list(source.frames().shape)}})
+    copy.write(video, {"speed": 1.5, "chroma": float("nan")}, {"scale": np.ones((1, 4))})
+    assert copy.damage() is None
+    assert np.array_equal(copy.frames(), source.frames())
+    assert copy.metrics() == pytest.approx({"speed": 1.5, "chroma": float("nan")}, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", [*CONTENT, "hashes.json"])
+def test_damage_to_any_file_is_seen(whole, plan, tmp_path, name):
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "copy")
+    cell = cells_of(plan, tmp_path / "copy")[3]
+    path = cell.folder / name
+    path.write_bytes(path.read_bytes()[:-2])
+    assert cell.damage()
+    path.unlink()
+    assert cell.damage()
+
+
+def test_blocks_are_whole_prompts_of_one_setting(plan, tmp_path):
+    blocks = blocks_of(plan, tmp_path)
+    assert [cell for block in blocks for cell in block] == cells_of(plan, tmp_path)
+    assert [len(block) for block in blocks] == [4, 2] * 3  # 4 clips a block: two prompts of two seeds
+    assert all(len({cell.setting for cell in block}) == 1 for block in blocks)
+
+
+def test_settings_share_their_noise(whole, plan):
+    cells = {(c.setting, c.prompt, c.sample): c.frames().astype(int) for c in cells_of(plan, whole)}
+    near = np.abs(cells["no guidance", 0, 0] - cells["scale 3, channels 3", 0, 0]).mean()
+    far = np.abs(cells["no guidance", 0, 0] - cells["no guidance", 0, 1]).mean()
+    assert near < far
+
+
+def test_a_folder_of_another_plan_or_of_something_else_is_refused(whole, plan, pipe, tmp_path, tiny_model):
+    other = make_plan(study(tmp_path, tiny_model, seeds=1), pipe, threads=1)
+    with pytest.raises(InputError, match=r"results of another plan .* they differ in seeds"):
+        open_plan(other, whole)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds no study"):
+        open_plan(plan, tmp_path / "full")
+    with pytest.raises(InputError, match=r"no plan\.json"):
+        read_plan(tmp_path / "full")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        open_plan(plan, tmp_path / "file" / "results")
+
+
+def test_a_plan_that_was_changed_is_refused(plan, tmp_path):
+    open_plan(plan, tmp_path / "out")
+    path = tmp_path / "out" / "plan.json"
+    path.write_text(path.read_text().replace('"seeds": 2', '"seeds": 3'))
+    with pytest.raises(InputError, match="changed after it was frozen"):
+        read_plan(tmp_path / "out")
+
+
+def test_what_a_kill_left_while_the_plan_was_written_is_no_obstacle(plan, tmp_path):
+    (tmp_path / ".plan.99999999.tmp.json").write_text("{")
+    open_plan(plan, tmp_path)
+    assert read_plan(tmp_path).hash == plan.hash
+    assert threads_of(tmp_path) == plan.threads
+    assert threads_of(tmp_path / "none") is None
