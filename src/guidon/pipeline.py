@@ -22,10 +22,12 @@ from .core.settings import validated
 from .diffusion import NoiseLevel
 from .guidance import GuidanceTrace, GuidedDenoiser, RotatedGuidance, random_rotation
 from .media import Video
-from .models.catalogue import find_preset
-from .models.family import Network, Preset
-from .models.model import Model, Sources, find_model
+from .models.catalogue import find_model, find_preset
+from .models.family import Preset
+from .models.model import Model
+from .models.network import Network
 from .models.registry import find_replay
+from .models.sources import Sources
 from .models.text.prompts import PromptMemory, Prompts
 from .request import Choices, Request, latent_shape, make_request
 from .samplers import LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
@@ -134,6 +136,7 @@ class Pipeline:
                 found, guided_steps = self._sample(network, request, prompts, numbers, noise, sequential, report, trace)
                 latents.append(found)
                 guided += guided_steps
+            del network  # so that its stage can free it
         if not guided and not request.guidance.is_conditional:
             warnings.warn(
                 f"no step was guided: the timing {request.guidance.timing.text} holds none of the "

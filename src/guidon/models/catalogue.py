@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, nearest
 from . import registry
 from .family import Preset
+
+if TYPE_CHECKING:
+    import torch
+
+    from .model import Model
+    from .sources import Sources
 
 
 def presets() -> dict[str, Preset[Any]]:
@@ -32,3 +38,12 @@ def find_preset(name: str) -> Preset[Any]:
             return preset
     layouts = " and no ".join(family.folder for family in registry.FAMILIES if family.folder)
     raise InputError(f"{folder} is not a model folder: it holds no {layouts}")
+
+
+def find_model(preset: Preset[Any], sources: Sources, device: torch.device) -> Model:
+    """The stages of a preset's model. What is small is read and checked now, what is large when it is used.
+
+    Raises:
+        InputError: files are missing (which, and where to get them), or are not what the preset needs.
+    """
+    return registry.find_family(preset.family).find_model(preset, sources, device)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from ..core.errors import InputError
 
@@ -22,43 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..checkpoints import TensorFile
-    from ..diffusion import NoiseLevel
-    from ..guidance import Condition
-    from .model import Model, Sources
+    from .model import Model
+    from .sources import Sources
 
-C = TypeVar("C", bound="Condition")
 W = TypeVar("W")
-
-
-class Network(Protocol[C]):
-    """What is sampled from: noisy latents, their noise level and a condition in, a prediction out."""
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one sample at the size the network was made for: (C, T, H, W), or (C, H, W) of an image."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the network computes in."""
-        ...
-
-    def prepare(self, y: Tensor, mask: Tensor | None = None) -> C:
-        """The condition of a batch of prompts: all that depends on them alone.
-
-        Args:
-            y: what the text encoder made of the prompts: features (B, L, F), or class labels (B,).
-            mask: (B, L), nonzero where a token counts.
-        """
-        ...
-
-    def null(self, rows: int, mask: Tensor | None = None) -> C:
-        """The condition of no prompt, ``rows`` times; it is read under the token mask of the prompts."""
-        ...
-
-    def __call__(self, x: Tensor, level: NoiseLevel, cond: C, /) -> Tensor:
-        """The prediction for x (B, C, ...): (B, C, ...), or (B, 2C, ...) where the variance is learned; fp32."""
-        ...
 
 
 @dataclass(frozen=True)

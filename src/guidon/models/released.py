@@ -19,8 +19,10 @@ from ..core.extras import require
 from ..core.hashing import hash_samples
 from ..diffusion import NoiseSchedule, Process
 from .checkpoint import load_checkpoint, recognise
-from .family import Network, Preset, Released
-from .model import Model, Sources
+from .family import Preset, Released
+from .model import Model
+from .network import Network
+from .sources import Sources
 from .stages import Stage
 from .text import TextEncoder
 from .vae.frames import FrameVAE

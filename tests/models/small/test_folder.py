@@ -10,9 +10,9 @@ import guidon
 from guidon.checkpoints import load_component, save_component
 from guidon.core.errors import InputError
 from guidon.models.catalogue import find_preset
-from guidon.models.model import Sources
 from guidon.models.small import SMALL
 from guidon.models.small.folder import different_diffusion, find_model, read_folder
+from guidon.models.sources import Sources
 from guidon.models.stdit.network import STDiT, STDiTConfig
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InputError, setting
-from ..model import Sources
 from ..released import FindText, Text
+from ..sources import Sources
 
 
 class ClassLabels:

@@ -12,7 +12,8 @@ from ..family import Exact, Family, Preset, Reader, Released
 if TYPE_CHECKING:
     import torch
 
-    from ..model import Model, Sources
+    from ..model import Model
+    from ..sources import Sources
 
 NAME = "PixArt"
 CAPTION_TOKENS = 120

@@ -15,7 +15,8 @@ from ..family import Family, Preset, Reader
 if TYPE_CHECKING:
     import torch
 
-    from ..model import Model, Sources
+    from ..model import Model
+    from ..sources import Sources
 
 NAME = "Guidon"
 DENOISER, LOW_NOISE, TEXT, VAE = (f"{name}.safetensors" for name in ("denoiser", "denoiser-low", "text", "vae"))

@@ -15,9 +15,11 @@ from ...checkpoints import Component, TensorFile, load_component
 from ...checkpoints.component import FORMAT
 from ...core.errors import InputError, setting
 from ...diffusion import NoiseSchedule, Process
-from ..family import Checkpoint, Description, Network, Preset, Reader
-from ..model import Model, Sources
+from ..family import Checkpoint, Description, Preset, Reader
+from ..model import Model
+from ..network import Network
 from ..parts.reading import count
+from ..sources import Sources
 from ..stages import Stage
 from ..stdit.network import STDiT, STDiTConfig
 from ..text.captions import CaptionEncoder, CaptionEncoderConfig

@@ -1,0 +1,44 @@
+"""The contract of a network: what is sampled from."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..diffusion import NoiseLevel
+from ..guidance import Condition
+
+C = TypeVar("C", bound=Condition)
+
+
+class Network(Protocol[C]):
+    """What is sampled from: noisy latents, their noise level and a condition in, a prediction out."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample at the size the network was made for: (C, T, H, W), or (C, H, W) of an image."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        ...
+
+    def prepare(self, y: Tensor, mask: Tensor | None = None) -> C:
+        """The condition of a batch of prompts: all that depends on them alone.
+
+        Args:
+            y: what the text encoder made of the prompts: features (B, L, F), or class labels (B,).
+            mask: (B, L), nonzero where a token counts.
+        """
+        ...
+
+    def null(self, rows: int, mask: Tensor | None = None) -> C:
+        """The condition of no prompt, ``rows`` times; it is read under the token mask of the prompts."""
+        ...
+
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: C, /) -> Tensor:
+        """The prediction for x (B, C, ...): (B, C, ...), or (B, 2C, ...) where the variance is learned; fp32."""
+        ...
