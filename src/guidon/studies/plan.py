@@ -22,7 +22,7 @@ from ..core.settings import Settings, read_mapping, validated
 from ..metrics.bench import find_bench
 from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Metric
 from ..metrics.statistics import pairs_needed, smallest_effect
-from ..models.model import Sources
+from ..models.sources import Sources
 from ..pipeline import Pipeline
 from ..request import Choices, Request
 
