@@ -11,7 +11,7 @@ Names are imported when they are first used, so that importing guidon costs noth
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .core.version import VERSION as __version__
 
 _ROOMS = {
     "ChannelScale": "guidance",

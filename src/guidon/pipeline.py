@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import __version__
 from .core.devices import pick_device
 from .core.errors import InputError, setting
 from .core.progress import OnStep, part_of
 from .core.settings import validated
+from .core.version import VERSION
 from .diffusion import NoiseLevel
 from .guidance import GuidanceTrace, GuidedDenoiser, RotatedGuidance, random_rotation
 from .media import Video
@@ -214,7 +214,7 @@ class Pipeline:
 
     def _video(self, request: Request, prompt: int, sample: int, frames: np.ndarray) -> Video:
         manifest = {
-            "guidon": __version__,
+            "guidon": VERSION,
             "generation": request.alone(prompt, sample).model_dump(mode="json"),
             "weights": self.hashes,
             "torch": torch.__version__,

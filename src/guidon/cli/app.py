@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..core.errors import InputError
+from ..core.version import VERSION
 from . import encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
 from .command import Command, Group
 from .outputs import say
@@ -54,9 +55,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        from .. import __version__
-
-        print(__version__)
+        print(VERSION)
         raise typer.Exit
     _help_without_command(context)
 

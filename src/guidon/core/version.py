@@ -1,0 +1,3 @@
+"""The version of the package, which manifests hold."""
+
+VERSION = "0.1.0"
