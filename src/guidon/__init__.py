@@ -11,7 +11,9 @@ Names are imported when they are first used, so that importing guidon costs noth
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .core.version import VERSION as __version__
+from .core.version import VERSION
+
+__version__ = VERSION
 
 _ROOMS = {
     "ChannelScale": "guidance",
