@@ -31,7 +31,9 @@ def solved(tmp_path, tiny_model, pipe):
 def test_a_scale_of_the_same_energy_moves_the_prediction_as_far(tmp_path, tiny_model, pipe):
     same = {"name": "same", "energy_of": "three", "cfg_channels": 3}
     plan = matched(tmp_path, tiny_model, pipe, settings=[*MATCHED["settings"], same])
-    found = solve_scales(open_plan(plan, tmp_path / "out"), pipe, tmp_path / "out", say=silent)
+    seen, out = [], tmp_path / "out"
+    found = solve_scales(open_plan(plan, out), pipe, out, on_step=lambda *done: seen.append(done), say=silent)
+    assert seen == [(done, 80) for done in range(1, 81)]  # two scales, two runs each
     assert 1 < found.scales["all"] < 3
     assert found.scales["same"] == pytest.approx(3, abs=0.25)  # measured along the path of scale 2
 

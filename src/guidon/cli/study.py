@@ -43,8 +43,8 @@ def run(
     if dry_run:
         print(outline(plan, seconds_per_cell(plan, pipe)))
         return
-    with progress("study") as on_cell:
-        run_study(plan, pipe, out, on_cell=on_cell, say=say)
+    with progress("study") as bar:
+        run_study(plan, pipe, out, on_cell=bar, on_solve=bar, say=say)
 
     # Under torchrun the rank that ends last finds every cell, and answers.
     if not finished(plan, out):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
+from ..core.progress import OnStep
 from ..guidance import GuidanceTrace, added_energy
 from ..pipeline import Pipeline
 from .cells import Scales, read_plan, write_scales
@@ -21,43 +22,58 @@ from .plan import ANY_SCALE, Plan, make_request
 STEPS = 20  # denoising steps of the runs that measure energy
 
 
-def solve_scales(plan: Plan, pipe: Pipeline, out: Path, *, say: Callable[[str], None] = print) -> Plan:
-    """The plan of a results folder with all its scales, which are solved and kept there if they are not yet.
+def solve_scales(
+    plan: Plan, pipe: Pipeline, out: Path, *, on_step: OnStep | None = None, say: Callable[[str], None] = print
+) -> Plan:
+    """The plan of a results folder with all its scales; those that it lacks are solved and kept there.
 
-    Ranks under ``torchrun`` each solve: the same numbers, for the plan fixes all that decides them. The file is written
-    atomically, and one that is there already is taken.
+    Under ``torchrun`` every rank solves, and all get the same numbers, because the plan fixes everything that decides
+    them. The file is written atomically; where another rank's is there already, it is taken.
+
+    Args:
+        plan: the plan of the folder.
+        pipe: its model.
+        out: the folder.
+        on_step: called as ``on_step(done, total)`` after every denoising step.
+        say: called with a line for each scale.
 
     Raises:
         InputError: a setting adds no energy in the measured steps, or the folder cannot be written.
     """
     if not plan.unsolved:
         return plan
-    solved = plan
-    for name in plan.unsolved:
+    solved, waiting = plan, plan.unsolved
+    for number, name in enumerate(waiting):
         say(f"solving the scale of {name!r}")
-        solved = solved.with_scales({name: _matching_scale(solved, pipe, name)})
+        report = _part(on_step, number, len(waiting))
+        solved = solved.with_scales({name: _matching_scale(solved, pipe, name, report)})
     if not (out / "scales.json").exists():
         write_scales(Scales(plan=plan.hash, steps=STEPS, scales=solved.scales), out)
     return read_plan(out)
 
 
-def _matching_scale(plan: Plan, pipe: Pipeline, name: str) -> float:
+def _part(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
+    """Progress of one of several equal parts as progress of the whole."""
+    return on_step and (lambda done, total: on_step(number * total + done, parts * total))
+
+
+def _matching_scale(plan: Plan, pipe: Pipeline, name: str, on_step: OnStep | None) -> float:
     """The scale at which a setting adds the energy of the one that it names, to three decimals."""
     other = plan.settings[name]["energy_of"]
-    wanted = _energy(plan, pipe, plan.choices(other))
-    at_two = _energy(plan, pipe, plan.with_scales({name: ANY_SCALE}).choices(name))
+    wanted = _energy(plan, pipe, plan.choices(other), _part(on_step, 0, 2))
+    at_two = _energy(plan, pipe, plan.with_scales({name: ANY_SCALE}).choices(name), _part(on_step, 1, 2))
     if not (wanted and at_two):
         raise InputError(f"{name!r} matches the energy of {other!r}, but its timing guides none of {STEPS} steps")
     return round(1 + (ANY_SCALE - 1) * math.sqrt(wanted / at_two), 3)
 
 
-def _energy(plan: Plan, pipe: Pipeline, choices: Mapping[str, Any]) -> float:
+def _energy(plan: Plan, pipe: Pipeline, choices: Mapping[str, Any], on_step: OnStep | None) -> float:
     """What a setting adds to the predictions of one sample of each tuning prompt."""
-    total = 0.0
-    for first in range(0, len(plan.tuning), plan.block):
+    total, starts = 0.0, range(0, len(plan.tuning), plan.block)
+    for number, first in enumerate(starts):
         prompts = plan.tuning[first : first + plan.block]
         request = make_request({**choices, "steps": STEPS}, prompts, (0,), first, "energy_of")
         trace = GuidanceTrace()
-        pipe.generate(request, batch_size=plan.block, trace=trace)
+        pipe.generate(request, batch_size=plan.block, trace=trace, on_step=_part(on_step, number, len(starts)))
         total += added_energy(trace.as_arrays())
     return total

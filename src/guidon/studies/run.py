@@ -29,7 +29,13 @@ RUN_TRACES = ("timestep", "scale")
 
 
 def run_study(
-    plan: Plan, pipe: Pipeline, out: Path, *, on_cell: OnStep | None = None, say: Callable[[str], None] = print
+    plan: Plan,
+    pipe: Pipeline,
+    out: Path,
+    *,
+    on_cell: OnStep | None = None,
+    on_solve: OnStep | None = None,
+    say: Callable[[str], None] = print,
 ) -> int:
     """Solve the scales that are not known yet, then do the cells that are missing or damaged.
 
@@ -41,18 +47,18 @@ def run_study(
         pipe: the plan's model.
         out: the results folder.
         on_cell: called as ``on_cell(done, total)`` over the cells of this rank.
+        on_solve: called as ``on_solve(done, total)`` over the steps of solving scales, which come first.
         say: called with what else there is to tell, a line each.
 
     Returns:
         How many cells were written.
 
     Raises:
-        InputError: the model's weights are not the plan's, the folder is not, a scale has no solution, or the disk is
-            full.
+        InputError: the weights or the folder belong to another plan, a scale has no solution, or the disk is full.
     """
     _check_weights(plan, pipe)
     torch.set_num_threads(plan.threads)
-    plan = solve_scales(open_plan(plan, out), pipe, out, say=say)
+    plan = solve_scales(open_plan(plan, out), pipe, out, on_step=on_solve, say=say)
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     blocks = blocks_of(plan, out)[rank::ranks]
     total, done, written = sum(map(len, blocks)), 0, 0

@@ -85,8 +85,7 @@ def scatter(
     for value in up.ticks():
         parts.append(_text(left - 8, up(value) + 4, f"{value:g}", "end", "small"))
         parts.append(_line(left - 4, up(value), left, up(value), "axis"))
-    better = {"higher": "higher is better", "lower": "lower is better"}
-    titles = [f"{m.name} ({m.unit}), {better.get(m.better or '', '')}" for m in axes]
+    titles = [f"{m.name} ({m.unit})" + (f", {m.better} is better" if m.better else "") for m in axes]
     parts.append(_text((left + WIDTH - 150) / 2, height - 8, titles[0], "middle", "small"))
     parts.append(
         Markup(

@@ -96,7 +96,7 @@ def write_report(
         return [out, folder / "summary.csv"]
     shown = [clip for prompt in page.prompts for clip in clips[prompt]]
     for number, clip in enumerate(shown):
-        _write_video(folder, clip)
+        _write_video(clip)
         if on_cell:
             on_cell(number + 1, len(shown))
     return [out, folder / "summary.csv", folder / "videos"]
@@ -241,7 +241,7 @@ def _video_path(cell: Cell) -> Path:
     return root / "videos" / cell.folder.parent.name / f"{cell.folder.name}.mp4"
 
 
-def _write_video(folder: Path, clip: Clip) -> None:
+def _write_video(clip: Clip) -> None:
     path = _video_path(clip.cell)
     if path.exists():
         return
