@@ -121,6 +121,13 @@ def test_plans_differ_where_they_ask_for_something_else(plan, unsampled, tmp_pat
     assert differences(seed=1) == ["settings"]
     assert differences(settings=[*STUDY["settings"][::-1]]) == ["settings"]  # their order numbers the folders
     assert plan.model_copy(update={"format": FIRST_FORMAT}).differences(plan) == []
+    matched = make_plan(study(tmp_path, tiny_model, **MATCHED), unsampled, threads=1)
+    given = matched.with_scales({"all": 2.0})
+    given = given.model_copy(update={"settings": {name: given.choices(name) for name in given.settings}})
+    assert (
+        matched.differences(given) == given.differences(matched) == ["settings"]
+    )  # a scale that was given, not solved
+    assert matched.differences(given.model_copy(update={"format": FIRST_FORMAT})) == []
 
 
 def test_a_model_of_another_bench_brings_its_own_prompts(pipe, tmp_path, tiny_model):

@@ -89,7 +89,7 @@ METRICS = named(
         f"{_UNSEEN}, or the caption names no colour",
     ),
 )  # fmt: skip
-ALIGNMENT = ("one_object", "colour", "shape", "direction", "background")
+ALIGNMENT = ("one_object", "colour", "shape", "direction", "background")  # what joint asks for
 
 
 @dataclass(frozen=True)
@@ -183,18 +183,21 @@ def start_spread(positions: np.ndarray, thing: world.Thing) -> float:
 
 
 def _alignment(reading: Reading, motion: Motion, wanted: Sequence[world.Wanted]) -> Values:
+    # What each clip shows, over its frames
     with np.errstate(all="ignore"):
         colour = _nanmedian(reading.colour)
         area = _nanmedian(reading.area)
         likeness = np.nansum(reading.likeness, axis=1)
     background = np.median(reading.background, axis=1)
     seen = reading.visible.sum(1) >= BRIEFEST
+    # Colours: the nearest of the palette
     palettes = {"colour": (world.COLOURS, colour), "background": (world.BACKGROUNDS, background)}
     out = {"one_object": (reading.objects == 1).all(1).astype(float)}
     for name, (palette, found) in palettes.items():
         names, values = list(palette), np.array(list(palette.values()))
         closest = np.argmin(np.nan_to_num(((found[:, None] - values) ** 2).sum(-1), nan=np.inf), axis=1)
         out[name] = _compared([names[k] for k in closest], [getattr(want, name) for want in wanted])
+    # Shape, direction and size
     out["shape"] = _compared([world.SHAPES[k] for k in likeness.argmax(1)], [want.shape for want in wanted])
     out["direction"] = np.array([_moves(v, want) for v, want in zip(motion.velocity, wanted, strict=True)])
     sizes = np.array(list(world.AREAS.values()))
@@ -238,6 +241,7 @@ def _temporal(reading: Reading, motion: Motion) -> Values:
     seen = reading.visible.sum(1) >= BRIEFEST
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # slices that hold NaN alone
+        # Place, colour, size and shape over time
         bends = np.linalg.norm(np.diff(reading.centroid, n=2, axis=1), axis=-1)
         first = np.argmax(reading.visible, axis=1)
         origin = np.take_along_axis(reading.colour, first[:, None, None], axis=1)
@@ -266,6 +270,7 @@ def _quality(frames: np.ndarray, reading: Reading, motion: Motion, wanted: Seque
     colour, area = _nanmedian(reading.colour), _nanmedian(reading.area)
     with np.errstate(all="ignore"):
         shape = np.nansum(reading.likeness, axis=1).argmax(1)
+    # Render again what was read, and compare
     time = np.arange(frames.shape[1])[:, None]
     psnr, chroma = np.full(len(frames), np.nan), np.full(len(frames), np.nan)
     for k in np.flatnonzero(np.isfinite(motion.residual)).tolist():

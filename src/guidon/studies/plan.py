@@ -39,6 +39,7 @@ class Arm(Settings):
     name: str | None = None
     """Settings without a name are called by their choices."""
     cfg_scale: float | tuple[float, ...] | None = None
+    """Guidance scale, one number or one per latent channel."""
     energy_of: str | None = None
     """In place of cfg_scale: the name of a setting whose change of the prediction this one matches.
 
@@ -46,14 +47,20 @@ class Arm(Settings):
     ((s - 1) ||cond - uncond||)^2, on tuning prompts.
     """
     cfg_channels: Channels | None = None
+    """Guided latent channels: 3, "all", "none", [0, 2], "0-2", "only:3"."""
     rotation: int | None = None
     """Seed of a random rotation of the latent channels, of which cfg_channels then chooses: a control."""
     guidance: str | None = None
+    """The rule, such as "apg:momentum=0"."""
     timing: str | None = None
+    """When guidance acts, such as "interval:0,0.5"."""
     sampler: str | None = None
     steps: PositiveInt | None = None
+    """Denoising steps."""
     eta: float | None = None
+    """How much noise ddim adds, 0 to 1."""
     negative_prompt: str | None = None
+    """What to steer away from, in the null caption's place."""
     grid: dict[str, list[Any]] | None = None
     """Keys of a setting, each with a list of values: every combination of them is a setting."""
 
@@ -63,13 +70,16 @@ class Contrast(Settings):
 
     metric: str
     baseline: str
+    """The name of a setting; reports compare all others with it."""
     against: str
+    """The name of another setting."""
 
 
 class Study(Settings):
     """The content of a STUDY.yaml."""
 
     title: str = ""
+    """What reports are headed by."""
     model: str = "guidon-small"
     """A preset, or a folder of weights."""
     sources: Sources = Sources()
@@ -85,13 +95,17 @@ class Study(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     """The noise of prompt k has the seed ``seed + k``."""
     sampler: str | None = None
-    """Of all settings that name no other; so are steps and timing."""
+    """Of every setting that names none; None for the model's own."""
     steps: PositiveInt | None = None
+    """Denoising steps of every setting that names none; None for the model's own."""
     timing: str | None = None
+    """When guidance acts in every setting that does not say it; None for the model's own."""
     block: PositiveInt = 16
     """Clips that are denoised together."""
     settings: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    """What is compared."""
     primary: Contrast
+    """The one comparison that is decided before the study runs."""
 
 
 def load_study(path: Path) -> Study:
@@ -151,19 +165,25 @@ class Plan(Settings):
     format: Literal["guidon study 1", "guidon study 2"] = "guidon study 2"
     title: str
     model: str
+    """A preset, or a folder of weights."""
     weights: dict[str, str]
     """The hash of each part of the model."""
     bench: str
     """The bench that measures its clips."""
     captions: tuple[str, ...]
+    """The prompts."""
     tuning: tuple[str, ...] = ()
     """The prompts on which scales are solved; empty where no setting gives energy_of."""
     seeds: PositiveInt
+    """Samples of each prompt."""
     block: PositiveInt
+    """Clips that are denoised together."""
     threads: PositiveInt
-    """Of torch. With another number, on another kind of device or by another version of torch, last bits differ."""
+    """Of torch. Another number of threads, another device or another version of torch changes last bits."""
     device: str
+    """The kind: cpu, cuda or mps."""
     torch: str
+    """Its version."""
     settings: dict[str, dict[str, Any]]
     """By name, every key of a request's JSON but prompts and samples; ``energy_of`` stands in for cfg_scale."""
     primary: Contrast
@@ -245,16 +265,17 @@ class Plan(Settings):
         fields = [name for name in Plan.model_fields if name not in left_out]
         found = [name for name in fields if getattr(self, name) != getattr(other, name)]
         same = list(self.settings) == list(other.settings) and all(
-            _same_setting(own, other.settings[name]) for name, own in self.settings.items()
+            _same_setting(own, other.settings[name], first) for name, own in self.settings.items()
         )
         return found if same else [*found, "settings"]
 
 
-def _same_setting(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two settings are the same, apart from a scale that one has solved and the other is still to solve."""
-    matched = {own["energy_of"] for own in (a, b) if "energy_of" in own}
+def _same_setting(a: dict[str, Any], b: dict[str, Any], may_be_solved: bool) -> bool:
+    """Whether two settings are the same. One may hold the scale that the other is still to solve if that is allowed."""
+    matched = {own.get("energy_of") for own in (a, b)} - ({None} if may_be_solved else set())
     if len(matched) > 1:
         return False
+    matched -= {None}
     scale = {"cfg_scale": ANY_SCALE} if matched else {}
     pair = ({key: value for key, value in own.items() if key != "energy_of"} | scale for own in (a, b))
     one, other = (make_request(own, ("",), (0,), 0, "settings") for own in pair)
