@@ -56,15 +56,18 @@ class Checkpoint:
         identity = state["identity"]
         if changed := sorted(name for name, value in self.identity.items() if identity.get(name) != value):
             raise self._refusal(f"the recipe's {' and '.join(changed)} changed since")
-        try:
-            for target, saved in ((self.module, state["module"]), (self.ema, state["ema"])):
-                weights = _with_names_of_now(saved, target.state_dict())
+        for target, saved in ((self.module, state["module"]), (self.ema, state["ema"])):
+            weights = _with_names_of_now(saved, target.state_dict())
+            try:
                 refuse_misfit(target.state_dict(), weights, "its weights do not fit the recipe")
-                target.load_state_dict(weights)
+            except InputError as error:
+                raise self._refusal(str(error)) from None
+            target.load_state_dict(weights)
+        try:
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
-        except ValueError as error:  # an InputError, or other optimisers
-            raise self._refusal(first_line(error)) from error
+        except ValueError:  # other parameters, or one optimiser where there were two
+            raise self._refusal("it was trained with another optimiser") from None
         return int(state["step"]), float(state["seconds"])
 
     def _refusal(self, reason: str) -> InputError:

@@ -1,0 +1,81 @@
+"""Tiny recipes that train in seconds, for tests."""
+
+import csv
+
+import torch
+import yaml
+
+from guidon.checkpoints import load_component
+from guidon.training import load_recipe
+from guidon.training.ema import EMA
+from guidon.training.tasks.denoiser import DenoiserTask
+from guidon.training.tasks.vae import VAETask
+
+CPU = torch.device("cpu")
+LOW, HIGH = ({"noise": noise, "boundary": 350} for noise in ("low", "high"))
+VAE_SHAPE = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+SHAPE = {"patch_size": [4, 4, 4], "hidden_size": 16, "depth": 1, "num_heads": 2}
+TEXT = {"features": 8, "layers": 1, "heads": 2}
+VAE = {"task": "vae", "steps": 4, "batch_size": 4, "device": "cpu", "log_every": 2, "model": VAE_SHAPE}
+DENOISER = {
+    "task": "denoiser", "steps": 6, "batch_size": 4, "device": "cpu", "clips": 6, "log_every": 2, "checkpoint_every": 2,
+    "terms": {"mse": {"weighting": "balanced"}}, "optimiser": {"name": "muon", "warmup_steps": 2}, "model": SHAPE, "text": TEXT,
+}  # fmt: skip
+
+
+def write_recipe(path, values):
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def vae_recipe(folder, **values):
+    return write_recipe(folder / "vae.yaml", VAE | {"out": str(folder / "vae")} | values)
+
+
+def denoiser_recipe(folder, vae, **values):
+    return write_recipe(folder / "run.yaml", DENOISER | {"out": str(folder / "run"), "vae": str(vae)} | values)
+
+
+def vae_task(folder, **values):
+    return VAETask.prepare(load_recipe(vae_recipe(folder, **values)), CPU)
+
+
+def denoiser_task(folder, vae, **values):
+    return DenoiserTask.prepare(load_recipe(denoiser_recipe(folder, vae, **values)), CPU)
+
+
+def step_of(task, step=0):
+    """What a task predicts in a step."""
+    return task.predict(task.draw(step, torch.Generator().manual_seed(step)))
+
+
+def at_step(monkeypatch, step, action):
+    """Do something in the middle of a step of training."""
+    original = EMA.update
+
+    def update(self, module, at):
+        if at == step:
+            action()
+        original(self, module, at)
+
+    monkeypatch.setattr(EMA, "update", update)
+
+
+def rows_of(folder):
+    """The rows of a run's log."""
+    with (folder / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder):
+    """All tensors of a model folder, by file and name."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        kind = "denoiser" if path.stem == "denoiser-low" else path.stem
+        found |= {f"{path.stem}.{name}": value for name, value in load_component(path, kind).weights.items()}
+    return found
+
+
+def assert_equal_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

@@ -1,0 +1,90 @@
+from typing import Any, cast
+
+import pytest
+import torch
+
+from guidon import world
+from guidon.training.data.latents import LatentClips, touched
+
+
+class Blank(torch.nn.Linear):
+    """An autoencoder of nothing, for what batches say."""
+
+    def encode(self, video):
+        return video.new_zeros(1, 4, video.shape[2], 2, 2)
+
+
+def clips_of(folder, count, *, families=False, vae_hash=""):
+    vae = cast("Any", Blank(1, 1))
+    return LatentClips.prepare(folder, vae, vae_hash, count, 0, families=families, areas=False)
+
+
+@pytest.mark.parametrize("families", [False, True])
+def test_no_clip_shows_and_no_caption_names_what_is_held_out(tmp_path, families):
+    clips = clips_of(tmp_path, 480, families=families)
+    held = {(a.shape, a.colour, a.motion) for a in world.combinations("train")}
+    for noise in (0.0, 1.0):
+        for step in range(10):
+            for caption in clips.batch(step, 48, caption_noise=noise).captions:
+                read = world.read_caption(caption)
+                assert (read.shape, read.colour, read.motion) in held, caption
+    firsts = range(0, 480, clips.family_size)
+    assert 0.3 < sum(clips.reversible(first) for first in firsts) / len(firsts) < 0.99
+
+
+def test_every_clip_is_drawn_once_before_any_is_drawn_twice(tmp_path):
+    clips = clips_of(tmp_path, 24, families=True)
+    numbered = LatentClips(0, 4, torch.arange(24.0).view(24, 1, 1, 1, 1).expand(24, 4, 16, 2, 2), None)
+    assert numbered.family_size == clips.family_size
+    epochs = [
+        [int(v) for step in range(3) for v in numbered.batch(3 * e + step, 8).latents[:, 0, 0, 0, 0]] for e in (0, 1)
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
+    assert epochs[0] != epochs[1]
+    assert all(order[k : k + 4] == list(range(order[k], order[k] + 4)) for order in epochs for k in range(0, 24, 4))
+
+
+def test_a_batch_depends_on_its_step_alone(tmp_path):
+    clips = clips_of(tmp_path, 24)
+    later = clips.batch(7, 8)
+    assert clips.batch(6, 8).captions != later.captions
+    again = clips_of(tmp_path, 24).batch(7, 8)
+    assert again.captions == later.captions
+    assert torch.equal(again.objects, later.objects)
+
+
+def test_clips_are_encoded_once_for_each_autoencoder_and_kind(tmp_path, monkeypatch):
+    kinds = ({}, {"families": True}, {"vae_hash": "other"}, {"count": 12})
+    for values in kinds:
+        clips_of(tmp_path, **{"count": 8} | values)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(files) == 4
+    monkeypatch.setattr(Blank, "encode", None)
+    for values in kinds:
+        clips_of(tmp_path, **{"count": 8} | values)
+    monkeypatch.undo()
+    damaged = next(iter(files))
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    for values in kinds:
+        clips_of(tmp_path, **{"count": 8} | values)
+    assert {path for path, at in files.items() if path.stat().st_mtime_ns != at} == {damaged}
+
+
+def test_wrong_captions_are_as_many_as_asked_for(tmp_path):
+    """And everything else stays as it is."""
+    clips = clips_of(tmp_path, 64)
+    right, noisy = clips.batch(3, 64), clips.batch(3, 64, caption_noise=0.25)
+    pairs = [tuple(map(world.read_caption, both)) for both in zip(right.captions, noisy.captions, strict=True)]
+    what = ("shape", "colour", "motion", "background")
+    differences = [sum(getattr(a, name) != getattr(b, name) for name in what) for a, b in pairs]
+    assert max(differences) == 1
+    assert abs(sum(differences) - 16) <= 3 * (64 * 0.25 * 0.75) ** 0.5
+    assert torch.equal(right.objects, noisy.objects)
+
+
+def test_cells_of_latents_that_an_object_touches():
+    clip = world.clip("train", 0, 7)
+    cells = touched(clip.scene, 16)
+    covered = world.foreground(clip.scene).reshape(16, 16, 4, 16, 4).max((2, 4)) > 0.5
+    assert (cells.numpy() >= covered).all()
+    assert cells.float().mean() < 4 * covered.mean()

@@ -1,0 +1,107 @@
+"""The loop, on the tiny denoiser: stopped, killed, exported early, watched."""
+
+import shutil
+import signal
+
+import pytest
+import torch
+
+import guidon
+from guidon.checkpoints import load_component
+from guidon.core.errors import InputError
+from guidon.training import run_recipe
+from guidon.training.tasks.vae import VAETask
+from recipes import assert_equal_weights, at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
+
+
+def test_the_trained_folder_is_a_model(trained):
+    pipe = guidon.load(trained, device="cpu")
+    assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
+    record = load_component(trained / "denoiser.safetensors", "denoiser").record
+    assert (record["steps"], record["batch_size"], record["device"]) == (6, 4, "cpu")
+
+
+def test_stopped_by_ctrl_c_it_saves_and_resumes_to_the_same_weights(tmp_path, tiny_model, trained, monkeypatch):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors")
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_recipe(config) is None
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert_equal_weights(weights_of(run_recipe(config)), weights_of(trained))
+
+
+def test_killed_it_resumes_from_its_last_checkpoint_to_the_same_weights(tmp_path, tiny_model, trained, monkeypatch):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors")
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, die)
+        with pytest.raises(Killed):
+            run_recipe(config)
+    assert not (tmp_path / "run" / "model").exists()
+    assert_equal_weights(weights_of(run_recipe(config)), weights_of(trained))
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == ["2", "4", "6"]
+
+
+def test_a_run_can_be_exported_before_it_ends(tmp_path, tiny_model, monkeypatch):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors")
+    with pytest.raises(InputError, match="train first"):
+        run_recipe(config, export_only=True)
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        run_recipe(config)
+    folder = run_recipe(config, export_only=True)
+    assert load_component(folder / "denoiser.safetensors", "denoiser").record["steps"] == 3
+
+
+def test_training_is_looked_at_and_drawn(tmp_path, tiny_model):
+    looked = []
+
+    def look(folder, step):
+        guidon.load(folder, device="cpu")
+        looked.append(step)
+        return {"joint": 0.5}
+
+    run_recipe(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", evaluate_every=3), look=look)
+    assert looked == [3, 6]
+    rows = rows_of(tmp_path / "run")
+    assert [row["joint"] for row in rows] == ["", "0.5", "0.5"]
+    assert all(float(rows[1][name]) > 0 for name in ("val_low", "val_mid", "val_high"))
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    def loss(self, predicted):
+        return predicted.error.sum() * float("nan"), {}
+
+    monkeypatch.setattr(VAETask, "loss", loss)
+    with pytest.raises(InputError, match="became nan"):
+        run_recipe(vae_recipe(tmp_path))
+
+
+def test_what_draws_a_batch_wrongly_stops_the_run(tmp_path, monkeypatch):
+    """An error in the thread that draws is not lost."""
+    original = VAETask.draw
+
+    def draw(self, step, generator):
+        if step == 3:
+            raise InputError("no such frame")
+        return original(self, step, generator)
+
+    monkeypatch.setattr(VAETask, "draw", draw)
+    with pytest.raises(InputError, match="no such frame"):
+        run_recipe(vae_recipe(tmp_path))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_train_to_the_same_file(tmp_path, tiny_model):
+    vae = tiny_model / "vae.safetensors"
+    compiled = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, steps=2, compile=True)))
+    eager = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, steps=2, out=str(tmp_path / "plain"))))
+    assert compiled.keys() == eager.keys()
+    assert all(torch.allclose(compiled[name], eager[name], atol=2e-3) for name in eager)

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from guidon.core.errors import InputError
+from guidon.training.optimisers import learning_rate, make_optimisers
+from guidon.training.recipe import Optimiser
+
+
+def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
+    settings = Optimiser(warmup_steps=10, decay=0.5)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert rates[75] == pytest.approx(0.5)
+    assert 0 < rates[99] <= 0.02
+
+
+def blocks_and_head():
+    module = torch.nn.Module()
+    module.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    module.head = torch.nn.Linear(4, 4)
+    return module
+
+
+def test_muon_takes_the_hidden_matrices_only():
+    module = blocks_and_head()
+    muon, adamw = make_optimisers(module, Optimiser(name="muon"))
+    assert [p is module.blocks[0].weight for p in muon.param_groups[0]["params"]] == [True]
+    assert len(adamw.param_groups[0]["params"]) == 3
+    assert len(make_optimisers(module, Optimiser())) == 1
+
+
+def test_a_pytorch_without_muon_is_named(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match=r"needs PyTorch 2\.9 or newer"):
+        make_optimisers(blocks_and_head(), Optimiser(name="muon"))
+    assert len(make_optimisers(blocks_and_head(), Optimiser())) == 1
+
+
+def test_frozen_weights_are_left_out():
+    module = blocks_and_head()
+    module.blocks.requires_grad_(False)
+    (adamw,) = make_optimisers(module, Optimiser(name="muon"))
+    assert {id(p) for p in adamw.param_groups[0]["params"]} == {id(p) for p in module.head.parameters()}

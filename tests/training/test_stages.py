@@ -1,0 +1,183 @@
+"""Staged recipes: what is done, what is done again, what the result says of its making."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+import guidon
+from guidon.checkpoints import load_component
+from guidon.core.errors import InputError
+from guidon.training import plan_recipe, run_recipe
+from guidon.training.stages import weights_hash
+from recipes import DENOISER, HIGH, LOW, VAE, assert_equal_weights, at_step, vae_recipe, weights_of, write_recipe
+
+SHIPPED = Path(__file__).parents[2] / "recipes" / "guidon-small.yaml"
+
+
+def staged(folder, **changes):
+    """An autoencoder, a network, its expert for low noise, and one for high noise. ``stage__setting`` changes one."""
+    common = {name: value for name, value in DENOISER.items() if name != "task"} | {"steps": 2, "vae": "eye"}
+    stages = {
+        "eye": dict(VAE) | {"steps": 2},
+        "base": {"task": "denoiser"},
+        "low": {"task": "denoiser", "start": "base", "expert": LOW},
+        "high": {"task": "denoiser", "start": "low", "expert": HIGH},
+    }
+    for path, value in changes.items():
+        stage, name = path.split("__")
+        stages[stage][name] = value
+    values = {
+        "out": str(folder / "runs"),
+        "common": {"denoiser": common},
+        "stages": stages,
+        "export": {"stage": "high"},
+    }
+    return write_recipe(folder / "staged.yaml", values)
+
+
+def states(path, **which):
+    return [f"{stage.name} {stage.state}" for stage in plan_recipe(path, **which)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder in which all stages are done."""
+    folder = tmp_path_factory.mktemp("staged")
+    run_recipe(staged(folder))
+    return folder
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    """The same in a folder of the test's own."""
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    return tmp_path
+
+
+def test_one_command_makes_the_model(made):
+    folder = made / "runs" / "model"
+    pipe = guidon.load(folder, device="cpu")
+    assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
+    assert {path.stem for path in folder.iterdir()} == {"denoiser", "denoiser-low", "text", "vae"}
+    assert states(made / "staged.yaml") == ["eye done", "base done", "low done", "high done"]
+
+
+def test_what_is_done_is_left_alone(copied, capsys):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (copied / "runs").rglob("*") if path.is_file()}
+
+    path, before = staged(copied), times()
+    assert run_recipe(path) == copied / "runs" / "model"
+    assert times() == before
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "eye: done",
+        "base: done",
+        "low: done",
+        "high: done",
+    ]
+
+
+def test_a_changed_setting_trains_its_stage_and_those_after_it_elsewhere(copied):
+    before = {path.name: path for path in (copied / "runs").iterdir() if path.name != "clips"}
+    old = weights_of(copied / "runs" / "model")
+    path = staged(copied, low__caption_dropout=0.5)
+    assert states(path) == ["eye done", "base done", "low train", "high later"]
+    run_recipe(path)
+    new = {path.name for path in (copied / "runs").iterdir()} - before.keys() - {"clips"}
+    assert {name.rpartition("-")[0] for name in new} == {"low", "high"}
+    high = next(folder for name, folder in before.items() if name.startswith("high-"))
+    assert_equal_weights(weights_of(high / "model"), old)
+    changed = weights_of(copied / "runs" / "model")
+    assert any(not (changed[name] == old[name]).all() for name in old if name.startswith("denoiser-low."))
+    # the earlier settings find their stages again
+    assert states(staged(copied)) == ["eye done", "base done", "low done", "high done"]
+
+
+def test_how_a_run_is_watched_does_not_count(copied):
+    path = staged(copied, low__log_every=1, base__checkpoint_every=1, eye__device="auto", high__evaluate_every=1)
+    assert states(path) == ["eye done", "base done", "low done", "high done"]
+
+
+def test_an_interrupted_stage_is_resumed(tmp_path, made, monkeypatch):
+    path = staged(tmp_path)
+    with monkeypatch.context() as patch:
+        at_step(patch, 0, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_recipe(path) is None
+    assert states(path) == ["eye resume", "base later", "low later", "high later"]
+    assert str(plan_recipe(path)[0]).startswith("eye: goes on from step 1 of 2, in ")
+    early = run_recipe(path, export_only=True)
+    assert load_component(early, "vae").record["steps"] == 1
+    assert states(path)[0] == "eye resume"  # exported is not done
+    eye = run_recipe(path, stage="eye")
+    assert weights_hash(eye) == weights_hash(next((made / "runs").glob("eye-*")) / "vae.safetensors")
+    assert states(path) == ["eye done", "base train", "low later", "high later"]
+    assert not (tmp_path / "runs" / "model").exists()
+
+
+def test_only_what_a_stage_needs_is_trained(tmp_path):
+    path = staged(tmp_path)
+    assert states(path, stage="base") == ["eye train", "base later"]
+    for stage in ("bas", "model"):
+        with pytest.raises(InputError, match=f"stage '{stage}' is not in .*staged.yaml"):
+            run_recipe(path, stage=stage)
+    plain = vae_recipe(tmp_path)
+    with pytest.raises(InputError, match="has no stages: leave out stage"):
+        run_recipe(plain, stage="base")
+    with pytest.raises(InputError, match="has no stages to plan"):
+        plan_recipe(plain)
+
+
+def test_the_result_says_which_stages_it_comes_from(made):
+    runs, folder = made / "runs", made / "runs" / "model"
+    lineage = {
+        file: load_component(folder / f"{file}.safetensors", kind).record["lineage"]
+        for file, kind in (("vae", "vae"), ("text", "text"), ("denoiser-low", "denoiser"), ("denoiser", "denoiser"))
+    }
+    names = {file: [entry["stage"] for entry in entries] for file, entries in lineage.items()}
+    assert names == {
+        "vae": ["eye"],
+        "text": ["eye", "base"],
+        "denoiser-low": ["eye", "base", "low"],
+        "denoiser": ["eye", "base", "low", "high"],
+    }
+    eye, base, low, high = lineage["denoiser"]
+    assert lineage["denoiser-low"] == [eye, base, low]
+    for entry in (eye, base, low, high):
+        assert (runs / f"{entry['stage']}-{entry['key'][:8]}").is_dir()
+    assert low["settings"]["expert"] == LOW
+    of_base = next(runs.glob("base-*"))
+    of_eye = next(runs.glob("eye-*")) / "vae.safetensors"
+    assert low["parents"] == {"vae": weights_hash(of_eye), "start": weights_hash(of_base / "model")}
+
+
+def test_weights_are_the_same_whatever_their_record_says(made, tmp_path):
+    """So that a stage made again elsewhere gives the stages after it the same keys."""
+    from guidon.checkpoints import save_component
+
+    path = next((made / "runs").glob("eye-*")) / "vae.safetensors"
+    vae = load_component(path, "vae")
+    save_component(tmp_path / "same.safetensors", "vae", vae.config, vae.weights, {"hours": 5})
+    save_component(tmp_path / "other.safetensors", "vae", vae.config | {"scaling_factor": 2.0}, vae.weights, vae.record)
+    assert weights_hash(tmp_path / "same.safetensors") == weights_hash(path)
+    assert weights_hash(tmp_path / "other.safetensors") != weights_hash(path)
+
+
+def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path):
+    values = yaml.safe_load(SHIPPED.read_text())
+    values["out"] = str(tmp_path / "runs")
+    tiny = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+    values["common"]["every"] |= {"device": "cpu"}
+    values["common"]["denoiser"] |= {"clips": 8, "compile": False, "text": {"features": 8, "layers": 1, "heads": 2}}
+    values["common"]["denoiser"]["model"] |= tiny
+    for stage in values["stages"].values():
+        stage |= {"steps": 2, "batch_size": 4}
+    values["stages"]["vae"]["model"] |= {"block_out_channels": [8, 8]}
+    for stage in ("low", "low-steady", "high-refined"):
+        values["stages"][stage]["model"] |= {"refiner_channels": 4, "refiner_depth": 1}
+    path = write_recipe(tmp_path / "tiny.yaml", values)
+    pipe = guidon.load(run_recipe(path), device="cpu")
+    assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
+    assert {state.split()[1] for state in states(path)} == {"done"}
