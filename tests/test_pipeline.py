@@ -62,7 +62,7 @@ def test_a_negative_prompt_replaces_the_null_caption(pipe):
 
 
 def test_an_interval_that_holds_no_step_is_no_guidance(pipe):
-    with pytest.warns(UserWarning, match="no step was guided: the timing interval:0.1,0.2 holds none of the 3 steps"):
+    with pytest.warns(UserWarning, match="no step was guided: none of the 3 steps falls inside the timing interval:0.1,0.2"):
         nothing = pipe(PROMPT, steps=3, cfg_scale=6.0, timing="interval:0.1,0.2").frames
     assert np.array_equal(nothing, pipe(PROMPT, steps=3, cfg_scale=1.0).frames)
 
@@ -292,3 +292,5 @@ def test_combine_on_bare_tensors_is_the_pipelines_guided_prediction(pipe, monkey
 def test_a_mistyped_choice_is_refused_whatever_its_value(pipe):
     with pytest.raises(InputError, match="did you mean 'steps'"):
         pipe(PROMPT, stepz=None)
+    with pytest.raises(InputError, match="'model' is not a setting"):
+        pipe(PROMPT, model="guidon-small")

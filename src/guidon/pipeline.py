@@ -66,7 +66,7 @@ class Pipeline:
             prompts: what to show; for a class-conditional model, the class numbers as text.
             num_samples: samples 0 to ``num_samples - 1`` of the seed, for each prompt.
             batch_size: how many clips are denoised together. It changes memory, not the samples, except with ``exact``.
-            sequential: run guidance's branches one after the other, in half the memory.
+            sequential: run guidance's branches one after the other, in the memory of one branch.
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did. All the clips must then fit one batch.
             choices: the settings; see ``guidon.request.Choices``.
@@ -109,7 +109,8 @@ class Pipeline:
         """The videos of a complete request, prompts outermost; the other arguments are those of a call.
 
         Raises:
-            InputError: weights cannot be read or do not fit, a class is not in the model, or numbers overflow.
+            InputError: weights cannot be read or do not fit, a class is not in the model, the clips of a trace do not
+                fit one batch, or numbers overflow.
         """
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
         batch_size = request.batch_size or batch_size
@@ -120,8 +121,8 @@ class Pipeline:
                 f"a trace needs its {len(clips)} clips in one batch: raise {setting('batch_size')} from {batch_size}"
             )
         prompts = self._prompts.encode(request.prompts, request.negative_prompt)
-        if self.model.vae.keep:
-            self.model.vae.prepare_in_background()  # while the first steps run
+        if self.model.vae.keep:  # where stages are dropped after use, it waits for its turn
+            self.model.vae.prepare_in_background()
 
         # latents, batch by batch
         batches = [clips[first : first + batch_size] for first in range(0, len(clips), batch_size)]
@@ -139,8 +140,8 @@ class Pipeline:
             del network  # so that its stage can free it
         if not guided and not request.guidance.is_conditional:
             warnings.warn(
-                f"no step was guided: the timing {request.guidance.timing.text} holds none of the "
-                f"{request.steps} steps: widen it or take more steps",
+                f"no step was guided: none of the {request.steps} steps falls inside the timing "
+                f"{request.guidance.timing.text}: widen it or take more steps",
                 stacklevel=3,
             )
         if not all(bool(part.isfinite().all()) for part in latents):
@@ -165,13 +166,15 @@ class Pipeline:
         on_step: OnStep | None,
         trace: GuidanceTrace | None,
     ) -> tuple[Tensor, int]:
-        """The whole of guided sampling of a batch: latents (B, C, ...), and the steps at which guidance acted."""
+        """Sample one batch: latents (B, C, ...), and the number of steps at which guidance acted."""
         # the conditions of the branches; the null caption is read under the prompts' mask, as in the originals
         features, mask = prompts.rows(numbers, self.device)
         cond, negative = network.prepare(features, mask), None
         if prompts.negative is not None:
             negative = network.prepare(*prompts.negative.rows([0] * len(numbers), self.device))
-        if negative is None or request.guidance.needs_negative:
+        if request.guidance.is_conditional:
+            uncond = None
+        elif negative is None or request.guidance.needs_negative:
             uncond = network.null(len(numbers), mask)
         else:
             uncond, negative = negative, None

@@ -23,16 +23,16 @@ from .core.settings import Settings, validated
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from
 from .models.family import Preset
 from .models.model import Model
-from .models.registry import replays
+from .models.registry import find_replay
+from .samplers import SamplerName
 from .samplers.philox import BLOCKS
 
-SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
 DtypeName = Literal["fp32", "bf16", "fp16"]
-GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # of the JSON, beside "guidance", the rule
+GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON keys of the guidance, but for the rule
 
 
 class Choices(TypedDict, total=False):
-    """What a caller may choose. What is left out, or None, is the model's own."""
+    """What a caller may choose. What is left out, or None, is the model's own; ``cfg_channels=None`` is all."""
 
     seed: int | None
     """Seed of the noise."""
@@ -69,11 +69,11 @@ class Choices(TypedDict, total=False):
     """Where an exact replay draws its noise."""
 
 
-_KEYWORDS = frozenset(Choices.__annotations__)
+_KEYWORDS = tuple(Choices.__annotations__)
 
 
 class Request(Settings):
-    """Every choice that decides the frames. Nothing is left to defaults that may change."""
+    """Every choice that decides the frames of a model: the same request and weights give the same frames."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     also_read: ClassVar[tuple[str, ...]] = GUIDANCE_KEYS
@@ -129,7 +129,7 @@ class Request(Settings):
 
     @model_serializer(mode="wrap")
     def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The guidance as the keys that manifests have, in their order."""
+        """The guidance as the keys that manifests have. Names of files hash this JSON, so the order of keys matters."""
         flat: dict[str, Any] = {}
         guidance = self.guidance.to_settings()
         for name, value in handler(self).items():
@@ -144,8 +144,8 @@ class Request(Settings):
     @field_validator("exact")
     @classmethod
     def _known_original(cls, value: str | None) -> str | None:
-        if value is not None and value not in replays():
-            raise InputError(f"{setting('exact')} {value!r} does not exist{nearest(value, replays())}")
+        if value is not None:
+            find_replay(value)
         return value
 
     @field_validator("exact_noise")
@@ -183,7 +183,7 @@ class Request(Settings):
         return self.seed + (prompt if self.seed_per_prompt else 0)
 
     def alone(self, prompt: int, sample: int) -> Request:
-        """The request that makes one of the clips alone; of an exact replay the whole, since its batch decides it."""
+        """The request of one clip alone. For an exact replay: the whole, since the batch decides each clip."""
         if self.exact:
             return self
         own = {"prompts": (self.prompts[prompt],), "samples": (sample,)}
@@ -211,9 +211,11 @@ def make_request(
     Raises:
         InputError: a choice is not valid for this model.
     """
-    # what was chosen; None stands for the preset's own, but an unknown name is never dropped
-    values = {name: value for name, value in choices.items() if name not in GUIDANCE_KEYS}
-    values = {name: value for name, value in values.items() if value is not None or name not in _KEYWORDS}
+    for name in choices:
+        if name not in _KEYWORDS:
+            raise InputError(f"{name!r} is not a setting{nearest(name, _KEYWORDS)}")
+    # what was chosen; None stands for the preset's own
+    values = {name: value for name, value in choices.items() if value is not None and name not in GUIDANCE_KEYS}
     # what the preset recommends, and what the call fixes
     own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
@@ -226,8 +228,8 @@ def make_request(
     if request.exact is not None and request.exact not in preset.originals:
         valid = f"valid: {', '.join(preset.originals)}" if preset.originals else "leave it out"
         raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
-    model.schedule.respaced(str(request.steps))
-    latent_shape(preset, model, request)
+    model.schedule.respaced(request.steps)  # refuses more steps than there are
+    latent_shape(preset, model, request)  # refuses a size that the model does not take
     return request
 
 

@@ -137,7 +137,7 @@ def test_channels_that_the_latents_do_not_have_are_refused_before_the_model_runs
         raise AssertionError("the model ran")
 
     for scheduler, message in (
-        (IDDPM(3, cfg_channels=5), "cfg_channels '5' is not a count of channels it has"),
+        (IDDPM(3, cfg_channels=5), "cfg_channels '5' asks for more channels than the model has"),
         (IDDPM(3, cfg_scale=[1, 2]), "cfg_scale has 2 values, but this model has 4 latent channels"),
     ):
         with pytest.raises(InputError, match=message):

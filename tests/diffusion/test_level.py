@@ -32,7 +32,7 @@ def test_each_level_knows_the_next_and_the_last_one_is_the_data(schedule):
     assert [level.step for level in visited] == list(reversed(range(len(schedule))))
     assert [level.timestep for level in visited] == schedule.timestep_map[::-1].tolist()
     assert all(level.steps == len(schedule) for level in visited)
-    assert [level.is_last for level in visited] == [False] * (len(schedule) - 1) + [True]
+    assert [level.reaches_data for level in visited] == [False] * (len(schedule) - 1) + [True]
 
 
 def test_the_data_is_a_level_without_noise():
@@ -70,7 +70,7 @@ def test_a_level_for_every_sample_has_the_numbers_of_the_shared_levels_bit_for_b
     assert many.steps == len(schedule)
     assert many.timestep.dtype == torch.long
     assert many.alpha.shape == many.log_betas.shape == (len(schedule), 1, 1, 1)
-    assert many.is_last.tolist() == [level.is_last for level in schedule.levels]
+    assert many.reaches_data.tolist() == [level.reaches_data for level in schedule.levels]
     for k, level in enumerate(schedule.levels):
         assert many.timestep[k] == level.timestep
         assert many.progress[k] == pytest.approx(level.progress, abs=1e-6)

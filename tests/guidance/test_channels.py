@@ -29,7 +29,7 @@ def test_every_form_of_a_choice_of_channels(given_, guided, text):
 @pytest.mark.parametrize(("given_", "guided", "text"), FORMS)
 def test_a_choice_is_read_before_it_is_known_how_many_channels_there_are(given_, guided, text):
     choice = ChannelChoice.parse(given_)
-    assert choice.of(4) == guided
+    assert choice.indices_for(4) == guided
     assert ChannelChoice.parse(choice.text) == choice
     assert ChannelChoice.parse(choice) is choice
     assert ChannelScale.parse(5.0, choice, channels=4).text == text
@@ -57,10 +57,10 @@ def test_the_text_of_any_choice_is_read_back(given_):
 
 @given(st.sets(st.integers(0, 15), min_size=1), st.integers(16, 20))
 def test_a_choice_means_the_same_channels_of_every_model_that_has_them(indices, channels):
-    assert ChannelChoice.parse(sorted(indices)).of(channels) == tuple(sorted(indices))
-    assert ChannelChoice.parse("all").of(channels) == tuple(range(channels))
-    assert ChannelChoice.parse(3).of(channels) == (0, 1, 2)
-    assert ChannelChoice.parse("none").of(channels) == ()
+    assert ChannelChoice.parse(sorted(indices)).indices_for(channels) == tuple(sorted(indices))
+    assert ChannelChoice.parse("all").indices_for(channels) == tuple(range(channels))
+    assert ChannelChoice.parse(3).indices_for(channels) == (0, 1, 2)
+    assert ChannelChoice.parse("none").indices_for(channels) == ()
 
 
 BAD_FORMS = [0, -1, "0", "0,0", [1, 1], "4-2", "x", "", "0,", "only:x", [-1], [], "3.0", 3.0, True, [True], [0.5], "only:"]  # fmt: skip
@@ -89,12 +89,12 @@ def test_bad_choices_are_refused_before_it_is_known_how_many_channels_there_are(
 
 
 @pytest.mark.parametrize(("given_", "shown", "why"), [
-    (5, "5", "is not a count of channels it has"), ("only:4", "only:4", "names channel 4, but they are numbered 0 to 3"),
+    (5, "5", "asks for more channels than the model has"), ("only:4", "only:4", "names channel 4, but they are numbered 0 to 3"),
     ("0,2-5", "0,2,3,4,5", "names channel 4, but they are numbered 0 to 3"),
 ])  # fmt: skip
 def test_channels_that_a_model_does_not_have_are_refused_once_it_is_known(given_, shown, why):
     choice = ChannelChoice.parse(given_)
-    for read in (choice.of, Guidance(3, given_).on, Guidance(3, given_).resolved):
+    for read in (choice.indices_for, Guidance(3, given_).scales_for, Guidance(3, given_).resolved):
         with pytest.raises(InputError) as error:
             read(4)
         message = str(error.value)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from goldens import relative_error
 from guidon.core.errors import InputError
-from guidon.diffusion import NoiseSchedule, convert
+from guidon.diffusion import NoiseLevel, NoiseSchedule, convert
 from guidon.guidance import (
     CONSTANT,
     RULES,
@@ -90,7 +90,7 @@ def test_unguided_and_variance_channels_are_the_conditional_ones_bit_for_bit(rul
         guidance = Guidance(scale, channels, rule)
         cond, uncond, negative, x = branches(SHAPES["video"], learned)
         out, _ = guidance.combine(cond, uncond, x, level, negative=negative)
-        guided = guidance.on(4).guided if rule == "cfg++" else guidance.on(4).active()
+        guided = guidance.scales_for(4).guided if rule == "cfg++" else guidance.scales_for(4).active()
         others = [channel for channel in range(cond.shape[1]) if channel not in guided]
         assert torch.equal(out[:, others], cond[:, others])
         assert all(not torch.allclose(out[:, c], cond[:, c], atol=1e-3) for c in guided)
@@ -105,7 +105,7 @@ def test_any_dtype_is_combined_in_fp32_and_given_back(rule, dtype):
         out, memory = guidance.combine(cond, uncond, x, level, negative=negative)
         c, u, n, z = (tensor.float() for tensor in given_)
         expected, _ = guidance.combine(c, u, z, level, negative=n)
-        guided = list(guidance.on(4).guided if rule == "cfg++" else guidance.on(4).active())
+        guided = list(guidance.scales_for(4).guided if rule == "cfg++" else guidance.scales_for(4).active())
         others = [channel for channel in range(8) if channel not in guided]
         assert out.dtype == dtype
         assert torch.equal(out[:, guided], expected[:, guided].to(dtype))
@@ -317,7 +317,7 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line():
         (plain, (cond, uncond, x[:1]), r"do not fit latents \(1, 4, 8, 8\)"),
         (Guidance(3.0, 3, "perp-neg"), (cond, uncond, x), "guidance perp-neg needs a negative prompt"),
         (Guidance([3, 3]), (cond, uncond, x), "cfg_scale has 2 values, but this model has 4 latent channels"),
-        (Guidance(3.0, 5), (cond, uncond, x), "cfg_channels '5' is not a count of channels it has"),
+        (Guidance(3.0, 5), (cond, uncond, x), "cfg_channels '5' asks for more channels than the model has"),
     ]  # fmt: skip
     for guidance, (c, u, z), message in cases:
         with pytest.raises(InputError, match=message) as error:
@@ -343,7 +343,7 @@ def test_a_level_for_every_sample_is_refused_in_one_line():
         ({"rule": "abg"}, "did you mean 'apg'"), ({"timing": "liner"}, "did you mean 'linear'"),
         ({"channels": "0,x"}, "cfg_channels '0,x' cannot be read"), ({"scale": 2.0, "rule": "cfg++"}, "from 0 to 1, such as 0.6: 2 was given"),
         ({"scale": [0.5, 2.0], "rule": "cfg++"}, "from 0 to 1, such as 0.6: 2 was given"),
-        ({"scale": 0.5, "rule": "cfg++", "timing": "linear"}, "cfg++ has a scale that falls by itself: give no ramp (linear)"),
+        ({"scale": 0.5, "rule": "cfg++", "timing": "linear"}, "cfg++ changes its scale during sampling: give no ramp (linear)"),
         ({"scale": 0.5, "rule": "cfg++", "timing": "cosine"}, "give no ramp (cosine)"),
     ],
 )  # fmt: skip
@@ -404,7 +404,7 @@ def guidances(draw):
         st.just(UNSET) | st.sampled_from(["all", "none", None, "0-2", "only:3"]) | st.integers(1, 4) | indices
     )
     if per_channel and not isinstance(choice, type(UNSET)):
-        chosen = ChannelChoice.parse(choice).of(4)
+        chosen = ChannelChoice.parse(choice).indices_for(4)
         scale = [value if channel in chosen else 1.0 for channel, value in enumerate(scale)]
     ends = st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda ends: ends[0] < ends[1])
     timings = st.builds(Oscillation, st.integers(0, 99)) | ends.map(lambda ends: Interval(*ends)) | st.just("constant")
@@ -427,9 +427,9 @@ def test_guidance_is_read_back_from_its_settings(guidance):
 @given(guidances())
 def test_resolving_names_the_same_channels_in_one_form(guidance):
     resolved = guidance.resolved(4)
-    assert resolved.on(4) == guidance.on(4)
+    assert resolved.scales_for(4) == guidance.scales_for(4)
     assert resolved.resolved(4) == resolved
-    assert resolved.to_settings()["cfg_channels"] == guidance.on(4).text
+    assert resolved.to_settings()["cfg_channels"] == guidance.scales_for(4).text
     assert (resolved.scale, resolved.rule, resolved.timing) == (guidance.scale, guidance.rule, guidance.timing)
 
 
@@ -452,3 +452,18 @@ def test_settings_are_those_of_manifests():
     }
     assert Guidance.from_settings({}) == Guidance(1.0)
     assert Guidance.from_settings({"cfg_scale": 2, "cfg_channel": None}) == Guidance(2, "all")
+
+
+@pytest.mark.parametrize("s", [1.0, 0.7, 0.3])
+def test_a_velocity_is_the_one_of_the_path(s):
+    """On rectified flow CFG-Zero* works on the flow velocity, whatever the network predicts."""
+    cond, uncond, x = (torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3))
+    level = NoiseLevel(1000 * s, 1 - s, s, 1 - s)
+    guided, _ = Guidance(3.0, "all", "cfg-zero:zeroed=0").combine(cond, uncond, x, level, parameterization="flow")
+    optimum = (cond * uncond).flatten(1).sum(1) / uncond.square().flatten(1).sum(1)
+    scaled = uncond * optimum.view(-1, *[1] * (x.ndim - 1))
+    assert torch.allclose(guided, scaled + 3 * (cond - scaled), atol=1e-5)
+    if s < 1:  # an eps network cannot tell x_0 from pure noise
+        as_eps = [convert(part, x, level, "flow", "eps") for part in (cond, uncond)]
+        by_eps, _ = Guidance(3.0, "all", "cfg-zero:zeroed=0").combine(*as_eps, x, level, parameterization="eps")
+        assert torch.allclose(convert(by_eps, x, level, "eps", "flow"), guided, atol=1e-4)

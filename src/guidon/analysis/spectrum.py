@@ -112,7 +112,7 @@ def spectrum(
         raise InputError(f"{setting('looks')} is {looks}: give at least 1 step at which influence is measured")
     # Sample with a trace
     request = pipe.plan(tuple(prompts), **choices)
-    if request.guidance.on(pipe.channels).is_identity:
+    if request.guidance.scales_for(pipe.channels).is_identity:
         raise InputError(f"scale 1 guides nothing, so there is nothing to measure: give another {setting('cfg_scale')}")
     trace = GuidanceTrace(keep_x0=True)
     pipe.generate(request, batch_size=len(request.prompts), trace=trace, on_step=on_step)

@@ -168,7 +168,7 @@ class IDDPM:
         encoded = dict(text_encoder.encode(list(prompts)))
         shared = encoded | (additional_args or {})
         cond, uncond = _Keywords(rows, shared), _Keywords(rows, shared | {"y": text_encoder.null(rows)})
-        self.guidance.on(z.shape[1])  # channels that the latents do not have are refused before the first step
+        self.guidance.scales_for(z.shape[1])  # channels that the latents do not have are refused before the first step
         begins = None if mask is None else (mask * len(schedule)).int().to(z.device)
         denoiser = GuidedDenoiser(_Adapted(model, begins), self.guidance, cond, uncond)
         x = z

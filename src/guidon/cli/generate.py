@@ -128,7 +128,7 @@ def generate(
         option(
             "Sampling",
             None,
-            "Run the conditional and the unconditional branch one after the other, in half the memory.",
+            "Run the conditional and the unconditional branch one after the other, in the memory of one branch.",
             "--sequential",
         ),
     ] = False,
@@ -284,4 +284,5 @@ def warn_of_other_weights(made_with: dict[str, str], weights: dict[str, str]) ->
     """Say on stderr which weights are not those that a manifest's video was made with."""
     for name in sorted(made_with.keys() | weights.keys()) if made_with else ():
         if weights.get(name) != made_with.get(name):
-            say(f"the manifest was made with other {name} weights: frames will differ")
+            other = f"another {name}" if name == "text_dtype" else f"other {name} weights"
+            say(f"the manifest was made with {other}: frames will differ")

@@ -1,6 +1,6 @@
 """The noise level of a latent: what samplers visit, and what networks and guidance are told.
 
-A path (``NoiseSchedule`` here) yields the levels from noise to data.
+A ``NoiseSchedule`` yields the levels from noise to data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NoiseLevel:
     """
 
     timestep: float | Tensor
-    """The original timestep, which a network is told. It may lie between whole numbers."""
+    """The original timestep, which is passed to the network. It may lie between whole numbers."""
     alpha: float | Tensor
     """How much of the clean sample is left, in [0, 1]."""
     sigma: float | Tensor
@@ -73,6 +73,6 @@ class DiscreteLevel(NoiseLevel):
     fixed_large_log_variance: Tensor = field(kw_only=True)
 
     @property
-    def is_last(self) -> bool | Tensor:
+    def reaches_data(self) -> bool | Tensor:
         """Whether this step reaches the data; (B,) where every sample has a level of its own."""
         return self.step == 0

@@ -62,7 +62,7 @@ def bound_term(posterior: Posterior, x_0: Tensor, x_t: Tensor, level: DiscreteLe
     kl = _per_sample_mean(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance))
     log_scale = (0.5 * posterior.log_variance).to(x_0.device).expand_as(x_0)
     nll = -_per_sample_mean(discretised_log_likelihood(x_0, posterior.mean, log_scale))
-    return torch.where(torch.as_tensor(level.is_last, device=x_0.device), nll, kl) * BITS
+    return torch.where(torch.as_tensor(level.reaches_data, device=x_0.device), nll, kl) * BITS
 
 
 def training_losses(
@@ -111,7 +111,7 @@ def training_losses(
 
 
 def prior_bits(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """KL(q(x_T | x_0) || N(0, I)), bits per dimension, (B,): the signal that the last step leaves."""
+    """KL(q(x_T | x_0) || N(0, I)), bits per dimension, (B,): how far x_T is from pure noise."""
     mean, _, log_variance = q_mean_variance(x_0, schedule.levels[0])
     zero = torch.zeros((), device=x_0.device)
     return _per_sample_mean(gaussian_kl(mean, log_variance, zero, zero)) * BITS

@@ -24,7 +24,7 @@ class Process:
     """What a network's output means."""
 
     parameterization: Parameterization = "eps"
-    """What the first C channels stand for. Guidance means the same in all of them, at a given x_t."""
+    """What the first C channels stand for. Plain guidance gives the same in all of them, at a given x_t."""
     variance: Variance = "learned_range"
     """The variance of the reverse step. "learned_range" reads the last C of 2C channels as an interpolation between
     the two fixed choices (Nichol & Dhariwal 2021, eq. 15). The interpolation may leave the range, as in the originals;

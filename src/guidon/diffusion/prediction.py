@@ -27,7 +27,7 @@ def convert(
 
     Args:
         prediction, x_t: (B, C, ...).
-        level: alpha must not be 0 for "eps" to "x0"; sigma must not be 0 for "x0" to any other.
+        level: alpha must not be 0 where ``given`` is "eps"; sigma must not be 0 unless ``wanted`` is "x0".
         given: the parameterisation of ``prediction``.
         wanted: the one to return.
     """

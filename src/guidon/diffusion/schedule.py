@@ -34,7 +34,8 @@ COEFFICIENTS = (
 
 
 def linear_betas(steps: int) -> Table:
-    """Ho et al. 2020: 1e-4 to 0.02 over 1000 steps, scaled so that any number from 21 ends at the same noise."""
+    """Ho et al. 2020: 1e-4 to 0.02 over 1000 steps, scaled so that every length of at least 21 steps ends at
+    about the same noise level."""
     if steps <= 20:
         raise InputError(f"a linear schedule of {steps} steps would reach a beta of {20 / steps:g}: give at least 21")
     scale = 1000 / steps
@@ -185,7 +186,7 @@ class NoiseSchedule:
 
     @cached_property
     def alphas_cumprod(self) -> Table:
-        return torch.as_tensor(1 - self.betas).cumprod(0).numpy()  # torch's float32 sums are the ones to reproduce
+        return torch.as_tensor(1 - self.betas).cumprod(0).numpy()  # torch's float32 products are the ones to reproduce
 
     @cached_property
     def alphas_cumprod_prev(self) -> Table:
@@ -222,7 +223,7 @@ class NoiseSchedule:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> Table:
-        """Its logarithm, the zero of the first step replaced by the second step's value."""
+        """Logarithm of posterior_variance; at the first step, where that is 0, the second step's."""
         variance = self.posterior_variance
         return np.log(np.concatenate([variance[1:2], variance[1:]]) if len(variance) > 1 else self.betas)
 
@@ -240,7 +241,7 @@ class NoiseSchedule:
 
     @cached_property
     def fixed_large_variance(self) -> Table:
-        """Beta as variance, with the posterior's at the first step (Ho et al. 2020, sec. 3.2, first choice)."""
+        """Beta as variance, Ho et al. 2020, sec. 3.2, first choice; at the first step the second's posterior."""
         return np.concatenate([self.posterior_variance[1:2], self.betas[1:]]) if len(self.betas) > 1 else self.betas
 
     @cached_property

@@ -1,7 +1,7 @@
-"""Which latent channels are guided, and how strongly. This is the only place where it is decided.
+"""Which latent channels are guided, and how strongly: here every choice of channels becomes scales.
 
 DiT guided three of its four channels by accident; PixArt and Open-Sora 1.0 copied the slice. The default, three,
-reproduces them. ``"all"`` is what most other pipelines do.
+reproduces them; presets state their own. ``"all"`` is what most other pipelines do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ChannelChoice:
     """A choice of channels, before it is known how many a model has."""
 
     count: int | None = None
-    """The first so many channels."""
+    """The number of leading channels."""
     indices: tuple[int, ...] | None = None
     """Exactly these channels, increasing; empty for none. Without count and indices the choice is all channels."""
 
@@ -115,7 +115,7 @@ class ChannelChoice:
         text = ",".join(map(str, self.indices))
         return text if len(self.indices) > 1 else f"only:{text}"
 
-    def of(self, channels: int) -> tuple[int, ...]:
+    def indices_for(self, channels: int) -> tuple[int, ...]:
         """The indices that are chosen of a model's channels, increasing.
 
         Raises:
@@ -123,7 +123,7 @@ class ChannelChoice:
         """
         if self.count is not None:
             if self.count > channels:
-                raise _refusal(self.text, "is not a count of channels it has", channels)
+                raise _refusal(self.text, "asks for more channels than the model has", channels)
             return tuple(range(self.count))
         if self.indices is None:
             return tuple(range(channels))
@@ -190,7 +190,7 @@ class ChannelScale:
 
     @property
     def choice(self) -> ChannelChoice:
-        """The choice of channels in its canonical form: all, none, a count where it serves, else indices."""
+        """The choice of channels in its canonical form: all, none, a count if they are the first ones, else indices."""
         count = len(self.guided)
         if count == len(self.scales):
             return ChannelChoice()
@@ -204,7 +204,7 @@ class ChannelScale:
         return self.choice.text
 
     def weighted(self, weight: float) -> ChannelScale:
-        """Scales moved towards 1 (or beyond): 1 + weight (scale - 1) on the guided channels."""
+        """Every guided scale's distance from 1, multiplied: 1 + weight (scale - 1)."""
         if weight == 1:
             return self
         return ChannelScale(
@@ -220,7 +220,7 @@ class ChannelScale:
 def parse_channels(given: CfgChannels | ChannelChoice, channels: int) -> tuple[int, ...]:
     """The indices that a choice stands for, of a model with so many channels; see ``ChannelScale.parse``."""
     try:
-        return ChannelChoice.parse(given).of(channels)
+        return ChannelChoice.parse(given).indices_for(channels)
     except _Refusal as refusal:
         raise _refusal(given, refusal.why, channels) from None
 

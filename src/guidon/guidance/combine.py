@@ -1,7 +1,7 @@
 """Guidance as a value: channel scales, rule and timing; and ``combine``, which joins the branches of one step.
 
-It knows no network, no sampler and no batch: tensors in, the guided prediction out. Every pipeline, scheduler and
-bridge calls it.
+It runs no network and knows no sampler: tensors in, the guided prediction out. ``GuidedDenoiser`` calls it in every
+sampling run; a bridge calls it on another pipeline's tensors.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Guidance:
         rule: str | Rule = "cfg",
         timing: str | Timing = "constant",
     ) -> None:
-        """Read what a user says, once.
+        """Read the user's values, once.
 
         Args:
             scale: one number of at least 0, or one per latent channel.
@@ -81,7 +81,7 @@ class Guidance:
         rule.check(parsed if isinstance(parsed, tuple) else [parsed])
         if timing.ramps and not rule.by_scale_one:
             raise InputError(
-                f"{setting('guidance')} {rule.name} has a scale that falls by itself: give no ramp ({timing.text})"
+                f"{setting('guidance')} {rule.name} changes its scale during sampling: give no ramp ({timing.text})"
             )
         for name, value in (("scale", parsed), ("channels", choice), ("rule", rule), ("timing", timing)):
             object.__setattr__(self, name, value)
@@ -105,7 +105,7 @@ class Guidance:
 
     # what it does to a model of so many latent channels
 
-    def on(self, channels: int) -> ChannelScale:
+    def scales_for(self, channels: int) -> ChannelScale:
         """The scale of every latent channel of a model.
 
         Raises:
@@ -119,7 +119,7 @@ class Guidance:
         Raises:
             InputError: the model has other channels.
         """
-        return replace(self, channels=self.on(channels).choice)
+        return replace(self, channels=self.scales_for(channels).choice)
 
     @property
     def needs_negative(self) -> bool:
@@ -135,8 +135,8 @@ class Guidance:
         return self.rule.by_scale_one and all(scale == 1 for scale in scales)
 
     def scale_at(self, level: NoiseLevel, memory: Memory, channels: int) -> ChannelScale:
-        """The scales in effect at a level: those of ``on``, weighted by the timing."""
-        return self.on(channels).weighted(self.timing(_one(level.progress), memory.calls))
+        """The scales in effect at a level: those of ``scales_for``, weighted by the timing."""
+        return self.scales_for(channels).weighted(self.timing(_one(level.progress), memory.calls))
 
     def acts(self, level: NoiseLevel, memory: Memory, channels: int) -> bool:
         """Whether ``combine`` needs the other branches at this level; else it returns the conditional prediction."""
@@ -178,7 +178,9 @@ class Guidance:
         if not self.acts(level, memory, channels):
             return cond, Memory(memory.calls + 1, memory.guided, memory.kept)
         if uncond is None:
-            raise InputError(f"guidance on channels {self.on(channels).text} needs the unconditional prediction")
+            raise InputError(
+                f"guidance on channels {self.scales_for(channels).text} needs the unconditional prediction"
+            )
         if self.needs_negative and negative is None:
             raise InputError(f"{setting('guidance')} {self.rule.name} needs a negative prompt")
         prediction, _ = split_prediction(cond, channels)
@@ -194,7 +196,7 @@ class Guidance:
         scale = self.scale_at(level, memory, channels)
         acted_on = self._acted_on(scale)
         where = _view(acted_on)
-        space: Parameterization = parameterization if self.rule.space == "own" else self.rule.space
+        space = _space(self.rule, level, parameterization)
         noisy = x[:, where].float()
 
         def seen(prediction: Tensor) -> Tensor:
@@ -256,7 +258,7 @@ class GuidedStep:
     """The noisy latents (B, C, ...)."""
     parameterization: Parameterization
     rotation: Tensor | None = None
-    """The rotation (C, C) whose channels are chosen from; None for the latents' own."""
+    """The rotation (C, C) under which channels were chosen; None if they were not rotated."""
 
 
 Observe = Callable[[GuidedStep], None]
@@ -274,6 +276,19 @@ def _factor(values: tuple[float, ...], device: torch.device, ndim: int) -> float
     if len(set(values)) == 1:
         return values[0]
     return torch.tensor(values, device=device).view(-1, *[1] * (ndim - 2))
+
+
+def _space(rule: Rule, level: NoiseLevel, predicted: Parameterization) -> Parameterization:
+    """The parameterisation in which a rule works at a level, on predictions of a network."""
+    if rule.space == "own":
+        return predicted
+    if rule.space != "velocity":
+        return rule.space
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    preserving, straight = abs(alpha**2 + sigma**2 - 1) < 1e-6, abs(alpha + sigma - 1) < 1e-6
+    if preserving and straight:  # pure noise or pure data, where both kinds of path end
+        return "flow" if predicted == "flow" else "v"
+    return "v" if preserving else "flow"
 
 
 def _view(channels: tuple[int, ...]) -> slice | list[int]:

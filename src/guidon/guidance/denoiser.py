@@ -17,7 +17,7 @@ from .combine import START, Combines, GuidedStep, Observe
 
 
 class Condition(Protocol):
-    """What a model made of its prompts, one row each, its token mask included."""
+    """The network's encoded prompts, one row each, with their token mask."""
 
     def cat(self, other: Self, /) -> Self:
         """The rows of both, these first."""
@@ -38,7 +38,7 @@ class GuidedDenoiser(Generic[C]):
         uncond: the condition of the null caption; may be None where guidance never acts.
         negative: the condition of the negative prompt, for a rule that needs it beside ``uncond``.
         parameterization: what the network predicts.
-        batched: all branches in one batch. False runs them one after the other, in half the memory.
+        batched: all branches in one batch. False runs them one after the other, in the memory of one branch.
         observe: called with every step at which guidance acted.
 
     Raises:

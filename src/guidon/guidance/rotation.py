@@ -81,5 +81,5 @@ class RotatedGuidance:
         return result, memory
 
     def observer(self, observe: Observe) -> Observe:
-        """An observer that shows ``observe`` each step with this rotation."""
+        """Wraps an observer so that each step it is shown carries this rotation."""
         return lambda step: observe(replace(step, rotation=self.rotation))

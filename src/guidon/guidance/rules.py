@@ -22,7 +22,7 @@ from ..core.errors import InputError, nearest, setting
 from ..diffusion import NoiseLevel
 
 Scale = float | Tensor
-Space = Literal["own", "eps", "x0", "v", "flow"]
+Space = Literal["own", "eps", "x0", "v", "flow", "velocity"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class Rule(ABC):
 
     name: ClassVar[str]
     space: ClassVar[Space] = "own"
-    """The parameterisation of inputs and output; "own" is whatever the network predicts."""
+    """The parameterisation of inputs and output. "own" is what the network predicts. "velocity" is that of the path: v
+    where alpha^2 + sigma^2 = 1, flow where alpha + sigma = 1."""
     by_scale_one: ClassVar[bool] = True
-    """Whether a channel of scale 1 is the conditional prediction, so that the rule need not be applied to it."""
+    """True if scale 1 gives the conditional prediction. Channels of scale 1 are then left as they are."""
     needs_negative: ClassVar[bool] = False
     """Whether the negative prompt is a branch of its own."""
 
@@ -155,14 +156,14 @@ class CFGZero(Rule):
     """CFG-Zero* (Fan et al. 2503.18886, algorithm 1). Neutral: project 0 and zeroed 0.
 
     The unconditional velocity is scaled by its optimal factor <cond, uncond> / ||uncond||^2; the factor used is
-    1 + project (optimum - 1). During the first ``zeroed`` of sampling the velocity is zero.
+    1 + project (optimum - 1). During the first fraction ``zeroed`` of sampling the velocity is zero.
 
-    The paper's velocity is that of flow matching. Here it is v of Salimans & Ho (2202.00512), which is zero where x_t
-    is all noise and the data's mean is predicted.
+    On rectified flow the velocity is the paper's. On a variance-preserving schedule it is v of Salimans & Ho
+    (2202.00512). At pure noise v is -x_0, so a velocity of zero predicts x_0 = 0, the mean of latents.
     """
 
     name = "cfg-zero"
-    space = "v"
+    space = "velocity"
     project: float = 1.0
     zeroed: float = 0.04
 

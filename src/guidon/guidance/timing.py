@@ -20,7 +20,7 @@ class Timing(ABC):
 
     name: ClassVar[str]
     ramps: ClassVar[bool] = False
-    """Whether the weight takes values between 0 and 1, or above 1."""
+    """Whether the weight takes values other than 0 and 1."""
 
     @abstractmethod
     def __call__(self, progress: float, number: int = 0) -> float: ...
@@ -65,7 +65,7 @@ class CosineRamp(Timing):
 
 @dataclass(frozen=True)
 class Interval(Timing):
-    """Guide from ``start`` to ``end`` of progress only, both in [0, 1] (Kynkäänniemi et al. 2404.07724)."""
+    """Guide only while start <= progress <= end, both in [0, 1] (Kynkäänniemi et al. 2404.07724)."""
 
     name = "interval"
     start: float

@@ -16,12 +16,16 @@ from .rotation import rotate
 
 
 def added_energy(arrays: Mapping[str, NDArray[np.float64]]) -> float:
-    """What plain guidance added to the predictions: the sum of ((scale - 1) ||cond - uncond||)^2 in a trace."""
+    """What plain guidance added to the predictions: the sum of ((scale - 1) ||cond - uncond||)^2.
+
+    ``arrays`` are a trace's, not by frame.
+    """
     return float((((arrays["scale"] - 1) * arrays["difference"]) ** 2).sum())
 
 
 class GuidanceTrace:
-    """An observer of one run that collects norms. Nothing leaves the device before the trace is read.
+    """An observer of one run that collects norms. Nothing but ``keep_x0``'s latents leaves the device before the trace
+    is read.
 
     Steps at which the unconditional branch did not run leave no entry; ``as_arrays()["timestep"]`` says which did.
 

@@ -3,7 +3,7 @@
 All that is particular to a family is in its own folder, ``models/<family>/``: network, recognition of its checkpoints,
 configuration, presets, replays, and where the stages of its models come from. ``registry.FAMILIES`` lists the families.
 
-To list presets must stay quick: this module and the ``__init__`` of every family do not import torch. The methods of a
+Listing presets must stay quick: this module and the ``__init__`` of every family do not import torch. The methods of a
 family import what they need.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..checkpoints import TensorFile
+    from ..samplers import SamplerName
     from .model import Model
     from .sources import Sources
 
@@ -30,7 +31,7 @@ W = TypeVar("W")
 
 @dataclass(frozen=True)
 class Exact:
-    """How one of the originals samples, where Guidon would do otherwise. Noise is always drawn as they do."""
+    """How one of the originals samples, where it differs from Guidon. Noise is always drawn as the original does."""
 
     source: str
     """Where the original's code is."""
@@ -67,7 +68,7 @@ class Preset(Generic[W]):
     """What it makes, in a line."""
     weights: W
     """Where its weights are, in the form of its family: a model folder, or a ``Released``."""
-    sampler: Literal["ddpm", "ddim", "dpm-solver"]
+    sampler: SamplerName
     steps: int
     """Denoising steps."""
     cfg_scale: float

@@ -1,4 +1,4 @@
-"""A loaded model: its three stages, and the diffusion that it was trained for."""
+"""The parts of a model, made when first used: its three stages, and the diffusion that it was trained for."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ class Model:
     bench: str
     """The bench (``guidon.metrics.bench``) that its videos are measured on."""
     hashes: dict[str, str] = field(default_factory=dict[str, str])
-    """What tells the weights apart, by part. Manifests hold it."""
+    """A hash of each part's weights; for T5 its precision too. Manifests hold them."""

@@ -1,4 +1,4 @@
-"""All model families. A new family is a folder beside this file, and an entry in ``FAMILIES``."""
+"""All model families. A new family is a folder beside this file, imported here, and an entry in ``FAMILIES``."""
 
 from __future__ import annotations
 

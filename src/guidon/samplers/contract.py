@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from ..diffusion import NoiseLevel
 
+SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
 Noise = Callable[[Tensor], Tensor]  # noise(x) gives standard normal values shaped like x
 
 

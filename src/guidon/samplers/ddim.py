@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.broadcasting import per_sample
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, eps_from_x0, predicted_x0, split_prediction
@@ -20,7 +19,7 @@ def ddim_step(
     process: Process,
     eta: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """x_{t-1} (eq. 12) and the predicted x_0; step 0 adds no noise, and eta 0 needs none."""
+    """x_{t-1} (eq. 12) and the predicted x_0. At step 0 sigma is 0; eta 0 needs no noise."""
     x_0 = predicted_x0(split_prediction(prediction, x.shape[1])[0], x, level, process)
     eps = eps_from_x0(x, level, x_0)
     signal, before = level.alphas_cumprod, level.alphas_cumprod_prev
@@ -28,8 +27,7 @@ def ddim_step(
     mean = x_0 * torch.sqrt(before) + torch.sqrt((1 - before - sigma**2).clamp_min(0)) * eps
     if eta == 0 or noise is None:
         return mean, x_0
-    inner = float(level.step != 0) if isinstance(level.step, int) else per_sample((level.step != 0).to(x.dtype), x)
-    return mean + inner * sigma * noise, x_0
+    return mean + sigma * noise, x_0
 
 
 def ddim_reverse_step(prediction: Tensor, x: Tensor, level: DiscreteLevel, process: Process) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Ancestral sampling (Ho et al. 2020, algorithm 2), with whatever variance the process has."""
+"""Ancestral sampling (Ho et al. 2020, algorithm 2), with the variance that ``Process`` names."""
 
 from __future__ import annotations
 

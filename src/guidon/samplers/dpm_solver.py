@@ -31,15 +31,17 @@ def sample_dpm_solver(
     on_step: OnStep | None = None,
     steps: int = 20,
 ) -> Tensor:
-    """From noise x (B, C, ...) to x_0 in ``steps`` evaluations. The schedule is the full one. No noise is drawn.
+    """From noise x (B, C, ...) to x_0 in ``steps`` evaluations. No noise is drawn.
 
-    The first step is of first order, and so is the last of fewer than ten.
+    Pass the full schedule, not a respaced one. The solver ends at the schedule's first level, next to the data.
+
+    The first step is of first order. With fewer than ten steps, so is the last.
 
     Raises:
         InputError: fewer than 1 step, or more than the schedule has.
     """
     if not 1 <= steps <= len(schedule):
-        raise InputError(f"{setting('steps')} {steps} do not fit dpm-solver: give 1 to {len(schedule)}")
+        raise InputError(f"dpm-solver was asked for {setting('steps')} {steps}: give 1 to {len(schedule)}")
     levels = [schedule.between(time) for time in np.linspace(1.0, 1.0 / len(schedule), steps + 1)]
     previous: Tensor | None = None
     previous_h = 0.0

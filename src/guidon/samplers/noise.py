@@ -1,4 +1,4 @@
-"""Sources of the samplers' noise. Only ``LegacyNoise`` without a generator draws from the global one.
+"""Sources of the samplers' noise. Only ``LegacyNoise`` without a generator uses torch's global generator.
 
 A source is called as ``noise(x)``. It gives standard normal values shaped like x.
 """

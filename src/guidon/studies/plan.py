@@ -366,7 +366,7 @@ def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, R
         raise InputError(f"{name!r} gives cfg_scale and energy_of: choose one")
     # Guidance: both settings must add energy, and by the plain rule, whose energy the trace tells.
     for guidance in (requests[seen[1]].guidance, requests[name].guidance):
-        if guidance.on(channels).is_identity:
+        if guidance.scales_for(channels).is_identity:
             raise InputError(f"{name!r} matches the energy of {seen[1]!r}, which guides nothing: name another")
         if guidance.rule.name != "cfg":
             raise InputError(f"{name!r} matches energies, which only the rule cfg has, not {guidance.rule.name}")
