@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from markupsafe import Markup
 
 from ...core.atomic import atomic_path
 from ...core.errors import InputError, setting
+from ...core.hashing import hash_text
 from ...core.progress import OnStep
 from ...media import save_video
 from ...metrics.bench import find_bench
@@ -133,7 +133,7 @@ def _render(content: dict[str, Any], clips: dict[int, list[Clip]]) -> str:
 
 def _digest(text: str) -> str:
     """What the page's content security policy allows a script or a style by."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return "sha256-" + base64.b64encode(bytes.fromhex(hash_text(text))).decode()
 
 
 def _content(plan: Plan, found: Results, rows: Sequence[Row], cells: Sequence[Cell]) -> dict[str, Any]:
