@@ -104,7 +104,10 @@ def test_what_guides_nothing_is_refused(tiny_model):
         spectrum(pipe, PROMPTS, cfg_scale=1.0)
     with pytest.raises(InputError, match="give at least 1"):
         spectrum(pipe, PROMPTS, looks=0)
-    with pytest.raises(InputError, match="guidance was on at none of the steps"):
+    with (
+        pytest.warns(UserWarning, match="no step was guided"),
+        pytest.raises(InputError, match="guidance was on at none of the steps"),
+    ):
         spectrum(pipe, PROMPTS, steps=2, cfg_scale=2.0, timing="interval:0.4,0.5")
 
 
