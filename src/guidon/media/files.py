@@ -54,6 +54,7 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
     if format == "png" and len(frames) != 1:
         raise InputError(f"png holds one image, these are {len(frames)} frames: choose mp4, gif, webp or frames")
     check_place(path, format)
+    need_pillow()
     from PIL import Image
 
     if format == "frames":
@@ -118,6 +119,11 @@ def _milliseconds(fps: float, format: str) -> int:
     return 10 * max(1, round(100 / fps)) if format == "gif" else max(1, round(1000 / fps))
 
 
+def need_pillow() -> None:
+    """Refuse in one line where Pillow is not installed."""
+    require("PIL", "an image file", "video", package="pillow")
+
+
 def _images(frames: np.ndarray) -> list[Image.Image]:
     from PIL import Image
 
@@ -161,6 +167,7 @@ def load_video(path: str | Path) -> tuple[np.ndarray, float]:
 
 
 def _read_folder(path: Path) -> np.ndarray:
+    need_pillow()
     from PIL import Image
 
     files = sorted(path.glob("*.png"), key=lambda file: (len(file.stem) if file.stem.isdecimal() else 0, file.name))
@@ -170,6 +177,7 @@ def _read_folder(path: Path) -> np.ndarray:
 
 
 def _read_animation(path: Path) -> tuple[np.ndarray, float]:
+    need_pillow()
     from PIL import Image, ImageSequence
 
     with Image.open(path) as image:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
-from .files import check_place
+from .files import check_place, need_pillow
 
 
 def contact_sheet(
@@ -38,6 +38,7 @@ def contact_sheet(
         InputError: no clips, labels that do not match them, frames of different sizes, or a path that does not end in
             ``.png`` or cannot be written.
     """
+    need_pillow()
     from PIL import Image, ImageDraw, ImageFont
 
     # Check that clips, labels and path fit together.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ... import world
 from ...checkpoints import Component, TensorFile, load_component
 from ...checkpoints.component import FORMAT
 from ...core.errors import InputError, setting
@@ -106,6 +107,9 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     stage = Stage(network, keep)
     with stage.in_use(torch.float32):  # refuse a file that does not fit now
         pass
+    downsampling = files.vae.configure(FrameVAEConfig).downsampling
+    pixels = tuple(side * downsampling for side in denoiser["input_size"][1:])
+    of_the_world = pixels == (world.SIZE, world.SIZE)
     return Model(
         text=Stage(lambda: files.text.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval(), keep),
         network=stage,
@@ -114,8 +118,8 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
         process=Process.trained(denoiser["prediction"]),
         latent_shape=(denoiser["in_channels"], *denoiser["input_size"]),
         patch=tuple(denoiser["patch_size"]),
-        downsampling=files.vae.configure(FrameVAEConfig).downsampling,
-        bench=preset.bench,
+        downsampling=downsampling,
+        bench=preset.bench if of_the_world else "video",  # the world's truth is known at one size
         hashes=files.hashes,
     )
 
