@@ -18,7 +18,7 @@ SHAPE = {"patch_size": [4, 4, 4], "hidden_size": 16, "depth": 1, "num_heads": 2}
 TEXT = {"features": 8, "layers": 1, "heads": 2}
 VAE = {"task": "vae", "steps": 4, "batch_size": 4, "device": "cpu", "log_every": 2, "model": VAE_SHAPE}
 DENOISER = {
-    "task": "denoiser", "steps": 6, "batch_size": 4, "device": "cpu", "clips": 6, "log_every": 2, "checkpoint_every": 2,
+    "task": "denoiser", "steps": 6, "batch_size": 4, "device": "cpu", "clips": 6, "log_every": 2,
     "terms": {"mse": {"weighting": "balanced"}}, "optimiser": {"name": "muon", "warmup_steps": 2}, "model": SHAPE, "text": TEXT,
 }  # fmt: skip
 

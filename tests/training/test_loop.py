@@ -31,7 +31,7 @@ def test_stopped_by_ctrl_c_it_saves_and_resumes_to_the_same_weights(tmp_path, ti
 
 
 def test_killed_it_resumes_from_its_last_checkpoint_to_the_same_weights(tmp_path, tiny_model, trained, monkeypatch):
-    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors")
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", checkpoint_every=2)
 
     class Killed(BaseException):
         pass
@@ -43,6 +43,7 @@ def test_killed_it_resumes_from_its_last_checkpoint_to_the_same_weights(tmp_path
         at_step(patch, 5, die)
         with pytest.raises(Killed):
             run_recipe(config)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 4
     assert not (tmp_path / "run" / "model").exists()
     assert_equal_weights(weights_of(run_recipe(config)), weights_of(trained))
     assert [row["step"] for row in rows_of(tmp_path / "run")] == ["2", "4", "6"]

@@ -38,7 +38,8 @@ def test_it_starts_from_an_earlier_one_but_for_channels_drawn_anew(tmp_path, tin
         assert inward.flatten(1).any(1).nonzero().flatten().tolist() == ours
         assert bias.nonzero().flatten().tolist() == ours
         assert outward.flatten(1).any(0).nonzero().flatten().tolist() == list(redraw)
-    mean, log_variance = task.module.posterior(frames_of(0, 4, 0)[0])
+    with torch.no_grad():
+        mean, log_variance = task.module.posterior(frames_of(0, 4, 0)[0])
     assert float(mean[:, 3].std()) == pytest.approx(float(mean[:, :3].std()), rel=1e-3)
     assert float(mean[:, 3].mean()) == pytest.approx(0, abs=1e-3)
     assert float(log_variance[:, 3].mean()) == pytest.approx(float(log_variance[:, :3].mean()), abs=1e-3)
