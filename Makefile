@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## turn a prompt into a guided video with the model th
 	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --out outputs/demo
 
 test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor released weights
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q -n auto --durations=10
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .
