@@ -62,7 +62,9 @@ def test_a_negative_prompt_replaces_the_null_caption(pipe):
 
 
 def test_an_interval_that_holds_no_step_is_no_guidance(pipe):
-    with pytest.warns(UserWarning, match="no step was guided: none of the 3 steps falls inside the timing interval:0.1,0.2"):
+    with pytest.warns(
+        UserWarning, match="no step was guided: none of the 3 steps falls inside the timing interval:0.1,0.2"
+    ):
         nothing = pipe(PROMPT, steps=3, cfg_scale=6.0, timing="interval:0.1,0.2").frames
     assert np.array_equal(nothing, pipe(PROMPT, steps=3, cfg_scale=1.0).frames)
 
