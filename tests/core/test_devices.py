@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from guidon.core.devices import pick_device
+from guidon.core.devices import cpu_threads, pick_device
 from guidon.core.errors import InputError
 
 
@@ -13,3 +14,11 @@ def test_what_guidon_does_not_run_on_is_refused(name):
 def test_the_cpu_is_always_there():
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in ("cpu", "cuda")
+
+
+def test_threads_are_what_they_were_before():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from ..core.devices import cpu_threads
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..guidance import CONSTANT, GuidanceTrace
@@ -57,19 +57,19 @@ def run_study(
         InputError: the weights or the folder belong to another plan, a scale has no solution, or the disk is full.
     """
     _check_weights(plan, pipe)
-    torch.set_num_threads(plan.threads)
-    plan = solve_scales(open_plan(plan, out), pipe, out, on_step=on_solve, say=say)
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    blocks = blocks_of(plan, out)[rank::ranks]
-    total, done, written = sum(map(len, blocks)), 0, 0
-    for block in blocks:
-        missing = _missing(block, say)
-        if missing:
-            _do(plan, pipe, block, missing)
-        written += len(missing)
-        done += len(block)
-        if on_cell:
-            on_cell(done, total)
+    with cpu_threads(plan.threads):
+        plan = solve_scales(open_plan(plan, out), pipe, out, on_step=on_solve, say=say)
+        rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        blocks = blocks_of(plan, out)[rank::ranks]
+        total, done, written = sum(map(len, blocks)), 0, 0
+        for block in blocks:
+            missing = _missing(block, say)
+            if missing:
+                _do(plan, pipe, block, missing)
+            written += len(missing)
+            done += len(block)
+            if on_cell:
+                on_cell(done, total)
     return written
 
 
