@@ -32,8 +32,7 @@ SMALL = Preset(
     cfg_scale=3.0,
     cfg_channels="3",
     timing="interval:0,0.5",
-    source="recipes/: small-vae, small, small-refine, small-vae-alive, small-noisy, small-low, small-high, "
-    "small-low-refined, small-high-refined, small-low-steady, small-low-joint",
+    source="the chain of runs in docs/LOG.md; recipes/guidon-small.yaml makes its kind from now on",
     bench="world",
     sizes=("size", "frames"),
     measured="200 L0 prompts x 4: all attributes right 97%, each alone 98% or more",
