@@ -360,7 +360,7 @@ def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, R
             hint = nearest(other, chosen)
             raise InputError(f"{seen[-1]!r} matches the energy of {other!r}, which is no setting{hint}")
         if other in seen:
-            raise InputError(f"{name!r} matches its own energy: name a setting that has a cfg_scale")
+            raise InputError(f"{other!r} matches its own energy: name a setting that has a cfg_scale")
         seen.append(other)
     if chosen[name].cfg_scale is not None:
         raise InputError(f"{name!r} gives cfg_scale and energy_of: choose one")
