@@ -77,7 +77,8 @@ def test_a_search_that_was_cut_off_goes_on(pipe, monkeypatch, tmp_path):
     journal["measured"] = journal["measured"][:9]
     (tmp_path / "a.json").write_text(json.dumps(journal))
     asked.clear()
-    assert tune(pipe, 3.0, prompts=4, held_out=4, evaluations=20, journal=tmp_path / "a.json") == whole
+    again = tune(pipe, 3.0, prompts=4, held_out=4, evaluations=20, journal=tmp_path / "a.json")
+    assert repr(again) == repr(whole)  # some numbers are NaN, which equals nothing
     assert len(asked) == whole.evaluations - 9 + 2
     with pytest.raises(InputError, match="is of another search"):
         tune(pipe, 2.0, prompts=4, held_out=4, evaluations=20, journal=tmp_path / "a.json")
