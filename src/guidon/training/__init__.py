@@ -1,4 +1,4 @@
-"""From a recipe to weights that the package loads."""
+"""Training: read a recipe, train what it describes, and export weights that the package loads."""
 
 from .recipe import DenoiserRecipe, StagedRecipe, VAERecipe, load_recipe
 from .stages import PlannedStage, plan_recipe, run_recipe

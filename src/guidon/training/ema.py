@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Averaged weights. The decay begins at (1 + n) / (10 + n), so that the first steps do not hold a run back."""
+    """Averaged weights. The decay is at most (1 + n) / (10 + n) at step n, to forget the first weights soon."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -28,5 +28,5 @@ class EMA:
         return self.weights
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace the averaged weights, which stay on their devices."""
+        """Replace the averaged weights. Every tensor is moved to the device of the one that it replaces."""
         self.weights = {name: value.to(self.weights[name].device) for name, value in state.items()}

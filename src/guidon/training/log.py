@@ -1,4 +1,4 @@
-"""What training reports: a CSV file, a line on stderr for each of its rows, and a picture of the curves."""
+"""The log of a training run: a CSV file, a line on stderr for each row of it, and a plot of its columns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NOT_DRAWN = ("step", "seconds")
 
 
 class Log:
-    """Means of what every step reports, written as a row now and then.
+    """Collects the values of every step and writes their means as one row of a CSV file.
 
     Args:
-        path: the CSV file. What an earlier sitting wrote after step ``start`` is dropped.
-        start: the step that the run goes on from.
-        spent: seconds that earlier sittings took.
+        path: the CSV file. If it exists, its rows after step ``start`` are dropped.
+        start: the step from which the run resumes.
+        spent: seconds of training before this call.
     """
 
     def __init__(self, path: Path, start: int, spent: float) -> None:
@@ -37,11 +37,11 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """Time spent on the run, earlier sittings included."""
+        """Seconds spent on the run, with the time before it was resumed."""
         return time.monotonic() - self.began
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Count one step; nothing waits for the device. NaN is left out of a mean, but not of the loss."""
+        """Add the values of one step, without waiting for the device. NaN is ignored, except in ``loss``."""
         for name, value in values.items():
             said = torch.ones_like(value) if name == "loss" else (~value.isnan()).to(value)
             value = value if name == "loss" else value.nan_to_num(0)
@@ -49,14 +49,14 @@ class Log:
             self.counts[name] = self.counts[name] + said if name in self.counts else said
 
     def note(self, values: dict[str, float]) -> None:
-        """Add values that are measured now and then to the next row."""
+        """Add values to the next row as they are. They are measured in a few steps only, so no mean is taken."""
         self.noted |= {name: f"{value:.6g}" for name, value in values.items()}
 
     def write(self, step: int, steps: int, rate: float) -> None:
-        """Write the means since the last row.
+        """Write a row with the means since the last row.
 
         Raises:
-            InputError: the loss is no number. The run stops before its checkpoint is replaced.
+            InputError: the loss is NaN or infinite. The run then stops before its last good checkpoint is replaced.
         """
         means = {name: float(value / self.counts[name]) for name, value in self.sums.items() if self.counts[name]}
         if not math.isfinite(means["loss"]):
@@ -74,7 +74,7 @@ class Log:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log whose step can be read; none where there is no file."""
+    """The rows of a log file, without rows whose step is not a number. Empty where there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -82,7 +82,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def draw_curves(log: Path, picture: Path) -> Path:
-    """Draw every column of a log against its steps, as PNG.
+    """Plot every column of a log over the steps, into a PNG file.
 
     Raises:
         InputError: matplotlib is not installed.

@@ -1,7 +1,7 @@
-"""The training loop. It knows no model: a task draws batches, predicts, and says what the loss is.
+"""The training loop. It knows nothing about models: a ``Task`` draws batches, runs the module and computes the loss.
 
-Everything random in step n comes from (seed, n), so a run that was stopped or killed goes on from its last checkpoint
-to the same weights. Ctrl-C saves a checkpoint and ends the run.
+All random numbers of step n depend only on (seed, n). A run that was stopped or killed can therefore resume from its
+last checkpoint and reach the same weights. Ctrl-C saves a checkpoint and ends the run.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from .recipe import Run
 from .state import Checkpoint
 
 Look = Callable[[Path, int], dict[str, float]]
-"""Measures exported weights: given their path and the steps so far, returns what to log."""
+"""A function that measures exported weights: (their path, number of steps) -> values to log."""
 
 
 class Task(Protocol):
-    """What a kind of model brings to the loop.
+    """What the loop needs to train one kind of model.
 
-    A task is made by a class method ``prepare(recipe, device)``, which reads files, builds the module and encodes what
-    it trains on. In each step the loop calls ``draw``, ``predict`` and ``loss``.
+    A task is made by its class method ``prepare(recipe, device)``, which reads files, builds the module and encodes the
+    training data. In each step the loop calls ``draw``, ``predict`` and ``loss``.
     """
 
     @property
     def module(self) -> nn.Module:
-        """What is trained. Its state is what checkpoints hold."""
+        """The module that is trained. Checkpoints hold its state dict."""
         ...
 
     @property
     def identity(self) -> dict[str, object]:
-        """What a checkpoint must share with the recipe to be resumed or exported."""
+        """The settings that must be equal in checkpoint and recipe, or the checkpoint is refused."""
         ...
 
     def draw(self, step: int, generator: torch.Generator) -> Any:
-        """The batch of a step, on the CPU. A thread calls it one step ahead, so it must change nothing."""
+        """The batch of a step, on the CPU. Another thread calls it one step ahead, so it must not change the task."""
         ...
 
     def predict(self, batch: Any) -> Any:
-        """Run the module on a batch; what it returns is given to ``loss``."""
+        """Run the module on a batch. The result is passed to ``loss``."""
         ...
 
     def loss(self, predicted: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss, and what to log beside it: NaN where a step has nothing to say."""
+        """The scalar loss, and more values to log; a value that this step does not define is NaN."""
         ...
 
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """How good averaged weights are on what training does not see."""
+        """Quality of the averaged weights on held-out data, as values to log."""
         ...
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
@@ -81,27 +81,27 @@ def train(
 
     Args:
         run: the recipe.
-        task: prepared for that recipe.
-        device: where the task's module is.
-        export_only: export the averaged weights of the checkpoint, and do not train.
+        task: the task, prepared for that recipe.
+        device: the device of the task's module.
+        export_only: do not train; export the averaged weights of the checkpoint.
         look: measures the averaged weights every ``run.evaluate_every`` steps.
-        record: written into what is exported, beside steps, batch size, hours and device.
+        record: added to the training record in the exported files, beside steps, batch size, hours and device.
 
     Returns:
-        What was exported; None where the run was interrupted, its checkpoint saved.
+        The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
 
     Raises:
-        InputError: the checkpoint does not fit the recipe, there is none to export, the loss became NaN, or an
-            optional library is missing.
+        InputError: the checkpoint does not fit the recipe, there is no checkpoint to export, the loss became NaN or
+            infinite, or an optional library is missing.
     """
-    require("matplotlib.figure", "training", "train")  # needed at the first checkpoint: refuse before hours are spent
+    require("matplotlib.figure", "training", "train")  # used at the first checkpoint, hours from now
     module = task.module.train()
     optimisers = make_optimisers(module, run.optimiser)
     rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     ema = EMA(module, run.ema_decay)
     checkpoint = Checkpoint(run.out / "checkpoint.pt", task.identity, module, ema, optimisers)
     start, spent = checkpoint.load()
-    groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # loading replaced them
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # load() replaced them
     if export_only and not start:
         raise InputError(f"there is no checkpoint in {run.out} to export: train first")
     log = Log(run.out / "log.csv", start, spent)
@@ -154,7 +154,7 @@ def train(
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are collected in the list, so that a step is not cut off in its middle."""
+    """Collect SIGINT and SIGTERM in the list instead of raising, so that the current step can finish."""
     caught: list[int] = []
     previous = {
         sig: signal.signal(sig, lambda number, _: caught.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)
@@ -167,5 +167,5 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _attention(device: torch.device) -> AbstractContextManager[object]:
-    """On a CPU the backward of fused attention in bf16 takes as long as all the rest; plain products do not."""
+    """Plain matrix products on a CPU, where the backward pass of fused attention in bf16 is very slow."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

@@ -1,4 +1,4 @@
-"""The optimisers of a run and their learning rate."""
+"""The optimisers of a run, and their learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .recipe import Optimiser
 
 
 def learning_rate(step: int, steps: int, settings: Optimiser) -> float:
-    """Learning rate at a step, relative to the recipe's: linear warm-up, constant, linear decay to zero."""
+    """The factor on the recipe's learning rate at a step: linear warm-up, then 1, then linear decay to zero."""
     warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
     remaining = (steps - step) / max(1.0, settings.decay * steps)
     return min(warmup, remaining, 1.0)

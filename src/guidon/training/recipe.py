@@ -1,4 +1,4 @@
-"""What a recipe may say: the settings of one training run, or of several stages, read from YAML."""
+"""The settings in a recipe, read from YAML: those of one training run, or of several stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..world import SHAPES, SIZE
 from .terms import Terms
 
 DIFFUSION_STEPS = 1000
-SWAPPED_FROM = 350  # below this timestep noise hides no shape: x_t shows the true one
+SWAPPED_FROM = 350  # the first timestep of shape_swap; below it the noise is too weak to hide a shape
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -27,7 +27,7 @@ def _must_divide(part: int, whole: int, what: str) -> None:
 
 
 class Section(Settings):
-    """A section whose fields are described by the text under them."""
+    """Base of the sections of a recipe. The docstring under a field is the field's description."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -42,9 +42,9 @@ class Optimiser(Section):
     muon_lr: PositiveFloat = 0.01
     """Learning rate of Muon."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
-    """AdamW's."""
+    """The two betas of AdamW."""
     weight_decay: NotNegative = 0.0
-    """Of both."""
+    """Weight decay of AdamW and Muon."""
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     """Steps over which the learning rate rises linearly from zero."""
     decay: Fraction = 0.3
@@ -54,22 +54,22 @@ class Optimiser(Section):
 
 
 class Run(Section):
-    """What every training run has."""
+    """Settings of every training run."""
 
     out: Path
     """Folder of the run: checkpoint, log and exported weights."""
     steps: PositiveInt
-    """Length of the run."""
+    """Number of training steps."""
     batch_size: PositiveInt = 32
     """Samples in a step."""
     seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
-    """Of the weights, the data and the noise."""
+    """Seed of the initial weights, the data and the noise."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network's products. Weights and losses are fp32."""
+    """Precision of the matrix products in the network. Weights and losses are fp32."""
     ema_decay: Fraction = 0.999
-    """Decay of the averaged weights, which are what is exported."""
+    """Decay of the averaged weights. The averaged weights are exported."""
     log_every: PositiveInt = 50
     """Steps between two rows of log.csv."""
     checkpoint_every: PositiveInt = 500
@@ -77,12 +77,12 @@ class Run(Section):
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two measurements of the averaged weights; 0 for none."""
     optimiser: Optimiser = Optimiser()
-    """How the weights are adjusted."""
+    """Settings of the optimiser."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"out", "device", "log_every", "checkpoint_every", "evaluate_every", "compile", "cache"}
     )
-    """Fields that do not say what is trained: where, how it is watched, how fast it runs."""
+    """Fields that do not define what is trained: they set paths, the device, logging or speed."""
 
 
 class VAEShape(Section):
@@ -97,9 +97,9 @@ class VAEShape(Section):
     norm_num_groups: PositiveInt = 8
     """Groups of the group normalisation; divides every number of channels."""
     mid_block_attention: bool = False
-    """Whether the innermost level attends over its pixels."""
+    """Whether the innermost level has self-attention."""
     pixel_unshuffle: PositiveInt = 2
-    """Pixels along each side that are folded into channels first."""
+    """Side of the squares of pixels that become channels before the first level; 1 for none."""
 
     @model_validator(mode="after")
     def _divides(self) -> VAEShape:
@@ -111,20 +111,20 @@ class VAEShape(Section):
 
 
 class VAERecipe(Run):
-    """The frame autoencoder: L1 + MSE with the foreground weighted, and a KL term per latent element."""
+    """A run that trains the frame autoencoder. The loss is L1 + MSE with a weighted foreground, plus a KL term."""
 
     task: Literal["vae"]
     start: Path | None = None
     """Autoencoder file of an earlier run, whose weights this one starts from."""
     redraw: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Latent channels that start from new weights all the same: a channel that a strong KL term has put out does not
-    come back by itself."""
+    """Latent channels that start from new weights, not from those of ``start``. Use it for a channel that a strong KL
+    term has made constant: such a channel does not recover by itself."""
     model: VAEShape = VAEShape()
     """Shape of the network."""
     foreground_weight: PositiveFloat = 10.0
-    """How many times an error on the object counts."""
+    """Weight of an error on the object, relative to 1 on the background."""
     kl_weight: NotNegative = 1e-4
-    """What the KL term is multiplied by."""
+    """Weight of the KL term."""
 
     @property
     def result(self) -> Path:
@@ -153,7 +153,7 @@ class TextShape(Section):
     heads: PositiveInt = 4
     """Attention heads; divides the width."""
     max_length: PositiveInt = 20
-    """Words of a caption that are read."""
+    """The largest number of words in a caption."""
 
     @model_validator(mode="after")
     def _divides(self) -> TextShape:
@@ -190,7 +190,7 @@ class DenoiserShape(Section):
 
 
 class Expert(Section):
-    """One of two networks that share the timesteps (eDiff-I, 2211.01324, sec. 4)."""
+    """One of two networks that divide the timesteps between them (eDiff-I, 2211.01324, sec. 4)."""
 
     noise: Literal["low", "high"]
     """Which one: "low" is for the timesteps below ``boundary``."""
@@ -199,12 +199,12 @@ class Expert(Section):
 
     @property
     def timesteps(self) -> tuple[int, int]:
-        """The first timestep that it is trained on, and the first after them."""
+        """The range of timesteps that it is trained on: the first one, and the end (not included)."""
         return (0, self.boundary) if self.noise == "low" else (self.boundary, DIFFUSION_STEPS)
 
 
 class DenoiserRecipe(Run):
-    """STDiT with its caption encoder, on latents of the world that are computed once and kept."""
+    """A run that trains STDiT and its caption encoder on latents of the world's clips, which are encoded once."""
 
     task: Literal["denoiser"]
     vae: Path
@@ -212,43 +212,43 @@ class DenoiserRecipe(Run):
     start: Path | None = None
     """Model folder of an earlier run, whose weights this one starts from."""
     expert: Expert | None = None
-    """Train the network of one side of a boundary in the noise, the one for low noise first. It starts from that side's
-    network in ``start``, or from the only one there. The caption encoder and the other side's network stay as they
-    are."""
+    """Train one of two expert networks. One is for timesteps below a boundary (low noise), the other for the rest.
+    Train the expert for low noise first. An expert starts from its own network in ``start``, or from the only network
+    there. The caption encoder and the other network are not changed."""
     train: Literal["all", "refiner"] = "all"
-    """What is trained. "refiner" trains the refiner alone, a new one where ``start`` has none. The rest of the network
-    stays as ``start`` has it, its learned variance too."""
+    """What is trained. "refiner" trains only the refiner; it is a new one if ``start`` has none. All other weights, and
+    the learned variance, stay as in ``start``."""
     model: DenoiserShape = DenoiserShape()
     """Shape of the network."""
     text: TextShape = TextShape()
     """Shape of the caption encoder."""
     clips: PositiveInt = 12000
-    """Clips that are encoded; each is also played backwards."""
+    """Number of clips that are encoded. A clip is also played backwards, unless the result is held out."""
     cache: Path | None = None
-    """Folder of the encoded clips, which several runs may share; ``out`` where it is not given."""
+    """Folder of the encoded clips, which several runs may share. ``out`` if it is not given."""
     caption_dropout: Fraction = 0.1
     """Share of captions that are replaced by the null caption, so that guidance has an unconditional prediction."""
     caption_noise: Fraction = 0.0
-    """Share of captions that are wrong about one attribute, as captions of the web often are. A model that learns them
-    faithfully is wrong as often without guidance."""
+    """Share of captions that are wrong about one attribute, as captions from the web often are. A model that learns
+    these captions exactly is wrong equally often when it samples without guidance."""
     noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
-    """The diffusion process."""
+    """The noise schedule of the diffusion process."""
     prediction: Literal["eps", "v", "x0"] = "eps"
     """What the network predicts."""
     timesteps: tuple[float, PositiveFloat] | None = None
-    """(mean, std) draws t / 1000 from a logit-normal distribution (Esser et al. 2403.03206, eq. 19); of an expert,
-    (t - first) / (end - first). Uniform where it is not given."""
+    """(mean, std) of the logit-normal distribution (Esser et al. 2403.03206, eq. 19) from which t / 1000 is drawn. For
+    an expert, (t - first) / (end - first) is drawn from it. If it is not given, timesteps are uniform."""
     terms: Terms = Terms()
     """The terms of the loss."""
     shape_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """How much captions of a shape count in every term, relative to 1 for the others; on average captions count as much
-    as no caption. A weight that depends on the caption alone does not change what is right to predict for it. It
-    decides what the network spends its capacity on."""
+    """Weight of the samples of each shape, in every term of the loss. A shape that is not named has weight 1. All
+    weights are then scaled, so that captioned samples count 1 on average, like samples without a caption. Such weights
+    do not change the best prediction for a caption. They change what the network spends its capacity on."""
     shape_swap: Fraction = 0.0
-    """Share of captioned, noisy samples in which a clip of another shape shows through, so that only the caption tells
-    the shape. It needs the term ``shape_contrast``."""
+    """Share of captioned samples at high noise into which a clip of another shape is mixed, so that only the caption
+    tells the true shape. It needs the term ``shape_contrast``."""
     compile: bool = False
-    """Give the blocks to torch.compile: a quarter more samples a second on two cores. It needs a C++ compiler."""
+    """Compile the blocks with torch.compile: 25% more samples per second on two cores. It needs a C++ compiler."""
 
     @property
     def result(self) -> Path:
@@ -257,7 +257,7 @@ class DenoiserRecipe(Run):
 
     @property
     def timestep_range(self) -> tuple[int, int]:
-        """The first timestep that is trained, and the first after them."""
+        """The range of timesteps that is trained: the first one, and the end (not included)."""
         return self.expert.timesteps if self.expert else (0, DIFFUSION_STEPS)
 
     @model_validator(mode="before")
@@ -307,23 +307,23 @@ MOVED = {
     "area_weight": ("area", "weight"),
     "shape_contrast": ("shape_contrast", "weight"),
 }
-"""Settings of earlier versions, and the term and setting that each is now."""
+"""Settings of earlier versions: old name -> (term, name of the setting in that term)."""
 
 Recipe = VAERecipe | DenoiserRecipe
 RECIPES: dict[str, type[VAERecipe] | type[DenoiserRecipe]] = {"vae": VAERecipe, "denoiser": DenoiserRecipe}
 PARENTS: dict[str, dict[str, str]] = {"vae": {"start": "vae"}, "denoiser": {"vae": "vae", "start": "denoiser"}}
-"""For each task, the fields that take what another run exports, and that run's task."""
+"""For each task: the fields that take the result of another run -> the task of that run."""
 
 
 class Common(Section):
-    """Settings that stages share. A stage's own settings come first, then those of its task, then those of all."""
+    """Settings that stages share. A stage's own settings win over those of its task, and these win over ``every``."""
 
     every: dict[str, Any] = Field(default_factory=dict)
-    """Of every stage."""
+    """Settings of every stage."""
     vae: dict[str, Any] = Field(default_factory=dict)
-    """Of stages with ``task: vae``."""
+    """Settings of stages with ``task: vae``."""
     denoiser: dict[str, Any] = Field(default_factory=dict)
-    """Of stages with ``task: denoiser``."""
+    """Settings of stages with ``task: denoiser``."""
 
 
 class Export(Section):
@@ -332,14 +332,14 @@ class Export(Section):
     stage: str
     """The stage whose model folder is the result."""
     folder: StageName = "model"
-    """Where it is copied, inside ``out``."""
+    """The folder inside ``out`` to which it is copied."""
 
 
 class StagedRecipe(Section):
-    """Several runs in order, where one starts from what another exports."""
+    """Several runs in order. A run can start from what an earlier one exported."""
 
     out: Path
-    """Folder of all stages: each has a folder in it, named by the stage and the hash of its settings and parents."""
+    """Folder of all stages. Each stage has its own folder in it, named after the stage and a hash (see ``stages``)."""
     common: Common = Common()
     """Settings that stages share."""
     stages: dict[StageName, dict[str, Any]] = Field(min_length=1)
@@ -348,7 +348,7 @@ class StagedRecipe(Section):
     """The result."""
 
     def settings(self, name: str) -> dict[str, Any]:
-        """A stage's settings, those of ``common`` among them. Sections are merged key by key."""
+        """A stage's settings, merged with those of ``common``. Sections are merged key by key."""
         own = self.stages[name]
         task = own.get("task")
         if not isinstance(task, str) or task not in RECIPES:
@@ -356,7 +356,7 @@ class StagedRecipe(Section):
         return _merged(_merged(self.common.every, getattr(self.common, task)), own)
 
     def parents(self, name: str) -> dict[str, str]:
-        """The stages that a stage starts from, by the field that names each."""
+        """The earlier stages whose results a stage takes: field -> name of the stage."""
         settings = self.settings(name)
         return {field: settings[field] for field in PARENTS[settings["task"]] if settings.get(field) is not None}
 
@@ -365,12 +365,12 @@ class StagedRecipe(Section):
         if last is None:
             return list(self.stages)
         needed = [last]
-        for name in needed:  # grows while it is read
+        for name in needed:  # the list grows during this loop
             needed += self.parents(name).values()
         return [name for name in self.stages if name in needed]
 
     def recipe(self, name: str, out: Path, parents: Mapping[str, Path]) -> Recipe:
-        """A stage as the recipe of one run, in the folder ``out``, from what its parents exported."""
+        """One stage as the recipe of a single run in the folder ``out``. ``parents``: field -> the parent's result."""
         settings = self.settings(name)
         task: str = settings["task"]
         shared = {"cache": self.out / "clips"} if task == "denoiser" else {}
@@ -398,7 +398,7 @@ class StagedRecipe(Section):
 
 
 def load_recipe(path: Path) -> Recipe | StagedRecipe:
-    """The validated recipe in a YAML file: of one run where ``task`` stands at the top, of stages otherwise.
+    """Read and validate a recipe. A file with the key ``stages`` is a staged recipe; any other describes one run.
 
     Raises:
         InputError: the file cannot be read, or a setting is unknown, missing, wrong or does not fit the others.

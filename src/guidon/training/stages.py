@@ -1,7 +1,8 @@
-"""Run a recipe: one run, or the stages of a staged recipe that are not done yet.
+"""Run a recipe: a single run, or all stages of a staged recipe that are not done yet.
 
-A stage has a folder of its own, ``out/NAME-KEY``. The key is the hash of its settings and of the weights that it starts
-from, so a changed setting trains that stage and those after it anew, in other folders, and overwrites nothing.
+Each stage has its own folder, ``out/NAME-KEY``. KEY is a hash of its settings and of the weights that it starts from.
+If a setting changes, that stage and the stages that start from it are trained again in new folders. Nothing is
+overwritten.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ DONE = "stage.json"  # written into a stage's folder when it is done
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage whose parents are done, so that its key and folder are known."""
+    """A stage whose parents are done. Its key and folder are known, because they depend on the parents' weights."""
 
     name: str
     recipe: Recipe
     """The stage as a recipe of one run, in the stage's folder."""
     lineage: tuple[dict[str, Any], ...]
-    """Of every stage that this one comes from, and of itself: stage, key, settings, and the parents' hashes."""
+    """One entry for each ancestor, then one for this stage: its name, key, settings, and the hashes of its parents."""
 
     @property
     def key(self) -> str:
@@ -44,7 +45,7 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether it was trained to its end."""
+        """Whether its training is complete."""
         return (self.recipe.out / DONE).is_file()
 
     @property
@@ -56,15 +57,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What running a staged recipe would do about a stage."""
+    """What ``run_recipe`` would do with a stage of a staged recipe."""
 
     name: str
     state: Literal["done", "resume", "train", "later"]
     """"later": a stage that it starts from is not done, so its folder is not known yet."""
     steps: int
-    """Length of the stage."""
+    """Number of training steps of the stage."""
     step: int = 0
-    """The step that training would go on from."""
+    """The step from which training would resume."""
     folder: Path | None = None
 
     def __str__(self) -> str:
@@ -80,17 +81,17 @@ class PlannedStage:
 def run_recipe(
     path: Path, *, stage: str | None = None, export_only: bool = False, look: Look | None = None
 ) -> Path | None:
-    """Train what a recipe says and is not done yet, going on where an earlier call stopped.
+    """Train what a recipe describes, except what is done already. An interrupted run is resumed.
 
     Args:
         path: the recipe's file.
-        stage: of a staged recipe, the last stage to train; those that it needs come first.
-        export_only: export the averaged weights of the last checkpoint instead of training; of a staged recipe, of the
-            first stage that is not done.
-        look: measures a model folder every ``evaluate_every`` steps; what it returns is logged.
+        stage: for a staged recipe, train only this stage and the stages that it needs; None for all stages.
+        export_only: do not train; export the averaged weights of the last checkpoint. For a staged recipe it is the
+            checkpoint of the first stage that is not done.
+        look: measures a model folder every ``evaluate_every`` steps; its result is logged.
 
     Returns:
-        What was exported; None where the run was interrupted, its checkpoint saved.
+        The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
 
     Raises:
         InputError: the recipe, a file that it names or a checkpoint is wrong.
@@ -104,7 +105,7 @@ def run_recipe(
 
 
 def plan_recipe(path: Path, *, stage: str | None = None) -> list[PlannedStage]:
-    """What ``run_recipe`` would do about each stage of a staged recipe. Nothing is trained or written.
+    """What ``run_recipe`` would do with each stage of a staged recipe. Nothing is trained or written.
 
     Raises:
         InputError: the recipe is wrong, or has no stages.
@@ -124,9 +125,9 @@ def plan_recipe(path: Path, *, stage: str | None = None) -> list[PlannedStage]:
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of exported weights and their configuration: a file, or all components in a folder.
+    """SHA-256 of exported weights and their configuration, for a file or for all components in a folder.
 
-    The record of the training, which holds its duration, does not count.
+    The training record is left out, because it holds the duration, which differs from run to run.
     """
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     hashes: list[str] = []
@@ -139,18 +140,18 @@ def weights_hash(path: Path) -> str:
 def _run(
     recipe: Recipe, *, export_only: bool, look: Look | None, record: dict[str, object] | None = None
 ) -> Path | None:
-    """One run."""
+    """Do a single run."""
     device = pick_device(recipe.device)
     recipe.out.mkdir(parents=True, exist_ok=True)
-    look = look if isinstance(recipe, DenoiserRecipe) else None  # it measures model folders
+    look = look if isinstance(recipe, DenoiserRecipe) else None  # only a denoiser run exports a model folder
     return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
 
 
 def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
-    """The stages that are not done, then the export."""
+    """Train the stages that are not done, then export the result."""
     result = recipe.out / recipe.export.folder
     for name, stage in _walk(recipe, last):
-        assert stage is not None  # the stages before it are done
+        assert stage is not None  # its parents were trained earlier in this loop
         result = stage.recipe.result
         if stage.done:
             print(f"{name}: done, in {stage.recipe.out}", file=sys.stderr)
@@ -165,7 +166,7 @@ def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, lo
 
 
 def _export(recipe: StagedRecipe) -> Path:
-    """Copy the model folder of the stage that is the result, unless that was done before."""
+    """Copy the model folder of the stage that ``export`` names, unless an equal copy is there already."""
     stages = dict(_walk(recipe, recipe.export.stage))
     stage = stages[recipe.export.stage]
     assert stage is not None
@@ -178,7 +179,7 @@ def _export(recipe: StagedRecipe) -> Path:
 
 
 def _walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage | None]]:
-    """The stages in order, each looked up when it is its turn; None where a parent is not done by then."""
+    """Yield the stages in order. A stage is None if one of its parents is not done when it is reached."""
     found: dict[str, Stage] = {}
     for name in recipe.order(last):
         parents = recipe.parents(name)
@@ -188,7 +189,7 @@ def _walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage |
 
 
 def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
-    """A stage whose parents, by field, are done."""
+    """Compute the key and folder of a stage. ``parents``: field -> stage; all of them are done."""
     results = {field: parent.recipe.result for field, parent in parents.items()}
     hashes = {field: weights_hash(result) for field, result in results.items()}
     draft = recipe.recipe(name, recipe.out / name, results)

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: all that is needed to go on as if it had never stopped."""
+"""The checkpoint of a run: everything that is needed to resume it with the same result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.errors import InputError, first_line
 from .ema import EMA
 
 EARLIER_NAMES = {"level.": "terms.mse.loss_level.", "area_level.": "terms.area.loss_level."}
-"""Buffers that earlier versions kept outside the loss terms, used or not, and their names now."""
+"""Prefixes of buffer names: as earlier versions wrote them -> now. Earlier versions wrote them even if unused."""
 
 
 class Checkpoint:
@@ -45,10 +45,10 @@ class Checkpoint:
             torch.save(state, temporary)
 
     def load(self) -> tuple[int, float]:
-        """Restore the state; return the step to go on from and the seconds already spent, (0, 0) for a fresh run.
+        """Restore the state. Returns the step to resume from and the seconds spent so far: (0, 0) without a file.
 
         Raises:
-            InputError: the file is damaged, or of another recipe.
+            InputError: the file is damaged, or belongs to another recipe.
         """
         if not self.path.exists():
             return 0, 0.0
@@ -82,12 +82,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes PyTorch raise
+    except Exception as error:  # a damaged file can make PyTorch raise any exception
         raise InputError(f"cannot go on from {path}: it is damaged ({first_line(error)}): delete it") from error
 
 
 def _with_names_of_now(saved: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Saved tensors under the names of this version; buffers of terms that the recipe does not have are left out."""
+    """Rename the saved tensors to the names of this version. Old buffers of terms that are not used are left out."""
     found: dict[str, Tensor] = {}
     for name, value in saved.items():
         earlier = next((prefix for prefix in EARLIER_NAMES if name.startswith(prefix)), None)

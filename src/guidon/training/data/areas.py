@@ -1,10 +1,12 @@
 """How an object's area in decoded frames depends on the latents, to first order.
 
-A squared error spreads over all directions of the latents. One direction in about a thousand per frame changes the
-object's area. More of the remaining error lies along it than along any other, and viewers see it: the object pulses.
-With the gradient of the area kept beside the latents, a training step can weigh that direction at the cost of a
-product. Decoding in every step (as for losses on decoded features, Berrada et al. 2411.04873) would cost more than the
-network itself.
+The latents of a frame have about a thousand dimensions. Along one direction among them the object's area changes. A
+trained network leaves more error along this direction than along any other, and viewers see it: the object pulses. A
+squared error over all dimensions gives this direction no special weight.
+
+The gradient of the area by the latents is this direction. It is computed once and stored beside the latents, so a
+training step can weight the error along it at the cost of one product. Decoding in every step (as for losses on decoded
+features, Berrada et al. 2411.04873) would cost more than the network itself.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from torch.nn import functional as F
 from ... import world
 from ...models.vae.frames import FrameVAE
 
-MARGIN = 2  # pixels around an object that count as its own, as where areas are measured
+MARGIN = 2  # pixels around an object that count as part of it; metrics.reading uses the same margin
 
 
 def area_gradient(vae: FrameVAE, latents: Tensor, scene: world.Scene) -> Tensor:
     """The gradient of each frame's relative area by that frame's latents.
 
-    The area is the sum of coverage: how far a pixel's difference from the background goes towards the object's colour.
-    Both colours are the true ones, where evaluation reads them off the frame, so an object that fades counts as one
-    that shrinks.
+    The area is the sum over pixels of coverage: 0 where a pixel has the background's colour, 1 where it has the
+    object's colour, and linear between them. Both colours are the true ones of the scene, so an object that fades
+    counts as one that shrinks. (The metrics estimate both colours from the frame instead.)
 
     Args:
         vae: the autoencoder that decodes.
@@ -33,7 +35,7 @@ def area_gradient(vae: FrameVAE, latents: Tensor, scene: world.Scene) -> Tensor:
         scene: what the clip shows; it has one object.
 
     Returns:
-        (C, T, h, w), for areas relative to the true one.
+        The gradient (C, T, h, w). Areas are relative to the true area, so 1 is correct.
     """
     images = latents.transpose(0, 1).float().clone().requires_grad_()
     with torch.enable_grad(), torch.autocast(images.device.type, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""What is random in a denoiser's step beside its clips: timesteps, and which shape shows through."""
+"""Random draws of a denoiser's training step: timesteps, and samples into which another shape is mixed."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def draw_timesteps(
 def swap_shapes(
     x_0: Tensor, allowed: Tensor, share: float, family_size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Let a clip of another shape show through in some samples: only the caption tells their shape.
+    """Mix a clip of another shape into some samples, so that only the caption tells the true shape.
 
-    A network that sees the true shape in every x_t that it is trained on does not learn to read the word; when it
-    samples, nothing tells it the shape.
+    If every x_t in training shows the true shape, the network learns to read the shape from x_t and ignores the word
+    in the caption. Sampling starts from pure noise, which shows no shape, so such a network gets the shape wrong.
 
     Args:
         x_0: clean latents (B, ...), in families of ``family_size`` neighbours that differ in shape alone.
-        allowed: in which samples it may be, bool (B,).
-        share: the share of them in which it is.
+        allowed: samples that may be mixed, bool (B,).
+        share: the probability that an allowed sample is mixed.
         family_size: clips in a family.
         generator: where the randomness comes from.
 
     Returns:
-        What noise is to be added to, like ``x_0``, and in which samples it is not ``x_0``, bool (B,).
+        The latents to add noise to, with the shape of ``x_0``; and which samples were mixed, bool (B,).
     """
     rows = len(x_0)
     chosen = torch.rand(rows, generator=generator) < share

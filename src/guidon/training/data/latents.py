@@ -24,46 +24,47 @@ from .areas import area_gradient
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B clips. Latents are (C, T, h, w) each."""
+    """B clips and their captions. The latents of one clip are (C, T, h, w)."""
 
     latents: Tensor
     """(B, C, T, h, w)"""
     captions: list[str]
     objects: Tensor
-    """Where objects are, bool (B, 1, T, h, w)."""
+    """Latent pixels that an object's bounding box overlaps, bool (B, 1, T, h, w)."""
     area_gradients: Tensor | None
-    """The gradients of the objects' areas by the latents, (B, C, T, h, w), where they were asked for."""
+    """The gradients of the objects' areas by the latents, (B, C, T, h, w); None unless a loss term needs them."""
 
 
 @dataclass(frozen=True, eq=False)
 class LatentClips:
     """Latents of the training split, with a new caption every time one is drawn.
 
-    Half of the draws are played backwards, under a caption that says so, because the world's motion is reversible.
-    Clips that would then show what the split holds out are not.
+    About half of the draws are played backwards, with the caption of the backward motion. The world's motion is
+    reversible, so this gives more data. A clip is never played backwards if it would then show a combination that the
+    split holds out.
     """
 
     seed: int
     family_size: int
-    """How many neighbours differ in shape alone; 1 where clips are independent."""
+    """How many consecutive clips differ only in shape; 1 where clips are independent."""
     latents: Tensor
-    """Every clip's, fp16 (N, C, T, h, w)."""
+    """The latents of all clips, fp16 (N, C, T, h, w)."""
     area_gradients: Tensor | None
-    """Every clip's, like ``latents``."""
+    """The area gradients of all clips, like ``latents``; None unless a loss term needs them."""
 
     @classmethod
     def prepare(
         cls, folder: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, families: bool, areas: bool
     ) -> LatentClips:
-        """Encode clips, or read what an earlier run with the same autoencoder and data kept.
+        """Encode clips, or read the file that an earlier run with the same autoencoder and data stored.
 
         Args:
-            folder: where latents are kept.
+            folder: where latents are stored.
             vae: the autoencoder.
-            vae_hash: what tells it from others.
-            clips: how many; a multiple of the number of shapes with ``families``.
-            seed: of the clips.
-            families: whether clips come in families that differ in shape alone.
+            vae_hash: the hash of the autoencoder's file; it is part of the cache key.
+            clips: how many; with ``families``, a multiple of the number of shapes.
+            seed: the seed that the clips are generated from.
+            families: whether clips come in families whose clips differ only in shape.
             areas: whether the gradients of the objects' areas are needed.
         """
         family_size = len(world.SHAPES) if families else 1
@@ -81,7 +82,7 @@ class LatentClips:
         Args:
             step: number of the step.
             size: clips in a batch.
-            caption_noise: the share of captions that are wrong about one attribute.
+            caption_noise: the probability that a caption is wrong about one attribute.
         """
         latents: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -96,14 +97,14 @@ class LatentClips:
             backwards = bool(np.random.default_rng((self.seed, count, 7)).integers(2)) and self.reversible(first)
             if backwards:
                 scene = scene.reversed()
-            # What it shows.
+            # Its latents and area gradient, reversed in time where it is played backwards.
             shown = self.latents[index].float()
             latents.append(shown.flip(1) if backwards else shown)
             if self.area_gradients is not None:
                 gradient = self.area_gradients[index].float()
                 gradients.append(gradient.flip(1) if backwards else gradient)
             objects.append(touched(scene, shown.shape[-1]))
-            # What its caption says.
+            # Its caption, wrong on purpose with probability caption_noise.
             rng = np.random.default_rng((self.seed, position, 8))
             told = world.mistaken(scene, rng) if rng.random() < caption_noise else scene
             captions.append(world.caption(told, rng))
@@ -111,11 +112,11 @@ class LatentClips:
         return Batch(torch.stack(latents), captions, torch.stack(objects)[:, None], together)
 
     def scene(self, index: int) -> world.Scene:
-        """What clip ``index`` shows."""
+        """The scene of clip ``index``."""
         return _scene(self.seed, self.family_size, index)
 
     def reversible(self, first: int) -> bool:
-        """Whether the split holds every clip of the family that begins at ``first``, played backwards."""
+        """Whether the training split also contains every clip of the family at ``first`` when played backwards."""
         return all(world.holds("train", self.scene(first + k).reversed()) for k in range(self.family_size))
 
     def _family(self, count: int) -> int:
@@ -153,7 +154,7 @@ def _scene(seed: int, family_size: int, index: int) -> world.Scene:
 
 
 def _kept(folder: Path, name: str, key: str, count: int, make: Callable[[int], Tensor]) -> Tensor:
-    """``make(index)`` of every clip in fp16, or what an earlier run kept under the same key."""
+    """The fp16 tensor stored under this key; if there is none, ``make(index)`` of every clip, which is then stored."""
     path = folder / f"{name}-{hash_text(key)[:8]}.safetensors"
     if (kept := _read(path, name, key)) is not None:
         return kept
@@ -169,7 +170,7 @@ def _kept(folder: Path, name: str, key: str, count: int, make: Callable[[int], T
 
 
 def _read(path: Path, name: str, key: str) -> Tensor | None:
-    """What a file kept; None where it is missing, damaged or of other clips: they are then made again."""
+    """The tensor in a file; None where the file is missing, damaged or of another key, so that it is made again."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What is trained: the autoencoder and the denoiser. A new kind of model is a file, a recipe and a line here."""
+"""Training tasks: autoencoder and denoiser. A new task needs a file here, a recipe, and a line in ``prepare``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The denoiser's task: STDiT and its caption encoder on the world's latents, conditional and not."""
+"""The task that trains STDiT and its caption encoder on latents of the world, with and without captions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ..recipe import DIFFUSION_STEPS, SWAPPED_FROM, DenoiserRecipe
 from ..terms import Term, TrainingStep, total_loss
 from .start import Start, read_start
 
-HELD_OUT, HELD_OUT_SEED = 32, 2  # clips of the validation loss
-REFINER = "refiner."  # how names of its tensors begin
+HELD_OUT, HELD_OUT_SEED = 32, 2  # number and seed of the clips of the validation loss
+REFINER = "refiner."  # prefix of the names of its tensors
 
 
 class Trained(nn.Module):
-    """All that a checkpoint of this task holds."""
+    """The modules whose state a checkpoint of this task holds."""
 
     def __init__(self, denoiser: STDiT, text: CaptionEncoder, terms: Mapping[str, Term]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Trained(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class NoisyBatch:
-    """A batch of B clips and all that is random about it."""
+    """A batch of B clips with its random draws."""
 
     clips: Batch
     noise: Tensor
@@ -51,9 +51,9 @@ class NoisyBatch:
     dropped: Tensor
     """Which captions are replaced by the null caption, bool (B,)."""
     shown: Tensor
-    """What noise is added to, (B, C, T, h, w): the clips, but for swapped samples."""
+    """The latents to which noise is added, (B, C, T, h, w): the clips, with another clip mixed in where ``swapped``."""
     swapped: Tensor
-    """In which samples a clip of another shape shows through, bool (B,)."""
+    """Samples into which a clip of another shape is mixed, bool (B,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,22 +81,22 @@ class DenoiserTask:
         """Read the files that the recipe names, build the module, encode the clips.
 
         Raises:
-            InputError: a file is missing or does not fit; clips are not encoded before that is known.
+            InputError: a file is missing or does not fit. This is checked before clips are encoded.
         """
-        # The files.
+        # Read the files that the recipe names.
         vae_file = load_component(recipe.vae, "vae")
         text_config = CaptionEncoderConfig(vocabulary=world.vocabulary(), **recipe.text.model_dump())
         start = None
         if recipe.start is not None:
             start = read_start(recipe.start, recipe.expert, diffusion_of(recipe), vae_file, text_config)
-        # The module, which refuses weights that do not fit.
+        # Build the module. Weights that do not fit are refused here.
         vae = vae_file.build(FrameVAE, FrameVAEConfig).to(device).eval().requires_grad_(False)
         config = network_config(recipe, vae.config)
         module = build_module(recipe, config, text_config, start).to(device)
         if recipe.compile:
             for block in module.denoiser.blocks:
                 block.compile()
-        # The clips.
+        # Encode the clips, the slow part.
         clips = LatentClips.prepare(
             recipe.cache or recipe.out,
             vae,
@@ -113,7 +113,7 @@ class DenoiserTask:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What a checkpoint must share with the recipe to be resumed or exported."""
+        """See ``Task.identity``."""
         names = {
             "task",
             "model",
@@ -132,7 +132,7 @@ class DenoiserTask:
         return found
 
     def draw(self, step: int, generator: torch.Generator) -> NoisyBatch:
-        """The batch of a step. A family shares its noise, timestep and caption dropout."""
+        """The batch of a step. All clips of a family have the same noise, timestep and caption dropout."""
         clips = self.clips.batch(step, self.recipe.batch_size, caption_noise=self.recipe.caption_noise)
         x_0, each = clips.latents, self.clips.family_size
         draws = len(x_0) // each
@@ -153,7 +153,7 @@ class DenoiserTask:
         level = self.schedule.at(t, like=x_0)
         noise = move(batch.noise)
         x_t = q_sample(move(batch.shown), level, noise)
-        # where another clip shows through, the noise is all that sets x_t apart from this sample's own x_0
+        # In a swapped sample the target is still x_0: the noise is redefined as the one that turns x_0 into x_t.
         noise = torch.where(per_sample(swapped, x_0), eps_from_x0(x_t, level, x_0), noise)
         features, mask = self.module.text(move(self.module.text.tokenize(batch.clips.captions)))
         dropped = move(batch.dropped)
@@ -176,12 +176,12 @@ class DenoiserTask:
         )
 
     def loss(self, predicted: TrainingStep) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the recipe's terms, and what to log of them."""
+        """The sum of the recipe's terms, and values to log."""
         return total_loss(cast("Mapping[str, Term]", self.module.terms), predicted)
 
     @torch.inference_mode()
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """MSE of x_0 on held-out clips with noise that is always the same, in the middle of each third of the range."""
+        """MSE of x_0 on held-out clips with fixed noise, at the middle of each third of the trained timesteps."""
         x_0, captions = self.held_out
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         denoiser, text = STDiT(self.config), CaptionEncoder(self.text_config)
@@ -201,7 +201,7 @@ class DenoiserTask:
         return found
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
-        """Write the model folder: denoiser, text and vae; of an expert, the other side's network if there is one."""
+        """Write the model folder: denoiser, text and vae. For an expert, also copy the other network, if any."""
         folder = self.recipe.result
         folder.mkdir(exist_ok=True)
         config, kept = dataclasses.asdict(self.config) | diffusion_of(self.recipe), {VAE: self.vae}
@@ -214,7 +214,7 @@ class DenoiserTask:
         else:
             text_config = dataclasses.asdict(self.text_config)
             save_component(folder / TEXT, "text", text_config, part_of(weights, "text."), record)
-            (folder / LOW_NOISE).unlink(missing_ok=True)  # of another recipe that exported here
+            (folder / LOW_NOISE).unlink(missing_ok=True)  # left by another recipe that exported here
         save_component(folder / name, "denoiser", config, part_of(weights, "denoiser."), record)
         for file, component in kept.items():
             with atomic_path(folder / file) as temporary:
@@ -226,7 +226,7 @@ class DenoiserTask:
 
 
 def diffusion_of(recipe: DenoiserRecipe) -> dict[str, str | int]:
-    """What a denoiser's file says of the diffusion process."""
+    """The settings of the diffusion process that are written into a denoiser's file."""
     return {
         "noise_schedule": recipe.noise_schedule,
         "diffusion_steps": DIFFUSION_STEPS,
@@ -260,14 +260,14 @@ def build_module(
     if start is not None:
         network = start.network
         if config.refiner_channels and not network.config.get("refiner_channels"):
-            # a network without a refiner is given the new one, which changes nothing yet
+            # Add a new refiner to a network without one. A new refiner outputs zero, so predictions do not change.
             new = {k: v for k, v in module.denoiser.state_dict().items() if k.startswith(REFINER)}
             network = dataclasses.replace(network, weights={**new, **network.weights})
         load_weights(module.denoiser, network)
         load_weights(module.text, start.text)
-        module.text.requires_grad_(recipe.expert is None)  # experts share it
+        module.text.requires_grad_(recipe.expert is None)  # two experts share the text encoder, so it must not change
     if recipe.train == "refiner":
-        assert module.denoiser.refiner is not None  # the recipe asks for channels
+        assert module.denoiser.refiner is not None  # the recipe was checked to have refiner_channels
         module.requires_grad_(False)
         module.denoiser.refiner.requires_grad_(True)
     return module
@@ -283,7 +283,7 @@ def encode_held_out(vae: FrameVAE) -> tuple[Tensor, list[str]]:
 
 
 def caption_counts(captions: list[str], dropped: Tensor, shape_weights: Mapping[str, float]) -> Tensor:
-    """How much each sample counts by the shape in its caption, (B,): 1 on average, and 1 where it is dropped."""
+    """Weight of each sample by the shape in its caption, (B,). The mean over shapes is 1; a dropped caption has 1."""
     if not shape_weights:
         return torch.ones_like(dropped, dtype=torch.float32)
     of = {shape: shape_weights.get(shape, 1.0) for shape in world.SHAPES}
@@ -293,5 +293,5 @@ def caption_counts(captions: list[str], dropped: Tensor, shape_weights: Mapping[
 
 
 def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
+    """The tensors whose names begin with ``prefix``. The prefix is removed from the names."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The model folder that a run starts from: what it loads, and what an expert takes over as it is."""
+"""The model folder that a run starts from: weights that are loaded, and files that an expert copies unchanged."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..recipe import Expert
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from."""
+    """The weights that a run starts from."""
 
     network: Component
     """The network to start from."""
     text: Component
     """The caption encoder to start from."""
     kept: Mapping[str, Component] = field(default_factory=dict)
-    """The other files of an expert's model folder, by name. They are exported as they are."""
+    """Only for an expert: the other files of its model folder, by name. They are exported unchanged."""
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files that are exported as they are, by name."""
+        """SHA-256 of the files in ``kept``, by name."""
         return {name: part.sha256 for name, part in sorted(self.kept.items())}
 
 
@@ -39,14 +39,14 @@ def read_start(
 
     Args:
         folder: the model folder.
-        expert: which of two networks is trained; None for a network that is alone.
+        expert: which of two expert networks is trained; None for a single network.
         diffusion: noise schedule, steps and prediction of the run.
         vae: the autoencoder of the run.
         text_config: the caption encoder of the run.
 
     Raises:
-        InputError: a file is missing or has another diffusion process, the folder's networks do not share the
-            timesteps as the recipe says, or an expert would not share its latents or captions with them.
+        InputError: a file is missing or has another diffusion process; the boundary between the folder's networks is
+            not the recipe's; or an expert's autoencoder or caption encoder is not the folder's.
     """
     files = read_folder(folder)
     denoiser, low, text = files.denoiser, files.low, files.text
@@ -59,7 +59,7 @@ def read_start(
             raise InputError(f"start: {folder} holds two experts: say which one to train, expert: {{noise: low, ...}}")
         return Start(denoiser, text)
     # The expert's own network, the one beside it, and the boundary at which they meet.
-    if expert.noise == "low":  # a network that is alone can be divided at any timestep
+    if expert.noise == "low":  # a single network was trained on all timesteps, so any boundary is possible
         own, other, met = low or denoiser, {DENOISER: denoiser}, denoiser.record.get("timesteps", [expert.boundary])[0]
     elif low is not None:
         own, other, met = denoiser, {LOW_NOISE: low}, low.config.get(BOUNDARY)

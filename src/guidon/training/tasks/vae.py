@@ -1,4 +1,4 @@
-"""The autoencoder's task: single frames of the world, reconstructed."""
+"""The task that trains the autoencoder to reconstruct single frames of the world."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...checkpoints import load_component, load_weights, save_component
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
 from ..recipe import VAERecipe
 
-HELD_OUT = 16  # batches that are measured
+HELD_OUT = 16  # number of held-out batches that are measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,19 +27,19 @@ class Frames:
     images: Tensor
     """(B, 3, H, W) in [-1, 1]."""
     near: Tensor
-    """Where the object is, and a pixel around it: bool (B, 1, H, W)."""
+    """The object and one pixel around it, bool (B, 1, H, W)."""
     noise: Tensor
-    """What latents are sampled with, (B, C, h, w)."""
+    """Standard normal noise with which latents are sampled, (B, C, h, w)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """Frames through the autoencoder, fp32."""
+    """Frames after they were encoded and decoded, fp32."""
 
     error: Tensor
     """Output minus input, (B, 3, H, W)."""
     near: Tensor
-    """See ``Frames``."""
+    """See ``Frames.near``."""
     mean: Tensor
     """Mean of the latents, (B, C, h, w)."""
     log_variance: Tensor
@@ -48,10 +48,10 @@ class Reconstruction:
 
 @dataclass(frozen=True, eq=False)
 class VAETask:
-    """Trains on L1 + MSE with the foreground weighted, and a KL term. Made by ``prepare``.
+    """Trains with L1 + MSE with a weighted foreground, plus a KL term. Made by ``prepare``.
 
-    With plain MSE a small network learns the background and loses the hue and shape of the object, which covers a
-    fifteenth of the frame.
+    The object covers 1/15 of the frame. With plain MSE a small network learns the background and loses the object's
+    hue and shape.
     """
 
     recipe: VAERecipe
@@ -76,7 +76,7 @@ class VAETask:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What a checkpoint must share with the recipe to be resumed or exported."""
+        """See ``Task.identity``."""
         return self.recipe.model_dump(mode="json", include={"task", "model", "seed", "start", "redraw"})
 
     def draw(self, step: int, generator: torch.Generator) -> Frames:
@@ -94,7 +94,7 @@ class VAETask:
         return Reconstruction(out - images, near, mean.float(), log_variance.float())
 
     def loss(self, predicted: Reconstruction) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted error of the frames and the KL term, and what to log of them."""
+        """The weighted error of the frames plus the KL term, and values to log."""
         error, near, mean, log_variance = predicted.error, predicted.near, predicted.mean, predicted.log_variance
         weights = 1 + (self.recipe.foreground_weight - 1) * near
         reconstruction = (weights * (error.abs() + error.square())).sum() / (weights.sum() * 3)
@@ -110,11 +110,11 @@ class VAETask:
         return reconstruction + self.recipe.kl_weight * kl, logs
 
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """PSNR of frames that training does not reach, whole and on the foreground."""
+        """PSNR on held-out frames: of whole frames, and of the foreground."""
         return self._held_out(weights)[1]
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
-        """Write the weights, the scaling factor that brings latents to unit standard deviation, and their PSNR."""
+        """Write the weights, with their held-out PSNR and the factor that scales latents to unit standard deviation."""
         latents, found = self._held_out(weights)
         config = dataclasses.replace(self.config, scaling_factor=round(1 / float(latents.std()), 5))
         record = record | {name: round(value, 2) for name, value in found.items()}
@@ -123,7 +123,7 @@ class VAETask:
 
     @torch.inference_mode()
     def _held_out(self, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Unscaled latents of frames that training does not reach, and the PSNR of their reconstructions."""
+        """Unscaled latents of frames whose clips come after those of the last training step, and their PSNR."""
         model = FrameVAE(self.config).to(self.device).eval()
         model.load_state_dict(weights)
         latents: list[Tensor] = []
@@ -145,7 +145,7 @@ def frames_of(step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """A random frame of each of the ``size`` clips of a step.
 
     Returns:
-        Images in [-1, 1], (B, 3, H, W), and where the object is or a pixel around it, bool (B, 1, H, W).
+        Images in [-1, 1], (B, 3, H, W); and the object with one pixel around it, bool (B, 1, H, W).
     """
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
@@ -163,7 +163,7 @@ def frames_of(step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def start_from(module: FrameVAE, path: Path, recipe: VAERecipe) -> None:
-    """Load an earlier run's weights. Redrawn channels keep their new ones, scaled to the spread of the others.
+    """Load the weights of an earlier run. Channels in ``redraw`` keep new weights, scaled so that latents spread alike.
 
     Raises:
         InputError: the weights are missing or do not fit.

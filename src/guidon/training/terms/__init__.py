@@ -1,4 +1,4 @@
-"""The terms of a denoiser's loss, one file each. A new term is a file and a line in ``Terms``."""
+"""The terms of a denoiser's loss, one file each. A new term needs a file here and a field in ``Terms``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Loss", "Term", "TermSettings", "Terms", "TrainingStep", "total_loss"
 
 
 class Terms(Settings):
-    """The section ``terms`` of a recipe. The loss is their sum, added in this order."""
+    """The section ``terms`` of a recipe. The loss is the weighted sum of its terms, added in this order."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -28,9 +28,9 @@ class Terms(Settings):
     bound: BoundSettings = BoundSettings()
     """The variational bound, for the learned variance."""
     area: AreaSettings | None = None
-    """Areas of decoded objects that vary from frame to frame."""
+    """How much the decoded object's area varies from frame to frame."""
     shape_contrast: ShapeContrastSettings | None = None
-    """Differences between clips that differ in shape alone."""
+    """Errors in the differences between clips that differ only in shape."""
 
     @property
     def chosen(self) -> dict[str, TermSettings]:
@@ -39,7 +39,7 @@ class Terms(Settings):
         return {name: cast("TermSettings", value) for name, value in found.items() if value is not None}
 
     def need(self, what: Literal["areas", "families"]) -> bool:
-        """Whether a term needs this of the data."""
+        """Whether a chosen term needs area gradients, or families of clips."""
         return any(what in settings.needs for settings in self.chosen.values())
 
     def build(self) -> dict[str, Term]:
@@ -48,7 +48,7 @@ class Terms(Settings):
 
 
 def total_loss(terms: Mapping[str, Term], step: TrainingStep) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of the terms, and what to log of them: NaN where a step has no sample of a band of noise."""
+    """The sum of the terms, and values to log. The value of a noise band is NaN if no sample is in the band."""
     losses: dict[str, Loss] = {}
     total = step.x_0.new_zeros(())
     for name, term in terms.items():

@@ -1,4 +1,4 @@
-"""How much the decoded object's area varies over the frames because of the error."""
+"""How much the prediction's error makes the decoded object's area vary over the frames."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .term import Loss, Term, TermSettings, TrainingStep
 class AreaSettings(TermSettings):
     """The squared coefficient of variation of the decoded object's area over the frames, to first order.
 
-    It is divided by what is usual at that noise, as ``weighting: balanced`` divides the whole error.
+    It is divided by its running mean at that noise level, as ``weighting: balanced`` does with the squared error.
     """
 
     needs = frozenset({"areas"})
     weight: PositiveFloat
-    """What the term is multiplied by."""
+    """Weight of the term."""
 
     def build(self) -> Area:
         """The term with these settings."""
@@ -33,7 +33,7 @@ class Area(Term):
         self.loss_level = LossLevel(floor=1e-7)
 
     def forward(self, step: TrainingStep, earlier: Mapping[str, Loss]) -> Loss:
-        """The variance over the frames of the relative area that the error adds, of each sample."""
+        """For each sample: the variance over frames of the change of relative area that the error causes."""
         assert step.area_gradients is not None  # the settings say that the term needs them
         values = (step.error * step.area_gradients).sum((1, 3, 4)).var(1, correction=0)
         known = values.detach()

@@ -14,10 +14,10 @@ from .term import Loss, Term, TermSettings, TrainingStep
 
 
 class BoundSettings(TermSettings):
-    """The variational bound with a detached mean (Nichol & Dhariwal 2021, eq. 16): it trains the variance alone."""
+    """The variational bound with a detached mean (Nichol & Dhariwal 2021, eq. 16): it trains only the variance."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """What the bound, in bits per dimension, is multiplied by."""
+    """Weight of the bound, which is in bits per dimension."""
 
     def build(self) -> Bound:
         """The term with these settings."""
@@ -28,7 +28,7 @@ class Bound(Term):
     """See ``BoundSettings``."""
 
     def forward(self, step: TrainingStep, earlier: Mapping[str, Loss]) -> Loss:
-        """The bound of each sample. Swapped ones do not count: their x_t is no sample of q(x_t | x_0)."""
+        """The bound of each sample. Swapped samples have weight 0: their x_t is not distributed as q(x_t | x_0)."""
         channels = step.x_0.shape[1]
         frozen = torch.cat([step.output.detach(), step.prediction[:, channels:]], dim=1)
         posterior = p_mean_variance(frozen, step.x_t, step.level, step.process)

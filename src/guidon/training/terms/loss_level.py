@@ -1,4 +1,4 @@
-"""What is usual of a loss at each noise level."""
+"""The running mean of a loss at each noise level."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 
 class LossLevel(nn.Module):
-    """A running mean of a loss per band of timesteps. Dividing by it lets every noise level count alike.
+    """A running mean of a loss for each band of timesteps. Divided by it, the loss counts equally at all noise levels.
 
-    An eps loss spans three orders of magnitude over the timesteps, and it is smallest where position and motion are
-    decided. This is the uncertainty weighting of EDM2 (Karras et al. 2312.02696, eq. 21), by bands in place of an MLP.
+    An eps loss spans three orders of magnitude over the timesteps. It is smallest at the noise levels at which position
+    and motion are decided. This is the uncertainty weighting of EDM2 (Karras et al. 2312.02696, eq. 21), with bands
+    instead of an MLP.
     """
 
     level: Tensor
     """Running mean of each band."""
     seen: Tensor
-    """The share of ``level`` that losses make up, as in Adam's bias correction."""
+    """Divisor that corrects the bias of ``level`` from its start at zero, as in Adam, for each band."""
 
     def __init__(self, floor: float = 0.001, bands: int = 50, decay: float = 0.99) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class LossLevel(nn.Module):
 
     @torch.no_grad()
     def weights(self, loss: Tensor, t: Tensor, steps: int) -> Tensor:
-        """Note the losses (B,) at timesteps t (B,) of ``steps``; return the weight of each sample, (B,)."""
+        """Update the means with losses (B,) at timesteps t (B,) of ``steps``. Returns each sample's weight, (B,)."""
         band = t * len(self.level) // steps
         count = torch.bincount(band, minlength=len(self.level))
         mean = torch.bincount(band, loss, minlength=len(self.level)) / count.clamp_min(1)

@@ -1,4 +1,4 @@
-"""The squared error of the prediction: weighted by noise level, and more where the object is."""
+"""The squared error of the prediction, with weights for noise levels and for the object."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class MSESettings(TermSettings):
     """The squared error of the network's own prediction (eps, v or x_0)."""
 
     weighting: Weighting = "uniform"
-    """How much each noise level counts. "min-snr" is Hang et al. 2303.09556. "balanced" divides the error by what is
-    usual at that noise, so that every noise level counts alike."""
+    """Weight of each noise level. "min-snr" is Hang et al. 2303.09556. "balanced" divides the error by its running mean
+    at that noise level, so that all noise levels count equally."""
     foreground: PositiveFloat = 1.0
-    """How many times an error counts where the object is, once noise lets its place be seen."""
+    """Weight of an error at the object, relative to 1 elsewhere. At high noise, where x_t does not show the object's
+    position, the weight falls to 1."""
 
     def build(self) -> MSE:
         """The term with these settings."""
@@ -50,10 +51,10 @@ class MSE(Term):
         return Loss(values, weights, {"mse": known.mean()}, {"mse": lambda samples: known[samples].mean()})
 
     def importance(self, step: TrainingStep) -> Tensor:
-        """Weight of each place, (B, 1, T, H, W), with mean 1 in every sample.
+        """Weight of each latent pixel, (B, 1, T, H, W), with mean 1 in every sample.
 
-        Where noise hides the object all places count alike: weights that know more than x_t does would move the
-        prediction away from E[x_0 | x_t].
+        Where noise hides the object, all pixels count equally. Weights that depend on information that x_t does not
+        contain would bias the prediction away from E[x_0 | x_t].
         """
         weights = 1 + (self.foreground - 1) * per_sample(step.visible, step.objects) * step.objects
         return weights / weights.mean((1, 2, 3, 4), keepdim=True)

@@ -1,4 +1,4 @@
-"""The error in what sets the shapes of a family apart."""
+"""The error in the differences between the clips of a family."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from .term import Loss, Term, TermSettings, TrainingStep
 
 
 class ShapeContrastSettings(TermSettings):
-    """Errors in the differences between clips of a family, which differ in shape alone, count more.
+    """Gives more weight to errors in the differences between the clips of a family, which differ only in shape.
 
-    A family shares its noise, timestep and caption dropout. What noise hides errs alike in all its clips, so the
-    gradient of what sets the shapes apart is free of it.
+    All clips of a family have the same noise, timestep and caption dropout. The error from what the noise hides is
+    therefore nearly equal in all of them and cancels in the differences. What remains is the error in the shape.
     """
 
     needs = frozenset({"families"})
     weight: PositiveFloat
-    """How many times errors in the differences count. 1 draws families, and adds nothing to the loss."""
+    """Weight of errors in the differences. With 1, clips are drawn in families and the loss does not change."""
 
     def build(self) -> ShapeContrast:
         """The term with these settings."""
-        return ShapeContrast(self.weight - 1)  # the squared error has counted them once
+        return ShapeContrast(self.weight - 1)  # the term mse counts them once already
 
 
 class ShapeContrast(Term):
     """See ``ShapeContrastSettings``."""
 
     def forward(self, step: TrainingStep, earlier: Mapping[str, Loss]) -> Loss:
-        """The squared error of each sample's difference from its family's mean, weighted as the whole error is."""
+        """The squared error of each sample's difference from its family's mean, weighted as in the term mse."""
         within, whole = (within_family(value, step.family_size) for value in (step.error, step.x_0))
         known = within.detach()
         weights = earlier["mse"].weights * step.per_x0
-        # the share that the prediction misses of what sets the shapes apart
+        # the error as a share of the true differences between the shapes
         missed = {"missed": lambda samples: known[samples].mean() / whole[samples].mean()}
         return Loss(within, weights, by_noise=missed)
 

@@ -1,4 +1,4 @@
-"""What a loss term is: its settings in a recipe, what it may read of a training step, what it returns."""
+"""The interface of a loss term: its settings in a recipe, its input (a training step) and its result (a loss)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ...core.settings import Settings
 from ...diffusion import DiscreteLevel, Process, predicted_x0
 
-SHOWN_FROM = 0.1  # alphas_cumprod from which x_t tells where the object is
+SHOWN_FROM = 0.1  # the alphas_cumprod above which x_t shows the object's position
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingStep:
-    """A batch and the network's prediction of it: all that a loss term may read. B samples, C latent channels."""
+    """A batch and the network's prediction for it: the input of a loss term. B samples, C latent channels."""
 
     prediction: Tensor
     """(B, 2C, T, H, W): the prediction in C channels, then the learned variance in C channels."""
@@ -35,17 +35,17 @@ class TrainingStep:
     level: DiscreteLevel
     """The noise level of every sample."""
     process: Process
-    """What the prediction stands for."""
+    """The parameterisation of the prediction."""
     objects: Tensor
     """Where the object is, bool (B, 1, T, H, W)."""
     swapped: Tensor
-    """In which samples a clip of another shape shows through, bool (B,)."""
+    """Samples into which a clip of another shape is mixed, bool (B,)."""
     counts: Tensor
-    """How much each sample counts because of its caption, (B,), 1 on average."""
+    """Weight of each sample by its caption, (B,), 1 on average."""
     family_size: int
-    """How many neighbours in the batch differ in shape alone; 1 where clips are drawn one by one."""
+    """How many consecutive samples of the batch differ only in shape; 1 where clips are independent."""
     area_gradients: Tensor | None
-    """The gradient of the decoded object's area by x_0, (B, C, T, H, W), where a term needs it."""
+    """The gradient of the decoded object's area by x_0, (B, C, T, H, W); None unless a term needs it."""
 
     @property
     def output(self) -> Tensor:
@@ -65,38 +65,38 @@ class TrainingStep:
 
     @property
     def visible(self) -> Tensor:
-        """How far x_t tells where the object is, (B,), from 0 to 1."""
+        """How well x_t shows the object's position, (B,), from 0 to 1."""
         return (self.level.alphas_cumprod.flatten() / SHOWN_FROM).clamp(max=1)
 
     @property
     def per_x0(self) -> Tensor:
-        """The squared error of the prediction that a squared error of 1 in x_0 makes, (B,)."""
+        """The squared error of the prediction for a squared error of 1 in x_0, (B,)."""
         kind = self.process.parameterization
         return {"eps": self.snr, "v": self.snr + 1, "x0": torch.ones_like(self.snr)}[kind]
 
     @property
     def bands(self) -> dict[str, Tensor]:
-        """The samples of low, middle and high noise, bool (B,) each."""
+        """Masks of the samples with low, middle and high noise, bool (B,) each."""
         low, high = self.t < 250, self.t >= 600
         return {"low": low, "mid": ~low & ~high, "high": high}
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """What a term makes of a step."""
+    """The result of a term for a training step."""
 
     values: Tensor
-    """(B,)"""
+    """The unweighted value of each sample, (B,)."""
     weights: Tensor
-    """How much each sample's value counts, (B,)."""
+    """The weight of each sample's value, (B,)."""
     logs: dict[str, Tensor] = field(default_factory=dict)
     """Scalars for the log."""
     by_noise: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-    """Functions from a selection of samples, bool (B,), to a scalar: logged for low, middle and high noise."""
+    """Functions from a mask of samples, bool (B,), to a scalar. Each is logged for low, middle and high noise."""
 
     @property
     def mean(self) -> Tensor:
-        """The batch's mean."""
+        """The mean over the batch of weight times value."""
         return (self.weights * self.values).mean()
 
 
@@ -105,19 +105,19 @@ class Term(nn.Module, ABC):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        self.weight = weight  # the mean is multiplied by it before terms are added
+        self.weight = weight  # factor of the term in the sum of all terms
 
     @abstractmethod
     def forward(self, step: TrainingStep, earlier: Mapping[str, Loss]) -> Loss:
-        """This term's loss of a step. ``earlier`` holds the losses of the terms that stand before it in ``Terms``."""
+        """This term's loss of a step. ``earlier``: losses of the terms before it in ``Terms``, by name."""
 
 
 class TermSettings(Settings, ABC):
-    """The section of a term in a recipe."""
+    """Base of the settings of a term, a section of a recipe."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
     needs: ClassVar[frozenset[Literal["areas", "families"]]] = frozenset()
-    """What the term needs of the data: the gradients of areas, or families of clips that differ in shape alone."""
+    """Data that the term needs: gradients of areas, or families of clips that differ only in shape."""
 
     @abstractmethod
     def build(self) -> Term:
