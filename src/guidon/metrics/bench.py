@@ -1,6 +1,6 @@
-"""All benches, by the name that a loaded model carries in ``pipe.model.bench``.
+"""All benches by name. A loaded model names its bench in ``pipe.model.bench``.
 
-A new bench is a module that defines ``BENCH``, and its entry here.
+A new bench needs a module that defines ``BENCH``, and an entry in ``BENCHES``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ BENCHES: dict[str, Bench] = {bench.name: bench for bench in (world.BENCH, video.
 
 
 def find_bench(name: str) -> Bench:
-    """The bench of that name; InputError with the nearest one where there is none."""
+    """The bench of that name. Raises InputError, with the nearest name, if there is none."""
     if name not in BENCHES:
         raise InputError(f"the bench {name!r} does not exist{nearest(name, BENCHES)}")
     return BENCHES[name]

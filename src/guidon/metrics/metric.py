@@ -1,7 +1,8 @@
-"""The contracts of evaluation: what a metric is, and what a bench brings so that a domain can be measured.
+"""The interfaces of evaluation: what a metric is, and what a bench is.
 
-A bench is one domain: its metrics, how its clips are measured, and, where it can make clips by itself, captions with
-exact truth. Studies and analyses use nothing else of a domain. ``guidon.metrics.bench`` lists the benches.
+A bench is one domain of videos. It has metrics and a function that measures clips. A bench that can make its own clips
+also has captions with exact frames. Studies and analyses use a domain only through its bench.
+``guidon.metrics.bench`` lists the benches.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy as np
 
 from ..core.errors import InputError, nearest
 
-EVALUATION_SEED = 1  # of the captions that results are reported on; training draws its clips with other seeds
-TUNING_SEED = 1001  # of the captions on which scales are chosen; nothing is reported on them
-SHARE = "share"  # the unit of a fraction, which tables show in per cent
+EVALUATION_SEED = 1  # seed of the captions for reported results; training uses other seeds
+TUNING_SEED = 1001  # seed of the captions on which scales are chosen; no result is reported on them
+SHARE = "share"  # unit of a fraction; tables show it in per cent
 UNSAID = "the caption does not say it"
 
 Values = dict[str, np.ndarray]  # metric -> (N,), one value a clip, NaN where undefined
@@ -24,7 +25,7 @@ Values = dict[str, np.ndarray]  # metric -> (N,), one value a clip, NaN where un
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means."""
+    """The definition of one measured number."""
 
     name: str
     kind: Literal["alignment", "temporal", "quality"]
@@ -38,7 +39,7 @@ class Metric:
 
     @property
     def counts_undefined(self) -> bool:
-        """Whether tables show how often the value is undefined: not where the caption alone decides it."""
+        """Whether tables show how often the value is undefined. False where only the caption decides that."""
         return self.undefined != UNSAID
 
 
@@ -56,27 +57,27 @@ class Examples:
 
     splits: tuple[str, ...]
     default_split: str
-    """The split that is taken where none is named."""
+    """The split that is used if the user names none."""
     caption: Callable[[str, int, int], str]
     """(split, seed, index) -> caption."""
     frames: Callable[[str, int, int], np.ndarray]
     """(split, seed, index) -> float32 RGB in [0, 1], (time, height, width, 3)."""
     over_seeds: Callable[[str, int, int, np.ndarray], dict[str, float]]
-    """(split, seed, index, uint8 samples (S, T, H, W, 3) of its caption) -> what the samples tell together, by name."""
+    """(split, seed, index, uint8 samples (S, T, H, W, 3) of its caption) -> statistics over the samples, by name."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What tuning of guidance scales aims at."""
+    """The goal of tuning guidance scales."""
 
     keep: str
     """The metric that must not fall."""
     lower: Mapping[str, Callable[[Values], np.ndarray]]
-    """name -> its values (N,) from those of all metrics; each is to be lowered."""
+    """Quantities to lower: name -> a function from the values of all metrics to its values (N,)."""
 
 
 def any_prompt(prompt: str) -> None:
-    """Every prompt can be measured."""
+    """The check of a bench that can measure every prompt: it refuses nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,26 +87,26 @@ class Bench:
     name: str
     metrics: Mapping[str, Metric]
     measure: Callable[[np.ndarray, Sequence[str]], Values]
-    """(uint8 clips (N, T, H, W, 3), their N captions) -> (N,) for every metric; clips of another form are refused."""
+    """(uint8 clips (N, T, H, W, 3), their N captions) -> (N,) for every metric. Refuses clips of another shape."""
     shown: tuple[str, ...]
     """Metrics that tables show, in order."""
     primary: str
-    """The metric of a study's primary contrast where the user names none."""
+    """The metric of the primary contrast in the study that `guidon match` makes."""
     matched: tuple[str, ...]
-    """Metrics that `guidon match` compares where the user names none."""
+    """Metrics that `guidon match` compares if the user names none."""
     fronts: tuple[tuple[str, str], ...] = ()
     """Pairs of metrics whose trade-off a report plots."""
     watched: tuple[str, ...] = ()
-    """Metrics that a training run logs of the models it exports."""
+    """Metrics that a training run logs when it measures its model."""
     check_prompt: Callable[[str], None] = any_prompt
     """Raises InputError for a prompt that the bench cannot measure."""
     examples: Examples | None = None
-    """Captions with exact truth; None where the user must bring prompts."""
+    """The bench's own captions and clips; None if the user must give prompts."""
     goal: Goal | None = None
-    """None where scales cannot be tuned."""
+    """The goal of `guidon tune`; None if scales cannot be tuned on this bench."""
 
     def find_metric(self, name: str) -> Metric:
-        """The metric of that name; InputError with the nearest one where there is none."""
+        """The metric of that name. Raises InputError, with the nearest name, if there is none."""
         if name not in self.metrics:
             raise InputError(f"the metric {name!r} does not exist{nearest(name, self.metrics)}")
         return self.metrics[name]

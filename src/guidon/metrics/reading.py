@@ -1,4 +1,4 @@
-"""What clips of the world show, read from their pixels: background, and place, size, colour and shape of the object."""
+"""Reads clips of the world from their pixels: the background, and the object's position, area, colour and shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IN_FRAME[1] = 1
 
 @dataclass(frozen=True)
 class Reading:
-    """What N clips of T frames show; NaN in frames that show no object."""
+    """What was read from N clips of T frames. Values of the object are NaN in frames without one."""
 
     background: np.ndarray
     """(N, T, 3), the median colour of each frame."""
@@ -61,7 +61,7 @@ def _read(clips: np.ndarray) -> Reading:
     """Read float clips; every frame is read by itself."""
     shape = clips.shape[:2]
     frames = clips.reshape(-1, *clips.shape[2:])  # (F, H, W, 3)
-    # Background: the median colour; object: what differs from it most
+    # Colours. Background: the median colour. Object: the median colour of the pixels that differ most from it.
     background = np.median(frames.reshape(len(frames), -1, 3), axis=1)
     difference = frames - background[:, None, None]
     distance = np.linalg.norm(difference, axis=-1)
@@ -71,13 +71,13 @@ def _read(clips: np.ndarray) -> Reading:
     for k in np.flatnonzero(seen):
         colour[k] = np.median(frames[k][distance[k] > 0.6 * strongest[k]], axis=0)
 
-    # Coverage: how far each pixel is on the way from the background's colour to the object's, near the largest region
+    # Coverage: 0 at the background's colour, 1 at the object's, linear between; only in and near the largest region.
     objects, own = _largest(distance > 0.4 * np.where(seen, strongest, np.inf)[:, None, None])
     axis = np.nan_to_num(colour - background)
     length = np.maximum((axis**2).sum(-1), 1e-12)
     coverage = np.clip(np.einsum("fhwc,fc->fhw", difference, axis) / length[:, None, None], 0, 1)
     coverage *= ndimage.binary_dilation(own, IN_FRAME, iterations=2)
-    # Moments of coverage: area and centroid
+    # Area and centroid: moments of coverage.
     seen = objects > 0
     area = np.where(seen, coverage.sum((1, 2)), np.nan)
     y, x = np.mgrid[: frames.shape[1], : frames.shape[2]] + 0.5

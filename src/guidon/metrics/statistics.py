@@ -1,8 +1,8 @@
-"""Paired statistics whose unit is the prompt: tests, intervals, effect sizes, and the effects that can be detected.
+"""Paired statistics over prompts: tests, intervals, effect sizes, and the effects that can be detected.
 
-Values are arrays (prompts, seeds), or (prompts,) of means. Seeds of one prompt are not independent evidence, so they
-are averaged first. Undefined values are NaN. A pair with an undefined side is left out, counted and shown; it is never
-filled in.
+Values are arrays (prompts, seeds), or means (prompts,). Samples of one prompt with different seeds are not
+independent, so they are averaged first. Undefined values are NaN. A pair with an undefined value on either side is left
+out, and the number of such pairs is reported. Undefined values are never filled in.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..core.extras import require
 optimize = require("scipy.optimize", "comparing settings", "study")
 stats = require("scipy.stats", "comparing settings", "study")
 
-RESAMPLES = 9999  # of prompts, for bootstrap intervals
-FLIPS = 19_999  # of signs: the smallest p is 1 in 20,000, small enough for Holm's correction of up to 999 comparisons
+RESAMPLES = 9999  # bootstrap resamples of the prompts
+FLIPS = 19_999  # random sign flips: the smallest p, 1/20,000, suffices for Holm's correction of 999 comparisons
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Interval:
     low: float
     high: float
     note: str = ""
-    """What is unusual about the interval; empty where nothing is."""
+    """A remark on an unusual interval; empty for a usual one."""
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
@@ -40,20 +40,20 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two settings on the same prompts and noise: b minus a."""
+    """The comparison of two settings, b minus a, on the same prompts and noise."""
 
     difference: Interval
     """Mean difference in the metric's unit, with its BCa interval."""
     p: float
-    """Two-sided paired permutation test (sign flips) of the mean difference."""
+    """p value of a two-sided paired permutation test (sign flips) of the mean difference."""
     d_z: float
-    """Mean difference over its standard deviation; NaN where nothing varies."""
+    """Mean difference divided by the standard deviation of the differences; NaN if that is 0."""
     improves: Interval
-    """Share of prompts on which b is better, ties counted half, with its interval."""
+    """Share of prompts on which b is better, with its interval. A tie counts half."""
     pairs: int
-    """Prompts that were compared."""
+    """Number of prompts that were compared."""
     undefined: int
-    """Prompts with an undefined value on either side."""
+    """Number of prompts that were left out because a value is undefined."""
     visible: float
     """The smallest d_z that this many pairs detect with 80% power at p = 0.05."""
 
@@ -86,7 +86,7 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95, seed: int = 0
 
 
 def metric_interval(values: np.ndarray, *, share: bool) -> Interval:
-    """``mean_interval``; for a share that is 0 in every prompt, or 1 in every prompt, Wilson's interval instead."""
+    """``mean_interval``, but Wilson's interval for a share that is 0 in every prompt or 1 in every prompt."""
     found = mean_interval(values)
     if share and found.note == "no variation" and found.value in (0, 1):
         defined = int(np.isfinite(by_prompt(values)).sum())
@@ -136,8 +136,8 @@ def sign_flips(prompts: int, seed: int = 0) -> np.ndarray:
 def compare(a: np.ndarray, b: np.ndarray, *, better: str | None = "higher", seed: int = 0) -> Comparison:
     """Compare b with a on the same prompts and noise.
 
-    The permutation test flips the signs of the prompts' differences; it is exact up to 13 prompts. A seed that is
-    undefined on one side is left out of both.
+    The permutation test flips the signs of the prompts' differences. It is exact up to 13 prompts. A seed whose value
+    is undefined in one setting is left out of both.
 
     Args:
         a, b: (prompts, seeds) or (prompts,).
@@ -184,13 +184,13 @@ def _flipped(differences: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _p(observed: np.ndarray, null: np.ndarray, exact: bool) -> np.ndarray:
-    """The share of the null distribution (R, M) at least as large as what was observed (M,)."""
+    """p values (M,): the share of the null distribution (R, M) that is at least as large as ``observed`` (M,)."""
     reached = (null >= observed * (1 - 1e-12)).sum(0)
     return reached / len(null) if exact else (reached + 1) / (len(null) + 1)
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down adjustment (1979) of a family of p values; NaN stays NaN and does not count."""
+    """Holm's step-down adjustment (1979) of a family of p values. NaN stays NaN and is not part of the family."""
     p = np.asarray(p, float)
     out = np.full(p.shape, np.nan)
     defined = np.flatnonzero(np.isfinite(p))
@@ -276,13 +276,13 @@ def pareto(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How likely each setting is on the Pareto front of two metrics when prompts are resampled.
+    """The share of bootstrap resamples of the prompts in which each setting is on the Pareto front of two metrics.
 
     Args:
         values: by setting, its two metrics, (prompts, seeds) or (prompts,) each, on the same prompts.
         better: for each metric the direction in which it improves, "higher" or "lower".
-        resamples: of the prompts.
-        seed: of the resampling.
+        resamples: number of bootstrap resamples of the prompts.
+        seed: seed of the resampling.
     """
     names = list(values)
     signs = [1 if direction == "higher" else -1 for direction in better]

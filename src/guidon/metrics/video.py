@@ -1,8 +1,8 @@
 """The bench of any video: temporal and image quality without learnt weights and without captions.
 
-The metrics use optical flow, structural similarity and pixel statistics. A frozen clip has no flicker and no drift, so
-most of them favour still clips: read them beside ``dynamics``. Metrics that only motion can show are NaN for a still
-clip.
+The metrics use optical flow, structural similarity and pixel statistics. A still clip has no flicker and no drift, so
+most of the metrics favour still clips: read them together with ``dynamics``. Metrics that need motion are NaN for a
+still clip.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def measure_video(frames: np.ndarray) -> dict[str, float]:
         )
     cv2 = require("cv2", "measuring any video", "study", package="opencv-python-headless")
     similarity = require("skimage.metrics", "measuring any video", "study", package="scikit-image")
-    # Statistics of single frames
+    # Statistics of single frames.
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     floats = grey.astype(np.float32) / 255
     values = {
@@ -75,13 +75,13 @@ def measure_video(frames: np.ndarray) -> dict[str, float]:
         "saturation": float(np.mean([cv2.cvtColor(frame, cv2.COLOR_RGB2HSV)[..., 1].mean() for frame in frames])) / 255,
         "sharpness": float(np.mean([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in floats])),
     }
-    # Similarity of frames some distance apart
+    # Similarity of frames at each distance in GAPS.
     for gap in GAPS:
         pairs = range(len(grey) - gap)
         drifts = [1 - similarity.structural_similarity(grey[k], grey[k + gap]) for k in pairs]
         values[f"drift_{gap}"] = float(np.mean(drifts)) if drifts else math.nan
 
-    # Motion, and how well it predicts other frames
+    # Motion, and how well it predicts other frames.
     flows = [_flow(cv2, a, b) for a, b in itertools.pairwise(grey)]
     values["dynamics"] = float(np.mean([np.linalg.norm(flow, axis=-1).mean() for flow in flows])) if flows else math.nan
     moving = bool(flows) and values["dynamics"] >= STILL
@@ -96,7 +96,7 @@ def _flow(cv2: ModuleType, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _warped(cv2: ModuleType, frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """The frame as seen from where ``flow`` points: out(p) = frame(p + flow(p))."""
+    """The frame sampled at positions moved by the flow: out(p) = frame(p + flow(p))."""
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float32)
     return cv2.remap(frame, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
@@ -112,18 +112,18 @@ def _warp_ratio(cv2: ModuleType, floats: np.ndarray, flows: list[np.ndarray]) ->
 
 
 def _interpolation_error(cv2: ModuleType, grey: np.ndarray, floats: np.ndarray) -> float:
-    """Every odd frame from its neighbours, each warped by half of the flow between them, and averaged."""
+    """Mean absolute error of predicting every odd frame as the mean of its two neighbours, warped to the middle."""
     errors = []
     for k in range(1, len(grey) - 1, 2):
         forward, backward = _flow(cv2, grey[k - 1], grey[k + 1]), _flow(cv2, grey[k + 1], grey[k - 1])
-        # Approximation: the flow at a pixel's place in the neighbour serves for its place half-way.
+        # Approximation: half of the flow between the neighbours, without moving it to the middle frame's positions.
         middle = (_warped(cv2, floats[k - 1], backward / 2) + _warped(cv2, floats[k + 1], forward / 2)) / 2
         errors.append(float(np.abs(middle - floats[k]).mean()))
     return float(np.mean(errors))
 
 
 def _measure(frames: np.ndarray, captions: Sequence[str]) -> Values:
-    """``measure_video`` of every clip; captions do not matter."""
+    """``measure_video`` of every clip. Captions are not used."""
     rows = [measure_video(clip) for clip in frames]
     return {name: np.array([row[name] for row in rows]) for name in VIDEO_METRICS}
 

@@ -1,7 +1,7 @@
-"""The bench of the synthetic world: does a clip show what its caption asks for, steadily, and in clean pixels?
+"""The bench of the synthetic world: alignment with the caption, steadiness over time, and image quality.
 
 Every metric is computed from pixels alone and compared with the caption. An object that cannot be read fails the
-alignment metrics; the other metrics are then NaN. Nothing is left out and nothing is guessed.
+alignment metrics, and the metrics that need it are NaN. No clip is left out.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ METRICS = named(
         f"{_UNSEEN}, or the caption names no colour",
     ),
 )  # fmt: skip
-ALIGNMENT = ("one_object", "colour", "shape", "direction", "background")  # what joint asks for
+ALIGNMENT = ("one_object", "colour", "shape", "direction", "background")  # the metrics that must all be 1 for joint
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Motion:
     """
 
     start: np.ndarray
-    """(N, 2), px, the place at the first frame."""
+    """(N, 2), px, the position in the first frame."""
     velocity: np.ndarray
     """(N, 2), px per frame."""
     residual: np.ndarray
@@ -129,7 +129,7 @@ class Motion:
 
 
 def measure(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> Values:
-    """Every metric of clips against what each was asked for.
+    """All metrics of clips, each measured against what its caption asks for.
 
     Args:
         frames: (N, T, H, W, 3), uint8, or floats in [0, 1].
@@ -160,10 +160,10 @@ def starts(frames: np.ndarray) -> np.ndarray:
 
 
 def start_spread(positions: np.ndarray, thing: world.Thing) -> float:
-    """How varied the start positions of a prompt's samples are: 1 as in the true distribution, 0 all the same.
+    """How varied the start positions of a prompt's samples are: 1 as in the world, 0 if all are equal.
 
-    The RMS distance of the positions from their mean, over that of the truth, which is uniform where the whole object
-    stays inside the frame.
+    It is the RMS distance of the positions from their mean, divided by its value in the world. In the world, start
+    positions are uniform over those where the whole object stays inside the frame during the clip.
 
     Args:
         positions: (K, 2), px; rows with NaN are left out.
@@ -183,21 +183,21 @@ def start_spread(positions: np.ndarray, thing: world.Thing) -> float:
 
 
 def _alignment(reading: Reading, motion: Motion, wanted: Sequence[world.Wanted]) -> Values:
-    # What each clip shows, over its frames
+    # Summarise each clip over its frames.
     with np.errstate(all="ignore"):
         colour = _nanmedian(reading.colour)
         area = _nanmedian(reading.area)
         likeness = np.nansum(reading.likeness, axis=1)
     background = np.median(reading.background, axis=1)
     seen = reading.visible.sum(1) >= BRIEFEST
-    # Colours: the nearest of the palette
+    # Colours: the nearest one of the palette.
     palettes = {"colour": (world.COLOURS, colour), "background": (world.BACKGROUNDS, background)}
     out = {"one_object": (reading.objects == 1).all(1).astype(float)}
     for name, (palette, found) in palettes.items():
         names, values = list(palette), np.array(list(palette.values()))
         closest = np.argmin(np.nan_to_num(((found[:, None] - values) ** 2).sum(-1), nan=np.inf), axis=1)
         out[name] = _compared([names[k] for k in closest], [getattr(want, name) for want in wanted])
-    # Shape, direction and size
+    # Shape, direction and size.
     out["shape"] = _compared([world.SHAPES[k] for k in likeness.argmax(1)], [want.shape for want in wanted])
     out["direction"] = np.array([_moves(v, want) for v, want in zip(motion.velocity, wanted, strict=True)])
     sizes = np.array(list(world.AREAS.values()))
@@ -216,16 +216,17 @@ def _nanmedian(values: np.ndarray) -> np.ndarray:
 
 
 def _compared(found: Sequence[str], wanted: Sequence[str | None]) -> np.ndarray:
-    """1 where they are equal, 0 where not, NaN where nothing was asked for."""
+    """1 where found and wanted are equal, 0 where they differ, NaN where nothing is wanted."""
     return np.array(
         [math.nan if want is None else float(seen == want) for seen, want in zip(found, wanted, strict=True)]
     )
 
 
 def _moves(velocity: np.ndarray, wanted: world.Wanted) -> float:
-    """1 for motion within 22.5 degrees of the caption's and at least half as fast; else 0.
+    """1 if the motion is within 22.5 degrees of the caption's direction and at least half as fast; else 0.
 
-    A caption of a still object wants less than half of the slowest speed. NaN where the caption names no motion.
+    For a caption of a still object: 1 if the speed is below half of the slowest speed. NaN if the caption names no
+    motion.
     """
     if wanted.motion is None:
         return math.nan
@@ -240,8 +241,8 @@ def _moves(velocity: np.ndarray, wanted: world.Wanted) -> float:
 def _temporal(reading: Reading, motion: Motion) -> Values:
     seen = reading.visible.sum(1) >= BRIEFEST
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # slices that hold NaN alone
-        # Place, colour, size and shape over time
+        warnings.simplefilter("ignore", RuntimeWarning)  # slices that are all NaN
+        # Position, colour, area and shape over time.
         bends = np.linalg.norm(np.diff(reading.centroid, n=2, axis=1), axis=-1)
         first = np.argmax(reading.visible, axis=1)
         origin = np.take_along_axis(reading.colour, first[:, None, None], axis=1)
@@ -270,7 +271,7 @@ def _quality(frames: np.ndarray, reading: Reading, motion: Motion, wanted: Seque
     colour, area = _nanmedian(reading.colour), _nanmedian(reading.area)
     with np.errstate(all="ignore"):
         shape = np.nansum(reading.likeness, axis=1).argmax(1)
-    # Render again what was read, and compare
+    # Render the scene that was read, and compare it with the clip.
     time = np.arange(frames.shape[1])[:, None]
     psnr, chroma = np.full(len(frames), np.nan), np.full(len(frames), np.nan)
     for k in np.flatnonzero(np.isfinite(motion.residual)).tolist():
@@ -286,7 +287,7 @@ def _quality(frames: np.ndarray, reading: Reading, motion: Motion, wanted: Seque
 
 
 def read_prompt(prompt: str) -> world.Wanted:
-    """What a caption asks for; InputError where the world has nothing of it, or it asks for two values at once."""
+    """What a caption asks for. Raises InputError if it names nothing of the world, or two values of one attribute."""
     try:
         return world.read_caption(prompt)
     except ValueError as error:
@@ -298,7 +299,7 @@ def _check_prompt(prompt: str) -> None:
 
 
 def _measure(frames: np.ndarray, captions: Sequence[str]) -> Values:
-    """``measure`` of clips of the world's size against captions as texts."""
+    """``measure`` for captions as texts. Refuses clips that do not have the world's size."""
     length, height, width = frames.shape[1:4]
     if (height, width) != (world.SIZE, world.SIZE) or length < 2:
         raise InputError(
