@@ -1,17 +1,17 @@
-"""A study's results folder: its frozen plan, its solved scales, and one folder a cell.
+"""A study's results folder: its frozen plan, its solved scales, and one folder for each cell.
 
 ::
 
     plan.json      the frozen plan and its hash
-    scales.json    the scales that were solved, where settings give energy_of
+    scales.json    the solved scales, if a setting gives energy_of
     cells/00-SETTING/PROMPT-SAMPLE/
         clip.png       the frames side by side, lossless
         manifest.json  what reproduces the clip
         metrics.json   its metrics; null where undefined
-        trace.npz      what guidance did
+        trace.npz      the guidance trace
         hashes.json    SHA-256 of the four files
 
-A cell is one clip of one setting. It is written atomically: its folder is whole or absent.
+A cell is one clip of one setting. It is written atomically: its folder is complete or absent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .plan import Plan
 Image = require("PIL.Image", "the clips of a study", "study", package="pillow")
 
 CONTENT = ("clip.png", "manifest.json", "metrics.json", "trace.npz")
-TEMPORARY = (".plan.*.tmp.json", ".scales.*.tmp.json")  # what a process that was killed may leave
+TEMPORARY = (".plan.*.tmp.json", ".scales.*.tmp.json")  # files that a killed process may leave behind
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Cell:
     folder: Path
 
     def damage(self) -> str | None:
-        """What is wrong with the cell's files: None where they are whole, "absent" where there are none."""
+        """What is wrong with the cell's files: None if they are intact, "absent" if there is no folder."""
         if not self.folder.exists():
             return "absent"
         try:
@@ -75,7 +75,7 @@ class Cell:
         return {name: float("nan") if value is None else value for name, value in stored.items()}
 
     def write(self, video: Video, values: dict[str, float], trace: dict[str, NDArray[np.float64]]) -> None:
-        """Put the cell's files into its folder, all or none."""
+        """Write the cell's folder with all its files, atomically."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(self.folder) as folder:
             Image.fromarray(np.concatenate(list(video.frames), axis=1)).save(folder / "clip.png")
@@ -100,7 +100,7 @@ def cells_of(plan: Plan, out: Path) -> list[Cell]:
 
 
 def blocks_of(plan: Plan, out: Path) -> list[list[Cell]]:
-    """The cells that are sampled together: whole prompts of one setting."""
+    """Groups of cells that are sampled together. Each group holds all samples of some prompts of one setting."""
     cells = cells_of(plan, out)
     per_setting = len(plan.captions) * plan.seeds
     size = max(1, plan.block // plan.seeds) * plan.seeds
@@ -112,7 +112,7 @@ def blocks_of(plan: Plan, out: Path) -> list[list[Cell]]:
 
 
 def open_plan(plan: Plan, out: Path) -> Plan:
-    """The plan of a results folder, with the scales that it has solved; a new folder is made for ``plan``.
+    """The plan of a results folder with its solved scales. If there is no folder yet, it is made with ``plan``.
 
     Raises:
         InputError: the folder holds results of another plan, or something else, or cannot be written.
@@ -139,7 +139,7 @@ def open_plan(plan: Plan, out: Path) -> Plan:
 
 
 def read_plan(out: Path) -> Plan:
-    """The plan of a results folder, with the scales that it has solved.
+    """The plan of a results folder with its solved scales.
 
     Raises:
         InputError: there is none, or it was changed.
@@ -156,7 +156,7 @@ def read_plan(out: Path) -> Plan:
 
 
 def threads_of(out: Path) -> int | None:
-    """The number of threads of the study in a folder, with which it must be resumed; None where there is none."""
+    """The number of threads with which the study in a folder must be resumed; None if there is no study."""
     return read_plan(out).threads if (out / "plan.json").is_file() else None
 
 
@@ -165,9 +165,9 @@ class Scales(Settings):
 
     format: Literal["guidon scales 1"] = "guidon scales 1"
     plan: str
-    """The hash of the plan, which holds everything that decides the scales but the number of steps."""
+    """The hash of the plan. The scales depend only on the plan and on ``steps``."""
     steps: PositiveInt
-    """Denoising steps of the runs that they were solved on."""
+    """Denoising steps of the runs on which they were solved."""
     scales: dict[str, float]
 
     @property
@@ -177,7 +177,7 @@ class Scales(Settings):
 
 
 def write_scales(scales: Scales, out: Path) -> None:
-    """Keep solved scales in a results folder, atomically.
+    """Write solved scales into a results folder, atomically.
 
     Raises:
         InputError: the folder cannot be written.
@@ -191,10 +191,10 @@ def write_scales(scales: Scales, out: Path) -> None:
 
 
 def _read_scales(plan: Plan, path: Path) -> dict[str, float]:
-    """What was solved for a plan; empty where nothing is kept.
+    """The solved scales of a plan; empty if there is no file.
 
     Raises:
-        InputError: the file was changed, or is of another plan.
+        InputError: the file was changed, or belongs to another plan.
     """
     if not path.is_file():
         return {}

@@ -1,8 +1,8 @@
-"""The first stage of a run: solving the scales of settings that match another's energy (``energy_of``).
+"""The first stage of a study's run: solve the scales of settings that match another setting's energy (``energy_of``).
 
 The energy that plain guidance adds to a prediction is E(s) = sum over steps and guided channels of
-((s - 1) ||cond - uncond||)^2. One short run of each of the two settings on the plan's tuning prompts measures E; then
-the scale solves E(scale) = E of the other setting, by E(s) = (s - 1)^2 E(2).
+((s - 1) ||cond - uncond||)^2. A short run of each of the two settings on the plan's tuning prompts measures E. The
+scale is then the solution of E(scale) = E of the other setting, with the approximation E(s) = (s - 1)^2 E(2).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ STEPS = 20  # denoising steps of the runs that measure energy
 def solve_scales(
     plan: Plan, pipe: Pipeline, out: Path, *, on_step: OnStep | None = None, say: Callable[[str], None] = print
 ) -> Plan:
-    """The plan of a results folder with all its scales; those that it lacks are solved and kept there.
+    """The plan of a results folder with all its scales. Missing scales are solved and written to the folder.
 
-    Under ``torchrun`` every rank solves, and all get the same numbers, because the plan fixes everything that decides
-    them. The file is written atomically; where another rank's is there already, it is taken.
+    Under ``torchrun`` every rank solves the scales. All ranks get the same numbers, because the plan decides them. The
+    file is written atomically. If another rank has written it already, that file is used.
 
     Args:
         plan: the plan of the folder.
-        pipe: its model.
-        out: the folder.
+        pipe: the plan's model.
+        out: the results folder.
         on_step: called as ``on_step(done, total)`` after every denoising step.
         say: called with a line for each scale.
 
@@ -53,12 +53,12 @@ def solve_scales(
 
 
 def _part(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
-    """Progress of one of several equal parts as progress of the whole."""
+    """A callback that reports the progress of part ``number`` of several equal parts as progress of the whole."""
     return on_step and (lambda done, total: on_step(number * total + done, parts * total))
 
 
 def _matching_scale(plan: Plan, pipe: Pipeline, name: str, on_step: OnStep | None) -> float:
-    """The scale at which a setting adds the energy of the one that it names, to three decimals."""
+    """The scale, to three decimals, at which a setting adds the same energy as the setting in its energy_of."""
     other = plan.settings[name]["energy_of"]
     wanted = _energy(plan, pipe, plan.choices(other), _part(on_step, 0, 2))
     at_two = _energy(plan, pipe, plan.with_scales({name: ANY_SCALE}).choices(name), _part(on_step, 1, 2))
@@ -68,7 +68,7 @@ def _matching_scale(plan: Plan, pipe: Pipeline, name: str, on_step: OnStep | Non
 
 
 def _energy(plan: Plan, pipe: Pipeline, choices: Mapping[str, Any], on_step: OnStep | None) -> float:
-    """What a setting adds to the predictions of one sample of each tuning prompt."""
+    """The energy that a setting adds, summed over one sample of each tuning prompt."""
     total, starts = 0.0, range(0, len(plan.tuning), plan.block)
     for number, first in enumerate(starts):
         prompts = plan.tuning[first : first + plan.block]

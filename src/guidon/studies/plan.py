@@ -1,7 +1,7 @@
-"""A study file, and the frozen plan that is made of it: settings x prompts x seeds, and one primary contrast.
+"""A study file, and the frozen plan that is made from it: settings x prompts x seeds, and one primary contrast.
 
-A plan holds everything that decides the results, and its hash names them. Making a plan samples nothing: the scales
-that ``energy_of`` asks for are solved at the start of the run (``guidon.studies.energy``).
+A plan holds everything that decides the results, and its hash identifies them. No clip is sampled to make a plan: the
+scales of settings with ``energy_of`` are solved at the start of the run (``guidon.studies.energy``).
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ from ..models.sources import Sources
 from ..pipeline import Pipeline
 from ..request import Choices, Request
 
-FIRST_FORMAT = "guidon study 1"  # it tells the bench by "of_the_world", and holds solved scales
-ANY_SCALE = 2.0  # in the place of a scale that is not solved yet, where its value does not matter
+FIRST_FORMAT = "guidon study 1"  # "of_the_world" in place of "bench"; solved scales are in its settings
+ANY_SCALE = 2.0  # placeholder for a scale that is not solved yet
 Channels = int | str | tuple[int, ...]
 Text = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int) else given)]
 """A prompt; the number of a class is read as text."""
 
 
 class Arm(Settings):
-    """A setting of a study, or with ``grid`` several. What it leaves out is the study's, or else the model's own."""
+    """One setting of a study, or several with ``grid``. A missing value is the study's, else the model's."""
 
     name: str | None = None
-    """Settings without a name are called by their choices."""
+    """The name of the setting. If it is missing, the name is made from the choices."""
     cfg_scale: float | tuple[float, ...] | None = None
     """Guidance scale, one number or one per latent channel."""
     energy_of: str | None = None
-    """In place of cfg_scale: the name of a setting whose change of the prediction this one matches.
+    """Use it in place of cfg_scale: the name of a setting whose energy this one matches.
 
-    The scale is chosen at which both add the same energy, the sum over guided channels of
-    ((s - 1) ||cond - uncond||)^2, on tuning prompts.
+    The scale is solved so that both settings add the same energy on the tuning prompts. Energy is the sum over steps
+    and guided channels of ((s - 1) ||cond - uncond||)^2.
     """
     cfg_channels: Channels | None = None
     """Guided latent channels: 3, "all", "none", [0, 2], "0-2", "only:3"."""
     rotation: int | None = None
-    """Seed of a random rotation of the latent channels, of which cfg_channels then chooses: a control."""
+    """Seed of a random rotation of the latent channels. cfg_channels then chooses among the rotated channels. This is a
+    control experiment."""
     guidance: str | None = None
     """The rule, such as "apg:momentum=0"."""
     timing: str | None = None
@@ -60,13 +61,13 @@ class Arm(Settings):
     eta: float | None = None
     """How much noise ddim adds, 0 to 1."""
     negative_prompt: str | None = None
-    """What to steer away from, in the null caption's place."""
+    """A prompt to steer away from. It replaces the null caption."""
     grid: dict[str, list[Any]] | None = None
-    """Keys of a setting, each with a list of values: every combination of them is a setting."""
+    """Keys of a setting, each with a list of values. Every combination of the values becomes a setting."""
 
 
 class Contrast(Settings):
-    """The one comparison that the study is for: does ``against`` differ from ``baseline`` in ``metric``?"""
+    """The main comparison of the study: does ``against`` differ from ``baseline`` in ``metric``?"""
 
     metric: str
     baseline: str
@@ -79,33 +80,33 @@ class Study(Settings):
     """The content of a STUDY.yaml."""
 
     title: str = ""
-    """What reports are headed by."""
+    """The heading of reports."""
     model: str = "guidon-small"
     """A preset, or a folder of weights."""
     sources: Sources = Sources()
-    """Where the parts of the model are that the package does not hold."""
+    """Where to find the parts of the model that do not come with the package."""
     split: str | None = None
-    """The split of the bench's captions that ``prompts`` counts; None for its default one."""
+    """The split of the bench from which captions are taken; None for its default split."""
     prompts: PositiveInt | Annotated[tuple[Text, ...], Field(min_length=1)]
-    """How many captions of the bench; or the prompts themselves, as texts or the numbers of classes."""
+    """The number of captions to take from the bench; or a list of prompts, as texts or class numbers."""
     tuning_prompts: PositiveInt = 8
-    """How many prompts scales are solved on, where a setting gives energy_of."""
+    """Number of prompts on which scales are solved, if a setting gives energy_of."""
     seeds: PositiveInt = 1
     """Samples of each prompt."""
     seed: Annotated[int, Field(ge=0)] = 0
     """The noise of prompt k has the seed ``seed + k``."""
     sampler: str | None = None
-    """Of every setting that names none; None for the model's own."""
+    """Sampler of settings that name none; None for the model's own."""
     steps: PositiveInt | None = None
-    """Denoising steps of every setting that names none; None for the model's own."""
+    """Denoising steps of settings that name none; None for the model's own."""
     timing: str | None = None
-    """When guidance acts in every setting that does not say it; None for the model's own."""
+    """When guidance acts, for settings that do not say it; None for the model's own."""
     block: PositiveInt = 16
     """Clips that are denoised together."""
     settings: Annotated[tuple[Arm, ...], Field(min_length=1)]
-    """What is compared."""
+    """The settings that are compared."""
     primary: Contrast
-    """The one comparison that is decided before the study runs."""
+    """The main comparison, chosen before the study runs."""
 
 
 def load_study(path: Path) -> Study:
@@ -147,7 +148,7 @@ def _expanded(arm: Arm) -> list[Arm]:
 
 
 def _label(arm: Arm) -> str:
-    """A name made of the choices themselves."""
+    """A name made from the choices."""
     chosen = arm.model_dump(exclude={"grid", "name"}, exclude_none=True)
     if chosen == {"cfg_scale": 1}:
         return "no guidance"
@@ -160,7 +161,7 @@ def _label(arm: Arm) -> str:
 
 
 class Plan(Settings):
-    """A frozen study: nothing is left to defaults that may change."""
+    """A frozen study. Every value is written out, so later changes of defaults do not affect it."""
 
     format: Literal["guidon study 1", "guidon study 2"] = "guidon study 2"
     title: str
@@ -179,16 +180,16 @@ class Plan(Settings):
     block: PositiveInt
     """Clips that are denoised together."""
     threads: PositiveInt
-    """Of torch. Another number of threads, another device or another version of torch changes last bits."""
+    """Threads of torch. Another number of threads, device or version of torch can change the last bits of results."""
     device: str
-    """The kind: cpu, cuda or mps."""
+    """The kind of device: cpu, cuda or mps."""
     torch: str
-    """Its version."""
+    """The version of torch."""
     settings: dict[str, dict[str, Any]]
-    """By name, every key of a request's JSON but prompts and samples; ``energy_of`` stands in for cfg_scale."""
+    """By name: all keys of a request's JSON except prompts and samples. ``energy_of`` may replace cfg_scale."""
     primary: Contrast
     scales: dict[str, float] = Field(default_factory=dict[str, float], exclude=True)
-    """The solved scale of each setting that gives energy_of. They lie in scales.json and are not part of the hash."""
+    """The solved scale of each setting that gives energy_of. They are in scales.json and not part of the hash."""
 
     @model_validator(mode="before")
     @classmethod
@@ -224,7 +225,7 @@ class Plan(Settings):
 
     @property
     def unsolved(self) -> list[str]:
-        """Settings whose scale must be solved before they can be sampled; each after the one that it matches."""
+        """Settings whose scale is not solved yet, in an order in which they can be solved."""
         waiting = [name for name, own in self.settings.items() if "energy_of" in own and name not in self.scales]
         return sorted(waiting, key=self._depth)
 
@@ -234,7 +235,7 @@ class Plan(Settings):
         return 0 if other is None else 1 + self._depth(other)
 
     def with_scales(self, scales: Mapping[str, float]) -> Plan:
-        """The plan with these scales solved, beside those that it has."""
+        """A copy of the plan with these solved scales added."""
         return self.model_copy(update={"scales": self.scales | dict(scales)})
 
     def choices(self, setting: str) -> dict[str, Any]:
@@ -256,9 +257,10 @@ class Plan(Settings):
         return make_request(self.choices(setting), self.captions[prompts], range(self.seeds), first, setting)
 
     def differences(self, other: Plan) -> list[str]:
-        """The fields in which two plans ask for different results; empty where one may go on in the other's folder.
+        """The fields in which two plans differ; empty if this plan may resume in the other one's folder.
 
-        The formats may differ. A first format holds solved scales and no tuning prompts: these are taken as they are.
+        The formats may differ. The first format holds solved scales and no tuning prompts. Its scales are then accepted
+        for settings with energy_of, and tuning prompts are not compared.
         """
         first = FIRST_FORMAT in (self.format, other.format)
         left_out = {"format", "scales", "settings"} | ({"tuning"} if first else set())
@@ -271,7 +273,7 @@ class Plan(Settings):
 
 
 def _same_setting(a: dict[str, Any], b: dict[str, Any], may_be_solved: bool) -> bool:
-    """Whether two settings are the same. One may hold the scale that the other is still to solve if that is allowed."""
+    """Whether two settings are equal. With ``may_be_solved``, a solved scale counts as equal to an energy_of."""
     matched = {own.get("energy_of") for own in (a, b)} - ({None} if may_be_solved else set())
     if len(matched) > 1:
         return False
@@ -285,7 +287,7 @@ def _same_setting(a: dict[str, Any], b: dict[str, Any], may_be_solved: bool) -> 
 def make_request(
     choices: Mapping[str, Any], prompts: Sequence[str], samples: Sequence[int], first: int, source: str
 ) -> Request:
-    """The request for prompts of which the first one has the number ``first`` in its study."""
+    """The request for consecutive prompts of a study; ``first`` is the number of the first one."""
     own = {"prompts": tuple(prompts), "samples": tuple(samples), "seed": choices["seed"] + first}
     return validated(Request, dict(choices) | own, source)
 
@@ -296,7 +298,7 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
     Args:
         study: the content of a study file.
         pipe: its model, loaded.
-        threads: of torch; give those of the run that is resumed. None for all of the machine's.
+        threads: threads of torch; to resume a run, give its number. None for one per CPU core.
 
     Raises:
         InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
@@ -321,7 +323,7 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
 
 
 def _choices(study: Study, arm: Arm) -> Choices:
-    """What an arm asks of the pipeline, and what the study asks for all of them."""
+    """The choices of an arm for the pipeline, with the study's values where the arm has none."""
     shared = study.model_dump(include={"sampler", "steps", "timing", "seed"}) | {"seed_per_prompt": True}
     own = arm.model_dump(exclude={"name", "energy_of", "grid"}, exclude_none=True)
     if arm.energy_of is not None:
@@ -330,7 +332,7 @@ def _choices(study: Study, arm: Arm) -> Choices:
 
 
 def _prompts(study: Study, bench: Bench) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The prompts that results are reported on, and those that scales are solved on."""
+    """The prompts for results, and the prompts on which scales are solved."""
     if isinstance(study.prompts, int):
         captions = bench.captions(study.split, EVALUATION_SEED, study.prompts)
         return captions, bench.captions(None, TUNING_SEED, study.tuning_prompts)
@@ -353,7 +355,7 @@ def _check_primary(primary: Contrast, chosen: Mapping[str, Arm], bench: Bench) -
 
 def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, Request], channels: int) -> None:
     """Refuse an arm whose scale could not be solved."""
-    # Names: it must lead to a setting that has a scale.
+    # Names: following energy_of must end at a setting that has a scale, without a cycle.
     seen = [name]
     while (other := chosen[seen[-1]].energy_of) is not None:
         if other not in chosen:
@@ -364,7 +366,7 @@ def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, R
         seen.append(other)
     if chosen[name].cfg_scale is not None:
         raise InputError(f"{name!r} gives cfg_scale and energy_of: choose one")
-    # Guidance: both settings must add energy, and by the plain rule, whose energy the trace tells.
+    # Guidance: both settings must add energy, and with the rule cfg, because the trace defines energy only for it.
     for guidance in (requests[seen[1]].guidance, requests[name].guidance):
         if guidance.scales_for(channels).is_identity:
             raise InputError(f"{name!r} matches the energy of {seen[1]!r}, which guides nothing: name another")
@@ -373,7 +375,7 @@ def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, R
 
 
 def outline(plan: Plan, seconds_per_cell: float) -> str:
-    """What a dry run prints: the settings, the cells, what they cost, and the effects that they can detect."""
+    """The text that a dry run prints: settings, number of cells, time, and the effects that can be detected."""
     count, minutes = len(plan.captions), plan.cells * seconds_per_cell / 60
     cells = f"{len(plan.settings)} settings x {count} prompts x {plan.seeds} seeds = {plan.cells} cells"
     cost = f"about {minutes:.0f} minutes here" if minutes >= 1 else "under a minute here"
@@ -397,7 +399,7 @@ def _how_solved(plan: Plan, name: str) -> str:
 
 
 def detectable(prompts: int) -> str:
-    """In words, the effects that a study of so many prompts can detect."""
+    """A sentence that says which effects a study with this number of prompts can detect."""
     smallest = smallest_effect(prompts)
     if not math.isfinite(smallest):
         return f"with {prompts} prompts no effect can reach p = 0.05"

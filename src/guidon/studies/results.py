@@ -1,4 +1,4 @@
-"""What the cells of a study say: every value, as arrays and as CSV, and the answer to its primary contrast."""
+"""The results of a study: all values as arrays and as CSV, and the answer to its primary contrast."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .cells import cells_of
 from .plan import Plan, detectable
 
 Results = dict[str, dict[str, np.ndarray]]
-"""(prompts, seeds) by setting and metric."""
+"""setting -> metric -> values (prompts, seeds)."""
 
 
 def finished(plan: Plan, out: Path) -> bool:
-    """Whether every cell is done and whole. Under ``torchrun`` a rank may be the last one, or not."""
+    """Whether every cell is done and intact. Under ``torchrun`` other ranks may still be working."""
     return all(cell.damage() is None for cell in cells_of(plan, out))
 
 
@@ -44,7 +44,7 @@ def results(plan: Plan, out: Path) -> Results:
 
 
 def write_csv(plan: Plan, found: Results, path: Path) -> None:
-    """Every value of every cell: a row a cell, a column a metric."""
+    """Write all values as CSV: one row for each cell, one column for each metric."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["setting", "prompt", "sample", "caption", *plan.metrics])
@@ -56,7 +56,7 @@ def write_csv(plan: Plan, found: Results, path: Path) -> None:
 
 
 def answer(plan: Plan, found: Results) -> str:
-    """The primary contrast in words, and the effects that the study could have detected."""
+    """A sentence with the result of the primary contrast and the effects that the study could detect."""
     primary = plan.primary
     metric, a, b = plan.metrics[primary.metric], primary.baseline, primary.against
     result = compare(found[a][metric.name], found[b][metric.name], better=metric.better)

@@ -1,7 +1,7 @@
-"""Running a study: every cell is done once and atomically, in any number of sittings and processes, to the same bytes.
+"""Running a study. It can be interrupted, resumed and split over processes, and always gives the same bytes.
 
-The plan fixes the blocks of cells that are sampled together. Where cells of a block are missing or damaged, the whole
-block is sampled again, and these cells are written.
+The plan fixes the blocks of cells that are sampled together. If cells of a block are missing or damaged, the whole
+block is sampled again, but only these cells are written. Each cell is written atomically.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .cells import Cell, blocks_of, open_plan
 from .energy import solve_scales
 from .plan import ANY_SCALE, Plan
 
-SAMPLE_TRACES = ("difference", "cond", "cosine")  # arrays of a trace that have a row a sample
+SAMPLE_TRACES = ("difference", "cond", "cosine")  # arrays of a trace with one row for each sample
 RUN_TRACES = ("timestep", "scale")
 
 
@@ -37,18 +37,18 @@ def run_study(
     on_solve: OnStep | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Solve the scales that are not known yet, then do the cells that are missing or damaged.
+    """Solve the scales that are not known yet, then sample the cells that are missing or damaged.
 
-    Under ``torchrun`` each rank does its share of the blocks; ``guidon.studies.results.finished`` tells whether all of
-    them are done.
+    Under ``torchrun`` each rank does its share of the blocks. ``guidon.studies.results.finished`` tells whether all
+    cells are done.
 
     Args:
-        plan: what to do. A folder that holds results of it is resumed.
+        plan: the plan to run. If the folder holds results of this plan, it is resumed.
         pipe: the plan's model.
         out: the results folder.
         on_cell: called as ``on_cell(done, total)`` over the cells of this rank.
-        on_solve: called as ``on_solve(done, total)`` over the steps of solving scales, which come first.
-        say: called with what else there is to tell, a line each.
+        on_solve: called as ``on_solve(done, total)`` over the denoising steps that solve scales, before any cell.
+        say: called with each message for the user, one line.
 
     Returns:
         How many cells were written.
@@ -97,7 +97,7 @@ def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
 
 
 def _do(plan: Plan, pipe: Pipeline, block: list[Cell], missing: list[Cell]) -> None:
-    """Sample and measure a block, and write the cells of it that are missing."""
+    """Sample and measure a block, and write those of its cells that are missing."""
     request = plan.request(block[0].setting, slice(block[0].prompt, block[-1].prompt + 1))
     trace = GuidanceTrace()
     videos = pipe.generate(request, batch_size=len(block), trace=trace)
@@ -119,13 +119,13 @@ def _do(plan: Plan, pipe: Pipeline, block: list[Cell], missing: list[Cell]) -> N
 
 
 def seconds_per_cell(plan: Plan, pipe: Pipeline) -> float:
-    """An estimate: a block of each setting is timed over a few steps, each of them guided."""
+    """An estimate of the time for one cell. A block of each setting is timed over a few steps, all of them guided."""
     plan = plan.with_scales(dict.fromkeys(plan.unsolved, ANY_SCALE))
     size = min(plan.block, len(plan.captions) * plan.seeds)
     total = 0.0
     for name in plan.settings:
         request = plan.request(name, slice(max(1, size // plan.seeds)))
-        # Two short runs: their difference is the cost of a step.
+        # Time runs of 2 and 4 steps; half of the difference is the cost of a step.
         guidance = dataclasses.replace(request.guidance, timing=CONSTANT)
         took = []
         for steps in (2, 4):

@@ -4,6 +4,6 @@ from ...core.extras import require
 
 require("jinja2", "a study's report", "study")
 
-from .page import write_report  # noqa: E402  (after the check that its library is there)
+from .page import write_report  # noqa: E402  (imported after the check that jinja2 is installed)
 
 __all__ = ["write_report"]

@@ -1,17 +1,17 @@
-"""The command that makes a clip of a report again."""
+"""The command line that reproduces a clip of a report."""
 
 from __future__ import annotations
 
 import shlex
 from typing import Any
 
-DEFAULTS = {"guidance": "cfg", "eta": 0.0, "dtype": "fp32", "negative_prompt": None}  # options that may be left out
+DEFAULTS = {"guidance": "cfg", "eta": 0.0, "dtype": "fp32", "negative_prompt": None}  # left out at these values
 
 
 def generate_command(generation: dict[str, Any]) -> str:
-    """The ``guidon generate`` that makes a clip, from the request in its manifest.
+    """The ``guidon generate`` command that reproduces a clip, from the request in its manifest.
 
-    The clip of a rotation, for which the command line has no option, is made from its manifest.
+    The command line has no option for a rotation, so a clip with a rotation is reproduced from its manifest.
     """
     if generation.get("rotation") is not None:
         return "guidon generate --from manifest.json"
@@ -25,7 +25,7 @@ def generate_command(generation: dict[str, Any]) -> str:
             words += [f"--{name.replace('_', '-')}", f"{generation[name]:g}" if name == "eta" else generation[name]]
     timing, _, values = generation["timing"].partition(":")
     words += {
-        "constant": ["--interval", "0,1"],  # given, because the model's own may be another
+        "constant": ["--interval", "0,1"],  # written out, because the model's default may differ
         "interval": ["--interval", values],
         "oscillation": ["--oscillate", values or "10"],
     }.get(timing, ["--ramp", timing])

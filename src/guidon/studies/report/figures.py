@@ -15,7 +15,7 @@ WIDTH = 640
 
 
 def forest(rows: Sequence[Row], slugs: Mapping[str, str]) -> Markup:
-    """Differences from the baseline in one metric, with their intervals: a line a setting."""
+    """A forest plot: differences from the baseline in one metric with their intervals, one line for each setting."""
     shown = [row for row in rows if row.comparison is not None and math.isfinite(row.comparison.difference.value)]
     if not shown:
         return Markup("")
@@ -55,7 +55,7 @@ def scatter(
     axes: tuple[Metric, Metric],
     slugs: Mapping[str, str],
 ) -> Markup:
-    """Settings by two metrics. A point is more opaque, the more probable it is on the Pareto front."""
+    """A scatter plot of settings by two metrics. More opaque points are more often on the Pareto front."""
     known = {name: xy for name, xy in points.items() if all(math.isfinite(v) for v in xy)}
     if not known:
         return Markup("")
@@ -67,7 +67,7 @@ def scatter(
     for name, (x, y) in known.items():
         words = across(x) + 9, up(y) + 4
         while any(abs(words[0] - a) < 90 and abs(words[1] - b) < 12 for a, b in taken):
-            words = words[0], words[1] - 12  # above the name that is there already
+            words = words[0], words[1] - 12  # move it above a label that is there already
         taken.append(words)
         label = f"{name}: {axes[0].name} {x:.3g}, {axes[1].name} {y:.3g}; on the front: {100 * front[name]:.0f}%"
         parts.append(
@@ -96,7 +96,7 @@ def scatter(
 
 
 def heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, digits: str = ".2f") -> Markup:
-    """Values (rows, columns) as colours; the numbers are written too where the cells are wide enough."""
+    """A heat map of values (rows, columns). Numbers are written into cells that are wide enough."""
     cell = min(64, (WIDTH - 130) / max(1, len(columns)))
     tall, left, top = 24, 118, 8
     finite = values[np.isfinite(values)]
@@ -128,7 +128,7 @@ def heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title:
 
 
 class _Axis:
-    """A linear axis with a margin: values to pixels."""
+    """A linear axis with a margin: maps values to pixels."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0

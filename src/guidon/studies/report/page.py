@@ -1,4 +1,4 @@
-"""From a results folder to one HTML file that needs no network: what is on the page, and which clips fit."""
+"""Makes the report of a results folder: one HTML file that works offline, with as many clips as fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Clip:
     """clip.png in base64."""
     metrics: dict[str, float]
     command: str
-    """What makes it again."""
+    """The command that reproduces it."""
     seed: int
     digest: str
     """SHA-256 of clip.png."""
@@ -58,8 +58,8 @@ def write_report(
     Args:
         folder: finished results of ``guidon study run``.
         out: the page; None for report.html in ``folder``.
-        max_mb: the largest size of the page; prompts whose clips do not fit are left out of it.
-        videos: whether to write MP4s; without them the page can be moved away from its folder.
+        max_mb: the largest size of the page, in MB. Prompts whose clips do not fit are left out.
+        videos: whether to write MP4s. The page links to them by relative paths; without them it can be moved freely.
         on_cell: called as ``on_cell(done, total)`` while MP4s are written.
 
     Raises:
@@ -69,12 +69,12 @@ def write_report(
     found = results(plan, folder)
     out = folder / "report.html" if out is None else out
     rows = summarise(plan, found)
-    # The order in which prompts are taken onto the page: gains and losses by turns, then the others
+    # Order the prompts for the page: the largest gain, the largest loss, the next gain, ...; then all others.
     gains, losses = extremes(plan, found)
     turns = [prompt for pair in zip_longest(gains, losses) for prompt in pair if prompt is not None]
     order = list(dict.fromkeys([*turns, *range(len(plan.captions))]))
     cells = cells_of(plan, folder)
-    # The page
+    # Write the page and summary.csv.
     content = _content(plan, found, rows, cells) | {"gains": gains, "losses": losses}
     clips = {
         prompt: [_clip(cell, out if videos else None) for cell in cells if cell.prompt == prompt] for prompt in order
@@ -91,7 +91,7 @@ def write_report(
         raise InputError(
             f"{path} cannot be written ({error.strerror}): choose another {setting('out')} or make room"
         ) from None
-    # The clips as MP4
+    # Write the clips of the page as MP4.
     if not videos:
         return [out, folder / "summary.csv"]
     shown = [clip for prompt in page.prompts for clip in clips[prompt]]
@@ -132,12 +132,12 @@ def _render(content: dict[str, Any], clips: dict[int, list[Clip]]) -> str:
 
 
 def _digest(text: str) -> str:
-    """What the page's content security policy allows a script or a style by."""
+    """The hash by which the page's content security policy allows a script or a style."""
     return "sha256-" + base64.b64encode(bytes.fromhex(hash_text(text))).decode()
 
 
 def _content(plan: Plan, found: Results, rows: Sequence[Row], cells: Sequence[Cell]) -> dict[str, Any]:
-    """All of the page but its clips."""
+    """The content of the page, except its clips."""
     metrics = list(find_bench(plan.bench).shown)
     if plan.primary.metric not in metrics:
         metrics.insert(0, plan.primary.metric)
@@ -168,7 +168,7 @@ def _number(value: float, unit: str = "") -> str:
 
 
 def _front(plan: Plan, found: Results, rows: Sequence[Row], slugs: dict[str, str]) -> list[tuple[str, Markup]]:
-    """A title and a scatter for each pair of metrics whose trade-off the bench names."""
+    """A title and a scatter plot for each pair of metrics in the bench's ``fronts``."""
     plots = []
     for pair in find_bench(plan.bench).fronts if len(plan.settings) > 1 else ():
         x, y = (plan.metrics[name] for name in pair)
@@ -181,7 +181,7 @@ def _front(plan: Plan, found: Results, rows: Sequence[Row], slugs: dict[str, str
 
 
 def _grid(plan: Plan, found: Results) -> Markup | None:
-    """The primary metric over channels and scale, of settings that differ in nothing else."""
+    """A heat map of the primary metric over channels and scale, for the settings that differ only in these two."""
     own = ("cfg_scale", "cfg_channels")
     chosen = {name: plan.choices(name) for name in plan.settings}
     plain = {name: s for name, s in chosen.items() if isinstance(s["cfg_scale"], int | float) and s["cfg_scale"] != 1}

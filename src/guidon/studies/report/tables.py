@@ -24,15 +24,15 @@ class Row:
     setting: str
     metric: Metric
     mean: Interval
-    """Over prompts."""
+    """Mean over prompts."""
     undefined: float
     """The share of clips without a value."""
     comparison: Comparison | None
-    """With the baseline; None for the baseline itself, or where fewer than two prompts have both values."""
+    """Comparison with the baseline; None for the baseline, or if fewer than two prompts have both values."""
     p: float
-    """Of the comparison; adjusted by Holm over all comparisons but the primary one, which is left as it is."""
+    """p value of the comparison. All but the primary one are adjusted together by Holm's method."""
     primary: bool
-    """Whether the study was made for this comparison."""
+    """Whether this is the study's primary contrast."""
 
     @property
     def improves(self) -> float:
@@ -53,7 +53,7 @@ class Row:
 
 
 def summarise(plan: Plan, found: Results) -> list[Row]:
-    """A row for every setting and metric, settings outermost; p values are adjusted as ``Row.p`` says."""
+    """A row for every setting and metric, ordered by setting. For p values see ``Row.p``."""
     baseline = plan.primary.baseline
     rows = []
     for setting, values in found.items():
@@ -74,7 +74,7 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
-    """summary.csv: a row for every setting and metric."""
+    """Write summary.csv: a row for every setting and metric."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -96,10 +96,10 @@ def write_summary(rows: Sequence[Row], path: Path) -> None:
 
 
 def extremes(plan: Plan, found: Results, count: int = 4) -> tuple[list[int], list[int]]:
-    """The numbers of the prompts on which ``against`` gains and loses most in the primary metric, most first.
+    """The numbers of the prompts with the largest gains and losses of ``against`` in the primary metric, largest first.
 
-    Equal gains are common where the metric is a share. They are ordered by the mean of the other metrics' gains, each
-    over its spread.
+    Equal gains are common if the metric is a share. They are ordered by the mean of the other metrics' gains, each
+    divided by its standard deviation.
     """
     metric = plan.metrics[plan.primary.metric]
     a, b = found[plan.primary.baseline], found[plan.primary.against]
