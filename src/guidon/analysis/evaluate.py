@@ -1,7 +1,7 @@
-"""What ``guidon evaluate`` does: sample captions of a bench at several settings, measure, compare, write.
+"""The work of ``guidon evaluate``: sample captions of a bench at several settings, measure, compare, write results.
 
-Every setting gets the same prompts and the same noise. Truth, and truth through the autoencoder, are rows of every
-table: no sample can be expected to be better.
+All settings use the same prompts and the same noise. Every table also has a row for the true clips and a row for the
+true clips after encoding and decoding. These are upper bounds: samples are not expected to be better.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ..request import Choices, Request
 from ..world import SIZE
 
 TRUTH, CEILING = "truth", "truth through the VAE"
-BATCH = 16  # clips denoised together; with guidance twice as many rows, and more no longer fit a CPU's caches
-RECORDED = ("sampler", "steps", "eta", "guidance", "timing")  # keys of a request that an evaluation notes
+BATCH = 16  # clips denoised together. Guidance doubles the rows; larger batches no longer fit a CPU's caches
+RECORDED = ("sampler", "steps", "eta", "guidance", "timing")  # keys of a request that an evaluation records
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to guide."""
+    """One setting of guidance."""
 
     cfg_scale: float
     cfg_channels: str
@@ -46,14 +46,14 @@ class Setting:
 
 
 def settings_of(scales: Sequence[float], channels: Sequence[str]) -> list[Setting]:
-    """Every scale with every choice of channels; scale 1 once, because it guides none."""
+    """Every scale with every choice of channels. Scale 1 comes once, because it guides no channel."""
     found = [Setting(scale, choice) for scale in scales for choice in (channels if scale != 1 else channels[:1])]
     return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a model."""
+    """The measurements of a model."""
 
     bench: Bench
     model: str
@@ -63,15 +63,15 @@ class Evaluation:
     sampling: dict[str, Any]
     """The choices that all settings share."""
     values: dict[str, Values]
-    """(prompts, seeds) by setting and metric; truth and its ceiling are settings too."""
+    """setting -> metric -> (prompts, seeds). ``TRUTH`` and ``CEILING`` are also settings here, with one seed."""
     over_seeds: dict[str, Values]
-    """(prompts,) by setting and name: what the samples of a prompt tell together; empty for one seed."""
+    """setting -> name -> (prompts,): statistics over the samples of a prompt. Empty with one seed."""
     pictures: dict[str, list[np.ndarray]] = field(repr=False, default_factory=dict[str, list[np.ndarray]])
     """Frames of the first prompts, by setting."""
 
     @property
     def sampled(self) -> list[str]:
-        """The settings that were sampled: all but truth and its ceiling."""
+        """The settings that were sampled: all but ``TRUTH`` and ``CEILING``."""
         return [name for name in self.values if name not in (TRUTH, CEILING)]
 
     def interval(self, setting: str, metric: str) -> Interval:
@@ -79,13 +79,13 @@ class Evaluation:
         return metric_interval(self.values[setting][metric], share=self.bench.metrics[metric].unit == SHARE)
 
     def comparisons(self, metric: str) -> dict[str, Comparison]:
-        """Every setting against the first one."""
+        """Comparisons of every other setting with the first one, by setting."""
         first, *others = self.sampled
         better = self.bench.metrics[metric].better
         return {name: compare(self.values[first][metric], self.values[name][metric], better=better) for name in others}
 
     def table(self, metrics: Sequence[str] | None = None) -> str:
-        """Markdown with a row a setting: means with intervals, and how often a value was undefined."""
+        """A Markdown table with one row for each setting: means with intervals, and how often a value was undefined."""
         chosen = [self.bench.metrics[name] for name in metrics or self.bench.shown]
         heads = [metric.name if metric.unit == SHARE else f"{metric.name} ({metric.unit})" for metric in chosen]
         lines = ["| setting | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
@@ -106,7 +106,7 @@ class Evaluation:
         return text + (f", {100 * undefined:.0f}% undefined" if undefined and metric.counts_undefined else "")
 
     def write(self, out: Path) -> list[Path]:
-        """metrics.csv, a row a clip; summary.json; and sheet.png of the first prompts at every setting."""
+        """Write metrics.csv (one row for each clip), summary.json, and sheet.png with the first prompts."""
         out.mkdir(parents=True, exist_ok=True)
         paths = [out / "metrics.csv", out / "summary.json"]
         self._write_csv(paths[0])
@@ -128,12 +128,12 @@ class Evaluation:
                         writer.writerow([setting, prompt, seed, caption, *numbers])
 
     def write_sheet(self, path: Path) -> Path:
-        """The pictures as one PNG: a row a prompt, a column a setting."""
+        """Write the pictures as one PNG: one row for each prompt, one column for each setting."""
         rows = [list(row) for row in zip(*self.pictures.values(), strict=True)]
         return contact_sheet(rows, self.captions[: len(rows)], list(self.pictures), path=path)
 
     def summary(self) -> dict[str, Any]:
-        """All that the table shows and what it leaves out, for machines; undefined numbers are null."""
+        """All results as data for JSON, with those that the table leaves out. Undefined numbers are null."""
         names = list(self.bench.metrics)
         settings = {
             setting: {name: _as_json(self.interval(setting, name)) for name in names}
@@ -185,14 +185,14 @@ def evaluate(
 
     Args:
         pipe: a model of a bench that has captions with exact truth.
-        settings: how to guide; the others are compared with the first one.
+        settings: settings of guidance. All others are compared with the first one.
         split: of the bench's captions; None for its default one. The world has "L0" new seeds, "L1" and "L2" held-out
             combinations, "L3" an unseen speed.
         prompts: how many captions.
         seeds: samples of each caption.
-        pictures: of how many prompts the first sample's frames are kept.
+        pictures: for how many prompts the frames of the first sample are kept.
         on_step: called as ``on_step(done, 1000)`` over all sampling.
-        choices: what all settings share: sampler, steps, ... The seed of prompt k is ``seed + k``.
+        choices: choices that all settings share, such as sampler and steps. The seed of prompt k is ``seed + k``.
 
     Raises:
         InputError: a setting is not valid for the model, or its bench has no captions or no such split.
@@ -203,12 +203,12 @@ def evaluate(
     _, split = bench.own_examples(split)
     seed = choices.pop("seed", None)
     first = pipe.preset.seed if seed is None else seed
-    for setting in settings:  # refuse what is not valid before anything is sampled
+    for setting in settings:  # refuse an invalid setting before anything is sampled
         pipe.plan([""], **_at(setting, choices))
-    # The ceilings
+    # Measure the upper bounds: truth, and truth through the autoencoder.
     captions = bench.captions(split, EVALUATION_SEED, prompts)
     values, shown = _ceilings(pipe, bench, split, captions, pictures)
-    # Every setting, block by block
+    # Sample and measure every setting, block by block.
     over_seeds: dict[str, Values] = {}
     sampling: dict[str, Any] = {}
     per_block = max(1, BATCH // seeds)
@@ -242,7 +242,7 @@ def _ceilings(
 ) -> tuple[dict[str, Values], dict[str, list[np.ndarray]]]:
     """Truth and truth through the autoencoder: their values (prompts, 1), and frames of truth.
 
-    Both are rounded to bytes as samples are, so that a change of half a level is lost in all of them alike.
+    Both are rounded to 8 bits as samples are, so that rounding affects all rows equally.
     """
     examples, _ = bench.own_examples(split)
     exact = [examples.frames(split, EVALUATION_SEED, index) for index in range(len(captions))]
@@ -261,7 +261,7 @@ def _bytes(frames: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some prompts of a setting, sampled together."""
+    """Results for some prompts of a setting that were sampled together."""
 
     values: Values
     """(prompts * seeds,) by metric."""
@@ -274,7 +274,7 @@ class _Block:
 def _sample_block(
     pipe: Pipeline, bench: Bench, split: str, start: int, request: Request, on_step: OnStep | None
 ) -> _Block:
-    """Sample and measure prompts of which the first one is caption number ``start``."""
+    """Sample and measure the prompts of a request. The first one is caption number ``start`` of the split."""
     seeds = len(request.samples)
     videos = pipe.generate(request, batch_size=BATCH, on_step=on_step)
     frames = np.stack([video.frames for video in videos])
@@ -295,12 +295,12 @@ def _joined(parts: Iterable[Values]) -> Values:
 
 
 def _share_of(on_step: OnStep | None, before: int, size: int, total: int) -> OnStep | None:
-    """Progress of ``size`` of ``total`` equal parts, of which ``before`` are done, in thousandths of the whole."""
+    """A callback that reports progress of parts ``before`` to ``before + size`` of ``total``, in thousandths."""
     return on_step and (lambda done, steps: on_step(round(1000 * (before + size * done / steps) / total), 1000))
 
 
 def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) -> str:
-    """Measure video files as any video, and against a caption of the world where there is one.
+    """Measure video files with the bench "video", and with the bench "world" if there is a caption.
 
     Args:
         paths: the files.
@@ -308,7 +308,7 @@ def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) 
         out: a folder for metrics.json, or None.
 
     Returns:
-        A table, with a row a metric and a column a file.
+        A Markdown table with one row for each metric and one column for each file.
 
     Raises:
         InputError: a file is no video, or a caption's clip is not of the world's size.
@@ -355,7 +355,7 @@ def _caption_of(path: Path) -> str | None:
 
 
 def look_during_training(folder: Path, step: int) -> dict[str, float]:
-    """Measure weights that a training run has just exported: 16 prompts at the preset's scale, and a sheet as PNG."""
+    """Measure weights that a training run has just exported, on 16 prompts, and write a contact sheet as PNG."""
     from ..pipeline import load
 
     pipe = load(folder)

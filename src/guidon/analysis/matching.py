@@ -1,7 +1,8 @@
-"""Calibration: which scale on one choice of channels does what another scale does on another choice?
+"""Calibration: find the scale on one choice of channels that has the same effect as a given scale on another choice.
 
-Both choices are sampled from the same noise, the second one at a grid of scales. Where a metric's mean over the grid
-crosses that of the first choice, the two are equivalent in this metric. Resampled prompts tell how certain that is.
+Both choices are sampled from the same noise, the second one at a grid of scales. The two are equivalent in a metric at
+the scale at which the metric's mean over prompts equals that of the first choice. A bootstrap over prompts gives the
+95% band of this scale.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ VIDEO, ENERGY = "video", "energy"
 OWN = {
     VIDEO: "the frames are nearest, by RMS difference of pixels",
     ENERGY: "the prediction is moved as far: sum over steps of ((scale - 1) ||cond - uncond||)^2",
-}  # what can be matched beside the metrics of a bench
+}  # quantities that can be matched besides the metrics of a bench
 STEPS_OF_GRID = (1 / 3, 2 / 3, 5 / 6, 1, 7 / 6, 4 / 3, 5 / 3, 2, 8 / 3)  # multiples of the rule of thumb's s - 1
-RESAMPLES = 2000  # of the prompts
+RESAMPLES = 2000  # bootstrap resamples of the prompts
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where two curves are equivalent."""
+    """The scale at which two choices are equivalent in one metric."""
 
     scale: float
     """The equivalent scale; NaN where no scale of the grid matches."""
     low: float
-    """The lower end of its 95% band from resampled prompts; infinite where the band is wider than the grid."""
+    """The lower end of its 95% band; -inf if the band extends beyond the grid. ``high`` is the upper end, or inf."""
     high: float
     level: float
-    """The mean of the metric that is matched; for ``video`` the RMS distance that is left, in [0, 1]."""
+    """The mean of the metric that is matched. For ``video``: the RMS distance at the nearest scale, in [0, 1]."""
     prompts: int
     """How many prompts have a value at every scale."""
 
 
 @dataclass(frozen=True)
 class Equivalent:
-    """The scale on the channels ``to`` that does what ``cfg_scale`` does on ``cfg_channels``, in one metric."""
+    """A match in one metric: ``match.scale`` on channels ``to`` is equivalent to ``cfg_scale`` on ``cfg_channels``."""
 
     metric: str
     cfg_scale: float
@@ -96,11 +97,11 @@ def matching_study(
     Args:
         pipe: the model.
         model: its name, or its folder.
-        scales: to match, each above 1.
-        cfg_channels: the channels that they guide.
-        to: the channels to find equivalent scales for.
-        prompts: texts; or how many captions of the bench, none of which other studies report on.
-        steps, sampler, timing: of all settings; None for the model's own.
+        scales: the scales to match, each above 1.
+        cfg_channels: the channels that these scales guide.
+        to: the channels for which equivalent scales are found.
+        prompts: texts; or the number of captions of the bench, taken from those on which no study reports results.
+        steps, sampler, timing: the same for all settings; None for the model's own.
         block: clips denoised together.
 
     Raises:
@@ -123,7 +124,7 @@ def matching_study(
         prompts = bench.captions(None, TUNING_SEED, prompts)
     if len(prompts) < 2:
         raise InputError(f"{len(prompts)} prompt gives no band: give at least 2")
-    # The grid: around the rule of thumb, with the scales themselves, which a user always asks about.
+    # The grid: scales around the rule of thumb, and the given scales themselves.
     near = [thumb(scale, cfg_channels, to, pipe.channels) for scale in scales]
     grid = {round(1 + step * (scale - 1), 3) for scale in near for step in STEPS_OF_GRID}
     grid |= {round(scale, 3) for scale in scales}
@@ -155,31 +156,31 @@ def check_metrics(names: Sequence[str], available: Mapping[str, Metric]) -> None
 
 
 def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = ()) -> list[Equivalent]:
-    """Every metric's matches from the cells of a finished ``matching_study``, scales outermost.
+    """The matches of all metrics from the cells of a finished ``matching_study``, ordered by scale.
 
     Args:
-        plan: made of the study.
+        plan: the plan of the study.
         out: its results folder.
         channels: how many latent channels the model has.
-        metrics: what to match; ``video``, ``energy`` and the bench's choice where left out.
+        metrics: what to match; if empty, ``video``, ``energy`` and the bench's ``matched``.
 
     Raises:
         InputError: a metric does not exist, or cells are missing.
     """
     metrics = metrics or (VIDEO, ENERGY, *find_bench(plan.bench).matched)
     check_metrics(metrics, plan.metrics)
-    # What was measured, by setting
+    # Means over seeds of every metric, and the energy: setting -> metric -> (P,).
     means = {name: {key: by_prompt(v) for key, v in found.items()} for name, found in results(plan, out).items()}
     cells: dict[str, list[Cell]] = {}
     for cell in cells_of(plan, out):
         cells.setdefault(cell.setting, []).append(cell)
     for name, own in cells.items():
         means[name][ENERGY] = np.array([_energy(cell) for cell in own])
-    # The grid on the other channels
+    # The settings of the grid, on the channels ``to``.
     grid = [name for name in plan.settings if name.startswith("to ")]
     scales = np.array([plan.settings[name]["cfg_scale"] for name in grid])
     to = plan.settings[grid[0]]["cfg_channels"]
-    # Each scale against the grid
+    # Match each given scale against the grid.
     found = []
     for name in (name for name in plan.settings if name not in grid):
         scale, chosen = plan.settings[name]["cfg_scale"], plan.settings[name]["cfg_channels"]
@@ -206,19 +207,19 @@ def _distance(own: np.ndarray, others: Sequence[Cell]) -> np.ndarray:
 
 
 def _resamples(prompts: int) -> np.ndarray:
-    """Weights (R, P) of the prompts in each resample, which sum to 1; the first row is the sample itself."""
+    """Bootstrap weights (R, P) of the prompts; each row sums to 1. The first row weights all prompts equally."""
     counts = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
     return np.concatenate([np.ones((1, prompts)), counts]) / prompts
 
 
 def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray, near: float) -> Match:
-    """Where a metric's mean over scales crosses that of a reference.
+    """The scale at which a metric's mean over prompts crosses the mean of a reference.
 
     Args:
         scales: (S,), increasing.
-        values: (S, P), of each prompt at each scale; the mean is taken as linear between the scales.
-        reference: (P,).
-        near: of several crossings, the one nearest to this scale is taken.
+        values: (S, P), of each prompt at each scale. The mean is interpolated linearly between scales.
+        reference: (P,), of each prompt.
+        near: if there are several crossings, the one nearest to this scale is taken.
 
     Returns:
         The crossing. Its band holds the scales around it at which the 95% interval of the difference contains 0.
@@ -228,20 +229,20 @@ def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray
     count = int(defined.sum())
     if count < 2:
         return Match(math.nan, math.nan, math.nan, math.nan, count)
-    # The difference from the reference, on a fine grid: its mean, and its interval over resampled prompts
+    # The difference from the reference on a fine grid: its mean, and its 95% bootstrap interval.
     level = float(reference[defined].mean())
     excess = _resamples(count) @ (values - reference)[:, defined].T  # (R, S)
     fine = np.unique(np.concatenate([scales, np.linspace(scales[0], scales[-1], 1000)]))
     mean = np.interp(fine, scales, excess[0])
     low, high = (np.interp(fine, scales, np.percentile(excess[1:], q, axis=0)) for q in (2.5, 97.5))
-    # Crossings, and scales at which the difference is significant
+    # Find the crossings, and the scales at which the difference is significant.
     roots = np.flatnonzero((mean == 0) | (mean * np.append(mean[1:], mean[-1]) < 0))
     apart = np.flatnonzero((low > 0) | (high < 0))
     if not len(roots):
         if len(apart):
             return Match(math.nan, math.nan, math.nan, level, count)
         return Match(float(fine[np.abs(mean).argmin()]), -math.inf, math.inf, level, count)
-    # The band ends at the nearest scale on each side at which it is
+    # On each side, the band ends at the nearest scale with a significant difference.
     root = roots[np.abs(fine[roots] - near).argmin()]
     below, above = apart[apart < root], apart[apart > root]
     return Match(
@@ -256,8 +257,9 @@ def crossing_scale(scales: np.ndarray, values: np.ndarray, reference: np.ndarray
 def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
     """The scale of the grid at which the mean squared distance is least.
 
-    Distances saturate where samples part ways, so nothing is known between the scales of the grid: the band reaches to
-    the neighbours of the scales that resampled prompts choose, and is open at the ends of the grid.
+    Distances saturate where samples become unrelated, so they are not interpolated between the scales of the grid. The
+    band reaches from the grid scale below to the one above the 95% bootstrap interval of the choice. It is infinite
+    beyond the ends of the grid.
 
     Args:
         scales: (S,), increasing.
@@ -277,7 +279,7 @@ def nearest_scale(scales: np.ndarray, distances: np.ndarray) -> Match:
 
 
 def write_matches(found: Sequence[Equivalent], channels: int, out: Path) -> list[Path]:
-    """equivalence.csv, a row a match; and equivalence.png, the curves with their bands and the rule of thumb."""
+    """Write equivalence.csv, one row for each match, and equivalence.png, the curves with bands and rule of thumb."""
     table = out / "equivalence.csv"
     with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -290,16 +292,16 @@ def write_matches(found: Sequence[Equivalent], channels: int, out: Path) -> list
 
 
 def _draw(found: Sequence[Equivalent], channels: int, path: Path) -> Path:
-    """The equivalent scale over the scale, a line a metric."""
+    """Plot the equivalent scale over the scale, one line for each metric."""
     figure = require("matplotlib.figure", "drawing", "study").Figure(figsize=(5.6, 4.4), layout="constrained")
     axis = figure.add_subplot()
     first = found[0]
     ends = np.array([1.0, max(row.cfg_scale for row in found)])
-    # The two simple guesses
+    # Two simple guesses for comparison.
     rule = [thumb(s, first.cfg_channels, first.to, channels) for s in ends]
     axis.plot(ends, rule, "k--", linewidth=1, label="the same sum over channels")
     axis.plot(ends, ends, "k:", linewidth=1, label="the same scale")
-    # What was found, metrics side by side
+    # The matches. Metrics are shifted a little along x so that their bars do not overlap.
     for number, metric in enumerate(dict.fromkeys(row.metric for row in found)):
         rows = [row for row in found if row.metric == metric and math.isfinite(row.match.scale)]
         rows = [row for row in rows if math.isfinite(row.match.low) or math.isfinite(row.match.high)]

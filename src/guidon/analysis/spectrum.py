@@ -1,7 +1,8 @@
-"""The spectrometer: what guidance does in each latent channel, step and frame, and how much of it the decoder shows.
+"""The guidance spectrum: what guidance does in each latent channel, step and frame, and its effect on decoded video.
 
-Energy and direction are read from a trace of sampling. Influence is measured with the decoder: latents are moved a
-little along what guidance adds to one channel at one step, and the change of the decoded video is measured.
+Energy and cosine are read from the trace of a sampling run. Influence is measured with the decoder: the latents are
+moved a little in the direction in which guidance moves one channel at one step, and the change of the decoded video is
+measured.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ ASPECTS = {
     "structure": "change of the brightness gradient over space: edges",
     "motion": "change of the brightness difference of consecutive frames",
 }
-NUDGE = 0.05  # RMS of the finite differences in a channel; latents have an RMS of about 1
+NUDGE = 0.05  # RMS of a channel's finite-difference step; latents have an RMS of about 1
 LUMA = (0.2126, 0.7152, 0.0722)  # Rec. ITU-R BT.709
 Decode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What guidance did to P prompts at S guided steps in C channels and T frames (an image has one)."""
+    """Measurements of guidance for P prompts, S guided steps, C channels and T frames (1 for an image)."""
 
     prompts: tuple[str, ...]
     timestep: np.ndarray
@@ -51,17 +52,17 @@ class Spectrum:
     looked_at: np.ndarray
     """(K,), the indices of the steps at which influence was measured."""
     moved: np.ndarray
-    """(P, K, C), the RMS by which one more unit of scale moves the channel's x_0."""
+    """(P, K, C), the RMS change of the channel's predicted x_0 per unit of scale."""
     gain: np.ndarray
     """(P, K, C, A), the change of each of ``ASPECTS`` in the decoded video per unit RMS of the channel.
 
-    RMS over pixels of intensities in [0, 1] after clipping, in the direction that guidance moves the channel. 0 where
-    it does not move it; NaN for the motion of an image.
+    RMS over pixels of the change of intensities, clipped to [0, 1], in the direction in which guidance moves the
+    channel. 0 if guidance does not move it; NaN for the motion of an image.
     """
 
     @property
     def influence(self) -> np.ndarray:
-        """(P, K, C, A): how far one more unit of scale on a channel would move the video if the step were the last."""
+        """(P, K, C, A): the change of the video per unit of scale on a channel, if the step were the last one."""
         return self.gain * self.moved[..., None]
 
     @property
@@ -71,7 +72,7 @@ class Spectrum:
         return (energy / energy.sum(1, keepdims=True)).mean(0)
 
     def table(self) -> str:
-        """Markdown with a row a channel: share of energy, mean cosine, and influence on each aspect in 1/1000."""
+        """A Markdown table, one row for each channel: share of energy, mean cosine, influence in 1/1000."""
         lines = [
             "| channel | energy | cosine with cond | " + " | ".join(ASPECTS) + " |",
             "|---" * (3 + len(ASPECTS)) + "|",
@@ -85,7 +86,7 @@ class Spectrum:
         return "\n".join(lines)
 
     def write(self, out: Path) -> list[Path]:
-        """spectrum.npz, all arrays; and spectrum.png."""
+        """Write spectrum.npz with all arrays, and spectrum.png."""
         out.mkdir(parents=True, exist_ok=True)
         arrays = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "prompts"}
         with atomic_path(out / "spectrum.npz") as temporary, temporary.open("wb") as file:
@@ -96,21 +97,21 @@ class Spectrum:
 def spectrum(
     pipe: Pipeline, prompts: Sequence[str], *, looks: int = 8, on_step: OnStep | None = None, **choices: Unpack[Choices]
 ) -> Spectrum:
-    """Sample the prompts once each, and split guidance by channel, step and frame.
+    """Sample each prompt once, and measure guidance by channel, step and frame.
 
     Args:
         pipe: any model.
-        prompts: what to show.
-        looks: at how many steps, evenly spread, influence is measured; each costs two decoded clips a channel.
+        prompts: the prompts.
+        looks: number of steps, evenly spaced, at which influence is measured. Each costs two decoded clips per channel.
         on_step: called as ``on_step(done, total)`` after every denoising step.
-        choices: the settings; see ``guidon.request.Choices``. All channels are measured, whichever are guided.
+        choices: see ``guidon.request.Choices``. All channels are measured, guided or not.
 
     Raises:
         InputError: a choice is not valid, or no step is guided.
     """
     if looks < 1:
         raise InputError(f"{setting('looks')} is {looks}: give at least 1 step at which influence is measured")
-    # Sample with a trace
+    # Sample, and record a trace of guidance.
     request = pipe.plan(tuple(prompts), **choices)
     if request.guidance.scales_for(pipe.channels).is_identity:
         raise InputError(f"scale 1 guides nothing, so there is nothing to measure: give another {setting('cfg_scale')}")
@@ -121,7 +122,7 @@ def spectrum(
             f"guidance was on at none of the steps ({request.guidance.timing.text}): guide at more of them"
         )
     arrays = trace.as_arrays(by_frame=True)
-    # Ask the decoder at some of the steps
+    # Measure influence with the decoder at some of the steps.
     looked_at = np.unique(np.linspace(0, len(trace) - 1, looks).round().astype(int))
     cond, uncond = (branch.transpose(0, 1)[:, looked_at] for branch in trace.x0)  # (P, K, C, ...)
     with pipe.model.vae.in_use() as vae:
@@ -145,7 +146,7 @@ def spectrum(
 
 
 def gains(decode: Decode, x0: Tensor, direction: Tensor) -> np.ndarray:
-    """How far the decoded video moves per unit RMS of each channel along a direction, by central differences.
+    """The change of the decoded video per unit RMS of each channel along a direction, by central differences.
 
     Args:
         decode: latents (B, C, ...) to video (B, 3, T, H, W) or images (B, 3, H, W) in [-1, 1].
@@ -184,10 +185,10 @@ def _draw(found: Spectrum, path: Path) -> Path:
     figure = require("matplotlib.figure", "drawing", "study").Figure(figsize=(11, 5.6), layout="constrained")
     axes = figure.subplots(2, 4)
     _draw_maps(found, figure, axes[0])
-    # Share of energy
+    # Share of energy of each channel.
     axes[0][3].bar(channels, 100 * found.energy_share, color=[f"C{c}" for c in channels])
     axes[0][3].set(title="share of energy, %", xlabel="latent channel", xticks=channels)
-    # Influence, an aspect a panel
+    # Influence, one panel for each aspect.
     influence = found.influence.mean(0)  # (K, C, A)
     for number, (axis, aspect) in enumerate(zip(axes[1], ASPECTS, strict=True)):
         for channel in channels:

@@ -1,7 +1,7 @@
 """Automatic guidance scales, one per channel: less oversaturation and drift at the same alignment with the prompt.
 
-What is lowered and what is kept is the bench's goal. Scales are chosen on tuning prompts and verified on others, where
-a choice that was fitted to chance does no better.
+The bench's goal says what is lowered and what is kept. Scales are chosen on tuning prompts and verified on other
+prompts, so that a choice that only fits chance is not accepted.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .evaluate import BATCH
 optimize = require("scipy.optimize", "tuning", "study")
 
 FORGIVEN = 0.02  # loss of the kept metric that the search allows
-MARGIN = 0.05  # loss of the kept metric that the interval on held-out prompts must exclude
-PENALTY = 50  # of each unit of loss beyond FORGIVEN
+MARGIN = 0.05  # the interval on held-out prompts must exclude a larger loss of the kept metric
+PENALTY = 50  # cost of each unit of loss beyond FORGIVEN
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One quantity on prompts that chose nothing."""
+    """One quantity on held-out prompts, which had no part in the choice of scales."""
 
     before: Interval
     """Its mean at the setting that the search started from."""
@@ -48,12 +48,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Scales per channel, and how they do on held-out prompts beside the setting that they came from."""
+    """Scales per channel, and their comparison with the start setting on held-out prompts."""
 
     scales: tuple[float, ...]
     """One per latent channel."""
     baseline: tuple[float, ...]
-    """Those of the start, one per latent channel."""
+    """The scales of the start setting, one per latent channel."""
     evaluations: int
     """How many settings were sampled."""
     keep: str
@@ -63,7 +63,7 @@ class Tuned:
 
     @property
     def verified(self) -> bool:
-        """A lowered quantity is lower (p below 0.05), none is higher, and the kept metric lost no more than MARGIN."""
+        """A quantity fell significantly (p < 0.05), none rose so, and the kept metric lost at most MARGIN."""
         lowered = [found.comparison for name, found in self.held_out.items() if name != self.keep]
         significant = [found.difference.value < 0 for found in lowered if found.p < 0.05]
         kept = self.held_out[self.keep].comparison.difference
@@ -71,12 +71,12 @@ class Tuned:
 
     @property
     def cfg_scale(self) -> str:
-        """The scales as text, as cfg_scale takes them."""
+        """The scales as text for the option cfg_scale."""
         return _text(self.scales)
 
     @property
     def verdict(self) -> str:
-        """What held-out prompts say about the scales, in lines."""
+        """The results on held-out prompts, as lines of text."""
         lines = [f"from cfg_scale {_text(self.baseline)}, {self.evaluations} settings tried", "on held-out prompts:"]
         for name, found in self.held_out.items():
             told = f"difference {found.comparison.difference}, p = {found.comparison.p:.2g}"
@@ -110,20 +110,21 @@ def tune(
     sampler: str | None = None,
     timing: str | None = None,
 ) -> Tuned:
-    """Search by Nelder and Mead (1965) from a setting; every scale stays between 1 and twice the start's guidance.
+    """Search for scales from a start setting, by the simplex method of Nelder and Mead (1965).
 
-    The search minimises the sum of the goal's quantities, each over its value at the start. The goal's kept metric may
-    not fall below the start's.
+    The search minimises the sum of the goal's quantities, each divided by its value at the start. A fall of the kept
+    metric by more than ``FORGIVEN`` is penalised. Scales stay in [1, 1 + 2 (s - 1)], where s is the largest scale of
+    the start.
 
     Args:
         pipe: a model of a bench that has captions and a goal.
-        cfg_scale, cfg_channels: where to start.
-        prompts: how many captions choose.
-        held_out: how many other captions verify.
-        evaluations: how many settings are sampled at most.
-        journal: a file of what was measured; an interrupted search resumes from it.
+        cfg_scale, cfg_channels: the start setting.
+        prompts: number of captions on which scales are chosen.
+        held_out: number of other captions on which they are verified.
+        evaluations: the largest number of settings to sample.
+        journal: a file that stores all measurements; an interrupted search resumes from it.
         on_evaluation: called as ``on_evaluation(done, total)`` after every setting.
-        seed, steps, sampler, timing: of all settings; None for the model's own.
+        seed, steps, sampler, timing: the same for all settings; None for the model's own.
 
     Raises:
         InputError: the bench has no captions or no goal, the start guides nothing, or the journal is another search's.
@@ -146,7 +147,7 @@ def tune(
     request = pipe.plan(captions, **_with(choices, start.scales))
     memory = _Journal(journal, request.model_dump(mode="json") | {"weights": pipe.hashes})
 
-    # The search
+    # Search on the tuning prompts.
     def values(scales: Sequence[float]) -> Values:
         rounded = tuple(round(float(s), 3) for s in scales)
         if (known := memory.get(rounded)) is None:
@@ -164,14 +165,14 @@ def tune(
         return float(cost) + PENALTY * max(0.0, floor - float(found[goal.keep].mean()))
 
     scales = _minimum(objective, start.scales, evaluations - 1)
-    # The verdict of other prompts
+    # Verify on the held-out prompts.
     before, after = (_measured(pipe, goal, judges, s, choices) for s in (start.scales, scales))
     judged = {name: _judged(bench, name, before[name], after[name]) for name in (goal.keep, *goal.lower)}
     return Tuned(scales, start.scales, len(memory.known), goal.keep, judged)
 
 
 def _minimum(objective: Callable[[np.ndarray], float], start: Sequence[float], evaluations: int) -> tuple[float, ...]:
-    """The best scales that Nelder and Mead's simplex finds from a start, to three decimals."""
+    """The best scales that the Nelder-Mead simplex finds from a start, rounded to three decimals."""
     largest = max(start)
     most = 1 + 2 * (largest - 1)
     centre = np.clip(start, 1, most)
@@ -198,7 +199,7 @@ def _with(choices: Choices, scales: Sequence[float]) -> Choices:
 
 
 def _measured(pipe: Pipeline, goal: Goal, captions: Sequence[str], scales: Sequence[float], choices: Choices) -> Values:
-    """What the goal names, of one clip a caption: (P,) each."""
+    """Sample one clip for each caption; return the values (P,) of the goal's quantities, by name."""
     request = pipe.plan(captions, **_with(choices, scales))
     frames = np.stack([video.frames for video in pipe.generate(request, batch_size=BATCH)])
     found = find_bench(pipe.model.bench).measure(frames, captions)
@@ -206,7 +207,7 @@ def _measured(pipe: Pipeline, goal: Goal, captions: Sequence[str], scales: Seque
 
 
 class _Journal:
-    """What was measured, by scales: in memory, and in a file that belongs to one search."""
+    """Stores the measurements of one search by scales, in memory and in a file."""
 
     def __init__(self, path: Path | None, search: dict[str, Any]) -> None:
         self.path, self.search = path, json.loads(json.dumps(search))
@@ -220,11 +221,11 @@ class _Journal:
             self.known[tuple(row["scales"])] = {k: np.array(v, float) for k, v in row["values"].items()}
 
     def get(self, scales: tuple[float, ...]) -> Values | None:
-        """What was measured at some scales, or None."""
+        """The values measured at these scales; None if they were not measured yet."""
         return self.known.get(scales)
 
     def put(self, scales: tuple[float, ...], values: Values) -> Values:
-        """Keep what was measured at some scales, and give it back."""
+        """Store the values measured at these scales, and return them."""
         self.known[scales] = values
         if self.path is not None:
             rows = [
