@@ -1,1 +1,1 @@
-"""What every room uses: errors, whole files, settings, devices, hashes, progress. Imports nothing else of guidon."""
+"""Used by all other packages: errors, atomic writes, settings, devices, hashes, progress. Imports none of them."""

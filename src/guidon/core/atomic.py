@@ -1,4 +1,4 @@
-"""Outputs that are whole or absent: written under a temporary name in the same folder, synced, then renamed."""
+"""Atomic output: write under a temporary name in the same folder, sync, then rename."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def _temporary(target: Path) -> Path:
-    """A hidden name beside the target, which holds this process's number. Leftovers of dead processes are deleted."""
+    """A hidden name beside the target with this process's id in it. Leftovers of ended processes are deleted."""
     for leftover in target.parent.glob(f".{glob.escape(target.stem)}.*.tmp{glob.escape(target.suffix)}"):
         owner = leftover.name.removeprefix(f".{target.stem}.").removesuffix(f".tmp{target.suffix}")
         if owner.isdecimal() and not _alive(int(owner)):
@@ -59,7 +59,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """An empty temporary folder beside ``target``; it becomes ``target`` if the block succeeds.
 
-    The contents of an existing ``target`` are then deleted: the caller makes sure that nothing else is lost.
+    An existing ``target`` is then deleted with everything in it. The caller must check that this loses nothing.
     """
     temporary = _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -87,6 +87,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def write_json(target: Path, values: Any) -> None:
-    """Write plain data as indented JSON, whole or not at all."""
+    """Write plain data as indented JSON, atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

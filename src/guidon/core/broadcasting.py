@@ -1,4 +1,4 @@
-"""One value per sample, shaped to multiply a batch."""
+"""Shapes one value per sample so that it broadcasts over a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device to run on, and with how many threads."""
+"""The device to run on, and the number of CPU threads."""
 
 import os
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from .errors import InputError, setting
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+    """The device with a name: "auto", "cpu", "cuda", "cuda:N" or "mps".
 
-    "auto" is CUDA where there is a CUDA device, else the CPU. Under torchrun it is the rank's own CUDA device.
+    "auto" is CUDA if there is a CUDA device, else the CPU. Under torchrun it is the CUDA device of this rank.
 
     Raises:
         InputError: the name is no device, or this machine does not have it.
@@ -39,7 +39,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Run the block with so many threads of torch on the CPU; afterwards the number is what it was."""
+    """Set the number of torch's CPU threads for the block, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""The one error that users see, how it names a setting, and the nearest valid name for a mistyped one."""
+"""The error for bad input, names of settings in its message, and hints for mistyped names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 
-_MARK = "\x1f"  # around the name of a setting inside a message; never shown
+_MARK = "\x1f"  # marks the start and end of a setting's name inside a message; never shown
 
 
 class InputError(ValueError):
     """Bad input: the message says what was given, what was expected and what to do.
 
-    A message names a setting by ``setting("cfg_scale")``. ``str(error)`` shows the plain name, as Python spells it. The
-    command line shows the option instead, by ``spelled``, prints one line and exits with code 2.
+    A message names a setting with ``setting("cfg_scale")``. ``str(error)`` shows the Python name, ``cfg_scale``. The
+    command line calls ``spelled`` to show the option, ``--cfg-scale``. It prints one line and exits with code 2.
     """
 
     def spelled(self, spell: Callable[[str], str]) -> str:
@@ -25,12 +25,12 @@ class InputError(ValueError):
 
 
 def setting(name: str) -> str:
-    """The name of a setting for the message of an ``InputError``; each face spells it in its own way."""
+    """Mark the name of a setting in the message of an ``InputError``, so that the command line can show its option."""
     return f"{_MARK}{name}{_MARK}"
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, as one line: its first line, or its type where it says nothing."""
+    """The first line of a library's error message, or the error's type if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Optional libraries: imported where they are needed; where one is missing, the error says which extra brings it."""
+"""Imports optional libraries where they are needed. If one is missing, the error says which extra installs it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def require(module: str, purpose: str, extra: str, *, package: str | None = None
     Args:
         module: what to import; of a dotted name (``matplotlib.figure``) the submodule is returned.
         purpose: what needs it, as the subject of a sentence: "writing mp4".
-        extra: the extra of this distribution that brings it.
-        package: its name on the package index, where that is not the module's.
+        extra: the extra of this distribution that installs it.
+        package: its name on the package index, if it differs from the module's.
 
     Raises:
         InputError: it is not installed, or it cannot be loaded.

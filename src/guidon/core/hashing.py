@@ -20,7 +20,7 @@ def hash_text(text: str) -> str:
 
 
 def hash_settings(values: Any) -> str:
-    """The hash of plain data (what JSON can hold); the order of keys does not matter."""
+    """The hash of plain data that JSON can hold. The order of keys does not matter."""
     return hash_text(json.dumps(values, sort_keys=True, ensure_ascii=True))
 
 
@@ -35,7 +35,7 @@ def hash_files(*paths: Path) -> str:
 
 
 def hash_samples(paths: Iterable[Path], blocks: int = 64, size: int = 65536) -> str:
-    """The hash of files' sizes and of blocks spread evenly over each: tells gigabytes apart in milliseconds."""
+    """The hash of the size of each file and of blocks spread evenly over it. Takes milliseconds for gigabytes."""
     digest = hashlib.sha256()
     for path in paths:
         length = path.stat().st_size

@@ -1,21 +1,21 @@
-"""Progress of long work: how it is reported, and a bar on stderr that shows it."""
+"""Progress of long work: the callback type, and a progress bar on stderr."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-OnStep = Callable[[int, int], None]  # called with the steps done and the steps in all
+OnStep = Callable[[int, int], None]  # called with (steps done, total steps)
 
 
 def part_of(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
-    """Reports the steps of a part as steps of the whole, of which ``before`` were done earlier."""
+    """A callback that reports the steps of a part as steps of the whole, after the first ``before`` steps."""
     return on_step and (lambda done, _: on_step(before + done, total))
 
 
 @contextmanager
 def progress(what: str) -> Iterator[OnStep]:
-    """A bar on stderr while the block runs, silent where stderr is no terminal; yields the ``OnStep`` that moves it."""
+    """Show a progress bar while the block runs, if stderr is a terminal. Yields the ``OnStep`` that updates it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

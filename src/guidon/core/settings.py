@@ -14,11 +14,11 @@ from .errors import InputError, first_line, nearest, setting
 
 
 class Settings(BaseModel):
-    """Base of every section of settings: frozen; unknown keys are refused."""
+    """Base of all settings classes. Objects are frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     also_read: ClassVar[tuple[str, ...]] = ()
-    """Keys that a validator of the class reads beside the fields; a hint for a mistyped key may name them."""
+    """Keys that are no fields but that a validator of the class reads. Hints for a mistyped key may name them."""
 
 
 S = TypeVar("S", bound=Settings)
@@ -35,7 +35,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The field names that are valid at the place of a validation error, which may be inside nested sections."""
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))  # a part may be an index into a list, which is no field
+        field = model.model_fields.get(str(part))  # a part may also be a list index
         inner = next(_models(getattr(field, "annotation", None)), None)
         if inner is not None:
             model = inner
@@ -43,16 +43,16 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
 
 
 def validated(model: type[S], values: Any, source: str | None) -> S:
-    """Make a settings object of plain data.
+    """Make a settings object from plain data.
 
     Args:
         model: the class to make.
         values: a mapping, such as a file's content.
-        source: the file that the values come from; the message begins with it and shows the file's keys. None means
-            that a call or a command line gave them; the message then names settings, which each spells in its own way.
+        source: the file that the values come from. The error message begins with it and names the file's keys. None if
+            the values come from Python or the command line. The message then names settings by ``setting``.
 
     Raises:
-        InputError: the first fault, in one line.
+        InputError: the values are not valid. The message is one line about the first fault.
     """
     prefix, name = (f"{source}: ", str) if source else ("", setting)
     if not isinstance(values, dict):
@@ -67,9 +67,9 @@ def validated(model: type[S], values: Any, source: str | None) -> S:
             raise InputError(f"{prefix}unknown key {where!r}{hint}") from None
         if first["type"] == "missing":
             raise InputError(f"{prefix}the key {where!r} is missing") from None
-        cause = first.get("ctx", {}).get("error")  # what a validator raised; an InputError marks its settings
+        cause = first.get("ctx", {}).get("error")  # the exception of a validator; an InputError holds marked names
         message = cause.spelled(name) if isinstance(cause, InputError) else first["msg"].removeprefix("Value error, ")
-        if not where:  # the check of several fields, whose message names them
+        if not where:  # a check of several fields; its message names them
             raise InputError(f"{prefix}{message}") from None
         raise InputError(f"{prefix}{name(where)}: given {str(first.get('input'))[:80]!r}; {message}") from None
 

@@ -1,3 +1,3 @@
-"""The version of the package, which manifests hold."""
+"""The version of the package. Manifests record it."""
 
 VERSION = "0.1.0"
