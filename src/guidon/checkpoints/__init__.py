@@ -1,4 +1,4 @@
-"""Weights from files and to files, strictly and safely; knows no model."""
+"""Reads and writes files of weights, strictly and safely. It knows nothing about models."""
 
 from .component import Component, load_component, load_weights, refuse_broken, refuse_misfit, save_component
 from .files import TensorFile, read_safetensors, read_tensors

@@ -1,7 +1,7 @@
-"""Our own weights: one self-describing safetensors file for each component of a model, read strictly.
+"""Guidon's own weights: one self-describing safetensors file for each component of a model, read strictly.
 
 A file's header holds the kind of the component, the configuration that rebuilds it, the record of how it was trained,
-and a hash of all that and of the tensors. A truncated, altered or unfit file is refused by name.
+and a hash of all this and of the tensors. A truncated, changed or unsuitable file is refused.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..core.errors import InputError
 from ..core.hashing import hash_files, hash_tensors
 from .files import read_safetensors
 
-FORMAT = "guidon"  # the field of that name in the header of each of our files
+FORMAT = "guidon"  # the value of "format" in the header of our files
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Component:
-    """What one file holds."""
+    """The content of one file."""
 
     path: Path
     kind: str
@@ -40,10 +40,10 @@ class Component:
     weights: dict[str, Tensor]
     """The tensors as they are stored."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
     def configure(self, of: type[C], *leave: str) -> C:
-        """The configuration object that rebuilds the component, made of all of ``config`` but the keys in ``leave``.
+        """The configuration object that rebuilds the component, from all keys of ``config`` except those in ``leave``.
 
         Raises:
             InputError: a key is unknown to the object, or missing.
@@ -55,15 +55,15 @@ class Component:
             raise InputError(f"{self.path}: its configuration does not fit this version of Guidon: {error}") from None
 
     def build(self, model: Callable[[Any], M], of: type[Any], *leave: str) -> M:
-        """The module itself, made from the configuration and filled strictly.
+        """Make the module from the configuration and load its weights strictly.
 
-        No random numbers are drawn, so it may be built in a thread of its own. A buffer that the file does not hold
-        must be made on an explicit device by the module.
+        No random numbers are drawn, so it may be built in another thread. The module is built on the meta device: it
+        must create a buffer that the file does not hold on an explicit device.
 
         Raises:
             InputError: the configuration or the tensors do not fit.
         """
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced next
+        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced below
             built = model(self.configure(of, *leave))
         expected = built.state_dict()
         _refuse_other(expected, self)
@@ -88,7 +88,7 @@ def save_component(
         config: the configuration that rebuilds it, as plain data.
         weights: its state dict.
         record: how it was trained, as plain data.
-        dtype: what floating-point tensors are stored as.
+        dtype: the dtype in which floating-point tensors are stored.
     """
     stored = {
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
@@ -110,7 +110,7 @@ def load_component(path: Path, kind: str) -> Component:
     """Read a component.
 
     Raises:
-        InputError: the file is not there, is damaged, or holds something else than a component of that kind.
+        InputError: the file does not exist, is damaged, or does not hold a component of that kind.
     """
     if not path.is_file():
         raise InputError(f"{path} is not there: expected a {kind} written by `guidon train`")

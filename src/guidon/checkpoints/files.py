@@ -1,6 +1,6 @@
-"""Any file of tensors to a flat state dict, memory-mapped. Code that a file carries is never run.
+"""Reads any file of tensors into a flat state dict, memory-mapped if possible. Code in a file is never run.
 
-Reads safetensors, shards with their index, and torch's zip and legacy files.
+Formats: safetensors, shards with an index, and torch's zip and legacy files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.errors import InputError, first_line
 
-WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first that is there holds the weights
+WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first one present holds the weights
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -33,7 +33,7 @@ WEIGHTS = (
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds."""
+    """The content of a file of tensors."""
 
     path: Path
     """The file that was read; for a folder, the file found in it."""
@@ -42,7 +42,7 @@ class TensorFile:
     tensors: dict[str, Tensor]
     """By name; memory-mapped where the format allows it."""
     wrapping: tuple[str, ...]
-    """Keys that led to the tensors, such as ("ema",), and prefixes taken off, such as ("module.",)."""
+    """Keys that were followed to the tensors, such as "ema", and prefixes that were removed, such as "module."."""
     config: dict[str, Any]
     """The ``config.json`` beside the file, or {}."""
     metadata: dict[str, str]
@@ -56,7 +56,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         path: a safetensors, .pt or .pth file, an index of shards, or a folder that holds one of them.
 
     Raises:
-        InputError: not there, not a checkpoint, truncated, damaged, or holding more than tensors.
+        InputError: the file does not exist, is no checkpoint, is truncated or damaged, or holds more than tensors.
     """
     path = _locate(Path(path))
     metadata: dict[str, str] = {}
@@ -137,7 +137,7 @@ def _shards(index: Path) -> dict[str, Tensor]:
 
 
 def _torch(path: Path) -> Any:
-    """The content of a file that torch wrote, of either kind."""
+    """The content of a torch file, in zip or legacy format."""
     with path.open("rb") as file:
         return _torch_file(path, mapped=file.read(4) == b"PK\x03\x04")
 
@@ -167,15 +167,15 @@ def _torch_file(path: Path, *, mapped: bool) -> Any:
 
 
 def _namespaces_allowed() -> AbstractContextManager[None]:
-    """Where ``torch.load`` takes an ``argparse.Namespace``: the files of DiT's training hold their arguments as one."""
+    """A context in which ``torch.load`` accepts ``argparse.Namespace``, which checkpoints of DiT's training hold."""
     if hasattr(torch.serialization, "safe_globals"):
         return torch.serialization.safe_globals([argparse.Namespace])
-    torch.serialization.add_safe_globals([argparse.Namespace])  # torch 2.4 can only allow it everywhere
+    torch.serialization.add_safe_globals([argparse.Namespace])  # torch 2.4 can only allow it globally
     return nullcontext()
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The mapping of names to tensors in a file's content, and what it was wrapped in."""
+    """The mapping of names to tensors in a file's content, and the keys and prefixes that were removed."""
     wrapping: list[str] = []
     while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
         inner = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
