@@ -1,4 +1,4 @@
-"""Clips as objects, as files and on contact sheets."""
+"""Clips: as objects, as files and on contact sheets."""
 
 from .files import FORMATS, load_video, save_video
 from .sheet import contact_sheet

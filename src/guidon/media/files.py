@@ -1,4 +1,4 @@
-"""Clips to files and back: mp4, gif, webp, a folder of PNGs, or one PNG.
+"""Writes and reads clips: mp4, gif, webp, a folder of PNGs, or one PNG.
 
 Frames are uint8 RGB arrays (time, height, width, 3).
 """
@@ -101,7 +101,7 @@ def check_format(format: str) -> None:
 
 
 def check_place(path: Path, format: str) -> None:
-    """Make the parent folder. Refuse a path that cannot be written, or where other files would be lost."""
+    """Make the parent folder. Refuse a path that cannot be written, or a folder that holds other files."""
     if not path.name or (path.exists() and path.is_dir() != (format == "frames")):
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'a file'}: give {format} a path of its own")
     if path.is_dir() and any(re.fullmatch(r"\d{4,}\.png", entry.name) is None for entry in path.iterdir()):
@@ -120,7 +120,7 @@ def _milliseconds(fps: float, format: str) -> int:
 
 
 def need_pillow() -> None:
-    """Refuse in one line where Pillow is not installed."""
+    """Raise InputError if Pillow is not installed."""
     require("PIL", "an image file", "video", package="pillow")
 
 
@@ -188,7 +188,7 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float]:
             frames.append(np.asarray(frame.convert("RGB")))
             shown.append(int(image.info.get("duration") or 0))
         format = str(image.format).lower()
-    # Both encoders merge equal neighbours into one frame that is shown longer. Repeat it as often as it was.
+    # Both encoders merge equal consecutive frames into one that is shown longer. Repeat it to get them all back.
     if ours := re.fullmatch(r"(\d+) frames at ([\d.]+) fps", str(timing)):
         count, fps = int(ours[1]), float(ours[2])
         unit = _milliseconds(fps, format)

@@ -1,4 +1,4 @@
-"""Contact sheets: many clips on one labelled picture."""
+"""Contact sheets: many clips in one labelled picture."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def contact_sheet(
     path: str | Path,
     shown: int = 4,
 ) -> Path:
-    """Write a labelled PNG: a row per prompt, a column per sample or setting, in each cell a strip of frames.
+    """Write a labelled PNG: one row per prompt, one column per sample or setting, and a strip of frames in each cell.
 
     Args:
-        clips: rows of clips, uint8 (time, height, width, 3), all of one height and width. Clips narrower than 96 pixels
-            are enlarged by a whole factor.
+        clips: rows of clips, uint8 (time, height, width, 3), all of the same height and width. Clips narrower than 96
+            pixels are enlarged by an integer factor.
         row_labels: one per row; long labels wrap.
         column_labels: one per column; long labels are shortened.
-        path: the file, which ends in ``.png``. Its folder is made.
+        path: the file, which ends in ``.png``. Its folder is made if it does not exist.
         shown: how many frames of each clip are shown, evenly spaced.
 
     Returns:

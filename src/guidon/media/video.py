@@ -14,7 +14,7 @@ from .files import save_video
 
 @dataclass(frozen=True)
 class Video:
-    """One generated clip, or image, and everything that decided it."""
+    """One generated clip, or image, with the settings that reproduce it."""
 
     frames: np.ndarray
     """uint8 (time, height, width, 3); an image has one frame."""
@@ -24,7 +24,7 @@ class Video:
     """The settings, the hashes of the weights and the versions that made the frames; plain data for JSON."""
 
     def save(self, path: str | Path, format: str | None = None) -> Path:
-        """Write the clip, and beside it ``<path>.json``, the manifest that reproduces it.
+        """Write the clip, and its manifest as ``<path>.json`` beside it.
 
         ``path`` and ``format`` are those of ``save_video``.
 
