@@ -1,4 +1,4 @@
-"""The command line: a file per command. Heavy imports happen inside the function of the command that needs them."""
+"""The command line, one file per command. A command imports heavy libraries inside its function, not at the top."""
 
 from .app import app, main
 

@@ -17,7 +17,7 @@ from . import encode, evaluate, generate, inspect, match, models, spectrum, stud
 from .command import Command, Group
 from .outputs import say
 
-_UsageError: Any = typer.BadParameter.__bases__[0]  # what the argument parser raises, whichever parser typer carries
+_UsageError: Any = typer.BadParameter.__bases__[0]  # the argument parser's error, from click or typer's own copy of it
 _STYLE: dict[str, Any] = {"cls": Group, "add_completion": False, "rich_markup_mode": None}
 
 app = typer.Typer(
@@ -31,7 +31,7 @@ studies = typer.Typer(help="Compare settings on the same prompts and noise, with
 
 
 def add(to: typer.Typer, command: Callable[..., None], example: str) -> None:
-    """Add a command. Its name is the function's, its options the function's parameters."""
+    """Add a command. The function's name is the command's name, and its parameters are the options."""
     to.command(cls=Command, epilog=f"Example:\n\n  {example}")(command)
 
 
@@ -70,10 +70,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
     Bad input prints one line on stderr and exits with 2, Ctrl-C exits with 130. ``GUIDON_DEBUG`` in the environment
-    shows the traceback of a failed read or write, and of a full device memory.
+    shows the traceback of an OSError and of an out-of-memory error.
     """
     debug = bool(os.environ.get("GUIDON_DEBUG"))
-    width = None if sys.stdout.isatty() else 1000  # where help is piped, one line holds all of an option
+    width = None if sys.stdout.isatty() else 1000  # if help is piped, each option is on one line
     code: Any = 2
     try:
         with _warnings_in_one_line():
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         where = f" ({error.filename})" if error.filename else ""
         say(f"{error.strerror or error}{where}")
-    except typer.Abort:  # Ctrl-C; a RuntimeError, so that this comes first
+    except typer.Abort:  # Ctrl-C. It is a RuntimeError, so it must be caught before RuntimeError
         say("stopped")
         code = 130
     except RuntimeError as error:
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print warnings as the command line prints errors; afterwards they are shown as before."""
+    """Print warnings in the block as one line on stderr, like errors."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(str(message))
         yield

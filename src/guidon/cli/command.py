@@ -1,4 +1,4 @@
-"""The class of every command: its help in panels, and settings spelled as the options that it takes."""
+"""The class of all commands: help in panels, and option names in error messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..core.errors import InputError
 
-# Settings that no option bears the name of, and the options that set them.
+# Names in error messages that are set by options of other names: name -> those options.
 OPTIONS_OF = {
     "scale": ("cfg_scale",),
     "channels": ("cfg_channels",),
@@ -24,7 +24,7 @@ OPTIONS_OF = {
 
 
 class Command(TyperCommand):
-    """A command that shows its options in panels, and names settings in errors as it spells them."""
+    """A command that shows its options in panels, and shows option names in error messages."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
@@ -32,7 +32,7 @@ class Command(TyperCommand):
             if row := _help_row(param, ctx):
                 default = "Arguments" if param.param_type_name == "argument" else "Options"
                 panels.setdefault(getattr(param, "rich_help_panel", None) or default, []).append(row)
-        # One width for the names of all panels, so that their texts begin in one column.
+        # Use one width for the names in all panels, so that all texts begin in the same column.
         width = max(len(names) for rows in panels.values() for names, _ in rows)
         for title, rows in panels.items():
             with formatter.section(title):
@@ -44,12 +44,12 @@ class Command(TyperCommand):
         except InputError as error:
             raise InputError(error.spelled(lambda name: self.spelling(name, ctx.params))) from error
         except KeyboardInterrupt:
-            raise typer.Abort from None  # typer itself would exit without a word
+            raise typer.Abort from None  # typer itself would exit without a message
 
     def spelling(self, name: str, values: Mapping[str, Any]) -> str:
-        """How this command line names a setting: ``cfg_scale`` is ``--cfg-scale``.
+        """The option of this command for a setting: ``--cfg-scale`` for ``cfg_scale``.
 
-        Where several options set it, one that has a value is named. A setting that no option sets, such as a key of a
+        If several options set it, one that the user gave is named. A setting without an option, such as a key of a
         recipe, keeps its name.
         """
         names = OPTIONS_OF.get(name, (name,))
@@ -62,12 +62,12 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Commands under one name."""
+    """A group of commands."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
         if option is not None:
-            option.default = False  # typer would load pydantic, 0.1 s, to convert None
+            option.default = False  # for None, typer would load pydantic, which takes 0.1 s
         return option
 
 

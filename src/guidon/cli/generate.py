@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..request import Request
 
 EXAMPLE = 'guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3'
-DEFAULT_MODEL = "guidon-small"  # where neither a model nor a manifest is given
+DEFAULT_MODEL = "guidon-small"  # used if neither a model nor a manifest is given
 
 
 def generate(
@@ -229,7 +229,7 @@ def generate(
 
     # Generate and write.
     traced = GuidanceTrace() if trace else None
-    if traced is not None:  # a trace is of one batch
+    if traced is not None:  # a trace can hold only one batch
         batch_size = max(batch_size, len(request.prompts) * len(request.samples))
     from ..core.progress import progress
 
@@ -263,7 +263,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
 
 
 def read_manifest(path: Path) -> tuple[Request, dict[str, str]]:
-    """The request in a manifest, and the hashes of the weights that its video was made with.
+    """The request in a manifest, and the hashes of the weights that made its video.
 
     Raises:
         InputError: the file is no manifest of `guidon generate`.
@@ -281,7 +281,7 @@ def read_manifest(path: Path) -> tuple[Request, dict[str, str]]:
 
 
 def warn_of_other_weights(made_with: dict[str, str], weights: dict[str, str]) -> None:
-    """Say on stderr which weights are not those that a manifest's video was made with."""
+    """Print on stderr which weights differ from those that made a manifest's video."""
     for name in sorted(made_with.keys() | weights.keys()) if made_with else ():
         if weights.get(name) != made_with.get(name):
             other = f"another {name}" if name == "text_dtype" else f"other {name} weights"

@@ -1,6 +1,6 @@
-"""Options that several commands take, in the panels that group them in every command's help.
+"""Options that several commands share, each with its panel in the help.
 
-An option whose default the model decides is None unless it was given.
+Some options have a default that depends on the model. They are None unless the user gave them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def option(
 
     Args:
         panel: the title of the panel.
-        metavar: what stands for the value in the help; None for a flag.
+        metavar: the placeholder for the value in the help; None for a flag.
         help: what it does, in one sentence.
-        names: the option and its aliases; without any, the name is that of the function's parameter.
-        default: how the help names the default, where the value does not say it.
-        min: the least number.
+        names: the option and its aliases; if empty, the option is named after the function's parameter.
+        default: the text for the default in the help; None shows the default value.
+        min: the smallest value.
     """
     return typer.Option(
         *names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default or True, min=min
@@ -99,5 +99,5 @@ Device = Annotated[str, option("Model and weights", "DEVICE", "auto, cpu, cuda, 
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The options that were given: those that are not None."""
+    """The options that the user gave: those that are not None."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Where a command writes: stderr, its output folder, and the files of `guidon generate`."""
+"""Output of commands: messages on stderr, output folders, and the files of `guidon generate`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def say(message: str) -> None:
-    """Print a message as one line on stderr; stdout holds results alone."""
+    """Print a message as one line on stderr. Only results go to stdout."""
     print("guidon: " + " ".join(message.split()), file=sys.stderr)
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the output folder and prove that it can be written: before minutes of work, not after.
+    """Make the output folder and check that it can be written, before any long work.
 
     Raises:
         InputError: it cannot be made or written.
@@ -42,9 +42,10 @@ def prepare_folder(out: Path) -> None:
 
 
 def output_name(request: Request, weights: Mapping[str, str], prompt: int, sample: int) -> str:
-    """The name of one clip: the same for the same settings and weights, else another, so that nothing is overwritten.
+    """The file name of one clip, without suffix. Other settings or weights give another name, so none is overwritten.
 
-    The clips of an exact replay depend on each other: the whole request and the clip's place in it make the name.
+    In an exact replay the clips depend on each other. The name then depends on the whole request and on the clip's
+    position in it.
     """
     alone = request.alone(prompt, sample)
     made_by = alone.model_dump_json() + (f" {prompt}" if request.exact else "")
@@ -53,7 +54,7 @@ def output_name(request: Request, weights: Mapping[str, str], prompt: int, sampl
 
 
 def run_name(request: Request, weights: Mapping[str, str]) -> str:
-    """The name of what belongs to all samples of a run."""
+    """The file name of output that belongs to all samples of a run, without suffix."""
     name = output_name(request, weights, 0, request.samples[0])
     if len(request.prompts) * len(request.samples) == 1:
         return name
@@ -83,7 +84,7 @@ def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str
 
 
 def write_trace(trace: GuidanceTrace, path: Path) -> None:
-    """Write what guidance did as .npz; print the path."""
+    """Write the guidance trace as .npz, and print the path."""
     import numpy as np
 
     from ..core.atomic import atomic_path

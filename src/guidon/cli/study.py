@@ -46,7 +46,7 @@ def run(
     with progress("study") as bar:
         run_study(plan, pipe, out, on_cell=bar, on_solve=bar, say=say)
 
-    # Under torchrun the rank that ends last finds every cell, and answers.
+    # Under torchrun, only the rank that ends last finds all cells done. It prints the answer.
     if not finished(plan, out):
         say("other ranks have cells to do; the last one to end prints the answer")
         return

@@ -1,4 +1,4 @@
-"""What the text of an option means: scales, a size, when to guide."""
+"""Parses the text of options: scales, a size, the timing of guidance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ RAMPS = ("linear", "cosine")
 
 
 def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
-    """``4`` is a scale, ``4,4,4,1`` one per channel."""
+    """Parse ``4``, one scale, or ``4,4,4,1``, one scale per channel."""
     if text is None:
         return None
     try:
@@ -21,7 +21,7 @@ def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
 
 
 def parse_size(text: str | None, height: int | None, width: int | None) -> tuple[int, int] | None:
-    """``768x1344``, height first; or height and width by themselves."""
+    """(height, width) from ``768x1344``, height first, or from two separate numbers. None if none is given."""
     sides = f"{setting('height')} and {setting('width')}"
     if text is None:
         if (height is None) != (width is None):
@@ -37,7 +37,7 @@ def parse_size(text: str | None, height: int | None, width: int | None) -> tuple
 
 
 def parse_timing(interval: str | None, ramp: str | None = None, oscillate: int | None = None) -> str | None:
-    """When to guide, as the text that manifests hold; None leaves it to the model."""
+    """The timing of guidance as text, in the form that manifests use. None means the model's default."""
     if sum(option is not None for option in (interval, ramp, oscillate)) > 1:
         names = f"{setting('interval')}, {setting('ramp')} and {setting('oscillate')}"
         raise InputError(f"{names} all say when to guide: choose one")
