@@ -1,1 +1,1 @@
-"""Models: one folder a family, and what they share. ``registry`` lists the families, ``catalogue`` the presets."""
+"""Models: one folder per family, and shared code. ``registry`` lists the families, ``catalogue`` the presets."""

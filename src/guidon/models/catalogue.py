@@ -22,7 +22,7 @@ def presets() -> dict[str, Preset[Any]]:
 
 
 def find_preset(name: str) -> Preset[Any]:
-    """The preset of that name, or that of a folder of weights.
+    """The preset of that name, or the preset that a family makes for a folder of weights.
 
     Raises:
         InputError: it is neither the name of a preset nor a model folder.
@@ -41,7 +41,7 @@ def find_preset(name: str) -> Preset[Any]:
 
 
 def find_model(preset: Preset[Any], sources: Sources, device: torch.device) -> Model:
-    """The stages of a preset's model. What is small is read and checked now, what is large when it is used.
+    """The stages of a preset's model. Small files are read and checked now, large ones when they are first used.
 
     Raises:
         InputError: files are missing (which, and where to get them), or are not what the preset needs.

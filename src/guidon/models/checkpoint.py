@@ -1,4 +1,4 @@
-"""Checkpoints of any family: what a file is (``inspect_checkpoint``), and the network in it (``load_checkpoint``)."""
+"""Checkpoints of any family: describe a file (``inspect_checkpoint``), or load its network (``load_checkpoint``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .family import Checkpoint, Family
 
 @dataclass(frozen=True)
 class Report:
-    """What a checkpoint is, for people."""
+    """A description of a checkpoint for users."""
 
     path: Path
     """The file; of a folder, the file found in it."""
@@ -30,17 +30,17 @@ class Report:
     """Keys and prefixes that its tensors were wrapped in."""
     architecture: str
     config: dict[str, Any]
-    """The network's configuration; empty where it cannot be told."""
+    """The network's configuration; empty if it cannot be found out."""
     parameters: int
-    """How many numbers it holds, without what follows from the configuration."""
+    """Number of parameters, without tensors that follow from the configuration."""
     dtypes: dict[str, int]
-    """How many tensors there are of each dtype."""
+    """Number of tensors of each dtype."""
     learned_variance: bool
     """Whether the network predicts 2C channels."""
     sha256: str
-    """Of the file; of an index, of it and all its shards."""
+    """SHA-256 of the file; for an index, of the index and all its shards."""
     remarks: tuple[str, ...]
-    """What is unusual about it."""
+    """Remarks on what is unusual about it."""
 
     def __str__(self) -> str:
         config = ", ".join(f"{name} {value}" for name, value in self.config.items())
@@ -73,14 +73,14 @@ def recognise(file: TensorFile) -> tuple[Family, Checkpoint]:
 
 
 def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
-    """Say what a checkpoint is. What does not fit is a remark.
+    """Describe a checkpoint. Tensors that do not fit become remarks, not errors.
 
     Args:
         path: a file, or a folder in hub layout.
-        known: configuration values that shapes do not tell, such as ``num_heads``.
+        known: configuration values that cannot be read from shapes, such as ``num_heads``.
 
     Raises:
-        InputError: it is no checkpoint, or one of no known family.
+        InputError: it is no checkpoint, or a checkpoint of an unknown family.
     """
     file = read_tensors(path)
     family, checkpoint = recognise(file)
@@ -119,22 +119,25 @@ def load_checkpoint(
 ) -> Any:
     """The network in a checkpoint, such as ``STDiT``, ``PixArt`` or ``DiT``, ready to sample with.
 
-    Weights are memory-mapped: a file that is in ``dtype`` already is not copied. Positions are recomputed at the scale
-    found.
+    Weights are memory-mapped. They are not copied if the file is in ``dtype`` already. Positions are recomputed, at the
+    scale that is found in the file.
 
     Args:
         path: a ``.pt``, ``.pth`` or safetensors file, an index of shards, or a folder in hub layout.
         dtype: what the network computes in.
         device: where it goes.
         architecture: refuse a file of any other family, such as "STDiT", "PixArt" or "DiT".
-        inflate: make a video network of that many latent frames from an image network's weights, such as an STDiT from
-            PixArt's: its kernel becomes 3D and its temporal attention starts as nothing, so that every frame is the
-            image network's.
-        assumed: configuration values for what neither the file nor ``known`` tells, where it lacks positions.
-        known: configuration values over those that shapes tell: ``num_heads``, ``input_size``, ``space_scale``, ...
+        inflate: make a video network with this many latent frames from an image network's weights, such as an STDiT
+            from PixArt. The patch kernel becomes 3D. Temporal attention adds zero at first, so every frame is what the
+            image network gives.
+        assumed: configuration values that are used if neither the file nor ``known`` gives them, as in a file without
+            positions.
+        known: configuration values that win over those read from shapes, such as ``num_heads``, ``input_size`` or
+            ``space_scale``.
 
     Raises:
-        InputError: the file is not one, is damaged, is of another architecture, or lacks, adds or mis-shapes tensors.
+        InputError: the file is no checkpoint, is damaged, or is of another architecture; or tensors are missing,
+            unexpected or mis-shaped.
     """
     family, checkpoint = recognise(read_tensors(path))
     if architecture is not None and family.name != architecture:
@@ -148,6 +151,6 @@ def load_checkpoint(
 
 
 def _sha256(path: Path) -> str:
-    """Of the file; of an index, of it and all its shards in order."""
+    """SHA-256 of the file; for an index, of the index and all its shards in order."""
     names = json.loads(path.read_text())["weight_map"].values() if path.name.endswith(".index.json") else ()
     return hash_files(path, *(path.parent / name for name in sorted(set(names))))

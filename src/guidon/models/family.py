@@ -1,7 +1,8 @@
-"""The contract of a model family, and the plain data that a family offers: presets and exact replays.
+"""The interface of a model family, and the plain data that a family offers: presets and exact replays.
 
-All that is particular to a family is in its own folder, ``models/<family>/``: network, recognition of its checkpoints,
-configuration, presets, replays, and where the stages of its models come from. ``registry.FAMILIES`` lists the families.
+Everything that is specific to a family is in its own folder, ``models/<family>/``: network, recognition of its
+checkpoints, configuration, presets, replays, and where the stages of its models come from. ``registry.FAMILIES`` lists
+the families.
 
 Listing presets must stay quick: this module and the ``__init__`` of every family do not import torch. The methods of a
 family import what they need.
@@ -31,7 +32,7 @@ W = TypeVar("W")
 
 @dataclass(frozen=True)
 class Exact:
-    """How one of the originals samples, where it differs from Guidon. Noise is always drawn as the original does."""
+    """How an original implementation differs from Guidon in sampling. A replay always draws noise like the original."""
 
     source: str
     """Where the original's code is."""
@@ -43,23 +44,23 @@ class Exact:
 
 @dataclass(frozen=True)
 class Released:
-    """Weights that the package does not hold: what they are, and where their authors keep them."""
+    """Weights that do not come with the package: a description, and where their authors publish them."""
 
     repository: str
     """Hub repository of the checkpoint."""
     file: str
-    """The checkpoint in it; it may be a folder in diffusers' layout."""
+    """The checkpoint file in the repository, or a folder in diffusers' layout."""
     latent_shape: tuple[int, ...]
-    """(C, T, H, W) or (C, H, W) of the size that the preset is for."""
+    """Shape of one sample at the preset's size: (C, T, H, W), or (C, H, W) for images."""
     config: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Settings of the network that its size decides. A checkpoint that says otherwise is refused."""
+    """Settings of the network that depend on the size. A checkpoint with other values is refused."""
     vae: str = "stabilityai/sd-vae-ft-ema"
     """Hub repository of the autoencoder."""
 
 
 @dataclass(frozen=True)
 class Preset(Generic[W]):
-    """A named model, and what it does unless told otherwise."""
+    """A named model and its default settings."""
 
     name: str
     family: str
@@ -86,13 +87,13 @@ class Preset(Generic[W]):
     seed: int = 0
     """Seed of the noise."""
     sizes: tuple[Literal["size", "frames"], ...] = ()
-    """What of its videos' shape may be chosen."""
+    """Which dimensions of its videos the user may choose."""
     originals: tuple[str, ...] = ()
     """Names of the exact replays (``Family.replays``) that belong to it."""
     is_image: bool = False
     """Whether it makes images."""
     measured: str = ""
-    """What these settings reached, and on what."""
+    """Measured results of these settings, and the data that they were measured on."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,20 @@ class Checkpoint:
 
     file: TensorFile
     tensors: Mapping[str, Tensor]
-    """Its tensors, under the names that the family's network has for them."""
+    """Its tensors, under the names of the family's network."""
     remarks: tuple[str, ...] = ()
     """What is unusual about it, for people."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint is, for ``inspect_checkpoint``."""
+    """The description of a checkpoint for ``inspect_checkpoint``."""
 
     architecture: str
     config: Mapping[str, Any]
-    """The configuration of its network; empty where it cannot be told."""
+    """The configuration of its network; empty if it cannot be found out."""
     parameters: int
-    """How many numbers it holds, without what follows from the configuration."""
+    """Number of parameters, without tensors that follow from the configuration."""
     learned_variance: bool
     """Whether the network predicts 2C channels."""
     remarks: tuple[str, ...] = ()
@@ -122,7 +123,7 @@ class Description:
 
 
 class Reader(ABC):
-    """How the checkpoints of a family are read."""
+    """Recognises, describes and loads the checkpoints of a family."""
 
     @abstractmethod
     def recognise(self, file: TensorFile) -> Checkpoint | None:
@@ -134,11 +135,11 @@ class Reader(ABC):
 
     @abstractmethod
     def describe(self, checkpoint: Checkpoint, known: Mapping[str, Any]) -> Description:
-        """What a checkpoint is. What does not fit is a remark.
+        """Describe a checkpoint. Tensors that do not fit become remarks, not errors.
 
         Args:
             checkpoint: what ``recognise`` found.
-            known: configuration values that the file does not tell.
+            known: configuration values that the file does not give.
         """
 
     @abstractmethod
@@ -149,12 +150,12 @@ class Reader(ABC):
 
         Args:
             checkpoint: what ``recognise`` found.
-            known: configuration values that win over those that the file tells.
-            assumed: configuration values for what neither the file nor ``known`` tells.
+            known: configuration values that win over those in the file.
+            assumed: configuration values that are used if neither the file nor ``known`` gives them.
             dtype: what the network computes in.
 
         Raises:
-            InputError: the configuration cannot be told, or tensors are missing, unexpected, mis-shaped or broken.
+            InputError: the configuration cannot be found out, or tensors are missing, unexpected, mis-shaped or broken.
         """
 
     def inflate(
@@ -165,7 +166,7 @@ class Reader(ABC):
         assumed: Mapping[str, Any],
         dtype: torch.dtype,
     ) -> nn.Module:
-        """A video network of so many latent frames, made of an image network's weights; the rest as in ``load``.
+        """A video network with ``frames`` latent frames, from an image network's weights. See ``load`` for the rest.
 
         Raises:
             InputError: these weights cannot be inflated.
@@ -173,23 +174,23 @@ class Reader(ABC):
         raise InputError(f"{checkpoint.file.path} cannot be inflated to video: its family has no video network for it")
 
     def explain(self, file: TensorFile) -> str | None:
-        """What a file is that no family recognised, where this family knows its relatives; else None."""
+        """What an unrecognised file is, if it is of a relative that this family knows; else None. Used in the error."""
         return None
 
 
 class Family(ABC):
-    """A family of models. Its object in ``registry.FAMILIES`` is all that the rest of Guidon knows of it."""
+    """A family of models. The rest of Guidon uses it only through its object in ``registry.FAMILIES``."""
 
     name: ClassVar[str]
     """The family's name. ``inspect_checkpoint`` shows it, and ``load_checkpoint(architecture=...)`` asks for it."""
     reads: ClassVar[tuple[str, ...]]
-    """The kinds of checkpoints that it recognises, for people."""
+    """The kinds of checkpoints that it recognises, as text for users."""
     folder: ClassVar[str] = ""
-    """The files of a folder that ``adopt`` takes, for people; empty where it takes none."""
+    """The files in a folder that ``adopt`` accepts, as text for users; empty if it accepts no folder."""
     presets: ClassVar[tuple[Preset[Any], ...]] = ()
     """Its models that have a name."""
     replays: ClassVar[Mapping[str, Exact]] = {}
-    """The originals that ``exact`` can replay with its models, by name."""
+    """The original implementations that the setting ``exact`` can replay with its models, by name."""
 
     @abstractmethod
     def reader(self) -> Reader:
@@ -197,7 +198,7 @@ class Family(ABC):
 
     @abstractmethod
     def find_model(self, preset: Preset[Any], sources: Sources, device: torch.device) -> Model:
-        """The stages of one of its models. What is small is read now, what is large when it is used.
+        """The stages of one of its models. Small files are read now, large ones when they are first used.
 
         Raises:
             InputError: files are missing (which, and where to get them), or are not what the preset needs.

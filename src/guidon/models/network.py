@@ -1,4 +1,4 @@
-"""The contract of a network: what is sampled from."""
+"""The interface of a network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Network(Protocol[C]):
         ...
 
     def null(self, rows: int, mask: Tensor | None = None) -> C:
-        """The condition of no prompt, ``rows`` times; it is read under the token mask of the prompts."""
+        """The unconditional (null) condition, ``rows`` times. It uses the token mask of the prompts."""
         ...
 
     def __call__(self, x: Tensor, level: NoiseLevel, cond: C, /) -> Tensor:

@@ -27,7 +27,7 @@ def find_family(name: str) -> Family:
 
 
 def replays() -> dict[str, Exact]:
-    """Every original whose draws and precisions can be replayed, by the name that ``exact`` gives."""
+    """All originals that can be replayed exactly, by the name that the setting ``exact`` takes."""
     return {name: exact for family in FAMILIES for name, exact in family.replays.items()}
 
 

@@ -1,6 +1,6 @@
-"""The stages of a released model: its checkpoint, T5 or classes, and Stable Diffusion's autoencoder.
+"""Finds the stages of a released model: its checkpoint, T5 or classes, and Stable Diffusion's autoencoder.
 
-Each is a file or folder that the user names, or lies in the hub's local cache. Families compose these functions.
+Each is a file or folder that the user names, or is in the hub's local cache. Families call these functions.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from .text import TextEncoder
 from .vae.frames import FrameVAE
 
 T5 = "DeepFloyd/t5-v1_1-xxl"
-DOWNSAMPLING = 8  # of Stable Diffusion's autoencoder
+DOWNSAMPLING = 8  # pixels per latent pixel in Stable Diffusion's autoencoder, along one side
 
 
 @dataclass(frozen=True)
 class Text:
-    """Where the conditions of a model come from."""
+    """The source of a model's conditions: a text encoder, stored features, or class numbers."""
 
     make: Callable[[], TextEncoder]
     files: tuple[Path, ...] = ()
-    """The files that it reads; they tell its weights apart."""
+    """The files that it reads. Their hash identifies its weights."""
     dtype: str | None = None
-    """What the text encoder computes in, where it is one of those that can choose."""
+    """The text encoder's precision, if the user can choose it; else None."""
 
 
 FindText = Callable[[str, Sources, torch.device], Text]  # the preset's name, the sources, the device
 
 
 def find_captions(tokens: int) -> FindText:
-    """T5 for captions padded to so many tokens, or the features that it made of them."""
+    """The ``FindText`` for T5 with captions padded to ``tokens``, or for features that T5 made."""
 
     def find(name: str, sources: Sources, device: torch.device) -> Text:
         if sources.features is not None:
@@ -90,20 +90,20 @@ def find_released(
         preset: one with released weights.
         sources: files that the user names.
         device: where the stages run.
-        text: finds where its conditions come from.
+        text: finds the source of its conditions.
         patch: latent pixels of a token along each axis.
         input_size: the size of its latents, as the network's configuration has it.
 
     Raises:
         InputError: files are missing (which, and where to get them), or are not what the preset needs.
     """
-    # find the files
+    # Find the files.
     released = preset.weights
     checkpoint = sources.checkpoint or find_on_hub(released.repository, released.file, sources.download, "checkpoint")
     vae = sources.vae or find_on_hub(released.vae, None, sources.download, "vae")
     condition = text(preset.name, sources, device)
 
-    # refuse what is another kind, and tell the files apart, before any of them is used
+    # Refuse files of another kind, and hash the files, before any of them is used.
     family, _ = recognise(read_tensors(checkpoint))
     if family.name != preset.family:
         raise InputError(f"{checkpoint} holds a {family.name}, expected a {preset.family}")
@@ -112,7 +112,7 @@ def find_released(
     if condition.dtype is not None:
         hashes["text_dtype"] = condition.dtype
 
-    # make the stages when they are used
+    # Make the stages. Large files are read when a stage is first used.
     keep = sources.offload == "none"
     return Model(
         text=Stage(condition.make, keep),
@@ -135,7 +135,7 @@ def _network(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Network[Any]:
-    """The network in a checkpoint. What positions tell is the preset's, for a file that holds none.
+    """The network in a checkpoint. If the file has no positions, the preset gives the values that they would give.
 
     Raises:
         InputError: it is the checkpoint of another size, or cannot be loaded.
@@ -164,16 +164,16 @@ def weight_files(place: Path) -> tuple[Path, ...]:
 
 
 def find_on_hub(repository: str, file: str | None, download: bool, source: str) -> Path:
-    """A file or folder of a hub repository, from the local cache, or fetched where that is allowed.
+    """A file or folder of a hub repository, from the local cache, or downloaded if that is allowed.
 
     Args:
         repository: its name on the hub.
         file: a file or folder in it; None for all of it.
-        download: whether it may be fetched.
-        source: the setting of ``Sources`` by which a user gives it.
+        download: whether it may be downloaded.
+        source: the field of ``Sources`` with which a user can name it.
 
     Raises:
-        InputError: it is not in the cache, or cannot be fetched.
+        InputError: it is not in the cache, or cannot be downloaded.
     """
     purpose = f"looking for {repository} on the hub, as {setting(source)} is not given,"
     hub, errors = (require(name, purpose, "video") for name in ("huggingface_hub", "huggingface_hub.errors"))

@@ -9,16 +9,16 @@ from ..core.settings import Settings
 
 
 class Sources(Settings):
-    """Where the parts of a model are that the package does not hold, and how they are kept."""
+    """Where to find the parts of a model that do not come with the package, and when to keep them in memory."""
 
     checkpoint: Path | None = None
-    """The network's weights. What is None is looked for in the hub's local cache, or downloaded if that is allowed."""
+    """The network's weights. A part that is None is taken from the hub's local cache, or downloaded if allowed."""
     text_encoder: Path | None = None
     """The text encoder, a folder in hub layout."""
     vae: Path | None = None
     """The autoencoder, a folder in hub layout."""
     features: Path | None = None
-    """Caption features that ``guidon encode`` kept, in place of the text encoder."""
+    """Caption features that ``guidon encode`` wrote; they replace the text encoder."""
     text_dtype: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     """What the text encoder computes in."""
     download: bool = False

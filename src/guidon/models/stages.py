@@ -1,4 +1,4 @@
-"""A stage of a pipeline: something large that is made when it is first used, and may go after use."""
+"""A stage of a pipeline: a large part that is loaded when it is first used, and may be dropped after use."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ P = TypeVar("P")
 class Stage(Generic[H, P]):
     """One part of a model. Several threads may use it.
 
-    It holds one made part at a time: to ask for it made in another way drops the one before.
+    It holds one part at a time. If it is asked for with other arguments, the old part is dropped.
 
     Args:
-        make: makes the part. Its arguments say how, such as the dtype of a network.
+        make: makes the part. Its arguments are options, such as the dtype of a network.
         keep: whether the part stays after use.
     """
 
@@ -32,14 +32,14 @@ class Stage(Generic[H, P]):
         self._held: tuple[object, Future[P]] | None = None  # the arguments, and the part or the error in making it
 
     def prepare_in_background(self, *how: H.args, **named: H.kwargs) -> None:
-        """Begin to make the part in a thread of its own. ``in_use`` waits for it, and raises what it raised."""
+        """Start to make the part in another thread. ``in_use`` waits for it, and raises its error if it failed."""
         part, begun = self._find(how, named)
         if not begun:
             Thread(target=_fill, args=(part, partial(self.make, *how, **named))).start()
 
     @contextmanager
     def in_use(self, *how: H.args, **named: H.kwargs) -> Iterator[P]:
-        """The part that ``make(*how)`` gives. A part that could not be made is tried again at the next use."""
+        """Yield the part that ``make(*how)`` returns. If making it failed, the next use tries again."""
         part, begun = self._find(how, named)
         if not begun:
             _fill(part, partial(self.make, *how, **named))

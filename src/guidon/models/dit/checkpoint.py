@@ -1,4 +1,4 @@
-"""How checkpoints of DiT are read, the authors' and those in diffusers' layout."""
+"""Reads checkpoints of DiT, in the authors' layout and in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def from_diffusers(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]] | None:
 
 
 def shapes(tensors: Tensors, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """Patch and number of classes; the side where positions or ``config.json`` tell it."""
+    """Patch size and number of classes; also the side of the latents if positions or ``config.json`` give it."""
     return image_values(tensors, hub) | {"num_classes": tensors["y_embedder.embedding_table.weight"].shape[0] - 1}
 
 

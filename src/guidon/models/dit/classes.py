@@ -32,7 +32,7 @@ class ClassLabels:
 
 
 def find_classes(classes: int) -> FindText:
-    """Where the conditions of a model of so many classes come from: the prompts alone."""
+    """The ``FindText`` of a model with this number of classes. It needs no files."""
 
     def find(name: str, sources: Sources, device: torch.device) -> Text:
         given = [part for part in ("text_encoder", "features") if getattr(sources, part) is not None]

@@ -1,7 +1,8 @@
 """DiT, the class-conditional diffusion transformer (Peebles & Xie 2212.09748; github.com/facebookresearch/DiT).
 
-Every block modulates its two residual branches from timestep and class (adaLN-Zero). The null class, by which it is
-guided, is index ``num_classes``. Parameter names are the released ones; positions are a frozen parameter, as there.
+In every block, timestep and class modulate both residual branches (adaLN-Zero). The null class, for the
+unconditional prediction, has index ``num_classes``. Parameter names are the released ones. Positions are a frozen
+parameter, as in the original.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ClassEmbedding:
     """(B, D)."""
 
     def cat(self, other: ClassEmbedding) -> ClassEmbedding:
-        """The rows of both, these first."""
+        """Concatenate the rows: those of this object, then those of ``other``."""
         return ClassEmbedding(torch.cat([self.embedding, other.embedding]))
 
 

@@ -1,4 +1,4 @@
-"""What PixArt and STDiT share: a caption as a condition, and the base of a transformer that reads one."""
+"""Code that PixArt and STDiT share: the caption as a condition, and the base class of a captioned transformer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Caption:
         return self.keys_values[0].shape[1]
 
     def cat(self, other: Caption) -> Caption:
-        """The rows of both, these first, each with its own token mask."""
+        """Concatenate the rows: those of this object, then those of ``other``. Each row keeps its token mask."""
         mask = None
         if self.mask is not None or other.mask is not None:
             mask = torch.cat([self._full_mask(), other._full_mask()])
@@ -40,7 +40,7 @@ class Caption:
 
 
 class CaptionedConfig(Protocol):
-    """The part of a configuration that the base reads."""
+    """The part of a configuration that the base class reads."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -95,7 +95,7 @@ class CaptionedTransformer(nn.Module):
         return Caption(tuple(cross.keys_values(tokens) for cross in crossings), mask)
 
     def null(self, rows: int, mask: Tensor | None = None) -> Caption:
-        """The null caption, ``rows`` times; as in the original it is read under the prompts' token mask.
+        """The null caption, ``rows`` times. As in the original, it uses the prompts' token mask.
 
         Raises:
             InputError: the checkpoint has none.

@@ -17,7 +17,7 @@ def translate(
     block: Mapping[str, str],
     joined: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Tensor]:
-    """Tensors under the released names. What has no counterpart keeps its name, and is refused when it is loaded.
+    """Rename tensors to the released names. A tensor without a counterpart keeps its name, and loading refuses it.
 
     Args:
         tensors: under diffusers' names.

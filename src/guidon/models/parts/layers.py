@@ -1,4 +1,4 @@
-"""What the transformers share: embeddings, positions, attention. Parameter names are those of released checkpoints.
+"""Layers that the transformers share: embeddings, positions, attention. Parameter names are the released ones.
 
 Shapes: B batch, T frames (tokens in time), S tokens in a frame, N = T S, L caption tokens, D hidden, H heads.
 """
@@ -39,7 +39,7 @@ def sincos_1d(width: int, positions: Tensor) -> Tensor:
 def sincos_2d(width: int, rows: int, columns: int, scale: float | tuple[float, float] = 1.0) -> Tensor:
     """Positions of an image grid, row by row, x in the first half of the width: (rows * columns, width) fp32.
 
-    ``scale`` divides the positions; one for (y, x) each, or one for both.
+    Positions are divided by ``scale``: one number for both axes, or (y, x).
     """
     down, across = scale if isinstance(scale, tuple) else (scale, scale)
     y, x = torch.meshgrid(torch.arange(rows) / down, torch.arange(columns) / across, indexing="ij")

@@ -1,6 +1,6 @@
-"""How the checkpoint of a released transformer is read: configuration by shapes, positions, a strict load.
+"""Reads the checkpoint of a released transformer: configuration from shapes, positions, strict loading.
 
-A family describes its checkpoints by a ``TransformerReader``.
+A family describes its checkpoints with a ``TransformerReader``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEEDED = ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.f
 
 
 class Config(Protocol):
-    """The part of a configuration that is asked for here; a frozen dataclass."""
+    """The part of a configuration that is used here; a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -37,7 +37,7 @@ class Config(Protocol):
 
 
 class Transformer(Protocol):
-    """The part of a network that is asked for here; an ``nn.Module``."""
+    """The part of a network that is used here; an ``nn.Module``."""
 
     def position_tables(self) -> dict[str, Tensor]:
         """Tensors of its state dict that follow from the configuration."""
@@ -50,30 +50,30 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class TransformerReader(Reader, Generic[K, N]):
-    """How the checkpoints of one family are told from others, and what is read off them."""
+    """Recognises the checkpoints of one family, and reads the configuration from them."""
 
     name: str
     """The family's name."""
     network: Callable[[K], N]
     config: type[K]
     marks: tuple[str, ...]
-    """Tensors that only this family has together."""
+    """Names of tensors. A file that has all of them is of this family."""
     shapes: Callable[[Tensors, Mapping[str, Any]], dict[str, Any]]
-    """Configuration values that its tensors, and diffusers' ``config.json``, tell beside those of ``common_values``."""
+    """(tensors, diffusers' ``config.json``) -> configuration values, besides those of ``common_values``."""
     size: str
     """How ``input_size`` is given, for people."""
     lacks: tuple[str, ...] = ()
-    """Tensors that it has not, and a relative has."""
+    """Names of tensors that a similar family has and this one does not."""
     needed: tuple[str, ...] = NEEDED
-    """Tensors that the configuration is read off."""
+    """Names of tensors from which the configuration is read."""
     null: str | None = None
-    """The null caption, which a file may lack."""
+    """Name of the null caption's tensor, which a file may lack."""
     from_diffusers: Callable[[Tensors], tuple[Tensors, tuple[str, ...]] | None] = lambda _: None
-    """Tensors in diffusers' names under the released ones, and remarks; None where the names are not those."""
+    """Renames tensors from diffusers' names to the released ones, with remarks; None if they have other names."""
     inflated: Callable[[Checkpoint, int, Mapping[str, Any], Mapping[str, Any], torch.dtype], nn.Module] | None = None
-    """See ``Reader.inflate``; None where it has no video network."""
+    """See ``Reader.inflate``; None if the family has no video network."""
     relatives: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Tensors of relatives that it cannot read, and what a file is that has them."""
+    """Similar models that it cannot read: name of a tensor -> what a file with that tensor is."""
 
     def recognise(self, file: TensorFile) -> Checkpoint | None:
         if file.metadata.get("format") == FORMAT:  # a file of our own has the same names
@@ -89,16 +89,16 @@ class TransformerReader(Reader, Generic[K, N]):
     def configure(
         self, tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, Any], assumed: Mapping[str, Any]
     ) -> K:
-        """The configuration that shapes tell, with ``given`` values over them.
+        """The configuration from the tensors' shapes. Values in ``given`` win over it.
 
         Args:
             tensors: under the released names.
             hub: diffusers' ``config.json``, or {}.
-            given: settings that the caller knows better, by their names in the configuration.
-            assumed: settings for what neither the file nor the caller tells.
+            given: configuration values from the caller, by name.
+            assumed: configuration values that are used if neither the file nor the caller gives them.
 
         Raises:
-            InputError: something that shapes do not tell was not given; or a given name does not exist.
+            InputError: a value that shapes do not give is missing, or a given name does not exist.
         """
         values = common_values(tensors, hub, given) | self.shapes(tensors, hub)
         valid = [setting.name for setting in dataclasses.fields(self.config)]
@@ -149,7 +149,7 @@ class TransformerReader(Reader, Generic[K, N]):
         return next((what for name, what in self.relatives.items() if name in file.tensors), None)
 
     def assemble(self, config: K, tensors: Tensors, where: str, dtype: torch.dtype) -> N:
-        """The network around the tensors themselves, which are not copied where they are of the dtype.
+        """The network with these tensors as its weights. A tensor that has the dtype already is not copied.
 
         Raises:
             InputError: tensors are missing, unexpected or mis-shaped.
@@ -158,7 +158,7 @@ class TransformerReader(Reader, Generic[K, N]):
         filled = {name: value.to(dtype) for name, value in given.items()}
         parameters = {name for name, _ in model.named_parameters()}
         for name, table in cast("Transformer", model).position_tables().items():
-            filled[name] = table.to(dtype) if name in parameters else table  # buffers stay precise
+            filled[name] = table.to(dtype) if name in parameters else table  # buffers keep their precision
         model.load_state_dict(filled, assign=True)
         return model
 
@@ -175,7 +175,7 @@ class TransformerReader(Reader, Generic[K, N]):
 
 
 def common_values(tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Configuration values that all the released transformers tell in the same way.
+    """Configuration values that are read in the same way for all released transformers.
 
     Raises:
         InputError: the number of attention heads is unknown, or does not divide the hidden size.
@@ -198,7 +198,7 @@ def common_values(tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, 
 
 
 def caption_values(tensors: Tensors) -> dict[str, Any]:
-    """Configuration values that the embedder of captions tells."""
+    """Configuration values that are read from the caption embedder."""
     values: dict[str, Any] = {"caption_channels": tensors["y_embedder.y_proj.fc1.weight"].shape[1]}
     if "y_embedder.y_embedding" in tensors:
         values["model_max_length"] = tensors["y_embedder.y_embedding"].shape[0]
@@ -206,7 +206,7 @@ def caption_values(tensors: Tensors) -> dict[str, Any]:
 
 
 def image_values(tensors: Tensors, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """The patch of an image model, and the side of its latents where positions or ``config.json`` tell it.
+    """The patch size of an image model; also the side of its latents if positions or ``config.json`` give it.
 
     Raises:
         InputError: the positions are not of a square.
@@ -229,7 +229,7 @@ def learns_variance(tensors: Tensors) -> bool:
 
 
 def count(tensors: Tensors) -> int:
-    """How many numbers there are, without positions."""
+    """Number of parameters, without positions."""
     return sum(math.prod(value.shape) for name, value in tensors.items() if name not in POSITIONS)
 
 
@@ -241,7 +241,7 @@ def grid(table: Tensor) -> tuple[int, int]:
 
 
 def position_scale(table: Tensor, axes: int = 2) -> float:
-    """What positions were divided by, read off the sinusoids of position 1 in a table (1, P, D)."""
+    """The divisor of positions, computed from the sinusoids of position 1 in a table (1, P, D)."""
     if table.shape[1] < 2:
         return 1.0
     row = table[0, 1].double()

@@ -1,9 +1,9 @@
 """A refiner: convolutions over latent pixels that correct what a transformer with large patches predicts.
 
-A token of a large patch predicts all of the patch, with other weights for every frame and place in it. A convolution
-has the same weights everywhere, so it learns edges from all places, and it sees x_t at full resolution. DDT
-(2504.05741) and PixNerd (2507.23268) divide the work in this way too. The refiner adds nothing at first, so that it can
-be added to a trained network.
+A token of a large patch predicts the whole patch, with different weights for every frame and position in it. A
+convolution has the same weights at all positions, so it learns edges from all of them, and it sees x_t at full
+resolution. DDT (2504.05741) and PixNerd (2507.23268) divide the work in a similar way. A new refiner outputs zero, so
+it can be added to a trained network.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from .layers import unpatch
 
 FEATURES = 8  # features of the tokens, per latent pixel
-REACH = 5  # frames that a convolution along time sees
+REACH = 5  # kernel size of the convolutions along time, in frames
 
 
 class Layer(nn.Module):
-    """A residual layer: within the frame, along time, within the frame; modulated by the timestep; zero at first."""
+    """A residual layer: convolutions in space, time, space, modulated by the timestep. It adds zero at first."""
 
     def __init__(self, channels: int, hidden_size: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Layer(nn.Module):
 
 
 class Refiner(nn.Module):
-    """What to add to a prediction, computed from the prediction, x_t and the tokens."""
+    """Computes a correction to add to a prediction, from the prediction, x_t and the tokens."""
 
     def __init__(
         self, in_channels: int, patch_size: tuple[int, int, int], hidden_size: int, channels: int, depth: int

@@ -1,6 +1,6 @@
 """PixArt-alpha, a text-to-image transformer: captions to images.
 
-``network`` is the transformer, ``checkpoint`` says how its files are read, ``inflate`` makes a video network of them.
+``network`` is the transformer, ``checkpoint`` says how its files are read, ``inflate`` makes a video network from them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How checkpoints of PixArt are read, the authors' and those in diffusers' layout."""
+"""Reads checkpoints of PixArt, in the authors' layout and in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..parts.reading import NEEDED, Tensors, TransformerReader, caption_values, 
 from . import NAME
 from .network import PixArt, PixArtConfig
 
-DIFFUSERS = ("transformer_blocks.0.attn2.to_q.weight", "adaln_single.linear.weight")  # both, in that layout
+DIFFUSERS = ("transformer_blocks.0.attn2.to_q.weight", "adaln_single.linear.weight")  # diffusers' layout has both
 LAYERS = {
     "pos_embed.proj": "x_embedder.proj",
     "pos_embed.pos_embed": "pos_embed",
@@ -53,7 +53,7 @@ def from_diffusers(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]] | None:
 
 
 def shapes(tensors: Tensors, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """Patch and captions; side and scale where positions or ``config.json`` tell them."""
+    """Patch size and captions; also side and position scale if positions or ``config.json`` give them."""
     values = caption_values(tensors) | image_values(tensors, hub)
     values["micro_condition"] = "csize_embedder.mlp.0.weight" in tensors
     if "pos_embed" in tensors:

@@ -1,4 +1,4 @@
-"""PixArt's weights as a video network: an STDiT whose every frame is, at first, PixArt's image."""
+"""Makes an STDiT from PixArt's weights. At first, every frame of its video is PixArt's image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .network import PixArtConfig
 
 
 def inflate(checkpoint: Checkpoint, image: PixArtConfig, frames: int, time_scale: float, dtype: torch.dtype) -> STDiT:
-    """The STDiT of so many latent frames.
+    """The STDiT with ``frames`` latent frames.
 
-    The patch kernel becomes 3D. Temporal attention starts as nothing.
+    The patch kernel becomes 3D. Temporal attention adds zero at first.
 
     Raises:
         InputError: the weights are of the multi-scale model, are broken, or do not fit.
@@ -48,7 +48,7 @@ def inflate(checkpoint: Checkpoint, image: PixArtConfig, frames: int, time_scale
 
 
 def _temporal_attention(size: int) -> dict[str, nn.Linear]:
-    """Fresh layers of a block, by name."""
+    """New temporal attention layers of one block, by name."""
     qkv, proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
     nn.init.xavier_uniform_(qkv.weight)
     nn.init.zeros_(qkv.bias)

@@ -58,7 +58,7 @@ class PixArtConfig:
 
 
 class SizeEmbedder(nn.Module):
-    """Each of K numbers to a vector, side by side: (B, K) -> (B, K width)."""
+    """Embeds each of K numbers as a vector and concatenates the vectors: (B, K) -> (B, K width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

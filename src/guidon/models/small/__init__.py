@@ -1,6 +1,6 @@
 """Guidon's own models: folders of weights that ``guidon train`` writes, and ``guidon-small``, which is one of them.
 
-``folder`` says what is in such a folder and how it is read, ``experts`` is two networks that share the noise levels.
+``folder`` reads such a folder, ``experts`` joins two networks that divide the noise levels between them.
 The network itself is STDiT, with a refiner or without.
 """
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 NAME = "Guidon"
 DENOISER, LOW_NOISE, TEXT, VAE = (f"{name}.safetensors" for name in ("denoiser", "denoiser-low", "text", "vae"))
-DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # what a denoiser's config says beside its shape
-BOUNDARY = "boundary"  # in that of a denoiser for low noise: the first timestep that is not its own
+DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # keys of a denoiser's config besides its shape
+BOUNDARY = "boundary"  # key in the config of a denoiser for low noise: the first timestep that it does not cover
 SMALL = Preset(
     name="guidon-small",
     family=NAME,

@@ -1,6 +1,6 @@
-"""Two networks that share the noise levels: one for high noise, which decides what a clip shows, one for low noise.
+"""Two networks that divide the noise levels: one for high noise, which decides what a clip shows, one for low noise.
 
-Such experts double what a model can hold, and its memory, at the cost of one network a step (eDiff-I, 2211.01324,
+Two experts double the capacity of a model and its memory. Each step still costs one network (eDiff-I, 2211.01324,
 sec. 4).
 """
 
@@ -27,7 +27,7 @@ class ExpertCaption:
     low: Caption
 
     def cat(self, other: ExpertCaption) -> ExpertCaption:
-        """The rows of both, these first."""
+        """Concatenate the rows: those of this object, then those of ``other``."""
         return ExpertCaption(self.high.cat(other.high), self.low.cat(other.low))
 
 
@@ -68,10 +68,10 @@ class Experts:
     def __call__(self, x: Tensor, level: NoiseLevel, cond: ExpertCaption, /) -> Tensor:
         """The prediction of the network for this level: x (B, C, T, H, W) -> fp32 (B, 2C, T, H, W).
 
-        The network is chosen on the host, so that nothing waits for the device.
+        The network is chosen from values on the CPU, so there is no wait for the device.
 
         Raises:
-            InputError: every sample has a level of its own.
+            InputError: the samples have different noise levels.
         """
         if isinstance(level.timestep, Tensor):
             raise InputError("two experts need one noise level for the whole batch")

@@ -1,4 +1,4 @@
-"""A Guidon model folder: denoiser, text encoder and autoencoder, each a file; and perhaps a denoiser for low noise."""
+"""A Guidon model folder: files of denoiser, text encoder and autoencoder, and optionally a denoiser for low noise."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .experts import Experts
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder holds."""
+    """The components in a model folder."""
 
     denoiser: Component
     text: Component
     vae: Component
     low: Component | None
-    """The denoiser for low noise, which a folder need not have."""
+    """The denoiser for low noise; None if the folder has none."""
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -105,7 +105,7 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
         return Experts(high, low, files.low.config[BOUNDARY])
 
     stage = Stage(network, keep)
-    with stage.in_use(torch.float32):  # refuse a file that does not fit now
+    with stage.in_use(torch.float32):  # refuse now a file that does not fit
         pass
     downsampling = files.vae.configure(FrameVAEConfig).downsampling
     pixels = tuple(side * downsampling for side in denoiser["input_size"][1:])
@@ -119,7 +119,7 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
         latent_shape=(denoiser["in_channels"], *denoiser["input_size"]),
         patch=tuple(denoiser["patch_size"]),
         downsampling=downsampling,
-        bench=preset.bench if of_the_world else "video",  # the world's truth is known at one size
+        bench=preset.bench if of_the_world else "video",  # the bench "world" measures clips of one size only
         hashes=files.hashes,
     )
 

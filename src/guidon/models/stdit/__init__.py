@@ -24,7 +24,7 @@ REPLAYS = {
 
 
 def _open_sora(frames: int, side: int, file: str) -> Preset[Released]:
-    """The inference configuration of a size of Open-Sora 1.0."""
+    """The preset of one size of Open-Sora 1.0, from its inference configuration."""
     return Preset(
         name=f"open-sora-1.0-{frames}x{side}x{side}",
         family=NAME,

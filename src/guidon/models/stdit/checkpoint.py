@@ -1,4 +1,4 @@
-"""How checkpoints of STDiT are read."""
+"""Reads checkpoints of STDiT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LATER = "STDiT2 or later (Open-Sora 1.1 and up), whose network Guidon does not h
 
 
 def shapes(tensors: Tensors, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """Patch and captions; size and scales where the file holds positions."""
+    """Patch size and captions; also size and position scales if the file holds positions."""
     patch = tuple(tensors["x_embedder.proj.weight"].shape[2:])
     if len(patch) == 2:
         raise InputError("its patch kernel is 2D: it is an image model; inflate it to frames (inflate=16)")

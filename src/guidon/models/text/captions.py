@@ -66,7 +66,7 @@ class WordTokenizer:
         return [self.ids[word] for word in known]
 
     def hint(self, unknown: Sequence[str]) -> str:
-        """For each unknown word the known words that are nearest to it."""
+        """For each unknown word, the nearest known words."""
         parts: list[str] = []
         for word in unknown[:5]:
             close = difflib.get_close_matches(word, self.vocabulary, n=2, cutoff=0.6)
@@ -90,7 +90,7 @@ class CaptionEncoder(nn.Module):
             width, config.heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.context = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        # on the CPU even where the module is built without memory: no file holds them
+        # Make them on the CPU even if the module is built on the meta device, because no file holds them.
         positions = sincos_1d(width, torch.arange(config.max_length, device="cpu")).float()
         self.register_buffer("positions", positions, persistent=False)
 

@@ -1,4 +1,4 @@
-"""Caption features kept on disk: the text encoder runs once, and is not needed when videos are made."""
+"""Caption features on disk. The text encoder runs once, and is not needed later to generate videos."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FORMAT = "guidon captions"
 
 
 class CaptionFeatures:
-    """A ``TextEncoder`` of the prompts that a file holds features of.
+    """A ``TextEncoder`` that looks prompts up in a file of features.
 
     Args:
         path: the file.
         prompts: P prompts, in the order of the rows.
         features: (P, L, F).
         mask: (P, L), nonzero where a token counts.
-        encoder: what made them: length, cleaning, precision.
+        encoder: the description of the text encoder that made them: length, cleaning, precision.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ def load_features(path: str | Path, length: int | None = None) -> CaptionFeature
 
 
 def _fault(prompts: Any, features: Tensor, mask: Tensor) -> str | None:
-    """What is wrong with the parts of a file, one that is written or one that was read; None where nothing is."""
+    """What is wrong with the content of a file, before writing or after reading it; None if nothing is."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         return f"its prompts are {prompts!r:.60}, expected a list of at least one"
     if features.ndim != 3 or len(features) != len(prompts) or mask.shape != features.shape[:2]:
@@ -97,7 +97,7 @@ def _fault(prompts: Any, features: Tensor, mask: Tensor) -> str | None:
 def save_features(
     path: str | Path, prompts: Sequence[str], features: Tensor, mask: Tensor, *, encoder: dict[str, Any]
 ) -> Path:
-    """Write features (P, L, F) and mask (P, L) of P prompts. What an existing file holds stays in it.
+    """Write features (P, L, F) and mask (P, L) of P prompts. They are added to those in an existing file.
 
     Raises:
         InputError: the file is of another encoder, or something else; or the features are not finite, or do not fit
@@ -106,7 +106,7 @@ def save_features(
     path = Path(path)
     if fault := _fault(prompts, features, mask):
         raise InputError(f"nothing is written to {path}: {fault}")
-    encoder = json.loads(json.dumps(encoder))  # as it will be read: tuples become lists
+    encoder = json.loads(json.dumps(encoder))  # as it will be read back: tuples become lists
     rows = {prompt: (features[k].cpu(), mask[k].cpu()) for k, prompt in enumerate(prompts)}
     if path.exists():
         old = load_features(path)

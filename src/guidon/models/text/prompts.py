@@ -1,4 +1,4 @@
-"""The prompts of a request as a network reads them, encoded together and kept for the next request."""
+"""Encodes all prompts of a request together, and keeps the result for later requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..stages import Stage
 from . import TextEncoder
 
-REMEMBERED = 16  # a study asks for the same prompts at every setting
+REMEMBERED = 16  # encoded requests to keep: a study uses the same prompts at every setting
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Prompts:
     mask: Tensor | None
     """Which tokens count, (P, L)."""
     negative: Prompts | None = None
-    """The one negative prompt; None where the network's null caption serves."""
+    """The negative prompt; None to use the network's null caption."""
 
     def rows(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Features and mask of a batch, one row for each prompt number."""
@@ -39,7 +39,7 @@ class PromptMemory:
         self._known: dict[tuple[tuple[str, ...], str | None], Prompts] = {}
 
     def encode(self, prompts: tuple[str, ...], negative: str | None) -> Prompts:
-        """All prompts in one use of the encoder, so that it can be dropped before the network is read.
+        """Encode all prompts in one use of the encoder, so that it can be dropped before the network is loaded.
 
         Raises:
             InputError: a prompt cannot be read.

@@ -1,4 +1,4 @@
-"""T5 as the originals use it: captions are cleaned and padded to a fixed length; only the encoder half runs."""
+"""T5 as the originals use it. Captions are cleaned and padded to a fixed length, and only T5's encoder runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class T5Encoder:
-    """A ``TextEncoder`` by T5.
+    """A ``TextEncoder`` that uses T5.
 
     Open-Sora 1.0 and PixArt pad captions to 120 tokens, Open-Sora 1.1 to 200, PixArt-Sigma to 300. All of them run the
     encoder under the padding mask and clean captions as DeepFloyd IF does, twice.
@@ -90,7 +90,7 @@ class T5Encoder:
         return cls(model if dtype == "int8" else model.to(device), tokenizer, max_length, clean, description)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, (B, max_length) each. What does not fit is cut, with a warning."""
+        """Token ids and mask, (B, max_length) each. A longer prompt is cut, with a warning."""
         if not prompts:
             raise InputError("there is no prompt to encode: give at least one, which may be the empty one, ''")
         texts = [clean_caption(prompt) if self.clean else prompt.lower().strip() for prompt in prompts]
@@ -156,14 +156,14 @@ def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.devic
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if dtype == "int8":
         missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
-        if missing:  # in no extra of ours: they are of use with a GPU alone
+        if missing:  # they are not in our extras, because they are useful only with a GPU
             raise InputError(f"T5 in 8 bits needs {' and '.join(missing)}: pip install {' '.join(missing)}")
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
         options["device_map"] = {"": str(device)}
     model, found = transformers.T5EncoderModel.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
-    # the library fills with random numbers what it did not find, and goes on
+    # The library fills missing tensors with random numbers and raises no error.
     unread = sorted(found["missing_keys"]) + sorted(name for name, *_ in found["mismatched_keys"])
     if unread:
         raise InputError(
@@ -174,13 +174,13 @@ def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.devic
 
 
 def _fingerprint(model: Any) -> str:
-    """A short hash of the first embeddings: tells models of one architecture apart without reading gigabytes."""
+    """A short hash of the first embeddings. It distinguishes models of one architecture without reading gigabytes."""
     rows = model.get_input_embeddings().weight[:64].float().cpu()
     return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
 
 
 def _quietly(read: Callable[[], Any], folder: Path) -> Any:
-    """What ``read`` gives. An error of transformers, and what it logs before, becomes one line with the folder."""
+    """Call ``read``. An error of transformers, with its log output, becomes a one-line error that names the folder."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -189,7 +189,7 @@ def _quietly(read: Callable[[], Any], folder: Path) -> Any:
         return read()
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged file makes the libraries raise
+    except Exception as error:  # a damaged file can make the libraries raise any exception
         raise InputError(
             f"{folder} cannot be read as T5 (truncated, damaged or incomplete): {first_line(error)}"
         ) from None

@@ -12,7 +12,7 @@ class Autoencoder(Protocol):
     """What the pipeline asks of an autoencoder."""
 
     def encode(self, frames: Tensor, /) -> Tensor:
-        """Video (B, 3, T, H, W) in [-1, 1] to latents (B, C, T, h, w) as the network has them; images without T."""
+        """Video (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, h, w), as the network uses; images without T."""
         ...
 
     def decode(self, latents: Tensor, /) -> Tensor:

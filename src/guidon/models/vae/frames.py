@@ -1,4 +1,4 @@
-"""The frame-wise autoencoder: every video frame by itself to four latent channels and back.
+"""The frame-wise autoencoder: encodes and decodes every video frame separately.
 
 diffusers' ``AutoencoderKL`` does the work. Added are an optional pixel-unshuffle in front (depth that costs little, for
 small frames), the video axes, one scaling factor as in Stable Diffusion's autoencoder, and micro-batches. Released
@@ -49,8 +49,8 @@ class FrameVAEConfig:
 def _autoencoder_kl() -> Any:
     """diffusers' class. Its import takes seconds, so it happens only where frames are encoded or decoded.
 
-    The import runs in a thread of its own, which ``with torch.device("meta")`` around the caller does not reach:
-    tensors that the library makes at import must be real.
+    The import runs in another thread, because ``with torch.device("meta")`` around the caller does not affect other
+    threads. Tensors that the library makes at import must have real memory.
     """
     with ThreadPoolExecutor(1) as thread:
         module = "diffusers.models.autoencoders.autoencoder_kl"
@@ -127,7 +127,7 @@ class FrameVAE(nn.Module):
             )
         except InputError:
             raise
-        except Exception as error:  # whatever a damaged file makes the library raise
+        except Exception as error:  # a damaged file can make the library raise any exception
             raise InputError(
                 f"{place} cannot be read as an autoencoder (truncated or damaged): {first_line(error)}"
             ) from None
@@ -169,7 +169,7 @@ class FrameVAE(nn.Module):
 
     @staticmethod
     def _between(convolution: nn.Module | None, x: Tensor) -> Tensor:
-        """The 1x1 convolution next to the latents, which some released autoencoders lack."""
+        """Apply the 1x1 convolution next to the latents, if there is one. Some released autoencoders have none."""
         return x if convolution is None else convolution(x)
 
     def _fold(self, images: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class FrameVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights; frames and latents are brought to it."""
+        """Precision of the weights. Frames and latents are converted to it."""
         return next(self.parameters()).dtype
 
     @torch.inference_mode()
