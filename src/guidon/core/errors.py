@@ -13,7 +13,7 @@ class InputError(ValueError):
     """Bad input: the message says what was given, what was expected and what to do.
 
     A message names a setting with ``setting("cfg_scale")``. ``str(error)`` shows the Python name, ``cfg_scale``. The
-    command line calls ``spelled`` to show the option, ``--cfg-scale``. It prints one line and exits with code 2.
+    command line calls ``spelled`` to show its own option instead. It prints one line and exits with code 2.
     """
 
     def spelled(self, spell: Callable[[str], str]) -> str:
