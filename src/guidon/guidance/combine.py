@@ -111,7 +111,7 @@ class Guidance:
         Raises:
             InputError: the model has other channels.
         """
-        return _on(self.scale, self.channels, channels)
+        return _scales(self.scale, self.channels, channels)
 
     def resolved(self, channels: int) -> Guidance:
         """The same guidance, its choice of channels in the canonical form for a model of so many channels.
@@ -136,13 +136,11 @@ class Guidance:
 
     def scale_at(self, level: NoiseLevel, memory: Memory, channels: int) -> ChannelScale:
         """The scales in effect at a level: those of ``scales_for``, weighted by the timing."""
-        return self.scales_for(channels).weighted(self.timing(_one(level.progress), memory.calls))
+        return self._acting(level, memory, channels)[0]
 
     def acts(self, level: NoiseLevel, memory: Memory, channels: int) -> bool:
         """Whether ``combine`` needs the other branches at this level; else it returns the conditional prediction."""
-        if self.timing(_one(level.progress), memory.calls) == 0:
-            return False
-        return bool(self._acted_on(self.scale_at(level, memory, channels)))
+        return bool(self._acting(level, memory, channels)[1])
 
     def combine(
         self,
@@ -175,7 +173,8 @@ class Guidance:
             InputError: a branch is missing, or the shapes or channels do not fit.
         """
         channels = x.shape[1]
-        if not self.acts(level, memory, channels):
+        scale, acted_on = self._acting(level, memory, channels)
+        if not acted_on:
             return cond, Memory(memory.calls + 1, memory.guided, memory.kept)
         if uncond is None:
             raise InputError(
@@ -193,8 +192,6 @@ class Guidance:
                     "give predictions of one shape"
                 )
         # the guided channels alone, in the space in which the rule works
-        scale = self.scale_at(level, memory, channels)
-        acted_on = self._acted_on(scale)
         where = _view(acted_on)
         space = _space(self.rule, level, parameterization)
         noisy = x[:, where].float()
@@ -212,9 +209,15 @@ class Guidance:
         result[:, where] = convert(guided, noisy, level, space, parameterization).to(cond.dtype)
         return result, Memory(memory.calls + 1, memory.guided + 1, self.rule.keeps(branches))
 
-    def _acted_on(self, scale: ChannelScale) -> tuple[int, ...]:
-        """The channels that the rule is given: none where the result is the conditional prediction."""
-        return scale.active() if self.rule.by_scale_one else scale.guided
+    def _acting(self, level: NoiseLevel, memory: Memory, channels: int) -> tuple[ChannelScale, tuple[int, ...]]:
+        """The scales in effect, and the channels that the rule is given: none where the result is the conditional
+        prediction.
+        """
+        weight = self.timing(_one(level.progress), memory.calls)
+        scale = self.scales_for(channels).weighted(weight)
+        if weight == 0:
+            return scale, ()
+        return scale, scale.active() if self.rule.by_scale_one else scale.guided
 
 
 class Combines(Protocol):
@@ -265,7 +268,7 @@ Observe = Callable[[GuidedStep], None]
 
 
 @lru_cache(maxsize=256)
-def _on(scale: float | tuple[float, ...], channels: ChannelChoice | Unset, count: int) -> ChannelScale:
+def _scales(scale: float | tuple[float, ...], channels: ChannelChoice | Unset, count: int) -> ChannelScale:
     return ChannelScale.parse(scale, channels, channels=count)
 
 
