@@ -133,7 +133,7 @@ class Pipeline:
             for number, batch in enumerate(batches):
                 numbers = [prompt for prompt, _ in batch]
                 noise = replay or SampleNoise([request.seed_of(p) for p in numbers], [sample for _, sample in batch])
-                report = part_of(on_step, number * request.steps, len(batches) * request.steps)
+                report = part_of(on_step, number, len(batches))
                 found, guided_steps = self._sample(network, request, prompts, numbers, noise, sequential, report, trace)
                 latents.append(found)
                 guided += guided_steps

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 OnStep = Callable[[int, int], None]  # called with (steps done, total steps)
 
 
-def part_of(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
-    """A callback that reports the steps of a part as steps of the whole, after the first ``before`` steps."""
-    return on_step and (lambda done, _: on_step(before + done, total))
+def part_of(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
+    """A callback that reports the progress of part ``number`` of several equal parts as progress of the whole."""
+    return on_step and (lambda done, total: on_step(number * total + done, parts * total))
 
 
 @contextmanager

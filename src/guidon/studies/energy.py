@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
-from ..core.progress import OnStep
+from ..core.progress import OnStep, part_of
 from ..guidance import GuidanceTrace, added_energy
 from ..pipeline import Pipeline
 from .cells import Scales, read_plan, write_scales
@@ -45,23 +45,18 @@ def solve_scales(
     solved, waiting = plan, plan.unsolved
     for number, name in enumerate(waiting):
         say(f"solving the scale of {name!r}")
-        report = _part(on_step, number, len(waiting))
+        report = part_of(on_step, number, len(waiting))
         solved = solved.with_scales({name: _matching_scale(solved, pipe, name, report)})
     if not (out / "scales.json").exists():
         write_scales(Scales(plan=plan.hash, steps=STEPS, scales=solved.scales), out)
     return read_plan(out)
 
 
-def _part(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
-    """A callback that reports the progress of part ``number`` of several equal parts as progress of the whole."""
-    return on_step and (lambda done, total: on_step(number * total + done, parts * total))
-
-
 def _matching_scale(plan: Plan, pipe: Pipeline, name: str, on_step: OnStep | None) -> float:
     """The scale, to three decimals, at which a setting adds the same energy as the setting in its energy_of."""
     other = plan.settings[name]["energy_of"]
-    wanted = _energy(plan, pipe, plan.choices(other), _part(on_step, 0, 2))
-    at_two = _energy(plan, pipe, plan.with_scales({name: ANY_SCALE}).choices(name), _part(on_step, 1, 2))
+    wanted = _energy(plan, pipe, plan.choices(other), part_of(on_step, 0, 2))
+    at_two = _energy(plan, pipe, plan.with_scales({name: ANY_SCALE}).choices(name), part_of(on_step, 1, 2))
     if not (wanted and at_two):
         raise InputError(f"{name!r} matches the energy of {other!r}, but its timing guides none of {STEPS} steps")
     return round(1 + (ANY_SCALE - 1) * math.sqrt(wanted / at_two), 3)
@@ -74,6 +69,6 @@ def _energy(plan: Plan, pipe: Pipeline, choices: Mapping[str, Any], on_step: OnS
         prompts = plan.tuning[first : first + plan.block]
         request = make_request({**choices, "steps": STEPS}, prompts, (0,), first, "energy_of")
         trace = GuidanceTrace()
-        pipe.generate(request, batch_size=plan.block, trace=trace, on_step=_part(on_step, number, len(starts)))
+        pipe.generate(request, batch_size=plan.block, trace=trace, on_step=part_of(on_step, number, len(starts)))
         total += added_energy(trace.as_arrays())
     return total
