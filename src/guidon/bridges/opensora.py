@@ -350,13 +350,13 @@ class IDDPM:
         """Bits per dimension: ``total_bpd``, ``prior_bpd``, (B,); ``vb``, ``xstart_mse``, ``mse``, (B, T)."""
 
         def denoiser(x: Tensor, level: DiscreteLevel) -> Tensor:
-            return self._predict(model, x, self.schedule.at(self._all(x, int(level.step)), x), model_kwargs)
+            return self._predict(model, x, level, model_kwargs)
 
         process = self._clipped(clip_denoised)
         return vars(bits_per_dimension(denoiser, x_start, self._noise, self.schedule, process)).copy()
 
     def _predict(self, model: Model, x: Tensor, level: NoiseLevel, model_kwargs: dict[str, Any] | None) -> Tensor:
-        return _output(model(x, level.timesteps(x), **(model_kwargs or {})))
+        return _called(model, x, level, model_kwargs or {})
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
@@ -378,12 +378,14 @@ def _device_of(model: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _output(out: Any) -> Tensor:
+def _called(model: Model, x: Tensor, level: NoiseLevel, keywords: dict[str, Any]) -> Tensor:
+    """The prediction of a foreign model; it is told whole timesteps, with which it was trained."""
+    out = model(x, level.timesteps(x).long(), **keywords)
     return out["x"] if isinstance(out, dict) else out
 
 
 class _Adapted:
-    """A foreign model as guidance calls networks; it is told whole timesteps, with which it was trained."""
+    """A foreign model as guidance calls networks."""
 
     def __init__(self, model: Model, begins: Tensor | None) -> None:
         self.model = model
@@ -395,7 +397,7 @@ class _Adapted:
         if self.begins is not None and isinstance(level, DiscreteLevel):
             moving = self.begins > level.step
             more["x_mask"] = moving.repeat(len(x) // len(moving), 1)  # for the rows of every branch
-        return _output(self.model(x, level.timesteps(x).long(), **cond.values, **more))
+        return _called(self.model, x, level, cond.values | more)
 
 
 def _over_frames(flags: Tensor) -> Tensor:
