@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,8 @@ def run(
         run_study(plan, pipe, out, on_cell=bar, on_solve=bar, say=say)
 
     # Under torchrun, only the rank that ends last finds all cells done. It prints the answer.
-    if not finished(plan, out):
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and not finished(plan, out):
         say("other ranks have cells to do; the last one to end prints the answer")
         return
     found = results(plan, out)

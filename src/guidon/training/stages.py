@@ -149,10 +149,10 @@ def _run(
 
 def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
     """Train the stages that are not done, then export the result."""
-    result = recipe.out / recipe.export.folder
+    results: dict[str, Path] = {}
     for name, stage in _walk(recipe, last):
         assert stage is not None  # its parents were trained earlier in this loop
-        result = stage.recipe.result
+        results[name] = stage.recipe.result
         if stage.done:
             print(f"{name}: done, in {stage.recipe.out}", file=sys.stderr)
             continue
@@ -162,15 +162,13 @@ def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, lo
         if trained is None or export_only:
             return trained
         write_json(stage.recipe.out / DONE, {"lineage": list(stage.lineage), "weights": weights_hash(trained)})
-    return _export(recipe) if last in (None, recipe.export.stage) else result
+    if last not in (None, recipe.export.stage):
+        return results[last]
+    return _export(results[recipe.export.stage], recipe.out / recipe.export.folder)
 
 
-def _export(recipe: StagedRecipe) -> Path:
-    """Copy the model folder of the stage that ``export`` names, unless an equal copy is there already."""
-    stages = dict(_walk(recipe, recipe.export.stage))
-    stage = stages[recipe.export.stage]
-    assert stage is not None
-    source, target = stage.recipe.result, recipe.out / recipe.export.folder
+def _export(source: Path, target: Path) -> Path:
+    """Copy a stage's model folder, unless an equal copy is there already."""
     if not target.is_dir() or weights_hash(target) != weights_hash(source):
         with atomic_folder(target) as temporary:
             for file in sorted(source.iterdir()):

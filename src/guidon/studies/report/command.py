@@ -5,7 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-DEFAULTS = {"guidance": "cfg", "eta": 0.0, "dtype": "fp32", "negative_prompt": None}  # left out at these values
+from ...request import Request
+
+DEFAULTS = Request(prompts=("",)).model_dump(mode="json")
+LEFT_OUT = ("guidance", "eta", "dtype", "negative_prompt")  # at their defaults
 
 
 def generate_command(generation: dict[str, Any]) -> str:
@@ -20,8 +23,8 @@ def generate_command(generation: dict[str, Any]) -> str:
     words += ["--cfg-scale", ",".join(f"{s:g}" for s in scale) if isinstance(scale, list) else f"{scale:g}"]
     for name in ("cfg_channels", "seed", "steps", "sampler"):
         words += [f"--{name.replace('_', '-')}", str(generation[name])]
-    for name, default in DEFAULTS.items():
-        if generation[name] not in (None, default):
+    for name in LEFT_OUT:
+        if generation[name] not in (None, DEFAULTS[name]):
             words += [f"--{name.replace('_', '-')}", f"{generation[name]:g}" if name == "eta" else generation[name]]
     timing, _, values = generation["timing"].partition(":")
     words += {
