@@ -1,0 +1,68 @@
+"""The tiny pipelines are what they say: guided by their formula, on branches that differ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tiny_pipelines import PIPELINES, TinyPipeline, record, run
+
+each = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@each
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_scheduler_receives_the_formula(tiny: TinyPipeline, batch: int) -> None:
+    latents, steps = record(tiny, tiny.make(), batch=batch)
+    assert len(steps) == 3
+    assert latents.isfinite().all()
+    for step in steps:
+        cond, uncond = tiny.branches(step)
+        guided = tiny.guide(cond, uncond)
+        received = tiny.received(step)
+        assert received.shape == guided.shape
+        if tiny.tolerance:
+            assert difference(received, guided) < tiny.tolerance
+        else:
+            assert torch.equal(received, guided)
+
+
+@each
+def test_branches_differ_in_every_channel(tiny: TinyPipeline) -> None:
+    _, steps = record(tiny, tiny.make(), batch=2)
+    cond, uncond = map(tiny.to_channels, tiny.branches(steps[0]))
+    assert cond.shape[:2] == (2, tiny.channels)
+    for channel in range(tiny.channels):
+        assert difference(cond[:, channel], uncond[:, channel]) > 1e-3
+    # the two prompts of a batch differ as well
+    assert difference(cond[0], cond[1]) > 1e-3
+
+
+@each
+def test_runs_repeat_and_the_scale_matters(tiny: TinyPipeline) -> None:
+    latents = run(tiny, tiny.make())
+    assert torch.equal(run(tiny, tiny.make()), latents)
+    pipe = tiny.make()
+    unguided = run(tiny, pipe, tiny.unguided_scale)
+    assert difference(unguided, latents) > 1e-3
+    # the same pipeline again, and no wrapper is left behind
+    recorded, _ = record(tiny, pipe)
+    assert torch.equal(recorded, latents)
+    assert torch.equal(run(tiny, pipe), latents)
+    assert not any("forward" in vars(getattr(pipe, name)) for name in tiny.networks)
+
+
+@pytest.mark.parametrize("tiny", [tiny for tiny in PIPELINES if tiny.bf16], ids=str)
+def test_runs_in_bfloat16(tiny: TinyPipeline) -> None:
+    pipe = tiny.make().to(torch.bfloat16)
+    latents, steps = record(tiny, pipe)
+    assert latents.isfinite().all()
+    for step in steps:
+        guided = tiny.guide(*tiny.branches(step))
+        assert tiny.received(step).dtype == guided.dtype
+        if not tiny.tolerance:
+            assert torch.equal(tiny.received(step), guided)
