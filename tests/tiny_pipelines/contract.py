@@ -38,6 +38,8 @@ class Step:
     """The timestep that the scheduler was given."""
     sigma: float | None
     """``scheduler.sigmas`` at this step; None where the scheduler has none."""
+    steps: int
+    """The number of sampling steps that were asked for."""
     batch: int
     """The number of prompts."""
 
@@ -46,8 +48,16 @@ def _model_output(step: Step) -> Tensor:
     return step.model_output
 
 
+def _sample(step: Step) -> Tensor:
+    return step.sample
+
+
 def _first(pipe: Any, output: Any) -> Tensor:
     return output[0]
+
+
+def _same_scale(step: Step, scale: float) -> float:
+    return scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +75,17 @@ class TinyPipeline:
     """The conditional and the unconditional prediction of a guided step, from its ``outputs``. They have the layout,
     sign and dtype in which the pipeline joins them; the variance channels are dropped where the pipeline drops them."""
     to_channels: Callable[[Tensor], Tensor]
-    """From that layout to (B, channels, ...). It takes ``Step.sample`` as well, where that has the same layout."""
+    """From that layout to (B, channels, ...), for the branches, for ``received`` and for ``noisy``."""
     channels: int
     """The number of latent channels as a user counts them: before any packing."""
     networks: tuple[str, ...] = ("transformer",)
     """The components that predict."""
-    scale_argument: str = "guidance_scale"
-    """The argument of ``pipe(...)`` that is s."""
+    scale_argument: str | None = "guidance_scale"
+    """The argument of ``pipe(...)`` that is s; None where s is ``pipe.guider.guidance_scale``."""
     scale: float = 4.0
     """A scale that guides."""
+    scale_at: Callable[[Step, float], float] = _same_scale
+    """The scale that the pipeline computes with in a step, from the one it was given."""
     unguided_scale: float = 1.0
     """The scale at which the pipeline runs the conditional branch alone."""
     formula: Formula = "u + s (c - u)"
@@ -83,6 +95,8 @@ class TinyPipeline:
     received: Callable[[Step], Tensor] = _model_output
     """The guided prediction that the pipeline went on with, in the layout of ``branches``. Most pipelines give it to
     the scheduler as it is."""
+    noisy: Callable[[Step], Tensor] = _sample
+    """The latents of the step, in the layout of ``branches``, one row a prompt."""
     tolerance: float = 0.0
     """How far ``received`` may be from the formula, relative to its norm. 0: they are equal bit by bit."""
     scheduler_calls: int = 1
@@ -101,6 +115,10 @@ class TinyPipeline:
         """Full guidance as the pipeline computes it: its formula, then its own normalisation."""
         guided = join(self.formula, cond, uncond, self.scale if scale is None else scale)
         return guided if self.normalise is None else self.normalise(guided, cond)
+
+    def guided(self, step: Step, scale: float | None = None) -> Tensor:
+        """Full guidance of a recorded step; ``scale`` is the scale that the pipeline was given."""
+        return self.guide(*self.branches(step), self.scale_at(step, self.scale if scale is None else scale))
 
 
 def join(formula: Formula, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -135,12 +153,16 @@ def run(
     """
     dtype = dtype or getattr(pipe, tiny.networks[0]).dtype
     arguments = tiny.arguments(steps=steps, batch=batch, seed=seed, dtype=dtype)
-    arguments[tiny.scale_argument] = tiny.scale if scale is None else scale
+    scale = tiny.scale if scale is None else scale
+    if tiny.scale_argument is None:
+        pipe.guider.guidance_scale = scale
+    else:
+        arguments[tiny.scale_argument] = scale
     return tiny.latents(pipe, pipe(**{**arguments, "return_dict": False, **more}))
 
 
 def record(
-    tiny: TinyPipeline, pipe: Any, scale: float | None = None, *, batch: int = 1, **more: Any
+    tiny: TinyPipeline, pipe: Any, scale: float | None = None, *, steps: int = 3, batch: int = 1, **more: Any
 ) -> tuple[Tensor, list[Step]]:
     """``run``, with what was seen of every step.
 
@@ -152,7 +174,7 @@ def record(
     """
     calls: list[tuple[str, Any]] = []
     given: list[dict[str, Any]] = []
-    steps: list[Step] = []
+    seen: list[Step] = []
     scheduler = pipe.scheduler
 
     def saw_output(name: str, output: Any) -> None:
@@ -163,11 +185,12 @@ def record(
         if len(given) % tiny.scheduler_calls:
             return
         sigmas = getattr(scheduler, "sigmas", None)
-        steps.append(
+        seen.append(
             Step(
                 networks=tuple(name for name, _ in calls),
                 outputs=tuple(output for _, output in calls),
-                sigma=None if sigmas is None else float(sigmas[len(steps)]),
+                sigma=None if sigmas is None else float(sigmas[len(seen)]),
+                steps=steps,
                 batch=batch,
                 **arguments,
             )
@@ -175,8 +198,8 @@ def record(
         calls.clear()
 
     with _watched_networks(tiny, pipe, saw_output), _watched_scheduler(scheduler, saw_step):
-        latents = run(tiny, pipe, scale, batch=batch, **more)
-    return latents, steps
+        latents = run(tiny, pipe, scale, steps=steps, batch=batch, **more)
+    return latents, seen
 
 
 @contextmanager
@@ -247,7 +270,9 @@ def shaken(build: Callable[[], M], std: float = 0.1, seed: int = 0) -> M:
         torch.manual_seed(seed)
         module = build().eval().requires_grad_(False)
         with torch.no_grad():
-            for parameter in module.parameters():
+            for name, parameter in module.named_parameters():
+                if name.endswith("pad_token"):  # Lumina's and Z-Image's are uninitialised memory
+                    parameter.zero_()
                 parameter.add_(torch.randn_like(parameter), alpha=std)
     return module
 

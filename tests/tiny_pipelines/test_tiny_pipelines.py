@@ -21,8 +21,7 @@ def test_the_scheduler_receives_the_formula(tiny: TinyPipeline, batch: int) -> N
     assert len(steps) == 3
     assert latents.isfinite().all()
     for step in steps:
-        cond, uncond = tiny.branches(step)
-        guided = tiny.guide(cond, uncond)
+        guided = tiny.guided(step)
         received = tiny.received(step)
         assert received.shape == guided.shape
         if tiny.tolerance:
@@ -62,7 +61,7 @@ def test_runs_in_bfloat16(tiny: TinyPipeline) -> None:
     latents, steps = record(tiny, pipe)
     assert latents.isfinite().all()
     for step in steps:
-        guided = tiny.guide(*tiny.branches(step))
+        guided = tiny.guided(step)
         assert tiny.received(step).dtype == guided.dtype
         if not tiny.tolerance:
             assert torch.equal(tiny.received(step), guided)
