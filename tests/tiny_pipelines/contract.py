@@ -287,6 +287,19 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def in_dtype(pipe: Any, dtype: torch.dtype) -> Any:
+    """The pipeline in a dtype as ``from_pretrained(torch_dtype=...)`` casts it: a network's
+    ``_keep_in_fp32_modules`` stay in fp32. ``pipe.to`` would cast them too, and Kandinsky 5 would not run."""
+    for module in pipe.components.values():
+        kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+        if isinstance(module, nn.Module) and not kept:
+            module.to(dtype)
+        elif isinstance(module, nn.Module):
+            for name, parameter in module.named_parameters():
+                parameter.data = parameter.data.to(torch.float32 if kept.intersection(name.split(".")) else dtype)
+    return pipe
+
+
 def quiet(pipe: Any) -> Any:
     """The pipeline without its progress bar."""
     pipe.set_progress_bar_config(disable=True)
