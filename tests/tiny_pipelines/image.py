@@ -7,6 +7,7 @@ one step. Latents are 8 by 12, so that a swap of height and width shows; DiT's a
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,14 +127,17 @@ class _KeptLatents:
 
 
 def _make_dit() -> Any:
-    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: DiTTransformer2DModel(
+        lambda: diffusers.DiTTransformer2DModel(
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8
         )
     )
-    return quiet(DiTPipeline(transformer=network, vae=_KeptLatents(), scheduler=DDIMScheduler(clip_sample=False)))
+    return quiet(
+        diffusers.DiTPipeline(
+            transformer=network, vae=_KeptLatents(), scheduler=diffusers.DDIMScheduler(clip_sample=False)
+        )
+    )
 
 
 def _dit_arguments(
@@ -170,7 +174,7 @@ DIT = TinyPipeline(
 
 
 def _make_pixart(pipeline: str) -> Any:
-    import diffusers
+    diffusers: Any = import_module("diffusers")
 
     network = shaken(
         lambda: diffusers.PixArtTransformer2DModel(
@@ -219,15 +223,14 @@ _UNET: dict[str, Any] = {
 
 
 def _make_sd15() -> Any:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
-    network = shaken(lambda: UNet2DConditionModel(**_UNET))
-    scheduler = DDIMScheduler(
+    diffusers: Any = import_module("diffusers")
+    network = shaken(lambda: diffusers.UNet2DConditionModel(**_UNET))
+    scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
     return quiet(
-        StableDiffusionPipeline(
+        diffusers.StableDiffusionPipeline(
             unet=network, scheduler=scheduler, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False, **NO_ENCODER,
         )
@@ -235,16 +238,15 @@ def _make_sd15() -> Any:
 
 
 def _make_sdxl() -> Any:
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-
+    diffusers: Any = import_module("diffusers")
     # SDXL adds the pooled prompt (8) and six size numbers (8 features each) to the timestep
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 56}  # fmt: skip
-    network = shaken(lambda: UNet2DConditionModel(**_UNET, **added))
-    scheduler = EulerDiscreteScheduler(
+    network = shaken(lambda: diffusers.UNet2DConditionModel(**_UNET, **added))
+    scheduler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
     )
     return quiet(
-        StableDiffusionXLPipeline(
+        diffusers.StableDiffusionXLPipeline(
             unet=network, scheduler=scheduler, tokenizer_2=None, text_encoder_2=None, add_watermarker=False,
             **NO_ENCODER,
         )
@@ -275,17 +277,16 @@ SDXL = TinyPipeline(
 
 
 def _make_sd3() -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: SD3Transformer2DModel(
+        lambda: diffusers.SD3Transformer2DModel(
             sample_size=16, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=2,
             joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=16,
         )
     )  # fmt: skip
     return quiet(
-        StableDiffusion3Pipeline(
-            transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), tokenizer_2=None,
+        diffusers.StableDiffusion3Pipeline(
+            transformer=network, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), tokenizer_2=None,
             tokenizer_3=None, text_encoder_2=None, text_encoder_3=None, **NO_ENCODER,
         )
     )  # fmt: skip
@@ -305,19 +306,18 @@ SD3 = TinyPipeline(
 
 
 def _make_sana() -> Any:
-    from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: SanaTransformer2DModel(
+        lambda: diffusers.SanaTransformer2DModel(
             in_channels=32, out_channels=32, num_attention_heads=2, attention_head_dim=8, num_layers=1,
             num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=8,
             sample_size=8,
         )
     )  # fmt: skip
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler = diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, final_sigmas_type="zero"
     )
-    return quiet(SanaPipeline(transformer=network, scheduler=scheduler, **NO_ENCODER))
+    return quiet(diffusers.SanaPipeline(transformer=network, scheduler=scheduler, **NO_ENCODER))
 
 
 def _sana_branches(step: Step) -> tuple[Tensor, Tensor]:
@@ -341,15 +341,18 @@ SANA = TinyPipeline(
 
 
 def _make_lumina() -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: LuminaNextDiT2DModel(
+        lambda: diffusers.LuminaNextDiT2DModel(
             sample_size=8, in_channels=4, hidden_size=16, num_layers=1, num_attention_heads=2, num_kv_heads=1,
             multiple_of=16, cross_attention_dim=8,
         )
     )  # fmt: skip
-    return quiet(LuminaPipeline(transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(), **NO_ENCODER))
+    return quiet(
+        diffusers.LuminaPipeline(
+            transformer=network, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **NO_ENCODER
+        )
+    )
 
 
 def _lumina_branches(step: Step) -> tuple[Tensor, Tensor]:
@@ -372,16 +375,17 @@ LUMINA = TinyPipeline(
 
 
 def _make_lumina_2() -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: Lumina2Transformer2DModel(
+        lambda: diffusers.Lumina2Transformer2DModel(
             sample_size=8, in_channels=16, hidden_size=24, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
             num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 4, 4), axes_lens=(32, 32, 32), cap_feat_dim=8,
         )
     )  # fmt: skip
     return quiet(
-        Lumina2Pipeline(transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0), **NO_ENCODER)
+        diffusers.Lumina2Pipeline(
+            transformer=network, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0), **NO_ENCODER
+        )
     )
 
 
@@ -405,22 +409,20 @@ LUMINA_2 = TinyPipeline(
 
 
 def _shifting_scheduler(**settings: Any) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **settings)
+    diffusers: Any = import_module("diffusers")
+    return diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **settings)
 
 
 def _make_flux() -> Any:
-    from diffusers import FluxPipeline, FluxTransformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: FluxTransformer2DModel(
+        lambda: diffusers.FluxTransformer2DModel(
             in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
             joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
         )
     )  # fmt: skip
     return quiet(
-        FluxPipeline(
+        diffusers.FluxPipeline(
             transformer=network, scheduler=_shifting_scheduler(shift=3.0), tokenizer_2=None, text_encoder_2=None,
             **NO_ENCODER,
         )
@@ -442,22 +444,21 @@ FLUX = TinyPipeline(
 
 
 def _make_flux_2_klein() -> Any:
-    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     # the pipeline reads the autoencoder's batch norm, and the length of block_out_channels
-    autoencoder = AutoencoderKLFlux2(
+    autoencoder = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2,
     )  # fmt: skip
     network = shaken(
-        lambda: Flux2Transformer2DModel(
+        lambda: diffusers.Flux2Transformer2DModel(
             in_channels=128, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
             joint_attention_dim=16, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
         ),
         std=0.2,
     )  # fmt: skip
     return quiet(
-        Flux2KleinPipeline(
+        diffusers.Flux2KleinPipeline(
             transformer=network, scheduler=_shifting_scheduler(shift=3.0), is_distilled=False,
             **{**NO_ENCODER, "vae": autoencoder},
         )
@@ -478,16 +479,15 @@ FLUX_2_KLEIN = TinyPipeline(
 
 
 def _make_chroma() -> Any:
-    from diffusers import ChromaPipeline, ChromaTransformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: ChromaTransformer2DModel(
+        lambda: diffusers.ChromaTransformer2DModel(
             in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
             joint_attention_dim=16, axes_dims_rope=(4, 6, 6), approximator_num_channels=8,
             approximator_hidden_dim=16, approximator_layers=1,
         )
     )  # fmt: skip
-    return quiet(ChromaPipeline(transformer=network, scheduler=_shifting_scheduler(), **NO_ENCODER))
+    return quiet(diffusers.ChromaPipeline(transformer=network, scheduler=_shifting_scheduler(), **NO_ENCODER))
 
 
 CHROMA = TinyPipeline(
@@ -504,16 +504,15 @@ CHROMA = TinyPipeline(
 
 
 def _make_qwen_image() -> Any:
-    from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: QwenImageTransformer2DModel(
+        lambda: diffusers.QwenImageTransformer2DModel(
             in_channels=64, out_channels=16, num_layers=1, attention_head_dim=16, num_attention_heads=2,
             joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
         )
     )  # fmt: skip
     scheduler = _shifting_scheduler(base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02)
-    return quiet(QwenImagePipeline(transformer=network, scheduler=scheduler, **NO_ENCODER))
+    return quiet(diffusers.QwenImagePipeline(transformer=network, scheduler=scheduler, **NO_ENCODER))
 
 
 QWEN_IMAGE = TinyPipeline(
@@ -532,16 +531,17 @@ QWEN_IMAGE = TinyPipeline(
 
 
 def _make_z_image() -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-
+    diffusers: Any = import_module("diffusers")
     network = shaken(
-        lambda: ZImageTransformer2DModel(
+        lambda: diffusers.ZImageTransformer2DModel(
             in_channels=16, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8,
             axes_dims=[4, 6, 6], axes_lens=[64, 16, 16],
         )
     )  # fmt: skip
     return quiet(
-        ZImagePipeline(transformer=network, scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0), **NO_ENCODER)
+        diffusers.ZImagePipeline(
+            transformer=network, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0), **NO_ENCODER
+        )
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny_pipelines import PIPELINES, TinyPipeline, record, run
+from tiny_pipelines import PIPELINES, TinyPipeline, in_dtype, record, run
 
 each = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 
@@ -57,7 +57,7 @@ def test_runs_repeat_and_the_scale_matters(tiny: TinyPipeline) -> None:
 
 @pytest.mark.parametrize("tiny", [tiny for tiny in PIPELINES if tiny.bf16], ids=str)
 def test_runs_in_bfloat16(tiny: TinyPipeline) -> None:
-    pipe = tiny.make().to(torch.bfloat16)
+    pipe = in_dtype(tiny.make(), torch.bfloat16)
     latents, steps = record(tiny, pipe)
     assert latents.isfinite().all()
     for step in steps:
@@ -65,3 +65,15 @@ def test_runs_in_bfloat16(tiny: TinyPipeline) -> None:
         assert tiny.received(step).dtype == guided.dtype
         if not tiny.tolerance:
             assert torch.equal(tiny.received(step), guided)
+
+
+@pytest.mark.parametrize("name", ["flux", "flux-2-klein", "chroma", "qwen-image"])
+def test_packed_channels_are_the_pipelines_own(name: str) -> None:
+    tiny = next(tiny for tiny in PIPELINES if tiny.name == name)
+    pipe = tiny.make()
+    latents = torch.randn(2, tiny.channels, 8, 12)
+    if name == "flux-2-klein":
+        packed = pipe._pack_latents(pipe._patchify_latents(latents))
+    else:
+        packed = pipe._pack_latents(latents, 2, tiny.channels, 8, 12)
+    assert torch.equal(tiny.to_channels(packed), latents)
