@@ -27,9 +27,12 @@ _ROOMS = {
     "Pipeline": "pipeline",
     "Request": "request",
     "Video": "media",
+    "apply": "bridges.diffusers.apply",
+    "from_diffusers": "pipeline",
     "inspect_checkpoint": "models.checkpoint",
     "load": "pipeline",
     "load_checkpoint": "models.checkpoint",
+    "remove": "bridges.diffusers.apply",
 }
 __all__ = [
     "IDDPM",
@@ -43,19 +46,23 @@ __all__ = [
     "Pipeline",
     "Request",
     "Video",
+    "apply",
+    "from_diffusers",
     "inspect_checkpoint",
     "load",
     "load_checkpoint",
+    "remove",
 ]
 
 if TYPE_CHECKING:
+    from .bridges.diffusers.apply import apply, remove
     from .bridges.opensora import IDDPM
     from .core.errors import InputError
     from .diffusion import NoiseLevel, NoiseSchedule
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
     from .media import Video
     from .models.checkpoint import inspect_checkpoint, load_checkpoint
-    from .pipeline import Pipeline, load
+    from .pipeline import Pipeline, from_diffusers, load
     from .request import Request
 
 

@@ -1,0 +1,1 @@
+"""Guidance in pipelines of the diffusers library: by a hook, a guider, a number, a scheduler."""

@@ -1,0 +1,67 @@
+"""The pipeline call that is running: its arguments, which many pipelines keep in local variables only."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PipelineCall:
+    """A call of a pipeline that has not returned."""
+
+    pipeline: Any
+    """The pipeline that is called."""
+    variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The local variables of its ``__call__``; empty where no call was found."""
+
+    @classmethod
+    def running(cls, network: Any, otherwise: Any) -> PipelineCall:
+        """The innermost call, above on the stack, of a pipeline that has the network.
+
+        Args:
+            network: the module that is running.
+            otherwise: the pipeline to take where the network is run by a loop of the user's own.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_name == "__call__":
+                variables = frame.f_locals
+                owner = variables.get("self")
+                if isinstance(getattr(owner, "components", None), dict) and owns(owner, network):
+                    return cls(owner, variables)
+            frame = frame.f_back
+        return cls(otherwise)
+
+    def get(self, name: str) -> Any:
+        """A variable of the call; an attribute of the pipeline for a name that begins with an underscore; an attribute
+        of a component for ``component.name``. None where there is no such thing.
+        """
+        component, dot, attribute = name.partition(".")
+        if dot:
+            return getattr(getattr(self.pipeline, component, None), attribute, None)
+        return getattr(self.pipeline, name, None) if name.startswith("_") else self.variables.get(name)
+
+    @property
+    def guides(self) -> bool | None:
+        """Whether the pipeline runs an unconditional branch; None where the call does not say."""
+        if not self.variables:
+            return None
+        for name in ("do_classifier_free_guidance", "do_true_cfg"):
+            if name in self.variables:
+                return bool(self.variables[name])
+        said = getattr(self.pipeline, "do_classifier_free_guidance", None)
+        return None if said is None else bool(said)
+
+
+def owns(pipeline: Any, network: Any) -> bool:
+    """Whether a network is a component of a pipeline."""
+    return any(is_same(part, network) for part in pipeline.components.values())
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two modules are one network, compiled or not."""
+    return getattr(one, "_orig_mod", one) is getattr(other, "_orig_mod", other)

@@ -1,0 +1,221 @@
+"""How each family of diffusers pipelines guides: all that ``apply`` must know of someone else's loop, in one table."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from ...core.errors import InputError
+from ...guidance import ChannelChoice
+from .calls import PipelineCall
+from .layouts import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    CHANNELS_THIRD,
+    Layout,
+    grid_of_ids,
+    grid_of_shapes,
+    grid_of_sizes,
+)
+
+Order = Literal["uncond, cond", "cond, uncond", "two calls"]
+ALL = ChannelChoice()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: pipelines that run their branches and combine them in the same way.
+
+    The formula is uncond + s (cond - uncond), where s is what the pipeline's own argument says, plus ``offset``.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    """Class names."""
+    order: Order
+    """Both branches in one doubled batch, in this order; or two calls on the same latents, cond first."""
+    networks: tuple[str, ...] = ("transformer",)
+    """Components that denoise."""
+    layout: Layout = CHANNELS_FIRST
+    """Of the network's input and output."""
+    argument: str = "guidance_scale"
+    """The argument of a call that holds its scale."""
+    offset: float = 0.0
+    """1 for pipelines whose formula is cond + s (cond - uncond)."""
+    sign: int = 1
+    """-1 where the pipeline negates the network's output before its scheduler takes it."""
+    guided: ChannelChoice = ALL
+    """Channels that the pipeline itself guides."""
+    solved: bool = False
+    """Of two calls: the pipeline changes the conditional prediction before it makes the second. Then the unconditional
+    one is solved for, so that the pipeline's formula gives what is wanted."""
+    known: bool = True
+    """False for one that was read off a pipeline's source code. It takes no rule."""
+    mixes: Callable[[PipelineCall], str | None] = lambda call: None
+    """Names what mixes channels after guidance in a call, beside ``guidance_rescale``; None where nothing does."""
+    refuses: Callable[[PipelineCall], str | None] = lambda call: None
+    """Says why a call cannot take a guidance of ours."""
+
+    def given_scale(self, call: PipelineCall) -> float | None:
+        """The scale that a call was given, in the pipeline's own form; None where it is not known."""
+        return _number(call.get(self.argument))
+
+    def present_scale(self, call: PipelineCall) -> float | None:
+        """The scale s in use at the present step, in the form above: 1 is no guidance. None where it is not known."""
+        if call.get("use_dynamic_cfg"):  # CogVideoX computes a step's scale after the network has run
+            return None
+        found = call.get("current_guidance_scale")  # Wan, Z-Image
+        if found is None and self.argument == "guidance_scale":
+            found = call.get("_guidance_scale")  # a callback may have changed it
+        found = _number(call.get(self.argument) if found is None else found)
+        return None if found is None else found + self.offset
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _qwen(call: PipelineCall) -> str | None:
+    return "its own normalisation of every token"
+
+
+def _lumina2(call: PipelineCall) -> str | None:
+    return "cfg_normalization" if call.get("cfg_normalization") else None
+
+
+def _z_image(call: PipelineCall) -> str | None:
+    return "cfg_normalization" if call.get("_cfg_normalization") else None
+
+
+def _other_guider(call: PipelineCall) -> str | None:
+    name = type(call.pipeline.guider).__name__
+    if name == "ClassifierFreeGuidance":
+        return None
+    return f"the pipeline's guider {name} guides in its own way: give it diffusers' ClassifierFreeGuidance"
+
+
+def _guider_mixes(call: PipelineCall) -> str | None:
+    if _other_guider(call):
+        return f"its guider {type(call.pipeline.guider).__name__}"
+    return "guidance_rescale of its guider" if call.pipeline.guider.guidance_rescale else None
+
+
+_FLUX = Layout(axis=-1, patch=2, grid=grid_of_ids)
+_LTX = Layout(axis=-1, grid=grid_of_sizes)
+_QWEN = Layout(axis=-1, patch=2, grid=grid_of_shapes)
+
+FAMILIES: tuple[Family, ...] = (
+    Family("DiT", ("DiTPipeline",), "cond, uncond"),
+    Family("PixArt", ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "uncond, cond"),
+    Family("Latte", ("LattePipeline",), "uncond, cond"),
+    Family("Allegro", ("AllegroPipeline",), "uncond, cond"),
+    Family("Stable Diffusion", ("StableDiffusionPipeline",), "uncond, cond", ("unet",)),
+    Family("Stable Diffusion XL", ("StableDiffusionXLPipeline",), "uncond, cond", ("unet",)),
+    Family("Stable Diffusion 3", ("StableDiffusion3Pipeline",), "uncond, cond"),
+    Family("Sana", ("SanaPipeline",), "uncond, cond"),
+    Family("CogVideoX", ("CogVideoXPipeline",), "uncond, cond", layout=CHANNELS_THIRD),
+    Family("Mochi", ("MochiPipeline",), "uncond, cond"),
+    Family("LTX-Video", ("LTXPipeline",), "uncond, cond", layout=_LTX),
+    Family("LTX-2", ("LTX2Pipeline",), "uncond, cond", layout=_LTX),
+    Family(
+        "Wan", ("WanPipeline",), "two calls", ("transformer", "transformer_2"),
+    ),
+    Family("HunyuanVideo", ("HunyuanVideoPipeline",), "two calls", argument="true_cfg_scale"),
+    Family("HunyuanVideo 1.5", ("HunyuanVideo15Pipeline",), "two calls", argument="guider.guidance_scale",
+           mixes=_guider_mixes, refuses=_other_guider),
+    Family("Flux", ("FluxPipeline",), "two calls", layout=_FLUX, argument="true_cfg_scale"),
+    Family("Flux 2 Klein", ("Flux2KleinPipeline",), "two calls", layout=_FLUX),
+    Family("Chroma", ("ChromaPipeline",), "two calls", layout=_FLUX),
+    Family("Qwen-Image", ("QwenImagePipeline",), "two calls", layout=_QWEN, mixes=_qwen,
+           argument="true_cfg_scale"),
+    Family("Z-Image", ("ZImagePipeline",), "cond, uncond", offset=1, sign=-1, mixes=_z_image),
+    Family("Lumina", ("LuminaPipeline",), "cond, uncond", sign=-1, guided=ChannelChoice(count=3)),
+    Family("Lumina 2", ("Lumina2Pipeline",), "two calls", sign=-1, mixes=_lumina2),
+    Family("Kandinsky 5", ("Kandinsky5T2VPipeline",), "two calls", layout=CHANNELS_LAST),
+    Family("Cosmos 1", ("CosmosTextToWorldPipeline",), "two calls", offset=1, solved=True),
+    Family("Cosmos 2.5", ("Cosmos2_5_PredictBasePipeline",), "two calls", offset=1, solved=True),
+)  # fmt: skip
+
+_BY_PIPELINE = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
+_NEGATIVE = ("uncond", "neg")
+_COUPLING = ("rescale_noise_cfg", "norm", "vector_norm")
+
+
+@lru_cache(maxsize=64)
+def family_of(pipeline: type[Any]) -> Family:
+    """The family of a pipeline class: from the table or, for a class that is not in it, from its source code.
+
+    A subclass counts as its parent only where it inherits ``__call__``.
+
+    Raises:
+        InputError: the source code does not show how the branches are ordered.
+    """
+    for parent in pipeline.__mro__:
+        if "__call__" in vars(parent):
+            if parent.__name__ in _BY_PIPELINE:
+                return _BY_PIPELINE[parent.__name__]
+            return _read(pipeline, vars(parent)["__call__"])
+    raise InputError(f"{pipeline.__name__} is not a pipeline: give one of diffusers, such as WanPipeline")
+
+
+def _read(pipeline: type[Any], call: Any) -> Family:
+    """The order of branches, read from how a pipeline's code names them."""
+    name = pipeline.__name__
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(call))))
+    except (OSError, TypeError, SyntaxError):
+        raise _unreadable(name, "its source code cannot be read") from None
+    networks = tuple(part for part in ("transformer", "transformer_2", "unet") if f"'{part}'" in ast.dump(tree))
+    halves = [names for names in _halves(tree) if len(names) == 2 and len({*map(_is_negative, names)}) == 2]
+    orders = {"uncond, cond" if _is_negative(first) else "cond, uncond" for first, _ in halves}
+    calls = [_is_negative(target) for target in _network_calls(tree, networks)]
+    if not halves and calls[:2] == [False, True]:
+        orders = {"two calls"}
+    if len(orders) != 1 or not networks:
+        raise _unreadable(name, "its code does not show which branch comes first")
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | attributes
+    couples = next((word for word in _COUPLING if word in names), None)
+    order: Any = orders.pop()
+    return Family(
+        name, (name,), order, networks, known=False,
+        argument="true_cfg_scale" if "true_cfg_scale" in inspect.signature(call).parameters else "guidance_scale",
+        mixes=lambda call: None if couples is None else f"{couples} in its code",
+    )  # fmt: skip
+
+
+def _halves(tree: ast.AST) -> Iterator[list[str]]:
+    """The names that ``a, b = x.chunk(2)`` and its like bind."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Assign(
+                targets=[ast.Tuple(elts=targets)], value=ast.Call(func=ast.Attribute(attr="chunk" | "split"))
+            ):
+                yield [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _network_calls(tree: ast.AST, networks: tuple[str, ...]) -> Iterator[str]:
+    """The names that calls of the networks are bound to, in the order of the code."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            for part in ast.walk(node.value):
+                if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in networks:
+                    found.append((node.lineno, node.targets[0].id))
+    yield from (name for _, name in sorted(found))
+
+
+def _is_negative(name: str) -> bool:
+    return any(word in name.lower() for word in _NEGATIVE)
+
+
+def _unreadable(name: str, why: str) -> InputError:
+    return InputError(
+        f"{name} is not among the pipelines whose guidance is known, and {why}: give family=Family(...) of "
+        "guidon.bridges.diffusers.families, or put ChannelGuidance where the pipeline takes a guider"
+    )

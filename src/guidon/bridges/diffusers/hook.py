@@ -1,0 +1,382 @@
+"""What happens to the branches of a step between someone else's network and someone else's formula.
+
+The hook sees the predictions of both branches before the pipeline combines them. It changes them in one of two ways:
+
+    mask  The unguided channels of uncond become those of cond. There the pipeline's formula gives cond to the bit,
+          whatever the formula is; the other channels are the pipeline's own.
+    rule  Both branches become the guided prediction g. Every formula maps (g, g) to g, so any rule, scale per channel
+          and timing holds exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from ...core.errors import InputError, setting
+from ...diffusion import NoiseLevel, Parameterization, split_prediction
+from ...guidance import START, ChannelChoice, ChannelScale, Guidance, GuidedStep, Memory, Observe
+from ...guidance.rules import CFG
+from ...guidance.timing import CONSTANT
+from .calls import PipelineCall, is_same
+from .families import Family, family_of
+from .layouts import Layout
+from .levels import DETERMINISTIC, Course
+
+Output = TypeVar("Output")
+
+
+def is_plain(guidance: Guidance) -> bool:
+    """Whether a guidance is uncond + s (cond - uncond) with one s throughout, on some of the channels."""
+    return isinstance(guidance.rule, CFG) and guidance.timing == CONSTANT and isinstance(guidance.scale, float)
+
+
+@dataclass(eq=False)
+class _Seen:
+    """The first call of a network on some latents. It is kept until the network sees others."""
+
+    network: Any
+    noisy: Tensor
+    version: int | None
+    """Of ``noisy``: how often it was changed in place. None for a copy."""
+    cond: Tensor | None
+    """The conditional prediction, until the unconditional one has come."""
+
+    def is_of(self, network: Any, noisy: Tensor) -> bool:
+        """Whether a call is of the same network on the same latents."""
+        if network is not self.network or noisy.shape != self.noisy.shape or noisy.dtype != self.noisy.dtype:
+            return False
+        if self.version is not None and self.noisy._version != self.version:
+            return False
+        return noisy is self.noisy or torch.equal(noisy, self.noisy)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One call of a network inside a running pipeline."""
+
+    call: PipelineCall
+    family: Family
+    network: Any
+    noisy: Tensor
+    """The latents that the network is given, (B or 2B, ...)."""
+    prediction: Tensor
+    given: Mapping[str, Any]
+    """The network's keyword arguments."""
+    index: int
+    """Number of the sampling step."""
+    course: Course
+
+    @property
+    def name(self) -> str:
+        """The pipeline's class."""
+        return type(self.call.pipeline).__name__
+
+
+class GuidanceHook:
+    """One application of guidance to a pipeline. It carries the rule's memory through a run.
+
+    Args:
+        pipe: the pipeline.
+        guidances: what to do in each denoiser, in the order of ``Family.networks``; the last one holds for those that
+            follow. None keeps the pipeline's own guidance, on ``channels``.
+        channels: see ``guidances``.
+        observe: called with every guided step.
+        family: how the pipeline guides; None to look it up.
+    """
+
+    def __init__(
+        self,
+        pipe: ref[Any],
+        guidances: Sequence[Guidance] | None,
+        channels: ChannelChoice,
+        observe: Observe | None,
+        family: Family | None,
+    ) -> None:
+        self.pipe, self.guidances, self.channels, self.observe, self.family = pipe, guidances, channels, observe, family
+        self.timesteps: Tensor | None = None
+        self.course: Course | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.index = 0
+        self.memory: Memory = START
+        self.paired = False
+        self.seen: _Seen | None = None
+
+    def after_network(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The forward hook: what takes the place of the network's output, or None to leave it."""
+        call = PipelineCall.running(network, self.pipe())
+        if call.pipeline is None:  # the pipeline is gone, and with it what was asked of it
+            return None
+        family = self.family or family_of(type(call.pipeline))
+        index, course = self._count(call.pipeline.scheduler, args[1] if len(args) > 1 else kwargs.get("timestep"))
+        noisy, prediction = _stacked(_noisy(args, kwargs)), _stacked(_prediction(output))
+        run = _Run(call, family, network, noisy, prediction, kwargs, index, course)
+        changed = self._second_call(run) if family.order == "two calls" else self._doubled_batch(run)
+        return None if changed is None else _with_prediction(output, changed)
+
+    def _count(self, scheduler: Any, timestep: Tensor | float | None) -> tuple[int, Course]:
+        """The number of the present step, and the run's course. A new run forgets the one before."""
+        if self.course is None or scheduler.timesteps is not self.timesteps:  # a scheduler makes new ones for each run
+            self.timesteps, self.course = scheduler.timesteps, Course.of(scheduler)
+            self._begin()
+        index = self.course.step(scheduler, timestep)
+        if index < self.index:
+            self._begin()
+        self.index = index
+        return index, self.course
+
+    # the two branches of a step
+
+    def _doubled_batch(self, run: _Run) -> Tensor | None:
+        """Both branches in one batch: the halves of its latents are equal. Other calls are a branch alone."""
+        half = len(run.noisy) // 2
+        if run.call.guides is False or len(run.noisy) % 2 or not torch.equal(run.noisy[:half], run.noisy[half:]):
+            self._expect_pair(run)
+            return None
+        self.paired = True
+        first, second = run.prediction[:half], run.prediction[half:]
+        if run.family.order == "cond, uncond":
+            changed = self._changed(run, first, second, run.noisy[:half])
+            return None if changed is None else torch.cat(changed)
+        changed = self._changed(run, second, first, run.noisy[:half])
+        return None if changed is None else torch.cat(changed[::-1])
+
+    def _second_call(self, run: _Run) -> Tensor | None:
+        """The branches in two calls on the same latents, cond first. A third call belongs to another guidance."""
+        seen = self.seen
+        if seen is None or not seen.is_of(run.network, run.noisy):
+            if seen is not None or run.call.guides is False:
+                self._expect_pair(run)
+            version = None if run.noisy.is_inference() else run.noisy._version
+            noisy = run.noisy.clone() if version is None else run.noisy
+            self.seen = _Seen(run.network, noisy, version, run.prediction)
+            return None
+        if seen.cond is None:
+            return None
+        self.paired = True
+        cond, seen.cond = seen.cond, None
+        changed = self._changed(run, cond, run.prediction, run.noisy)
+        if changed is None:
+            return None
+        wanted, uncond = changed
+        if wanted is cond:
+            return uncond
+        if not run.family.solved:
+            cond.copy_(wanted)  # the pipeline holds this tensor
+            return uncond
+        # cond is out of reach: the pipeline's cond + (s - 1) (cond - uncond) is to give what is wanted
+        scale = run.family.present_scale(run.call)
+        if scale is None or scale == 1:
+            raise InputError(f"{run.name} does not say its guidance scale: give it one above {1 - run.family.offset:g}")
+        return (cond.float() - (wanted.float() - cond.float()) / (scale - 1)).to(cond.dtype)
+
+    def _expect_pair(self, run: _Run) -> None:
+        """Refuse a run that has no unconditional branch, unless none is needed."""
+        guidance = self._guidance(run)
+        needed = self.channels.indices != () if guidance is None else not guidance.is_conditional
+        if needed and not self.paired:
+            raise InputError(
+                f"{run.name} runs no unconditional branch, so that there is nothing to guide: give its own "
+                f"{run.family.argument} a number above {1 - run.family.offset:g}, and a negative prompt if it wants one"
+            )
+
+    def _guidance(self, run: _Run) -> Guidance | None:
+        """What to do in a network."""
+        if self.guidances is None:
+            return None
+        networks = [getattr(run.call.pipeline, name, None) for name in run.family.networks]
+        number = next((k for k, network in enumerate(networks) if is_same(network, run.network)), 0)
+        return self.guidances[min(number, len(self.guidances) - 1)]
+
+    # what the branches become
+
+    def _changed(self, run: _Run, cond: Tensor, uncond: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor] | None:
+        """cond and uncond, such that the pipeline's formula gives what is wanted; None where they do already."""
+        family, layout, guidance = run.family, run.family.layout, self._guidance(run)
+        latents = _latents(run, cond, noisy)
+        channels = layout.channels(latents)
+        choice = self.channels if guidance is None else guidance.scales_for(channels).choice
+        chosen, theirs = choice.indices_for(channels), family.guided.indices_for(channels)
+        mixes = family.mixes(run.call) or _rescales(run.call)
+
+        # mask: the pipeline's own guidance, on some of the channels that it guides
+        given = family.given_scale(run.call)
+        own = guidance is None or (is_plain(guidance) and guidance.scale == given)
+        if own and (chosen == theirs or (mixes is None and set(chosen) <= set(theirs))):
+            self._show_own(run, choice, cond, uncond, latents)
+            return None if chosen == theirs else (cond, _masked(layout, chosen, cond, uncond))
+        why = f"{mixes} mixes channels" if mixes else f"it guides channels {family.guided.text} alone"
+        if guidance is None:
+            raise InputError(
+                f"{run.name} cannot guide channels {choice.text} by itself, as {why}: give guidon.Guidance(scale, "
+                f"channels={choice.text!r}) instead"
+            )
+        if not family.known:
+            fix = f"as {why}: guide all channels" if own else f"if its {family.argument} is another: give it the same"
+            raise InputError(
+                f"the guidance of {run.name} is not known, so that it cannot take scale {guidance.scale} on channels "
+                f"{choice.text}, {fix}"
+            )
+
+        # rule: any other guidance
+        self._refuse_settings(run, guidance)
+        level, parameterization = self._level(run, guidance)
+        grid = layout.grid(run.given) if layout.grid else None
+        x, seen_cond, seen_uncond = _as_latents(run, grid, latents, cond, uncond)
+        if guidance.acts(level, self.memory, channels):
+            scales = guidance.scale_at(level, self.memory, channels)
+            self._show(level, scales, x, seen_cond, seen_uncond, parameterization)
+        wanted, self.memory = guidance.combine(
+            seen_cond, seen_uncond, x, level, self.memory, parameterization=parameterization
+        )
+        guided = cond.clone()
+        part = _cut(guided, latents, layout)
+        part.copy_(layout.pack(_sign(run) * wanted, part, grid))
+        return guided, guided
+
+    def _refuse_settings(self, run: _Run, guidance: Guidance) -> None:
+        """Refuse settings of a call that have no effect, or another one, on a guided prediction."""
+        if (rescales := _rescales(run.call)) and guidance.rule.name != "rescale":
+            phi = rescales.partition("=")[2]
+            raise InputError(
+                f"{rescales} of {run.name} has no effect under a guidance: give 0, and "
+                f'Guidance(..., rule="rescale:phi={phi}"), which rescales the guided channels'
+            )
+        if reason := run.family.refuses(run.call):
+            raise InputError(reason)
+
+    def _level(self, run: _Run, guidance: Guidance) -> tuple[NoiseLevel, Parameterization]:
+        """The level of a step, and what the predictions stand for.
+
+        Raises:
+            InputError: the rule needs to know more of them than the scheduler tells.
+        """
+        level, parameterization = run.course.levels[run.index], run.course.parameterization
+        scheduler = type(run.call.pipeline.scheduler).__name__
+        if guidance.rule.name == "cfg++" and (level.next is None or run.call.get("eta")):
+            raise InputError(
+                f"{setting('guidance')} cfg++ needs a scheduler that adds no noise, with eta 0, and {scheduler} is "
+                f"in use: give one of {', '.join(DETERMINISTIC)}"
+            )
+        if parameterization is None and guidance.rule.space != "own":
+            raise InputError(
+                f"{setting('guidance')} {guidance.rule.name} works on {guidance.rule.space}, and the noise levels of "
+                f"{scheduler} are not known: give a rule that works on predictions, such as cfg or rescale"
+            )
+        return level, parameterization or "eps"
+
+    # the observer
+
+    def _show_own(self, run: _Run, choice: ChannelChoice, cond: Tensor, uncond: Tensor, latents: Tensor) -> None:
+        """Show a step of the pipeline's own guidance."""
+        if self.observe is None:
+            return
+        scale = run.family.present_scale(run.call)
+        if scale is None:
+            raise InputError(
+                f"{run.name} does not say the scale of every step, so it cannot be traced: give a guidance"
+            )
+        layout = run.family.layout
+        scales = ChannelScale.parse(scale, choice, channels=layout.channels(latents))
+        level, parameterization = run.course.levels[run.index], run.course.parameterization or "eps"
+        grid = layout.grid(run.given) if layout.grid else None
+        self._show(level, scales, *_as_latents(run, grid, latents, cond, uncond), parameterization)
+
+    def _show(
+        self,
+        level: NoiseLevel,
+        scale: ChannelScale,
+        x: Tensor,
+        cond: Tensor,
+        uncond: Tensor,
+        parameterization: Parameterization,
+    ) -> None:
+        if self.observe is not None:
+            cond, uncond = (split_prediction(branch, x.shape[1])[0] for branch in (cond, uncond))
+            self.observe(GuidedStep(level, scale, cond, uncond, x, parameterization))
+
+
+# a pipeline's tensors
+
+
+def _latents(run: _Run, cond: Tensor, noisy: Tensor) -> Tensor:
+    """The part of the network's input that is noisy latents: neither condition channels nor reference tokens."""
+    layout, running = run.family.layout, run.call.get("latents")
+    if layout.grid is not None and isinstance(running, Tensor) and running.ndim == 3:
+        noisy = noisy.narrow(1, 0, min(noisy.shape[1], running.shape[1]))
+    channels, predicted = layout.channels(noisy), layout.channels(cond)
+    if predicted < channels:
+        return layout.first(noisy, predicted)
+    if predicted not in (channels, 2 * channels):
+        raise InputError(
+            f"the network of {run.name} predicts {predicted} channels for {channels}: expected {channels} or "
+            f"{2 * channels}; give family=Family(..., layout=...) if its channels lie elsewhere"
+        )
+    return noisy
+
+
+def _as_latents(
+    run: _Run, grid: tuple[int, ...] | None, latents: Tensor, cond: Tensor, uncond: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, cond and uncond with channels second; the branches in the sign that the scheduler takes."""
+    layout, sign = run.family.layout, _sign(run)
+    cond, uncond = (sign * layout.unpack(_cut(branch, latents, layout), grid) for branch in (cond, uncond))
+    return layout.unpack(latents, grid), cond, uncond
+
+
+def _sign(run: _Run) -> int:
+    return run.family.sign * run.course.sign
+
+
+def _cut(prediction: Tensor, latents: Tensor, layout: Layout) -> Tensor:
+    """A view of a prediction, as long as the latents where tokens are packed."""
+    return prediction if layout.grid is None else prediction.narrow(1, 0, latents.shape[1])
+
+
+def _masked(layout: Layout, chosen: Sequence[int], cond: Tensor, uncond: Tensor) -> Tensor:
+    """uncond, whose unguided channels are those of cond. A learned variance is not guided."""
+    axis = layout.axis % uncond.ndim
+    guided = torch.zeros(uncond.shape[axis], dtype=torch.bool, device=uncond.device)
+    guided.view(-1, layout.patch**2)[list(chosen)] = True
+    return torch.where(guided.view(-1, *[1] * (uncond.ndim - 1 - axis)), uncond, cond)
+
+
+def _noisy(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The latents that a network is given."""
+    if args:
+        return args[0]
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else kwargs["sample"]
+
+
+def _prediction(output: Any) -> Any:
+    """What a network predicts: the first of a tuple, the ``sample`` of a model output."""
+    return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+
+
+def _with_prediction(output: Output, prediction: Tensor) -> Output:
+    """The same output with another prediction."""
+    found = _prediction(output)
+    new: Any = list(prediction.unbind()) if isinstance(found, list) else prediction
+    if isinstance(output, tuple):
+        return (new, *output[1:])  # type: ignore[return-value]
+    if isinstance(output, Tensor):
+        return new
+    return replace(output, sample=new)  # type: ignore[type-var]
+
+
+def _stacked(given: Tensor | list[Tensor]) -> Tensor:
+    """A batch; some networks take and give a list with one entry a sample."""
+    return torch.stack(given) if isinstance(given, list) else given
+
+
+def _rescales(call: PipelineCall) -> str | None:
+    """The setting that rescales a guided prediction over all its channels."""
+    phi = float(call.get("guidance_rescale") or call.get("_guidance_rescale") or 0)
+    return f"guidance_rescale={phi:g}" if phi else None

@@ -1,0 +1,95 @@
+"""How noisy the latents of a diffusers pipeline are at every step of a run, as its scheduler says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import sqrt
+from typing import Any
+
+from torch import Tensor
+
+from ...diffusion import NoiseLevel, Parameterization
+
+DETERMINISTIC = (
+    "DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)  # fmt: skip
+"""First-order schedulers that add no noise. Their levels know the one that comes next."""
+
+_PREDICTED: dict[str, Parameterization] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_UNKNOWN = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The levels that one run of a scheduler visits."""
+
+    levels: tuple[NoiseLevel, ...]
+    """One a step, of the latents that the network is given. alpha and sigma are NaN where the scheduler is unknown."""
+    parameterization: Parameterization | None
+    """What the scheduler takes the network's output for; None where the scheduler is unknown."""
+    sign: int
+    """-1 where the scheduler expects that prediction with the opposite sign."""
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Course:
+        """The course of a diffusers scheduler after its ``set_timesteps``."""
+        config, timesteps = scheduler.config, scheduler.timesteps.tolist()
+        predicted, name = str(config.get("prediction_type", "epsilon")), type(scheduler).__name__
+        given, products = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
+        sigmas: list[float] = given.tolist() if isinstance(given, Tensor) and len(given) >= len(timesteps) else []
+        parameterization, sign = _PREDICTED.get(predicted), 1
+        straight = name.startswith("FlowMatch") or predicted == "flow_prediction" or config.get("use_flow_sigmas")
+        if sigmas and straight:
+            # rectified flow: x = (1 - sigma) x_0 + sigma eps. Mochi counts from 0 and predicts x_0 - eps
+            parameterization = "flow"
+            if config.get("invert_sigmas", False):
+                sigmas, sign = [1 - sigma for sigma in sigmas], -1
+            points = [(1 - sigma, sigma, 1 - sigma) for sigma in sigmas]
+        elif sigmas and name.startswith("EDM"):
+            # Karras et al. 2206.00364, table 1: in units of sigma_data, x_t is variance preserving and the output is -v
+            data = float(config.get("sigma_data", 0.5))
+            parameterization, sign = "v", 1 if predicted == "v_prediction" else -1
+            lengths = [sqrt(sigma**2 + data**2) for sigma in sigmas]
+            points = [
+                (data / length, sigma / length, 1 - sigma / length)
+                for sigma, length in zip(sigmas, lengths, strict=True)
+            ]
+        elif isinstance(products, Tensor) and parameterization is not None:
+            # variance preserving; sigmas, where the scheduler has them, are sigma / alpha
+            table: list[float] = products.tolist()
+            kept = [1 / (1 + sigma**2) for sigma in sigmas] or [_between(table, timestep) for timestep in timesteps]
+            if len(kept) == len(timesteps):
+                kept.append(float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
+            progress = [*(1 - timestep / (len(table) - 1) for timestep in timesteps), 1.0]
+            points = [(sqrt(share), sqrt(1 - share), p) for share, p in zip(kept, progress, strict=False)]
+        else:
+            parameterization = None
+            points = [(_UNKNOWN, _UNKNOWN, k / len(timesteps)) for k in range(len(timesteps))]
+        levels = [NoiseLevel(t, *point) for t, point in zip([*timesteps, 0.0], points, strict=False)]
+        if name in DETERMINISTIC and len(levels) > len(timesteps):
+            levels = [replace(level, next=after) for level, after in pairwise(levels)]
+        return cls(tuple(levels[: len(timesteps)]), parameterization, sign)
+
+    def step(self, scheduler: Any, timestep: Tensor | float | None) -> int:
+        """The number of the scheduler's present step, from 0.
+
+        Args:
+            scheduler: the scheduler.
+            timestep: what the network is given. It is used for schedulers that do not count their steps.
+        """
+        counted = getattr(scheduler, "step_index", None)
+        if counted is None and (hasattr(scheduler, "step_index") or timestep is None):  # the first step
+            counted = getattr(scheduler, "begin_index", None) or 0
+        if counted is None:
+            value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep or 0)
+            counted = min(range(len(self.levels)), key=lambda k: abs(float(self.levels[k].timestep) - value))
+        return min(int(counted), len(self.levels) - 1)
+
+
+def _between(table: list[float], timestep: float) -> float:
+    """The entry at a timestep, which may lie between whole numbers."""
+    low = min(max(int(timestep), 0), len(table) - 1)
+    high = min(low + 1, len(table) - 1)
+    return table[low] + (timestep - low) * (table[high] - table[low])
