@@ -105,7 +105,7 @@ def _latte_branches(step: Step) -> tuple[Tensor, Tensor]:
 
 LATTE = TinyPipeline(
     name="latte",
-    make=lambda: _make_latte("DDIMScheduler"),
+    make=lambda: _make_latte("DDIMScheduler", clip_sample=False),
     arguments=_latte_arguments,
     branches=_latte_branches,
     to_channels=_same,
@@ -113,7 +113,7 @@ LATTE = TinyPipeline(
 )
 LATTE_LEARNED_RANGE = TinyPipeline(
     name="latte-learned-range",
-    make=lambda: _make_latte("DDPMScheduler", variance_type="learned_range"),
+    make=lambda: _make_latte("DDPMScheduler", variance_type="learned_range", clip_sample=False),
     arguments=_latte_arguments,
     branches=_uncond_first,
     to_channels=lambda prediction: prediction[:, :4],
@@ -174,10 +174,11 @@ def _make_cogvideox() -> Any:
             sample_frames=5,
         ), STD,
     )  # fmt: skip
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False
+    )
     return quiet(
-        CogVideoXPipeline(
-            tokenizer=None, text_encoder=None, vae=None, transformer=network, scheduler=CogVideoXDDIMScheduler()
-        )
+        CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=network, scheduler=scheduler)
     )
 
 
@@ -354,6 +355,11 @@ def _ltx2_arguments(
             "stg_scale": 0.0,
             "modality_scale": 1.0,
             "guidance_rescale": 0.0,
+            # None: the same for audio as for video
+            "audio_guidance_scale": None,
+            "audio_stg_scale": None,
+            "audio_modality_scale": None,
+            "audio_guidance_rescale": None,
         }
     )
 
