@@ -12,6 +12,7 @@ from tiny_pipelines import VIDEO, TinyPipeline, join, record, run
 
 NAMED = {tiny.name: tiny for tiny in VIDEO}
 TWO_CALLS = ["wan-2.1", "wan-2.2", "wan-2.2-5b", "hunyuan-video", "hunyuan-video-1.5", "kandinsky-5", "cosmos-1"]
+COPIED = ["cosmos-2", "cosmos-2.5"]
 
 
 def watch(tiny: TinyPipeline, pipe: Any, **more: Any) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ def change_cond_late(tiny: TinyPipeline, pipe: Any) -> Tensor:
     return latents
 
 
-@pytest.mark.parametrize("name", [*TWO_CALLS, "cosmos-2.5"])
+@pytest.mark.parametrize("name", [*TWO_CALLS, *COPIED])
 def test_two_calls_of_a_step_are_given_one_tensor(name: str) -> None:
     tiny = NAMED[name]
     inputs = [call["hidden_states"] for call in watch(tiny, tiny.make())]
@@ -59,8 +60,9 @@ def test_a_late_change_of_cond_is_seen(name: str) -> None:
     assert not torch.equal(change_cond_late(tiny, tiny.make()), run(tiny, tiny.make()))
 
 
-def test_cosmos_25_has_copied_cond_before_the_second_call() -> None:
-    tiny = NAMED["cosmos-2.5"]
+@pytest.mark.parametrize("name", COPIED)
+def test_cond_is_copied_before_the_second_call(name: str) -> None:
+    tiny = NAMED[name]
     assert torch.equal(change_cond_late(tiny, tiny.make()), run(tiny, tiny.make()))
 
 

@@ -697,6 +697,57 @@ COSMOS1 = TinyPipeline(
 )
 
 
+def _make_cosmos2() -> Any:
+    from diffusers import Cosmos2TextToImagePipeline, FlowMatchEulerDiscreteScheduler
+
+    return quiet(
+        Cosmos2TextToImagePipeline(
+            text_encoder=None,
+            tokenizer=None,
+            transformer=_cosmos_network(in_channels=4, extra_pos_embed_type=None),
+            vae=None,
+            scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+            safety_checker=_NothingToCheck(),
+        )
+    )
+
+
+def _cosmos2_arguments(
+    *, steps: int = 3, batch: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    return _shared(steps, batch, seed, dtype) | {"height": 32, "width": 32}
+
+
+def _cosmos2_branches(step: Step) -> tuple[Tensor, Tensor]:
+    sigma = torch.tensor(step.sigma)
+    noisy = sigma / (sigma + 1)
+
+    def data(output: Tensor) -> Tensor:
+        return ((1 - noisy) * step.sample + -noisy * output.float()).to(output.dtype)
+
+    cond, uncond = _cond_then_uncond(step)
+    return data(cond), data(uncond)
+
+
+def _cosmos2_received(step: Step) -> Tensor:
+    # the pipeline goes on with a slope, in fp32
+    (output, *_), _ = step.outputs
+    return (step.sample - step.model_output * torch.tensor(step.sigma)).to(output.dtype)
+
+
+COSMOS2 = TinyPipeline(
+    name="cosmos-2",
+    make=_make_cosmos2,
+    arguments=_cosmos2_arguments,
+    branches=_cosmos2_branches,
+    to_channels=_same,
+    channels=4,
+    formula="c + s (c - u)",
+    received=_cosmos2_received,
+    tolerance=1e-5,
+)
+
+
 def _make_cosmos25() -> Any:
     from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
 
@@ -737,5 +788,5 @@ COSMOS25 = TinyPipeline(
 
 VIDEO: tuple[TinyPipeline, ...] = (
     LATTE, LATTE_LEARNED_RANGE, ALLEGRO, COGVIDEOX, COGVIDEOX_DYNAMIC, MOCHI, LTX, LTX2, WAN21, WAN22, WAN22_5B,
-    HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, KANDINSKY5, COSMOS1, COSMOS25,
+    HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, KANDINSKY5, COSMOS1, COSMOS2, COSMOS25,
 )  # fmt: skip
