@@ -67,7 +67,8 @@ def test_training_looks_at_what_it_exports(tiny_model, tmp_path):
     import shutil
 
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    assert set(look_during_training(folder, 40)) == {"joint", "colour", "shape", "direction", "law_residual"}
+    watched = {"joint", "colour", "shape", "direction", "size", "outline_error", "law_residual"}
+    assert set(look_during_training(folder, 40)) == watched
     assert (tmp_path / "sheets" / "0000040.png").stat().st_size > 1000
 
 

@@ -28,7 +28,8 @@ def landscape(monkeypatch, joint=lambda s: 1.0, wander=0.02):
         noise = np.random.default_rng(len(captions[0])).normal(0, wander, len(captions))
         bowl = 0.1 + sum((s - best) ** 2 for s, best in zip(scales, (1.5, 2, 2.5, 3), strict=True))
         rows = np.ones(len(captions))
-        return {"joint": joint(scales) * rows, "colour_drift": 0.1 * rows, "oversaturation": bowl + noise}
+        steady = {"colour_drift": 0.1 * rows, "outline_error": 0.2 * rows}
+        return {"joint": joint(scales) * rows, "oversaturation": bowl + noise, **steady}
 
     monkeypatch.setattr(tuning, "_measured", measured)
     return asked

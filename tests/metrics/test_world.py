@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from guidon import world
 from guidon.core.errors import InputError
+from guidon.metrics import world_1
 from guidon.metrics.metric import UNSAID
 from guidon.metrics.reading import read_clips
 from guidon.metrics.world import METRICS, Motion, measure, start_spread, starts
+from guidon.world.render import signed_distance
 
 CLIPS = [world.clip("L0", 5, index) for index in range(24)]
 SCENES = [clip.scene for clip in CLIPS]
@@ -100,11 +102,42 @@ def flickering(scene):
     return drawn(scene, backgrounds=[ground * (1.05 if t % 2 else 0.95) for t in range(world.FRAMES)])
 
 
+def of_no_size(scene):
+    """An object whose area is between the two sizes."""
+    return drawn(scene, areas=[math.sqrt(math.prod(world.AREAS.values()))] * world.FRAMES)
+
+
+def bent(scene, bend):
+    """A scene whose outline is moved outwards by bend(angle, radius, t), px, seen from the centroid."""
+    thing, frames = scene.things[0], []
+    y, x = np.mgrid[: world.SIZE, : world.SIZE] + 0.5
+    for t, (cx, cy) in enumerate(thing.centroids()):
+        dx, dy = x - cx, y - cy
+        far = np.hypot(dx, dy)
+        out = signed_distance(thing.shape, world.AREAS[thing.size], dx, dy)
+        alpha = np.clip(0.5 - (out - bend(np.arctan2(dy, dx), far, t)), 0, 1)[..., None]
+        ground = np.asarray(world.BACKGROUNDS[scene.background])
+        frames.append(ground + alpha * (np.asarray(world.COLOURS[thing.colour]) - ground))
+    return np.stack(frames).astype(np.float32)
+
+
+def lumpy(scene):
+    """A radius that varies by 5% along the outline, as the first shipped model drew circles."""
+    radius = math.sqrt(world.AREAS[scene.things[0].size] / math.pi)
+    return bent(scene, lambda angle, far, t: 0.05 * radius * math.sqrt(2) * np.cos(3 * angle + t / 5))
+
+
+def flared(scene):
+    """Corners drawn outwards by a pixel, as that model drew squares."""
+    return bent(scene, lambda angle, far, t: 1.2 * np.maximum(0, -np.cos(4 * angle)) ** 3)
+
+
 CORRUPTIONS = [
     (static, "direction"), (blank, "joint"), (blank, "vanished"), (wrong_direction, "direction"),
     (jitter, "law_residual"), (teleported, "teleport"), (vanishing, "vanished"), (vanishing, "one_object"),
     (colour_drifting, "colour_drift"), (pulsing, "area_cv"), (flipping, "shape_flips"), (second_object, "one_object"),
-    (flickering, "background_flicker"),
+    (flickering, "background_flicker"), (of_no_size, "size"), (of_no_size, "joint"), (lumpy, "outline_error"),
+    (flared, "outline_error"),
 ]  # fmt: skip
 
 
@@ -121,6 +154,7 @@ def test_truth_is_perfect_to_the_stated_floors():
     for name, floor in floors.items():
         assert (PERFECT[name] < floor).all(), name
     assert (PERFECT["fit_psnr"] > 50).all()
+    assert (PERFECT["outline_error"] < 0.08).all()
     assert np.allclose(PERFECT["chroma"], 1, atol=1e-3)
     for name in ("shape_flips", "vanished", "clipped"):
         assert not PERFECT[name].any(), name
@@ -156,6 +190,42 @@ def test_sizes_of_the_corruptions_are_measured():
     assert np.allclose(values["pulsing"]["area_cv"], 0.25 * np.std(np.sin(np.arange(16))), rtol=0.1)
     assert (values["static"]["law_residual"] < 0.03).all()  # stillness looks steady: speed must be shown beside it
     assert (values["static"]["speed"] < 1e-3).all()
+
+
+@pytest.mark.parametrize(("shape", "fault"), [("circle", lumpy), ("square", flared)])
+def test_a_lumpy_circle_and_a_flared_square_are_not_the_shape_asked_for(shape, fault):
+    chosen = [k for k, want in enumerate(WANTED) if want.shape == shape]
+    assert len(chosen) >= 3
+    frames, wanted = np.stack([fault(SCENES[k]) for k in chosen]), [WANTED[k] for k in chosen]
+    seen, before = measure(frames, wanted), measure(frames, wanted, world_1.DEMANDS)
+    assert not seen["shape"].any()
+    assert not seen["joint"].any()
+    assert before["shape"].all()  # nothing else is like it, which is all that the earlier metric asked
+    assert before["joint"].all()
+    if fault is lumpy:
+        radii = np.array([math.sqrt(world.AREAS[want.size] / math.pi) for want in wanted])
+        assert np.allclose(seen["outline_error"], 0.05 * radii, rtol=0.1)
+
+
+def test_a_size_is_judged_within_a_factor_and_only_where_it_is_said():
+    circle = next(scene for scene in SCENES if scene.things[0].shape == "circle")
+    large = one_thing(circle, size="large", motion="still", speed=None, start=(32.0, 32.0))
+    wanted = world.Wanted("circle", None, "large", None, None, None)
+    for factor, right in ((1, 1), (0.85, 1), (0.8, 0), (1.15, 1), (1.25, 0)):
+        clip = drawn(large, areas=[280 * factor] * world.FRAMES)[None]
+        seen = measure(clip, [wanted])
+        assert (seen["size"][0], seen["joint"][0], seen["shape"][0]) == (right, right, 1), factor
+        unsaid = measure(clip, [dataclasses.replace(wanted, size=None)])
+        assert np.isnan(unsaid["size"][0])
+        assert unsaid["joint"][0] == 1
+
+
+def test_the_outline_is_compared_with_the_captions_shape_or_the_nearest():
+    seen = measure(TRUTH, [dataclasses.replace(want, shape=None) for want in WANTED])
+    assert np.array_equal(seen["outline_error"], PERFECT["outline_error"])
+    others = [world.SHAPES[(world.SHAPES.index(want.shape) + 1) % 4] for want in WANTED]
+    wrong = measure(TRUTH, [dataclasses.replace(want, shape=shape) for want, shape in zip(WANTED, others, strict=True)])
+    assert (wrong["outline_error"] > 0.5).all()
 
 
 def test_what_cannot_be_read_fails_or_is_undefined_and_never_guessed():

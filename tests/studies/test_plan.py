@@ -86,11 +86,22 @@ def test_a_plan_of_the_first_format_keeps_its_hash_and_scale():
     stored = {key: value for key, value in FIRST.items() if key != "hash"}
     plan = Plan.model_validate(stored)
     assert plan.hash == FIRST["hash"]
-    assert plan.bench == "world"
+    assert plan.bench == "world-1"  # its metrics mean what they meant
     assert plan.content == stored
     assert plan.unsolved == []
     assert plan.request("matched", slice(1)).guidance.scale == 1.972
     assert Plan.model_validate(stored | {"of_the_world": False}).bench == "video"
+
+
+def test_a_plan_of_the_second_format_keeps_its_hash_and_its_metrics(plan):
+    stored = plan.content | {"format": "guidon study 2"}
+    second = Plan.model_validate(stored)
+    assert (second.bench, second.content, second.hash) == ("world-1", stored, hash_settings(stored))
+    assert "outline_error" not in second.metrics
+    assert "size" not in second.metrics["joint"].meaning
+    assert second.differences(plan) == plan.differences(second) == []  # its folder is gone on with, by its metrics
+    assert plan.model_copy(update={"bench": "video"}).differences(second) == ["bench"]
+    assert Plan.model_validate(stored | {"bench": "video"}).bench == "video"
 
 
 def test_a_plan_of_the_first_format_is_the_same_study_as_one_of_this(tmp_path):

@@ -145,7 +145,8 @@ def tune(
     given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing, "seed_per_prompt": True}
     choices = cast("Choices", given)
     request = pipe.plan(captions, **_with(choices, start.scales))
-    memory = _Journal(journal, request.model_dump(mode="json") | {"weights": pipe.hashes})
+    measured = {"weights": pipe.hashes, "quantities": [goal.keep, *goal.lower]}
+    memory = _Journal(journal, request.model_dump(mode="json") | measured)
 
     # Search on the tuning prompts.
     def values(scales: Sequence[float]) -> Values:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import world
 from ..core.extras import require
+from .outlines import outline_errors
 
 ndimage = require("scipy.ndimage", "measuring clips", "study")
 
@@ -33,6 +34,8 @@ class Reading:
     """(N, T), px, the sum of coverage."""
     likeness: np.ndarray
     """(N, T, shapes), soft IoU with each of ``world.SHAPES`` at the same centroid and area."""
+    outline: np.ndarray
+    """(N, T, shapes), px, RMS distance of the object's outline from that of each of ``world.SHAPES``."""
     clipped: np.ndarray
     """(N,), the fraction of values that are exactly 0 or 1."""
 
@@ -91,6 +94,7 @@ def _read(clips: np.ndarray) -> Reading:
         centroid.reshape(*shape, 2),
         area.reshape(shape),
         _likeness(coverage, centroid, area).reshape(*shape, -1),
+        np.where(seen[:, None], outline_errors(coverage), np.nan).reshape(*shape, -1),
         ((clips <= 0) | (clips >= 1)).mean((1, 2, 3, 4)),
     )
 

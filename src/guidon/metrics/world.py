@@ -26,7 +26,7 @@ _UNSEEN = f"the object is visible in fewer than {BRIEFEST} frames"
 METRICS = named(
     Metric(
         "joint", "alignment", SHARE, (0, 1), "higher",
-        "one_object, colour, shape, direction and background are all right",
+        "one_object, colour, shape, direction, background and size are all right",
     ),
     Metric("one_object", "alignment", SHARE, (0, 1), "higher", "every frame shows exactly one object"),
     Metric(
@@ -35,7 +35,8 @@ METRICS = named(
     ),
     Metric(
         "shape", "alignment", SHARE, (0, 1), "higher",
-        "the shape template of the highest IoU with the object is the caption's", UNSAID,
+        "the shape template of the highest IoU with the object is the caption's, and outline_error is at most 0.25 px",
+        UNSAID,
     ),
     Metric(
         "direction", "alignment", SHARE, (0, 1), "higher",
@@ -47,7 +48,8 @@ METRICS = named(
         "the palette's colour nearest to the background is the caption's", UNSAID,
     ),
     Metric(
-        "size", "alignment", SHARE, (0, 1), "higher", "the size nearest to the object's area is the caption's", UNSAID
+        "size", "alignment", SHARE, (0, 1), "higher",
+        "the object's area is that of the caption's size, within a factor of 1.2", UNSAID,
     ),
     Metric(
         "law_residual", "temporal", PIXELS, (0, math.inf), "lower",
@@ -79,6 +81,11 @@ METRICS = named(
         "speed of the fitted motion; read it beside the others, for a still clip looks steady", _UNSEEN,
     ),
     Metric(
+        "outline_error", "quality", PIXELS, (0, math.inf), "lower",
+        "RMS distance of the object's outline from the nearest outline of the caption's shape, or of any shape if the "
+        "caption names none", _UNSEEN,
+    ),
+    Metric(
         "fit_psnr", "quality", "dB", (0, math.inf), "higher",
         "PSNR between the clip and the scene that was read from it, rendered again", _UNSEEN,
     ),
@@ -89,7 +96,21 @@ METRICS = named(
         f"{_UNSEEN}, or the caption names no colour",
     ),
 )  # fmt: skip
-ALIGNMENT = ("one_object", "colour", "shape", "direction", "background")  # the metrics that must all be 1 for joint
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the alignment metrics ask of a clip."""
+
+    joint: tuple[str, ...] = ("one_object", "colour", "shape", "direction", "background", "size")
+    """The metrics that must all be 1 for joint."""
+    outline: float = 0.25
+    """The largest outline_error of a right shape, px. People see a circle as round up to about there."""
+    size: float = 1.2
+    """The largest factor between the object's area and that of the caption's size. The two sizes are 2.15 apart."""
+
+
+NOW = Demands()
 
 
 @dataclass(frozen=True)
@@ -128,13 +149,14 @@ class Motion:
         return cls(start, velocity, residual)
 
 
-def measure(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> Values:
+def measure(frames: np.ndarray, wanted: Sequence[world.Wanted], demands: Demands = NOW) -> Values:
     """All metrics of clips, each measured against what its caption asks for.
 
     Args:
         frames: (N, T, H, W, 3), uint8, or floats in [0, 1].
         wanted: N captions as ``world.read_caption`` reads them. An attribute that a caption does not name is not
             judged: its metric is NaN, and ``joint`` ignores it.
+        demands: what the alignment metrics ask for.
 
     Returns:
         (N,) for each of ``METRICS``.
@@ -143,12 +165,14 @@ def measure(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> Values:
         raise InputError(f"{len(frames)} clips and {len(wanted)} captions: give one caption for each clip")
     reading = read_clips(frames)
     motion = Motion.fit(reading)
-    aligned = _alignment(reading, motion, wanted)
-    joint = np.all([np.where(np.isnan(aligned[name]), 1.0, aligned[name]) == 1 for name in ALIGNMENT], axis=0)
+    outline = _outline_error(reading, wanted)
+    aligned = _alignment(reading, motion, outline, wanted, demands)
+    joint = np.all([np.where(np.isnan(aligned[name]), 1.0, aligned[name]) == 1 for name in demands.joint], axis=0)
     values = {
         "joint": joint.astype(float),
         **aligned,
         **_temporal(reading, motion),
+        "outline_error": outline,
         **_quality(frames, reading, motion, wanted),
     }
     return {name: values[name] for name in METRICS}
@@ -182,7 +206,20 @@ def start_spread(positions: np.ndarray, thing: world.Thing) -> float:
     return float(np.sqrt(positions.var(axis=0, ddof=1).sum())) / expected
 
 
-def _alignment(reading: Reading, motion: Motion, wanted: Sequence[world.Wanted]) -> Values:
+def _outline_error(reading: Reading, wanted: Sequence[world.Wanted]) -> np.ndarray:
+    """The RMS over frames (N,) of the outline's distance from the caption's shape, or from the nearest shape."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # clips without an object
+        by_shape = np.sqrt(np.nanmean(reading.outline**2, axis=1))
+        nearest = np.fmin.reduce(by_shape, axis=1)
+    asked = [None if want.shape is None else world.SHAPES.index(want.shape) for want in wanted]
+    error = np.array([nearest[n] if k is None else by_shape[n, k] for n, k in enumerate(asked)])
+    return np.where(reading.visible.sum(1) >= BRIEFEST, error, np.nan)
+
+
+def _alignment(
+    reading: Reading, motion: Motion, outline: np.ndarray, wanted: Sequence[world.Wanted], demands: Demands
+) -> Values:
     # Summarise each clip over its frames.
     with np.errstate(all="ignore"):
         colour = _nanmedian(reading.colour)
@@ -199,10 +236,13 @@ def _alignment(reading: Reading, motion: Motion, wanted: Sequence[world.Wanted])
         out[name] = _compared([names[k] for k in closest], [getattr(want, name) for want in wanted])
     # Shape, direction and size.
     out["shape"] = _compared([world.SHAPES[k] for k in likeness.argmax(1)], [want.shape for want in wanted])
+    out["shape"] *= (outline <= demands.outline) | math.isinf(demands.outline)
     out["direction"] = np.array([_moves(v, want) for v, want in zip(motion.velocity, wanted, strict=True)])
     sizes = np.array(list(world.AREAS.values()))
     nearest_size = np.argmin(np.abs(np.log(np.nan_to_num(area, nan=1.0)[:, None] / sizes)), axis=1)
     out["size"] = _compared([list(world.AREAS)[k] for k in nearest_size], [want.size for want in wanted])
+    with np.errstate(invalid="ignore"):
+        out["size"] *= np.abs(np.log(area / sizes[nearest_size])) <= math.log(demands.size)
     for name in ("colour", "shape", "direction", "size"):
         out[name][~seen & ~np.isnan(out[name])] = 0.0  # an object that cannot be read fails
     return out
@@ -298,15 +338,19 @@ def _check_prompt(prompt: str) -> None:
     read_prompt(prompt)
 
 
-def _measure(frames: np.ndarray, captions: Sequence[str]) -> Values:
-    """``measure`` for captions as texts. Refuses clips that do not have the world's size."""
+def measure_captioned(frames: np.ndarray, captions: Sequence[str], demands: Demands = NOW) -> Values:
+    """``measure`` for captions as texts.
+
+    Raises:
+        InputError: the clips do not have the world's size, or a caption names nothing of the world.
+    """
     length, height, width = frames.shape[1:4]
     if (height, width) != (world.SIZE, world.SIZE) or length < 2:
         raise InputError(
             f"the video is {width}x{height}, {length} frames: captions are judged on the world's "
             f"{world.SIZE}x{world.SIZE} videos of at least 2 frames"
         )
-    return measure(frames, [read_prompt(caption) for caption in captions])
+    return measure(frames, [read_prompt(caption) for caption in captions], demands)
 
 
 def _caption(split: str, seed: int, index: int) -> str:
@@ -325,15 +369,15 @@ def _over_seeds(split: str, seed: int, index: int, samples: np.ndarray) -> dict[
 BENCH = Bench(
     name="world",
     metrics=METRICS,
-    measure=_measure,
+    measure=measure_captioned,
     shown=(
-        "joint", "one_object", "colour", "shape", "direction", "background", "law_residual", "colour_drift", "area_cv",
-        "background_flicker", "speed", "chroma",
+        "joint", "one_object", "colour", "shape", "direction", "background", "size", "outline_error", "law_residual",
+        "colour_drift", "area_cv", "background_flicker", "speed", "chroma",
     ),
     primary="joint",
     matched=("joint", "chroma", "colour_drift", "law_residual"),
     fronts=(("joint", "colour_drift"), ("joint", "law_residual")),
-    watched=("joint", "colour", "shape", "direction", "law_residual"),
+    watched=("joint", "colour", "shape", "direction", "size", "outline_error", "law_residual"),
     check_prompt=_check_prompt,
     examples=Examples(world.SPLITS, "L0", _caption, _frames, _over_seeds),
     goal=Goal(
@@ -341,6 +385,7 @@ BENCH = Bench(
         lower={
             "oversaturation": lambda values: np.abs(values["chroma"] - 1),
             "colour_drift": lambda values: values["colour_drift"],
+            "outline_error": lambda values: values["outline_error"],
         },
     ),
 )  # fmt: skip

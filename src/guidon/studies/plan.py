@@ -27,6 +27,8 @@ from ..pipeline import Pipeline
 from ..request import Choices, Request
 
 FIRST_FORMAT = "guidon study 1"  # "of_the_world" in place of "bench"; solved scales are in its settings
+EARLIER_FORMATS = (FIRST_FORMAT, "guidon study 2")  # "world" is the bench that is called "world-1" now
+EARLIER_BENCHES = {"world": "world-1"}  # name in plans of the earlier formats -> name now
 ANY_SCALE = 2.0  # placeholder for a scale that is not solved yet
 Channels = int | str | tuple[int, ...]
 Text = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int) else given)]
@@ -163,7 +165,7 @@ def _label(arm: Arm) -> str:
 class Plan(Settings):
     """A frozen study. Every value is written out, so later changes of defaults do not affect it."""
 
-    format: Literal["guidon study 1", "guidon study 2"] = "guidon study 2"
+    format: Literal["guidon study 1", "guidon study 2", "guidon study 3"] = "guidon study 3"
     title: str
     model: str
     """A preset, or a folder of weights."""
@@ -193,16 +195,20 @@ class Plan(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_first_format(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("format") != FIRST_FORMAT or "of_the_world" not in values:
+    def _read_earlier_formats(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("format") not in EARLIER_FORMATS:
             return values
-        rest = {key: value for key, value in values.items() if key != "of_the_world"}
-        return rest | {"bench": "world" if values["of_the_world"] else "video"}
+        found = dict(values)
+        if "of_the_world" in found:
+            found["bench"] = "world" if found.pop("of_the_world") else "video"
+        return found | {"bench": EARLIER_BENCHES.get(found.get("bench", ""), found.get("bench"))}
 
     @property
     def content(self) -> dict[str, Any]:
         """What plan.json holds, in the plan's own format."""
         values = self.model_dump(mode="json")
+        if self.format in EARLIER_FORMATS:
+            values["bench"] = _name_of_then(self.bench)
         if self.format == FIRST_FORMAT:
             values["of_the_world"] = values.pop("bench") == "world"
             del values["tuning"]
@@ -260,16 +266,25 @@ class Plan(Settings):
         """The fields in which two plans differ; empty if this plan may resume in the other one's folder.
 
         The formats may differ. The first format holds solved scales and no tuning prompts. Its scales are then accepted
-        for settings with energy_of, and tuning prompts are not compared.
+        for settings with energy_of, and tuning prompts are not compared. A study of an earlier format goes on with the
+        metrics of then.
         """
         first = FIRST_FORMAT in (self.format, other.format)
         left_out = {"format", "scales", "settings"} | ({"tuning"} if first else set())
+        ours, theirs = self, other
+        if {self.format, other.format} & set(EARLIER_FORMATS):
+            ours, theirs = (plan.model_copy(update={"bench": _name_of_then(plan.bench)}) for plan in (self, other))
         fields = [name for name in Plan.model_fields if name not in left_out]
-        found = [name for name in fields if getattr(self, name) != getattr(other, name)]
+        found = [name for name in fields if getattr(ours, name) != getattr(theirs, name)]
         same = list(self.settings) == list(other.settings) and all(
             _same_setting(own, other.settings[name], first) for name, own in self.settings.items()
         )
         return found if same else [*found, "settings"]
+
+
+def _name_of_then(bench: str) -> str:
+    """The name of a bench in plans of the earlier formats."""
+    return next((then for then, now in EARLIER_BENCHES.items() if now == bench), bench)
 
 
 def _same_setting(a: dict[str, Any], b: dict[str, Any], may_be_solved: bool) -> bool:
