@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .bridges.diffusers.networks import Frequencies, adopt
 from .core.devices import pick_device
 from .core.errors import InputError, setting
 from .core.progress import OnStep, part_of
@@ -31,6 +32,9 @@ from .models.sources import Sources
 from .models.text.prompts import PromptMemory, Prompts
 from .request import Choices, Request, latent_shape, make_request
 from .samplers import LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -277,3 +281,26 @@ def load(
     given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
     given |= {"text_dtype": text_dtype, "download": download, "offload": offload}
     return Pipeline(preset, find_model(preset, validated(Sources, given, None), place), place)
+
+
+def from_diffusers(
+    pipe: DiffusionPipeline, *, features: str | Path | None = None, frequencies: Frequencies = "original"
+) -> Pipeline:
+    """The pipeline of the weights in a diffusers pipeline: Guidon's network, samplers and guidance on the same tensors.
+
+    ``guidon.from_diffusers(DiTPipeline.from_pretrained("facebook/DiT-XL-2-256"))("white shark", cfg_channels=3)``
+
+    Device, precision, autoencoder, text encoder and class names are the pipeline's. Weights are shared with it, except
+    for the attention projections, which are copied joined. If you change the weights, call this function again.
+
+    Args:
+        pipe: a DiTPipeline, PixArtAlphaPipeline or PixArtSigmaPipeline, or one with the same parts.
+        features: caption features kept by ``guidon encode``, in place of the text encoder.
+        frequencies: those of DiT's timestep embedding, "original" or "diffusers". The released weights were trained
+            with the original ones, which diffusers does not use; weights that were trained in diffusers need its own.
+
+    Raises:
+        InputError: the pipeline is of another family, or one of its parts is missing or unsuitable.
+    """
+    adopted = adopt(pipe, features=None if features is None else Path(features), frequencies=frequencies)
+    return Pipeline(adopted.preset, adopted.model, adopted.device)

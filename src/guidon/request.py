@@ -218,6 +218,7 @@ def make_request(
     values = {name: value for name, value in choices.items() if value is not None and name not in GUIDANCE_KEYS}
     # what the preset recommends, and what the call fixes
     own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
+    own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt}
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     fixed: dict[str, Any] = {"model": preset.name, "prompts": texts, "samples": tuple(samples)}
     fixed["guidance"] = _choose_guidance(preset, model.latent_shape[0], choices)

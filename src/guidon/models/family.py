@@ -86,6 +86,10 @@ class Preset(Generic[W]):
     """Frames per second of its videos."""
     seed: int = 0
     """Seed of the noise."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the network."""
+    negative_prompt: str | None = None
+    """What to steer away from; None for the network's null condition."""
     sizes: tuple[Literal["size", "frames"], ...] = ()
     """Which dimensions of its videos the user may choose."""
     originals: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
-"""DiT's text encoder: a prompt is a class number."""
+"""DiT's text encoder: a prompt is a class number, or the name of a class where the model has names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,22 +14,33 @@ from ..sources import Sources
 
 
 class ClassLabels:
-    """A ``TextEncoder`` of class numbers."""
+    """A ``TextEncoder`` of classes.
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    Args:
+        classes: how many there are.
+        names: class numbers by name; a class may have several names.
+    """
+
+    def __init__(self, classes: int, names: Mapping[str, int] | None = None) -> None:
+        self.classes, self.names = classes, dict(names or {})
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, None]:
         """Labels (B,).
 
         Raises:
-            InputError: a prompt is not the number of a class.
+            InputError: a prompt is neither the number nor the name of a class.
         """
-        labels = [int(prompt) if prompt.strip().isdecimal() else -1 for prompt in prompts]
-        for prompt, label in zip(prompts, labels, strict=True):
-            if not 0 <= label < self.classes:
-                raise InputError(f"{prompt!r} is not a class of this model: give a number from 0 to {self.classes - 1}")
-        return torch.tensor(labels), None
+        return torch.tensor([self._label(prompt.strip()) for prompt in prompts]), None
+
+    def _label(self, prompt: str) -> int:
+        label = int(prompt) if prompt.isdecimal() else self.names.get(prompt, -1)
+        if not 0 <= label < self.classes:
+            close = difflib.get_close_matches(prompt, self.names, n=3)
+            named = f", or a name such as {', '.join(close or list(self.names)[:3])}" if self.names else ""
+            raise InputError(
+                f"{prompt!r} is not a class of this model: give a number from 0 to {self.classes - 1}{named}"
+            )
+        return label
 
 
 def find_classes(classes: int) -> FindText:

@@ -38,6 +38,9 @@ class DiTConfig:
     """Classes, without the null class."""
     learn_sigma: bool = True
     """Predict 2C channels: the last C interpolate the log variance."""
+    frequency_shift: int = 0
+    """Frequencies of the timestep embedding: 0 as in DiT, 1 as in diffusers' ``DiTTransformer2DModel``. A network needs
+    those that it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class DiT(nn.Module):
         d, patch = config.hidden_size, config.patch_size
         self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         self.x_embedder = PatchEmbed((patch, patch), config.in_channels, d)
-        self.t_embedder = TimestepEmbedder(d)
+        self.t_embedder = TimestepEmbedder(d, config.frequency_shift)
         self.y_embedder = LabelEmbedder(config.num_classes, d)
         self.pos_embed = nn.Parameter(self.position_tables()["pos_embed"], requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))

@@ -20,10 +20,15 @@ def timesteps_of(timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor:
     return timestep if isinstance(timestep, Tensor) else timestep.timesteps(x)
 
 
-def timestep_embedding(timesteps: Tensor, width: int = 256) -> Tensor:
-    """Sinusoids of the timestep, cosines first: (B,) -> (B, width). Frequencies exp(-ln(1e4) i / (width / 2))."""
+def timestep_embedding(timesteps: Tensor, width: int = 256, shift: int = 0) -> Tensor:
+    """Sinusoids of the timestep, cosines first: (B,) -> (B, width).
+
+    Frequency i is exp(-ln(1e4) i / (width / 2 - shift)). ``shift`` is 0 in DiT, PixArt and STDiT. It is 1 in the DiT of
+    diffusers, where the lowest frequency is therefore exactly 1e-4.
+    """
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=timesteps.device) * (-math.log(1e4) / half))
+    exponents = -math.log(1e4) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - shift)
+    frequencies = torch.exp(exponents)
     angles = timesteps.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -79,15 +84,22 @@ def unpatch(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) 
 
 
 class TimestepEmbedder(nn.Module):
-    """Timesteps to vectors: sinusoids, then an MLP."""
+    """Timesteps to vectors: sinusoids, then an MLP.
 
-    def __init__(self, hidden_size: int) -> None:
+    Args:
+        hidden_size: width of the vectors.
+        frequency_shift: see ``timestep_embedding``.
+    """
+
+    def __init__(self, hidden_size: int, frequency_shift: int = 0) -> None:
         super().__init__()
+        self.frequency_shift = frequency_shift
         self.mlp = nn.Sequential(nn.Linear(256, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """(B,) original timesteps, floats allowed -> (B, D)."""
-        return self.mlp(timestep_embedding(timesteps).to(next(self.parameters()).dtype))
+        sinusoids = timestep_embedding(timesteps, shift=self.frequency_shift)
+        return self.mlp(sinusoids.to(next(self.parameters()).dtype))
 
 
 class Mlp(nn.Module):

@@ -24,6 +24,7 @@ from ..family import Checkpoint, Description, Reader
 Tensors = Mapping[str, Tensor]
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by hidden size: sizes S, B, L and XL (2212.09748, table 1)
 POSITIONS = ("pos_embed", "pos_embed_temporal")  # follow from the configuration: recomputed, never read
+ACTIVATION = "gelu-approximate"  # diffusers' name for that of DiT and PixArt
 NEEDED = ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.fc1.weight")
 
 
@@ -209,8 +210,10 @@ def image_values(tensors: Tensors, hub: Mapping[str, Any]) -> dict[str, Any]:
     """The patch size of an image model; also the side of its latents if positions or ``config.json`` give it.
 
     Raises:
-        InputError: the positions are not of a square.
+        InputError: the positions are not of a square, or ``config.json`` names another activation.
     """
+    if (activation := hub.get("activation_fn", ACTIVATION)) != ACTIVATION:
+        raise InputError(f"its activation is {activation!r}, the networks here have {ACTIVATION!r}")
     patch = tensors["x_embedder.proj.weight"].shape[2]
     values: dict[str, Any] = {"patch_size": patch}
     if "pos_embed" in tensors:

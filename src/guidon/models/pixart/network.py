@@ -55,6 +55,8 @@ class PixArtConfig:
     """Predict 2C channels: the last C interpolate the log variance."""
     micro_condition: bool = False
     """Embed the image's size and aspect ratio, and take any size, as the 1024-MS model does."""
+    any_size: bool = False
+    """Take any size without embedding it, as the models of PixArt-Sigma do."""
 
 
 class SizeEmbedder(nn.Module):
@@ -169,7 +171,7 @@ class PixArt(CaptionedTransformer):
         side = self.config.input_size // self.config.patch_size
         if (rows, columns) == (side, side):
             return self.pos_embed.to(self.dtype)
-        if not self.config.micro_condition:
+        if not (self.config.micro_condition or self.config.any_size):
             raise InputError(
                 f"this PixArt was made for latents of {self.config.input_size} x {self.config.input_size}, "
                 f"given {x.shape[-2]} x {x.shape[-1]}: only the multi-scale (MS) model takes other sizes"

@@ -77,8 +77,7 @@ class T5Encoder:
         weights, words = cls.find(folder)
         transformers = require("transformers", "the T5 text encoder", "t5")
         if clean:
-            require("ftfy", "cleaning captions", "t5")
-            require("bs4", "cleaning captions", "t5", package="beautifulsoup4")
+            _require_cleaning()
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
         config = _quietly(lambda: _read_config(transformers, weights), weights)
@@ -88,6 +87,22 @@ class T5Encoder:
         description = {"encoder": model.config.architectures, "max_length": max_length, "clean": clean, "dtype": dtype}
         description |= {"features": model.config.d_model, "weights": _fingerprint(model)}
         return cls(model if dtype == "int8" else model.to(device), tokenizer, max_length, clean, description)
+
+    @classmethod
+    def wrap(cls, model: Any, tokenizer: Any, max_length: int) -> T5Encoder:
+        """An encoder and a tokenizer that are in memory, such as those of a diffusers pipeline. They stay as they are.
+
+        Args:
+            model: transformers' ``T5EncoderModel``.
+            tokenizer: its tokenizer.
+            max_length: tokens a caption is padded or cut to.
+
+        Raises:
+            InputError: the libraries that clean captions are missing.
+        """
+        _require_cleaning()
+        description = {"encoder": model.config.architectures, "max_length": max_length, "clean": True}
+        return cls(model, tokenizer, max_length, True, description)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (B, max_length) each. A longer prompt is cut, with a warning."""
@@ -112,6 +127,11 @@ class T5Encoder:
             for k in range(len(ids))
         ]
         return torch.cat(rows), mask
+
+
+def _require_cleaning() -> None:
+    require("ftfy", "cleaning captions", "t5")
+    require("bs4", "cleaning captions", "t5", package="beautifulsoup4")
 
 
 def clean_caption(prompt: str) -> str:

@@ -57,6 +57,24 @@ def _autoencoder_kl() -> Any:
         return thread.submit(require, module, "the autoencoder", "video").result().AutoencoderKL
 
 
+def refuse_shifted(config: Any, where: str) -> None:
+    """Refuse an autoencoder of diffusers whose latents need more than one scaling factor.
+
+    Args:
+        config: its configuration.
+        where: the subject of the message.
+
+    Raises:
+        InputError: they do.
+    """
+    for name in ("shift_factor", "latents_mean", "latents_std"):
+        if getattr(config, name, None) is not None:
+            raise InputError(
+                f"{where} has a {name}: its latents need more than the one scaling factor of {REPOSITORY}, "
+                "which is what the models here are trained on"
+            )
+
+
 class FrameVAE(nn.Module):
     """An ``Autoencoder``: frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back.
 
@@ -139,12 +157,7 @@ class FrameVAE(nn.Module):
                 f"tensors that its config.json asks for are missing, such as {min(found['missing_keys'])}"
             )
         stored = model.config
-        for name in ("shift_factor", "latents_mean", "latents_std"):
-            if getattr(stored, name, None) is not None:
-                raise InputError(
-                    f"{place} has a {name}: its latents need more than the one scaling factor of "
-                    f"{REPOSITORY}, which is what the models here are trained on"
-                )
+        refuse_shifted(stored, f"{place}")
         config = FrameVAEConfig(
             block_out_channels=tuple(stored.block_out_channels),
             layers_per_block=stored.layers_per_block,
