@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint test-wheel test-gpu test-browser lock clean
+.PHONY: help demo test lint test-wheel test-gpu test-browser test-comfyui lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,10 @@ test-gpu: $(VENV)/.installed-dev  ## tests that need a CUDA device
 test-browser: $(VENV)/.installed-dev  ## tests of the report in Chromium, from Debian's package or CHROMIUM=path
 	$(PIP) install -q -c constraints.txt --group browser
 	$(BIN)/python -m pytest -q -m browser
+
+test-comfyui: $(VENV)/.installed-dev  ## tests of the nodes in ComfyUI's own sampling code, from a checkout: COMFYUI=FOLDER
+	@test -d "$(COMFYUI)/comfy" || { echo "Give a checkout of ComfyUI: make test-comfyui COMFYUI=FOLDER"; exit 2; }
+	COMFYUI="$(abspath $(COMFYUI))" $(BIN)/python -m pytest -q -m comfyui tests/bridges/comfyui
 
 lock: $(VENV)/.installed-dev  ## write constraints.txt anew: the newest releases that fit, with the torch of pyproject.toml
 	$(PIP) install -q --group lock
