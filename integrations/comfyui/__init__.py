@@ -72,7 +72,7 @@ class GuidanceRule(io.ComfyNode):
             "sampler's cfg then has no effect.",
             inputs=[
                 io.Model.Input("model"),
-                io.Combo.Input("rule", options=bridge.offered_rules(), default="cfg", tooltip="How predictions combine."),
+                io.Combo.Input("rule", options=bridge.offered_rules(), default="cfg", tooltip="How predictions join."),
                 io.Float.Input(
                     "scale", default=5.0, min=0.0, max=100.0, step=0.1, tooltip="The guidance scale; 1 is no guidance."
                 ),

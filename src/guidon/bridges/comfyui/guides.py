@@ -91,7 +91,7 @@ class Guide(ABC):
         try:
             return self._guided(args)
         except InputError as error:
-            raise InputError(f"{self.name}: {error}") from None
+            raise named(self.name, error, "scales") from None
 
     def around_run(self, execute: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
         """ComfyUI's wrapper around one run of a sampler: marks where the run begins and ends."""
@@ -247,6 +247,12 @@ def patched(model: Patcher, guide: Guide) -> Patcher:
     if add_wrapper is not None:
         add_wrapper(_OUTER_SAMPLE, "guidon", guide.around_run)
     return clone
+
+
+def named(node: str, error: InputError, scale: str) -> InputError:
+    """An error under a node's name, which calls the settings as the node does; ``scale`` is the one of the scale."""
+    names = {"cfg_channels": "channels", "cfg_scale": scale, "guidance": "rule"}
+    return InputError(f"{node}: {error.spelled(lambda name: names.get(name, name))}")
 
 
 def guide_of(model: Patcher) -> Guide:

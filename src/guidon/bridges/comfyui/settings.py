@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...core.errors import InputError
 from ...guidance import RULES, UNSET, ChannelChoice, Guidance, Interval, Unset
 from ...guidance.channels import parse_scale
-from .guides import ChannelGuide, Patcher, RuleGuide
+from .guides import ChannelGuide, Patcher, RuleGuide, named
 
 UNOFFERED = {
     "cfg++": "its sampler is ComfyUI's own: euler_cfg_pp and its relatives",
@@ -41,7 +41,7 @@ def channel_guide(
         interval = None if whole else Interval(start_percent, end_percent)
         return ChannelGuide(choice, values, interval, model.get_model_object("model_sampling"))
     except InputError as error:
-        raise InputError(f"{ChannelGuide.name}: {_spelled(error, 'scales')}") from None
+        raise named(ChannelGuide.name, error, "scales") from None
 
 
 def rule_guide(
@@ -76,7 +76,7 @@ def rule_guide(
         guidance = Guidance(scale if values is None else values, choice, text, timing.strip())
         return RuleGuide(guidance, model.get_model_object("model_sampling"))
     except InputError as error:
-        raise InputError(f"{RuleGuide.name}: {_spelled(error, 'scales' if scales.strip() else 'scale')}") from None
+        raise named(RuleGuide.name, error, "scales" if scales.strip() else "scale") from None
 
 
 def parse_scales(text: str) -> float | tuple[float, ...] | None:
@@ -101,9 +101,3 @@ def _choice(channels: str, *, needed: bool) -> ChannelChoice | Unset:
     if not channels.strip() and not needed:
         return UNSET
     return ChannelChoice.parse(channels)
-
-
-def _spelled(error: InputError, scale: str) -> str:
-    """The message with the nodes' names of the settings; ``scale`` names the one that held the scale."""
-    names = {"cfg_channels": "channels", "cfg_scale": scale, "guidance": "rule"}
-    return error.spelled(lambda name: names.get(name, name))
