@@ -137,7 +137,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("Lumina", ("LuminaPipeline",), "cond, uncond", sign=-1, guided=ChannelChoice(count=3)),
     Family("Lumina 2", ("Lumina2Pipeline",), "two calls", sign=-1, mixes=_lumina2),
     Family("Kandinsky 5", ("Kandinsky5T2VPipeline",), "two calls", layout=CHANNELS_LAST),
-    Family("Cosmos 1", ("CosmosTextToWorldPipeline",), "two calls", offset=1, solved=True),
+    Family("Cosmos 1", ("CosmosTextToWorldPipeline",), "two calls", offset=1),
+    Family("Cosmos 2", ("Cosmos2TextToImagePipeline",), "two calls", offset=1, solved=True),
     Family("Cosmos 2.5", ("Cosmos2_5_PredictBasePipeline",), "two calls", offset=1, solved=True),
 )  # fmt: skip
 
@@ -201,13 +202,21 @@ def _halves(tree: ast.AST) -> Iterator[list[str]]:
 
 def _network_calls(tree: ast.AST, networks: tuple[str, ...]) -> Iterator[str]:
     """The names that calls of the networks are bound to, in the order of the code."""
-    found: list[tuple[int, str]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            for part in ast.walk(node.value):
-                if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in networks:
-                    found.append((node.lineno, node.targets[0].id))
-    yield from (name for _, name in sorted(found))
+    bound = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    aliases = {
+        node.targets[0].id
+        for node in bound
+        if isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Attribute)
+        and node.value.attr in networks
+    }
+    for node in sorted(bound, key=lambda node: node.lineno):
+        for part in ast.walk(node.value):
+            called = part.func if isinstance(part, ast.Call) else None
+            of_pipeline = isinstance(called, ast.Attribute) and called.attr in networks
+            if of_pipeline or (isinstance(called, ast.Name) and called.id in aliases):
+                assert isinstance(node.targets[0], ast.Name)
+                yield node.targets[0].id
 
 
 def _is_negative(name: str) -> bool:

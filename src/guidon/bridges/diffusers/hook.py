@@ -107,6 +107,7 @@ class GuidanceHook:
         self.index = 0
         self.memory: Memory = START
         self.paired = False
+        self.size = 0
         self.seen: _Seen | None = None
 
     def after_network(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -136,11 +137,11 @@ class GuidanceHook:
 
     def _doubled_batch(self, run: _Run) -> Tensor | None:
         """Both branches in one batch: the halves of its latents are equal. Other calls are a branch alone."""
-        half = len(run.noisy) // 2
-        if run.call.guides is False or len(run.noisy) % 2 or not torch.equal(run.noisy[:half], run.noisy[half:]):
+        half, other = len(run.noisy) // 2, self.paired and len(run.noisy) != self.size
+        if run.call.guides is False or len(run.noisy) % 2 or other or not torch.equal(*run.noisy.chunk(2)):
             self._expect_pair(run)
             return None
-        self.paired = True
+        self.paired, self.size = True, len(run.noisy)
         first, second = run.prediction[:half], run.prediction[half:]
         if run.family.order == "cond, uncond":
             changed = self._changed(run, first, second, run.noisy[:half])
@@ -309,6 +310,8 @@ class GuidanceHook:
 def _latents(run: _Run, cond: Tensor, noisy: Tensor) -> Tensor:
     """The part of the network's input that is noisy latents: neither condition channels nor reference tokens."""
     layout, running = run.family.layout, run.call.get("latents")
+    if not run.family.known:
+        _refuse_unless_channels_first(run, noisy)
     if layout.grid is not None and isinstance(running, Tensor) and running.ndim == 3:
         noisy = noisy.narrow(1, 0, min(noisy.shape[1], running.shape[1]))
     channels, predicted = layout.channels(noisy), layout.channels(cond)
@@ -320,6 +323,18 @@ def _latents(run: _Run, cond: Tensor, noisy: Tensor) -> Tensor:
             f"{2 * channels}; give family=Family(..., layout=...) if its channels lie elsewhere"
         )
     return noisy
+
+
+def _refuse_unless_channels_first(run: _Run, noisy: Tensor) -> None:
+    """Refuse an unknown pipeline whose channels may lie elsewhere."""
+    config = getattr(run.network, "config", {})
+    known = {config.get("in_channels"), config.get("out_channels")} - {None}
+    ambiguous = noisy.ndim == 5 and noisy.shape[1] == noisy.shape[2]
+    if noisy.ndim not in (4, 5) or noisy.shape[1] not in known or ambiguous:
+        raise InputError(
+            f"{run.name} is not among the pipelines whose guidance is known, and which axis of its latents "
+            f"{tuple(noisy.shape)} holds the channels cannot be told: give family=Family(..., layout=...)"
+        )
 
 
 def _as_latents(

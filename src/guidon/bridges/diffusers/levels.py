@@ -38,12 +38,16 @@ class Course:
         config, timesteps = scheduler.config, scheduler.timesteps.tolist()
         predicted, name = str(config.get("prediction_type", "epsilon")), type(scheduler).__name__
         given, products = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
-        sigmas: list[float] = given.tolist() if isinstance(given, Tensor) and len(given) >= len(timesteps) else []
+        between = hasattr(scheduler, "sigmas_interpol")  # KDPM2's steps in between are in another list
+        sigmas: list[float] = given.tolist() if isinstance(given, Tensor) and not between else []
         parameterization, sign = _PREDICTED.get(predicted), 1
         straight = name.startswith("FlowMatch") or predicted == "flow_prediction" or config.get("use_flow_sigmas")
         if sigmas and straight:
-            # rectified flow: x = (1 - sigma) x_0 + sigma eps. Mochi counts from 0 and predicts x_0 - eps
+            # rectified flow: x = (1 - sigma) x_0 + sigma eps. Mochi counts from 0 and predicts x_0 - eps;
+            # Cosmos 2 counts sigma / alpha, up to 80
             parameterization = "flow"
+            if max(sigmas) > 1:
+                sigmas = [sigma / (1 + sigma) for sigma in sigmas]
             if config.get("invert_sigmas", False):
                 sigmas, sign = [1 - sigma for sigma in sigmas], -1
             points = [(1 - sigma, sigma, 1 - sigma) for sigma in sigmas]

@@ -1,0 +1,530 @@
+"""Guidance on tiny random pipelines of every family, end to end: what the scheduler receives, and the final latents."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import guidon
+from guidon import Guidance, GuidanceTrace, InputError
+from guidon.bridges.diffusers.families import FAMILIES, family_of
+from guidon.bridges.diffusers.levels import DETERMINISTIC, Course
+from guidon.guidance import RULES, START
+from tiny_pipelines import PIPELINES, TinyPipeline, in_dtype, record, run
+
+BY_NAME = {tiny.name: tiny for tiny in PIPELINES}
+MIXED = {"qwen-image": "normalisation of every token", "lumina-2": "cfg_normalization"}
+"""Families that mix channels after guidance by default."""
+OWN = {"lumina": 3}
+"""Channels that a family guides by itself, where these are not all."""
+THROUGH_X0 = {"ltx-2": 3e-7, "cosmos-1": 3e-7, "cosmos-2": 1e-6, "cosmos-2.5": 1e-6}
+"""Pipelines that convert or solve: the error of a rule, relative to its norm."""
+NO_FULL_GRAPH = ("lumina-2", "z-image", "hunyuan-video-1.5")
+"""Pipelines whose network torch.compile cannot trace whole, with guidance or without."""
+
+every_family = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
+
+
+def per_channel(tiny: TinyPipeline) -> list[float]:
+    return [1 + 0.5 * channel for channel in range(tiny.channels)]
+
+
+def subset(tiny: TinyPipeline) -> tuple[list[int], list[int]]:
+    """Channels to guide, and the others."""
+    guided = [0, 2]
+    return guided, [channel for channel in range(tiny.channels) if channel not in guided]
+
+
+def expected(tiny: TinyPipeline, step: Any, scales: list[float]) -> Tensor:
+    """uncond + s (cond - uncond) with a scale per channel; scale 1 is cond to the bit."""
+    cond, uncond = (tiny.to_channels(branch).float() for branch in tiny.branches(step))
+    factor = torch.tensor(scales).view(1, -1, *[1] * (cond.ndim - 2))
+    return torch.where(factor == 1, cond, uncond + factor * (cond - uncond))
+
+
+def received(tiny: TinyPipeline, step: Any) -> Tensor:
+    return tiny.to_channels(tiny.received(step))
+
+
+def same(tiny: TinyPipeline, got: Tensor, wanted: Tensor) -> bool:
+    """Bit for bit, unless what the pipeline went on with can only be told up to rounding."""
+    if not tiny.tolerance:
+        return torch.equal(got, wanted)
+    slack = tiny.tolerance if got.dtype == torch.float32 else 0.02
+    return bool((got - wanted).norm() <= slack * wanted.norm())
+
+
+@every_family
+@pytest.mark.parametrize("batch", [1, 2])
+def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline, batch: int) -> None:
+    pipe = tiny.make()
+    own = run(tiny, pipe, batch=batch)
+    channels = OWN.get(tiny.name, "all")
+    guidon.apply(pipe, channels=channels)
+    assert torch.equal(run(tiny, pipe, batch=batch), own)
+    guidon.apply(pipe, Guidance(tiny.scale, channels))
+    assert torch.equal(run(tiny, pipe, batch=batch), own)
+    guidon.remove(pipe)
+    assert torch.equal(run(tiny, pipe, batch=batch), own)
+
+
+@every_family
+@pytest.mark.parametrize("alone", [True, False], ids=["channels alone", "guidance"])
+def test_a_subset_is_full_guidance_and_the_rest_is_conditional(tiny: TinyPipeline, alone: bool) -> None:
+    pipe, (guided, rest) = tiny.make(), subset(tiny)
+    if alone and tiny.name in MIXED:
+        guidon.apply(pipe, channels=guided)
+        with pytest.raises(InputError, match=MIXED[tiny.name]):
+            run(tiny, pipe)
+        return
+    if alone:
+        guidon.apply(pipe, channels=guided)
+    else:
+        guidon.apply(pipe, Guidance(tiny.scale, guided))
+    latents, steps = record(tiny, pipe)
+    first = steps[0]
+    cond, uncond = (tiny.to_channels(branch) for branch in tiny.branches(first))
+    # families that mix channels are guided by the formula without the mixing
+    full = uncond + tiny.scale * (cond - uncond) if tiny.name in MIXED else tiny.to_channels(tiny.guided(first))
+    assert same(tiny, received(tiny, first)[:, guided], full[:, guided])
+    assert same(tiny, received(tiny, first)[:, rest], cond[:, rest])
+    if tiny.name != "cogvideox-dynamic-cfg":  # whose scale is 1 in the first step
+        assert not torch.equal(full[:, rest], cond[:, rest])
+    guidon.remove(pipe)
+    assert not torch.equal(run(tiny, pipe), latents)
+
+
+@every_family
+def test_no_channel_is_no_guidance(tiny: TinyPipeline) -> None:
+    pipe = tiny.make()
+    if tiny.name in MIXED:
+        guidon.apply(pipe, Guidance(tiny.scale, "none"))
+    else:
+        guidon.apply(pipe, channels="none")
+    _, steps = record(tiny, pipe)
+    for step in steps:
+        cond = tiny.to_channels(tiny.branches(step)[0])
+        assert same(tiny, received(tiny, step), cond)
+
+
+@every_family
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_scale_per_channel_is_what_the_scheduler_receives(tiny: TinyPipeline, batch: int) -> None:
+    pipe, scales = tiny.make(), per_channel(tiny)
+    guidon.apply(pipe, Guidance(scales))
+    _, steps = record(tiny, pipe, batch=batch)
+    assert len(steps) >= 3
+    for step in steps:
+        wanted, got = expected(tiny, step, scales), received(tiny, step)
+        if tiny.name in THROUGH_X0:
+            assert (got - wanted).norm() < THROUGH_X0[tiny.name] * wanted.norm()
+        else:
+            assert torch.equal(got, wanted)
+
+
+@every_family
+def test_a_rule_of_memory_is_what_the_scheduler_receives(tiny: TinyPipeline) -> None:
+    """APG works on x_0 and remembers: the level, the sign and the memory of every step must be right."""
+    pipe = tiny.make()
+    guidance = Guidance(tiny.scale, 3, "apg:norm_limit=2", "interval:0,0.8")
+    guidon.apply(pipe, guidance)
+    for _ in range(2):  # a second run begins anew
+        _, steps = record(tiny, pipe)
+        course, memory = Course.of(pipe.scheduler), START
+        # these pipelines join predictions of x_0, Cosmos 1 in units of sigma_data
+        parameterization = "x0" if tiny.name in JOIN_X0 else course.parameterization
+        unit = JOIN_X0.get(tiny.name, course.sign)
+        assert parameterization is not None
+        for level, step in zip(course.levels, steps, strict=True):
+            cond, uncond = (tiny.to_channels(branch) / unit for branch in tiny.branches(step))
+            noisy = network_input(pipe, tiny.to_channels(tiny.noisy(step)), float(level.alpha))
+            wanted, memory = guidance.combine(cond, uncond, noisy, level, memory, parameterization=parameterization)
+            torch.testing.assert_close(received(tiny, step), unit * wanted, rtol=1e-4, atol=1e-4)
+        assert 0 < memory.guided <= memory.calls
+
+
+JOIN_X0 = {"ltx-2": 1.0, "cosmos-1": 0.5, "cosmos-2": 1.0}
+
+
+def network_input(pipe: Any, latents: Tensor, alpha: float) -> Tensor:
+    """What the network is given: the latents of Euler's schedulers are alpha times as large."""
+    return latents * alpha if type(pipe.scheduler).__name__ in VARIANCE_EXPLODING else latents
+
+
+VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+
+
+@every_family
+def test_bf16(tiny: TinyPipeline) -> None:
+    if not tiny.bf16:
+        pytest.skip("the pipeline does not run in bf16 on a CPU")
+    pipe, (guided, rest) = in_dtype(tiny.make(), torch.bfloat16), subset(tiny)
+    own = run(tiny, pipe)
+    guidon.apply(pipe, Guidance(tiny.scale, OWN.get(tiny.name, "all")))
+    assert torch.equal(run(tiny, pipe), own)
+    if tiny.name not in MIXED:
+        guidon.apply(pipe, channels=guided)
+        _, steps = record(tiny, pipe)
+        first = steps[0]
+        assert same(tiny, received(tiny, first)[:, guided], tiny.to_channels(tiny.guided(first))[:, guided])
+        assert same(tiny, received(tiny, first)[:, rest], tiny.to_channels(tiny.branches(first)[0])[:, rest])
+    guidon.apply(pipe, Guidance(per_channel(tiny)))
+    _, steps = record(tiny, pipe)
+    wanted = expected(tiny, steps[0], per_channel(tiny))
+    assert (received(tiny, steps[0]).float() - wanted).norm() < 0.01 * wanted.norm()
+
+
+@every_family
+def test_compiled_whole(tiny: TinyPipeline) -> None:
+    if tiny.name in NO_FULL_GRAPH:
+        pytest.skip("torch.compile cannot trace this network whole")
+    guidance = Guidance(per_channel(tiny))
+    pipe = tiny.make()
+    own = run(tiny, pipe)
+    guidon.apply(pipe, guidance)
+    wanted = run(tiny, pipe)
+    for when in ("before", "after"):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        pipe = tiny.make()
+        if when == "before":
+            guidon.apply(pipe, guidance)
+        for name in tiny.networks:
+            setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager", fullgraph=True))
+        if when == "after":
+            guidon.apply(pipe, guidance)
+        assert torch.equal(run(tiny, pipe), wanted)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        guidon.remove(pipe)
+        assert torch.equal(run(tiny, pipe), own)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "perp-neg"])
+@pytest.mark.parametrize("name", ["pixart-sigma", "wan-2.1", "ltx", "flux", "kandinsky-5"])
+def test_every_rule_runs(name: str, rule: str) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    if rule == "cfg++" and type(pipe.scheduler).__name__ not in DETERMINISTIC:
+        guidon.apply(pipe, Guidance(0.6, "all", rule))
+        with pytest.raises(InputError, match=r"cfg\+\+ needs a scheduler that adds no noise.*DDIMScheduler"):
+            run(tiny, pipe)
+        return
+    own = run(tiny, pipe)
+    guidon.apply(pipe, Guidance(0.6 if rule == "cfg++" else tiny.scale, "all", rule))
+    latents = run(tiny, pipe)
+    assert latents.isfinite().all()
+    if rule == "cfg":
+        assert torch.equal(latents, own)
+    else:
+        assert not torch.allclose(latents, own)
+
+
+def test_applied_again_the_new_guidance_takes_its_place() -> None:
+    tiny = BY_NAME["sd3"]
+    pipe = tiny.make()
+    guidon.apply(pipe, Guidance(9, "all"))
+    nine = run(tiny, pipe)
+    for _ in range(3):
+        guidon.apply(pipe, Guidance(2, "all"))
+    two = run(tiny, pipe)
+    assert not torch.equal(two, nine)
+    assert len(pipe.transformer._forward_hooks) == 1
+    guidon.remove(pipe)
+    guidon.remove(pipe)
+    assert not pipe.transformer._forward_hooks
+    assert not pipe.transformer._forward_hooks_with_kwargs
+
+
+def test_nothing_is_left() -> None:
+    tiny = BY_NAME["wan-2.2"]
+    pipe = tiny.make()
+    before = [set(vars(part)) for part in (pipe, pipe.transformer, pipe.transformer_2, pipe.scheduler)]
+    run(tiny, pipe)
+    before = [set(vars(part)) for part in (pipe, pipe.transformer, pipe.transformer_2, pipe.scheduler)]
+    guidon.apply(pipe, Guidance(3, "all", "apg"))
+    run(tiny, pipe)
+    guidon.remove(pipe)
+    assert [set(vars(part)) for part in (pipe, pipe.transformer, pipe.transformer_2, pipe.scheduler)] == before
+
+
+def test_a_pipeline_with_guidance_is_freed() -> None:
+    tiny = BY_NAME["pixart-sigma"]
+    pipe = tiny.make()
+    guidon.apply(pipe, Guidance(3, "all", "apg"))
+    run(tiny, pipe)
+    gone = weakref.ref(pipe)
+    del pipe
+    gc.collect()
+    assert gone() is None
+
+
+def test_each_expert_has_its_own_guidance() -> None:
+    tiny = BY_NAME["wan-2.2"]
+    pipe, scales = tiny.make(), per_channel(tiny)
+    guidon.apply(pipe, Guidance(scales), second=Guidance(scales[::-1]))
+    _, steps = record(tiny, pipe)
+    assert {step.networks[0] for step in steps} == {"transformer", "transformer_2"}
+    for step in steps:
+        wanted = expected(tiny, step, scales if step.networks[0] == "transformer" else scales[::-1])
+        assert torch.equal(received(tiny, step), wanted)
+    with pytest.raises(InputError, match="leave out second"):
+        guidon.apply(BY_NAME["sd3"].make(), Guidance(3), second=Guidance(2))
+
+
+def test_channels_alone_follow_each_experts_scale() -> None:
+    tiny = BY_NAME["wan-2.2"]
+    pipe, (guided, _) = tiny.make(), subset(tiny)
+    guidon.apply(pipe, channels=guided)
+    _, steps = record(tiny, pipe)
+    for step in steps:
+        assert torch.equal(received(tiny, step)[:, guided], tiny.to_channels(tiny.guided(step))[:, guided])
+
+
+def test_channels_alone_follow_dynamic_cfg() -> None:
+    tiny = BY_NAME["cogvideox-dynamic-cfg"]
+    pipe, (guided, rest) = tiny.make(), subset(tiny)
+    guidon.apply(pipe, channels=guided)
+    _, steps = record(tiny, pipe)
+    for step in steps:
+        assert torch.equal(received(tiny, step)[:, guided], tiny.to_channels(tiny.guided(step))[:, guided])
+        assert torch.equal(received(tiny, step)[:, rest], tiny.to_channels(tiny.branches(step)[0])[:, rest])
+
+
+def test_channels_alone_follow_a_callback() -> None:
+    tiny = BY_NAME["sd-1.5"]
+    pipe, (guided, rest) = tiny.make(), subset(tiny)
+
+    def lower(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 2.0
+        return given
+
+    guidon.apply(pipe, channels=guided)
+    _, steps = record(tiny, pipe, callback_on_step_end=lower)
+    for number, step in enumerate(steps):
+        full = tiny.to_channels(tiny.guided(step, 2.0 if number else tiny.scale))
+        assert torch.equal(received(tiny, step)[:, guided], full[:, guided])
+        assert torch.equal(received(tiny, step)[:, rest], tiny.to_channels(tiny.branches(step)[0])[:, rest])
+
+
+def test_lumina_guides_its_fourth_channel_at_last() -> None:
+    tiny = BY_NAME["lumina"]
+    pipe = tiny.make()
+    guidon.apply(pipe, Guidance(tiny.scale, "all"))
+    _, steps = record(tiny, pipe)
+    assert torch.equal(received(tiny, steps[0]), expected(tiny, steps[0], [tiny.scale] * tiny.channels))
+    guidon.apply(pipe, channels="all")
+    with pytest.raises(InputError, match="it guides channels 3 alone: give guidon"):
+        run(tiny, pipe)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("name", ["sd-1.5", "ltx", "ltx-2"])
+def test_guidance_rescale_is_refused_but_with_ours_in_its_place(name: str) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    own = run(tiny, pipe, guidance_rescale=0.7)
+    guidon.apply(pipe, channels="all")
+    assert torch.equal(run(tiny, pipe, guidance_rescale=0.7), own)
+    guidon.apply(pipe, channels=3)
+    with pytest.raises(InputError, match=r"guidance_rescale=0\.7 mixes channels"):
+        run(tiny, pipe, guidance_rescale=0.7)
+    guidon.apply(pipe, Guidance(5, 3))
+    with pytest.raises(InputError, match=r'give 0, and Guidance\(\.\.\., rule="rescale:phi=0\.7"\)'):
+        run(tiny, pipe, guidance_rescale=0.7)
+    guidon.apply(pipe, Guidance(5, 3, "rescale:phi=0.7"))
+    audio = {"audio_guidance_rescale": 0.7} if name == "ltx-2" else {}
+    ours = run(tiny, pipe, guidance_rescale=0, **audio)
+    torch.testing.assert_close(run(tiny, pipe, guidance_rescale=0.7, **audio), ours, rtol=1e-3, atol=1e-4)
+    guidon.remove(pipe)
+    assert torch.equal(run(tiny, pipe, guidance_rescale=0.7), own)
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma", "dit", "sd3", "wan-2.1", "flux", "z-image", "kandinsky-5"])
+def test_a_run_without_an_unconditional_branch_is_refused(name: str) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    cond = run(tiny, pipe, tiny.unguided_scale, batch=2)
+    guidon.apply(pipe, Guidance(3, "all", "apg"))
+    with pytest.raises(InputError, match=r"runs no unconditional branch.*a number above [01]"):
+        run(tiny, pipe, tiny.unguided_scale, batch=2)
+    guidon.apply(pipe, Guidance(1))
+    assert torch.equal(run(tiny, pipe, tiny.unguided_scale, batch=2), cond)
+
+
+def test_a_refused_run_does_not_spoil_the_next() -> None:
+    tiny = BY_NAME["wan-2.1"]
+    pipe, scales = tiny.make(), per_channel(tiny)
+    guidon.apply(pipe, Guidance(scales))
+    wanted = run(tiny, pipe)
+    with pytest.raises(InputError):
+        run(tiny, pipe, tiny.unguided_scale)
+    assert torch.equal(run(tiny, pipe), wanted)
+
+
+def test_two_prompts_of_equal_noise_are_no_pair() -> None:
+    """At scale 1 two prompts may start from the same latents; an even batch is not two branches."""
+    tiny = BY_NAME["sd3"]
+    pipe = tiny.make()
+    guidon.apply(pipe, channels=[0])
+    latents = torch.randn(1, 4, 8, 8).repeat(2, 1, 1, 1)
+    shape = run(tiny, tiny.make()).shape
+    latents = torch.randn(1, *shape[1:]).repeat(2, 1, 1, 1)
+    with pytest.raises(InputError, match="runs no unconditional branch"):
+        run(tiny, pipe, 1.0, batch=2, latents=latents)
+
+
+def test_skip_layer_guidance_is_left_alone() -> None:
+    """SD3's third call is a branch of its own, on latents that are not doubled."""
+    tiny = BY_NAME["sd3"]
+    pipe = tiny.make()
+    settings = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 1.0, "skip_layer_guidance_start": 0.0}
+    own = run(tiny, pipe, batch=2, **settings)
+    guidon.apply(pipe, channels="all")
+    assert torch.equal(run(tiny, pipe, batch=2, **settings), own)
+    assert not torch.equal(run(tiny, pipe, batch=2), own)
+    guidon.apply(pipe, Guidance(tiny.scale + 1, "all"))
+    assert run(tiny, pipe, batch=2, **settings).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "neither was given"),
+        ({"guidance": Guidance(3), "channels": 3}, "both were given"),
+        ({"guidance": 3}, "int is not a guidance: give guidon.Guidance"),
+        ({"guidance": Guidance(3, rule="perp-neg")}, "perp-neg needs a third branch"),
+        ({"channels": "0-"}, "cannot be read"),
+    ],
+)
+def test_bad_input_is_refused_at_once(given: dict[str, Any], message: str) -> None:
+    pipe = BY_NAME["sd3"].make()
+    with pytest.raises(InputError, match=message):
+        guidon.apply(pipe, **given)
+    assert not pipe.transformer._forward_hooks
+
+
+def test_channels_that_the_model_lacks_are_refused() -> None:
+    tiny = BY_NAME["pixart-sigma"]
+    pipe = tiny.make()
+    guidon.apply(pipe, channels=9)
+    with pytest.raises(InputError, match="this model has 4 latent channels"):
+        run(tiny, pipe)
+
+
+# the trace
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma", "wan-2.1", "flux", "cosmos-1"])
+def test_a_trace_sees_every_guided_step(name: str) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    for given in ({"guidance": Guidance(per_channel(tiny))}, {"channels": "all"}):
+        trace = GuidanceTrace(keep_x0=True)
+        guidon.apply(pipe, **given, observe=trace)
+        _, steps = record(tiny, pipe)
+        arrays = trace.as_arrays()
+        assert arrays["difference"].shape == (1, len(steps), tiny.channels)
+        for number, step in enumerate(steps):
+            cond, uncond = (tiny.to_channels(branch) for branch in tiny.branches(step))
+            norms = (cond - uncond).flatten(2).norm(dim=2)
+            if tiny.name not in THROUGH_X0:
+                torch.testing.assert_close(torch.from_numpy(arrays["difference"][:, number]).float(), norms)
+        cond_x0, uncond_x0 = trace.x0
+        assert cond_x0.isfinite().all()
+        assert not torch.equal(cond_x0, uncond_x0)
+
+
+# pipelines that are not in the table
+
+
+def unknown(tiny: TinyPipeline, pipe: Any) -> Any:
+    """The same pipeline as a class of another name, with a ``__call__`` of its own."""
+    parent = type(pipe)
+    code = parent.__call__
+
+    class Unlisted(parent):  # type: ignore[misc, valid-type]
+        __call__ = code
+
+    pipe.__class__ = Unlisted
+    return pipe
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pixart-sigma",
+        "latte",
+        "sd-1.5",
+        "sdxl",
+        "sana",
+        "mochi",
+        "dit",
+        "wan-2.1",
+        "hunyuan-video",
+        "chroma",
+        "cogvideox",
+    ],
+)
+def test_an_unknown_pipeline_takes_a_mask(name: str) -> None:
+    tiny = BY_NAME[name]
+    pipe, (guided, rest) = unknown(tiny, tiny.make()), subset(tiny)
+    own = run(tiny, pipe)
+    if name in ("chroma", "cogvideox"):  # packed, or channels third: nothing tells
+        guidon.apply(pipe, channels=guided)
+        with pytest.raises(InputError, match=r"holds the channels cannot be told: give family=Family"):
+            run(tiny, pipe)
+        return
+    if name in ("sd-1.5", "sdxl"):
+        guidon.apply(pipe, channels=guided)
+        with pytest.raises(InputError, match="rescale_noise_cfg in its code mixes channels"):
+            run(tiny, pipe)
+        return
+    for given in ({"channels": guided}, {"guidance": Guidance(tiny.scale, guided)}):
+        guidon.apply(pipe, **given)
+        _, steps = record(tiny, pipe)
+        assert torch.equal(received(tiny, steps[0])[:, guided], tiny.to_channels(tiny.guided(steps[0]))[:, guided])
+        assert torch.equal(received(tiny, steps[0])[:, rest], tiny.to_channels(tiny.branches(steps[0])[0])[:, rest])
+    with pytest.raises(InputError, match="is not known, so that it takes no rule"):
+        guidon.apply(pipe, Guidance(4, rule="apg"))
+    guidon.apply(pipe, Guidance(tiny.scale + 1, guided))
+    with pytest.raises(InputError, match="give it the same"):
+        run(tiny, pipe)
+    guidon.remove(pipe)
+    assert torch.equal(run(tiny, pipe), own)
+
+
+def test_an_unreadable_pipeline_is_refused_by_name() -> None:
+    tiny = BY_NAME["sd3"]
+
+    class Secret(type(tiny.make())):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    pipe = tiny.make()
+    pipe.__class__ = Secret
+    with pytest.raises(InputError, match=r"Secret is not among the pipelines.*family=Family"):
+        guidon.apply(pipe, channels=3)
+    sd3 = family_of(type(tiny.make()))
+    guidon.apply(pipe, Guidance(per_channel(tiny)), family=sd3)
+    _, steps = record(tiny, pipe)
+    assert torch.equal(received(tiny, steps[0]), expected(tiny, steps[0], per_channel(tiny)))
+
+
+def test_every_family_of_the_table_is_tested() -> None:
+    tested = {family_of(type(tiny.make())).name for tiny in PIPELINES}
+    assert tested == {family.name for family in FAMILIES}
+
+
+def test_importing_guidon_imports_no_diffusers() -> None:
+    code = "import sys, guidon; guidon.apply; guidon.remove; assert 'diffusers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
