@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor
 
 import guidon
@@ -323,6 +325,98 @@ def test_lumina_guides_its_fourth_channel_at_last() -> None:
     guidon.apply(pipe, channels="all")
     with pytest.raises(InputError, match="it guides channels 3 alone: give guidon"):
         run(tiny, pipe)
+
+
+@pytest.mark.parametrize("name", ["wan-2.1", "flux", "kandinsky-5", "sd3"])
+def test_the_networks_own_output_is_left_alone(name: str) -> None:
+    """A cache may hold it, and a CUDA graph writes the next output over it."""
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    held: list[tuple[Tensor, Tensor]] = []
+    forward = pipe.transformer.forward
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        prediction = output[0] if isinstance(output, tuple) else output.sample
+        held.append((prediction, prediction.clone()))
+        return output
+
+    pipe.transformer.forward = kept
+    guidon.apply(pipe, Guidance(per_channel(tiny)))
+    run(tiny, pipe)
+    assert held
+    assert all(torch.equal(now, then) for now, then in held)
+
+
+@pytest.mark.parametrize("name", ["wan-2.1", "sd3", "kandinsky-5", "z-image"])
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+@pytest.mark.parametrize("removal", ["ours first", "theirs first"])
+def test_offloading_by_accelerate(name: str, order: str, removal: str) -> None:
+    tiny, guidance = BY_NAME[name], Guidance([1.5] * BY_NAME[name].channels)
+    pipe = tiny.make()
+    own = run(tiny, pipe)
+    guidon.apply(pipe, guidance)
+    wanted = run(tiny, pipe)
+    guidon.remove(pipe)
+    if order == "ours first":
+        guidon.apply(pipe, guidance)
+    cpu_offload_with_hook(pipe.transformer, execution_device="cpu")
+    if order == "theirs first":
+        guidon.apply(pipe, guidance)
+    assert torch.equal(run(tiny, pipe), wanted)
+    if removal == "ours first":
+        guidon.remove(pipe)
+        assert hasattr(pipe.transformer, "_hf_hook")
+        assert torch.equal(run(tiny, pipe), own)
+        remove_hook_from_module(pipe.transformer)
+    else:
+        remove_hook_from_module(pipe.transformer)
+        assert torch.equal(run(tiny, pipe), wanted)
+        guidon.remove(pipe)
+    assert torch.equal(run(tiny, pipe), own)
+
+
+def group_offload(network: Any) -> None:
+    network.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+def layerwise_casting(network: Any) -> None:
+    network.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+
+
+def first_block_cache(network: Any) -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    network.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "enable"),
+    [(name, enable) for name in ("wan-2.1", "sd3", "flux", "ltx", "kandinsky-5")
+     for enable in (group_offload, layerwise_casting)]
+    + [(name, first_block_cache) for name in ("flux", "hunyuan-video", "mochi")],
+)  # fmt: skip
+def test_diffusers_own_hooks(name: str, enable: Any) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    enable(pipe.transformer)
+    own = run(tiny, pipe, steps=6)
+    guidon.apply(pipe, channels="all")
+    assert torch.equal(run(tiny, pipe, steps=6), own)
+    guidon.apply(pipe, Guidance(per_channel(tiny)))
+    assert not torch.equal(run(tiny, pipe, steps=6), own)
+    guidon.remove(pipe)
+    assert torch.equal(run(tiny, pipe, steps=6), own)
+
+
+@pytest.mark.parametrize("name", ["wan-2.1", "sd3", "kandinsky-5"])
+def test_inference_mode(name: str) -> None:
+    tiny, guidance = BY_NAME[name], Guidance(per_channel(BY_NAME[name]))
+    pipe = tiny.make()
+    guidon.apply(pipe, guidance)
+    wanted = run(tiny, pipe)
+    with torch.inference_mode():
+        assert torch.equal(run(tiny, pipe), wanted)
 
 
 # what is refused

@@ -157,8 +157,10 @@ class GuidanceHook:
                 self._expect_pair(run)
             version = None if run.noisy.is_inference() else run.noisy._version
             noisy = run.noisy.clone() if version is None else run.noisy
-            self.seen = _Seen(run.network, noisy, version, run.prediction)
-            return None
+            # a copy: it is changed later, while a cache or a CUDA graph may own the network's output
+            cond = run.prediction.clone()
+            self.seen = _Seen(run.network, noisy, version, cond)
+            return cond
         if seen.cond is None:
             return None
         self.paired = True
