@@ -1,0 +1,378 @@
+"""Guidance by channel as a diffusers guider, in classic and in modular pipelines."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ClassifierFreeGuidance, HunyuanVideo15Pipeline
+from torch import Tensor
+
+from guidon.bridges.diffusers.guider import ChannelGuidance
+from guidon.core.errors import InputError
+from guidon.diffusion import NoiseLevel
+from guidon.guidance import START, Guidance
+from tiny_pipelines import PIPELINES
+
+FAMILIES = {tiny.name: tiny for tiny in PIPELINES}
+LATENTS = {"latents": torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))}
+SDXL: dict[str, Any] = {"parameterization": "eps", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+# the family, its module and core blocks, the guider's settings, and inputs that a tiny pipeline does not state
+MODULAR: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "wan-2.1": ("wan.modular_blocks_wan", "WanCoreDenoiseStep", {}, LATENTS),
+    "ltx": ("ltx.modular_blocks_ltx", "LTXCoreDenoiseStep", {"axis": -1}, {}),
+    "sd3": ("stable_diffusion_3.modular_blocks_stable_diffusion_3", "StableDiffusion3T2ICoreDenoiseStep", {}, {}),
+    "sdxl": (
+        "stable_diffusion_xl.modular_blocks_stable_diffusion_xl", "StableDiffusionXLCoreDenoiseStep", SDXL, {}
+    ),
+    "qwen-image": (
+        "qwenimage.modular_blocks_qwenimage", "QwenImageCoreDenoiseStep", {"axis": -1, "patch": 2}, {}
+    ),
+    "flux-2-klein": (
+        "flux2.modular_blocks_flux2_klein_base", "Flux2KleinBaseCoreDenoiseStep", {"axis": -1, "patch": 2}, {}
+    ),
+    "z-image": ("z_image.modular_blocks_z_image", "ZImageCoreDenoiseStep", {}, {}),
+    "hunyuan-video-1.5": (
+        "hunyuan_video1_5.modular_blocks_hunyuan_video1_5", "HunyuanVideo15CoreDenoiseStep", {},
+        {"latents": torch.randn(1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))},
+    ),
+}  # fmt: skip
+
+
+class Watched(ChannelGuidance):
+    """Keeps what it was given and what it gave at every step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen: list[tuple[float, Tensor, Tensor | None, Tensor]] = []
+
+    def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> Any:
+        output = super().forward(pred_cond, pred_uncond)
+        self.seen.append((float(self._timestep), pred_cond, pred_uncond, output.pred))
+        return output
+
+
+def blocks_of(name: str) -> Any:
+    module, blocks, _, _ = MODULAR[name]
+    return getattr(import_module(f"diffusers.modular_pipelines.{module}"), blocks)()
+
+
+def inputs_of(name: str, blocks: Any, steps: int = 3) -> dict[str, Any]:
+    """The inputs that a tiny pipeline and ``MODULAR`` state, of those that the blocks take."""
+    names = {parameter.name for parameter in blocks.inputs}
+    stated = FAMILIES[name].arguments(steps=steps) | MODULAR[name][3]
+    return {key: value for key, value in stated.items() if key in names}
+
+
+def modular(name: str, guider: Any, tiny_pipe: Any = None) -> tuple[Any, Tensor, list[Tensor]]:
+    """A modular pipeline of a family, its final latents, and what its scheduler was given at every step."""
+    made, blocks = tiny_pipe or FAMILIES[name].make(), blocks_of(name)
+    pipe = blocks.init_pipeline()
+    given = {c.name: getattr(made, c.name) for c in blocks.expected_components if hasattr(made, c.name)}
+    pipe.update_components(**given | {"guider": guider})
+    received: list[Tensor] = []
+    step = type(made.scheduler).step
+
+    def watched(self: Any, model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        received.append(model_output.clone())
+        return step(self, model_output, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(made.scheduler), "step", watched)
+        return pipe, pipe(**inputs_of(name, blocks), output="latents"), received
+
+
+def classic(pipe: Any, guider: Any, steps: int = 3) -> Tensor:
+    tiny = FAMILIES["hunyuan-video-1.5"]
+    pipe.guider = guider
+    return tiny.latents(pipe, pipe(**tiny.arguments(steps=steps), return_dict=False))
+
+
+# in pipelines
+
+
+@pytest.mark.parametrize("name", MODULAR)
+def test_a_modular_pipeline_guides_the_chosen_channels(name: str) -> None:
+    _, _, settings, _ = MODULAR[name]
+    axis, features = settings.get("axis", 1), settings.get("patch", 1) ** 2
+    _, own, _ = modular(name, ClassifierFreeGuidance(guidance_scale=3.0))
+    _, every, _ = modular(name, ChannelGuidance(3.0, "all", **settings))
+    assert torch.equal(every, own)
+    _, unguided, _ = modular(name, ClassifierFreeGuidance(guidance_scale=1.0))  # SDXL enables its guider
+    assert torch.equal(modular(name, ChannelGuidance(3.0, "none", **settings))[1], unguided)
+    assert not torch.allclose(own, unguided)
+
+    watched = Watched(3.0, "only:1", **settings)
+    _, _, received = modular(name, watched)
+    assert len(watched.seen) == len(received) == 3
+    for (_, cond, uncond, pred), got in zip(watched.seen, received, strict=True):
+        assert uncond is not None
+        full = ClassifierFreeGuidance(guidance_scale=3.0).forward(cond, uncond).pred
+        guided = slice(features, 2 * features)
+        assert torch.equal(pred.movedim(axis, 0)[guided], full.movedim(axis, 0)[guided])
+        for rest in (slice(0, features), slice(2 * features, None)):
+            assert torch.equal(pred.movedim(axis, 0)[rest], cond.movedim(axis, 0)[rest])
+        assert torch.equal(got, pred)  # Qwen-Image's normalisation too leaves it alone
+
+
+@pytest.mark.parametrize("name", ["wan-2.1", "sdxl", "qwen-image", "hunyuan-video-1.5"])
+@pytest.mark.parametrize("rule", ["apg:norm_limit=1", "cfg-zero"])
+def test_a_rule_that_looks_at_the_latents_is_that_of_guidance(name: str, rule: str) -> None:
+    _, _, settings, _ = MODULAR[name]
+    tiny = FAMILIES[name]
+    pipe = tiny.make()
+    network = getattr(pipe, tiny.networks[0])
+    given: list[Tensor] = []
+
+    def watch(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handle = network.register_forward_pre_hook(watch, with_kwargs=True)
+    guider = Watched([2.0] * 2 + [3.0] + [1.0] * (tiny.channels - 3), rule=rule, **settings)
+    _, _, received = modular(name, guider, tiny_pipe=pipe)
+    handle.remove()
+    assert not network._forward_pre_hooks
+    guidance, memory = Guidance([2.0] * 2 + [3.0] + [1.0] * (tiny.channels - 3), rule=rule), START
+    for k, (timestep, cond, uncond, pred) in enumerate(guider.seen):
+        assert uncond is not None
+        if name == "sdxl":
+            table = torch.as_tensor(1 - np.linspace(1e-4, 0.02, 1000)).cumprod(0)
+            level = NoiseLevel(
+                timestep,
+                float(table[int(timestep)] ** 0.5),
+                float((1 - table[int(timestep)]) ** 0.5),
+                1 - timestep / 999,
+            )
+        else:
+            level = NoiseLevel(timestep, 1 - timestep / 1000, timestep / 1000, 1 - timestep / 1000)
+
+        def channels_first(tensor: Tensor) -> Tensor:
+            return tensor if name != "qwen-image" else tensor.unflatten(2, (-1, 4)).permute(0, 2, 1, 3).flatten(2)
+
+        x = given[2 * k][:, : cond.shape[1]]
+        expected, memory = guidance.combine(
+            channels_first(cond), channels_first(uncond), channels_first(x), level, memory,
+            parameterization=settings.get("parameterization", "flow"),
+        )  # fmt: skip
+        torch.testing.assert_close(channels_first(pred), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(received[k], pred)
+        assert torch.equal(channels_first(pred)[:, 3:], channels_first(cond)[:, 3:])
+
+
+def test_a_classic_pipeline_takes_it() -> None:
+    pipe = FAMILIES["hunyuan-video-1.5"].make()
+    own = classic(pipe, ClassifierFreeGuidance(guidance_scale=3.0))
+    assert torch.equal(classic(pipe, ChannelGuidance(3.0, "all")), own)
+    some = classic(pipe, ChannelGuidance(3.0, 2))
+    assert not torch.allclose(some, own)
+    assert torch.equal(classic(pipe, ChannelGuidance([3.0, 3.0, 1.0, 1.0])), some)
+
+
+def test_a_compiled_network_gives_the_same() -> None:
+    pipe = FAMILIES["hunyuan-video-1.5"].make()
+    guiders = [ChannelGuidance(3.0, 2), ChannelGuidance(3.0, 2, "apg")]
+    plain = [classic(pipe, guider) for guider in guiders]
+    pipe.transformer.compile(backend="eager")
+    for guider, latents in zip(guiders, plain, strict=True):
+        assert torch.equal(classic(pipe, guider), latents)
+
+
+def test_a_second_run_forgets_the_first() -> None:
+    pipe = FAMILIES["hunyuan-video-1.5"].make()
+    guider = ChannelGuidance(3.0, 2, "apg:momentum=0.9,norm_limit=0")
+    first = classic(pipe, guider)
+    assert torch.equal(classic(pipe, guider), first)
+    # a guider whose last step does not guide must still ask for the negative prompt of the next run
+    early = ChannelGuidance(3.0, 2, stop=0.5)
+    assert torch.equal(classic(pipe, early), classic(pipe, early))
+    assert early.num_conditions == 2
+
+
+# in a new process. Weights that were read from a file lie differently in memory, which changes the rounding of matrix
+# products: the run that is compared is one of the file's weights too, with the guider that was never in a file
+
+
+SAVED = """
+import sys
+import torch
+from guidon.bridges.diffusers.guider import ChannelGuidance  # diffusers imports no module of others on its own
+
+sys.path.insert(0, {tests!r})
+from bridges.diffusers import test_guider
+
+torch.set_num_threads({threads})
+pipe = test_guider.{load}({folder!r})
+assert type(pipe.guider) is ChannelGuidance
+assert torch.equal(test_guider.{run}(pipe), torch.load({folder!r} + "/latents.pt"))
+"""
+
+
+def loaded_classic(folder: str) -> Any:
+    missing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipe = HunyuanVideo15Pipeline.from_pretrained(folder, **missing)
+    pipe.vision_num_semantic_tokens = 2  # as in the tiny pipeline; no file holds it
+    return pipe
+
+
+def run_classic(pipe: Any) -> Tensor:
+    return classic(pipe, pipe.guider)
+
+
+def loaded_modular(folder: str) -> Any:
+    pipe = blocks_of("sd3").init_pipeline(folder)
+    pipe.load_components()
+    return pipe
+
+
+def run_modular(pipe: Any) -> Tensor:
+    return pipe(**inputs_of("sd3", pipe.blocks), output="latents")
+
+
+@pytest.mark.parametrize("kind", ["classic", "modular"])
+def test_it_is_saved_with_the_pipeline(kind: str, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    guider = ChannelGuidance([2.0, 1.0, 3.0] + [1.0] * (1 if kind == "classic" else 13), rule="apg", start=0.1)
+    if kind == "classic":
+        pipe = FAMILIES["hunyuan-video-1.5"].make()
+        pipe.guider = guider
+        pipe.save_pretrained(folder)
+        again = loaded_classic(folder)
+        again.guider = guider
+        latents = run_classic(again)
+    else:
+        pipe, _, _ = modular("sd3", guider)
+        pipe.save_pretrained(folder, overwrite_modular_index=True)
+        again = loaded_modular(folder)
+        again.update_components(guider=guider)
+        latents = run_modular(again)
+    torch.save(latents, tmp_path / "latents.pt")
+    code = SAVED.format(
+        tests=str(Path(__file__).parents[2]),
+        folder=folder,
+        load=f"loaded_{kind}",
+        run=f"run_{kind}",
+        threads=torch.get_num_threads(),
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_channels_are_classifier_free_guidance_in_every_dtype(dtype: torch.dtype) -> None:
+    cond, uncond = torch.randn(2, 2, 4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    theirs = ClassifierFreeGuidance(guidance_scale=5.3).forward(cond, uncond)
+    ours = ChannelGuidance(5.3, "all").forward(cond, uncond)
+    assert torch.equal(ours.pred, theirs.pred)
+    assert ours.pred.dtype == dtype
+    assert torch.equal(ours.pred_cond, theirs.pred_cond)
+    some = ChannelGuidance([5.3, 1.0, 5.3, 2.0]).forward(cond, uncond).pred
+    assert torch.equal(some[:, [0, 2]], theirs.pred[:, [0, 2]])
+    assert torch.equal(some[:, 1], cond[:, 1])
+    assert torch.equal(some[:, 3], ClassifierFreeGuidance(guidance_scale=2.0).forward(cond, uncond).pred[:, 3])
+
+
+def test_it_runs_one_branch_where_it_does_not_act() -> None:
+    def conditions(guider: Any, timesteps: list[float]) -> list[int]:
+        found = []
+        for step, timestep in enumerate(timesteps):
+            guider.set_state(step, len(timesteps), torch.tensor(timestep))
+            found.append(guider.num_conditions)
+            guider.forward(*torch.ones(guider.num_conditions, 1, 4, 2, 2).unbind())
+        return found
+
+    course = [1000.0, 750.0, 500.0, 250.0]
+    assert conditions(ChannelGuidance(3.0, 2), course) == [2, 2, 2, 2]
+    assert conditions(ChannelGuidance(3.0, 2, enabled=False), course) == [1, 1, 1, 1]
+    assert conditions(ChannelGuidance(1.0, 2), course) == [1, 1, 1, 1]
+    assert conditions(ChannelGuidance(3.0, "none"), course) == [1, 1, 1, 1]
+    assert conditions(ChannelGuidance(3.0, 2, timing="interval:0.2,0.6"), course) == [1, 2, 2, 1]
+    assert conditions(ChannelGuidance(3.0, 2, timing="oscillation:1"), course) == [2, 1, 2, 1]
+    ours, theirs = ChannelGuidance(3.0, 2, start=0.3, stop=0.8), ClassifierFreeGuidance(3.0, start=0.3, stop=0.8)
+    assert conditions(ours, course) == conditions(theirs, course) == [1, 2, 2, 1]
+
+
+def test_a_ramp_weights_the_scale() -> None:
+    cond, uncond = torch.randn(2, 1, 4, 2, 2)
+    guider = ChannelGuidance(3.0, 2, timing="linear")
+    guider.set_state(0, 2, torch.tensor(750.0))
+    assert torch.equal(guider.forward(cond, uncond).pred[:, :2], (uncond + 2.0 * (cond - uncond))[:, :2])
+
+
+def test_the_second_guider_of_two_begins_a_run_in_the_middle() -> None:
+    guider = ChannelGuidance(3.0, 2, "apg:momentum=0.5,norm_limit=0")
+    cond, uncond = torch.randn(2, 1, 4, 2, 2)
+
+    def run() -> list[Tensor]:
+        found = []
+        for step in (5, 6, 7):
+            guider.set_state(step, 8, torch.tensor(500.0 - step))
+            guider._noisy = torch.ones(1, 4, 2, 2)
+            found.append(guider.forward(cond, uncond).pred)
+        return found
+
+    first = run()
+    assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_settings_survive_a_file(tmp_path: Path) -> None:
+    guider = ChannelGuidance(
+        (2.0, 1.0), "only:0", "rescale:phi=0.5", "interval:0,0.5", axis=-1, patch=2, start=0.1, stop=0.9, **SDXL
+    )
+    guider.save_pretrained(tmp_path)
+    again = ChannelGuidance.from_pretrained(tmp_path)
+    assert dict(again.config) == dict(guider.config)
+    assert again.guidance == guider.guidance
+    assert guider.new(scale=4.0, channels=1).guidance == Guidance(4.0, 1, "rescale:phi=0.5", "interval:0,0.5")
+    assert "channels" not in ChannelGuidance(2.0).config
+    assert ChannelGuidance.of(guider.guidance, axis=-1).guidance == guider.guidance
+    assert "scale" in repr(guider)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": -1}, "at least 0"),
+        ({"channels": "x"}, "cannot be read"),
+        ({"rule": "apgg"}, "did you mean 'apg'"),
+        ({"rule": "perp-neg"}, "third branch"),
+        ({"rule": "cfg++", "scale": 0.6}, "level of the next step"),
+        ({"parameterization": "epsilon"}, "valid: eps"),
+        ({"parameterization": "eps"}, "give beta_schedule"),
+        ({"timing": "interval:1,0"}, "backwards"),
+    ],
+)
+def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ChannelGuidance(**arguments)
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="axis=-1"):
+        ChannelGuidance(3.0, 2).forward(*torch.ones(2, 1, 24, 64))
+    with pytest.raises(InputError, match="patches of 2x2"):
+        ChannelGuidance(3.0, 2, axis=-1, patch=2).forward(*torch.ones(2, 1, 24, 66))
+    with pytest.raises(InputError, match="more channels than the model has"):
+        ChannelGuidance(3.0, 5).forward(*torch.ones(2, 1, 4, 2, 2))
+    with pytest.raises(InputError, match="set_state"):
+        ChannelGuidance(3.0, 2, "apg").forward(*torch.ones(2, 1, 4, 2, 2))
+    guider = ChannelGuidance(3.0, 2, "apg")
+    guider.set_state(0, 2, torch.tensor(500.0))
+    with pytest.raises(InputError, match=r"needs the noisy latents.*guidon\.apply"):
+        guider.forward(*torch.ones(2, 1, 4, 2, 2))
+    with pytest.raises(InputError, match="have no height and width"):
+        ChannelGuidance(3.0, 2, "fdg", axis=-1).forward(*torch.ones(2, 1, 24, 8))
+
+
+def test_an_embedded_scale_is_refused() -> None:
+    with pytest.raises(InputError, match="channels cannot be chosen"):
+        _ = ChannelGuidance(3.0).guidance_scale
