@@ -91,7 +91,7 @@ class Guide(ABC):
         try:
             return self._guided(args)
         except InputError as error:
-            raise named(self.name, error, "scales") from None
+            raise named(self.name, error) from None
 
     def around_run(self, execute: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
         """ComfyUI's wrapper around one run of a sampler: marks where the run begins and ends."""
@@ -249,9 +249,9 @@ def patched(model: Patcher, guide: Guide) -> Patcher:
     return clone
 
 
-def named(node: str, error: InputError, scale: str) -> InputError:
-    """An error under a node's name, which calls the settings as the node does; ``scale`` is the one of the scale."""
-    names = {"cfg_channels": "channels", "cfg_scale": scale, "guidance": "rule"}
+def named(node: str, error: InputError, **names: str) -> InputError:
+    """An error under a node's name. ``names`` are the node's names of the settings that it calls otherwise."""
+    names = {"cfg_channels": "channels", "cfg_scale": "scales"} | names
     return InputError(f"{node}: {error.spelled(lambda name: names.get(name, name))}")
 
 

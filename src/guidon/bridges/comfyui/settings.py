@@ -41,7 +41,7 @@ def channel_guide(
         interval = None if whole else Interval(start_percent, end_percent)
         return ChannelGuide(choice, values, interval, model.get_model_object("model_sampling"))
     except InputError as error:
-        raise named(ChannelGuide.name, error, "scales") from None
+        raise named(ChannelGuide.name, error, timing="start_percent, end_percent") from None
 
 
 def rule_guide(
@@ -76,7 +76,7 @@ def rule_guide(
         guidance = Guidance(scale if values is None else values, choice, text, timing.strip())
         return RuleGuide(guidance, model.get_model_object("model_sampling"))
     except InputError as error:
-        raise named(RuleGuide.name, error, "scales" if scales.strip() else "scale") from None
+        raise named(RuleGuide.name, error, cfg_scale="scales" if scales.strip() else "scale") from None
 
 
 def parse_scales(text: str) -> float | tuple[float, ...] | None:
