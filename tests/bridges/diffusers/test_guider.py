@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, HunyuanVideo15Pipeline
+from diffusers.guiders import LTX2Guidance
 from torch import Tensor
 
 from guidon.bridges.diffusers.guider import ChannelGuidance
@@ -119,6 +120,69 @@ def test_a_modular_pipeline_guides_the_chosen_channels(name: str) -> None:
         for rest in (slice(0, features), slice(2 * features, None)):
             assert torch.equal(pred.movedim(axis, 0)[rest], cond.movedim(axis, 0)[rest])
         assert torch.equal(got, pred)  # Qwen-Image's normalisation too leaves it alone
+
+
+def test_two_experts_have_a_guider_each() -> None:
+    made = FAMILIES["wan-2.2"].make()
+    blocks = import_module("diffusers.modular_pipelines.wan.modular_blocks_wan22").Wan22CoreDenoiseStep()
+
+    def run(first: Any, second: Any) -> Tensor:
+        pipe = blocks.init_pipeline()
+        networks = {"transformer": made.transformer, "transformer_2": made.transformer_2}
+        pipe.update_components(scheduler=made.scheduler, guider=first, guider_2=second, **networks)
+        names = {parameter.name for parameter in blocks.inputs}
+        stated = FAMILIES["wan-2.2"].arguments(steps=4) | LATENTS
+        return pipe(**{key: value for key, value in stated.items() if key in names}, output="latents")
+
+    own = run(ClassifierFreeGuidance(guidance_scale=3.0), ClassifierFreeGuidance(guidance_scale=2.0))
+    assert torch.equal(run(ChannelGuidance(3.0, "all"), ChannelGuidance(2.0, "all")), own)
+    first, second = Watched(3.0, 2), Watched(2.0, "only:3")
+    run(first, second)
+    assert len(first.seen) + len(second.seen) == 4
+    for guider, guided in ((first, [0, 1]), (second, [3])):
+        assert guider.seen
+        for _, cond, _, pred in guider.seen:
+            changed = [channel for channel in range(4) if not torch.equal(pred[:, channel], cond[:, channel])]
+            assert changed == guided
+
+
+def test_ltx_2_guides_video_and_audio_by_a_guider_each() -> None:
+    tiny = FAMILIES["ltx-2"]
+    made, stated = tiny.make(), tiny.arguments(steps=3)
+    blocks = import_module("diffusers.modular_pipelines.ltx2.modular_blocks_ltx2").LTX2CoreDenoiseStep()
+    inputs: dict[str, Any] = {
+        "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 3, "batch_size": 1, "dtype": torch.float32,
+        "latents": torch.randn(1, 8, 4, generator=torch.Generator().manual_seed(0)),
+        "audio_latents": torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(1)),
+    }  # fmt: skip
+    for prefix in ("", "negative_"):
+        mask = stated[f"{prefix}prompt_attention_mask"]
+        video, audio, kept = made.connectors(stated[f"{prefix}prompt_embeds"], mask, padding_side="left")
+        inputs[f"{prefix}connector_prompt_embeds"] = video
+        inputs[f"{prefix}connector_audio_prompt_embeds"] = audio
+        inputs[f"{prefix}connector_attention_mask"] = kept
+
+    def run(guider: Any, audio_guider: Any) -> Tensor:
+        pipe = blocks.init_pipeline()
+        given = {name: getattr(made, name) for name in ("scheduler", "transformer", "audio_vae")}
+        pipe.update_components(**given, guider=guider, audio_guider=audio_guider)
+        return pipe(**inputs, output="latents")
+
+    def ours(channels: Any, rule: str = "cfg") -> Watched:
+        return Watched(3.0, channels, rule, axis=-1, parameterization="x0")
+
+    def theirs() -> Any:  # without its two further branches
+        return LTX2Guidance(guidance_scale=3.0, stg_scale=0.0, modality_scale=1.0, guidance_rescale=0.0)
+
+    own = run(theirs(), theirs())
+    torch.testing.assert_close(run(ours("all"), ours("all")), own, rtol=1e-5, atol=1e-5)
+    video, audio = ours("only:1"), ours([2, 5], "apg")  # x_0 is what APG works in: it needs no latents
+    run(video, audio)
+    for guider, guided in ((video, [1]), (audio, [2, 5])):
+        assert len(guider.seen) == 3
+        for _, cond, _, pred in guider.seen:
+            different = (pred != cond).any(dim=(0, 1))
+            assert different.nonzero().flatten().tolist() == guided
 
 
 @pytest.mark.parametrize("name", ["wan-2.1", "sdxl", "qwen-image", "hunyuan-video-1.5"])
