@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from guidon.core.errors import InputError
 from guidon.training import StagedRecipe, load_recipe, run_recipe
-from guidon.training.recipe import DenoiserRecipe, Section, VAERecipe
+from guidon.training.recipe import DenoiserRecipe, RolloutRecipe, Section, VAERecipe
 from guidon.training.terms import Terms, TermSettings
 from recipes import LOW, VAE_SHAPE, denoiser_recipe, vae_recipe, write_recipe
 
@@ -112,7 +112,7 @@ def sections(model):
 def test_every_setting_says_what_it_is():
     silent = {
         f"{section.__name__}.{name}"
-        for recipe in (VAERecipe, DenoiserRecipe, StagedRecipe)
+        for recipe in (VAERecipe, DenoiserRecipe, RolloutRecipe, StagedRecipe)
         for section in sections(recipe)
         for name, field in section.model_fields.items()
         if name != "task" and not field.description
@@ -135,14 +135,14 @@ def test_a_stage_has_the_settings_of_common_under_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages__low__start": "bass"}, "stages.low: start is 'bass', expected an earlier denoiser stage (did you mean 'base'?)"),
-        ({"stages__low__start": "low"}, "expected an earlier denoiser stage"), ({"stages__low__vae": "base"}, "expected an earlier vae stage"),
+        ({"stages__low__start": "bass"}, "stages.low: start is 'bass', expected an earlier denoiser or rollout stage (did you mean 'base'?)"),
+        ({"stages__low__start": "low"}, "expected an earlier denoiser or rollout stage"), ({"stages__low__vae": "base"}, "expected an earlier vae stage"),
         ({"stages__base__stpes": 3}, "stages.base: unknown key 'stpes' (did you mean 'steps'?)"),
         ({"stages__base__task": "denoise"}, "stages.base: task is 'denoise' (did you mean 'denoiser'?)"),
         ({"stages__base__out": "x"}, "stages.base: out is given once"), ({"stages__eye__kl_weight": -1}, "stages.eye: kl_weight"),
         ({"common__evry": {}}, "unknown key 'common.evry' (did you mean 'every'?)"),
-        ({"export__stage": "lo"}, "export.stage is 'lo', expected a denoiser stage (did you mean 'low'?)"),
-        ({"export__stage": "eye"}, "export.stage is 'eye', expected a denoiser stage"),
+        ({"export__stage": "lo"}, "export.stage is 'lo', expected a denoiser or rollout stage (did you mean 'low'?)"),
+        ({"export__stage": "eye"}, "export.stage is 'eye', expected a denoiser or rollout stage"),
         ({"stages": {}}, "stages"), ({"stages__../x": {"task": "vae", "steps": 1}}, "stages"),
     ],
 )  # fmt: skip

@@ -11,8 +11,20 @@ import guidon
 from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.training import plan_recipe, run_recipe
+from guidon.training.data import rollouts
 from guidon.training.stages import weights_hash
-from recipes import DENOISER, HIGH, LOW, VAE, assert_equal_weights, at_step, vae_recipe, weights_of, write_recipe
+from recipes import (
+    DENOISER,
+    HIGH,
+    LOW,
+    VAE,
+    assert_equal_weights,
+    at_step,
+    redraw_truth,
+    vae_recipe,
+    weights_of,
+    write_recipe,
+)  # fmt: skip
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "guidon-small.yaml"
 
@@ -165,7 +177,8 @@ def test_weights_are_the_same_whatever_their_record_says(made, tmp_path):
     assert weights_hash(tmp_path / "other.safetensors") != weights_hash(path)
 
 
-def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path):
+def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollouts, "redraw", redraw_truth)  # a tiny model draws nothing that can be read
     values = yaml.safe_load(SHIPPED.read_text())
     values["out"] = str(tmp_path / "runs")
     tiny = {"hidden_size": 16, "depth": 1, "num_heads": 2}
@@ -174,6 +187,8 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path):
     values["common"]["denoiser"]["model"] |= tiny
     for stage in values["stages"].values():
         stage |= {"steps": 2, "batch_size": 4}
+    tiny_finisher = {"finisher": {"channels": 4, "depth": 1}, "rollouts": 8, "sampling": {"steps": 2}}
+    values["stages"]["finished"] |= tiny_finisher
     values["stages"]["vae"]["model"] |= {"block_out_channels": [8, 8]}
     for stage in ("low", "low-steady", "high-refined"):
         values["stages"][stage]["model"] |= {"refiner_channels": 4, "refiner_depth": 1}

@@ -10,8 +10,10 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_valida
 
 from ..core.errors import InputError, nearest
 from ..core.settings import Settings, read_mapping, validated
+from ..guidance import Guidance
 from ..world import SHAPES, SIZE
 from .terms import Terms
+from .terms.mse import MSESettings
 
 DIFFUSION_STEPS = 1000
 SWAPPED_FROM = 350  # the first timestep of shape_swap; below it the noise is too weak to hide a shape
@@ -301,6 +303,81 @@ class DenoiserRecipe(Run):
         return self
 
 
+class FinisherShape(Section):
+    """Shape of the finisher: convolutions that go over the prediction in the last steps of sampling."""
+
+    channels: PositiveInt = 64
+    """Channels of its layers."""
+    depth: PositiveInt = 5
+    """Layers."""
+    end: Annotated[int, Field(gt=0, le=DIFFUSION_STEPS)] = 100
+    """It acts at timesteps below this one."""
+
+
+class Sampling(Section):
+    """How rollouts are sampled: by ddpm, some of them guided."""
+
+    steps: PositiveInt = 50
+    """Denoising steps."""
+    guided: Fraction = 0.75
+    """Share of rollouts that are guided. The others are sampled without guidance."""
+    cfg_scale: PositiveFloat = 3.0
+    """Guidance scale of the guided ones."""
+    cfg_channels: str = "3"
+    """Guided latent channels, such as "3" or "all"."""
+    timing: str = "interval:0,0.5"
+    """When guidance acts, such as "constant" or "interval:0,0.5"."""
+
+    @model_validator(mode="after")
+    def _guidance_exists(self) -> Sampling:
+        Guidance(self.cfg_scale, self.cfg_channels, timing=self.timing)
+        return self
+
+
+class RolloutRecipe(Run):
+    """A run that trains a finisher on what the model itself draws.
+
+    The model of ``start`` samples clips (rollouts). Each is paired with the clean rendering of the scene that it shows.
+    The finisher learns to predict the clean latents from the noisy rollout. All other weights stay as they are.
+    """
+
+    task: Literal["rollout"]
+    start: Path
+    """Model folder of an earlier run. Of two expert networks, the one for low noise gets the finisher."""
+    finisher: FinisherShape = FinisherShape()
+    """Shape of the finisher."""
+    rollouts: PositiveInt = 1600
+    """Number of clips that are sampled for training and validation."""
+    cache: Path | None = None
+    """Folder of the rollouts, which several runs may share. ``out`` if it is not given."""
+    sampling: Sampling = Sampling()
+    """How rollouts are sampled."""
+    blend: Fraction = 0.5
+    """Share of samples in which the rollout is mixed with its clean version, as it is after steps with a finisher."""
+    caption_dropout: Fraction = 0.1
+    """Share of captions that are replaced by the null caption."""
+    terms: Terms = Terms(mse=MSESettings(weighting="balanced", foreground=4))
+    """The terms of the loss. Those that need area gradients or families of clips cannot be used."""
+
+    @property
+    def result(self) -> Path:
+        """The exported model folder."""
+        return self.out / "model"
+
+    @model_validator(mode="after")
+    def _terms_need_nothing(self) -> RolloutRecipe:
+        for what in ("areas", "families"):
+            if names := [name for name, term in self.terms.chosen.items() if what in term.needs]:
+                raise InputError(f"the term {names[0]} needs {what}, which rollouts do not have: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _no_matrices(self) -> RolloutRecipe:
+        if self.optimiser.name == "muon":
+            raise InputError("a finisher has no matrices for muon: leave the optimiser's name out, or say adamw")
+        return self
+
+
 MOVED = {
     "loss_weighting": ("mse", "weighting"),
     "foreground_weight": ("mse", "foreground"),
@@ -309,10 +386,20 @@ MOVED = {
 }
 """Settings of earlier versions: old name -> (term, name of the setting in that term)."""
 
-Recipe = VAERecipe | DenoiserRecipe
-RECIPES: dict[str, type[VAERecipe] | type[DenoiserRecipe]] = {"vae": VAERecipe, "denoiser": DenoiserRecipe}
-PARENTS: dict[str, dict[str, str]] = {"vae": {"start": "vae"}, "denoiser": {"vae": "vae", "start": "denoiser"}}
-"""For each task: the fields that take the result of another run -> the task of that run."""
+Recipe = VAERecipe | DenoiserRecipe | RolloutRecipe
+RECIPES: dict[str, type[VAERecipe] | type[DenoiserRecipe] | type[RolloutRecipe]] = {
+    "vae": VAERecipe,
+    "denoiser": DenoiserRecipe,
+    "rollout": RolloutRecipe,
+}
+MODEL_TASKS = ("denoiser", "rollout")
+"""The tasks whose result is a model folder."""
+PARENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "vae": {"start": ("vae",)},
+    "denoiser": {"vae": ("vae",), "start": MODEL_TASKS},
+    "rollout": {"start": MODEL_TASKS},
+}
+"""For each task: the fields that take the result of another run -> the tasks of that run."""
 
 
 class Common(Section):
@@ -324,6 +411,8 @@ class Common(Section):
     """Settings of stages with ``task: vae``."""
     denoiser: dict[str, Any] = Field(default_factory=dict)
     """Settings of stages with ``task: denoiser``."""
+    rollout: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stages with ``task: rollout``."""
 
 
 class Export(Section):
@@ -373,7 +462,7 @@ class StagedRecipe(Section):
         """One stage as the recipe of a single run in the folder ``out``. ``parents``: field -> the parent's result."""
         settings = self.settings(name)
         task: str = settings["task"]
-        shared = {"cache": self.out / "clips"} if task == "denoiser" else {}
+        shared = {"cache": self.out / "clips"} if task in MODEL_TASKS else {}
         return validated(RECIPES[task], {**shared, **settings, "out": out, **parents}, f"stages.{name}")
 
     @model_validator(mode="after")
@@ -385,15 +474,17 @@ class StagedRecipe(Section):
                 raise InputError(f"stages.{name}: out is given once, for the whole recipe: leave it out here")
             for field, parent in self.parents(name).items():
                 wanted = PARENTS[settings["task"]][field]
-                fitting = [other for other, task in earlier.items() if task == wanted]
+                fitting = [other for other, task in earlier.items() if task in wanted]
                 if parent not in fitting:
-                    hint = nearest(str(parent), fitting) if fitting else f"; there is no {wanted} before it"
-                    raise InputError(f"stages.{name}: {field} is {parent!r}, expected an earlier {wanted} stage{hint}")
+                    kind = " or ".join(wanted)
+                    hint = nearest(str(parent), fitting) if fitting else f"; there is no {kind} before it"
+                    raise InputError(f"stages.{name}: {field} is {parent!r}, expected an earlier {kind} stage{hint}")
             self.recipe(name, self.out / name, {field: Path(p) for field, p in self.parents(name).items()})
             earlier[name] = settings["task"]
-        if earlier.get(self.export.stage) != "denoiser":
-            hint = nearest(self.export.stage, [name for name, task in earlier.items() if task == "denoiser"])
-            raise InputError(f"export.stage is {self.export.stage!r}, expected a denoiser stage{hint}")
+        if earlier.get(self.export.stage) not in MODEL_TASKS:
+            hint = nearest(self.export.stage, [name for name, task in earlier.items() if task in MODEL_TASKS])
+            kind = " or ".join(MODEL_TASKS)
+            raise InputError(f"export.stage is {self.export.stage!r}, expected a {kind} stage{hint}")
         return self
 
 

@@ -20,7 +20,7 @@ from ..core.devices import pick_device
 from ..core.errors import InputError, nearest, setting
 from ..core.hashing import hash_settings, hash_tensors, hash_text
 from .loop import Look, train
-from .recipe import DenoiserRecipe, Recipe, StagedRecipe, load_recipe
+from .recipe import Recipe, StagedRecipe, VAERecipe, load_recipe
 from .state import read_state
 from .tasks import prepare
 
@@ -143,7 +143,7 @@ def _run(
     """Do a single run."""
     device = pick_device(recipe.device)
     recipe.out.mkdir(parents=True, exist_ok=True)
-    look = look if isinstance(recipe, DenoiserRecipe) else None  # only a denoiser run exports a model folder
+    look = None if isinstance(recipe, VAERecipe) else look  # an autoencoder is no model to sample from
     return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
 
 

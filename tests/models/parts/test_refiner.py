@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from guidon.diffusion import NoiseSchedule
 from guidon.models.parts.layers import unpatch
 from guidon.models.parts.refiner import Refiner
 from guidon.models.stdit.network import STDiT, STDiTConfig
@@ -10,6 +11,7 @@ from guidon.models.stdit.network import STDiT, STDiTConfig
 PLAIN = STDiTConfig(
     (4, 8, 8), patch_size=(4, 2, 2), hidden_size=32, depth=1, num_heads=4, caption_channels=12, model_max_length=6
 )
+FINISHED = dataclasses.replace(PLAIN, finisher_channels=8, finisher_depth=2)
 REFINED = dataclasses.replace(PLAIN, refiner_channels=8, refiner_depth=2)
 INPUTS = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 400])
 
@@ -71,3 +73,60 @@ def test_tokens_go_back_to_their_places():
     patches = latents.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 3, 3)  # (B, C, nt, nh, nw, pt, ph, pw)
     tokens = patches.permute(0, 2, 3, 4, 5, 6, 7, 1).flatten(4).flatten(1, 3)
     assert torch.equal(unpatch(tokens, (2, 2, 2), (2, 2, 3)), latents)
+
+
+def finished(**changes):
+    """The plain network, and the same one with a finisher."""
+    plain, more = drawn(STDiT(PLAIN)), drawn(STDiT(dataclasses.replace(FINISHED, **changes)))
+    more.load_state_dict(plain.state_dict(), strict=False)
+    return plain, more
+
+
+@torch.no_grad()
+def test_a_finisher_acts_in_the_last_steps_alone():
+    plain, more = finished()
+    y = torch.randn(2, 6, 12)
+    ours, theirs = more(*INPUTS, y), plain(*INPUTS, y)  # timesteps 5 and 400
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(ours[:, 4:], theirs[:, 4:])  # the variance
+    assert (ours[0, :4] - theirs[0, :4]).abs().mean() > 0.01
+    x, schedule = INPUTS[0], NoiseSchedule.named("linear", 1000).respaced(50)
+    for level in schedule.levels:
+        same = torch.equal(more(x, level, more.prepare(y)), plain(x, level, plain.prepare(y)))
+        assert same == (level.timestep >= 100)
+    assert any(level.timestep < 100 for level in schedule.levels)
+
+
+@torch.no_grad()
+def test_a_finisher_reads_the_caption_and_ignores_its_padding():
+    plain, more = finished()
+    x, t = INPUTS[0][:1].expand(2, -1, -1, -1, -1), torch.tensor([5, 5])
+    y = torch.randn(2, 6, 12)
+    nothing = more.finisher.refiner  # the same blocks for both captions, so that only the finisher tells them apart
+    seen = []
+    for caption in (y[:1], y[1:]):
+        prepared = more.prepare(caption)
+        assert len(prepared.keys_values) == len(plain.prepare(caption).keys_values) + 1
+        tokens, prediction = torch.ones(1, 16, 32), torch.ones(1, 4, 4, 8, 8)
+        keys_values = prepared.keys_values[-1]
+        seen.append(more.finisher(x[:1], prediction, tokens, torch.ones(1, 32), (1, 4, 4), keys_values, None))
+        assert seen[-1].shape == prediction.shape
+        assert not torch.equal(seen[-1], nothing(x[:1], prediction, tokens, torch.ones(1, 32), (1, 4, 4)))
+    assert not torch.allclose(seen[0], seen[1])
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0]] * 2)
+    padded = torch.cat([y[:, :3], torch.randn(2, 3, 12)], dim=1)
+    assert torch.allclose(more(x, t, y, mask), more(x, t, padded, mask), atol=1e-5)
+
+
+def test_a_new_finisher_changes_nothing_and_learns():
+    plain = drawn(STDiT(PLAIN))
+    more = STDiT(FINISHED)
+    more.load_state_dict(plain.state_dict(), strict=False)
+    y = torch.randn(2, 6, 12)
+    out = more(*INPUTS, y)
+    assert torch.equal(out, plain(*INPUTS, y))
+    out[:, :4].square().sum().backward()
+    assert more.finisher.refiner.exit.weight.grad.abs().max() > 0
+    other = drawn(STDiT(FINISHED))
+    other(*INPUTS, y).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in other.parameters())

@@ -17,7 +17,7 @@ class Caption:
     """A batch of prompts, as the blocks of a transformer read them."""
 
     keys_values: tuple[Tensor, ...]
-    """Keys and values for each block, (2, B, H, L, D / H)."""
+    """Keys and values for each of the network's ``crossings``, (2, B, H, L, D / H)."""
     mask: Tensor | None
     """(B, 1, 1, L), True where a token counts; None where all do."""
 
@@ -91,8 +91,11 @@ class CaptionedTransformer(nn.Module):
         tokens = self.y_embedder(y.to(self.dtype))
         if mask is not None:
             mask = mask.to(torch.bool).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]
-        crossings = [cast("CrossAttention", cast("Any", block).cross_attn) for block in self.blocks]
-        return Caption(tuple(cross.keys_values(tokens) for cross in crossings), mask)
+        return Caption(tuple(cross.keys_values(tokens) for cross in self.crossings()), mask)
+
+    def crossings(self) -> list[CrossAttention]:
+        """The layers that read the caption: that of each block, then others."""
+        return [cast("CrossAttention", cast("Any", block).cross_attn) for block in self.blocks]
 
     def null(self, rows: int, mask: Tensor | None = None) -> Caption:
         """The null caption, ``rows`` times. As in the original, it uses the prompts' token mask.

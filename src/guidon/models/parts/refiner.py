@@ -4,6 +4,8 @@ A token of a large patch predicts the whole patch, with different weights for ev
 convolution has the same weights at all positions, so it learns edges from all of them, and it sees x_t at full
 resolution. DDT (2504.05741) and PixNerd (2507.23268) divide the work in a similar way. A new refiner outputs zero, so
 it can be added to a trained network.
+
+A finisher is a wide refiner for the last steps of sampling that also reads the caption.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import unpatch
+from .layers import CrossAttention, unpatch
 
 FEATURES = 8  # features of the tokens, per latent pixel
 REACH = 5  # kernel size of the convolutions along time, in frames
@@ -68,3 +70,34 @@ class Refiner(nn.Module):
         for layer in self.layers:
             h = layer(h, t, frames)
         return rearrange(self.exit(h).float(), "(b t) c h w -> b c t h w", t=frames)
+
+
+class Finisher(nn.Module):
+    """A refiner for the last steps of sampling, whose layers are modulated by the timestep and the caption.
+
+    Args:
+        refiner: its convolutions.
+        hidden_size: width of the tokens.
+        heads: attention heads that read the caption; divides ``hidden_size``.
+        end: it acts at timesteps below this one.
+    """
+
+    def __init__(self, refiner: Refiner, hidden_size: int, heads: int, end: int) -> None:
+        super().__init__()
+        self.refiner, self.end = refiner, end
+        self.query = nn.Parameter(torch.randn(1, 1, hidden_size) / hidden_size**0.5)
+        self.cross_attn = CrossAttention(hidden_size, heads)
+
+    def forward(
+        self,
+        x: Tensor,
+        prediction: Tensor,
+        tokens: Tensor,
+        t: Tensor,
+        grid: tuple[int, ...],
+        keys_values: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """The correction; see ``Refiner``. ``keys_values``, ``mask``: the caption's; see ``CrossAttention``."""
+        told = self.cross_attn(self.query.expand(len(x), -1, -1), keys_values, mask)[:, 0]
+        return self.refiner(x, prediction, tokens, t + told, grid)

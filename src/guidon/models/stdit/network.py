@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...core.broadcasting import per_sample
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from ..parts.captioned import Caption, CaptionedTransformer
@@ -30,7 +31,7 @@ from ..parts.layers import (
     timesteps_of,
     unpatch,
 )
-from ..parts.refiner import Refiner
+from ..parts.refiner import Finisher, Refiner
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class STDiTConfig:
     """Channels of a refiner (``parts.refiner``), which the originals do not have; 0 for none."""
     refiner_depth: int = 3
     """Layers of the refiner."""
+    finisher_channels: int = 0
+    """Channels of a finisher (``parts.refiner``); 0 for none."""
+    finisher_depth: int = 5
+    """Layers of the finisher."""
+    finisher_end: int = 100
+    """The finisher acts at timesteps below this one."""
 
 
 class Block(nn.Module):
@@ -118,6 +125,15 @@ class STDiT(CaptionedTransformer):
             self.refiner = Refiner(
                 config.in_channels, config.patch_size, d, config.refiner_channels, config.refiner_depth
             )
+        self.finisher: Finisher | None = None
+        if config.finisher_channels:
+            wide = Refiner(config.in_channels, config.patch_size, d, config.finisher_channels, config.finisher_depth)
+            self.finisher = Finisher(wide, d, config.num_heads, config.finisher_end)
+
+    def crossings(self) -> list[CrossAttention]:
+        """The layers that read the caption: that of each block, then the finisher's."""
+        blocks = super().crossings()
+        return blocks if self.finisher is None else [*blocks, self.finisher.cross_attn]
 
     def position_tables(self) -> dict[str, Tensor]:
         """The position buffers, which follow from the configuration alone."""
@@ -171,8 +187,26 @@ class STDiT(CaptionedTransformer):
             h = block(h, modulation, frames, in_time if k == 0 else None, caption.keys_values[k], caption.mask)
         grid = (frames, height, width)
         out = unpatch(self.final_layer(h, t).float(), grid, self.config.patch_size)
-        if self.refiner is None:
+        acts = self._finishes(timestep, x)
+        if self.refiner is None and acts is None:
             return out
         prediction, variance = out[:, : x.shape[1]], out[:, x.shape[1] :]
-        more = self.refiner(x, prediction, self.final_layer.norm_final(h), t, grid)
-        return torch.cat([prediction + more, variance], dim=1)
+        tokens = self.final_layer.norm_final(h)
+        if self.refiner is not None:
+            prediction = prediction + self.refiner(x, prediction, tokens, t, grid)
+        if self.finisher is not None and acts is not None:
+            more = self.finisher(x, prediction, tokens, t, grid, caption.keys_values[-1], caption.mask)
+            prediction = prediction + per_sample(acts, more) * more
+        return torch.cat([prediction, variance], dim=1)
+
+    def _finishes(self, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
+        """At which samples the finisher acts, bool (B,); None if it acts at none.
+
+        A level that the batch shares is a number on the CPU, so that sampling does not wait for the device.
+        """
+        if self.finisher is None:
+            return None
+        shared = None if isinstance(timestep, Tensor) else timestep.timestep
+        if shared is not None and not isinstance(shared, Tensor) and shared >= self.finisher.end:
+            return None
+        return timesteps_of(timestep, x) < self.finisher.end

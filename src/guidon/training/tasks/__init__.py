@@ -1,12 +1,13 @@
-"""Training tasks: autoencoder and denoiser. A new task needs a file here, a recipe, and a line in ``prepare``."""
+"""Training tasks: autoencoder, denoiser, rollout. A new task needs a file here, a recipe, and a line in ``prepare``."""
 
 from __future__ import annotations
 
 import torch
 
 from ..loop import Task
-from ..recipe import Recipe, VAERecipe
+from ..recipe import Recipe, RolloutRecipe, VAERecipe
 from .denoiser import DenoiserTask
+from .rollout import RolloutTask
 from .vae import VAETask
 
 
@@ -18,4 +19,6 @@ def prepare(recipe: Recipe, device: torch.device) -> Task:
     """
     if isinstance(recipe, VAERecipe):
         return VAETask.prepare(recipe, device)
+    if isinstance(recipe, RolloutRecipe):
+        return RolloutTask.prepare(recipe, device)
     return DenoiserTask.prepare(recipe, device)

@@ -1,0 +1,172 @@
+"""Rollouts: clips that a model samples itself, each with the clean clip that it should have drawn there.
+
+In training a network sees noisy clips of the world, in sampling noisy versions of what it drew itself. Errors that it
+made early are then never corrected, because training never shows them. Pairs of a rollout and its clean version show
+them (as scheduled sampling does for sequences, Bengio et al. 1506.03099).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
+
+from ... import world
+from ...core.atomic import atomic_path
+from ...core.errors import InputError
+from ...core.hashing import hash_settings
+from ...core.progress import progress
+from ...guidance import Guidance, GuidedDenoiser
+from ...models.model import Model
+from ...models.vae import Autoencoder
+from ...samplers import SampleNoise, sample_ddpm
+from ..recipe import Sampling
+from .redraw import redraw
+
+BLOCK = 16  # rollouts that are sampled together and stored in one file
+MARGIN = 3  # pixels around the object that count as part of it, for it may be drawn too large
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """N rollouts that could be read, in the order in which they were sampled."""
+
+    seed: int
+    """The seed of the clips whose captions were sampled."""
+    numbers: Tensor
+    """The number of each one's clip, long (N,)."""
+    drawn: Tensor
+    """What the model drew: latents, fp16 (N, C, T, h, w)."""
+    clean: Tensor
+    """The same scenes, rendered and encoded: latents, fp16 (N, C, T, h, w)."""
+    objects: Tensor
+    """Latent pixels at the clean object, bool (N, T, h, w)."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @classmethod
+    def prepare(
+        cls, folder: Path, model: Model, weights: str, count: int, seed: int, sampling: Sampling, device: torch.device
+    ) -> Rollouts:
+        """Sample rollouts of the training split's captions, or read those that an earlier run stored.
+
+        They are sampled and stored in blocks, so an interrupted run continues with the next block.
+
+        Args:
+            folder: where they are stored, in a folder of their own.
+            model: the model that samples.
+            weights: the hash of the model's weights.
+            count: how many are sampled. Those that cannot be read are left out.
+            seed: the seed of the captions and of the noise.
+            sampling: how they are sampled.
+            device: the device of the model.
+
+        Raises:
+            InputError: not one can be read.
+        """
+        settings = sampling.model_dump(mode="json")
+        key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": BLOCK})
+        place = folder / f"rollouts-{key[:8]}"
+        place.mkdir(parents=True, exist_ok=True)
+        blocks: list[dict[str, Tensor]] = []
+        starts = range(0, count, BLOCK)
+        with progress("sampling rollouts") as on_step:
+            for done, first in enumerate(starts):
+                path = place / f"{first:06}.safetensors"
+                numbers = range(first, min(first + BLOCK, count))
+                if (block := _read(path, key, len(numbers))) is None:
+                    block = _sample(model, seed, numbers, sampling, device)
+                    with atomic_path(path) as temporary:
+                        temporary.write_bytes(save(block, metadata={"key": key, "count": str(len(numbers))}))
+                blocks.append(block)
+                on_step(done + 1, len(starts))
+        found = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        if not len(found["numbers"]):
+            raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")
+        return cls(seed, found["numbers"], found["drawn"], found["clean"], found["objects"])
+
+    def caption(self, index: int) -> str:
+        """The caption that a rollout was sampled for."""
+        return world.clip("train", self.seed, int(self.numbers[index])).caption
+
+    def backwards(self, index: int) -> str | None:
+        """What the caption says of the clip played backwards; None if the training split does not hold that."""
+        clip = world.clip("train", self.seed, int(self.numbers[index]))
+        scene, said = clip.scene.reversed(), world.read_caption(clip.caption)
+        if not world.holds("train", scene):
+            return None
+        return world.plain_caption(scene, size=said.size is not None, speed=said.speed is not None)
+
+
+@torch.no_grad()
+def _sample(
+    model: Model, seed: int, numbers: Sequence[int], sampling: Sampling, device: torch.device
+) -> dict[str, Tensor]:
+    """Sample one block, draw its scenes again, and encode them."""
+    captions = [world.clip("train", seed, number).caption for number in numbers]
+    guided = np.array([np.random.default_rng((seed, number, 12)).random() < sampling.guided for number in numbers])
+    drawn = torch.zeros(len(numbers), *model.latent_shape)
+    with model.text.in_use() as text, model.network.in_use(torch.float32) as network:
+        features, mask = text.encode(captions)
+        for chosen, scale in ((guided, sampling.cfg_scale), (~guided, 1.0)):
+            rows = np.flatnonzero(chosen).tolist()
+            if not rows:
+                continue
+            guidance = Guidance(scale, sampling.cfg_channels, timing=sampling.timing)
+            own = None if mask is None else mask[rows]
+            denoiser = GuidedDenoiser(
+                network,
+                guidance,
+                network.prepare(features[rows], own),
+                None if guidance.is_conditional else network.null(len(rows), own),
+                parameterization=model.process.parameterization,
+            )
+            noise = SampleNoise([seed] * len(rows), [numbers[row] for row in rows])
+            sample = partial(sample_ddpm, process=model.process)
+            x = noise.initial(model.latent_shape, device)
+            drawn[rows] = sample(denoiser, model.schedule.respaced(sampling.steps), x, noise).cpu()
+    with model.vae.in_use() as vae:
+        return _pairs(vae, drawn, numbers, captions, device)
+
+
+def _pairs(
+    vae: Autoencoder, drawn: Tensor, numbers: Sequence[int], captions: Sequence[str], device: torch.device
+) -> dict[str, Tensor]:
+    """What was drawn, and what should have been drawn, for the clips that can be read."""
+    shown = ((vae.decode(drawn.to(device)) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+    again = redraw(shown.cpu().numpy(), [world.read_caption(caption) for caption in captions])
+    usable = torch.from_numpy(again.usable)
+    frames = torch.from_numpy(again.frames[again.usable]).permute(0, 4, 1, 2, 3)
+    clean = vae.encode(frames.to(device) * 2 - 1).cpu() if len(frames) else drawn[usable]
+    cell = world.SIZE // drawn.shape[-1]
+    near = F.max_pool2d(torch.from_numpy(again.coverage[again.usable]), 2 * MARGIN + 1, stride=1, padding=MARGIN)
+    objects = F.max_pool2d(near, cell) > 0
+    return {
+        "numbers": torch.tensor(numbers)[usable],
+        "drawn": drawn[usable].half().contiguous(),
+        "clean": clean.half().contiguous(),
+        "objects": objects,
+    }
+
+
+def _read(path: Path, key: str, count: int) -> dict[str, Tensor] | None:
+    """A stored block; None where the file is missing, damaged, of another key or of fewer clips."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            known = file.metadata() or {}
+            if (known.get("key"), known.get("count")) != (key, str(count)):
+                return None
+            return {name: file.get_tensor(name) for name in ("numbers", "drawn", "clean", "objects")}
+    except SafetensorError:
+        return None

@@ -1,0 +1,89 @@
+"""What is drawn again: the scene as it was drawn, where that is clear, and as it was asked for, where it is not."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from guidon import world
+from guidon.metrics.world import measure
+from guidon.training.data.redraw import redraw
+
+CLIPS = [world.clip("train", 3, index) for index in range(12)]
+SCENES = [clip.scene for clip in CLIPS]
+TRUTH = np.stack([clip.frames() for clip in CLIPS])
+
+
+def wanted(scene, **other):
+    thing = scene.things[0]
+    asked = world.Wanted(thing.shape, thing.colour, thing.size, thing.motion, thing.speed, scene.background)
+    return dataclasses.replace(asked, **other)
+
+
+def of(scene, **changes):
+    thing = dataclasses.replace(scene.things[0], motion="still", speed=None, start=(30.0, 33.0), **changes)
+    return dataclasses.replace(scene, things=(thing,))
+
+
+def blob(scene, share, area=280.0):
+    """Between a circle and a square."""
+    centres = of(scene).things[0].centroids()
+    circle, square = (world.coverage(shape, area, centres) for shape in ("circle", "square"))
+    alpha = (circle + share * (square - circle))[..., None]
+    colour, ground = (np.array(p, np.float32) for p in (world.COLOURS["red"], world.BACKGROUNDS["white"]))
+    return (ground + alpha * (colour - ground)).astype(np.float32)
+
+
+def test_truth_stays_as_it_is():
+    again = redraw(TRUTH, [wanted(scene) for scene in SCENES])
+    assert again.usable.all()
+    assert np.abs(again.frames - TRUTH).max() < 0.08  # positions are read to a few hundredths of a pixel
+    assert np.allclose(again.coverage, [world.foreground(scene) for scene in SCENES], atol=0.1)
+    assert again.frames.dtype == np.float32
+
+
+def test_errors_of_drawing_are_mended():
+    rng = np.random.default_rng(0)
+    faulty = TRUTH + 0.04 * rng.standard_normal((len(TRUTH), 1, 8, 8, 1)).repeat(8, 2).repeat(8, 3)
+    asked = [wanted(scene) for scene in SCENES]
+    again = redraw(np.clip(faulty, 0, 1).astype(np.float32), asked)
+    assert again.usable.sum() >= 10
+    chosen = np.flatnonzero(again.usable)
+    assert (measure(again.frames[chosen], [asked[k] for k in chosen])["joint"] == 1).all()
+
+
+@pytest.mark.parametrize("other", [{"shape": "cross"}, {"colour": "blue"}, {"size": "small"}, {"motion": "up"}])
+def test_what_is_clearly_drawn_stays_though_the_caption_asks_for_another(other):
+    scene = of(world.Scene("white", (world.Thing("square", "red", "large", "still", None, (0.0, 0.0)),)))
+    clip = world.render(scene)
+    again = redraw(clip[None], [wanted(scene, **other)])
+    assert again.usable.all()
+    assert np.abs(again.frames[0] - clip).max() < 0.08
+
+
+def test_the_caption_decides_between_two_shapes_and_two_sizes():
+    scene = world.Scene("white", (world.Thing("circle", "red", "large", "still", None, (0.0, 0.0)),))
+    for shape in ("circle", "square"):
+        asked = wanted(scene, shape=shape)
+        again = redraw(blob(scene, 0.5)[None], [asked])
+        assert measure(again.frames, [asked])["joint"] == 1
+    between = math.sqrt(130 * 280)
+    for size in ("small", "large"):
+        asked = wanted(scene, size=size)
+        assert measure(redraw(blob(scene, 0, between)[None], [asked]).frames, [asked])["size"] == 1
+
+
+def test_what_cannot_be_read_is_not_used():
+    rng = np.random.default_rng(0)
+    empty = np.full_like(TRUTH[0], 0.95)
+    noise = rng.random(TRUTH[0].shape, np.float32)
+    jumping = TRUTH[0][rng.permutation(16)]
+    outside = world.render(of(SCENES[0]))
+    outside = np.roll(outside, (0, -30), (0, 2))[:, :, :]
+    scenes = [SCENES[0]] * 3
+    assert SCENES[0].things[0].motion != world.STILL
+    found = redraw(np.stack([empty, noise, jumping]), [wanted(scene) for scene in scenes])
+    assert not found.usable.any()
+    assert not found.frames.any()
+    assert not redraw(outside[None], [wanted(SCENES[0])]).usable.any()  # an object that the frame cuts

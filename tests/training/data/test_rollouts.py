@@ -1,0 +1,108 @@
+"""Rollouts are sampled once, block by block, and hold pairs of what was drawn and what should have been."""
+
+import numpy as np
+import pytest
+import torch
+
+from guidon import world
+from guidon.core.errors import InputError
+from guidon.models.small import FAMILY
+from guidon.models.small.folder import find_model
+from guidon.models.sources import Sources
+from guidon.training.data import rollouts
+from guidon.training.data.rollouts import BLOCK, Rollouts
+from guidon.training.recipe import Sampling
+from recipes import CPU, redraw_truth
+
+SAMPLING = Sampling(steps=2)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return find_model(FAMILY.adopt(tiny_model), Sources(), CPU)
+
+
+@pytest.fixture
+def readable(monkeypatch):
+    """The tiny model draws nothing that can be read: as if it had drawn every second clip well."""
+    monkeypatch.setattr(rollouts, "redraw", redraw_truth)
+
+
+def prepare(folder, model, count=BLOCK + 4, weights="w", sampling=SAMPLING, seed=0):
+    return Rollouts.prepare(folder, model, weights, count, seed, sampling, CPU)
+
+
+def test_a_rollout_is_a_pair_of_latents_with_its_caption(tmp_path, model, readable):
+    found = prepare(tmp_path, model)
+    assert found.numbers.tolist() == list(range(0, BLOCK + 4, 2))
+    assert found.drawn.shape == found.clean.shape == (len(found), *model.latent_shape)
+    assert found.objects.shape == (len(found), *model.latent_shape[1:])
+    assert found.caption(3) == world.clip("train", 0, 6).caption
+    for index in range(len(found)):
+        clip = world.clip("train", 0, 2 * index)
+        with model.vae.in_use() as vae:
+            frames = torch.from_numpy(clip.frames()).permute(3, 0, 1, 2)[None]
+            assert torch.allclose(found.clean[index].float(), vae.encode(frames * 2 - 1)[0], atol=1e-2)
+        covered = torch.from_numpy(world.foreground(clip.scene)) > 0.5
+        cells = torch.nn.functional.max_pool2d(covered.float(), world.SIZE // found.objects.shape[-1]) > 0
+        assert (found.objects[index] | ~cells).all()
+        assert not found.objects[index].all()
+
+
+def test_a_clip_is_told_backwards_where_training_holds_that(tmp_path, model, readable):
+    found = prepare(tmp_path, model)
+    told = [found.backwards(index) for index in range(len(found))]
+    assert None in told or all(told)
+    for index, text in enumerate(told):
+        clip = world.clip("train", 0, 2 * index)
+        assert (text is None) == (not world.holds("train", clip.scene.reversed()))
+        if text is not None:
+            said, before = world.read_caption(text), world.read_caption(clip.caption)
+            assert said.motion == clip.scene.reversed().things[0].motion
+            assert (said.size, said.shape, said.colour) == (before.size, before.shape, before.colour)
+
+
+def test_an_interrupted_run_goes_on_with_the_next_block(tmp_path, model, readable, monkeypatch):
+    whole = prepare(tmp_path / "whole", model, 3 * BLOCK)
+    sample, asked = rollouts._sample, []
+
+    def counted(model, seed, numbers, sampling, device):
+        asked.append(numbers[0])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return sample(model, seed, numbers, sampling, device)
+
+    monkeypatch.setattr(rollouts, "_sample", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "cut", model, 3 * BLOCK)
+    again = prepare(tmp_path / "cut", model, 3 * BLOCK)
+    assert asked == [0, BLOCK, BLOCK, 2 * BLOCK]
+    for name in ("numbers", "drawn", "clean", "objects"):
+        assert torch.equal(getattr(again, name), getattr(whole, name)), name
+    (path, *_) = sorted((tmp_path / "cut").rglob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:100])  # a damaged block is sampled again
+    assert torch.equal(prepare(tmp_path / "cut", model, 3 * BLOCK).drawn, whole.drawn)
+    assert asked[4:] == [0]
+
+
+def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable):
+    first = prepare(tmp_path, model, 4)
+    for changes in ({"weights": "v"}, {"sampling": Sampling(steps=3)}, {"sampling": Sampling(steps=2, guided=0)}):
+        prepare(tmp_path, model, 4, **changes)
+    assert len(list(tmp_path.iterdir())) == 4
+    guided = prepare(tmp_path, model, 4, sampling=Sampling(steps=2, guided=1, cfg_scale=1))
+    unguided = prepare(tmp_path, model, 4, sampling=Sampling(steps=2, guided=0))
+    assert torch.equal(guided.drawn, unguided.drawn)
+    assert not torch.equal(prepare(tmp_path, model, 4, sampling=Sampling(steps=2, guided=1)).drawn, unguided.drawn)
+    assert torch.equal(prepare(tmp_path, model, 4).drawn, first.drawn)
+
+
+def test_a_model_that_draws_nothing_readable_is_refused(tmp_path, model):
+    with pytest.raises(InputError, match="no clip of 4 that the model sampled can be read: train it further"):
+        prepare(tmp_path, model, 4)
+
+
+def test_captions_do_not_depend_on_each_other(tmp_path, model, readable):
+    few, many = prepare(tmp_path / "a", model, BLOCK), prepare(tmp_path / "b", model, BLOCK + 4)
+    assert np.array_equal(few.numbers, many.numbers[: len(few)])
+    assert torch.equal(few.drawn, many.drawn[: len(few)])

@@ -1,0 +1,152 @@
+"""The stage that learns from its own rollouts: what it trains, what it leaves, and that the result samples."""
+
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import guidon
+from guidon.checkpoints import load_component, save_component
+from guidon.core.errors import InputError
+from guidon.training import load_recipe, run_recipe
+from guidon.training.data import rollouts
+from guidon.training.tasks.rollout import RolloutTask
+from recipes import (
+    CPU,
+    ROLLOUT,
+    assert_equal_weights,
+    at_step,
+    redraw_truth,
+    rows_of,
+    step_of,
+    weights_of,
+    write_recipe,
+)
+
+PROMPT = "a red circle moves left on a white background"
+
+
+@pytest.fixture(autouse=True)
+def readable(monkeypatch):
+    monkeypatch.setattr(rollouts, "redraw", redraw_truth)
+
+
+@pytest.fixture(scope="module")
+def model_x0(tmp_path_factory, tiny_model):
+    """The tiny model as one that predicts x_0."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("x0") / "model")
+    path = folder / "denoiser.safetensors"
+    found = load_component(path, "denoiser")
+    save_component(path, "denoiser", found.config | {"prediction": "x0"}, found.weights, found.record)
+    return folder
+
+
+def recipe(folder, model, **values):
+    folder.mkdir(exist_ok=True)
+    return write_recipe(folder / "roll.yaml", ROLLOUT | {"out": str(folder / "run"), "start": str(model)} | values)
+
+
+def task_of(folder, model, **values):
+    return RolloutTask.prepare(load_recipe(recipe(folder, model, **values)), CPU)
+
+
+def test_only_the_finisher_is_trained(tmp_path, model_x0):
+    folder = run_recipe(recipe(tmp_path, model_x0))
+    before, after = weights_of(model_x0), weights_of(folder)
+    assert {name.removeprefix("denoiser.").split(".")[0] for name in after.keys() - before.keys()} == {"finisher"}
+    assert_equal_weights({name: after[name] for name in before}, before)
+    assert after["denoiser.finisher.refiner.exit.weight"].abs().max() > 0
+    made = load_component(folder / "denoiser.safetensors", "denoiser")
+    shape = {name: made.config[f"finisher_{name}"] for name in ("channels", "depth", "end")}
+    assert shape == ROLLOUT["finisher"]
+    assert made.record["finishes"].keys() == {"denoiser", "text", "vae"}
+    for name in ("text", "vae"):
+        assert (folder / f"{name}.safetensors").read_bytes() == (model_x0 / f"{name}.safetensors").read_bytes()
+
+
+def test_guidance_acts_through_it(tmp_path, model_x0):
+    """What it draws depends on the scale; a conditional clip is not that of the model without it."""
+    folder = run_recipe(recipe(tmp_path, model_x0, optimiser={"lr": 0.1, "warmup_steps": 1}))
+    pipe, before = (guidon.load(place, device="cpu") for place in (folder, model_x0))
+    common = {"steps": 4, "timing": "constant", "cfg_channels": "all", "sampler": "ddim"}
+    plain, weak, strong = (pipe(PROMPT, cfg_scale=scale, **common).frames for scale in (1, 2, 4))
+    assert not np.array_equal(plain, before(PROMPT, cfg_scale=1, **common).frames)
+    assert not np.array_equal(plain, weak)
+    assert not np.array_equal(weak, strong)
+
+
+def test_the_target_is_the_clean_clip_whatever_is_shown(tmp_path, model_x0):
+    for blend in (0, 1):
+        task = task_of(tmp_path / str(blend), model_x0, blend=blend, batch_size=16)
+        batch = task.draw(0, torch.Generator().manual_seed(0))
+        known = [pair.float() for pair in task.rollouts.clean[: task.trained]]
+        assert all(any(torch.equal(row, one) or torch.equal(row, one.flip(1)) for one in known) for row in batch.clean)
+        drawn = [pair.float() for pair in task.rollouts.drawn[: task.trained]]
+        plain = sum(any(torch.equal(row, one) or torch.equal(row, one.flip(1)) for one in drawn) for row in batch.shown)
+        assert plain == (16 if blend == 0 else 0)
+        assert (batch.t < task.recipe.finisher.end).all()
+        step = task.predict(batch)
+        assert torch.equal(step.x_0, batch.clean)
+        error = step.level.alpha * step.x_0 + step.level.sigma * step.noise - step.x_t
+        assert error.abs().max() < 1e-4  # the noise is the one from the clean clip to x_t
+
+
+def test_it_lowers_the_error_on_its_rollouts(tmp_path, model_x0):
+    values = {"steps": 40, "optimiser": {"lr": 0.01, "warmup_steps": 1}, "log_every": 1, "evaluate_every": 20}
+    run_recipe(recipe(tmp_path, model_x0, **values))
+    rows = rows_of(tmp_path / "run")
+    losses = [float(row["mse"]) for row in rows]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert all(float(rows[-1][name]) > 0 for name in ("val_low", "val_mid", "val_high"))
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, model_x0, monkeypatch):
+    whole = weights_of(run_recipe(recipe(tmp_path / "whole", model_x0)))
+    path = recipe(tmp_path / "cut", model_x0)
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_recipe(path) is None
+    assert_equal_weights(weights_of(run_recipe(path)), whole)
+
+
+def test_a_finisher_is_trained_further_and_only_in_its_own_shape(tmp_path, model_x0):
+    first = run_recipe(recipe(tmp_path / "first", model_x0))
+    task = task_of(tmp_path / "second", first)
+    kept = load_component(first / "denoiser.safetensors", "denoiser").weights
+    assert all(torch.equal(task.module.denoiser.state_dict()[name], value.float()) for name, value in kept.items())
+    with pytest.raises(InputError, match="has a finisher of another shape"):
+        task_of(tmp_path / "third", first, finisher=ROLLOUT["finisher"] | {"channels": 8})
+
+
+def test_a_step_has_no_bound_and_counts_every_sample_alike(tmp_path, model_x0):
+    task = task_of(tmp_path, model_x0)
+    step = step_of(task)
+    assert step.swapped.all()
+    assert (step.counts == 1).all()
+    loss, logs = task.loss(step)
+    assert loss.requires_grad
+    assert float(logs["mse"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"start": "nowhere"}, "is no model folder"),
+        ({"terms": {"area": {"weight": 1}}}, "the term area needs areas, which rollouts do not have"),
+        ({"terms": {"shape_contrast": {"weight": 4}}}, "the term shape_contrast needs families"),
+        ({"optimiser": {"name": "muon"}}, "no matrices for muon"),
+        ({"sampling": {"timing": "intervl:0,1"}}, "did you mean 'interval:A,B'"),
+        ({"sampling": {"cfg_channels": "x"}}, "x"),
+        ({"finisher": {"end": 1200}}, "finisher.end"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, model_x0, values, message):
+    with pytest.raises(InputError, match=message):
+        run_recipe(recipe(tmp_path, model_x0, **values))
+
+
+def test_a_network_that_predicts_noise_is_refused(tmp_path, tiny_model):
+    with pytest.raises(InputError, match="predicts eps, a finisher corrects x0"):
+        run_recipe(recipe(tmp_path, tiny_model))
