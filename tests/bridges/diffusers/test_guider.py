@@ -437,6 +437,21 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         ChannelGuidance(3.0, 2, "fdg", axis=-1).forward(*torch.ones(2, 1, 24, 8))
 
 
+def test_a_network_that_predicts_something_else_is_refused() -> None:
+    with pytest.raises(InputError, match="UNet2DConditionModel predicts eps or v"):
+        modular("sdxl", ChannelGuidance(3.0, 2, "cfg-zero"))
+
+
+def test_an_error_of_the_network_leaves_no_hook() -> None:
+    network, guider = torch.nn.Identity(), ChannelGuidance(3.0, 2, "apg")
+    for step in (0, 0):  # the first run fails before cleanup_models
+        guider.set_state(step, 2, torch.tensor(500.0))
+        guider.prepare_models(network)
+    assert len(network._forward_pre_hooks) == 1
+    guider.cleanup_models(network)
+    assert not network._forward_pre_hooks
+
+
 def test_an_embedded_scale_is_refused() -> None:
     with pytest.raises(InputError, match="channels cannot be chosen"):
         _ = ChannelGuidance(3.0).guidance_scale

@@ -32,6 +32,12 @@ __all__ = ["BaseGuidance", "ChannelGuidance"]
 INPUTS = ("hidden_states", "sample", "x")
 """Names under which networks take the latents, where they are not the first argument."""
 
+PREDICTIONS: dict[str, tuple[Parameterization, ...]] = {
+    "UNet2DConditionModel": ("eps", "v"),
+    "LTX2VideoTransformer3DModel": ("x0",),
+}
+"""What guiders are given of the networks that are not of rectified flow; LTX-2's pipeline converts before."""
+
 
 class ChannelGuidance(BaseGuidance):
     """A guider with the choices of ``guidon.Guidance``: which channels, how strongly, by which rule, when.
@@ -130,9 +136,7 @@ class ChannelGuidance(BaseGuidance):
     @classmethod
     def of(cls, guidance: Guidance, **settings: Any) -> Self:
         """The guider of a ``guidon.Guidance``; ``settings`` are the other arguments of the class."""
-        return cls(
-            guidance.scale, guidance.channels, rule_text(guidance.rule), guidance.timing.text, **settings
-        )  # fmt: skip
+        return cls(guidance.scale, guidance.channels, rule_text(guidance.rule), guidance.timing.text, **settings)
 
     # what pipelines ask of a guider
 
@@ -183,6 +187,15 @@ class ChannelGuidance(BaseGuidance):
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Called before every branch. A rule that needs the noisy latents reads them off the network's input."""
         super().prepare_models(denoiser)
+        self.cleanup_models(denoiser)  # of a run that ended in an error
+        name = type(getattr(denoiser, "_orig_mod", denoiser)).__name__
+        predicts = PREDICTIONS.get(name, (self.parameterization,))
+        if self.guidance.rule.space != "own" and self.parameterization not in predicts:
+            raise InputError(
+                f"{setting('guidance')} {self.guidance.rule.name} was told that the network predicts "
+                f"{self.parameterization!r}, and {name} predicts {' or '.join(predicts)}: give the guider its "
+                "parameterization"
+            )
         if self._needs_latents and self._noisy is None and self._acts():
             untraced: Any = torch.compiler.disable(self._read)
             self._hook = denoiser.register_forward_pre_hook(untraced, with_kwargs=True)
