@@ -26,19 +26,12 @@ def prediction(x, sigma, prompt):
 
 
 class Eps:
-    """x = x_0 + sigma noise, with the levels of a discrete schedule of 1000 steps."""
-
-    sigmas = torch.linspace(math.log(0.03), math.log(14.6), 1000).exp()
+    """x = x_0 + sigma noise, whose logarithm of sigma falls linearly."""
 
     def percent_to_sigma(self, percent):
-        if percent <= 0:
-            return 999999999.9
-        if percent >= 1:
-            return 0.0
+        if percent <= 0 or percent >= 1:
+            return 999999999.9 if percent <= 0 else 0.0
         return float(math.exp(math.log(14.6) + percent * (math.log(0.03) - math.log(14.6))))
-
-    def noise_scaling(self, sigma, noise, latent_image):
-        return latent_image + sigma * noise
 
     def calculate_input(self, sigma, noise):
         return noise / (sigma**2 + 1) ** 0.5
@@ -53,9 +46,6 @@ class Flow:
         if percent <= 0 or percent >= 1:
             return 1.0 if percent <= 0 else 0.0
         return self.shift * (1 - percent) / (1 + (self.shift - 1) * (1 - percent))
-
-    def noise_scaling(self, sigma, noise, latent_image):
-        return sigma * noise + (1 - sigma) * latent_image
 
     def calculate_input(self, sigma, noise):
         return noise

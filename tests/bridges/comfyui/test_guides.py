@@ -101,6 +101,15 @@ def test_a_channel_whose_scale_is_the_samplers_is_the_samplers(comfy, x):
     assert torch.equal(result[:, [0, 3]], full[:, [0, 3]])
 
 
+@pytest.mark.parametrize("cfg", [7.0, 1.0])
+@pytest.mark.parametrize("scales", ["1", "1,1,1,1"])
+def test_scale_1_is_no_guidance(comfy, x, cfg, scales):
+    model = comfy.model()
+    cond, _ = branches(comfy, model, x)
+    for patched in (channel(comfy, model, "all", scales=scales), rule(comfy, model, "cfg", 5.0, scales=scales)):
+        assert torch.equal(once(comfy, patched, x, cfg), cond)
+
+
 def test_one_scale_is_for_the_guided_channels(comfy, x):
     model = comfy.model()
     one = once(comfy, channel(comfy, model, "0,2", scales="4"), x, 7.0)
@@ -299,6 +308,12 @@ def test_a_guider_without_a_negative_is_left_alone_or_refused(comfy, x):
             once(comfy, patched, x, 1.0, prompts=(0.8,))
 
 
+def test_a_guider_that_asks_no_other_node_is_refused(comfy, x):
+    patched = channel(comfy, comfy.model(), "2")
+    with pytest.raises(InputError, match=r"^Channel guidance: the guider .* had no effect"):
+        comfy.run(patched, lambda call: x, 7.0)
+
+
 def test_channels_that_the_model_lacks_are_refused_by_the_nodes_name(comfy, x):
     for patched in (channel(comfy, comfy.model(), "only:9"), rule(comfy, comfy.model(), "cfg", 5.0, "9")):
         with pytest.raises(InputError, match=r"^(Channel guidance|Guidance rule): .*4 latent channels") as refused:
@@ -383,3 +398,25 @@ def test_perp_neg_guider_leaves_unguided_channels_at_cond(comfy, x):
     for refused in (channel(comfy, model, "none"), rule(comfy, model, "cfg", 4.0)):
         with pytest.raises(InputError, match="combines 3 predictions by a formula of its own"):
             sampled(refused)
+
+
+@pytest.mark.parametrize("comfy", [pytest.param("checkout", marks=pytest.mark.comfyui)], indirect=True)
+def test_dual_cfg_guider_is_refused(comfy, x):
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    model = channel(comfy, comfy.model(), "2")
+    guider = Guider_DualCFG(model)
+    guider.set_conds(*([[torch.full((1, 1, 4), prompt), {}]] for prompt in (0.8, 0.1, -0.5)))
+    guider.set_cfg(7.0, 3.0)
+    with pytest.raises(InputError, match=r"the guider \(Guider_DualCFG\) combines its predictions"):
+        comfy.run(model, lambda call: call(x, SIGMA), 7.0, guider=guider)
+
+
+@pytest.mark.parametrize("comfy", [pytest.param("checkout", marks=pytest.mark.comfyui)], indirect=True)
+def test_a_run_of_no_steps_is_no_error(comfy, x):
+    """SplitSigmas can leave a sampler with one sigma."""
+    guider = comfy.comfy.samplers.CFGGuider(channel(comfy, comfy.model(), "2"))
+    guider.inner_set_conds({"positive": [[torch.zeros(1, 1, 4), {}]], "negative": [[torch.zeros(1, 1, 4), {}]]})
+    guider.set_cfg(7.0)
+    euler = comfy.comfy.samplers.sampler_object("euler")
+    assert guider.sample(torch.zeros_like(x), x, euler, torch.tensor([1.0]), seed=0).shape == x.shape

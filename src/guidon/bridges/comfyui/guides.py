@@ -94,10 +94,21 @@ class Guide(ABC):
             raise named(self.name, error) from None
 
     def around_run(self, execute: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
-        """ComfyUI's wrapper around one run of a sampler: marks where the run begins and ends."""
+        """ComfyUI's wrapper around one run of a sampler: marks where the run begins and ends.
+
+        Raises:
+            InputError: the guider never called the guide, so that it had no effect.
+        """
         with self.runs.one() as run:
             latent = execute(*args, **keywords)
-        self.runs.finish(run, latent)
+        if run.calls:
+            self.runs.finish(run, latent)
+        elif _visits(args, keywords):
+            guider = type(getattr(execute, "class_obj", None)).__name__
+            raise InputError(
+                f"{self.name}: the guider ({guider}) combines its predictions without asking other nodes (as "
+                "DualCFGGuider does), so that this one had no effect: use KSampler or CFGGuider, or remove the node"
+            )
         return latent
 
     @abstractmethod
@@ -161,23 +172,31 @@ class ChannelGuide(Guide):
         guided = self._guided_channels(call)
         scales = self._scales(call, guided)
         call.run.note(call.sigma, scales, call.cond, call.others[0])
-        by_scale = self.scales is not None and any(scale != 1 for scale in scales)
-        if call.combined > 2 and (not guided or (by_scale and abs(call.cfg - 1) < _NEAR_ONE)):
+        shares = self._shares(call, guided, scales)
+        if call.combined > 2 and (shares is None or not any(shares)):
             raise InputError(
                 f"this guider combines {call.combined} predictions by a formula of its own, which needs a guided "
                 "channel at every step and, with scales of their own, a cfg of 2 or more: change that, or use "
                 "KSampler or CFGGuider"
             )
-        if by_scale and abs(call.cfg - 1) < _NEAR_ONE:
-            # the sampler's formula returns cond at cfg 1: cond and uncond both become the guided prediction
-            change = _over_channels([scale - 1 for scale in scales], call.cond)
-            result = call.cond + change * (call.cond - call.others[0])
-            return result, (result.clone(),)
-        if by_scale:
-            shares = [(scale - 1) / (call.cfg - 1) for scale in scales]
-        else:
-            shares = [1.0 if c in guided else 0.0 for c in range(call.cond.shape[1])]
-        return call.cond, tuple(_towards(call.cond, other, shares) for other in call.others)
+        if shares is not None:
+            return call.cond, tuple(_towards(call.cond, other, shares) for other in call.others)
+        # the sampler's formula returns cond at cfg 1: cond and uncond both become the guided prediction
+        change = _over_channels([scale - 1 for scale in scales], call.cond)
+        result = call.cond + change * (call.cond - call.others[0])
+        return result, (result.clone(),)
+
+    def _shares(self, call: Call, guided: tuple[int, ...], scales: tuple[float, ...]) -> list[float] | None:
+        """Each channel's share of uncond's distance from cond that the sampler is to see; None where its cfg is too
+        near 1 for any share to give the scales.
+        """
+        if self.scales is None:
+            return [1.0 if c in guided else 0.0 for c in range(len(scales))]
+        if all(scale == 1 for scale in scales):
+            return [0.0] * len(scales)
+        if abs(call.cfg - 1) < _NEAR_ONE:
+            return None
+        return [(scale - 1) / (call.cfg - 1) for scale in scales]
 
     def without_uncond(self, call: Call) -> None:
         if self.scales is not None and any(scale != 1 for scale in self._scales(call, self._guided_channels(call))):
@@ -269,6 +288,12 @@ def guide_of(model: Patcher) -> Guide:
             "rule (channels 'all' changes nothing)"
         )
     return guide
+
+
+def _visits(args: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
+    """Whether a run has steps: of ``outer_sample(noise, latent_image, sampler, sigmas, ...)``, two sigmas or more."""
+    sigmas = args[3] if len(args) > 3 else keywords.get("sigmas")
+    return sigmas is None or len(sigmas) > 1
 
 
 def _listed(scales: float | tuple[float, ...] | None) -> tuple[float, ...]:

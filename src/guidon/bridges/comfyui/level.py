@@ -14,7 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 
 _HALVINGS = 30  # of the interval of progress; more than float32's digits of sigma
@@ -25,10 +24,6 @@ class ModelSampling(Protocol):
 
     def percent_to_sigma(self, percent: float) -> float:
         """The sigma at a share of sampling: 0 is its start (noise), 1 its end."""
-        ...
-
-    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor) -> Tensor:
-        """x of a clean latent at sigma."""
         ...
 
     def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -57,22 +52,18 @@ def level_at(sampling: ModelSampling, sigma: float) -> tuple[NoiseLevel, float]:
     Models of noise and v get the variance-preserving level, flow models the straight one, so that a rule's velocity
     is the one that the network was trained on. ``timestep`` is ComfyUI's sigma, which falls during sampling; no rule
     reads it.
-
-    Raises:
-        InputError: the model adds noise in neither of the two forms, or none at all.
     """
-    given, one, none = torch.tensor([sigma]), torch.ones(1), torch.zeros(1)
-    clean, noise = (float(sampling.noise_scaling(given, n, latent)) for n, latent in ((none, one), (one, none)))
-    if not noise > 0:
-        raise InputError(f"the model's sampling ({type(sampling).__name__}) adds no noise at sigma {sigma:g}")
-    if math.isclose(clean, 1 - sigma, abs_tol=1e-6):
+    if float(sampling.percent_to_sigma(0.0)) <= 1:  # where sampling begins, x is pure noise: sigma is 1, or unbounded
         alpha, factor = 1 - sigma, 1.0
-    elif math.isclose(clean, 1, abs_tol=1e-6):
-        flows = math.isclose(float(sampling.calculate_input(given, one)), 1 / (1 + sigma), rel_tol=1e-5)
-        alpha = factor = 1 / (1 + sigma) if flows else 1 / math.sqrt(1 + sigma**2)
     else:
-        raise InputError(
-            f"the model's sampling ({type(sampling).__name__}) makes x of {clean:g} x_0 at sigma {sigma:g}: "
-            f"expected 1 or 1 - sigma"
-        )
+        straight = _is_straight(sampling, sigma)
+        alpha = factor = 1 / (1 + sigma) if straight else 1 / math.sqrt(1 + sigma**2)
     return NoiseLevel(sigma, alpha, sigma * factor, progress_at(sampling, sigma)), factor
+
+
+def _is_straight(sampling: ModelSampling, sigma: float) -> bool:
+    """Whether the network is given x / (1 + sigma), a flow's x, as Cosmos is. Some nodes' samplings do not say."""
+    scaled = getattr(sampling, "calculate_input", None)
+    if scaled is None:
+        return False
+    return math.isclose(float(scaled(torch.tensor([sigma]), torch.ones(1))), 1 / (1 + sigma), rel_tol=1e-5)

@@ -29,6 +29,8 @@ class Run:
 
     settings: str
     """The settings of the node that saw it, as text."""
+    calls: int = 0
+    """Calls so far."""
     memory: Memory = START
     """What the rule carries to the next call."""
     sigmas: list[float] = field(default_factory=list[float])
@@ -74,7 +76,7 @@ class Runs:
         new = run is None or (not self._bounded and (sigma > run.sigma or x.shape != run.shape))
         if run is None or new:
             run = self.current = Run(self.settings)
-        run.sigma, run.shape = sigma, tuple(x.shape)
+        run.calls, run.sigma, run.shape = run.calls + 1, sigma, tuple(x.shape)
         return run
 
     @contextmanager
