@@ -116,7 +116,7 @@ def test_the_readme_names_every_room():
     named = set(re.findall(r"^ +([a-z_]+(?:/|\.py)) ", tree, re.MULTILINE))
     package = {f"{path.name}/" for path in (ROOT / "src" / "guidon").iterdir() if path.is_dir()} - {"__pycache__/"}
     modules = {path.name for path in (ROOT / "src" / "guidon").glob("*.py") if not path.name.startswith("__")}
-    folders = {f"{name}/" for name in ("recipes", "studies", "examples", "benchmarks", "docs", "tests")}
+    folders = {f"{name}/" for name in ("integrations", "recipes", "studies", "examples", "benchmarks", "docs", "tests")}
     assert named == package | modules | folders
 
 
