@@ -16,11 +16,13 @@ from .core.version import VERSION
 __version__ = VERSION
 
 _ROOMS = {
+    "ChannelGuidance": "bridges.diffusers.guider",
     "ChannelScale": "guidance",
     "Guidance": "guidance",
     "GuidanceTrace": "guidance",
     "GuidedDenoiser": "guidance",
     "IDDPM": "bridges.opensora",
+    "IDDPMScheduler": "bridges.diffusers.scheduler",
     "InputError": "core.errors",
     "NoiseLevel": "diffusion",
     "NoiseSchedule": "diffusion",
@@ -28,6 +30,7 @@ _ROOMS = {
     "Request": "request",
     "Video": "media",
     "apply": "bridges.diffusers.apply",
+    "channel_scale": "bridges.diffusers.scale",
     "from_diffusers": "pipeline",
     "inspect_checkpoint": "models.checkpoint",
     "load": "pipeline",
@@ -36,10 +39,12 @@ _ROOMS = {
 }
 __all__ = [
     "IDDPM",
+    "ChannelGuidance",
     "ChannelScale",
     "Guidance",
     "GuidanceTrace",
     "GuidedDenoiser",
+    "IDDPMScheduler",
     "InputError",
     "NoiseLevel",
     "NoiseSchedule",
@@ -56,6 +61,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .bridges.diffusers.apply import apply, remove
+    from .bridges.diffusers.guider import ChannelGuidance
+    from .bridges.diffusers.scale import channel_scale
+    from .bridges.diffusers.scheduler import IDDPMScheduler
     from .bridges.opensora import IDDPM
     from .core.errors import InputError
     from .diffusion import NoiseLevel, NoiseSchedule

@@ -398,14 +398,16 @@ LTX2 = TinyPipeline(
 # Wan: two calls; 2.2 has an expert for high noise and one for low noise, and its 5B model a timestep for every token
 
 
-def _make_wan(experts: int = 1, scheduler: str = "FlowMatchEulerDiscreteScheduler", **settings: Any) -> Any:
+def make_wan(
+    experts: int = 1, scheduler: str = "FlowMatchEulerDiscreteScheduler", channels: int = 4, **settings: Any
+) -> Any:
     import diffusers
 
     networks = [
         shaken(
             lambda: diffusers.WanTransformer3DModel(
-                num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=FEATURES,
-                freq_dim=8, ffn_dim=16, num_layers=1, rope_max_seq_len=16,
+                num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=channels,
+                text_dim=FEATURES, freq_dim=8, ffn_dim=16, num_layers=1, rope_max_seq_len=16,
             ), STD, seed,
         )
         for seed in range(experts)
@@ -440,7 +442,7 @@ def _wan22_scale(step: Step, scale: float) -> float:
 
 WAN21 = TinyPipeline(
     name="wan-2.1",
-    make=_make_wan,
+    make=make_wan,
     arguments=_wan_arguments,
     branches=_cond_then_uncond,
     to_channels=_same,
@@ -448,7 +450,7 @@ WAN21 = TinyPipeline(
 )
 WAN22 = TinyPipeline(
     name="wan-2.2",
-    make=lambda: _make_wan(experts=2, scheduler="UniPCMultistepScheduler", boundary_ratio=0.875),
+    make=lambda: make_wan(experts=2, scheduler="UniPCMultistepScheduler", boundary_ratio=0.875),
     arguments=lambda **given: _wan_arguments(**given) | {"guidance_scale_2": _WAN_SCALE_2},
     branches=_cond_then_uncond,
     to_channels=_same,
@@ -458,7 +460,7 @@ WAN22 = TinyPipeline(
 )
 WAN22_5B = TinyPipeline(
     name="wan-2.2-5b",
-    make=lambda: _make_wan(scheduler="UniPCMultistepScheduler", expand_timesteps=True),
+    make=lambda: make_wan(scheduler="UniPCMultistepScheduler", expand_timesteps=True),
     arguments=_wan_arguments,
     branches=_cond_then_uncond,
     to_channels=_same,

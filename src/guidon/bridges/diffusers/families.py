@@ -144,7 +144,7 @@ FAMILIES: tuple[Family, ...] = (
 
 _BY_PIPELINE = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
 _NEGATIVE = ("uncond", "neg")
-_COUPLING = ("rescale_noise_cfg", "norm", "vector_norm")
+_COUPLING = ("norm", "vector_norm")
 
 
 @lru_cache(maxsize=64)
@@ -175,13 +175,13 @@ def _read(pipeline: type[Any], call: Any) -> Family:
     halves = [names for names in _halves(tree) if len(names) == 2 and len({*map(_is_negative, names)}) == 2]
     orders = {"uncond, cond" if _is_negative(first) else "cond, uncond" for first, _ in halves}
     calls = [_is_negative(target) for target in _network_calls(tree, networks)]
-    if not halves and calls[:2] == [False, True]:
+    if calls[:2] == [False, True]:  # Cosmos joins the two for its scheduler, and halves them after it
         orders = {"two calls"}
     if len(orders) != 1 or not networks:
         raise _unreadable(name, "its code does not show which branch comes first")
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | attributes
-    couples = next((word for word in _COUPLING if word in names), None)
+    couples = next((word for word in _COUPLING if word in names), None)  # guidance_rescale is seen at the call
     order: Any = orders.pop()
     return Family(
         name, (name,), order, networks, known=False,
