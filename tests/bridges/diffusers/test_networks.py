@@ -1,5 +1,8 @@
 """DiT and PixArt of a diffusers pipeline through Guidon's networks: the same numbers, and the frequencies that differ."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,7 @@ from released import make_t5, make_vae
 from tiny_pipelines.contract import shaken
 
 TIMESTEPS = (0, 1, 10, 100, 300, 600, 999)
+PAGE = (Path(__file__).resolve().parents[3] / "docs/dit.md").read_text()
 PROMPT = "waves roll over the rocks"
 
 
@@ -218,6 +222,8 @@ def test_a_pipeline_object_and_its_saved_folder_make_the_same_image(vae, hub, tm
         InputError, match=r"'golden retreiver' is not a class.*0 to 999, or a name such as golden retri"
     ):
         ours("golden retreiver", steps=1)
+    learnt_in_diffusers = guidon.load_checkpoint(tmp_path / "dit/transformer", frequency_shift=1)
+    assert learnt_in_diffusers.t_embedder.frequency_shift == 1
     manifest = image.manifest
     assert manifest["generation"]["model"] == "DiTPipeline"
     assert manifest["weights"].keys() == {"checkpoint", "vae"}
@@ -231,6 +237,30 @@ def test_a_pipeline_object_and_its_saved_folder_make_the_same_image(vae, hub, tm
     assert np.array_equal(image.frames, expected)
     assert image.manifest["generation"]["negative_prompt"] == ""
     assert image.manifest["weights"].keys() == {"checkpoint", "vae", "text", "text_dtype"}
+
+
+@torch.no_grad()
+def test_the_table_in_the_docs_is_what_the_embedding_gives():
+    known = torch.arange(0, 1100, 0.1)
+    rows = [line.split("|")[1:5] for line in PAGE.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert len(rows) >= 5
+    for row in rows:
+        t, *written = (float(cell.strip(" %")) for cell in row)
+        ours, theirs = (timestep_embedding(torch.tensor([t]), shift=shift) for shift in (0, 1))
+        distances = (timestep_embedding(known) - theirs).norm(dim=1) / theirs.norm()
+        found = [100 * (theirs - ours).norm() / ours.norm(), known[distances.argmin()], 100 * distances.min()]
+        assert written == pytest.approx([float(number) for number in found], abs=0.11)
+
+
+def test_the_snippet_in_the_docs_runs(vae, monkeypatch):
+    from diffusers import DiTPipeline
+
+    pipe = make_dit(vae, id2label={207: "golden retriever"}).to(torch.bfloat16)
+    monkeypatch.setattr(DiTPipeline, "from_pretrained", lambda name, torch_dtype: pipe)
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    names = {"DiTPipeline": DiTPipeline, "guidon": guidon, "torch": torch}
+    exec(snippet.replace('"cuda"', '"cpu"').replace("seed=0", "seed=0, steps=2"), names)
+    assert names["image"].manifest["generation"]["dtype"] == "bf16"
 
 
 def test_weights_are_shared_and_the_pipeline_stays_as_it_was(vae, hub):
