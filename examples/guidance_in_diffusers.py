@@ -13,11 +13,11 @@
 # %% [markdown]
 # # What guidance does in your diffusers pipeline
 #
-# Open this file as a notebook in VS Code, or with `jupytext --to ipynb examples/guidance_in_diffusers.py`. It needs
-# `pip install 'guidon-diffusion[diffusers]' matplotlib`.
+# Open this file as a notebook in VS Code, or make one: `jupytext --to ipynb examples/guidance_in_diffusers.py`. It
+# needs `pip install 'guidon-diffusion[diffusers]' matplotlib`.
 #
-# The questions: in which latent channels do the prompt's two branches differ, when, and what changes if some of them are
-# not guided? As it stands, the notebook runs a tiny Wan with random weights, in seconds, with nothing to download. Its
+# The questions: in which latent channels do the prompt's two branches differ, when, and what changes if some of them
+# are not guided? As it stands, the notebook runs a tiny Wan with random weights, in seconds, with nothing to download. Its
 # pictures show how to look, and nothing about a real model. To ask your own model, change the next cell.
 
 # %%
