@@ -154,7 +154,7 @@ def test_stages_that_do_not_fit_are_refused_before_any_is_trained(tmp_path, chan
 
 
 def test_the_shipped_recipe_makes_what_the_package_holds():
-    """The same networks as the shipped weights."""
+    """The same networks as the shipped weights, before the stage that adds a finisher."""
     from guidon.checkpoints import load_component
     from guidon.models.catalogue import find_preset
 
@@ -172,4 +172,5 @@ def test_the_shipped_recipe_makes_what_the_package_holds():
         include={"features", "layers", "heads"}
     )
     vae = load_component(folder / "vae.safetensors", "vae").config
-    assert {name: vae[name] for name in made["vae"].model.model_dump()} == made["vae"].model.model_dump(mode="json")
+    wanted = made["vae"].model.model_dump(mode="json", exclude={"padding"})  # the recipe's leaves no ticks in corners
+    assert {name: vae[name] for name in wanted} == wanted

@@ -102,6 +102,8 @@ class VAEShape(Section):
     """Whether the innermost level has self-attention."""
     pixel_unshuffle: PositiveInt = 2
     """Side of the squares of pixels that become channels before the first level; 1 for none."""
+    padding: Literal["zeros", "replicate"] = "zeros"
+    """What convolutions see beyond the border: zeros, which leave ticks in the corners, or the border itself."""
 
     @model_validator(mode="after")
     def _divides(self) -> VAEShape:

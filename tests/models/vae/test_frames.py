@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from guidon.core.errors import InputError
 from guidon.models.vae import frames
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
@@ -48,3 +49,33 @@ def test_the_library_is_imported_on_a_real_device_where_the_module_is_built_with
         vae = FrameVAE(FrameVAEConfig(block_out_channels=(8, 8), norm_num_groups=4))
     assert seen == ["cpu"]
     assert {value.device.type for value in vae.parameters()} == {"meta"}
+
+
+@torch.no_grad()
+def test_a_plain_frame_has_no_ticks_where_borders_are_replicated():
+    """Every convolution then sees the same everywhere, so a plain frame stays plain, whatever the weights."""
+    torch.manual_seed(0)
+    shape = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}
+    plain = torch.tensor([0.3, -0.6, 0.1])[None, :, None, None].expand(1, 3, 64, 48)
+
+    def spread(padding):
+        vae = FrameVAE(FrameVAEConfig(**shape, padding=padding)).eval()
+        mean, _ = vae.posterior(plain)
+        return mean.std((2, 3)).max(), vae.reconstruct(mean.mean((2, 3), keepdim=True).expand_as(mean)).std(
+            (2, 3)
+        ).max()
+
+    assert max(spread("replicate")) < 1e-5
+    assert min(spread("zeros")) > 1e-3
+
+
+def test_the_padding_changes_neither_shapes_nor_names():
+    shape = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}
+    zeros, replicate = (FrameVAE(FrameVAEConfig(**shape, padding=name)) for name in ("zeros", "replicate"))
+    ours, theirs = ({k: v.shape for k, v in vae.state_dict().items()} for vae in (zeros, replicate))
+    assert ours == theirs
+    assert replicate.encode(torch.zeros(1, 3, 2, 64, 48)).shape == (1, 4, 2, 8, 6)
+    with torch.device("meta"):
+        FrameVAE(FrameVAEConfig(**shape, padding="replicate"))  # as it is built to load weights
+    with pytest.raises(InputError, match="padding is 'zero', expected zeros or replicate"):
+        FrameVAE(FrameVAEConfig(**shape, padding="zero"))

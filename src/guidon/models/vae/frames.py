@@ -21,6 +21,7 @@ from ...core.errors import InputError, first_line
 from ...core.extras import require
 
 REPOSITORY = "stabilityai/sd-vae-ft-ema"
+PADDINGS = ("zeros", "replicate")
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -37,6 +38,9 @@ class FrameVAEConfig:
     """Whether the middle block has attention."""
     pixel_unshuffle: int = 2
     """Side of the squares of pixels that become channels before the first level; 1 for none."""
+    padding: str = "zeros"
+    """What convolutions see beyond the border: "zeros", as in diffusers' autoencoder, or "replicate", the border itself.
+    Zeros leave ticks in the corners of plain backgrounds."""
     scaling_factor: float = 0.18215
     """What latents are multiplied by, so that their standard deviation is about 1."""
 
@@ -75,6 +79,23 @@ def refuse_shifted(config: Any, where: str) -> None:
             )
 
 
+def _replicate_borders(module: nn.Module) -> None:
+    """Replace every convolution that pads, so that it repeats the border in place of zeros.
+
+    The library's layers that halve the side pad with zeros by themselves where their ``padding`` is 0.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and child.kernel_size != (1, 1):
+                sides = child.in_channels, child.out_channels
+                padding = child.kernel_size[0] // 2
+                new = nn.Conv2d(*sides, child.kernel_size, child.stride, padding, padding_mode="replicate")  # type: ignore[arg-type]
+                new.load_state_dict(child.state_dict())
+                setattr(parent, name, new)
+                if child.padding == (0, 0):
+                    parent.padding = padding  # type: ignore[assignment]
+
+
 class FrameVAE(nn.Module):
     """An ``Autoencoder``: frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back.
 
@@ -88,9 +109,11 @@ class FrameVAE(nn.Module):
 
     @staticmethod
     def _build(config: FrameVAEConfig) -> nn.Module:
+        if config.padding not in PADDINGS:
+            raise InputError(f"padding is {config.padding!r}, expected {' or '.join(PADDINGS)}")
         levels = len(config.block_out_channels)
         pixels = 3 * config.pixel_unshuffle**2
-        return _autoencoder_kl()(
+        built = _autoencoder_kl()(
             in_channels=pixels,
             out_channels=pixels,
             down_block_types=("DownEncoderBlock2D",) * levels,
@@ -102,6 +125,9 @@ class FrameVAE(nn.Module):
             mid_block_add_attention=config.mid_block_attention,
             sample_size=64,
         )
+        if config.padding == "replicate":
+            _replicate_borders(built)
+        return built
 
     @staticmethod
     def find(folder: str | Path) -> Path:
