@@ -39,8 +39,8 @@ class FrameVAEConfig:
     pixel_unshuffle: int = 2
     """Side of the squares of pixels that become channels before the first level; 1 for none."""
     padding: str = "zeros"
-    """What convolutions see beyond the border: "zeros", as in diffusers' autoencoder, or "replicate", the border itself.
-    Zeros leave ticks in the corners of plain backgrounds."""
+    """What convolutions see beyond the border: "zeros", as in diffusers' autoencoder, or "replicate", the border
+    itself. Zeros leave ticks in the corners of plain backgrounds."""
     scaling_factor: float = 0.18215
     """What latents are multiplied by, so that their standard deviation is about 1."""
 
