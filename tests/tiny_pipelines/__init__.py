@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from .contract import Formula, Step, TinyPipeline, in_dtype, join, record, run
 from .image import IMAGE
+from .variants import VARIANTS
 from .video import VIDEO
 
-PIPELINES: tuple[TinyPipeline, ...] = (*IMAGE, *VIDEO)
+PIPELINES: tuple[TinyPipeline, ...] = (*IMAGE, *VIDEO, *VARIANTS)
 
-__all__ = ["IMAGE", "PIPELINES", "VIDEO", "Formula", "Step", "TinyPipeline", "in_dtype", "join", "record", "run"]
+__all__ = [
+    "IMAGE",
+    "PIPELINES",
+    "VARIANTS",
+    "VIDEO",
+    "Formula",
+    "Step",
+    "TinyPipeline",
+    "in_dtype",
+    "join",
+    "record",
+    "run",
+]

@@ -103,6 +103,8 @@ class TinyPipeline:
     """How many times the pipeline calls ``scheduler.step`` in one sampling step. The last call counts."""
     latents: Callable[[Any, Any], Tensor] = _first
     """``latents(pipe, output)``: the final latents, from what ``pipe(..., return_dict=False)`` returned."""
+    most: int = 2
+    """How many prompts a call can take, as far as the tests go."""
     bf16: bool = True
     """Whether the pipeline runs in bfloat16 on a CPU."""
     more: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -66,6 +66,8 @@ def same(tiny: TinyPipeline, got: Tensor, wanted: Tensor) -> bool:
 @every_family
 @pytest.mark.parametrize("batch", [1, 2])
 def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline, batch: int) -> None:
+    if batch > tiny.most:
+        pytest.skip("the pipeline takes one prompt")
     pipe = tiny.make()
     own = run(tiny, pipe, batch=batch)
     channels = OWN.get(tiny.name, "all")
@@ -119,6 +121,8 @@ def test_no_channel_is_no_guidance(tiny: TinyPipeline) -> None:
 @every_family
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_scale_per_channel_is_what_the_scheduler_receives(tiny: TinyPipeline, batch: int) -> None:
+    if batch > tiny.most:
+        pytest.skip("the pipeline takes one prompt")
     pipe, scales = tiny.make(), per_channel(tiny)
     guidon.apply(pipe, Guidance(scales))
     _, steps = record(tiny, pipe, batch=batch)
@@ -144,7 +148,7 @@ def test_a_rule_of_memory_is_what_the_scheduler_receives(tiny: TinyPipeline) -> 
         parameterization = "x0" if tiny.name in JOIN_X0 else course.parameterization
         unit = JOIN_X0.get(tiny.name, course.sign)
         assert parameterization is not None
-        for level, step in zip(course.levels, steps, strict=True):
+        for level, step in zip(course.levels[-len(steps) :], steps, strict=True):
             cond, uncond = (tiny.to_channels(branch) / unit for branch in tiny.branches(step))
             noisy = network_input(pipe, tiny.to_channels(tiny.noisy(step)), float(level.alpha))
             wanted, memory = guidance.combine(cond, uncond, noisy, level, memory, parameterization=parameterization)

@@ -56,6 +56,9 @@ class Family:
     one is solved for, so that the pipeline's formula gives what is wanted."""
     known: bool = True
     """False for one that was read off a pipeline's source code. It takes no rule."""
+    denoised: Callable[[PipelineCall], Any] = lambda call: slice(None)
+    """Which latent frames the scheduler steps, as an index of dimension 2; packed tokens on an unknown grid. An image
+    gives the others, the pipeline drops their predictions, and no rule sees them."""
     mixes: Callable[[PipelineCall], str | None] = lambda call: None
     """Names what mixes channels after guidance in a call, beside ``guidance_rescale``; None where nothing does."""
     refuses: Callable[[PipelineCall], str | None] = lambda call: None
@@ -78,6 +81,10 @@ class Family:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _wan(call: PipelineCall) -> slice:
+    return slice(0 if call.get("first_frame_mask") is None else 1, None)
 
 
 def _qwen(call: PipelineCall) -> str | None:
@@ -123,7 +130,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("LTX-Video", ("LTXPipeline",), "uncond, cond", layout=_LTX),
     Family("LTX-2", ("LTX2Pipeline",), "uncond, cond", layout=_LTX),
     Family(
-        "Wan", ("WanPipeline",), "two calls", ("transformer", "transformer_2"),
+        "Wan", ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"), "two calls",
+        ("transformer", "transformer_2"), denoised=_wan,
     ),
     Family("HunyuanVideo", ("HunyuanVideoPipeline",), "two calls", argument="true_cfg_scale"),
     Family("HunyuanVideo 1.5", ("HunyuanVideo15Pipeline",), "two calls", argument="guider.guidance_scale",

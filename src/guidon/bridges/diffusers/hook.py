@@ -116,7 +116,10 @@ class GuidanceHook:
         if call.pipeline is None:  # the pipeline is gone, and with it what was asked of it
             return None
         family = self.family or family_of(type(call.pipeline))
-        index, course = self._count(call.pipeline.scheduler, args[1] if len(args) > 1 else kwargs.get("timestep"))
+        timestep = call.get("t")  # of the loop: some networks are given it in another unit
+        if not isinstance(timestep, Tensor | float | int):
+            timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+        index, course = self._count(call.pipeline.scheduler, timestep)
         noisy, prediction = _stacked(_noisy(args, kwargs)), _stacked(_prediction(output))
         run = _Run(call, family, network, noisy, prediction, kwargs, index, course)
         changed = self._second_call(run) if family.order == "two calls" else self._doubled_batch(run)
@@ -241,7 +244,9 @@ class GuidanceHook:
         )
         guided = cond.clone()
         part = _cut(guided, latents, layout)
-        part.copy_(layout.pack(_sign(run) * wanted, part, grid))
+        whole = layout.unpack(part, grid).clone()
+        whole[:, :, family.denoised(run.call)] = (_sign(run) * wanted).to(whole.dtype)
+        part.copy_(layout.pack(whole, part, grid))
         return guided, guided
 
     def _refuse_settings(self, run: _Run, guidance: Guidance) -> None:
@@ -342,10 +347,12 @@ def _refuse_unless_channels_first(run: _Run, noisy: Tensor) -> None:
 def _as_latents(
     run: _Run, grid: tuple[int, ...] | None, latents: Tensor, cond: Tensor, uncond: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, cond and uncond with channels second; the branches in the sign that the scheduler takes."""
-    layout, sign = run.family.layout, _sign(run)
-    cond, uncond = (sign * layout.unpack(_cut(branch, latents, layout), grid) for branch in (cond, uncond))
-    return layout.unpack(latents, grid), cond, uncond
+    """What is denoised of latents, cond and uncond, channels second; the branches in the scheduler's sign."""
+    layout, sign, denoised = run.family.layout, _sign(run), run.family.denoised(run.call)
+    x, cond, uncond = (
+        layout.unpack(_cut(part, latents, layout), grid)[:, :, denoised] for part in (latents, cond, uncond)
+    )
+    return x, sign * cond, sign * uncond
 
 
 def _sign(run: _Run) -> int:

@@ -81,15 +81,20 @@ class Course:
 
         Args:
             scheduler: the scheduler.
-            timestep: what the network is given. It is used for schedulers that do not count their steps.
+            timestep: the present one. It decides in the first step of a run that begins in the middle of its schedule,
+                and in schedulers that do not count their steps.
         """
-        counted = getattr(scheduler, "step_index", None)
-        if counted is None and (hasattr(scheduler, "step_index") or timestep is None):  # the first step
-            counted = getattr(scheduler, "begin_index", None) or 0
-        if counted is None:
-            value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep or 0)
-            counted = min(range(len(self.levels)), key=lambda k: abs(float(self.levels[k].timestep) - value))
-        return min(int(counted), len(self.levels) - 1)
+        counts = hasattr(scheduler, "step_index")
+        counted = scheduler.step_index if counts else None
+        if counted is None:  # the first step
+            counted = getattr(scheduler, "begin_index", None)
+        if counted is None and timestep is not None:
+            value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+            far = [abs(float(level.timestep) - value) for level in self.levels]
+            # schedulers that count look for the very timestep, and take the second where two are at one
+            exact = [k for k, distance in enumerate(far) if distance == 0][:2] or [0]
+            counted = exact[-1] if counts else far.index(min(far))
+        return min(int(counted or 0), len(self.levels) - 1)
 
 
 def _between(table: list[float], timestep: float) -> float:
