@@ -193,6 +193,17 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
     for stage in ("low", "low-steady", "high-refined"):
         values["stages"][stage]["model"] |= {"refiner_channels": 4, "refiner_depth": 1}
     path = write_recipe(tmp_path / "tiny.yaml", values)
-    pipe = guidon.load(run_recipe(path), device="cpu")
+    folder = run_recipe(path)
+    pipe = guidon.load(folder, device="cpu")
     assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
+    low, high = (load_component(folder / f"{name}.safetensors", "denoiser") for name in ("denoiser-low", "denoiser"))
+    assert (low.config["finisher_channels"], low.config["boundary"], low.config["finisher_end"]) == (4, 350, 100)
+    assert not high.config["finisher_channels"]
+    assert [entry["stage"] for entry in low.record["lineage"]][-1] == "finished"
+    assert high.record["lineage"] == low.record["lineage"][: len(high.record["lineage"])]
+    values["stages"]["finished"]["finisher"]["end"] = 351
+    with pytest.raises(InputError, match="ends at timestep 350: give 350 or less"):
+        run_recipe(write_recipe(path, values))
+    values["stages"]["finished"]["finisher"]["end"] = 100
+    write_recipe(path, values)
     assert {state.split()[1] for state in states(path)} == {"done"}
