@@ -19,10 +19,12 @@ from guidon import Guidance, GuidanceTrace, InputError
 from guidon.bridges.diffusers.families import FAMILIES, family_of
 from guidon.bridges.diffusers.levels import DETERMINISTIC, Course
 from guidon.guidance import RULES, START
-from tiny_pipelines import PIPELINES, TinyPipeline, in_dtype, record, run
+from tiny_pipelines import IMAGE, PIPELINES, VIDEO, TinyPipeline, in_dtype, record, run
 
 BY_NAME = {tiny.name: tiny for tiny in PIPELINES}
-MIXED = {"qwen-image": "normalisation of every token", "lumina-2": "cfg_normalization"}
+MIXED = {"lumina-2": "cfg_normalization"} | dict.fromkeys(
+    ("qwen-image", "qwen-image-to-image", "qwen-image-edit"), "normalisation of every token"
+)
 """Families that mix channels after guidance by default."""
 OWN = {"lumina": 3}
 """Channels that a family guides by itself, where these are not all."""
@@ -187,7 +189,8 @@ def test_bf16(tiny: TinyPipeline) -> None:
     assert (received(tiny, steps[0]).float() - wanted).norm() < 0.01 * wanted.norm()
 
 
-@every_family
+# the variants have the networks of these
+@pytest.mark.parametrize("tiny", (*IMAGE, *VIDEO), ids=str)
 def test_compiled_whole(tiny: TinyPipeline) -> None:
     if tiny.name in NO_FULL_GRAPH:
         pytest.skip("torch.compile cannot trace this network whole")
@@ -613,9 +616,9 @@ def test_an_unreadable_pipeline_is_refused_by_name() -> None:
     assert torch.equal(received(tiny, steps[0]), expected(tiny, steps[0], per_channel(tiny)))
 
 
-def test_every_family_of_the_table_is_tested() -> None:
-    tested = {family_of(type(tiny.make())).name for tiny in PIPELINES}
-    assert tested == {family.name for family in FAMILIES}
+def test_every_pipeline_of_the_table_is_tested() -> None:
+    tested = {type(tiny.make()).__name__ for tiny in PIPELINES}
+    assert tested == {pipeline for family in FAMILIES for pipeline in family.pipelines}
 
 
 def test_importing_guidon_imports_no_diffusers() -> None:

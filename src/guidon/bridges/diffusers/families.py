@@ -83,8 +83,28 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+_ALL_FRAMES, _AFTER_FIRST = slice(None), slice(1, None)
+
+
 def _wan(call: PipelineCall) -> slice:
-    return slice(0 if call.get("first_frame_mask") is None else 1, None)
+    return _ALL_FRAMES if call.get("first_frame_mask") is None else _AFTER_FIRST
+
+
+def _hunyuan_video(call: PipelineCall) -> slice:
+    return _AFTER_FIRST if call.get("image_condition_type") == "token_replace" else _ALL_FRAMES
+
+
+def _kandinsky5(call: PipelineCall) -> slice:
+    return _ALL_FRAMES if call.get("image") is None else _AFTER_FIRST
+
+
+def _ltx(call: PipelineCall) -> Any:
+    mask, timestep = call.get("conditioning_mask"), call.get("t")
+    if mask is None:
+        return _ALL_FRAMES
+    if call.get("is_conditioning_image_or_video"):  # a token is stepped once the step's noise is below its own
+        return timestep / 1000 - 1e-6 < 1 - mask[0]
+    return _AFTER_FIRST
 
 
 def _qwen(call: PipelineCall) -> str | None:
@@ -121,30 +141,45 @@ FAMILIES: tuple[Family, ...] = (
     Family("PixArt", ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "uncond, cond"),
     Family("Latte", ("LattePipeline",), "uncond, cond"),
     Family("Allegro", ("AllegroPipeline",), "uncond, cond"),
-    Family("Stable Diffusion", ("StableDiffusionPipeline",), "uncond, cond", ("unet",)),
-    Family("Stable Diffusion XL", ("StableDiffusionXLPipeline",), "uncond, cond", ("unet",)),
-    Family("Stable Diffusion 3", ("StableDiffusion3Pipeline",), "uncond, cond"),
-    Family("Sana", ("SanaPipeline",), "uncond, cond"),
-    Family("CogVideoX", ("CogVideoXPipeline",), "uncond, cond", layout=CHANNELS_THIRD),
+    Family("Stable Diffusion", (
+        "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline"), "uncond, cond", ("unet",)),
+    Family("Stable Diffusion XL", (
+        "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline"), "uncond, cond", ("unet",)),
+    Family("Stable Diffusion 3", ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"), "uncond, cond"),
+    Family("Kolors", ("KolorsPipeline",), "uncond, cond", ("unet",)),
+    Family("AnimateDiff", ("AnimateDiffPipeline",), "uncond, cond", ("unet",)),
+    Family("AuraFlow", ("AuraFlowPipeline",), "uncond, cond"),
+    Family("HunyuanDiT", ("HunyuanDiTPipeline",), "uncond, cond"),
+    Family("CogView 4", ("CogView4Pipeline",), "two calls"),
+    Family("Sana", ("SanaPipeline", "SanaVideoPipeline"), "uncond, cond"),
+    Family("CogVideoX", ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "ConsisIDPipeline"), "uncond, cond",
+           layout=CHANNELS_THIRD),
     Family("Mochi", ("MochiPipeline",), "uncond, cond"),
-    Family("LTX-Video", ("LTXPipeline",), "uncond, cond", layout=_LTX),
+    Family("LTX-Video", ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"), "uncond, cond",
+           layout=_LTX, denoised=_ltx),
     Family("LTX-2", ("LTX2Pipeline",), "uncond, cond", layout=_LTX),
     Family(
         "Wan", ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"), "two calls",
         ("transformer", "transformer_2"), denoised=_wan,
     ),
-    Family("HunyuanVideo", ("HunyuanVideoPipeline",), "two calls", argument="true_cfg_scale"),
+    Family("SkyReels-V2", ("SkyReelsV2Pipeline",), "two calls"),
+    Family("HunyuanVideo", ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"), "two calls",
+           argument="true_cfg_scale", denoised=_hunyuan_video),
     Family("HunyuanVideo 1.5", ("HunyuanVideo15Pipeline",), "two calls", argument="guider.guidance_scale",
            mixes=_guider_mixes, refuses=_other_guider),
-    Family("Flux", ("FluxPipeline",), "two calls", layout=_FLUX, argument="true_cfg_scale"),
-    Family("Flux 2 Klein", ("Flux2KleinPipeline",), "two calls", layout=_FLUX),
-    Family("Chroma", ("ChromaPipeline",), "two calls", layout=_FLUX),
-    Family("Qwen-Image", ("QwenImagePipeline",), "two calls", layout=_QWEN, mixes=_qwen,
+    Family("Flux", ("FluxPipeline", "FluxImg2ImgPipeline", "FluxKontextPipeline"), "two calls", layout=_FLUX,
            argument="true_cfg_scale"),
-    Family("Z-Image", ("ZImagePipeline",), "cond, uncond", offset=1, sign=-1, mixes=_z_image),
+    Family("Flux 2 Klein", ("Flux2KleinPipeline",), "two calls", layout=_FLUX),
+    Family("Chroma", ("ChromaPipeline", "ChromaImg2ImgPipeline"), "two calls", layout=_FLUX),
+    Family("Qwen-Image", ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPipeline"), "two calls",
+           layout=_QWEN, mixes=_qwen, argument="true_cfg_scale"),
+    Family("Z-Image", ("ZImagePipeline", "ZImageImg2ImgPipeline"), "cond, uncond", offset=1, sign=-1, mixes=_z_image),
     Family("Lumina", ("LuminaPipeline",), "cond, uncond", sign=-1, guided=ChannelChoice(count=3)),
     Family("Lumina 2", ("Lumina2Pipeline",), "two calls", sign=-1, mixes=_lumina2),
-    Family("Kandinsky 5", ("Kandinsky5T2VPipeline",), "two calls", layout=CHANNELS_LAST),
+    Family("Kandinsky 5", ("Kandinsky5T2VPipeline", "Kandinsky5T2IPipeline", "Kandinsky5I2VPipeline"), "two calls",
+           layout=CHANNELS_LAST, denoised=_kandinsky5),
     Family("Cosmos 1", ("CosmosTextToWorldPipeline",), "two calls", offset=1),
     Family("Cosmos 2", ("Cosmos2TextToImagePipeline",), "two calls", offset=1, solved=True),
     Family("Cosmos 2.5", ("Cosmos2_5_PredictBasePipeline",), "two calls", offset=1, solved=True),

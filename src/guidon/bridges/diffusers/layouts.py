@@ -75,11 +75,13 @@ def grid_of_sizes(given: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def grid_of_ids(given: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """From ``img_ids``, whose columns 1 and 2 number the rows and columns of tokens (Flux, Chroma)."""
+    """From ``img_ids``, whose columns 1 and 2 number the rows and columns of tokens (Flux, Chroma). Column 0 tells the
+    tokens of a reference image, which come after the others, from them."""
     ids = given.get("img_ids")
     if not isinstance(ids, Tensor):
         return None
     ids = ids[0] if ids.ndim == 3 else ids
+    ids = ids[ids[:, 0] == ids[0, 0]]
     return tuple(int(size) + 1 for size in ids[:, 1:3].amax(0).tolist())
 
 
