@@ -190,7 +190,7 @@ def test_bf16(tiny: TinyPipeline) -> None:
 
 
 # the variants have the networks of these
-@pytest.mark.parametrize("tiny", (*IMAGE, *VIDEO), ids=str)
+@pytest.mark.parametrize("tiny", [*IMAGE, *VIDEO], ids=str)
 def test_compiled_whole(tiny: TinyPipeline) -> None:
     if tiny.name in NO_FULL_GRAPH:
         pytest.skip("torch.compile cannot trace this network whole")
