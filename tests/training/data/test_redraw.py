@@ -74,6 +74,14 @@ def test_the_caption_decides_between_two_shapes_and_two_sizes():
         assert measure(redraw(blob(scene, 0, between)[None], [asked]).frames, [asked])["size"] == 1
 
 
+def test_a_size_that_clip_and_caption_leave_open_is_not_used():
+    scene = world.Scene("white", (world.Thing("circle", "red", "large", "still", None, (0.0, 0.0)),))
+    unsaid = wanted(scene, size=None)
+    for area, usable in ((280, True), (240, True), (200, False), (150, True), (340, True), (360, False)):
+        assert redraw(blob(scene, 0, area)[None], [unsaid]).usable[0] == usable, area
+    assert redraw(blob(scene, 0, 200)[None], [wanted(scene)]).usable[0]
+
+
 def test_what_cannot_be_read_is_not_used():
     rng = np.random.default_rng(0)
     empty = np.full_like(TRUTH[0], 0.95)

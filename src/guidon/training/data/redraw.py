@@ -16,10 +16,12 @@ from ... import world
 from ...metrics.reading import Reading, read_clips
 from ...metrics.world import Motion
 
+RULES = 2  # raise it when the rules below change: pairs that were stored by other rules are then made again
 WOBBLE = 0.5  # px, the largest RMS distance of the object from a straight line
 OUTSIDE = 1.0  # px, how far an object may reach beyond the frame
 OTHER_SHAPE = 2.0  # the clip shows another shape if the caption's outline is so many times as far as the nearest one
 OTHER_SIZE = 1.6  # the clip shows the other size if the area is so many times that of the caption's, or a part of it
+OPEN_SIZE = 1.25  # a clip leaves its size open if its area is so many times that of the nearest size, or a part of it
 OTHER_COLOUR = 0.3  # RGB, the largest distance from a colour of the palette
 
 
@@ -40,7 +42,7 @@ def redraw(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> Redrawn:
 
     What a clip shows clearly stays, even if its caption asks for something else: an error of content is not an error of
     drawing, and it is guidance's to repair. The caption decides where the clip is ambiguous: between two shapes or two
-    sizes.
+    sizes. A clip that leaves the size open, as its caption does, is not used.
 
     Args:
         frames: (N, T, H, W, 3), uint8, or floats in [0, 1].
@@ -81,6 +83,8 @@ def _scene(
     size = min(far, key=far.__getitem__)
     if want.size is not None and far[want.size] < math.log(OTHER_SIZE):
         size = want.size
+    elif far[size] > math.log(OPEN_SIZE):
+        return None
     # Position: where it was drawn.
     area, time = world.AREAS[size], np.arange(reading.outline.shape[1])
     centres = motion.start[n] + time[:, None] * motion.velocity[n]

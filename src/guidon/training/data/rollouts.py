@@ -29,7 +29,7 @@ from ...models.model import Model
 from ...models.vae import Autoencoder
 from ...samplers import SampleNoise, sample_ddpm
 from ..recipe import Sampling
-from .redraw import redraw
+from .redraw import RULES, redraw
 
 BLOCK = 16  # rollouts that are sampled together and stored in one file
 MARGIN = 3  # pixels around the object that count as part of it, for it may be drawn too large
@@ -74,7 +74,7 @@ class Rollouts:
             InputError: not one can be read.
         """
         settings = sampling.model_dump(mode="json")
-        key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": BLOCK})
+        key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": BLOCK, "rules": RULES})
         place = folder / f"rollouts-{key[:8]}"
         place.mkdir(parents=True, exist_ok=True)
         blocks: list[dict[str, Tensor]] = []
