@@ -17,8 +17,8 @@
 # needs `pip install 'guidon-diffusion[diffusers]' matplotlib`.
 #
 # The questions: in which latent channels do the prompt's two branches differ, when, and what changes if some of them
-# are not guided? As it stands, the notebook runs a tiny Wan with random weights, in seconds, with nothing to download. Its
-# pictures show how to look, and nothing about a real model. To ask your own model, change the next cell.
+# are not guided? As it stands, the notebook runs a tiny Wan with random weights, in seconds, with nothing to download.
+# Its pictures show how to look, and nothing about a real model. To ask your own model, change the next cell.
 
 # %%
 import diffusers
