@@ -13,7 +13,7 @@ import typer
 
 from ..core.errors import InputError
 from ..core.version import VERSION
-from . import encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
+from . import audit, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
 from .command import Command, Group
 from .outputs import say
 
@@ -44,6 +44,7 @@ add(app, evaluate.evaluate, evaluate.EXAMPLE)
 add(app, spectrum.spectrum, spectrum.EXAMPLE)
 add(app, match.match, match.EXAMPLE)
 add(app, tune.tune, tune.EXAMPLE)
+add(app, audit.audit, audit.EXAMPLE)
 app.add_typer(studies, name="study")
 add(studies, study.run, study.EXAMPLE_RUN)
 add(studies, study.report, study.EXAMPLE_REPORT)

@@ -1,0 +1,111 @@
+"""Finds and reads the Python files and notebooks under a path. Nothing is imported or run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import InputError, setting
+
+SKIPPED = {".git", "__pycache__", ".hg", ".svn", ".ipynb_checkpoints", "node_modules"}
+SUFFIXES = (".py", ".ipynb")
+MOST_BYTES = 8 << 20
+"""A larger file holds data, not code."""
+
+_LIBRARY = re.compile(
+    rb"torch|jax|jnp|numpy|\bnp\.|tensorflow|\btf\.|paddle|mindspore|mlx|\.chunk\(|einops|\[\s*:\s*,|\[\s*\.\.\."
+)
+_CUT = re.compile(
+    rb"\[\s*(?::|\.\.\.)\s*,|\b(?:chunk|split|narrow|index_select|take|slice_in_dim|dynamic_slice_in_dim|array_split|"
+    rb"tensor_split|slice_scatter|index_copy|where|rearrange|unbind|select)\(|\[\s*:\s*[1-9]\s*\]|\bslice\(|"
+    rb",\s*(?::\s*[\w.-]+|[\w.-]+\s*:)\s*[\],]"
+)
+_COMPUTES = re.compile(rb"\*|lerp|\bmul|multiply|addcmul|alpha=")
+
+
+class Unreadable(Exception):
+    """A file that is no Python source; the message says why."""
+
+
+def python_files(paths: Sequence[Path]) -> list[Path]:
+    """Every Python file and notebook under the paths, each once, in order.
+
+    Raises:
+        InputError: a path does not exist, or is a file of another kind.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            for file in _walk(path):
+                found.setdefault(os.path.realpath(file), file)
+        elif path.is_file():
+            if path.suffix not in SUFFIXES:
+                raise InputError(f"{path} is no Python file: give a .py or .ipynb file, or a folder")
+            found.setdefault(os.path.realpath(path), path)
+        else:
+            raise InputError(f"{setting('paths')} {path} does not exist: give Python files or folders")
+    return list(found.values())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below; each real folder once, so that links in a circle end."""
+    seen: set[str] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name not in SKIPPED)
+        for name in sorted(files):
+            path = Path(where) / name
+            if name.endswith(SUFFIXES) and path.is_file():
+                yield path
+
+
+def read(path: Path) -> str | None:
+    """The source of a file, or None if it cannot hold guidance of some channels.
+
+    The cells of a notebook are joined. Lines of cells that are no Python, such as ``%matplotlib``, become comments.
+
+    Raises:
+        Unreadable: the file cannot be read as Python source.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise Unreadable(f"is {size >> 20} MB long")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    if not _may_guide(raw):
+        return None
+    if path.suffix == ".ipynb":
+        return _notebook(raw)
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+        return raw.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        raise Unreadable(str(error)) from None
+
+
+def _may_guide(raw: bytes) -> bool:
+    """A quick look at the text, so that most files need not be parsed."""
+    return bool(_CUT.search(raw) and _COMPUTES.search(raw) and _LIBRARY.search(raw))
+
+
+def _notebook(raw: bytes) -> str:
+    try:
+        notebook: Any = json.loads(raw)
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        sources = ["".join(cell["source"]) for cell in cells]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Unreadable("is no notebook of a known format") from None
+    lines = "\n".join(sources).split("\n")
+    return "\n".join(re.sub(r"^(\s*)([%!?].*)", r"\1pass  # \2", line) for line in lines)
