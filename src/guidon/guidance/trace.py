@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,6 +36,7 @@ class GuidanceTrace:
 
     def __init__(self, *, keep_x0: bool = False) -> None:
         self.keep_x0 = keep_x0
+        self._progress = -math.inf
         self._timesteps: list[float] = []
         self._scales: list[tuple[float, ...]] = []
         self._products: list[Tensor] = []
@@ -46,9 +48,10 @@ class GuidanceTrace:
         Raises:
             InputError: the step belongs to another run.
         """
-        timestep = float(step.level.timestep)
-        if self._timesteps and timestep >= self._timesteps[-1]:
+        progress = float(step.level.progress)
+        if progress < self._progress:  # it may stay: schedulers of higher order visit a level twice
             raise InputError("a trace holds one run, and this one has seen another: use a new one")
+        self._progress = progress
         branches = step.cond, step.uncond
         if self.keep_x0:
             kept = [convert(branch, step.x, step.level, step.parameterization, "x0") for branch in branches]
@@ -57,7 +60,7 @@ class GuidanceTrace:
         chosen_from = branches if step.rotation is None else [rotate(branch, step.rotation) for branch in branches]
         c, u = (branch.reshape(*branch.shape[:2], frames, -1) for branch in chosen_from)  # (B, C, T, H W)
         d = c - u
-        self._timesteps.append(timestep)
+        self._timesteps.append(float(step.level.timestep))
         self._scales.append(step.scale.scales)
         self._products.append(torch.stack([d.square().sum(3), c.square().sum(3), (c * d).sum(3)]))
 
