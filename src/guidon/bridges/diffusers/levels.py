@@ -66,13 +66,17 @@ class Course:
             kept = [1 / (1 + sigma**2) for sigma in sigmas] or [_between(table, timestep) for timestep in timesteps]
             if len(kept) == len(timesteps):
                 kept.append(float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
-            progress = [*(1 - timestep / (len(table) - 1) for timestep in timesteps), 1.0]
+            visited = timesteps
+            if config.get("timestep_type") == "continuous":  # its timesteps are log(sigma) / 4
+                visited = [min(range(len(table)), key=lambda k: abs(table[k] - share)) for share in kept[:-1]]
+            progress = [*(1 - timestep / (len(table) - 1) for timestep in visited), 1.0]
             points = [(sqrt(share), sqrt(1 - share), p) for share, p in zip(kept, progress, strict=False)]
         else:
             parameterization = None
             points = [(_UNKNOWN, _UNKNOWN, k / len(timesteps)) for k in range(len(timesteps))]
         levels = [NoiseLevel(t, *point) for t, point in zip([*timesteps, 0.0], points, strict=False)]
-        if name in DETERMINISTIC and len(levels) > len(timesteps):
+        noisy = config.get("stochastic_sampling", False)
+        if name in DETERMINISTIC and not noisy and len(levels) > len(timesteps):
             levels = [replace(level, next=after) for level, after in pairwise(levels)]
         return cls(tuple(levels[: len(timesteps)]), parameterization, sign)
 
