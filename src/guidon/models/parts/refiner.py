@@ -24,10 +24,14 @@ REACH = 5  # kernel size of the convolutions along time, in frames
 
 
 class Layer(nn.Module):
-    """A residual layer: convolutions in space, time, space, modulated by the timestep. It adds zero at first."""
+    """A residual layer: convolutions in space, time, space, modulated by the timestep. It adds zero at first.
 
-    def __init__(self, channels: int, hidden_size: int) -> None:
+    With ``normalised``, it reads features of RMS 1 at every position. Wide layers diverge without it.
+    """
+
+    def __init__(self, channels: int, hidden_size: int, *, normalised: bool = False) -> None:
         super().__init__()
+        self.normalised = normalised
         self.modulation = nn.Linear(hidden_size, 2 * channels)
         self.space = nn.Conv2d(channels, channels, 3, padding=1)
         self.time = nn.Conv2d(channels, channels, (REACH, 1), padding=(REACH // 2, 0))
@@ -40,7 +44,8 @@ class Layer(nn.Module):
         """h (B T, channels, H, W), t (B, D)."""
         height = h.shape[2]
         shift, scale = self.modulation(t)[:, :, None, None].repeat_interleave(frames, 0).chunk(2, dim=1)
-        z = F.silu(torch.addcmul(shift, self.space(h), 1 + scale))
+        seen = h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-6) if self.normalised else h
+        z = F.silu(torch.addcmul(shift, self.space(seen), 1 + scale))
         z = F.silu(self.time(rearrange(z, "(b t) c h w -> b c t (h w)", t=frames)))
         return h + self.out(rearrange(z, "b c t (h w) -> (b t) c h w", h=height))
 
@@ -49,13 +54,20 @@ class Refiner(nn.Module):
     """Computes a correction to add to a prediction, from the prediction, x_t and the tokens."""
 
     def __init__(
-        self, in_channels: int, patch_size: tuple[int, int, int], hidden_size: int, channels: int, depth: int
+        self,
+        in_channels: int,
+        patch_size: tuple[int, int, int],
+        hidden_size: int,
+        channels: int,
+        depth: int,
+        *,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.features = nn.Linear(hidden_size, math.prod(patch_size) * FEATURES)
         self.entrance = nn.Conv2d(2 * in_channels + FEATURES, channels, 3, padding=1)
-        self.layers = nn.ModuleList(Layer(channels, hidden_size) for _ in range(depth))
+        self.layers = nn.ModuleList(Layer(channels, hidden_size, normalised=normalised) for _ in range(depth))
         self.exit = nn.Conv2d(channels, in_channels, 3, padding=1)
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]

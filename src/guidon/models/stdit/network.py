@@ -127,7 +127,8 @@ class STDiT(CaptionedTransformer):
             )
         self.finisher: Finisher | None = None
         if config.finisher_channels:
-            wide = Refiner(config.in_channels, config.patch_size, d, config.finisher_channels, config.finisher_depth)
+            shape = config.finisher_channels, config.finisher_depth
+            wide = Refiner(config.in_channels, config.patch_size, d, *shape, normalised=True)
             self.finisher = Finisher(wide, d, config.num_heads, config.finisher_end)
 
     def crossings(self) -> list[CrossAttention]:
