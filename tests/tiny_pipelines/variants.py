@@ -530,7 +530,7 @@ CONSISID = TinyPipeline(
 def _ltx_branches(step: Step) -> tuple[Tensor, Tensor]:
     # 2 frames of 2 x 2 tokens; the first frame is given
     cond, uncond = (branch.movedim(-1, 1).unflatten(2, (2, 2, 2)) for branch in video._uncond_first_in_fp32(step))
-    return cond[:, :, 1:], uncond[:, :, 1:]
+    return _after_first(cond), _after_first(uncond)
 
 
 LTX_I2V = TinyPipeline(
@@ -582,7 +582,7 @@ def _make_hunyuan_video(way: str) -> Any:
 
 def _dropped_first(step: Step) -> tuple[Tensor, Tensor]:
     cond, uncond = video._cond_then_uncond(step)
-    return cond[:, :, 1:], uncond[:, :, 1:]
+    return _after_first(cond), _after_first(uncond)
 
 
 HUNYUAN_VIDEO_CONCAT = TinyPipeline(
@@ -663,9 +663,45 @@ def _make_skyreels() -> Any:
 SKYREELS = _wan("skyreels-v2", _make_skyreels, video._wan_arguments)
 
 
+# Cosmos 2: the first latent frame is given
+
+
+def _make_cosmos2() -> Any:
+    import diffusers
+
+    return quiet(
+        diffusers.Cosmos2VideoToWorldPipeline(
+            text_encoder=None, tokenizer=None, vae=_Encoder(4), safety_checker=video._NothingToCheck(),
+            # one input channel more: the mask of the frames that are given
+            transformer=video._cosmos_network(in_channels=5, extra_pos_embed_type=None),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        )
+    )  # fmt: skip
+
+
+def _cosmos2_branches(step: Step) -> tuple[Tensor, Tensor]:
+    cond, uncond = video._cosmos2_branches(step)
+    return _after_first(cond), _after_first(uncond)
+
+
+COSMOS2_V2W = TinyPipeline(
+    name="cosmos-2-video-to-world",
+    make=_make_cosmos2,
+    arguments=_with(video._cosmos_arguments, lambda batch: _image(1)),
+    branches=_cosmos2_branches,
+    to_channels=_same,
+    channels=4,
+    formula="c + s (c - u)",
+    received=lambda step: _after_first(video._cosmos2_received(step)),
+    noisy=lambda step: _after_first(step.sample),
+    tolerance=1e-5,
+)
+
+
 VARIANTS: tuple[TinyPipeline, ...] = (
     WAN_I2V, WAN_I2V_5B, WAN_V2V, WAN_VACE, SD_IMG2IMG, SD_INPAINT, SD_INPAINT_4, SD_CONTROL, SDXL_IMG2IMG,
     SDXL_INPAINT, SDXL_CONTROL, KOLORS, ANIMATEDIFF, SD3_IMG2IMG, AURAFLOW, COGVIEW4, HUNYUAN_DIT, FLUX_IMG2IMG,
     FLUX_KONTEXT, CHROMA_IMG2IMG, QWEN_IMG2IMG, QWEN_EDIT, Z_IMAGE_IMG2IMG, SANA_VIDEO, COGVIDEOX_I2V, CONSISID,
     LTX_I2V, LTX_CONDITION, HUNYUAN_VIDEO_CONCAT, HUNYUAN_VIDEO_REPLACE, KANDINSKY5_T2I, KANDINSKY5_I2V, SKYREELS,
+    COSMOS2_V2W,
 )  # fmt: skip

@@ -28,7 +28,7 @@ MIXED = {"lumina-2": "cfg_normalization"} | dict.fromkeys(
 """Families that mix channels after guidance by default."""
 OWN = {"lumina": 3}
 """Channels that a family guides by itself, where these are not all."""
-THROUGH_X0 = {"ltx-2": 3e-7, "cosmos-1": 3e-7, "cosmos-2": 1e-6, "cosmos-2.5": 1e-6}
+THROUGH_X0 = {"ltx-2": 3e-7, "cosmos-1": 3e-7, "cosmos-2": 1e-6, "cosmos-2.5": 1e-6, "cosmos-2-video-to-world": 2e-6}
 """Pipelines that convert or solve: the error of a rule, relative to its norm."""
 NO_FULL_GRAPH = ("lumina-2", "z-image", "hunyuan-video-1.5")
 """Pipelines whose network torch.compile cannot trace whole, with guidance or without."""
@@ -158,7 +158,7 @@ def test_a_rule_of_memory_is_what_the_scheduler_receives(tiny: TinyPipeline) -> 
         assert 0 < memory.guided <= memory.calls
 
 
-JOIN_X0 = {"ltx-2": 1.0, "cosmos-1": 0.5, "cosmos-2": 1.0}
+JOIN_X0 = {"ltx-2": 1.0, "cosmos-1": 0.5, "cosmos-2": 1.0, "cosmos-2-video-to-world": 1.0}
 
 
 def network_input(pipe: Any, latents: Tensor, alpha: float) -> Tensor:
@@ -597,6 +597,62 @@ def test_an_unknown_pipeline_takes_a_mask(name: str) -> None:
         run(tiny, pipe)
     guidon.remove(pipe)
     assert torch.equal(run(tiny, pipe), own)
+
+
+def test_an_unknown_pipeline_with_channels_third_is_refused_at_any_length() -> None:
+    """4 latent frames are as many as the network's output channels."""
+    tiny = BY_NAME["cogvideox-image-to-video"]
+    pipe = unknown(tiny, tiny.make())
+    guidon.apply(pipe, channels=[0, 2])
+    with pytest.raises(InputError, match=r"\(1, 4, 8, 4, 4\) holds the channels cannot be told"):
+        run(tiny, pipe, num_frames=13)
+
+
+def test_patches_of_an_unknown_pipeline_are_no_channels() -> None:
+    tiny = BY_NAME["sd-1.5-image-to-image"]
+    pipe = unknown(tiny, tiny.make())
+    pipe.vae.config.latent_channels = 1  # the network's 4 features may be a patch of 2 x 2 pixels
+    guidon.apply(pipe, channels=[0, 2])
+    with pytest.raises(InputError, match="predicts 4 features for 1 latent channels"):
+        run(tiny, pipe)
+
+
+@pytest.mark.parametrize("channels", ["none", [0]], ids=str)
+@pytest.mark.parametrize("name", ["sd-1.5", "wan-2.1"])
+def test_an_unknown_pipeline_whose_branches_see_different_latents_is_refused(name: str, channels: Any) -> None:
+    tiny = BY_NAME[name]
+    pipe = unknown(tiny, tiny.make())
+    calls: list[int] = []
+
+    def noisier(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        calls.append(len(calls))
+        if args:
+            uncond, cond = args[0].chunk(2)
+            return (torch.cat([uncond + 1, cond]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": kwargs["hidden_states"] + len(calls)}
+
+    getattr(pipe, tiny.networks[0]).register_forward_pre_hook(noisier, with_kwargs=True)
+    guidon.apply(pipe, channels=channels)
+    with pytest.raises(InputError, match="does not give both branches the same latents"):
+        run(tiny, pipe)
+
+
+@pytest.mark.parametrize("name", ["flux-kontext", "qwen-image-edit"])
+def test_reference_tokens_are_no_part_of_the_image(name: str) -> None:
+    tiny = BY_NAME[name]
+    pipe, seen = tiny.make(), []
+    guidon.apply(pipe, Guidance(tiny.scale, [0, 2]), observe=seen.append)
+    _, steps = record(tiny, pipe)
+    assert torch.equal(seen[0].x, tiny.to_channels(tiny.noisy(steps[0])))
+    assert torch.equal(seen[0].cond, tiny.to_channels(tiny.branches(steps[0])[0]))
+
+
+def test_a_run_that_begins_in_the_middle_has_its_own_levels() -> None:
+    tiny = BY_NAME["wan-video-to-video"]  # whose scheduler is told no begin_index
+    pipe, seen = tiny.make(), []
+    guidon.apply(pipe, Guidance(tiny.scale, [0, 2]), observe=seen.append)
+    _, steps = record(tiny, pipe)
+    assert [step.level.timestep for step in seen] == [float(step.timestep) for step in steps]
 
 
 def test_an_unreadable_pipeline_is_refused_by_name() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from ...core.errors import InputError
 from ...guidance import ChannelChoice
@@ -22,8 +19,8 @@ from .layouts import (
     grid_of_shapes,
     grid_of_sizes,
 )
+from .source import Order, read_loop
 
-Order = Literal["uncond, cond", "cond, uncond", "two calls"]
 ALL = ChannelChoice()
 
 
@@ -96,6 +93,11 @@ def _hunyuan_video(call: PipelineCall) -> slice:
 
 def _kandinsky5(call: PipelineCall) -> slice:
     return _ALL_FRAMES if call.get("image") is None else _AFTER_FIRST
+
+
+def _cosmos2(call: PipelineCall) -> Any:
+    given = call.get("cond_indicator")  # (1 or B, 1, T, 1, 1), 1 where a frame is given
+    return _ALL_FRAMES if given is None else given[0].flatten() == 0
 
 
 def _ltx(call: PipelineCall) -> Any:
@@ -181,13 +183,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("Kandinsky 5", ("Kandinsky5T2VPipeline", "Kandinsky5T2IPipeline", "Kandinsky5I2VPipeline"), "two calls",
            layout=CHANNELS_LAST, denoised=_kandinsky5),
     Family("Cosmos 1", ("CosmosTextToWorldPipeline",), "two calls", offset=1),
-    Family("Cosmos 2", ("Cosmos2TextToImagePipeline",), "two calls", offset=1, solved=True),
-    Family("Cosmos 2.5", ("Cosmos2_5_PredictBasePipeline",), "two calls", offset=1, solved=True),
+    Family("Cosmos 2", ("Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline"), "two calls", offset=1,
+           solved=True, denoised=_cosmos2),
+    Family("Cosmos 2.5", ("Cosmos2_5_PredictBasePipeline",), "two calls", offset=1, solved=True, denoised=_cosmos2),
 )  # fmt: skip
 
 _BY_PIPELINE = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
-_NEGATIVE = ("uncond", "neg")
-_COUPLING = ("norm", "vector_norm")
 
 
 @lru_cache(maxsize=64)
@@ -197,73 +198,18 @@ def family_of(pipeline: type[Any]) -> Family:
     A subclass counts as its parent only where it inherits ``__call__``.
 
     Raises:
-        InputError: the source code does not show how the branches are ordered.
+        InputError: the source code does not show how the pipeline guides.
     """
     for parent in pipeline.__mro__:
         if "__call__" in vars(parent):
             if parent.__name__ in _BY_PIPELINE:
                 return _BY_PIPELINE[parent.__name__]
-            return _read(pipeline, vars(parent)["__call__"])
+            loop = read_loop(vars(parent)["__call__"])
+            if isinstance(loop, str):
+                raise _unreadable(pipeline.__name__, loop)
+            name = pipeline.__name__
+            return Family(name, (name,), loop.order, loop.networks, argument=loop.argument, known=False)
     raise InputError(f"{pipeline.__name__} is not a pipeline: give one of diffusers, such as WanPipeline")
-
-
-def _read(pipeline: type[Any], call: Any) -> Family:
-    """The order of branches, read from how a pipeline's code names them."""
-    name = pipeline.__name__
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(call))))
-    except (OSError, TypeError, SyntaxError):
-        raise _unreadable(name, "its source code cannot be read") from None
-    networks = tuple(part for part in ("transformer", "transformer_2", "unet") if f"'{part}'" in ast.dump(tree))
-    halves = [names for names in _halves(tree) if len(names) == 2 and len({*map(_is_negative, names)}) == 2]
-    orders = {"uncond, cond" if _is_negative(first) else "cond, uncond" for first, _ in halves}
-    calls = [_is_negative(target) for target in _network_calls(tree, networks)]
-    if calls[:2] == [False, True]:  # Cosmos joins the two for its scheduler, and halves them after it
-        orders = {"two calls"}
-    if len(orders) != 1 or not networks:
-        raise _unreadable(name, "its code does not show which branch comes first")
-    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | attributes
-    couples = next((word for word in _COUPLING if word in names), None)  # guidance_rescale is seen at the call
-    order: Any = orders.pop()
-    return Family(
-        name, (name,), order, networks, known=False,
-        argument="true_cfg_scale" if "true_cfg_scale" in inspect.signature(call).parameters else "guidance_scale",
-        mixes=lambda call: None if couples is None else f"{couples} in its code",
-    )  # fmt: skip
-
-
-def _halves(tree: ast.AST) -> Iterator[list[str]]:
-    """The names that ``a, b = x.chunk(2)`` and its like bind."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Assign(
-                targets=[ast.Tuple(elts=targets)], value=ast.Call(func=ast.Attribute(attr="chunk" | "split"))
-            ):
-                yield [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _network_calls(tree: ast.AST, networks: tuple[str, ...]) -> Iterator[str]:
-    """The names that calls of the networks are bound to, in the order of the code."""
-    bound = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
-    aliases = {
-        node.targets[0].id
-        for node in bound
-        if isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Attribute)
-        and node.value.attr in networks
-    }
-    for node in sorted(bound, key=lambda node: node.lineno):
-        for part in ast.walk(node.value):
-            called = part.func if isinstance(part, ast.Call) else None
-            of_pipeline = isinstance(called, ast.Attribute) and called.attr in networks
-            if of_pipeline or (isinstance(called, ast.Name) and called.id in aliases):
-                assert isinstance(node.targets[0], ast.Name)
-                yield node.targets[0].id
-
-
-def _is_negative(name: str) -> bool:
-    return any(word in name.lower() for word in _NEGATIVE)
 
 
 def _unreadable(name: str, why: str) -> InputError:

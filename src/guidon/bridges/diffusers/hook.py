@@ -187,6 +187,11 @@ class GuidanceHook:
         """Refuse a run that has no unconditional branch, unless none is needed."""
         guidance = self._guidance(run)
         needed = self.channels.indices != () if guidance is None else not guidance.is_conditional
+        if not self.paired and not run.family.known and run.call.guides:  # also where no channel is to be guided
+            raise InputError(
+                f"the guidance of {run.name} is not known, and it does not give both branches the same latents: give "
+                "family=Family(...) of guidon.bridges.diffusers.families"
+            )
         if needed and not self.paired:
             raise InputError(
                 f"{run.name} runs no unconditional branch, so that there is nothing to guide: give its own "
@@ -322,6 +327,13 @@ def _latents(run: _Run, cond: Tensor, noisy: Tensor) -> Tensor:
     if layout.grid is not None and isinstance(running, Tensor) and running.ndim == 3:
         noisy = noisy.narrow(1, 0, min(noisy.shape[1], running.shape[1]))
     channels, predicted = layout.channels(noisy), layout.channels(cond)
+    config = getattr(getattr(run.call.pipeline, "vae", None), "config", None)
+    coded = getattr(config, "latent_channels", getattr(config, "z_dim", None))
+    if not run.family.known and coded is not None and predicted not in (coded, 2 * coded):  # such as patches
+        raise InputError(
+            f"{run.name} is not among the pipelines whose guidance is known, and its network predicts {predicted} "
+            f"features for {coded} latent channels: give family=Family(..., layout=...)"
+        )
     if predicted < channels:
         return layout.first(noisy, predicted)
     if predicted not in (channels, 2 * channels):
@@ -336,7 +348,7 @@ def _refuse_unless_channels_first(run: _Run, noisy: Tensor) -> None:
     """Refuse an unknown pipeline whose channels may lie elsewhere."""
     config = getattr(run.network, "config", {})
     known = {config.get("in_channels"), config.get("out_channels")} - {None}
-    ambiguous = noisy.ndim == 5 and noisy.shape[1] == noisy.shape[2]
+    ambiguous = noisy.ndim == 5 and noisy.shape[2] in known  # (B, T, C, H, W)
     if noisy.ndim not in (4, 5) or noisy.shape[1] not in known or ambiguous:
         raise InputError(
             f"{run.name} is not among the pipelines whose guidance is known, and which axis of its latents "
