@@ -17,7 +17,7 @@ from torch import Tensor
 import guidon
 from guidon import Guidance, GuidanceTrace, InputError
 from guidon.bridges.diffusers.families import FAMILIES, family_of
-from guidon.bridges.diffusers.levels import DETERMINISTIC, Course
+from guidon.bridges.diffusers.levels import DETERMINISTIC, RunLevels
 from guidon.guidance import RULES, START
 from tiny_pipelines import IMAGE, PIPELINES, VIDEO, TinyPipeline, in_dtype, record, run
 
@@ -145,7 +145,7 @@ def test_a_rule_of_memory_is_what_the_scheduler_receives(tiny: TinyPipeline) -> 
     guidon.apply(pipe, guidance)
     for _ in range(2):  # a second run begins anew
         _, steps = record(tiny, pipe)
-        course, memory = Course.of(pipe.scheduler), START
+        course, memory = RunLevels.of(pipe.scheduler), START
         # these pipelines join predictions of x_0, Cosmos 1 in units of sigma_data
         parameterization = "x0" if tiny.name in JOIN_X0 else course.parameterization
         unit = JOIN_X0.get(tiny.name, course.sign)
@@ -330,7 +330,7 @@ def test_lumina_guides_its_fourth_channel_at_last() -> None:
     _, steps = record(tiny, pipe)
     assert torch.equal(received(tiny, steps[0]), expected(tiny, steps[0], [tiny.scale] * tiny.channels))
     guidon.apply(pipe, channels="all")
-    with pytest.raises(InputError, match="it guides channels 3 alone: give guidon"):
+    with pytest.raises(InputError, match="it guides channels='3' alone: give guidon"):
         run(tiny, pipe)
 
 
@@ -484,24 +484,15 @@ def test_two_prompts_of_equal_noise_are_no_pair() -> None:
         run(tiny, pipe, 1.0, batch=2, latents=latents)
 
 
-def test_skip_layer_guidance_is_left_alone() -> None:
-    """SD3's third call is a branch of its own, on latents that are not doubled."""
-    tiny = BY_NAME["sd3"]
-    pipe = tiny.make()
-    settings = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 1.0, "skip_layer_guidance_start": 0.0}
-    own = run(tiny, pipe, batch=2, **settings)
-    guidon.apply(pipe, channels="all")
-    assert torch.equal(run(tiny, pipe, batch=2, **settings), own)
-    assert not torch.equal(run(tiny, pipe, batch=2), own)
-    guidon.apply(pipe, Guidance(tiny.scale + 1, "all"))
-    assert run(tiny, pipe, batch=2, **settings).isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "neither was given"),
-        ({"guidance": Guidance(3), "channels": 3}, "both were given"),
+        ({}, "neither guidance nor channels was given"),
+        ({"guidance": Guidance(3), "channels": 3}, "guidance and channels were given"),
+        ({"channels": 3, "second": Guidance(3)}, "guidance and channels were given"),
+        ({"guidance": Guidance(3), "second": 3}, "int is not a guidance"),
+        ({"guidance": Guidance(3), "observe": 3}, "observe is 3: give a GuidanceTrace"),
+        ({"guidance": Guidance(3), "family": "SD3"}, "family is 'SD3': give a Family"),
         ({"guidance": 3}, "int is not a guidance: give guidon.Guidance"),
         ({"guidance": Guidance(3, rule="perp-neg")}, "perp-neg needs a third branch"),
         ({"channels": "0-"}, "cannot be read"),
@@ -512,6 +503,14 @@ def test_bad_input_is_refused_at_once(given: dict[str, Any], message: str) -> No
     with pytest.raises(InputError, match=message):
         guidon.apply(pipe, **given)
     assert not pipe.transformer._forward_hooks
+
+
+@pytest.mark.parametrize("wrong", [None, torch.nn.Linear(2, 2), 3, torch.nn.Linear])
+def test_what_is_no_pipeline_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match="is not a pipeline: give"):
+        guidon.apply(wrong, channels=3)
+    with pytest.raises(InputError, match="is not a pipeline: give"):
+        guidon.remove(wrong)
 
 
 def test_channels_that_the_model_lacks_are_refused() -> None:
@@ -590,7 +589,7 @@ def test_an_unknown_pipeline_takes_a_mask(name: str) -> None:
         _, steps = record(tiny, pipe)
         assert torch.equal(received(tiny, steps[0])[:, guided], tiny.to_channels(tiny.guided(steps[0]))[:, guided])
         assert torch.equal(received(tiny, steps[0])[:, rest], tiny.to_channels(tiny.branches(steps[0])[0])[:, rest])
-    with pytest.raises(InputError, match="is not known, so that it takes no rule"):
+    with pytest.raises(InputError, match="is not known, so that no rule"):
         guidon.apply(pipe, Guidance(4, rule="apg"))
     guidon.apply(pipe, Guidance(tiny.scale + 1, guided))
     with pytest.raises(InputError, match="give it the same"):
@@ -647,6 +646,22 @@ def test_reference_tokens_are_no_part_of_the_image(name: str) -> None:
     assert torch.equal(seen[0].cond, tiny.to_channels(tiny.branches(steps[0])[0]))
 
 
+@pytest.mark.parametrize("frame", [0, 8])
+def test_tokens_that_are_given_are_shown_to_no_rule(frame: int) -> None:
+    """The condition of a later frame is 4 tokens more, before the others."""
+    tiny = BY_NAME["ltx-condition"]
+    pipe, seen = tiny.make(), []
+    guidon.apply(pipe, Guidance(tiny.scale, [0, 2], "apg"), observe=seen.append)
+    run(tiny, pipe, frame_index=frame)
+    assert [tuple(step.cond.shape) for step in seen] == [(1, 4, 4 if frame == 0 else 8)] * 3
+    with pytest.raises(InputError, match="a condition of a strength below 1 has a noise level of its own"):
+        run(tiny, pipe, frame_index=frame, strength=0.5)
+    guidon.remove(pipe)
+    own = run(tiny, pipe, frame_index=frame, strength=0.5)
+    guidon.apply(pipe, channels="all")
+    assert torch.equal(run(tiny, pipe, frame_index=frame, strength=0.5), own)
+
+
 def test_a_run_that_begins_in_the_middle_has_its_own_levels() -> None:
     tiny = BY_NAME["wan-video-to-video"]  # whose scheduler is told no begin_index
     pipe, seen = tiny.make(), []
@@ -657,17 +672,31 @@ def test_a_run_that_begins_in_the_middle_has_its_own_levels() -> None:
 
 def test_an_unreadable_pipeline_is_refused_by_name() -> None:
     tiny = BY_NAME["sd3"]
+    parent = type(tiny.make())
 
-    class Secret(type(tiny.make())):  # type: ignore[misc]
+    class Secret(parent):  # type: ignore[misc, valid-type]
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return super().__call__(*args, **kwargs)
+            return parent.__call__(self, *args, **kwargs)
 
     pipe = tiny.make()
     pipe.__class__ = Secret
     with pytest.raises(InputError, match=r"Secret is not among the pipelines.*family=Family"):
         guidon.apply(pipe, channels=3)
-    sd3 = family_of(type(tiny.make()))
-    guidon.apply(pipe, Guidance(per_channel(tiny)), family=sd3)
+    guidon.apply(pipe, Guidance(per_channel(tiny)), family=family_of(parent))
+    _, steps = record(tiny, pipe)
+    assert torch.equal(received(tiny, steps[0]), expected(tiny, steps[0], per_channel(tiny)))
+
+
+def test_a_subclass_that_hands_its_call_on_is_its_parent() -> None:
+    tiny = BY_NAME["sd3"]
+
+    class Louder(type(tiny.make())):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    pipe = tiny.make()
+    pipe.__class__ = Louder
+    guidon.apply(pipe, Guidance(per_channel(tiny)))
     _, steps = record(tiny, pipe)
     assert torch.equal(received(tiny, steps[0]), expected(tiny, steps[0], per_channel(tiny)))
 

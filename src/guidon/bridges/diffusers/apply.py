@@ -10,7 +10,7 @@ A forward hook of torch's own sits on the pipeline's denoisers; ``hook.py`` says
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 
@@ -18,9 +18,6 @@ from ...core.errors import InputError, setting
 from ...guidance import UNSET, CfgChannels, ChannelChoice, Guidance, Observe, Unset
 from .families import Family, family_of
 from .hook import GuidanceHook, is_plain
-
-_HANDLES: WeakKeyDictionary[torch.nn.Module, Any] = WeakKeyDictionary()
-"""The hook of every network that is guided now."""
 
 
 def apply(
@@ -37,15 +34,16 @@ def apply(
     With ``guidance``, its scale, channels, rule and timing decide. The pipeline's own scale argument then only has to
     be high enough that the pipeline runs both branches. With ``channels`` alone, the pipeline's own guidance stays as
     it is, at its own scale, and acts on these channels; so it does under a plain guidance whose scale is the number
-    that the pipeline is called with. Unguided channels are the conditional prediction.
+    that the pipeline is called with. Unguided channels are the conditional prediction. A guidance sits on the networks:
+    another pipeline that shares them is guided too, and a pipeline whose network is replaced needs ``apply`` again.
 
     Args:
         pipe: a pipeline of diffusers. Pipelines of ``families.FAMILIES`` take any guidance. An unknown one takes
             ``channels``, or a plain ``guidance`` of the scale that it is called with, if its source code shows the
             order of its branches.
-        guidance: what to do. Scale 1 is no guidance.
+        guidance: scale, channels, rule and timing. Scale 1 is no guidance.
         channels: which channels the pipeline's own guidance acts on, in the forms of ``Guidance``.
-        second: what to do in the second denoiser of a pipeline with two, such as Wan 2.2; left out, ``guidance``.
+        second: the guidance of the second denoiser of a pipeline with two, such as Wan 2.2; left out, ``guidance``.
         observe: called with every guided step; a ``GuidanceTrace`` collects one run.
         family: how the pipeline guides, for one that is unknown.
 
@@ -53,25 +51,39 @@ def apply(
         InputError: the pipeline's guidance cannot be reached, or it cannot take this guidance. What only the
             pipeline's call says, such as ``guidance_rescale``, is refused when it runs.
     """
-    if (guidance is None) == isinstance(channels, Unset):
-        given = "neither was" if guidance is None else "both were"
-        raise InputError(f"{given} given: give a guidance, or give channels to keep the pipeline's own scale")
+    if isinstance(pipe, torch.nn.Module) or not isinstance(getattr(pipe, "components", None), dict):
+        raise InputError(f"{_name(pipe)} is not a pipeline: give one of diffusers, such as a WanPipeline")
+    if (guidance is None) == isinstance(channels, Unset) or (guidance is None and second is not None):
+        given = (
+            "neither guidance nor channels was" if guidance is None and second is None else "guidance and channels were"
+        )
+        raise InputError(f"{given} given: give a guidance, or give channels alone to keep the pipeline's own scale")
+    if observe is not None and not callable(observe):
+        raise InputError(f"observe is {observe!r}: give a GuidanceTrace, or a function of one step")
+    if family is not None and not isinstance(family, Family):
+        raise InputError(f"family is {family!r}: give a Family of guidon.bridges.diffusers.families")
     found = family or family_of(type(pipe))
     guidances = [given for given in (guidance, second) if given is not None]
     for given in guidances:
         _check(pipe, found, given)
     networks = [part for name in found.networks if (part := getattr(pipe, name, None)) is not None]
-    if not networks or (second is not None and len(networks) < 2):
-        raise InputError(
-            f"{type(pipe).__name__} has {len(networks)} of {' and '.join(found.networks)} to guide"
-            + (": leave out second" if networks else "")
-        )
+    if not networks:
+        raise InputError(f"{_name(pipe)} has no {' or '.join(found.networks)}: load it with one")
+    if second is not None and len(networks) < 2:
+        raise InputError(f"{_name(pipe)} has one denoiser: leave out second")
     remove(pipe)
     choice = ChannelChoice() if isinstance(channels, Unset) else ChannelChoice.parse(channels)
-    hook = GuidanceHook(ref(pipe), guidances or None, choice, observe, family)
+    after_network = GuidanceHook(ref(pipe), guidances or None, choice, observe, family).after_network
+
+    # traced by the compiler, the hook would cost a recompilation
+    @torch.compiler.disable
+    def guidon_hook(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return after_network(network, args, kwargs, output)
+
+    setattr(guidon_hook, _OURS, True)
     for network in networks:
-        # traced by the compiler, the hook would cost a recompilation
-        _HANDLES[network] = network.register_forward_hook(torch.compiler.disable(hook.after_network), with_kwargs=True)
+        network.register_forward_hook(guidon_hook, with_kwargs=True)
+    _GUIDED[pipe] = WeakSet(networks)
 
 
 def _check(pipe: Any, family: Family, guidance: Guidance) -> None:
@@ -84,14 +96,35 @@ def _check(pipe: Any, family: Family, guidance: Guidance) -> None:
         )
     if not family.known and not is_plain(guidance):
         raise InputError(
-            f"the guidance of {type(pipe).__name__} is not known, so that it takes no rule, timing or scale per "
-            "channel: give channels alone"
+            f"the guidance of {_name(pipe)} is not known, so that no rule, timing or scale per channel can be used in "
+            "it: give channels alone"
         )
 
 
 def remove(pipe: Any) -> None:
-    """Take guidance off a pipeline; nothing of it is left. A pipeline without guidance stays as it is."""
-    for part in pipe.components.values():
-        for module in (part, getattr(part, "_orig_mod", None)):
-            if isinstance(module, torch.nn.Module) and module in _HANDLES:
-                _HANDLES.pop(module).remove()
+    """Take guidance off a pipeline; nothing of it is left. A pipeline without guidance stays as it is.
+
+    It is taken off the networks that the pipeline has now, compiled, wrapped or copied, and off those that it had when
+    guidance was applied.
+
+    Raises:
+        InputError: it is no pipeline.
+    """
+    if not isinstance(getattr(pipe, "components", None), dict):
+        raise InputError(f"{_name(pipe)} is not a pipeline: give the one that guidance was applied to")
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    for part in (*parts, *_GUIDED.pop(pipe, ())):
+        for module in part.modules():
+            for number in [number for number, hook in module._forward_hooks.items() if hasattr(hook, _OURS)]:
+                del module._forward_hooks[number]
+                del module._forward_hooks_with_kwargs[number]
+
+
+def _name(pipe: Any) -> str:
+    return pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
+
+
+_OURS = "is_of_guidon"
+"""The attribute that marks our hook, so that it is found on copies of a network too."""
+_GUIDED: WeakKeyDictionary[Any, WeakSet[torch.nn.Module]] = WeakKeyDictionary()
+"""The networks of every pipeline that guidance was applied to."""

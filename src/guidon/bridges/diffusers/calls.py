@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class PipelineCall:
@@ -36,14 +38,16 @@ class PipelineCall:
             frame = frame.f_back
         return cls(otherwise)
 
-    def get(self, name: str) -> Any:
-        """A variable of the call; an attribute of the pipeline for a name that begins with an underscore; an attribute
-        of a component for ``component.name``. None where there is no such thing.
-        """
-        component, dot, attribute = name.partition(".")
-        if dot:
-            return getattr(getattr(self.pipeline, component, None), attribute, None)
-        return getattr(self.pipeline, name, None) if name.startswith("_") else self.variables.get(name)
+    def variable(self, name: str) -> Any:
+        """A local variable of the call; None where there is none of that name."""
+        return self.variables.get(name)
+
+    def attribute(self, path: str) -> Any:
+        """An attribute of the pipeline or, with a dot, of a component ("guider.scale"); None where there is none."""
+        found = self.pipeline
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        return found
 
     @property
     def guides(self) -> bool | None:
@@ -58,8 +62,11 @@ class PipelineCall:
 
 
 def owns(pipeline: Any, network: Any) -> bool:
-    """Whether a network is a component of a pipeline."""
-    return any(is_same(part, network) for part in pipeline.components.values())
+    """Whether a network is a component of a pipeline, or inside of one that was wrapped."""
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return any(is_same(part, network) for part in parts) or any(
+        module is network for part in parts for module in part.modules()
+    )
 
 
 def is_same(one: Any, other: Any) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 from ...core.errors import InputError
 from ...guidance import ChannelChoice
@@ -19,7 +22,7 @@ from .layouts import (
     grid_of_shapes,
     grid_of_sizes,
 )
-from .source import Order, read_loop
+from .source import Order, only_calls_its_parent, read_loop
 
 ALL = ChannelChoice()
 
@@ -48,9 +51,9 @@ class Family:
     """-1 where the pipeline negates the network's output before its scheduler takes it."""
     guided: ChannelChoice = ALL
     """Channels that the pipeline itself guides."""
-    solved: bool = False
-    """Of two calls: the pipeline changes the conditional prediction before it makes the second. Then the unconditional
-    one is solved for, so that the pipeline's formula gives what is wanted."""
+    solved: Callable[[PipelineCall], bool] = lambda call: False
+    """Whether cond must stay as it is: the pipeline has changed it before its second call, or adds another guidance to
+    the formula that reads it. Then uncond is solved for, so that the formula gives what is wanted."""
     known: bool = True
     """False for one that was read off a pipeline's source code. It takes no rule."""
     denoised: Callable[[PipelineCall], Any] = lambda call: slice(None)
@@ -61,52 +64,82 @@ class Family:
     refuses: Callable[[PipelineCall], str | None] = lambda call: None
     """Says why a call cannot take a guidance of ours."""
 
-    def given_scale(self, call: PipelineCall) -> float | None:
-        """The scale that a call was given, in the pipeline's own form; None where it is not known."""
-        return _number(call.get(self.argument))
+    def argument_value(self, call: PipelineCall, network: int = 0) -> float | None:
+        """The number that a call was given as its scale, as it stands; None where it is not known.
 
-    def present_scale(self, call: PipelineCall) -> float | None:
-        """The scale s in use at the present step, in the form above: 1 is no guidance. None where it is not known."""
-        if call.get("use_dynamic_cfg"):  # CogVideoX computes a step's scale after the network has run
+        Args:
+            call: the call.
+            network: 1 for the second denoiser, which may have a scale of its own.
+        """
+        second = call.variable(f"{self.argument}_2") if network else None
+        found = call.attribute(self.argument) if "." in self.argument else call.variable(self.argument)
+        return _number(found if second is None else second)
+
+    def scale(self, call: PipelineCall) -> float | None:
+        """The s of the formula at the present step: 1 is no guidance. None where it is not known."""
+        if call.variable("use_dynamic_cfg"):  # CogVideoX computes a step's scale after the network has run
             return None
-        found = call.get("current_guidance_scale")  # Wan, Z-Image
+        found = _number(call.variable("current_guidance_scale"))  # Wan, Z-Image
         if found is None and self.argument == "guidance_scale":
-            found = call.get("_guidance_scale")  # a callback may have changed it
-        found = _number(call.get(self.argument) if found is None else found)
+            found = _number(call.attribute("_guidance_scale"))  # a callback may have changed it
+        found = self.argument_value(call) if found is None else found
         return None if found is None else found + self.offset
+
+    def guides(self, call: PipelineCall) -> bool | None:
+        """Whether a call runs an unconditional branch; None where it does not say."""
+        if call.guides is not None:
+            return call.guides
+        scale = self.argument_value(call)
+        return None if scale is None or not self.known else scale + self.offset > 1
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value)
+    return float(value) if isinstance(value, Real) else None
 
 
 _ALL_FRAMES, _AFTER_FIRST = slice(None), slice(1, None)
 
 
 def _wan(call: PipelineCall) -> slice:
-    return _ALL_FRAMES if call.get("first_frame_mask") is None else _AFTER_FIRST
+    return _ALL_FRAMES if call.variable("first_frame_mask") is None else _AFTER_FIRST
 
 
 def _hunyuan_video(call: PipelineCall) -> slice:
-    return _AFTER_FIRST if call.get("image_condition_type") == "token_replace" else _ALL_FRAMES
+    return _AFTER_FIRST if call.variable("image_condition_type") == "token_replace" else _ALL_FRAMES
 
 
 def _kandinsky5(call: PipelineCall) -> slice:
-    return _ALL_FRAMES if call.get("image") is None else _AFTER_FIRST
+    return _ALL_FRAMES if call.variable("image") is None else _AFTER_FIRST
 
 
 def _cosmos2(call: PipelineCall) -> Any:
-    given = call.get("cond_indicator")  # (1 or B, 1, T, 1, 1), 1 where a frame is given
+    given = call.variable("cond_indicator")  # (1 or B, 1, T, 1, 1), 1 where a frame is given
     return _ALL_FRAMES if given is None else given[0].flatten() == 0
 
 
 def _ltx(call: PipelineCall) -> Any:
-    mask, timestep = call.get("conditioning_mask"), call.get("t")
+    mask = call.variable("conditioning_mask")  # (B or 2B, tokens): how strongly each is given
     if mask is None:
         return _ALL_FRAMES
-    if call.get("is_conditioning_image_or_video"):  # a token is stepped once the step's noise is below its own
-        return timestep / 1000 - 1e-6 < 1 - mask[0]
-    return _AFTER_FIRST
+    return mask[0] == 0 if call.variable("is_conditioning_image_or_video") else _AFTER_FIRST
+
+
+def _half_given(call: PipelineCall) -> str | None:
+    mask = call.variable("conditioning_mask") if call.variable("is_conditioning_image_or_video") else None
+    if mask is None or bool(((mask == 0) | (mask == 1)).all()):
+        return None
+    return "a condition of a strength below 1 has a noise level of its own: give strength 1, or channels alone"
+
+
+def _ltx2_adds(call: PipelineCall) -> bool:
+    modality = _number(call.attribute("_modality_scale"))
+    return bool(call.attribute("_stg_scale")) or modality not in (None, 1.0)
+
+
+def _sd3_adds(call: PipelineCall) -> bool:
+    return call.variable("skip_guidance_layers") is not None
 
 
 def _qwen(call: PipelineCall) -> str | None:
@@ -114,14 +147,14 @@ def _qwen(call: PipelineCall) -> str | None:
 
 
 def _lumina2(call: PipelineCall) -> str | None:
-    return "cfg_normalization" if call.get("cfg_normalization") else None
+    return "cfg_normalization" if call.variable("cfg_normalization") else None
 
 
 def _z_image(call: PipelineCall) -> str | None:
-    return "cfg_normalization" if call.get("_cfg_normalization") else None
+    return "cfg_normalization" if call.attribute("_cfg_normalization") else None
 
 
-def _other_guider(call: PipelineCall) -> str | None:
+def _why_not_its_guider(call: PipelineCall) -> str | None:
     name = type(call.pipeline.guider).__name__
     if name == "ClassifierFreeGuidance":
         return None
@@ -129,7 +162,7 @@ def _other_guider(call: PipelineCall) -> str | None:
 
 
 def _guider_mixes(call: PipelineCall) -> str | None:
-    if _other_guider(call):
+    if _why_not_its_guider(call):
         return f"its guider {type(call.pipeline.guider).__name__}"
     return "guidance_rescale of its guider" if call.pipeline.guider.guidance_rescale else None
 
@@ -149,7 +182,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("Stable Diffusion XL", (
         "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
         "StableDiffusionXLControlNetPipeline"), "uncond, cond", ("unet",)),
-    Family("Stable Diffusion 3", ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"), "uncond, cond"),
+    Family("Stable Diffusion 3", ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"), "uncond, cond",
+           solved=_sd3_adds),
     Family("Kolors", ("KolorsPipeline",), "uncond, cond", ("unet",)),
     Family("AnimateDiff", ("AnimateDiffPipeline",), "uncond, cond", ("unet",)),
     Family("AuraFlow", ("AuraFlowPipeline",), "uncond, cond"),
@@ -160,8 +194,8 @@ FAMILIES: tuple[Family, ...] = (
            layout=CHANNELS_THIRD),
     Family("Mochi", ("MochiPipeline",), "uncond, cond"),
     Family("LTX-Video", ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"), "uncond, cond",
-           layout=_LTX, denoised=_ltx),
-    Family("LTX-2", ("LTX2Pipeline",), "uncond, cond", layout=_LTX),
+           layout=_LTX, denoised=_ltx, refuses=_half_given),
+    Family("LTX-2", ("LTX2Pipeline",), "uncond, cond", layout=_LTX, solved=_ltx2_adds),
     Family(
         "Wan", ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"), "two calls",
         ("transformer", "transformer_2"), denoised=_wan,
@@ -170,7 +204,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("HunyuanVideo", ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"), "two calls",
            argument="true_cfg_scale", denoised=_hunyuan_video),
     Family("HunyuanVideo 1.5", ("HunyuanVideo15Pipeline",), "two calls", argument="guider.guidance_scale",
-           mixes=_guider_mixes, refuses=_other_guider),
+           mixes=_guider_mixes, refuses=_why_not_its_guider),
     Family("Flux", ("FluxPipeline", "FluxImg2ImgPipeline", "FluxKontextPipeline"), "two calls", layout=_FLUX,
            argument="true_cfg_scale"),
     Family("Flux 2 Klein", ("Flux2KleinPipeline",), "two calls", layout=_FLUX),
@@ -184,8 +218,9 @@ FAMILIES: tuple[Family, ...] = (
            layout=CHANNELS_LAST, denoised=_kandinsky5),
     Family("Cosmos 1", ("CosmosTextToWorldPipeline",), "two calls", offset=1),
     Family("Cosmos 2", ("Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline"), "two calls", offset=1,
-           solved=True, denoised=_cosmos2),
-    Family("Cosmos 2.5", ("Cosmos2_5_PredictBasePipeline",), "two calls", offset=1, solved=True, denoised=_cosmos2),
+           solved=lambda call: True, denoised=_cosmos2),
+    Family("Cosmos 2.5", ("Cosmos2_5_PredictBasePipeline",), "two calls", offset=1, solved=lambda call: True,
+           denoised=_cosmos2),
 )  # fmt: skip
 
 _BY_PIPELINE = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
@@ -195,7 +230,7 @@ _BY_PIPELINE = {pipeline: family for family in FAMILIES for pipeline in family.p
 def family_of(pipeline: type[Any]) -> Family:
     """The family of a pipeline class: from the table or, for a class that is not in it, from its source code.
 
-    A subclass counts as its parent only where it inherits ``__call__``.
+    A subclass counts as its parent where it inherits ``__call__`` or only hands the call on.
 
     Raises:
         InputError: the source code does not show how the pipeline guides.
@@ -204,6 +239,8 @@ def family_of(pipeline: type[Any]) -> Family:
         if "__call__" in vars(parent):
             if parent.__name__ in _BY_PIPELINE:
                 return _BY_PIPELINE[parent.__name__]
+            if only_calls_its_parent(vars(parent)["__call__"]):
+                continue
             loop = read_loop(vars(parent)["__call__"])
             if isinstance(loop, str):
                 raise _unreadable(pipeline.__name__, loop)

@@ -5,7 +5,8 @@ The hook sees the predictions of both branches before the pipeline combines them
     mask  The unguided channels of uncond become those of cond. There the pipeline's formula gives cond to the bit,
           whatever the formula is; the other channels are the pipeline's own.
     rule  Both branches become the guided prediction g. Every formula maps (g, g) to g, so any rule, scale per channel
-          and timing holds exactly.
+          and timing holds exactly. Where the pipeline needs cond for something else, uncond alone is changed: it is
+          solved for, so that the formula gives g up to rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ...guidance.timing import CONSTANT
 from .calls import PipelineCall, is_same
 from .families import Family, family_of
 from .layouts import Layout
-from .levels import DETERMINISTIC, Course
+from .levels import DETERMINISTIC, RunLevels
 
 Output = TypeVar("Output")
 
@@ -44,11 +45,18 @@ class _Seen:
     noisy: Tensor
     version: int | None
     """Of ``noisy``: how often it was changed in place. None for a copy."""
+    timestep: Any
+    """What the network was given."""
     cond: Tensor | None
     """The conditional prediction, until the unconditional one has come."""
 
-    def is_of(self, network: Any, noisy: Tensor) -> bool:
-        """Whether a call is of the same network on the same latents."""
+    def is_of(self, network: Any, noisy: Tensor, timestep: Any) -> bool:
+        """Whether a call is of the same network on the same latents at the same time."""
+        if isinstance(timestep, Tensor) and isinstance(self.timestep, Tensor):
+            if timestep is not self.timestep and not torch.equal(timestep, self.timestep):
+                return False
+        elif timestep is not self.timestep and timestep != self.timestep:
+            return False
         if network is not self.network or noisy.shape != self.noisy.shape or noisy.dtype != self.noisy.dtype:
             return False
         if self.version is not None and self.noisy._version != self.version:
@@ -63,14 +71,18 @@ class _Run:
     call: PipelineCall
     family: Family
     network: Any
+    number: int
+    """Which of ``Family.networks`` it is."""
     noisy: Tensor
     """The latents that the network is given, (B or 2B, ...)."""
     prediction: Tensor
+    timestep: Any
+    """What the network is given."""
     given: Mapping[str, Any]
     """The network's keyword arguments."""
     index: int
     """Number of the sampling step."""
-    course: Course
+    course: RunLevels
 
     @property
     def name(self) -> str:
@@ -78,12 +90,26 @@ class _Run:
         return type(self.call.pipeline).__name__
 
 
+@dataclass(frozen=True, eq=False)
+class _Masked:
+    """What is wanted of a step: the pipeline's own formula, on another uncond."""
+
+    uncond: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Guided:
+    """What is wanted of a step: that the pipeline's formula gives this prediction."""
+
+    prediction: Tensor
+
+
 class GuidanceHook:
     """One application of guidance to a pipeline. It carries the rule's memory through a run.
 
     Args:
         pipe: the pipeline.
-        guidances: what to do in each denoiser, in the order of ``Family.networks``; the last one holds for those that
+        guidances: one for each denoiser, in the order of ``Family.networks``; the last one holds for those that
             follow. None keeps the pipeline's own guidance, on ``channels``.
         channels: see ``guidances``.
         observe: called with every guided step.
@@ -100,15 +126,19 @@ class GuidanceHook:
     ) -> None:
         self.pipe, self.guidances, self.channels, self.observe, self.family = pipe, guidances, channels, observe, family
         self.timesteps: Tensor | None = None
-        self.course: Course | None = None
-        self._begin()
-
-    def _begin(self) -> None:
+        self.course: RunLevels | None = None
         self.index = 0
-        self.memory: Memory = START
+        self.calls = 0
+        self.memories: dict[int, Memory] = {}
         self.paired = False
         self.size = 0
         self.seen: _Seen | None = None
+
+    def _begin(self) -> None:
+        """Forget the run before."""
+        self.index = self.calls = self.size = 0
+        self.memories = {}  # one a guidance: what a rule keeps is of the channels that it guides
+        self.paired, self.seen = False, None
 
     def after_network(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook: what takes the place of the network's output, or None to leave it."""
@@ -116,22 +146,25 @@ class GuidanceHook:
         if call.pipeline is None:  # the pipeline is gone, and with it what was asked of it
             return None
         family = self.family or family_of(type(call.pipeline))
-        timestep = call.get("t")  # of the loop: some networks are given it in another unit
-        if not isinstance(timestep, Tensor | float | int):
-            timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
-        index, course = self._count(call.pipeline.scheduler, timestep)
+        timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+        time = call.variable("t")  # of the loop: some networks are given it in another unit
+        index, course = self._count(
+            call.pipeline.scheduler, time if isinstance(time, Tensor | float | int) else timestep
+        )
+        networks = [getattr(call.pipeline, name, None) for name in family.networks]
+        number = next((k for k, part in enumerate(networks) if is_same(part, network)), 0)
         noisy, prediction = _stacked(_noisy(args, kwargs)), _stacked(_prediction(output))
-        run = _Run(call, family, network, noisy, prediction, kwargs, index, course)
+        run = _Run(call, family, network, number, noisy, prediction, timestep, kwargs, index, course)
         changed = self._second_call(run) if family.order == "two calls" else self._doubled_batch(run)
         return None if changed is None else _with_prediction(output, changed)
 
-    def _count(self, scheduler: Any, timestep: Tensor | float | None) -> tuple[int, Course]:
-        """The number of the present step, and the run's course. A new run forgets the one before."""
+    def _count(self, scheduler: Any, timestep: Tensor | float | None) -> tuple[int, RunLevels]:
+        """The number of the present step, and the run's levels."""
         if self.course is None or scheduler.timesteps is not self.timesteps:  # a scheduler makes new ones for each run
-            self.timesteps, self.course = scheduler.timesteps, Course.of(scheduler)
+            self.timesteps, self.course = scheduler.timesteps, RunLevels.of(scheduler)
             self._begin()
         index = self.course.step(scheduler, timestep)
-        if index < self.index:
+        if index < self.index:  # a loop of the user's own that begins again on the same timesteps
             self._begin()
         self.index = index
         return index, self.course
@@ -140,48 +173,61 @@ class GuidanceHook:
 
     def _doubled_batch(self, run: _Run) -> Tensor | None:
         """Both branches in one batch: the halves of its latents are equal. Other calls are a branch alone."""
-        half, other = len(run.noisy) // 2, self.paired and len(run.noisy) != self.size
-        if run.call.guides is False or len(run.noisy) % 2 or other or not torch.equal(*run.noisy.chunk(2)):
+        other = self.paired and len(run.noisy) != self.size
+        alone = run.family.guides(run.call) is False or len(run.noisy) % 2 == 1 or other
+        if alone or not torch.equal(*run.noisy.chunk(2)):
             self._expect_pair(run)
             return None
         self.paired, self.size = True, len(run.noisy)
-        first, second = run.prediction[:half], run.prediction[half:]
-        if run.family.order == "cond, uncond":
-            changed = self._changed(run, first, second, run.noisy[:half])
-            return None if changed is None else torch.cat(changed)
-        changed = self._changed(run, second, first, run.noisy[:half])
-        return None if changed is None else torch.cat(changed[::-1])
+        cond, uncond = run.prediction.chunk(2)
+        swapped = run.family.order == "uncond, cond"
+        if swapped:
+            cond, uncond = uncond, cond
+        wanted = self._wanted(run, cond, uncond, run.noisy.chunk(2)[0])
+        if wanted is None:
+            return None
+        if isinstance(wanted, _Guided) and not run.family.solved(run.call):
+            branches = [wanted.prediction, wanted.prediction]
+        else:
+            branches = [cond, self._uncond(run, cond, wanted)]
+        return torch.cat(branches[::-1] if swapped else branches)
 
     def _second_call(self, run: _Run) -> Tensor | None:
         """The branches in two calls on the same latents, cond first. A third call belongs to another guidance."""
         seen = self.seen
-        if seen is None or not seen.is_of(run.network, run.noisy):
-            if seen is not None or run.call.guides is False:
+        if seen is None or not seen.is_of(run.network, run.noisy, run.timestep):
+            # a new step; the one before had no second call, or this pipeline makes none
+            if seen is not None or run.family.guides(run.call) is False:
                 self._expect_pair(run)
             version = None if run.noisy.is_inference() else run.noisy._version
             noisy = run.noisy.clone() if version is None else run.noisy
             # a copy: it is changed later, while a cache or a CUDA graph may own the network's output
             cond = run.prediction.clone()
-            self.seen = _Seen(run.network, noisy, version, cond)
+            self.seen = _Seen(run.network, noisy, version, run.timestep, cond)
             return cond
         if seen.cond is None:
             return None
         self.paired = True
         cond, seen.cond = seen.cond, None
-        changed = self._changed(run, cond, run.prediction, run.noisy)
-        if changed is None:
+        wanted = self._wanted(run, cond, run.prediction, run.noisy)
+        if wanted is None:
             return None
-        wanted, uncond = changed
-        if wanted is cond:
-            return uncond
-        if not run.family.solved:
-            cond.copy_(wanted)  # the pipeline holds this tensor
-            return uncond
-        # cond is out of reach: the pipeline's cond + (s - 1) (cond - uncond) is to give what is wanted
-        scale = run.family.present_scale(run.call)
-        if scale is None or scale == 1:
-            raise InputError(f"{run.name} does not say its guidance scale: give it one above {1 - run.family.offset:g}")
-        return (cond.float() - (wanted.float() - cond.float()) / (scale - 1)).to(cond.dtype)
+        if isinstance(wanted, _Guided) and not run.family.solved(run.call):
+            cond.copy_(wanted.prediction)  # the pipeline holds this tensor
+            return wanted.prediction
+        return self._uncond(run, cond, wanted)
+
+    def _uncond(self, run: _Run, cond: Tensor, wanted: _Masked | _Guided) -> Tensor:
+        """The unconditional prediction with which the pipeline's formula gives what is wanted, on cond as it is."""
+        if isinstance(wanted, _Masked):
+            return wanted.uncond
+        scale = run.family.scale(run.call)
+        if scale is None or scale == 1:  # cond + (s - 1) (cond - uncond) is solved for uncond
+            raise InputError(
+                f"{run.name} guides by {run.family.argument}={self._unguided(run)}, or does not say by what: give it a "
+                "higher one"
+            )
+        return (cond.float() - (wanted.prediction.float() - cond.float()) / (scale - 1)).to(cond.dtype)
 
     def _expect_pair(self, run: _Run) -> None:
         """Refuse a run that has no unconditional branch, unless none is needed."""
@@ -195,75 +241,79 @@ class GuidanceHook:
         if needed and not self.paired:
             raise InputError(
                 f"{run.name} runs no unconditional branch, so that there is nothing to guide: give its own "
-                f"{run.family.argument} a number above {1 - run.family.offset:g}, and a negative prompt if it wants one"
+                f"{run.family.argument} a number above {self._unguided(run)}, and a negative prompt if it wants one"
             )
 
+    def _unguided(self, run: _Run) -> str:
+        """The pipeline's own number that is no guidance."""
+        return f"{1 - run.family.offset:g}"
+
     def _guidance(self, run: _Run) -> Guidance | None:
-        """What to do in a network."""
-        if self.guidances is None:
-            return None
-        networks = [getattr(run.call.pipeline, name, None) for name in run.family.networks]
-        number = next((k for k, network in enumerate(networks) if is_same(network, run.network)), 0)
-        return self.guidances[min(number, len(self.guidances) - 1)]
+        """The guidance of a network; None for the pipeline's own."""
+        return None if self.guidances is None else self.guidances[self._which(run)]
+
+    def _which(self, run: _Run) -> int:
+        """The number of the guidance of a network."""
+        return min(run.number, len(self.guidances or ()) - 1)
 
     # what the branches become
 
-    def _changed(self, run: _Run, cond: Tensor, uncond: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor] | None:
-        """cond and uncond, such that the pipeline's formula gives what is wanted; None where they do already."""
+    def _wanted(self, run: _Run, cond: Tensor, uncond: Tensor, noisy: Tensor) -> _Masked | _Guided | None:
+        """What the pipeline's formula is to give; None for what it gives by itself."""
         family, layout, guidance = run.family, run.family.layout, self._guidance(run)
         latents = _latents(run, cond, noisy)
         channels = layout.channels(latents)
         choice = self.channels if guidance is None else guidance.scales_for(channels).choice
         chosen, theirs = choice.indices_for(channels), family.guided.indices_for(channels)
-        mixes = family.mixes(run.call) or _rescales(run.call)
+        rescale = _rescale(run.call)
+        mixes = family.mixes(run.call) or (f"guidance_rescale={rescale:g}" if rescale else None)
 
-        # mask: the pipeline's own guidance, on some of the channels that it guides
-        given = family.given_scale(run.call)
-        own = guidance is None or (is_plain(guidance) and guidance.scale == given)
-        if own and (chosen == theirs or (mixes is None and set(chosen) <= set(theirs))):
+        # mask: the pipeline's own guidance, on some of the channels that it guides. One guidance for both denoisers is
+        # theirs if it has the first one's number
+        both = self.guidances is None or len(self.guidances) == 1
+        number = family.argument_value(run.call, 0 if both else run.number)
+        own = guidance is None or (is_plain(guidance) and guidance.scale == number)
+        if own and (chosen == theirs or not chosen or (mixes is None and set(chosen) <= set(theirs))):
             self._show_own(run, choice, cond, uncond, latents)
-            return None if chosen == theirs else (cond, _masked(layout, chosen, cond, uncond))
-        why = f"{mixes} mixes channels" if mixes else f"it guides channels {family.guided.text} alone"
+            return None if chosen == theirs else _Masked(_masked(layout, chosen, cond, uncond))
+        why = f"{mixes} mixes channels" if mixes else f"it guides channels={family.guided.text!r} alone"
         if guidance is None:
             raise InputError(
-                f"{run.name} cannot guide channels {choice.text} by itself, as {why}: give guidon.Guidance(scale, "
+                f"{run.name} cannot guide channels={choice.text!r} by itself, as {why}: give guidon.Guidance(scale, "
                 f"channels={choice.text!r}) instead"
             )
         if not family.known:
             fix = f"as {why}: guide all channels" if own else f"if its {family.argument} is another: give it the same"
             raise InputError(
-                f"the guidance of {run.name} is not known, so that it cannot take scale {guidance.scale} on channels "
-                f"{choice.text}, {fix}"
+                f"the guidance of {run.name} is not known, so that it cannot take scale {guidance.scale} on "
+                f"channels={choice.text!r}, {fix}"
             )
 
         # rule: any other guidance
-        self._refuse_settings(run, guidance)
+        if rescale and guidance.rule.name != "rescale":
+            raise InputError(
+                f"guidance_rescale={rescale:g} of {run.name} has no effect under a guidance: give 0, and "
+                f'Guidance(..., rule="rescale:phi={rescale:g}"), which rescales the guided channels'
+            )
+        if reason := family.refuses(run.call):
+            raise InputError(reason)
         level, parameterization = self._level(run, guidance)
+        which = self._which(run)
+        memory = replace(self.memories.get(which, START), calls=self.calls)
         grid = layout.grid(run.given) if layout.grid else None
         x, seen_cond, seen_uncond = _as_latents(run, grid, latents, cond, uncond)
-        if guidance.acts(level, self.memory, channels):
-            scales = guidance.scale_at(level, self.memory, channels)
+        if guidance.acts(level, memory, channels):
+            scales = guidance.scale_at(level, memory, channels)
             self._show(level, scales, x, seen_cond, seen_uncond, parameterization)
-        wanted, self.memory = guidance.combine(
-            seen_cond, seen_uncond, x, level, self.memory, parameterization=parameterization
-        )
+        wanted, memory = guidance.combine(seen_cond, seen_uncond, x, level, memory, parameterization=parameterization)
+        self.memories[which], self.calls = memory, memory.calls
+        # back to the pipeline's layout, beside what is not denoised
         guided = cond.clone()
         part = _cut(guided, latents, layout)
         whole = layout.unpack(part, grid).clone()
         whole[:, :, family.denoised(run.call)] = (_sign(run) * wanted).to(whole.dtype)
         part.copy_(layout.pack(whole, part, grid))
-        return guided, guided
-
-    def _refuse_settings(self, run: _Run, guidance: Guidance) -> None:
-        """Refuse settings of a call that have no effect, or another one, on a guided prediction."""
-        if (rescales := _rescales(run.call)) and guidance.rule.name != "rescale":
-            phi = rescales.partition("=")[2]
-            raise InputError(
-                f"{rescales} of {run.name} has no effect under a guidance: give 0, and "
-                f'Guidance(..., rule="rescale:phi={phi}"), which rescales the guided channels'
-            )
-        if reason := run.family.refuses(run.call):
-            raise InputError(reason)
+        return _Guided(guided)
 
     def _level(self, run: _Run, guidance: Guidance) -> tuple[NoiseLevel, Parameterization]:
         """The level of a step, and what the predictions stand for.
@@ -273,7 +323,7 @@ class GuidanceHook:
         """
         level, parameterization = run.course.levels[run.index], run.course.parameterization
         scheduler = type(run.call.pipeline.scheduler).__name__
-        if guidance.rule.name == "cfg++" and (level.next is None or run.call.get("eta")):
+        if guidance.rule.name == "cfg++" and (level.next is None or run.call.variable("eta")):
             raise InputError(
                 f"{setting('guidance')} cfg++ needs a scheduler that adds no noise, with eta 0, and {scheduler} is "
                 f"in use: give one of {', '.join(DETERMINISTIC)}"
@@ -291,7 +341,7 @@ class GuidanceHook:
         """Show a step of the pipeline's own guidance."""
         if self.observe is None:
             return
-        scale = run.family.present_scale(run.call)
+        scale = run.family.scale(run.call)
         if scale is None:
             raise InputError(
                 f"{run.name} does not say the scale of every step, so it cannot be traced: give a guidance"
@@ -321,7 +371,7 @@ class GuidanceHook:
 
 def _latents(run: _Run, cond: Tensor, noisy: Tensor) -> Tensor:
     """The part of the network's input that is noisy latents: neither condition channels nor reference tokens."""
-    layout, running = run.family.layout, run.call.get("latents")
+    layout, running = run.family.layout, run.call.variable("latents")
     if not run.family.known:
         _refuse_unless_channels_first(run, noisy)
     if layout.grid is not None and isinstance(running, Tensor) and running.ndim == 3:
@@ -412,7 +462,6 @@ def _stacked(given: Tensor | list[Tensor]) -> Tensor:
     return torch.stack(given) if isinstance(given, list) else given
 
 
-def _rescales(call: PipelineCall) -> str | None:
-    """The setting that rescales a guided prediction over all its channels."""
-    phi = float(call.get("guidance_rescale") or call.get("_guidance_rescale") or 0)
-    return f"guidance_rescale={phi:g}" if phi else None
+def _rescale(call: PipelineCall) -> float:
+    """By how much a call rescales its guided prediction over all channels."""
+    return float(call.variable("guidance_rescale") or call.attribute("_guidance_rescale") or 0)

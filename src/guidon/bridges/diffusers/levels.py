@@ -22,7 +22,7 @@ _UNKNOWN = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class RunLevels:
     """The levels that one run of a scheduler visits."""
 
     levels: tuple[NoiseLevel, ...]
@@ -33,8 +33,8 @@ class Course:
     """-1 where the scheduler expects that prediction with the opposite sign."""
 
     @classmethod
-    def of(cls, scheduler: Any) -> Course:
-        """The course of a diffusers scheduler after its ``set_timesteps``."""
+    def of(cls, scheduler: Any) -> RunLevels:
+        """The levels of a diffusers scheduler after its ``set_timesteps``."""
         config, timesteps = scheduler.config, scheduler.timesteps.tolist()
         predicted, name = str(config.get("prediction_type", "epsilon")), type(scheduler).__name__
         given, products = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)

@@ -53,6 +53,19 @@ def read_loop(call: Callable[..., Any]) -> Loop | str:
     return Loop(order, code.networks, code.argument)
 
 
+def only_calls_its_parent(call: Callable[..., Any]) -> bool:
+    """Whether a ``__call__`` has no loop of its own and calls ``super().__call__``."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(call))))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    handed_on = any(
+        isinstance(node, ast.Attribute) and node.attr == "__call__" and ast.unparse(node.value) == "super()"
+        for node in ast.walk(tree)
+    )
+    return handed_on and not any(isinstance(node, ast.For | ast.While) for node in ast.walk(tree))
+
+
 class _Code:
     """The network calls of a code, and what becomes of their predictions."""
 
