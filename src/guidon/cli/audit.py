@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,7 +87,7 @@ def _as_json(result: Audit) -> str:
     import json
     from dataclasses import asdict
 
-    def entries(findings: tuple[Finding, ...]) -> list[dict[str, object]]:
+    def entries(findings: tuple[Finding, ...]) -> list[dict[str, Any]]:
         return [asdict(finding) | {"call": finding.call} for finding in findings]
 
     document = {

@@ -89,7 +89,7 @@ def difference(terms: Sum) -> bool:
     """Whether a sum is a multiple of a difference of two branches: s (c - u)."""
     for group in combinations(names(terms)[:_MOST_NAMES], 2):
         factors = _factors(terms, group)
-        if factors is not None and not add(*factors.values()):
+        if factors is not None and not add(factors[group[0]], factors[group[1]]):
             return True
     return False
 

@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .flow import Combination, Flow, Module, Site, defaults_of
+from .axes import PACKED, is_tokens
+from .combinations import Combination, Combinations, Site
+from .module import Module, defaults_of
 from .values import Bound, Cut, counts_latents, role_of
 
 Level = Literal["some", "chosen", "all"]
@@ -15,13 +17,6 @@ Level = Literal["some", "chosen", "all"]
 _MOST_CHANNELS = 64  # a longer literal cut counts tokens or samples
 _IMAGE = re.compile(r"rgb|(^|_)(images?|imgs?|pixels?|pix)(_|$)", re.IGNORECASE)
 _VARIANCE = re.compile(r"var(?!i?e?ty)|sigma|(^|_)logv", re.IGNORECASE)
-_CHANNEL_AXIS = re.compile(
-    r"^(\d*b?\d*\s*\*?\s*)?(c|ch|chan|channels?|chans|\d*c\d*|c_?(in|out)|(in|out|latent)_(channels|dim))$", re.I
-)
-_TOKEN_AXIS = re.compile(
-    r"^(s|n|l|t|k|f|h|w|hw|thw|seq\w*|tokens?|num_tokens|len\w*|frames?|num_frames|patch(es)?|h\s*\*\s*w|h w|time|height|width|time|num_patches|seq_len|length)$",
-    re.I,
-)
 
 
 @dataclass(frozen=True)
@@ -74,11 +69,11 @@ class _Channels:
     """Whether it is guidance of some channels only if the rest is kept beside it."""
 
 
-def findings(flow: Flow, file: str) -> list[Finding]:
+def findings(combinations: Combinations, module: Module, file: str) -> list[Finding]:
     """The findings of one module, one for each place that cuts, in the order of the lines."""
     best: dict[tuple[int, int, bool], Finding] = {}
-    for site in flow.sites.values():
-        found = _finding(site, flow.module, file)
+    for site in combinations.sites.values():
+        found = _finding(site, module, file)
         if found is None:
             continue
         key = (found.line, found.axis, found.suspicious is None)
@@ -118,7 +113,7 @@ def _finding(site: Site, module: Module, file: str) -> Finding | None:
     if kept or what is None or (what.needs_join and not site.joins):
         return None
     suspicious = _suspicious(cut, site, what)
-    if what.level == "all" and cut.axis_name and suspicious is None and _TOKEN_AXIS.match(cut.axis_name):
+    if what.level == "all" and cut.axis_name and suspicious is None and is_tokens(cut.axis_name):
         return None
     if cut.high is not None and cut.high.role == "count" and _is_shape(cut.high) and suspicious is not None:
         return None  # cut to as many tokens as another tensor has
@@ -251,12 +246,11 @@ def _middle(cut: Cut) -> _Channels | None:
 def _complement(cut: Cut) -> _Channels | None:
     """The channels that are left when those of a cut are overwritten."""
     if cut.kind == "range" and cut.low is not None and cut.high is None:
-        first = Cut(cut.axis, "range", None, cut.low, line=cut.line, source=cut.source, of=cut.of)
         if cut.low.role == "number" and cut.low.number is not None and cut.low.number > 0:
             return _Channels("some", f"the first {cut.low.number} channels", str(cut.low.number))
         if cut.low.role == "choice":
             return _Channels("chosen", f"the first `{cut.low.text}` channels", cut.low.text)
-        return None if first.high is None or cut.low.role != "less" else None
+        return None
     if cut.kind == "range" and cut.low is None and cut.high is not None and cut.high.number:
         number = cut.high.number
         if cut.axis == 2:
@@ -277,12 +271,12 @@ def _complement(cut: Cut) -> _Channels | None:
 def _suspicious(cut: Cut, site: Site, what: _Channels) -> str | None:
     """Why the axis that is cut is probably not the channels."""
     name = (cut.axis_name or "").strip().lower()
-    if name == "packed features":
+    if name == PACKED:
         return (
             f"axis {cut.axis} holds the features of packed latents, where channels and pixels of a patch are mixed: "
             "unpack them before you choose channels"
         )
-    if name and _TOKEN_AXIS.match(name) and not _CHANNEL_AXIS.match(name):
+    if is_tokens(name):
         return f"axis {cut.axis} of `{cut.of}` is {cut.axis_name!r} in this code, not the channels"
     axes = {axis for _, axis in site.joins}
     if axes and all(axis is not None and axis > 0 and cut.axis > 0 and axis != cut.axis for axis in axes):

@@ -1,4 +1,4 @@
-"""Follows values through the functions of a module, without running them, and collects guidance combinations.
+"""Follows values through the functions of a module, without running them, and hands sums to ``combinations``.
 
 Every name holds a list of alternatives: what the branches of an ``if`` left in it. Loops are read once. Calls of
 functions of the same module are followed, a few levels deep. Everything else is a value of its own.
@@ -7,12 +7,15 @@ functions of the same module are followed, a few levels deep. Everything else is
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 
 from . import algebra, tensors
+from .axes import Axes
+from .combinations import Combinations, Place
+from .indexing import MOST_ALTERNATIVES, constant_int, cuts_of
+from .module import Module, defaults_of
 from .values import (
     Atom,
     Bound,
@@ -23,22 +26,20 @@ from .values import (
     Parts,
     Root,
     Shape,
-    Span,
     Table,
-    Taint,
     Thing,
     Value,
     names_tokens,
-    role_of,
     text_of,
     unique,
 )
 
-MOST_ALTERNATIVES = 6
 MOST_CALLS = 3
 """How deep calls of the module's own functions are followed."""
 MOST_FOLLOWED = 100
 """How many such calls are followed in one function."""
+MOST_ITEMS = 64
+"""A longer list or dictionary is data."""
 FORWARD = {"forward", "__call__", "apply", "_forward"}
 """Functions that are networks; their inside is not followed."""
 
@@ -47,110 +48,14 @@ MOST = 1e9
 
 Names = dict[str, list[Thing]]
 
-_GUIDANCE = re.compile(r"cfg|guid|classifier.?free", re.IGNORECASE)
-_UNCOND = re.compile(r"unc(?!e)|null|neg(?!l)|empty|blank|without|(^|_)u(_|$|\d)|(^|_)nc(_|$)", re.IGNORECASE)
-_SHAPE_COMMENT = re.compile(r"[\[(]\s*([\w .*/^+-]+(?:,\s*[\w .*/^+-]+){1,5}),?\s*[\])]")
-_LIBRARY_FUNCTIONS = re.compile(r"^(torch|th|np|numpy|jnp|jax|F|math|tf|nn|scipy|cv2)\b")
-
-
-@dataclass
-class Combination:
-    """One guidance combination: u + s (c - u) in some spelling."""
-
-    function: str
-    line: int
-    source: str
-    cond: Atom
-    others: list[Atom]
-    factor: str
-    """The factor of the conditional branch, as text: the scale."""
-    formula: str
-    order: str
-    cuts: tuple[Cut, ...]
-    """What was cut out of all branches alike, on other axes than the batch."""
-    holes: tuple[Cut, ...]
-    mask: Mask | None
-    names: tuple[str, str]
-    """The names of the conditional and the unconditional branch."""
-    roots: frozenset[str]
-    """Keys of the tensors that the branches were cut from."""
-
-
-@dataclass
-class Site:
-    """A combination, with what was cut from its result, and where it is joined with channels that are not guided."""
-
-    combination: Combination
-    cuts: tuple[Cut, ...]
-    joins: list[tuple[int, int | None]] = field(default_factory=list[tuple[int, int | None]])
-    """Line and axis of each place where it is joined."""
-    complement: bool = False
-    """Whether ``cuts`` are the channels that are left out."""
-
-
-@dataclass
-class Module:
-    """What the functions of a module share."""
-
-    tree: ast.Module
-    text: str
-    first_lines: list[int]
-    """The lines that ``outline`` has found worth reading."""
-    lines: list[str] = field(default_factory=list)
-    functions: dict[str, ast.FunctionDef | ast.AsyncFunctionDef] = field(default_factory=dict)
-    classes: dict[str, ast.ClassDef] = field(default_factory=dict)
-    libraries: dict[str, str] = field(default_factory=dict)
-    """Imported modules: name in this file -> full name."""
-    worthy: set[int] = field(default_factory=set)
-    """The lines at which functions begin that could hold guidance of some channels."""
-
-    def __post_init__(self) -> None:
-        self.lines = self.text.splitlines()
-        for node in self.outer_functions():
-            first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
-            if any(first <= line <= (node.end_lineno or first) for line in self.first_lines):
-                self.worthy.add(node.lineno)
-        for node in statements_in(self.tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    name = alias.asname or alias.name.split(".")[0]
-                    self.libraries[name] = alias.name if alias.asname else name
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    self.libraries[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-            elif isinstance(node, ast.ClassDef):
-                self.classes.setdefault(node.name, node)
-        for node in self.tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                self.functions[node.name] = node
-
-    def outer_functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        """Functions and methods that are in no other function."""
-        bodies = [self.tree.body]
-        while bodies:
-            for node in bodies.pop():
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                    yield node
-                else:
-                    bodies += [
-                        b for name in ("body", "orelse", "handlers", "finalbody") if (b := getattr(node, name, None))
-                    ]
-
 
 class Flow:
     """Reads a module; ``sites`` holds what it found."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
-        self.sites: dict[tuple[int, tuple[str, ...], bool], Site] = {}
-        self.combinations: list[Combination] = []
-        self.known: dict[tuple[str, int, int, str], int] = {}
-        self.labels: dict[str, set[str]] = {}
-        """The variables that hold an atom."""
-        self.sums: dict[str, str] = {}
-        """A variable that holds a sum, by the sum."""
-        self.dims: dict[str, tuple[str, ...]] = {}
-        """What the code calls the axes of a variable."""
+        self.combinations = Combinations()
+        self.axes = Axes(module.lines)
         self.frame = ""
         self.depth = 0
         self.items_stored = False
@@ -171,16 +76,20 @@ class Flow:
 
     def define(self, node: ast.FunctionDef | ast.AsyncFunctionDef, names: Names) -> None:
         """Read a function where it is defined, its parameters unknown."""
-        outer = (self.function, self.frame, self.dims, self.returned)
+        outer = (self.function, self.frame, self.axes, self.returned)
         prefix = "" if self.function == "<module>" else f"{self.function}."
-        self.function, self.frame, self.dims = f"{prefix}{node.name}", f"{self.frame}/{node.lineno}", {}
+        self.function, self.frame, self.axes = (
+            f"{prefix}{node.name}",
+            f"{self.frame}/{node.lineno}",
+            Axes(self.module.lines),
+        )
         self.returned = []
         if not outer[1]:
             self.calls_left = MOST_FOLLOWED
         inner = {**names, **self.parameters(node)}
-        self.axes_from_comments(node)
+        self.axes.from_comments(node)
         self.statements(node.body, inner)
-        self.function, self.frame, self.dims, self.returned = outer
+        self.function, self.frame, self.axes, self.returned = outer
 
     def parameters(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Names:
         """Every parameter as a value of its own."""
@@ -208,8 +117,12 @@ class Flow:
                 names[name] = passed[name]
             elif default is not None:
                 names[name] = self.alternatives(default, self.globals)
-        outer = (self.frame, self.dims, self.returned)
-        self.frame, self.dims, self.returned = f"{self.frame}>{node.lineno}:{node.col_offset}", {}, []
+        outer = (self.frame, self.axes, self.returned)
+        self.frame, self.axes, self.returned = (
+            f"{self.frame}>{node.lineno}:{node.col_offset}",
+            Axes(self.module.lines),
+            [],
+        )
         self.depth += 1
         self.calls_left -= 1
         self.stack.append(body)
@@ -221,8 +134,12 @@ class Flow:
             found = self.returned
         self.depth -= 1
         self.stack.pop()
-        self.frame, self.dims, self.returned = outer
+        self.frame, self.axes, self.returned = outer
         return unique(found)
+
+    def may_follow(self, function: Function) -> bool:
+        """Whether a call of a function may be followed: not too deep, not too many, and not from inside itself."""
+        return self.depth < MOST_CALLS and self.calls_left > 0 and function.node not in self.stack
 
     def method(self, name: str) -> Function | None:
         """The method of the class around the code that is read."""
@@ -275,7 +192,7 @@ class Flow:
                 for target in node.targets:
                     self.assign(target, things, names, node)
             case ast.AnnAssign(value=ast.expr() as value):
-                self.axes_from_annotation(node)
+                self.axes.from_annotation(node)
                 self.assign(node.target, self.alternatives(value, names), names, node)
             case ast.AugAssign():
                 left = self.alternatives(node.target, names)
@@ -338,10 +255,10 @@ class Flow:
         match target:
             case ast.Name(id=name):
                 names[name] = things
-                self.label(name, things)
+                self.combinations.label(name, things)
             case ast.Attribute():
                 names[text_of(target)] = things
-                self.label(target.attr, things)
+                self.combinations.label(target.attr, things)
             case ast.Starred():
                 self.assign(target.value, things, names, node)
             case ast.Tuple() | ast.List():
@@ -351,7 +268,7 @@ class Flow:
                         count = 0
                     items = [item for thing in things for item in self.item(thing, position, count or None, target)]
                     self.assign(element, unique(items) or [self.unknown(element)], names, node)
-                self.axes_from_shape(target, things, node)
+                self.axes.from_shape(target, things, node)
             case ast.Subscript():
                 self.store(target, things, names, node)
             case _:
@@ -369,7 +286,7 @@ class Flow:
         for thing in base:
             if not isinstance(thing, Value):
                 continue
-            for cuts in self.cuts(target.slice, thing, target, names):
+            for cuts in cuts_of(self, target.slice, thing, target, names):
                 result += [self.stored(thing, cuts, value, node) for value in things if isinstance(value, Value)]
         if result:
             names[where] = unique(result)
@@ -381,16 +298,16 @@ class Flow:
         channel = [cut for cut in cuts if cut.axis != 0]
         if value.guided:
             for taint in value.guided:
-                self.join(taint, line, channel[0].axis if channel else None)
+                self.combinations.join(taint, line, channel[0].axis if channel else None)
             return replace(base, guided=base.guided | value.guided) if channel else value
         if not channel or len(channel) > 1:
             return base
         cut = replace(channel[0], line=line)
         roots = {atom.root.key for atom in value.atoms.values()}
         for number, after in base.guided:
-            combination = self.combinations[number]
+            combination = self.combinations.found[number]
             if not after and not combination.cuts and roots & combination.roots:
-                site = self.site(number, (cut,), complement=True)
+                site = self.combinations.site(number, (cut,), complement=True)
                 site.joins.append((line, cut.axis))
         if (atom := base.atom) and atom.root.kind == "fresh":
             inside = "1" if value.number == 1 or text == "True" else text
@@ -430,7 +347,7 @@ class Flow:
                 return tensors.call(self, node, names)
             case ast.Subscript():
                 return self.subscript(node, names)
-            case ast.Tuple() | ast.List():
+            case ast.Tuple() | ast.List() if len(node.elts) <= MOST_ITEMS:
                 return [self.many(node.elts, names)]
             case ast.NamedExpr():
                 things = self.alternatives(node.value, names)
@@ -443,7 +360,7 @@ class Flow:
                 return unique([thing for value in node.values for thing in self.alternatives(value, names)])
             case ast.ListComp() | ast.GeneratorExp() | ast.SetComp():
                 return self.comprehension(node, names)
-            case ast.Dict():
+            case ast.Dict() if len(node.keys) <= MOST_ITEMS:
                 return [self.table(node, names)]
             case ast.Lambda():
                 return [Function(node, names)]
@@ -485,11 +402,19 @@ class Flow:
                 found.append(self.alone(self.inside(atom.root, f".{node.attr}", node)))
         return found or [self.unknown(node)]
 
+    def axis_name(self, target: ast.expr, base: Value, axis: int) -> str | None:
+        """What the code calls an axis of an expression, or of the variable that it was cut from."""
+        variables = [text_of(target)]
+        if base.atom is not None:
+            variables += self.combinations.variables.get(base.atom.root.key, ())
+        return self.axes.name(variables, base, axis)
+
     def inside(self, root: Root, suffix: str, node: ast.AST) -> Root:
         """A part of a value that is no tensor: an attribute, or the item of a dictionary."""
         name = suffix.strip(".'\"[]")
+        origin = root.node if root.kind == "range" else node
         return Root(
-            f"{root.key}{suffix}", root.kind, node, function=root.function, call=root.call,
+            f"{root.key}{suffix}", root.kind, origin, function=root.function, call=root.call,
             tokens=root.tokens or names_tokens(name),
         )  # fmt: skip
 
@@ -536,14 +461,14 @@ class Flow:
         guided = a.guided | b.guided
         if terms is None or len(terms) > algebra.MOST_TERMS:
             return replace(self.unknown(node), guided=guided)
-        atoms = {key: atom for key, atom in (*a.atoms.items(), *b.atoms.items())}
+        atoms = {**a.atoms, **b.atoms}
         used = {key: atoms[key] for key in algebra.names(terms)}
         result = Value(
             terms, used, guided, tuple(dict.fromkeys((*a.holes, *b.holes))), a.mask or b.mask, a.stacked or b.stacked,
             getattr(node, "lineno", 0),
         )  # fmt: skip
         if isinstance(op, ast.Add | ast.Sub):
-            return self.check(result, a, b, node)
+            return self.combinations.check(result, a, b, Place(self.function, self.frame, node))
         return result
 
     def half(self, value: Value, node: ast.AST) -> Value:
@@ -685,7 +610,7 @@ class Flow:
                         else:
                             found.append(thing)
                         continue
-                    for cuts in self.cuts(index, thing, node, names):
+                    for cuts in cuts_of(self, index, thing, node, names):
                         value = thing
                         for cut in cuts:
                             value = value.cut(cut)
@@ -694,322 +619,9 @@ class Flow:
                     pass
         return unique(found)
 
-    def cuts(self, index: ast.expr, base: Value, node: ast.Subscript, names: Names) -> list[list[Cut]]:
-        """The parts that an index takes, once for each alternative of its bounds."""
-        elements: list[ast.expr | Thing] = [index]
-        if isinstance(index, ast.Tuple):
-            elements = list(index.elts)
-        elif isinstance(index, ast.Name):
-            for thing in self.alternatives(index, names):
-                if isinstance(thing, Many) and any(isinstance(t, Span) for item in thing.items for t in item):
-                    elements = [item[0] for item in thing.items if item]
-        elements = [e for e in elements if not (isinstance(e, ast.Constant) and e.value is None)]
-        ellipsis = next((i for i, e in enumerate(elements) if is_ellipsis(e)), None)
-        choices: list[list[Cut | None]] = []
-        for position, element in enumerate(elements):
-            if position == ellipsis:
-                continue
-            axis = position if ellipsis is None or position < ellipsis else position - len(elements)
-            if base.stacked and axis >= 0:
-                axis -= 1
-                if axis < 0:
-                    branch = constant_int(element) if isinstance(element, ast.expr) else None
-                    choices.append([None if branch is None else Cut(0, "part", items=(branch, 2))])
-                    continue
-            choices.append(self.element(element, axis, base, node, names))
-        sets = product(*choices)
-        return [[cut for cut in cuts if cut is not None] for cuts in list(sets)[:MOST_ALTERNATIVES]] or [[]]
-
-    def element(
-        self, element: ast.expr | Thing, axis: int, base: Value, node: ast.Subscript, names: Names
-    ) -> list[Cut | None]:
-        """The part of one axis that one element of an index takes; None for the whole axis."""
-        where = self.where(node.value, base, axis, node)
-        if isinstance(element, ast.Slice):
-            if element.step is not None and constant_int(element.step) != 1:
-                return [where("index", text=text_of(element))]
-            lows = self.bounds(element.lower, names, base) if element.lower else [None]
-            highs = self.bounds(element.upper, names, base) if element.upper else [None]
-            return [
-                None if low is None and high is None else where("range", low, high)
-                for low, high in product(lows, highs)
-            ]
-        things = self.alternatives(element, names) if isinstance(element, ast.expr) else [element]
-        found: list[Cut | None] = []
-        for thing in things:
-            match thing:
-                case Span():
-                    whole = thing.low is None and thing.high is None
-                    found.append(None if whole else where("range", thing.low, thing.high))
-                case Many():
-                    items = numbers_of(thing)
-                    found.append(where("items", items=items) if items else where("index", text=thing.key))
-                case Value():
-                    if thing.number is not None:
-                        found.append(where("index", items=(int(thing.number),)))
-                    elif thing.mask is not None:
-                        mask = thing.mask.cut
-                        found.append(where(mask.kind, mask.low, mask.high, items=mask.items))
-                    elif (bound := self.range_of(thing)) is not None:
-                        found.append(where("range", high=bound))
-                    else:
-                        found.append(where("index", text=thing.key))
-                case _:
-                    found.append(where("index", text=thing.key))
-        return found or [None]
-
-    def range_of(self, value: Value) -> Bound | None:
-        """The end of ``range(n)`` or ``arange(n)``."""
-        atom = value.atom
-        if atom and atom.root.kind == "range" and isinstance(atom.root.node, ast.expr):
-            return next(iter(self.bounds(atom.root.node, self.globals, value)), None)
-        return None
-
-    def where(self, target: ast.expr, base: Value, axis: int, node: ast.AST) -> tensors.MakeCut:
-        """Makes cuts of one axis of an expression."""
-        name = self.axis_name(target, base, axis)
-        line, source, of = getattr(node, "lineno", 0), text_of(node), text_of(target)
-
-        def make(
-            kind: tensors.Kind,
-            low: Bound | None = None,
-            high: Bound | None = None,
-            *,
-            items: tuple[int, ...] = (),
-            text: str = "",
-        ) -> Cut:
-            if low is not None and low.number == 0 and low.role == "number":
-                low = None
-            if kind == "items" and items == tuple(range(len(items))):
-                kind, high, items = "range", Bound(str(len(items)), "number", len(items)), ()
-            return Cut(axis, kind, low, high, items, text, line, source, name, of)
-
-        return make
-
-    def bounds(self, node: ast.expr, names: Names, base: Value) -> list[Bound]:
-        """What one end of a range can be."""
-        found = [self.bound(thing, text_of(node), base) for thing in self.alternatives(node, names)]
-        return list({(b.text, b.role, b.number): b for b in found}.values())
-
-    def bound(self, thing: Thing, text: str, base: Value) -> Bound:
-        if not isinstance(thing, Value):
-            return Bound(text, role_of(text))
-        if thing.number is not None:
-            return Bound(text, "number", int(thing.number))
-        atom = thing.atom
-        if atom is not None:
-            root = atom.root
-            if root.kind == "shape":
-                return Bound(text, "count")
-            if root.kind == "half":
-                same = base.atom is not None and root.of == base.atom.root.key
-                output = bool(root.function) or same or "out" in root.label
-                return Bound(text, "half" if output else "choice")
-            role = role_of(root.text) if root.kind in ("name", "call") else role_of(text)
-            return Bound(text, "count" if role == "name" and role_of(text) == "count" else role, default=root.default)
-        # C - 1, 3 * p * p
-        constant = thing.terms.get((), 0.0)
-        rest = {product: value for product, value in thing.terms.items() if product}
-        if len(rest) == 1:
-            (factors, factor), *_ = rest.items()
-            if len(factors) == 1 and factor == 1 and constant < 0:
-                inner = self.bound(replace(thing, terms={factors: 1.0}), thing.atoms[factors[0]].root.text, base)
-                if inner.role == "count":
-                    return Bound(text, "less", int(-constant))
-            texts = [thing.atoms[key].root.text for key in factors]
-            patches = [t for t in texts if re.search(r"patch|(^|\.|_)p[s\d]?$", t, re.IGNORECASE)]
-            if not constant and patches and len(patches) == len(texts):
-                return Bound(text, "packed", int(factor))
-            if not constant and patches and all(role_of(t) == "count" for t in texts if t not in patches):
-                return Bound(text, "count" if factor == 1 else "choice")
-        return Bound(text, "choice" if role_of(text) == "choice" else "name")
-
     # what the code calls axes
 
-    def axes_from_comments(self, node: ast.AST) -> None:
-        """``eps = ...  # (B, S, C)`` names the axes of eps."""
-        for statement in statements_in(node):
-            if not isinstance(statement, ast.Assign):
-                continue
-            last = statement.end_lineno or statement.lineno
-            for number in {statement.lineno, last}:
-                line = self.module.lines[number - 1] if number <= len(self.module.lines) else ""
-                comment = line.partition("#")[2]
-                shapes = _SHAPE_COMMENT.findall(comment) if comment else []
-                if not shapes or (len(shapes) > 1 and "->" not in comment):
-                    continue
-                axes = tuple(part.strip() for part in shapes[-1].split(","))
-                for target in statement.targets:
-                    for name in target.elts if isinstance(target, ast.Tuple) else [target]:
-                        if isinstance(name, ast.Name) and len(axes) >= 3:
-                            self.dims.setdefault(name.id, axes)
-
-    def axes_from_annotation(self, node: ast.AnnAssign) -> None:
-        """``eps: Float[Tensor, "b s c"]``"""
-        for part in ast.walk(node.annotation):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str) and isinstance(node.target, ast.Name):
-                axes = tuple(part.value.split())
-                if len(axes) >= 3:
-                    self.dims[node.target.id] = axes
-
-    def axes_from_shape(self, target: ast.Tuple | ast.List, things: list[Thing], node: ast.AST) -> None:
-        """``b, s, c = eps.shape``"""
-        value = getattr(node, "value", None)
-        axes = tuple(text_of(element) for element in target.elts)
-        if len(axes) < 3 or not any(isinstance(t, Shape) and t.first == 0 for t in things):
-            return
-        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
-            value = value.func
-        if isinstance(value, ast.Attribute):
-            self.dims[text_of(value.value)] = axes
-
-    def axis_name(self, target: ast.expr, base: Value, axis: int) -> str | None:
-        axes = self.dims.get(text_of(target))
-        if axes is not None and -len(axes) <= axis < len(axes):
-            return axes[axis]
-        if base.tokens:
-            return {1: "tokens", -2: "tokens", 2: "packed features", -1: "packed features"}.get(axis)
-        return None
-
     # guidance
-
-    def check(self, value: Value, a: Value, b: Value, node: ast.AST) -> Value:
-        """Note the value if it is guidance; returns it, marked."""
-        for factors in algebra.affine(value.terms):
-            atoms = {key: value.atoms[key] for key in factors}
-            found = self.branches(factors, atoms, value.atoms)
-            if found is None:
-                continue
-            number = self.note(found, factors, value, a, b, node)
-            if number is not None:
-                return replace(value, guided=value.guided | {(number, ())})
-        return value
-
-    def branches(
-        self, factors: Mapping[str, algebra.Sum], atoms: Mapping[str, Atom], every: Mapping[str, Atom]
-    ) -> tuple[Atom, list[Atom], str] | None:
-        """The conditional branch, the others, and how they come to be; None if they are no branches of a network."""
-        cond_key = max(factors, key=lambda key: (self.is_scale(factors[key]), growth(factors[key])))
-        cond = atoms[cond_key]
-        others = [atom for key, atom in atoms.items() if key != cond_key]
-        scale = self.render(factors[cond_key], every)
-        kinds = [self.relation(cond, other, scale) for other in others]
-        if any(kind is None for kind in kinds):
-            return None
-        return cond, others, kinds[-1] or ""
-
-    def relation(self, cond: Atom, uncond: Atom, scale: str) -> str | None:
-        """How two branches belong together, or None: two halves of one batch, two calls, or two names that say so."""
-        first, second = ([c for c in atom.cuts if c.axis == 0] for atom in (cond, uncond))
-        rest = [tuple(c for c in atom.cuts if c.axis != 0) for atom in (cond, uncond)]
-        if rest[0] != rest[1]:
-            return None
-        names = [self.names(cond), self.names(uncond)]
-        said = bool(_GUIDANCE.search(self.function) or _GUIDANCE.search(scale)) or named_apart(names[0], names[1])
-        if cond.root == uncond.root:
-            order = halves(first, second)
-            if order is None:
-                return None
-            sure = order.startswith("one batch") or said or bool(cond.root.function)
-            return order if sure else None
-        if first != second:
-            return None
-        if self.two_calls(cond.root, uncond.root):
-            early = getattr(cond.root.node, "lineno", 0) <= getattr(uncond.root.node, "lineno", 0)
-            return "two calls, cond first" if early else "two calls, uncond first"
-        return "two tensors" if said else None
-
-    def two_calls(self, a: Root, b: Root) -> bool:
-        """Whether a function is called twice, on the same first argument and another condition."""
-        if not a.function or a.function != b.function or _LIBRARY_FUNCTIONS.match(a.function):
-            return False
-        first, second = a.arguments, b.arguments
-        return bool(first) and bool(second) and first != second and first[0] == second[0]
-
-    def names(self, atom: Atom) -> set[str]:
-        """The names that hold a branch, or hold what it was cut from."""
-        found = set(self.labels.get(atom.key, ()))
-        found |= self.labels.get(atom.root.key, set()) if not atom.cuts or not found else set()
-        channel = tuple(cut for cut in atom.cuts if cut.axis == 0)
-        found |= self.labels.get(Atom(atom.root, channel).key, set())
-        return found | {atom.root.text.rsplit(".", 1)[-1]} if not atom.root.function else found
-
-    def note(
-        self,
-        found: tuple[Atom, list[Atom], str],
-        factors: Mapping[str, algebra.Sum],
-        value: Value,
-        a: Value,
-        b: Value,
-        node: ast.AST,
-    ) -> int | None:
-        cond, others, order = found
-        shared = tuple(cut for cut in cond.cuts if cut in others[0].cuts)
-        # The first axis is the batch; of one sample, it may be the channels.
-        cuts = tuple(cut for cut in shared if cut.axis != 0) or shared
-        key = (self.frame, getattr(node, "lineno", 0), getattr(node, "col_offset", 0), f"{cond.key}{value.key}")
-        if key in self.known:
-            return self.known[key]
-        factor = factors[cond.key]
-        scale = self.render(factor, value.atoms)
-        if value.mask is not None:
-            scale = (
-                value.mask.inside
-                if value.mask.inside != "1"
-                else self.render(without(factor, value.mask.key), value.atoms)
-            )
-        combination = Combination(
-            self.function, getattr(node, "lineno", 0), text_of(node), cond, others, scale,
-            self.formula(cond, others, factor, a, b), order, cuts, value.holes, value.mask,
-            (shortest(self.names(cond)) or "cond", shortest(self.names(others[0])) or "uncond"),
-            frozenset(atom.root.key for atom in (cond, *others)),
-        )  # fmt: skip
-        number = self.known[key] = len(self.combinations)
-        self.combinations.append(combination)
-        if cuts:
-            self.site(number, ())
-        if value.mask is not None:
-            self.site(number, (value.mask.cut,)).joins.append((combination.line, None))
-        for hole in value.holes:
-            site = self.site(number, (hole,), complement=True)
-            site.joins.append((hole.line, hole.axis))
-        return number
-
-    def formula(self, cond: Atom, others: list[Atom], factor: algebra.Sum, a: Value, b: Value) -> str:
-        """The spelling of the combination."""
-        alone = [v.atom.key for v in (a, b) if v.atom is not None]
-        if len(others) > 1:
-            return "uncond + s1 (cond1 - uncond) + s2 (cond2 - uncond)"
-        if others[0].key in alone:
-            return "uncond + s (cond - uncond)"
-        if cond.key in alone:
-            single = len(algebra.add(factor, algebra.number(1), -1.0)) == 1
-            return "cond + s (cond - uncond)" if single else "cond + (s - 1) (cond - uncond)"
-        return "s cond + (1 - s) uncond"
-
-    def site(self, number: int, cuts: tuple[Cut, ...], complement: bool = False) -> Site:
-        key = (number, tuple(cut.key for cut in cuts), complement)
-        combination = self.combinations[number]
-        if key not in self.sites:
-            self.sites[key] = Site(combination, (*combination.cuts, *cuts), complement=complement)
-        return self.sites[key]
-
-    def join(self, taint: Taint, line: int, axis: int | None, beside: frozenset[str] | None = None) -> None:
-        """A guided tensor is put beside channels that are not guided."""
-        number, after = taint
-        channel = tuple(cut for cut in after if cut.axis != 0)
-        combination = self.combinations[number]
-        if not channel and not combination.cuts:
-            return
-        if channel and beside is not None and not combination.roots & beside:
-            return
-        site = self.site(number, channel)
-        site.joins.append((line, axis))
-
-    def mark(self, value: Value, mask: Cut, line: int) -> None:
-        """A mask of channels chooses where a guided tensor is used."""
-        for number, _ in value.guided:
-            self.site(number, (mask,)).joins.append((line, None))
 
     # values
 
@@ -1022,140 +634,3 @@ class Flow:
         """A value that is not followed."""
         position = f"{getattr(node, 'lineno', 0)}:{getattr(node, 'col_offset', 0)}:{node.__class__.__name__}"
         return self.alone(Root(f"{self.frame}@{position}", "other", node))
-
-    def label(self, name: str, things: list[Thing]) -> None:
-        for thing in things:
-            if isinstance(thing, Value):
-                if (atom := thing.atom) is not None:
-                    self.labels.setdefault(atom.key, set()).add(name)
-                elif thing.terms and thing.number is None:
-                    self.sums[str(sorted(thing.terms.items()))] = name
-
-    def is_scale(self, factor: algebra.Sum) -> bool:
-        """Whether a factor is a name, or 1 more than a name, and not what is left of it."""
-        for terms in (factor, algebra.add(factor, algebra.number(1), -1.0)):
-            if str(sorted(terms.items())) in self.sums:
-                return True
-            if len(terms) == 1 and min(terms.values()) == 1 and len(next(iter(terms))) == 1:
-                return True
-        return False
-
-    def render(self, terms: algebra.Sum, atoms: Mapping[str, Atom]) -> str:
-        """A factor as Python."""
-        name = self.sums.get(str(sorted(terms.items())))
-        if name is not None:
-            return name
-        less = algebra.add(terms, algebra.number(1), -1.0)
-        if less and (name := self.sums.get(str(sorted(less.items())))) is not None:
-            return f"1 + {name}"
-        parts: list[str] = []
-        for factors, value in sorted(terms.items(), key=lambda item: (len(item[0]), item[0])):
-            shown = [self.text_of_atom(atoms[key]) for key in factors]
-            size = f"{abs(value):g}"
-            text = " * ".join(shown if size == "1" and shown else [size, *shown])
-            parts.append(("- " if value < 0 else "+ ") + text)
-        return re.sub("^- ", "-", " ".join(parts).removeprefix("+ ")) or "0"
-
-    def text_of_atom(self, atom: Atom) -> str:
-        names = self.labels.get(atom.key) or self.labels.get(atom.root.key, set())
-        text = shortest(names) or atom.root.text
-        return text if re.fullmatch(r"[\w.\[\]'\"]+", text) else f"({text})"
-
-
-def without(terms: algebra.Sum, key: str) -> algebra.Sum:
-    """A sum in which one factor is 1."""
-    total: algebra.Sum = {}
-    for factors, value in terms.items():
-        total = algebra.add(total, {tuple(k for k in factors if k != key): value})
-    return total
-
-
-def growth(factor: algebra.Sum) -> float:
-    """Grows with the scale for the conditional branch: the sign of the longest product, or the number itself."""
-    if not factor:
-        return 0.0
-    longest = max(len(product) for product in factor)
-    return sum(value for product, value in factor.items() if len(product) == longest)
-
-
-def halves(first: list[Cut], second: list[Cut]) -> str | None:
-    """The order of two parts of one batch, or None if they are not two parts."""
-    if len(first) != len(second) or not first:
-        return None
-    different = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
-    if len(different) != 1:
-        return None
-    a, b = different[0]
-    if a.kind == b.kind == "part" and a.items[1:] == b.items[1:]:
-        return "one batch, cond first" if a.items[0] < b.items[0] else "one batch, uncond first"
-    if a.kind == b.kind == "range":
-        if a.low is None and a.high is not None and a.high == b.low:
-            return "one batch, cond first"
-        if b.low is None and b.high is not None and b.high == a.low:
-            return "one batch, uncond first"
-        return None
-    if a.kind == b.kind == "index":
-        if a.items and b.items:
-            return "two items, cond first" if a.items < b.items else "two items, uncond first"
-        starts = [re.match(r"(\d*):", cut.text) for cut in (a, b)]
-        if all(starts):
-            numbers = [int(start[1] or 0) for start in starts if start]
-            return "one batch, cond first" if numbers[0] < numbers[1] else "one batch, uncond first"
-    return None
-
-
-def named_apart(cond: set[str], uncond: set[str]) -> bool:
-    """Whether names say that one branch is unconditional and the other is not."""
-    said = [any(_UNCOND.search(name) for name in names) for names in (cond, uncond)]
-    return said[0] != said[1]
-
-
-def statements_in(node: ast.AST) -> Iterator[ast.stmt]:
-    """Every statement inside a node."""
-    for name in ("body", "orelse", "handlers", "finalbody", "cases"):
-        for inner in getattr(node, name, ()):
-            if isinstance(inner, ast.stmt):
-                yield inner
-            yield from statements_in(inner)
-
-
-def defaults_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> dict[str, ast.expr | None]:
-    """The parameters of a function, each with its default or None."""
-    arguments = node.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    missing = len(positional) - len(arguments.defaults)
-    found: dict[str, ast.expr | None] = {}
-    for number, argument in enumerate(positional):
-        found[argument.arg] = arguments.defaults[number - missing] if number >= missing else None
-    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        found[argument.arg] = default
-    for extra in (arguments.vararg, arguments.kwarg):
-        if extra is not None:
-            found[extra.arg] = None
-    return found
-
-
-def constant_int(node: ast.expr | None) -> int | None:
-    match node:
-        case ast.Constant(value=bool()):
-            return None
-        case ast.Constant(value=int() as value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)):
-            return -value
-        case _:
-            return None
-
-
-def numbers_of(many: Many) -> tuple[int, ...]:
-    """The whole numbers in a list, or nothing if it holds anything else."""
-    numbers = [item[0].number if item and isinstance(item[0], Value) else None for item in many.items]
-    return tuple(int(n) for n in numbers if n is not None) if all(n is not None for n in numbers) else ()
-
-
-def is_ellipsis(element: ast.expr | Thing) -> bool:
-    return isinstance(element, ast.Constant) and element.value is Ellipsis
-
-
-def shortest(names: Iterable[str]) -> str:
-    return min(names, key=lambda name: (len(name), name), default="")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _CUT, _MULTIPLY, _SUBTRACT = 1, 2, 4
 _ALL = _CUT | _MULTIPLY | _SUBTRACT
 
-# Plain words come first: Python finds them much faster than a pattern. A pattern that begins with one letter is quick too.
+# Plain words are looked for first: Python finds them much faster than a pattern.
 _CUT_WORDS = (
     "chunk(", "narrow(", "index_select(", "take(", "unbind(", "slice_in_dim(", "array_split(", "tensor_split(",
     "slice_scatter(", "index_copy(", "rearrange(", "slice(", "arange(", "tensor([", "split_with_sizes(",
@@ -19,19 +19,32 @@ _LATER_PATTERN = re.compile(r",\s*(?::\s*[\w.-]+|[\w.-]+\s*:)\s*[\],]")
 _SPLIT_PATTERN = re.compile(r"split\(\s*[\w\[]")
 _MULTIPLY_WORDS = (" * ", "*=", "lerp", "addcmul", "mul(", "mul_(", "multiply(", "alpha=")
 _MULTIPLY_PATTERN = re.compile(r"\*(?<=[\w\])]\*)[\w(]")
-_SUBTRACT_WORDS = (" - ", "-=", "lerp", "sub(", "sub_(", "subtract(", ".add(", ".add_(")
+_SUBTRACT_WORDS = (" - ", "= -", "(-", "return -", "-=", "lerp", "sub(", "sub_(", "subtract(", ".add(", ".add_(")
 _SUBTRACT_PATTERN = re.compile(r"-(?<=[\w\])]-)[\w(]")
-_GUIDE_WORDS = ("cfg", "guidance", "guided", "uncond", "classifier_free", "classifier-free", "null_", "_null", "negative_",
-                "neg_", "_neg", "unc_", "unbind(", "unflatten(", "rearrange(", "// 2", "//2", "empty_p", "empty_e")  # fmt: skip
+_GUIDE_WORDS = (
+    "cfg", "guidance", "guided", "uncond", "classifier_free", "classifier-free", "null_", "_null", "negative_", "neg_",
+    "_neg", "unbind(", "unflatten(", "rearrange(", "empty_p", "empty_e",
+)  # fmt: skip
+_HALF_WORDS = (
+    "chunk(", "// 2", "//2", "::2", "reshape(2", "view(2", "reshape((2", "null", "_u ", "_u,", "_u)", "_unc", " u ",
+    " u,", " unc_", ", 2)", ", 2,",
+)  # fmt: skip
 _GUIDE_PATTERN = re.compile(
-    r"\b(?:null|u)\b|_u\b|\bu_|chunk\(\s*(?:\w+\s*,\s*)?(?:chunks\s*=\s*)?[23]|(?:view|reshape)\(\s*\(?\s*[23]\s*,|"
-    r"split\([^\n]*,\s*[23]\s*[,)]|::\s*2|\[\s*:\s*[\w.]+\s*\][^\n]*\[\s*[\w.]+\s*:\s*\]"
+    r"\b(?:null|u)\b|_u\b|\bu_|\bunc_|_unc\b|chunk\(\s*(?:\w+\s*,\s*)?(?:chunks\s*=\s*)?[23]|(?:view|reshape)\(\s*\(?\s*[23]\s*,|"
+    r"split\([^\n]*,\s*[23]\s*[,)]|::\s*2|(?:\)|\[0\]|\b[bn]|\b\w*batch\w*|\bbs)\s*//\s*2|\[\s*:\s*[\w.]+\s*\][^\n]*\[\s*[\w.]+\s*:\s*\]"
 )
 _BEGINS = re.compile(r"^([ \t]*)(?:(async[ \t]+)?def|(class))[ \t]+(\w+)", re.MULTILINE)
 _CALLED = re.compile(r"(\w+)\(")
 _CALLED_ON = re.compile(
-    r"(?<![\w.])(?!isinstance|getattr|hasattr|setattr|issubclass|torch\.|np\.)([\w.]+\(\s*[\w.]+\s*,)"
+    r"(?<![\w.])(?!is|get|has|set|assert|self\.assert|max|min|print|pow|torch\.|np\.|jnp\.|math\.|F\.|tf\.)"
+    r"([\w.]+\(\s*[\w.]+\s*,)"
 )
+_CALLED_WITH_NUMBER = re.compile(r"(\w+)\([^()\n]*\b\d{1,2}\b")
+_MANY = 40
+_SHORT_FILE = 20_000
+"""In a longer file, two calls of one network alone are no sign of guidance."""
+_LONG_HELPER = 150
+"""The most lines of a function that is followed where it is called."""
 _LONG = 60
 """In a longer function, two calls of one network alone are no sign of guidance."""
 
@@ -51,33 +64,49 @@ def worthy_lines(text: str) -> list[int]:
 
     Line 0 stands for the module's own statements.
     """
+    if len(text) > _SHORT_FILE and not _has(text.lower(), (*_GUIDE_WORDS, *_HALF_WORDS)):
+        return []
     if _signs(text) != _ALL:
         return []
     chunks = _chunks(text)
     helpers: dict[str, int] = {}
-    guides: dict[str, bool] = {}
+    texts: dict[str, str] = {}
     for chunk in chunks:
         chunk.signs = _signs(chunk.text)
-        if chunk.signs and not chunk.is_class:
+        if chunk.signs and not chunk.is_class and chunk.text.count("\n") <= _LONG_HELPER:
             helpers[chunk.name] = helpers.get(chunk.name, 0) | chunk.signs
-    if not any(chunk.signs for chunk in chunks):
-        return []
-    found: list[int] = []
+            texts[chunk.name] = texts.get(chunk.name, "") + chunk.text
+    found: dict[int, _Chunk] = {}
     for chunk in chunks:
         signs, called = chunk.signs, set[str]()
-        if not signs & (_CUT | _MULTIPLY):
-            continue
-        if signs != _ALL:
-            called = set(_CALLED.findall(chunk.text)) & helpers.keys()
+        # What is missing may be in a helper: it computes with what was cut here, or cuts what is computed with here.
+        missing = _ALL & ~signs
+        if missing in (_CUT, _MULTIPLY, _SUBTRACT, _MULTIPLY | _SUBTRACT):
+            useful = {name for name, sign in helpers.items() if sign & missing == missing}
+            called = _called(useful, chunk.text)
             for name in called:
                 signs |= helpers[name]
-        if signs != _ALL:
+        if signs == _ALL and (
+            _guides(chunk.text)
+            or _calls_twice(chunk.text)
+            or (missing != _CUT and any(_guides(texts[name]) for name in called))
+        ):
+            found[chunk.line] = chunk
+    # Functions that call these with a number may say how many channels they guide.
+    names = {chunk.name for chunk in found.values() if not chunk.is_class}
+    for chunk in chunks if names else ():
+        if chunk.line in found or not _called(names, chunk.text):
             continue
-        if called and not guides:
-            guides = {c.name: True for c in chunks if _guides(c.text)}
-        if _guides(chunk.text) or _calls_twice(chunk.text) or any(name in guides for name in called):
-            found.append(chunk.line)
-    return found
+        if names & set(_CALLED_WITH_NUMBER.findall(chunk.text)):
+            found[chunk.line] = chunk
+    return list(found)
+
+
+def _called(names: set[str], text: str) -> set[str]:
+    """The functions of these names that a text calls."""
+    if len(names) > _MANY:
+        return names & set(_CALLED.findall(text))
+    return {name for name in names if f"{name}(" in text}
 
 
 def _signs(text: str) -> int:

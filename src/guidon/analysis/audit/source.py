@@ -18,15 +18,9 @@ SUFFIXES = (".py", ".ipynb")
 MOST_BYTES = 8 << 20
 """A larger file holds data, not code."""
 
-_LIBRARY = re.compile(
-    rb"torch|jax|jnp|numpy|\bnp\.|tensorflow|\btf\.|paddle|mindspore|mlx|\.chunk\(|einops|\[\s*:\s*,|\[\s*\.\.\."
+_LIBRARIES = tuple(
+    b"torch jax jnp numpy np. tensorflow tf. paddle mindspore mlx einops .chunk( [:, [..., [:,: th.cat".split()
 )
-_CUT = re.compile(
-    rb"\[\s*(?::|\.\.\.)\s*,|\b(?:chunk|split|narrow|index_select|take|slice_in_dim|dynamic_slice_in_dim|array_split|"
-    rb"tensor_split|slice_scatter|index_copy|where|rearrange|unbind|select)\(|\[\s*:\s*[1-9]\s*\]|\bslice\(|"
-    rb",\s*(?::\s*[\w.-]+|[\w.-]+\s*:)\s*[\],]"
-)
-_COMPUTES = re.compile(rb"\*|lerp|\bmul|multiply|addcmul|alpha=")
 
 
 class Unreadable(Exception):
@@ -97,7 +91,7 @@ def read(path: Path) -> str | None:
 
 def _may_guide(raw: bytes) -> bool:
     """A quick look at the text, so that most files need not be parsed."""
-    return bool(_CUT.search(raw) and _COMPUTES.search(raw) and _LIBRARY.search(raw))
+    return any(name in raw for name in _LIBRARIES)
 
 
 def _notebook(raw: bytes) -> str:

@@ -231,7 +231,7 @@ class Parts:
         if index < 0 and count:
             index += count
         if self.axis == 0 and not self.ranges:
-            return self.value.cut(self._cut("part", items=(index, count or 2)))
+            return replace(self.value.cut(self._cut("part", items=(index, count or 2))), stacked=False)
         if self.ranges:
             if not 0 <= index < len(self.ranges):
                 return self.value.cut(self._cut("index", text=f"part {index}"))
