@@ -80,6 +80,9 @@ class Combinations:
     def check(self, value: Value, a: Value, b: Value, place: Place) -> Value:
         """Note a value, the sum of a and b, if it is guidance; returns it, marked."""
         for factors in algebra.affine(value.terms):
+            mask = value.mask
+            if mask is not None and mask.inside == "1" and {(mask.key,): 1.0} in factors.values():
+                continue  # a blend of two tensors by a mask
             found = self.branches(factors, value.atoms, place)
             if found is None:
                 continue
@@ -94,6 +97,8 @@ class Combinations:
         cond_key = max(factors, key=lambda key: (self.is_scale(factors[key]), growth(factors[key])))
         cond = atoms[cond_key]
         others = [atoms[key] for key in factors if key != cond_key]
+        if any(atom.root.kind == "fresh" for atom in (cond, *others)):
+            return None
         scale = self.render(factors[cond_key], atoms)
         guides = bool(_GUIDANCE.search(place.function) or _GUIDANCE.search(scale))
         kinds = [self.relation(cond, other, guides) for other in others]
@@ -232,7 +237,7 @@ class Combinations:
 
     def text_of_atom(self, atom: Atom) -> str:
         names = self.labels.get(atom.key) or self.labels.get(atom.root.key, set())
-        text = shortest(names) or atom.root.text
+        text = atom.root.text if atom.root.kind == "name" else shortest(names) or atom.root.text
         return text if re.fullmatch(r"[\w.\[\]'\"]+", text) else f"({text})"
 
 
