@@ -52,6 +52,7 @@ __all__ = [
     "Request",
     "Video",
     "apply",
+    "channel_scale",
     "from_diffusers",
     "inspect_checkpoint",
     "load",

@@ -16,16 +16,20 @@ from typing import Any, Self, get_args
 
 import numpy as np
 import torch
-from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
 from ...core.errors import InputError, setting
+from ...core.extras import require
 from ...diffusion import NoiseLevel, Parameterization
 from ...guidance import CONSTANT, START, UNSET, CfgChannels, ChannelChoice, ChannelScale, Guidance, Unset, rule_text
 from ...guidance.rules import CFG, CFGPlusPlus
 from .layouts import Layout
 from .scale import factor_tensor, multiply
 from .scheduler import BetaSchedule, betas_of
+
+require("diffusers", "this bridge", "diffusers")
+
+from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput  # noqa: E402
 
 __all__ = ["BaseGuidance", "ChannelGuidance"]
 

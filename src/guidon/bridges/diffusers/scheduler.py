@@ -16,16 +16,20 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from ...core.errors import InputError, nearest
+from ...core.extras import require
 from ...diffusion import DiscreteLevel, NoiseSchedule, Parameterization, Process, convert, q_sample
 from ...diffusion.schedule import cosine_betas
 from ...samplers.ddpm import ddpm_step
+
+require("diffusers", "this bridge", "diffusers")
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config  # noqa: E402
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput  # noqa: E402
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin  # noqa: E402
+from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
 __all__ = ["IDDPMScheduler", "SchedulerMixin"]
 
