@@ -352,6 +352,77 @@ def guide(out):
     half = uncond + 7.5 * (cond - uncond)
     return torch.cat([torch.cat([half, half]), rest], dim=1)
 """),
+    "numpy's index expression": ("3", 1, """
+def guide(out, s):
+    eps, rest = out[np.s_[:, :3]], out[:, 3:]
+    cond, uncond = np.split(eps, 2)
+    half = uncond + s * (cond - uncond)
+    return np.concatenate([np.concatenate([half, half]), rest], axis=1)
+"""),
+    "booleans": ("3", 1, """
+def guide(out, s):
+    cond, uncond = out[:, [True, True, True, False]].chunk(2)
+    half = uncond + s * (cond - uncond)
+    return torch.cat([torch.cat([half, half]), out[:, 3:]], dim=1)
+"""),
+    "another class's method": ("3", 1, """
+class Guide:
+    @staticmethod
+    def combine(eps, s):
+        cond, uncond = eps.chunk(2)
+        return uncond + s * (cond - uncond)
+class Model:
+    def run(self, out, s):
+        return torch.cat([Guide.combine(out[:, :3], s), out[: len(out) // 2, 3:]], dim=1)
+"""),
+    "a list that grows": ("3", 1, """
+def guide(out, s):
+    eps, rest = out[:, :3], out[:, 3:]
+    cond, uncond = eps.chunk(2)
+    parts = []
+    parts.append(uncond + s * (cond - uncond))
+    parts.append(rest.chunk(2)[0])
+    return torch.cat(parts, dim=1)
+"""),
+    "a loop over a tuple": ("3", 1, """
+def guide(out, s):
+    cond, uncond = out.chunk(2)
+    for channel in (0, 1, 2):
+        cond[:, channel] = uncond[:, channel] + s * (cond[:, channel] - uncond[:, channel])
+    return cond
+"""),
+    "functions of torch": ("3", 1, """
+def guide(out, s):
+    cond, uncond = out[:, :3].chunk(2)
+    half = torch.add(uncond, torch.mul(torch.sub(cond, uncond), s))
+    return torch.cat([half, out[: len(out) // 2, 3:]], 1)
+"""),
+    "two conditions": ("3", 1, """
+def guide(out, text_scale, image_scale):
+    eps, rest = out[:, :3], out[:, 3:]
+    text, image, uncond = eps.chunk(3)
+    third = uncond + text_scale * (text - image) + image_scale * (image - uncond)
+    return torch.cat([third, rest.chunk(3)[0]], dim=1)
+"""),
+    "a script": ("3", 1, """
+import torch
+out = model(torch.cat([x, x]), t, y)
+eps, rest = out[:, :3], out[:, 3:]
+cond, uncond = eps.chunk(2)
+half = uncond + 4.0 * (cond - uncond)
+out = torch.cat([torch.cat([half, half]), rest], dim=1)
+"""),
+    "fewer than the class has": ("4", 1, """
+class Model:
+    def __init__(self, in_channels=16):
+        self.in_channels = in_channels
+    def guide(self, x, t, y, s):
+        out = self.net(x, t, y)
+        eps, rest = out[:, :4], out[:, 4:]
+        cond, uncond = eps.chunk(2)
+        half = uncond + s * (cond - uncond)
+        return torch.cat([torch.cat([half, half]), rest], dim=1)
+"""),
 }  # fmt: skip
 """name -> (channels of the Guidon call, axis, source)"""
 
@@ -397,6 +468,36 @@ def denoise(self, hidden, t, w):
     noise_uncond, noise_text = noise_pred.chunk(2)
     first = noise_uncond[..., :3] + w * (noise_text[..., :3] - noise_uncond[..., :3])
     return torch.cat([first, noise_text[..., 3:]], dim=-1)
+""",
+    "tokens, by a docstring": """
+def guide(noise_pred, s):
+    '''noise_pred: packed latents of shape (2B, S, 64).'''
+    eps, rest = noise_pred[:, :3], noise_pred[:, 3:]
+    cond, uncond = eps.chunk(2)
+    half = uncond + s * (cond - uncond)
+    return torch.cat([torch.cat([half, half]), rest], dim=1)
+""",
+    "tokens, by an annotation": """
+def guide(out: Float[Tensor, "b s d"], s: float):
+    eps, rest = out[:, :3], out[:, 3:]
+    cond, uncond = eps.chunk(2)
+    half = uncond + s * (cond - uncond)
+    return torch.cat([torch.cat([half, half]), rest], dim=1)
+""",
+    "tokens, by flattening": """
+def forward(self, x, t, y, s):
+    out = self.blocks(x.flatten(2).transpose(1, 2), t, y)
+    eps, rest = out[:, :3], out[:, 3:]
+    cond, uncond = eps.chunk(2)
+    half = uncond + s * (cond - uncond)
+    return torch.cat([torch.cat([half, half]), rest], dim=1)
+""",
+    "packed features, by unpacking": """
+class Pipeline:
+    def step(self, latents, t, s):
+        uncond, cond = self.transformer(latents, t)[0].chunk(2)
+        out = torch.cat([uncond[..., :3] + s * (cond[..., :3] - uncond[..., :3]), cond[..., 3:]], dim=-1)
+        return self._unpack_latents(self.scheduler.step(out, t, latents)[0], 64, 64, 8)
 """,
     "frames": """
 def denoise(self, x, t, w):
@@ -590,6 +691,32 @@ def blend(self, latents, frames, image):
     uncond, cond = self.net(latents).chunk(2)
     out = uncond + self.guidance_scale * (cond - uncond)
     return indicator * image + (1 - indicator) * out
+""",
+    "halves of a batch of images are mixed": """
+def mix(images, weight):
+    first, second = images[:, :3].chunk(2)
+    return weight * first + (1 - weight) * second
+""",
+    "the first position of a sequence": """
+def guide(self, hidden, s):
+    cond, uncond = self.head(hidden)[:, -1].chunk(2)
+    return uncond + s * (cond - uncond)
+""",
+    "a mean and its variance": """
+def encode(self, x, s):
+    mean, spread = self.net(x).chunk(2, dim=1)
+    return mean + s * (spread - mean)
+""",
+    "colour jitter": """
+def jitter(x, strength):
+    mean = x[:, :3].mean(dim=1, keepdim=True)
+    return mean + strength * (x[:, :3] - mean)
+""",
+    "frames of a condition": """
+def guide(self, latents, t, s, n_cond_frames):
+    cond, uncond = self.net(latents, t).chunk(2)
+    out = uncond[:, n_cond_frames:] + s * (cond[:, n_cond_frames:] - uncond[:, n_cond_frames:])
+    return torch.cat([latents[:, :n_cond_frames], out], dim=1)
 """,
     "commented out": """
 def guide(out, s):

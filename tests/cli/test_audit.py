@@ -80,7 +80,7 @@ def test_what_could_not_be_parsed_is_said_on_stderr(run, folder):
     (folder / "broken.py").write_text(FOUND["dit"][2] + "def (")
     _, out, err = run("audit", folder)
     assert "1 file could not be parsed" in out
-    assert err.startswith(f"guidon: {folder / 'broken.py'} was not read: cannot be parsed")
+    assert err.startswith(f"guidon: {folder / 'broken.py'} was not read: line ")
 
 
 def test_bad_input_is_refused(refused, tmp_path):

@@ -84,7 +84,7 @@ def audit_source(text: str, file: str = "<text>") -> list[Finding]:
         Unreadable: it cannot be parsed.
     """
     lines = worthy_lines(text)
-    if not lines:
+    if not lines and len(text) >= source.SHORT:
         return []
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, _DEPTH))
@@ -92,11 +92,15 @@ def audit_source(text: str, file: str = "<text>") -> list[Finding]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings
             tree = ast.parse(text)
+        if not lines:
+            return []
         module = Module(tree, text, lines)
         flow = Flow(module)
         flow.read()
         return findings(flow.combinations, module, file)
-    except (SyntaxError, ValueError) as error:
+    except SyntaxError as error:
+        raise source.Unreadable(f"line {error.lineno} cannot be parsed ({error.msg})") from None
+    except ValueError as error:
         raise source.Unreadable(f"cannot be parsed ({error})") from None
     except (RecursionError, MemoryError):
         raise source.Unreadable("is nested too deeply") from None

@@ -26,6 +26,8 @@ class Axes:
     def __init__(self, lines: list[str]) -> None:
         self.lines = lines
         self.names: dict[str, tuple[str, ...]] = {}
+        self.unpacks = False
+        """Whether the function unpacks latents, so that its network works on packed ones."""
 
     def from_comments(self, node: ast.AST) -> None:
         """``eps = ...  # (B, S, C)`` names the axes of eps."""
@@ -39,19 +41,37 @@ class Axes:
                 shapes = _SHAPE_COMMENT.findall(comment) if comment else []
                 if not shapes or (len(shapes) > 1 and "->" not in comment):
                     continue
-                axes = tuple(part.strip() for part in shapes[-1].split(","))
+                axes = _split(shapes[-1])
                 for target in statement.targets:
                     for name in target.elts if isinstance(target, ast.Tuple) else [target]:
-                        if isinstance(name, ast.Name) and len(axes) >= 3:
+                        if isinstance(name, ast.Name) and axes:
                             self.names.setdefault(name.id, axes)
 
+    def from_text(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        """``x: tokens (B, S, C)`` in the docstring or in a comment of its own, and annotations of parameters."""
+        documented = (ast.get_docstring(node, clean=False) or "").splitlines()
+        text = self.lines[node.lineno - 1 : node.end_lineno]
+        self.unpacks = any("unpack_latents(" in line for line in text)
+        comments = [line.strip()[1:] for line in text if line.strip().startswith("#")]
+        for line in (*documented, *comments):
+            shapes = _SHAPE_COMMENT.findall(line)
+            named = re.match(r"\s*(\w+)`*\s*(?:\([^()]*\))?\s*:", line)
+            if named and len(shapes) == 1 and (axes := _split(shapes[0])):
+                self.names.setdefault(named[1], axes)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+            if argument.annotation is not None:
+                self.annotate(argument.arg, argument.annotation)
+
+    def annotate(self, name: str, annotation: ast.expr) -> None:
+        """``Float[Tensor, "b s c"]``"""
+        for part in ast.walk(annotation):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str) and len(part.value.split()) >= 3:
+                self.names[name] = tuple(part.value.split())
+
     def from_annotation(self, node: ast.AnnAssign) -> None:
-        """``eps: Float[Tensor, "b s c"]``"""
-        for part in ast.walk(node.annotation):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str) and isinstance(node.target, ast.Name):
-                axes = tuple(part.value.split())
-                if len(axes) >= 3:
-                    self.names[node.target.id] = axes
+        """``eps: Float[Tensor, "b s c"] = ...``"""
+        if isinstance(node.target, ast.Name):
+            self.annotate(node.target.id, node.annotation)
 
     def from_shape(self, target: ast.Tuple | ast.List, things: list[Thing], node: ast.AST) -> None:
         """``b, s, c = eps.shape``"""
@@ -74,6 +94,12 @@ class Axes:
         if base.tokens:
             return {1: "tokens", -2: "tokens", 2: PACKED, -1: PACKED}.get(axis)
         return None
+
+
+def _split(shape: str) -> tuple[str, ...]:
+    """The axes of a shape in a comment; empty if there are fewer than three."""
+    axes = tuple(part.strip() for part in shape.split(","))
+    return axes if len(axes) >= 3 else ()
 
 
 def is_tokens(name: str) -> bool:

@@ -37,6 +37,10 @@ class Combination:
     """The names of the conditional and the unconditional branch."""
     roots: frozenset[str]
     """Keys of the tensors that the branches were cut from."""
+    holders: frozenset[str]
+    """The variables that hold what was cut."""
+    sure: bool
+    """Whether a name or a network says that it is guidance, not only the two halves of a batch."""
 
 
 @dataclass
@@ -50,6 +54,16 @@ class Site:
     """Line and axis of each place where it is joined."""
     complement: bool = False
     """Whether ``cuts`` are the channels that are left out."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How two branches belong together."""
+
+    order: str
+    """Where they come from, and which comes first."""
+    sure: bool
+    """Whether a name or a network says that it is guidance, not only the two halves of a batch."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class Combinations:
 
     def branches(
         self, factors: Mapping[str, algebra.Sum], atoms: Mapping[str, Atom], place: Place
-    ) -> tuple[Atom, list[Atom], str] | None:
+    ) -> tuple[Atom, list[Atom], Relation] | None:
         """The conditional branch, the others, and how they come to be; None if they are no branches of a network."""
         cond_key = max(factors, key=lambda key: (self.is_scale(factors[key]), growth(factors[key])))
         cond = atoms[cond_key]
@@ -102,11 +116,12 @@ class Combinations:
         scale = self.render(factors[cond_key], atoms)
         guides = bool(_GUIDANCE.search(place.function) or _GUIDANCE.search(scale))
         kinds = [self.relation(cond, other, guides) for other in others]
-        if any(kind is None for kind in kinds):
+        known = [kind for kind in kinds if kind is not None]
+        if len(known) < len(kinds):
             return None
-        return cond, others, kinds[-1] or ""
+        return cond, others, Relation(known[-1].order, all(kind.sure for kind in known))
 
-    def relation(self, cond: Atom, uncond: Atom, guides: bool) -> str | None:
+    def relation(self, cond: Atom, uncond: Atom, guides: bool) -> Relation | None:
         """How two branches belong together, or None: two halves of one batch, two calls, or two names that say so."""
         first, second = ([c for c in atom.cuts if c.axis == 0] for atom in (cond, uncond))
         rest = [tuple(c for c in atom.cuts if c.axis != 0) for atom in (cond, uncond)]
@@ -118,14 +133,14 @@ class Combinations:
             order = halves(first, second)
             if order is None:
                 return None
-            sure = order.startswith("one batch") or said or bool(cond.root.function)
-            return order if sure else None
+            sure = said or bool(cond.root.function)
+            return Relation(order, sure) if sure or order.startswith("one batch") else None
         if first != second:
             return None
         if two_calls(cond.root, uncond.root):
             early = getattr(cond.root.node, "lineno", 0) <= getattr(uncond.root.node, "lineno", 0)
-            return "two calls, cond first" if early else "two calls, uncond first"
-        return "two tensors" if said else None
+            return Relation("two calls, cond first" if early else "two calls, uncond first", True)
+        return Relation("two tensors", True) if said else None
 
     def names(self, atom: Atom) -> set[str]:
         """The names that hold a branch, or hold what it was cut from."""
@@ -137,7 +152,7 @@ class Combinations:
 
     def note(
         self,
-        found: tuple[Atom, list[Atom], str],
+        found: tuple[Atom, list[Atom], Relation],
         factors: Mapping[str, algebra.Sum],
         value: Value,
         terms: tuple[Value, Value],
@@ -145,7 +160,7 @@ class Combinations:
     ) -> int:
         """Note a combination, and where it is sliced already; returns its number."""
         node = place.node
-        cond, others, order = found
+        cond, others, relation = found
         shared = tuple(cut for cut in cond.cuts if cut in others[0].cuts)
         # The first axis is the batch; of one sample, it may be the channels.
         cuts = tuple(cut for cut in shared if cut.axis != 0) or shared
@@ -162,9 +177,11 @@ class Combinations:
             )
         combination = Combination(
             place.function, getattr(node, "lineno", 0), text_of(node), cond, others, scale,
-            formula(cond, others, factor, terms), order, cuts, value.holes, value.mask,
+            formula(cond, others, factor, terms), relation.order, cuts, value.holes, value.mask,
             (shortest(self.names(cond)) or "cond", shortest(self.names(others[0])) or "uncond"),
             frozenset(atom.root.key for atom in (cond, *others)),
+            frozenset(name for cut in cuts for name in self.labels.get(Atom(cond.root, (cut,)).key, ())),
+            relation.sure,
         )  # fmt: skip
         number = self.known[key] = len(self.found)
         self.found.append(combination)

@@ -118,8 +118,6 @@ def narrow(c: Call) -> list[Thing]:
 def select(c: Call) -> list[Thing] | None:
     """index_select(x, dim, index), take(x, indices, axis), select(x, dim, i)."""
     name = c.name
-    if len(c.operands) < 2:
-        return None
     torch_like = name in ("index_select", "select")
     axis = c.integer(c.operand(1, "dim", "axis") if torch_like else c.operand(2, "axis", "dim"))
     index = c.operand(2, "index") if torch_like else c.operand(1, "indices", "index", "ids")

@@ -16,6 +16,9 @@ Level = Literal["some", "chosen", "all"]
 
 _MOST_CHANNELS = 64  # a longer literal cut counts tokens or samples
 _IMAGE = re.compile(r"rgb|(^|_)(images?|imgs?|pixels?|pix)(_|$)", re.IGNORECASE)
+_NO_CHANNELS = re.compile(
+    r"frame|token|seq|len|text|batch|time|step|size|samples?|bsz|patch|height|width", re.IGNORECASE
+)
 _VARIANCE = re.compile(r"var(?!i?e?ty)|sigma|(^|_)logv", re.IGNORECASE)
 
 
@@ -109,6 +112,8 @@ def _finding(site: Site, module: Module, file: str) -> Finding | None:
     if cut is None or "logit" in said.lower():
         return None  # logits of a language model have no channels
     what = _complement(cut) if site.complement else _what(cut, site, module)
+    if not combination.sure and not site.joins:
+        return None  # halves of a batch are mixed, and nothing is left beside them
     kept = cut.high is not None and _is_shape(cut.high) and not site.joins and cut.source.endswith("]")
     if kept or what is None or (what.needs_join and not site.joins):
         return None
@@ -197,6 +202,8 @@ def _first(cut: Cut, high: Bound, site: Site, module: Module) -> _Channels | Non
         default = "" if high.default is None else f", by default {_default(high.default)}"
         return _Channels("chosen", f"the first `{text}` channels{default}", text)
     default = high.default
+    if cut.axis not in (1, -1, -3) or _NO_CHANNELS.search(text):
+        return None
     if default is not None and default.isdecimal():
         return _Channels("chosen", f"the first `{text}` channels, by default {default}", text)
     return _Channels("chosen", f"the first `{text}` channels", text, needs_join=True)
@@ -218,10 +225,13 @@ def _first_number(cut: Cut, high: Bound, number: int, site: Site, module: Module
     said = role_of(high.text) == "count" and number > 3
     if said or (number > 3 and _rest_is_variance(cut, module)):
         return _Channels("all", _WHOLE.format(f"the first {number}{shown}"), '"all"')
-    if number == 3 and _IMAGE.search(cut.of.rsplit(".", 1)[-1]):
+    holders = (cut.of.rsplit(".", 1)[-1], *site.combination.holders)
+    if number == 3 and any(_IMAGE.search(name) for name in holders):
         return _Channels("all", "all three channels of an image", '"all"')
     plural = "first channel" if number == 1 else f"first {number} channels"
-    hint = " (all of them, if the latents have four)" if number == 4 else ""
+    hint = " (all of them, if the latents have four)" if number == 4 and not all_of else ""
+    if all_of and number < min(all_of):
+        hint = f" of {all_of[min(all_of)]}"
     few = number < 2 or cut.axis == 0
     return _Channels("some", f"the {plural}{shown}{hint}", str(number), needs_join=few)
 

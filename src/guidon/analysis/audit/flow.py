@@ -14,7 +14,7 @@ from itertools import product
 from . import algebra, tensors
 from .axes import Axes
 from .combinations import Combinations, Place
-from .indexing import MOST_ALTERNATIVES, constant_int, cuts_of
+from .indexing import MOST_ALTERNATIVES, bounds, constant_int, cuts_of, numbers_of
 from .module import Module, defaults_of
 from .values import (
     Atom,
@@ -26,6 +26,7 @@ from .values import (
     Parts,
     Root,
     Shape,
+    Span,
     Table,
     Thing,
     Value,
@@ -88,6 +89,7 @@ class Flow:
             self.calls_left = MOST_FOLLOWED
         inner = {**names, **self.parameters(node)}
         self.axes.from_comments(node)
+        self.axes.from_text(node)
         self.statements(node.body, inner)
         self.function, self.frame, self.axes, self.returned = outer
 
@@ -141,9 +143,10 @@ class Flow:
         """Whether a call of a function may be followed: not too deep, not too many, and not from inside itself."""
         return self.depth < MOST_CALLS and self.calls_left > 0 and function.node not in self.stack
 
-    def method(self, name: str) -> Function | None:
-        """The method of the class around the code that is read."""
-        for node in self.scope.body if self.scope else ():
+    def method(self, name: str, owner: str = "self") -> Function | None:
+        """A method of the class around the code that is read, or of another class of the module."""
+        scope = self.scope if owner in ("self", "cls") else self.module.classes.get(owner)
+        for node in scope.body if scope else ():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
                 static = any(text_of(mark) == "staticmethod" for mark in node.decorator_list)
                 return Function(node, self.globals, method=not static)
@@ -384,10 +387,14 @@ class Flow:
         text = text_of(node)
         if text in names:
             return names[text]
-        if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
-            if (known := self.attribute(node.attr)) is not None:
-                return known
-            if (method := self.method(node.attr)) is not None and node.attr not in FORWARD:
+        own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+        if own and (known := self.attribute(node.attr)) is not None:
+            return known
+        if isinstance(node.value, ast.Name) and node.attr not in FORWARD:
+            owner = node.value.id
+            if owner not in names and (method := self.method(node.attr, owner)) is not None:
+                return [method]
+            if owner in ("self", "cls") and (method := self.method(node.attr)) is not None:
                 return [method]
         base = self.alternatives(node.value, names)
         if node.attr in ("shape",):
@@ -540,7 +547,9 @@ class Flow:
         """What a loop's name holds: any item."""
         found: list[Thing] = []
         for thing in things:
-            if isinstance(thing, Many):
+            if isinstance(thing, Many) and numbers_of(thing):
+                found.append(thing)  # every channel in turn is all of them
+            elif isinstance(thing, Many):
                 found += [t for item in thing.items for t in item]
             elif isinstance(thing, Value) and (atom := thing.atom):
                 found.append(self.alone(self.inside(atom.root, "[each]", node)))
@@ -575,8 +584,20 @@ class Flow:
         root = Root(f"size({shape.value.key},{axis})", "shape", node, label=label, of=of, function=called)
         return self.alone(root)
 
+    def span(self, element: ast.expr, names: Names) -> Thing:
+        """One element of ``np.s_[...]``."""
+        if not isinstance(element, ast.Slice):
+            return next(iter(self.alternatives(element, names)))
+        base = Value({})
+        low = bounds(self, element.lower, names, base)[0] if element.lower else None
+        high = bounds(self, element.upper, names, base)[0] if element.upper else None
+        return Span(low, high)
+
     def subscript(self, node: ast.Subscript, names: Names) -> list[Thing]:
         index = node.slice
+        if isinstance(node.value, ast.Attribute) and node.value.attr in ("s_", "index_exp"):
+            elements = index.elts if isinstance(index, ast.Tuple) else [index]
+            return [Many(tuple([self.span(element, names)] for element in elements))]
         if self.items_stored and (text := text_of(node)) in names:
             return names[text]
         found: list[Thing] = []

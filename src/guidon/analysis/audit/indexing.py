@@ -36,7 +36,7 @@ def cuts_of(flow: Flow, index: ast.expr, base: Value, node: ast.Subscript, names
     elements: list[ast.expr | Thing] = [index]
     if isinstance(index, ast.Tuple):
         elements = list(index.elts)
-    elif isinstance(index, ast.Name):
+    elif not isinstance(index, ast.Slice | ast.Constant | ast.List):
         for thing in flow.alternatives(index, names):
             if isinstance(thing, Many) and any(isinstance(t, Span) for item in thing.items for t in item):
                 elements = [item[0] for item in thing.items if item]
@@ -71,6 +71,8 @@ def cuts_of_element(
         return [
             None if low is None and high is None else where("range", low, high) for low, high in product(lows, highs)
         ]
+    if isinstance(element, ast.List) and (marks := booleans_of(element)):
+        return [where("items", items=tuple(number for number, mark in enumerate(marks) if mark))]
     things = flow.alternatives(element, names) if isinstance(element, ast.expr) else [element]
     found: list[Cut | None] = []
     for thing in things:
@@ -186,6 +188,13 @@ def numbers_of(many: Many) -> tuple[int, ...]:
     """The whole numbers in a list, or nothing if it holds anything else."""
     numbers = [item[0].number if item and isinstance(item[0], Value) else None for item in many.items]
     return tuple(int(n) for n in numbers if n is not None) if all(n is not None for n in numbers) else ()
+
+
+def booleans_of(node: ast.List) -> list[bool]:
+    """The values of a list of booleans, or nothing if it holds anything else."""
+    values = [element.value if isinstance(element, ast.Constant) else None for element in node.elts]
+    found = [value for value in values if isinstance(value, bool)]
+    return found if len(found) == len(values) else []
 
 
 def is_ellipsis(element: ast.expr | Thing) -> bool:

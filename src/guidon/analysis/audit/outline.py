@@ -23,16 +23,24 @@ _SUBTRACT_WORDS = (" - ", "= -", "(-", "return -", "-=", "lerp", "sub(", "sub_("
 _SUBTRACT_PATTERN = re.compile(r"-(?<=[\w\])]-)[\w(]")
 _GUIDE_WORDS = (
     "cfg", "guidance", "guided", "uncond", "classifier_free", "classifier-free", "null_", "_null", "negative_", "neg_",
-    "_neg", "unbind(", "unflatten(", "rearrange(", "empty_p", "empty_e",
+    "_neg", "rearrange(", "empty_p", "empty_e",
 )  # fmt: skip
 _HALF_WORDS = (
     "chunk(", "// 2", "//2", "::2", "reshape(2", "view(2", "reshape((2", "null", "_u ", "_u,", "_u)", "_unc", " u ",
     " u,", " unc_", ", 2)", ", 2,",
 )  # fmt: skip
-_GUIDE_PATTERN = re.compile(
-    r"\b(?:null|u)\b|_u\b|\bu_|\bunc_|_unc\b|chunk\(\s*(?:\w+\s*,\s*)?(?:chunks\s*=\s*)?[23]|(?:view|reshape)\(\s*\(?\s*[23]\s*,|"
-    r"split\([^\n]*,\s*[23]\s*[,)]|::\s*2|(?:\)|\[0\]|\b[bn]|\b\w*batch\w*|\bbs)\s*//\s*2|\[\s*:\s*[\w.]+\s*\][^\n]*\[\s*[\w.]+\s*:\s*\]"
-)
+# Each pattern begins with plain text, which Python finds quickly.
+_GUIDE_PATTERNS = [
+    re.compile(pattern)
+    for pattern in (
+        r"u(?<!\wu)(?!\w)", r"_u(?!\w)", r"u_(?<!\wu_)", r"unc_(?<!\wunc_)", r"_unc(?!\w)", r"null(?<!\wnull)(?!\w)",
+        r"chunk\(\s*(?:\w+\s*,\s*)?(?:chunks\s*=\s*)?[23]\s*(?:\)|,\s*(?:dim|axis)?\s*=?\s*0)",
+        r"view\(\s*\(?\s*[23]\s*,", r"reshape\(\s*\(?\s*[23]\s*,", r"split\([^\n]*,\s*[23]\s*[,)]",
+        r"unbind\(\s*(?:\w+\s*,\s*)?(?:dim\s*=\s*)?0?\s*\)", r"unflatten\(\s*(?:\w+\s*,\s*)?(?:dim\s*=\s*)?0",
+        r"\[\s*\d?::\s*2", r"\[\s*:\s*[\w.]+\s*\][^\n]*\[\s*[\w.]+\s*:\s*\]",
+    )
+]  # fmt: skip
+_HALF_PATTERN = re.compile(r"(?:\)|\[0\]|\b[bn]|\b\w*batch\w*|\bbs)\s*//\s*2")
 _BEGINS = re.compile(r"^([ \t]*)(?:(async[ \t]+)?def|(class))[ \t]+(\w+)", re.MULTILINE)
 _CALLED = re.compile(r"(\w+)\(")
 _CALLED_ON = re.compile(
@@ -71,6 +79,7 @@ def worthy_lines(text: str) -> list[int]:
     chunks = _chunks(text)
     helpers: dict[str, int] = {}
     texts: dict[str, str] = {}
+    guides: dict[str, bool] = {}
     for chunk in chunks:
         chunk.signs = _signs(chunk.text)
         if chunk.signs and not chunk.is_class and chunk.text.count("\n") <= _LONG_HELPER:
@@ -89,7 +98,7 @@ def worthy_lines(text: str) -> list[int]:
         if signs == _ALL and (
             _guides(chunk.text)
             or _calls_twice(chunk.text)
-            or (missing != _CUT and any(_guides(texts[name]) for name in called))
+            or (missing != _CUT and any(_guides_once(name, texts, guides) for name in called))
         ):
             found[chunk.line] = chunk
     # Functions that call these with a number may say how many channels they guide.
@@ -112,27 +121,33 @@ def _called(names: set[str], text: str) -> set[str]:
 def _signs(text: str) -> int:
     """Which of the three signs of guidance a text has."""
     signs = 0
-    if _has(text, _MULTIPLY_WORDS) or _MULTIPLY_PATTERN.search(text):
+    if _has(text, _MULTIPLY_WORDS) or ("*" in text and _MULTIPLY_PATTERN.search(text)):
         signs |= _MULTIPLY
-    if _has(text, _SUBTRACT_WORDS) or _SUBTRACT_PATTERN.search(text):
+    if _has(text, _SUBTRACT_WORDS) or ("-" in text and _SUBTRACT_PATTERN.search(text)):
         signs |= _SUBTRACT
-    if (
-        _has(text, _CUT_WORDS)
-        or _CUT_PATTERN.search(text)
-        or _LATER_PATTERN.search(text)
-        or _SPLIT_PATTERN.search(text)
-    ):
-        signs |= _CUT
-    return signs
+    if ("[" in text and (_CUT_PATTERN.search(text) or _LATER_PATTERN.search(text))) or _has(text, _CUT_WORDS):
+        return signs | _CUT
+    return signs | _CUT if "split(" in text and _SPLIT_PATTERN.search(text) else signs
 
 
 def _has(text: str, words: tuple[str, ...]) -> bool:
-    return any(word in text for word in words)
+    for word in words:  # noqa: SIM110 - faster than any()
+        if word in text:
+            return True
+    return False
 
 
 def _guides(text: str) -> bool:
     """Whether a text names branches of guidance, or halves a batch."""
-    return _has(text.lower(), _GUIDE_WORDS) or _GUIDE_PATTERN.search(text) is not None
+    if _has(text.lower(), _GUIDE_WORDS) or any(pattern.search(text) for pattern in _GUIDE_PATTERNS):
+        return True
+    return _has(text, ("// 2", "//2")) and _HALF_PATTERN.search(text) is not None
+
+
+def _guides_once(name: str, texts: dict[str, str], known: dict[str, bool]) -> bool:
+    if name not in known:
+        known[name] = _guides(texts[name])
+    return known[name]
 
 
 def _calls_twice(text: str) -> bool:

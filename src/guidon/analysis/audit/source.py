@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import InputError, setting
+from ...core.errors import InputError, first_line, setting
 
 SKIPPED = {".git", "__pycache__", ".hg", ".svn", ".ipynb_checkpoints", "node_modules"}
 SUFFIXES = (".py", ".ipynb")
+SHORT = 1_500
+"""A shorter file is always parsed, so that its mistakes are told."""
 MOST_BYTES = 8 << 20
 """A larger file holds data, not code."""
 
@@ -78,15 +80,15 @@ def read(path: Path) -> str | None:
         raw = path.read_bytes()
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
-    if not _may_guide(raw):
-        return None
+    short = size < SHORT
     if path.suffix == ".ipynb":
-        return _notebook(raw)
+        return _notebook(raw) if short or _may_guide(raw) else None
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-        return raw.decode(encoding)
+        text = raw.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError) as error:
-        raise Unreadable(str(error)) from None
+        raise Unreadable(first_line(error)) from None
+    return text if short or _may_guide(raw) else None
 
 
 def _may_guide(raw: bytes) -> bool:

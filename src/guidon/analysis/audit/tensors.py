@@ -62,9 +62,7 @@ def _own_function(flow: Flow, func: ast.expr, names: Names) -> Function | None:
     match func:
         case ast.Name(id=name) if name in names or name in flow.globals:
             pass
-        case ast.Attribute(value=ast.Name(id=base)) if base in ("self", "cls") or (
-            flow.scope is not None and base == flow.scope.name
-        ):
+        case ast.Attribute(value=ast.Name(id=base)) if base in ("self", "cls") or base in flow.module.classes:
             pass
         case ast.Lambda():
             pass
@@ -124,7 +122,7 @@ def _unknown_call(flow: Flow, node: ast.Call, names: Names) -> list[Thing]:
     if len(values) == 1 and node.args and algebra.difference(values[0].terms) and not _REDUCES.search(text):
         return [values[0]]
     packed = packs(text)
-    tokens = packed if packed is not None else any(value.tokens for value in values)
+    tokens = packed if packed is not None else flow.axes.unpacks or any(value.tokens for value in values)
     key = f"{flow.frame}@call{node.lineno}:{node.col_offset}"
     root = Root(key, "call", node, function=text, call=node, tokens=bool(tokens))
     return [flow.alone(root)]
@@ -135,6 +133,31 @@ def _unknown_call(flow: Flow, node: ast.Call, names: Names) -> list[Thing]:
 
 def _same(c: Call) -> list[Thing]:
     return c.things(c.operand(0, "input", "x", "a", "tensor"))
+
+
+def _transposed(c: Call) -> list[Thing]:
+    """``x.flatten(2).transpose(1, 2)`` makes tokens of a grid."""
+    inner = c.operands[0] if c.operands else None
+    flat = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr == "flatten"
+    axes = [c.integer(node) for node in c.operands[1:]]
+    if not flat or axes not in ([1, 2], [2, 1], [0, 2, 1], [-2, -1], [-1, -2]):
+        return _same(c)
+    root = Root(f"{c.flow.frame}@tokens{c.node.lineno}:{c.node.col_offset}", "other", c.node, tokens=True)
+    return [c.flow.alone(root)]
+
+
+def _append(c: Call) -> list[Thing] | None:
+    """``parts.append(x)`` makes a list longer."""
+    target = c.operands[0]
+    if not isinstance(target, ast.Name) or len(c.operands) != 2:
+        return None
+    things = c.things(c.operands[1])
+    longer: list[Thing] = [
+        Many((*known.items, things)) for known in c.things(target) if isinstance(known, Many) and len(known.items) < 64
+    ]
+    if longer:
+        c.names[target.id] = longer
+    return None
 
 
 def _elementwise(c: Call) -> list[Thing] | None:
@@ -303,6 +326,8 @@ def _per_name(handler: Handler, *names: str) -> dict[str, Handler]:
 
 _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(_SAME, _same),
+    **_per_name(_transposed, "transpose", "permute", "swapaxes"),
+    **_per_name(_append, "append"),
     **_per_name(cutting.reshape, "view", "reshape", "unflatten", "view_as", "reshape_as"),
     **_per_name(cutting.split, "split", "chunk", "tensor_split", "array_split", "hsplit", "split_with_sizes"),
     **_per_name(cutting.unbind, "unbind"),
