@@ -99,7 +99,8 @@ def audit_source(text: str, file: str = "<text>") -> list[Finding]:
         flow.read()
         return findings(flow.combinations, module, file)
     except SyntaxError as error:
-        raise source.Unreadable(f"line {error.lineno} cannot be parsed ({error.msg})") from None
+        where = f"line {error.lineno} " if error.lineno else ""
+        raise source.Unreadable(f"{where}cannot be parsed ({error.msg})") from None
     except ValueError as error:
         raise source.Unreadable(f"cannot be parsed ({error})") from None
     except (RecursionError, MemoryError):

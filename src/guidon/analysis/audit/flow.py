@@ -9,24 +9,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import product
 
-from . import algebra, tensors
+from . import algebra, arithmetic, stores, tensors, unpacking
 from .axes import Axes
-from .combinations import Combinations, Place
-from .indexing import MOST_ALTERNATIVES, bounds, constant_int, cuts_of, numbers_of
+from .combinations import Combinations
 from .module import Module, defaults_of
 from .values import (
     Atom,
-    Bound,
-    Cut,
     Function,
     Many,
-    Mask,
-    Parts,
     Root,
     Shape,
-    Span,
     Table,
     Thing,
     Value,
@@ -193,15 +186,15 @@ class Flow:
             case ast.Assign():
                 things = self.alternatives(node.value, names)
                 for target in node.targets:
-                    self.assign(target, things, names, node)
+                    stores.assign(self, target, things, names, node)
             case ast.AnnAssign(value=ast.expr() as value):
                 self.axes.from_annotation(node)
-                self.assign(node.target, self.alternatives(value, names), names, node)
+                stores.assign(self, node.target, self.alternatives(value, names), names, node)
             case ast.AugAssign():
                 left = self.alternatives(node.target, names)
                 right = self.alternatives(node.value, names)
-                things = self.arithmetic(node.op, left, right, node, names)
-                self.assign(node.target, things, names, node)
+                things = arithmetic.arithmetic(self, node.op, left, right, node, names)
+                stores.assign(self, node.target, things, names, node)
             case ast.Expr():
                 self.alternatives(node.value, names)
             case ast.Return(value=ast.expr() as value):
@@ -210,7 +203,13 @@ class Flow:
                 self.alternatives(node.test, names)
                 self.fork((node.body, node.orelse), names)
             case ast.For() | ast.AsyncFor():
-                self.assign(node.target, self.items_of(self.alternatives(node.iter, names), node.iter), names, node)
+                stores.assign(
+                    self,
+                    node.target,
+                    unpacking.items_of(self, self.alternatives(node.iter, names), node.iter),
+                    names,
+                    node,
+                )
                 self.fork((node.body, ()), names)
                 self.statements(node.orelse, names)
             case ast.While():
@@ -220,7 +219,7 @@ class Flow:
                 for item in node.items:
                     things = self.alternatives(item.context_expr, names)
                     if item.optional_vars is not None:
-                        self.assign(item.optional_vars, things, names, node)
+                        stores.assign(self, item.optional_vars, things, names, node)
                 self.statements(node.body, names)
             case ast.Try() | ast.TryStar():
                 self.fork((node.body, *(handler.body for handler in node.handlers)), names)
@@ -254,73 +253,6 @@ class Flow:
         for name in changed:
             names[name] = unique([thing for end in ends for thing in end.get(name, [])])
 
-    def assign(self, target: ast.expr, things: list[Thing], names: Names, node: ast.AST) -> None:
-        match target:
-            case ast.Name(id=name):
-                names[name] = things
-                self.combinations.label(name, things)
-            case ast.Attribute():
-                names[text_of(target)] = things
-                self.combinations.label(target.attr, things)
-            case ast.Starred():
-                self.assign(target.value, things, names, node)
-            case ast.Tuple() | ast.List():
-                count = len(target.elts)
-                for position, element in enumerate(target.elts):
-                    if any(isinstance(e, ast.Starred) for e in target.elts):
-                        count = 0
-                    items = [item for thing in things for item in self.item(thing, position, count or None, target)]
-                    self.assign(element, unique(items) or [self.unknown(element)], names, node)
-                self.axes.from_shape(target, things, node)
-            case ast.Subscript():
-                self.store(target, things, names, node)
-            case _:
-                pass
-
-    def store(self, target: ast.Subscript, things: list[Thing], names: Names, node: ast.AST) -> None:
-        """``base[cut] = value``: guided channels put beside others, or others put into a guided tensor."""
-        base = self.alternatives(target.value, names)
-        where = text_of(target.value)
-        if isinstance(target.slice, ast.Constant) and isinstance(target.slice.value, str):
-            names[text_of(target)] = things
-            self.items_stored = True
-            return
-        result: list[Thing] = []
-        for thing in base:
-            if not isinstance(thing, Value):
-                continue
-            for cuts in cuts_of(self, target.slice, thing, target, names):
-                result += [self.stored(thing, cuts, value, node) for value in things if isinstance(value, Value)]
-        if result:
-            names[where] = unique(result)
-
-    def stored(self, base: Value, cuts: list[Cut], value: Value, node: ast.AST) -> Value:
-        line = getattr(node, "lineno", 0)
-        source = getattr(node, "value", None)
-        text = text_of(source) if isinstance(source, ast.AST) else "s"
-        channel = [cut for cut in cuts if cut.axis != 0]
-        if value.guided:
-            for taint in value.guided:
-                self.combinations.join(taint, line, channel[0].axis if channel else None)
-            return replace(base, guided=base.guided | value.guided) if channel else value
-        if not channel or len(channel) > 1:
-            return base
-        cut = replace(channel[0], line=line)
-        roots = {atom.root.key for atom in value.atoms.values()}
-        for number, after in base.guided:
-            combination = self.combinations.found[number]
-            if not after and not combination.cuts and roots & combination.roots:
-                site = self.combinations.site(number, (cut,), complement=True)
-                site.joins.append((line, cut.axis))
-        if (atom := base.atom) and atom.root.kind == "fresh":
-            inside = "1" if value.number == 1 or text == "True" else text
-            return replace(base, mask=base.mask or Mask(cut, atom.key, inside))
-        if algebra.difference(base.terms) and (value.number == 0 or not value.terms):
-            return replace(base, holes=(*base.holes, cut))
-        if base.atom and value.atom and base.atom.key != value.atom.key and value.atom.cuts:
-            return replace(base, holes=(*base.holes, cut))
-        return base
-
     # expressions
 
     def alternatives(self, node: ast.expr | None, names: Names) -> list[Thing]:
@@ -341,7 +273,7 @@ class Flow:
                 return self.read_attribute(node, names)
             case ast.BinOp():
                 left, right = self.alternatives(node.left, names), self.alternatives(node.right, names)
-                return self.arithmetic(node.op, left, right, node, names)
+                return arithmetic.arithmetic(self, node.op, left, right, node, names)
             case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
                 sign = -1.0 if isinstance(node.op, ast.USub) else 1.0
                 found = [t for t in self.alternatives(node.operand, names) if isinstance(t, Value)]
@@ -349,12 +281,12 @@ class Flow:
             case ast.Call():
                 return tensors.call(self, node, names)
             case ast.Subscript():
-                return self.subscript(node, names)
+                return unpacking.subscript(self, node, names)
             case ast.Tuple() | ast.List() if len(node.elts) <= MOST_ITEMS:
                 return [self.many(node.elts, names)]
             case ast.NamedExpr():
                 things = self.alternatives(node.value, names)
-                self.assign(node.target, things, names, node)
+                stores.assign(self, node.target, things, names, node)
                 return things
             case ast.IfExp():
                 self.alternatives(node.test, names)
@@ -362,7 +294,7 @@ class Flow:
             case ast.BoolOp():
                 return unique([thing for value in node.values for thing in self.alternatives(value, names)])
             case ast.ListComp() | ast.GeneratorExp() | ast.SetComp():
-                return self.comprehension(node, names)
+                return unpacking.comprehension(self, node, names)
             case ast.Dict() if len(node.keys) <= MOST_ITEMS:
                 return [self.table(node, names)]
             case ast.Lambda():
@@ -372,7 +304,7 @@ class Flow:
             case ast.Yield(value=ast.expr() as value):
                 return self.alternatives(value, names)
             case ast.Compare():
-                return self.compare(node, names)
+                return arithmetic.compare(self, node, names)
             case _:
                 return []
 
@@ -425,83 +357,6 @@ class Flow:
             tokens=root.tokens or names_tokens(name),
         )  # fmt: skip
 
-    def arithmetic(
-        self, op: ast.operator, left: list[Thing], right: list[Thing], node: ast.AST, names: Names
-    ) -> list[Thing]:
-        found: list[Thing] = []
-        for a, b in list(product(left, right))[: 2 * MOST_ALTERNATIVES]:
-            if isinstance(a, Value) and isinstance(b, Value):
-                found.append(self.combine(op, a, b, node))
-            elif isinstance(a, Many) and isinstance(b, Many) and isinstance(op, ast.Add):
-                found.append(Many((*a.items, *b.items)))
-            elif isinstance(a, Many) and isinstance(op, ast.Mult):
-                found.append(a)
-        return unique(sorted(found, key=lambda thing: isinstance(thing, Value) and bool(thing.guided)))
-
-    def combine(self, op: ast.operator, a: Value, b: Value, node: ast.AST) -> Value:
-        """The value of ``a op b``; notes it if it is guidance."""
-        terms: algebra.Sum | None = None
-        match op:
-            case ast.Add():
-                terms = algebra.add(a.terms, b.terms)
-            case ast.Sub():
-                terms = algebra.add(a.terms, b.terms, -1.0)
-            case ast.Mult():
-                terms = algebra.multiply(a.terms, b.terms)
-            case ast.Div():
-                if b.number:
-                    terms = algebra.add({}, a.terms, 1 / b.number)
-                else:
-                    inverse = self.alone(Root(f"1/{b.key}", "other", label="1 / (...)"))
-                    terms = algebra.multiply(a.terms, inverse.terms)
-                    b = replace(inverse, guided=b.guided)
-            case ast.FloorDiv() | ast.RShift():
-                if (op.__class__ is ast.FloorDiv and b.number == 2) or b.number == 1:
-                    return self.half(a, node)
-            case ast.Pow():
-                if a.number is not None and a.number > 0 and b.number is not None and abs(b.number) < 9:
-                    terms = algebra.number(a.number**b.number)
-                elif b.number == 2:
-                    terms = algebra.multiply(a.terms, a.terms)
-            case _:
-                pass
-        guided = a.guided | b.guided
-        if terms is None or len(terms) > algebra.MOST_TERMS:
-            return replace(self.unknown(node), guided=guided)
-        atoms = {**a.atoms, **b.atoms}
-        used = {key: atoms[key] for key in algebra.names(terms)}
-        result = Value(
-            terms, used, guided, tuple(dict.fromkeys((*a.holes, *b.holes))), a.mask or b.mask, a.stacked or b.stacked,
-            getattr(node, "lineno", 0),
-        )  # fmt: skip
-        if isinstance(op, ast.Add | ast.Sub):
-            return self.combinations.check(result, a, b, Place(self.function, self.frame, node))
-        return result
-
-    def half(self, value: Value, node: ast.AST) -> Value:
-        """Half of a number of channels: the latent channels, if a network predicts as many variances."""
-        atom = value.atom
-        of = atom.root.of if atom and atom.root.kind == "shape" else ""
-        kind = "call" if atom and atom.root.function else ""
-        label = text_of(node)
-        root = Root(f"half({value.key})", "half", node, label=label, of=of, function=kind)
-        return self.alone(root)
-
-    def compare(self, node: ast.Compare, names: Names) -> list[Thing]:
-        """``arange(C) < 3`` is a mask of the first three channels."""
-        left = self.alternatives(node.left, names)
-        right = [self.alternatives(comparator, names) for comparator in node.comparators]
-        result = self.unknown(node)
-        for thing in left:
-            if not isinstance(thing, Value) or not (atom := thing.atom) or atom.root.kind != "range":
-                continue
-            high = next((v.number for v in right[0] if isinstance(v, Value) and v.number is not None), None)
-            if high is not None and isinstance(node.ops[0], ast.Lt | ast.LtE):
-                count = int(high) + isinstance(node.ops[0], ast.LtE)
-                cut = Cut(1, "range", high=Bound(str(count), "number", count), line=node.lineno, source=text_of(node))
-                return [replace(result, mask=Mask(cut, next(iter(result.atoms)), "1"))]
-        return [result]
-
     def many(self, elements: list[ast.expr], names: Names) -> Many:
         items: list[list[Thing]] = []
         for element in elements:
@@ -519,130 +374,6 @@ class Flow:
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 items[key.value] = things
         return Table(items)
-
-    def comprehension(self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp, names: Names) -> list[Thing]:
-        first = node.generators[0]
-        source = self.alternatives(first.iter, names)
-        inner = dict(names)
-        if len(node.generators) == 1 and source and (items := self.known_items(source[0])):
-            found: list[list[Thing]] = []
-            for item in items:
-                self.assign(first.target, item, inner, node)
-                found.append(self.alternatives(node.elt, inner))
-            return [Many(tuple(found))]
-        for generator in node.generators:
-            things = self.alternatives(generator.iter, inner)
-            self.assign(generator.target, self.items_of(things, generator.iter), inner, node)
-        return self.alternatives(node.elt, inner)
-
-    def known_items(self, thing: Thing) -> tuple[list[Thing], ...]:
-        """The items of a short tuple, or of a tensor that is split into a known number of parts."""
-        if isinstance(thing, Many) and len(thing.items) <= 4:
-            return thing.items
-        if isinstance(thing, Parts) and thing.count and thing.count <= 4:
-            return tuple([thing.part(i, thing.count)] for i in range(thing.count))
-        return ()
-
-    def items_of(self, things: list[Thing], node: ast.expr) -> list[Thing]:
-        """What a loop's name holds: any item."""
-        found: list[Thing] = []
-        for thing in things:
-            if isinstance(thing, Many) and numbers_of(thing):
-                found.append(thing)  # every channel in turn is all of them
-            elif isinstance(thing, Many):
-                found += [t for item in thing.items for t in item]
-            elif isinstance(thing, Value) and (atom := thing.atom):
-                found.append(self.alone(self.inside(atom.root, "[each]", node)))
-        return unique(found) or [self.unknown(node)]
-
-    # parts of values
-
-    def item(self, thing: Thing, index: int, count: int | None, node: ast.AST) -> list[Thing]:
-        """Item ``index`` of what is unpacked into ``count`` names."""
-        match thing:
-            case Many():
-                return thing.items[index] if -len(thing.items) <= index < len(thing.items) else []
-            case Parts():
-                return [thing.part(index, count)]
-            case Shape():
-                return [self.size(thing, index, node)]
-            case Value() if thing.stacked:
-                cut = Cut(0, "part", items=(index, count or 2), line=getattr(node, "lineno", 0))
-                return [replace(thing.cut(cut), stacked=False)]
-            case Value():
-                return [thing.cut(Cut(0, "index", items=(index,), line=getattr(node, "lineno", 0)))]
-            case _:
-                return []
-
-    def size(self, shape: Shape, index: int, node: ast.AST) -> Value:
-        """The length of one axis of a tensor."""
-        axis = shape.first + index
-        atom = shape.value.atom
-        of = atom.root.key if atom else shape.value.key
-        label = f"{text_of(shape.node)}[{axis}]"
-        called = atom.root.function if atom else ""
-        root = Root(f"size({shape.value.key},{axis})", "shape", node, label=label, of=of, function=called)
-        return self.alone(root)
-
-    def span(self, element: ast.expr, names: Names) -> Thing:
-        """One element of ``np.s_[...]``."""
-        if not isinstance(element, ast.Slice):
-            return next(iter(self.alternatives(element, names)))
-        base = Value({})
-        low = bounds(self, element.lower, names, base)[0] if element.lower else None
-        high = bounds(self, element.upper, names, base)[0] if element.upper else None
-        return Span(low, high)
-
-    def subscript(self, node: ast.Subscript, names: Names) -> list[Thing]:
-        index = node.slice
-        if isinstance(node.value, ast.Attribute) and node.value.attr in ("s_", "index_exp"):
-            elements = index.elts if isinstance(index, ast.Tuple) else [index]
-            return [Many(tuple([self.span(element, names)] for element in elements))]
-        if self.items_stored and (text := text_of(node)) in names:
-            return names[text]
-        found: list[Thing] = []
-        for thing in self.alternatives(node.value, names):
-            match thing:
-                case Many() | Parts():
-                    position = constant_int(index)
-                    if position is not None:
-                        found += self.item(thing, position, None, node)
-                    elif isinstance(index, ast.Slice) and isinstance(thing, Many):
-                        low, high = constant_int(index.lower), constant_int(index.upper)
-                        found.append(Many(thing.items[low:high]))
-                case Shape():
-                    position = constant_int(index)
-                    if position is not None:
-                        found.append(self.size(thing, position, node))
-                    elif isinstance(index, ast.Slice):
-                        low = constant_int(index.lower) or 0
-                        found.append(replace(thing, first=thing.first + low) if low >= 0 else thing)
-                case Table():
-                    if isinstance(index, ast.Constant) and isinstance(index.value, str):
-                        found += thing.items.get(index.value, [])
-                case Value():
-                    if isinstance(index, ast.Constant) and isinstance(index.value, str):
-                        if (atom := thing.atom) and not atom.cuts:
-                            suffix = f"[{index.value!r}]"
-                            if atom.root.kind == "call" and not any(c in suffix for c in ("cond", "neg")):
-                                found.append(thing)
-                            else:
-                                found.append(self.alone(self.inside(atom.root, suffix, node)))
-                        else:
-                            found.append(thing)
-                        continue
-                    for cuts in cuts_of(self, index, thing, node, names):
-                        value = thing
-                        for cut in cuts:
-                            value = value.cut(cut)
-                        found.append(replace(value, stacked=value.stacked and not cuts))
-                case _:
-                    pass
-        return unique(found)
-
-    # what the code calls axes
-
-    # guidance
 
     # values
 

@@ -6,6 +6,7 @@ import ast
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from . import arithmetic, stores, unpacking
 from .calls import Call
 from .indexing import cuts_of
 from .values import Many, Parts, Root, Thing, Value, unique
@@ -29,8 +30,8 @@ def at(flow: Flow, node: ast.Call, at: ast.Subscript, base: ast.expr, how: str, 
                     for cut in cuts:
                         part = part.cut(cut)
                     op = ast.Add() if how == "add" else ast.Mult()
-                    value = flow.combine(op, part, value, node)
-                found.append(flow.stored(thing, cuts, value, node))
+                    value = arithmetic.combine(flow, op, part, value, node)
+                found.append(stores.stored(flow, thing, cuts, value, node))
     return unique(found) or [flow.unknown(node)]
 
 
@@ -46,7 +47,7 @@ def join(c: Call) -> list[Thing]:
         if isinstance(thing, Many):
             parts += thing.items
         elif isinstance(thing, Parts):
-            parts += flow.known_items(thing)
+            parts += unpacking.known_items(flow, thing)
     values = [[thing for thing in part if isinstance(thing, Value)] for part in parts]
     flat = [value for part in values for value in part]
     guided = frozenset(taint for value in flat for taint in value.guided)
@@ -101,7 +102,7 @@ def copy(c: Call) -> list[Thing]:
     things = c.things(c.operand(1, "src"))
     target = c.operands[0]
     if isinstance(target, ast.Subscript):
-        c.flow.store(target, things, c.names, c.node)
+        stores.store(c.flow, target, things, c.names, c.node)
     elif isinstance(target, ast.Name):
         c.names[target.id] = things
     return things

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import algebra, cutting, joining
+from . import algebra, arithmetic, cutting, joining, stores, unpacking
 from .calls import Call, normal
 from .indexing import Kind
 from .values import Bound, Cut, Function, Many, Mask, Root, Shape, Span, Thing, Value, packs, text_of, unique
@@ -107,7 +107,7 @@ def _write_back(c: Call, found: list[Thing]) -> None:
         c.names[target.id] = found
         c.flow.combinations.label(target.id, found)
     elif isinstance(target, ast.Subscript):
-        c.flow.store(target, found, c.names, c.node)
+        stores.store(c.flow, target, found, c.names, c.node)
 
 
 def _unknown_call(flow: Flow, node: ast.Call, names: Names) -> list[Thing]:
@@ -172,7 +172,7 @@ def _elementwise(c: Call) -> list[Thing] | None:
     b = c.values(second)
     alpha = c.operand(2, "alpha") if name in ("add", "sub", "subtract") else None
     if alpha is not None:
-        b = [c.flow.combine(ast.Mult(), v, s, c.node) for v in b for s in c.values(alpha)]
+        b = [arithmetic.combine(c.flow, ast.Mult(), v, s, c.node) for v in b for s in c.values(alpha)]
     op: ast.operator = ast.Add()
     if name in ("sub", "subtract"):
         op = ast.Sub()
@@ -180,7 +180,7 @@ def _elementwise(c: Call) -> list[Thing] | None:
         op = ast.Mult()
     elif name in ("div", "divide", "true_divide"):
         op = ast.Div()
-    return unique([c.flow.combine(op, x, y, c.node) for x in a[:4] for y in b[:4]])
+    return unique([arithmetic.combine(c.flow, op, x, y, c.node) for x in a[:4] for y in b[:4]])
 
 
 def _lerp(c: Call) -> list[Thing]:
@@ -189,8 +189,8 @@ def _lerp(c: Call) -> list[Thing]:
     starts, ends = c.values(c.operand(0, "input", "start")), c.values(c.operand(1, "end"))
     weights = c.values(c.operand(2, "weight"))
     for a, b, w in [(a, b, w) for a in starts for b in ends for w in weights][:6]:
-        step = c.flow.combine(ast.Mult(), w, c.flow.combine(ast.Sub(), b, a, c.node), c.node)
-        found.append(c.flow.combine(ast.Add(), a, step, c.node))
+        step = arithmetic.combine(c.flow, ast.Mult(), w, arithmetic.combine(c.flow, ast.Sub(), b, a, c.node), c.node)
+        found.append(arithmetic.combine(c.flow, ast.Add(), a, step, c.node))
     return unique(found)
 
 
@@ -201,8 +201,10 @@ def _addcmul(c: Call) -> list[Thing]:
     factors = c.values(c.operand(3, "value")) or [Value(algebra.number(1))]
     for a in c.values(c.operand(0, "input")):
         for x, y, v in [(x, y, v) for x in first for y in second for v in factors][:6]:
-            step = c.flow.combine(ast.Mult(), c.flow.combine(ast.Mult(), x, y, c.node), v, c.node)
-            found.append(c.flow.combine(ast.Add(), a, step, c.node))
+            step = arithmetic.combine(
+                c.flow, ast.Mult(), arithmetic.combine(c.flow, ast.Mult(), x, y, c.node), v, c.node
+            )
+            found.append(arithmetic.combine(c.flow, ast.Add(), a, step, c.node))
     return unique(found)
 
 
@@ -284,7 +286,9 @@ def _size(c: Call) -> list[Thing] | None:
     found: list[Thing] = []
     for value in c.values(c.operands[0]):
         shape = Shape(value, c.node)
-        found.append(shape if axis is None else c.flow.size(replace(shape, node=c.operands[0]), axis, c.node))
+        found.append(
+            shape if axis is None else unpacking.size(c.flow, replace(shape, node=c.operands[0]), axis, c.node)
+        )
     return found
 
 
@@ -305,7 +309,7 @@ def _zip(c: Call) -> list[Thing] | None:
     if any(isinstance(operand, ast.Starred) for operand in c.operands):
         return None
     for operand in c.operands:
-        items.append(c.flow.items_of(c.things(operand), operand))
+        items.append(unpacking.items_of(c.flow, c.things(operand), operand))
     return [Many(([Many(tuple(items))],))]
 
 
@@ -314,7 +318,7 @@ def _map(c: Call) -> list[Thing] | None:
     sources = c.things(c.operands[1])
     if not functions or not sources:
         return None
-    items = c.flow.known_items(sources[0])
+    items = unpacking.known_items(c.flow, sources[0])
     if not items:
         return None
     return [Many(tuple(c.flow.call(functions[0], [item], {}, c.node) for item in items))]
