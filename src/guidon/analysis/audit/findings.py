@@ -232,7 +232,7 @@ def _first_number(cut: Cut, high: Bound, number: int, site: Site, module: Module
     hint = " (all of them, if the latents have four)" if number == 4 and not all_of else ""
     if all_of and number < min(all_of):
         hint = f" of {all_of[min(all_of)]}"
-    few = number < 2 or cut.axis == 0
+    few = number < 2 or cut.axis == 0 or cut.text == "each"
     return _Channels("some", f"the {plural}{shown}{hint}", str(number), needs_join=few)
 
 

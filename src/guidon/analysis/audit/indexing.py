@@ -90,7 +90,8 @@ def cuts_of_element(
                     mask = thing.mask.cut
                     found.append(where(mask.kind, mask.low, mask.high, items=mask.items))
                 elif (end := range_of(flow, thing)) is not None:
-                    found.append(where("range", high=end))
+                    each = "each" if thing.atom and thing.atom.root.key.endswith("[each]") else ""
+                    found.append(where("range", high=end, text=each))
                 else:
                     found.append(where("index", text=thing.key))
             case _:

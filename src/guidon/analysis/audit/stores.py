@@ -65,7 +65,9 @@ def stored(flow: Flow, base: Value, cuts: list[Cut], value: Value, node: ast.AST
     channel = [cut for cut in cuts if cut.axis != 0]
     if value.guided:
         for taint in value.guided:
-            flow.combinations.join(taint, line, channel[0].axis if channel else None)
+            one_sample = any(cut.axis == 0 for cut in flow.combinations.found[taint[0]].cuts)
+            if channel or one_sample:
+                flow.combinations.join(taint, line, channel[0].axis if channel else None)
         return replace(base, guided=base.guided | value.guided) if channel else value
     if not channel or len(channel) > 1:
         return base

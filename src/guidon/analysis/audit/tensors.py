@@ -338,7 +338,7 @@ _HANDLERS: dict[str, Handler] = {
     **_per_name(cutting.narrow, "narrow", "slice_in_dim", "dynamic_slice_in_dim"),
     **_per_name(cutting.select, "index_select", "take", "gather", "select", "index_in_dim"),
     **_per_name(cutting.rearrange, "rearrange"),
-    **_per_name(joining.join, "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "column_stack"),
+    **_per_name(joining.join, "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "column_stack", "stack"),
     **_per_name(joining.scatter, "slice_scatter", "index_copy", "select_scatter", "dynamic_update_slice_in_dim"),
     **_per_name(joining.where, "where"),
     **_per_name(joining.copy, "copy_"),

@@ -27,7 +27,10 @@ def comprehension(flow: Flow, node: ast.ListComp | ast.GeneratorExp | ast.SetCom
     for generator in node.generators:
         things = flow.alternatives(generator.iter, inner)
         stores.assign(flow, generator.target, items_of(flow, things, generator.iter), inner, node)
-    return flow.alternatives(node.elt, inner)
+    found_once = flow.alternatives(node.elt, inner)
+    first_thing = source[0] if source else None
+    looped = isinstance(first_thing, Value) and first_thing.atom and first_thing.atom.root.kind == "range"
+    return [Many((found_once,))] if looped else found_once
 
 
 def known_items(flow: Flow, thing: Thing) -> tuple[list[Thing], ...]:

@@ -63,7 +63,7 @@ class Cut:
     items: tuple[int, ...] = ()
     """The indices of ``items`` and ``index``; number and count of a ``part``."""
     text: str = ""
-    """Names an index that is not known."""
+    """Names an index that is not known; ``each`` where a loop takes one index after the other."""
     line: int = field(default=0, compare=False)
     source: str = field(default="", compare=False)
     """The expression that cuts."""
