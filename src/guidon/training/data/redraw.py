@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ... import world
-from ...metrics.reading import Reading, read_clips
-from ...metrics.world import Motion
+
+if TYPE_CHECKING:
+    from ...metrics.reading import Reading
+    from ...metrics.world import Motion
 
 RULES = 2  # raise it when the rules below change: pairs that were stored by other rules are then made again
 WOBBLE = 0.5  # px, the largest RMS distance of the object from a straight line
@@ -48,6 +51,9 @@ def redraw(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> Redrawn:
         frames: (N, T, H, W, 3), uint8, or floats in [0, 1].
         wanted: what the captions ask for.
     """
+    from ...metrics.reading import read_clips  # they need scipy
+    from ...metrics.world import Motion
+
     reading = read_clips(frames)
     motion = Motion.fit(reading)
     clean = np.zeros(frames.shape, np.float32)
