@@ -186,10 +186,7 @@ class GuidanceHook:
         wanted = self._wanted(run, cond, uncond, run.noisy.chunk(2)[0])
         if wanted is None:
             return None
-        if isinstance(wanted, _Guided) and not run.family.solved(run.call):
-            branches = [wanted.prediction, wanted.prediction]
-        else:
-            branches = [cond, self._uncond(run, cond, wanted)]
+        branches = self._branches(run, cond, wanted)
         return torch.cat(branches[::-1] if swapped else branches)
 
     def _second_call(self, run: _Run) -> Tensor | None:
@@ -212,22 +209,24 @@ class GuidanceHook:
         wanted = self._wanted(run, cond, run.prediction, run.noisy)
         if wanted is None:
             return None
-        if isinstance(wanted, _Guided) and not run.family.solved(run.call):
-            cond.copy_(wanted.prediction)  # the pipeline holds this tensor
-            return wanted.prediction
-        return self._uncond(run, cond, wanted)
+        changed, uncond = self._branches(run, cond, wanted)
+        if changed is not cond:
+            cond.copy_(changed)  # the pipeline holds this tensor
+        return uncond
 
-    def _uncond(self, run: _Run, cond: Tensor, wanted: _Masked | _Guided) -> Tensor:
-        """The unconditional prediction with which the pipeline's formula gives what is wanted, on cond as it is."""
+    def _branches(self, run: _Run, cond: Tensor, wanted: _Masked | _Guided) -> tuple[Tensor, Tensor]:
+        """cond and uncond with which the pipeline's formula gives what is wanted; cond itself where it stays."""
         if isinstance(wanted, _Masked):
-            return wanted.uncond
+            return cond, wanted.uncond
+        if not run.family.solved(run.call):
+            return wanted.prediction, wanted.prediction
         scale = run.family.scale(run.call)
         if scale is None or scale == 1:  # cond + (s - 1) (cond - uncond) is solved for uncond
             raise InputError(
                 f"{run.name} guides by {run.family.argument}={self._unguided(run)}, or does not say by what: give it a "
                 "higher one"
             )
-        return (cond.float() - (wanted.prediction.float() - cond.float()) / (scale - 1)).to(cond.dtype)
+        return cond, (cond.float() - (wanted.prediction.float() - cond.float()) / (scale - 1)).to(cond.dtype)
 
     def _expect_pair(self, run: _Run) -> None:
         """Refuse a run that has no unconditional branch, unless none is needed."""

@@ -38,9 +38,8 @@ class Loop:
 
 def read_loop(call: Callable[..., Any]) -> Loop | str:
     """The loop of a pipeline's ``__call__``, or why it cannot be told."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(call))))
-    except (OSError, TypeError, SyntaxError):
+    tree = _tree(call)
+    if tree is None:
         return "its source code cannot be read"
     code = _Code(tree)
     if len(code.joined) != 1:
@@ -55,15 +54,22 @@ def read_loop(call: Callable[..., Any]) -> Loop | str:
 
 def only_calls_its_parent(call: Callable[..., Any]) -> bool:
     """Whether a ``__call__`` has no loop of its own and calls ``super().__call__``."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(call))))
-    except (OSError, TypeError, SyntaxError):
+    tree = _tree(call)
+    if tree is None:
         return False
     handed_on = any(
         isinstance(node, ast.Attribute) and node.attr == "__call__" and ast.unparse(node.value) == "super()"
         for node in ast.walk(tree)
     )
     return handed_on and not any(isinstance(node, ast.For | ast.While) for node in ast.walk(tree))
+
+
+def _tree(call: Callable[..., Any]) -> ast.AST | None:
+    """The syntax tree of a function; None if its source code cannot be read."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(call))))
+    except (OSError, TypeError, SyntaxError):
+        return None
 
 
 class _Code:
