@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -183,22 +183,14 @@ class DenoiserTask:
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """MSE of x_0 on held-out clips with fixed noise, at the middle of each third of the trained timesteps."""
         x_0, captions = self.held_out
-        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         denoiser, text = STDiT(self.config), CaptionEncoder(self.text_config)
         for model, prefix in ((denoiser, "denoiser."), (text, "text.")):
             model.load_state_dict(part_of(weights, prefix))
             model.to(self.device).eval()
         features, mask = text(text.tokenize(captions).to(self.device))
         first, end = self.recipe.timestep_range
-        found: dict[str, float] = {}
-        for k, name in enumerate(("val_low", "val_mid", "val_high")):
-            middle = round(first + (k + 0.5) * (end - first) / 3)
-            t = torch.full((len(x_0),), middle, device=self.device)
-            level = self.schedule.at(t, like=x_0)
-            x_t = q_sample(x_0, level, noise)
-            output = denoiser(x_t, t, features, mask)[:, : x_0.shape[1]]
-            found[name] = float((predicted_x0(output, x_t, level, self.process) - x_0).square().mean())
-        return found
+        middles = [round(first + (k + 0.5) * (end - first) / 3) for k in range(3)]
+        return validation_errors(denoiser, x_0, x_0, middles, self.schedule, self.process, features, mask)
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Write the model folder: denoiser, text and vae. For an expert, also copy the other network, if any."""
@@ -295,3 +287,34 @@ def caption_counts(captions: list[str], dropped: Tensor, shape_weights: Mapping[
 def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix``. The prefix is removed from the names."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def validation_errors(
+    denoiser: STDiT,
+    shown: Tensor,
+    x_0: Tensor,
+    timesteps: Sequence[int],
+    schedule: NoiseSchedule,
+    process: Process,
+    features: Tensor,
+    mask: Tensor,
+) -> dict[str, float]:
+    """MSE of a network's x_0 at three timesteps, with fixed noise.
+
+    Args:
+        denoiser: the network, in evaluation.
+        shown: the latents that are noised, (N, C, T, H, W).
+        x_0: what the network is to predict, shaped like ``shown``.
+        timesteps: low, middle and high.
+        schedule, process: those of training.
+        features, mask: the encoded captions.
+    """
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0.device)
+    found: dict[str, float] = {}
+    for name, timestep in zip(("val_low", "val_mid", "val_high"), timesteps, strict=True):
+        t = torch.full((len(x_0),), timestep, device=x_0.device)
+        level = schedule.at(t, like=x_0)
+        x_t = q_sample(shown, level, noise)
+        output = denoiser(x_t, t, features, mask)[:, : x_0.shape[1]]
+        found[name] = float((predicted_x0(output, x_t, level, process) - x_0).square().mean())
+    return found

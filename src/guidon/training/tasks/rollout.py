@@ -17,7 +17,7 @@ from ...core.atomic import atomic_path
 from ...core.broadcasting import per_sample
 from ...core.errors import InputError
 from ...core.hashing import hash_text
-from ...diffusion import NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample
+from ...diffusion import NoiseSchedule, Process, eps_from_x0, q_sample
 from ...models.small import BOUNDARY, DIFFUSION, FAMILY
 from ...models.small.folder import ModelFolder, find_model, read_folder
 from ...models.sources import Sources
@@ -27,7 +27,7 @@ from ..data.draws import draw_timesteps
 from ..data.rollouts import Rollouts
 from ..recipe import RolloutRecipe
 from ..terms import Term, TrainingStep, total_loss
-from .denoiser import Trained, part_of
+from .denoiser import Trained, part_of, validation_errors
 
 FINISHER = "finisher."  # prefix of the names of its tensors
 USUAL = 0.03  # mean square of what a clip's drawing usually misses, over all latents of the clip
@@ -178,19 +178,12 @@ class RolloutTask:
             return {}
         drawn, x_0, _, captions = self._read(held, [False] * len(held))
         drawn, x_0 = drawn.to(self.device), x_0.to(self.device)
-        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         denoiser = STDiT(self.config)
         denoiser.load_state_dict(part_of(weights, "denoiser."))
         denoiser.to(self.device).eval()
         features, mask = self.module.text(self.module.text.tokenize(captions).to(self.device))
-        found: dict[str, float] = {}
-        for k, name in enumerate(("val_low", "val_mid", "val_high")):
-            t = torch.full((len(x_0),), int((k + 0.5) * self.recipe.finisher.end / 3), device=self.device)
-            level = self.schedule.at(t, like=x_0)
-            x_t = q_sample(drawn, level, noise)
-            output = denoiser(x_t, t, features, mask)[:, : x_0.shape[1]]
-            found[name] = float((predicted_x0(output, x_t, level, self.process) - x_0).square().mean())
-        return found
+        middles = [int((k + 0.5) * self.recipe.finisher.end / 3) for k in range(3)]
+        return validation_errors(denoiser, drawn, x_0, middles, self.schedule, self.process, features, mask)
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Write the model folder of the start, with the finisher in its network."""
