@@ -1,0 +1,202 @@
+"""Reads files that may be damaged, hostile, or no files at all. Every failure becomes one line of ``InputError``.
+
+Three things guard every file that Guidon reads. ``regular_file`` refuses what is not a file of a sensible size before
+it is opened. A ``Limit`` refuses what a small file could make of itself. ``reading`` turns whatever a parser raises
+into one refusal, so that no reader needs a list of exceptions of its own::
+
+    path = regular_file(path, "a recipe", TEXT_BYTES)
+    with reading(path, "a recipe"):
+        values = parse(path.read_text())
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, first_line
+
+ADVICE = "check that it is the right file and whole"
+_REASON = 300  # characters of a library's message that are shown
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much a file may ask for. The user can raise it with an environment variable."""
+
+    variable: str
+    """The environment variable that replaces the default, such as "GUIDON_MAX_PIXELS"."""
+    default: int
+    unit: str
+    """What is counted, in the plural."""
+
+    @property
+    def value(self) -> int:
+        """The limit that holds now.
+
+        Raises:
+            InputError: the environment variable is not a positive whole number.
+        """
+        text = os.environ.get(self.variable, "")
+        if not text:
+            return self.default
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) > 0):
+            raise InputError(f"{self.variable} is {text[:40]!r}, expected a positive whole number of {self.unit}")
+        return int(text)
+
+    def check(self, count: int, path: Path) -> None:
+        """Refuse a file that asks for more.
+
+        Raises:
+            InputError: the message says what the file asks for, the limit, and how to raise it.
+        """
+        if count > self.value:
+            raise InputError(
+                f"{path} asks for {count:,} {self.unit}, the limit is {self.value:,}: if you trust the file, set the "
+                f"environment variable {self.variable} to a higher number"
+            )
+
+
+TEXT_BYTES = Limit("GUIDON_MAX_TEXT_BYTES", 1 << 24, "bytes of text")
+"""The size of a text file: settings, JSON, prompts, logs, source code."""
+PIXELS = Limit("GUIDON_MAX_PIXELS", 1 << 28, "pixels")
+"""The pixels of a decoded clip, all frames together: 2**28 are 12 s of 1280 x 720 at 24 frames per second."""
+DECODED_BYTES = Limit("GUIDON_MAX_DECODED_BYTES", 1 << 28, "decoded bytes")
+"""What the compressed arrays of a NumPy file may unpack to."""
+
+
+@contextmanager
+def reading(path: Path, what: str, advice: str = ADVICE) -> Iterator[None]:
+    """Turn every exception of the block into an ``InputError`` that names the file, the reason and what to do.
+
+    An ``InputError`` of the block passes through, and so does Ctrl-C. Keep the block to the parsing of one file: a
+    mistake in our own code inside it would look like a damaged file. The original exception stays as the cause.
+
+    Args:
+        path: the file.
+        what: what it should be, with an article: "a recipe".
+        advice: what the user can do.
+
+    Raises:
+        InputError: the block failed.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as {what}: {_reason(error)}; {advice}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"it has no {str(error)[:_REASON]}"
+    return printable(first_line(error))[:_REASON]
+
+
+def printable(text: str) -> str:
+    """The text with every control character escaped, so that a file's content cannot control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def regular_file(path: Path, what: str, at_most: Limit | int | None = None) -> Path:
+    """The path, after a check that it names a regular file of a sensible size. Nothing is opened.
+
+    Args:
+        path: the file. Symbolic links are followed.
+        what: what it should be, with an article: "a recipe".
+        at_most: the largest size in bytes; None for any size.
+
+    Raises:
+        InputError: it is missing, a folder, a pipe, a device, a socket, or too large.
+    """
+    with reading(path, what, "check the path"):
+        found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+        raise InputError(f"{path} cannot be read as {what}: it is {kind}; give a file")
+    if isinstance(at_most, Limit):
+        at_most.check(found.st_size, path)
+    elif at_most is not None and found.st_size > at_most:
+        raise InputError(
+            f"{path} cannot be read as {what}: it has {found.st_size:,} bytes, expected at most {at_most:,}; {ADVICE}"
+        )
+    return path
+
+
+def read_text(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> str:
+    """The content of a text file in UTF-8.
+
+    Args:
+        path: the file.
+        what: what it should be, with an article.
+        at_most: the largest size in bytes.
+
+    Raises:
+        InputError: it is no regular file, too large, or not text.
+    """
+    regular_file(path, what, at_most)
+    with reading(path, what):
+        return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> Any:
+    """The content of a JSON file. The arguments are those of ``read_text``.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or gives a key twice.
+    """
+    return parse_json(read_text(path, what, at_most), path, what)
+
+
+def read_object(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> dict[str, Any]:
+    """The content of a JSON file that holds an object. The arguments are those of ``read_text``.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, gives a key twice, or holds something else.
+    """
+    values = read_json(path, what, at_most)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} cannot be read as {what}: it holds {type(values).__name__}, expected an object")
+    return values
+
+
+def parse_json(text: str, path: Path, what: str) -> Any:
+    """JSON from a file.
+
+    Raises:
+        InputError: it is not JSON, or gives a key twice.
+    """
+    with reading(path, what):
+        return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values. JSON does not say which value counts where a key is given twice."""
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key[:60]!r} is given twice")
+        values[key] = value
+    return values
