@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint test-wheel test-gpu test-browser test-comfyui support-matrix lock clean
+.PHONY: help demo test lint test-wheel test-gpu test-browser test-comfyui test-faults support-matrix lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,10 @@ test-browser: $(VENV)/.installed-dev  ## tests of the report in Chromium, from D
 test-comfyui: $(VENV)/.installed-dev  ## tests of the nodes in ComfyUI's own sampling code, from a checkout: COMFYUI=FOLDER
 	@test -d "$(COMFYUI)/comfy" || { echo "Give a checkout of ComfyUI: make test-comfyui COMFYUI=FOLDER"; exit 2; }
 	COMFYUI="$(abspath $(COMFYUI))" $(BIN)/python -m pytest -q -m comfyui tests/bridges/comfyui
+
+test-faults: $(VENV)/.installed-dev  ## all damage, I/O faults, kills, races and bombs (hours); write docs/reliability.json and its table
+	@GUIDON_FAULTS=long GUIDON_FAULTS_TABLE=docs/reliability.json $(BIN)/python -m pytest -q -m 'faults or not faults' -n auto tests/faults; \
+	status=$$?; PYTHONPATH=tests $(BIN)/python tests/faults/report.py && exit $$status
 
 VERSIONS ?= 0.35.2 0.36.0 0.37.1 0.38.0 0.39.0 0.40.0 0.41.0 0.42.0
 support-matrix: $(VENV)/.installed-dev  ## measure the pipelines of the installed diffusers and of VERSIONS; write the page
