@@ -329,6 +329,8 @@ class Sampling(Section):
     """Guided latent channels, such as "3" or "all"."""
     timing: str = "interval:0,0.5"
     """When guidance acts, such as "constant" or "interval:0,0.5"."""
+    block: PositiveInt = 16
+    """Rollouts that are sampled together and stored in one file. A GPU is busy with 256."""
 
     @model_validator(mode="after")
     def _guidance_exists(self) -> Sampling:

@@ -31,7 +31,6 @@ from ...samplers import SampleNoise, sample_ddpm
 from ..recipe import Sampling
 from .redraw import RULES, redraw
 
-BLOCK = 16  # rollouts that are sampled together and stored in one file
 MARGIN = 3  # pixels around the object that count as part of it, for it may be drawn too large
 
 
@@ -39,10 +38,10 @@ MARGIN = 3  # pixels around the object that count as part of it, for it may be d
 class Rollouts:
     """N rollouts that could be read, in the order in which they were sampled."""
 
-    seed: int
-    """The seed of the clips whose captions were sampled."""
-    numbers: Tensor
-    """The number of each one's clip, long (N,)."""
+    captions: list[str]
+    """The captions that they were sampled for."""
+    backwards: list[str | None]
+    """What each caption says of the clip played backwards; None if the training split does not hold that."""
     drawn: Tensor
     """What the model drew: latents, fp16 (N, C, T, h, w)."""
     clean: Tensor
@@ -51,7 +50,7 @@ class Rollouts:
     """Latent pixels at the clean object, bool (N, T, h, w)."""
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.captions)
 
     @classmethod
     def prepare(
@@ -73,16 +72,16 @@ class Rollouts:
         Raises:
             InputError: not one can be read.
         """
-        settings = sampling.model_dump(mode="json")
-        key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": BLOCK, "rules": RULES})
+        settings, size = sampling.model_dump(mode="json", exclude={"block"}), sampling.block
+        key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": size, "rules": RULES})
         place = folder / f"rollouts-{key[:8]}"
         place.mkdir(parents=True, exist_ok=True)
         blocks: list[dict[str, Tensor]] = []
-        starts = range(0, count, BLOCK)
+        starts = range(0, count, size)
         with progress("sampling rollouts") as on_step:
             for done, first in enumerate(starts):
                 path = place / f"{first:06}.safetensors"
-                numbers = range(first, min(first + BLOCK, count))
+                numbers = range(first, min(first + size, count))
                 if (block := _read(path, key, len(numbers))) is None:
                     block = _sample(model, seed, numbers, sampling, device)
                     with atomic_path(path) as temporary:
@@ -92,19 +91,16 @@ class Rollouts:
         found = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
         if not len(found["numbers"]):
             raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")
-        return cls(seed, found["numbers"], found["drawn"], found["clean"], found["objects"])
+        clips = [world.clip("train", seed, number) for number in found["numbers"].tolist()]
+        captions, backwards = [clip.caption for clip in clips], [_backwards(clip) for clip in clips]
+        return cls(captions, backwards, found["drawn"], found["clean"], found["objects"])
 
-    def caption(self, index: int) -> str:
-        """The caption that a rollout was sampled for."""
-        return world.clip("train", self.seed, int(self.numbers[index])).caption
 
-    def backwards(self, index: int) -> str | None:
-        """What the caption says of the clip played backwards; None if the training split does not hold that."""
-        clip = world.clip("train", self.seed, int(self.numbers[index]))
-        scene, said = clip.scene.reversed(), world.read_caption(clip.caption)
-        if not world.holds("train", scene):
-            return None
-        return world.plain_caption(scene, size=said.size is not None, speed=said.speed is not None)
+def _backwards(clip: world.Clip) -> str | None:
+    scene, said = clip.scene.reversed(), world.read_caption(clip.caption)
+    if not world.holds("train", scene):
+        return None
+    return world.plain_caption(scene, size=said.size is not None, speed=said.speed is not None)
 
 
 @torch.no_grad()

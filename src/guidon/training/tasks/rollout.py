@@ -133,10 +133,10 @@ class RolloutTask:
         rows: list[tuple[Tensor, Tensor, Tensor]] = []
         captions: list[str] = []
         for index, turn in zip(chosen, turned, strict=True):
-            backwards = self.rollouts.backwards(index) if turn else None
+            backwards = self.rollouts.backwards[index] if turn else None
             row = self.rollouts.drawn[index].float(), self.rollouts.clean[index].float(), self.rollouts.objects[index]
             rows.append(row if backwards is None else (row[0].flip(1), row[1].flip(1), row[2].flip(0)))
-            captions.append(backwards or self.rollouts.caption(index))
+            captions.append(backwards or self.rollouts.captions[index])
         drawn, clean, objects = (torch.stack(part) for part in zip(*rows, strict=True))
         return drawn, clean, objects[:, None], captions
 
