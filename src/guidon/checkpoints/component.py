@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.hashing import hash_files, hash_tensors
 from .files import read_safetensors
+from .writing import safetensors_bytes
 
 FORMAT = "guidon"  # the value of "format" in the header of our files
 C = TypeVar("C")
@@ -89,11 +89,15 @@ def save_component(
         weights: its state dict.
         record: how it was trained, as plain data.
         dtype: the dtype in which floating-point tensors are stored.
+
+    Raises:
+        InputError: a tensor holds NaN or infinity, or does in that dtype. Nothing is written.
     """
     stored = {
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in weights.items()
     }
+    refuse_broken(stored, path)  # a value that is too large for the dtype is infinite now
     header = {
         "format": FORMAT,
         "kind": kind,
@@ -103,7 +107,7 @@ def save_component(
     header["digest"] = _digest(header, stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(stored, metadata=header))
+        temporary.write_bytes(safetensors_bytes(stored, header))
 
 
 def load_component(path: Path, kind: str) -> Component:
