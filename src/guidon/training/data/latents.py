@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ... import world
-from ...core.atomic import atomic_path
+from ...core.errors import InputError
 from ...core.hashing import hash_text
 from ...core.progress import progress
 from ...models.vae.frames import FrameVAE
 from .areas import area_gradient
+from .cache import store, stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,30 +153,24 @@ def _scene(seed: int, family_size: int, index: int) -> world.Scene:
 
 
 def _kept(folder: Path, name: str, key: str, count: int, make: Callable[[int], Tensor]) -> Tensor:
-    """The fp16 tensor stored under this key; if there is none, ``make(index)`` of every clip, which is then stored."""
-    path = folder / f"{name}-{hash_text(key)[:8]}.safetensors"
-    if (kept := _read(path, name, key)) is not None:
-        return kept
+    """The fp16 tensor stored under this key; if there is none, ``make(index)`` of every clip, which is then stored.
+
+    Raises:
+        InputError: a value is NaN, or too large for fp16.
+    """
+    path, own = folder / f"{name}-{hash_text(key)[:8]}.safetensors", f"{name} {key}"
+    if (kept := stored(path, own, f"clips' {name}")) is not None:
+        return kept[name]
     made: list[Tensor] = []
     with progress(f"preparing clips: {name}") as on_step:
         for index in range(count):
             made.append(make(index).half().cpu())
             on_step(index + 1, count)
     together = torch.stack(made).contiguous()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save({name: together}, metadata={"key": key}))
+    if not together.isfinite().all():
+        raise InputError(f"the {name} of clips hold NaN or infinity: the autoencoder is broken, give another vae")
+    store(path, own, {name: together})
     return together
-
-
-def _read(path: Path, name: str, key: str) -> Tensor | None:
-    """The tensor in a file; None where the file is missing, damaged or of another key, so that it is made again."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name) if (file.metadata() or {}).get("key") == key else None
-    except SafetensorError:
-        return None
 
 
 def _encode(vae: FrameVAE, seed: int, family_size: int, index: int) -> Tensor:

@@ -14,13 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from ... import world
-from ...core.atomic import atomic_path
 from ...core.errors import InputError
 from ...core.hashing import hash_settings
 from ...core.progress import progress
@@ -29,6 +26,7 @@ from ...models.model import Model
 from ...models.vae import Autoencoder
 from ...samplers import SampleNoise, sample_ddpm
 from ..recipe import Sampling
+from .cache import store, stored
 from .redraw import RULES, redraw
 
 MARGIN = 3  # pixels around the object that count as part of it, for it may be drawn too large
@@ -82,10 +80,10 @@ class Rollouts:
             for done, first in enumerate(starts):
                 path = place / f"{first:06}.safetensors"
                 numbers = range(first, min(first + size, count))
-                if (block := _read(path, key, len(numbers))) is None:
+                own = f"{key} {len(numbers)}"
+                if (block := stored(path, own, "rollouts")) is None:
                     block = _sample(model, seed, numbers, sampling, device)
-                    with atomic_path(path) as temporary:
-                        temporary.write_bytes(save(block, metadata={"key": key, "count": str(len(numbers))}))
+                    store(path, own, block)
                 blocks.append(block)
                 on_step(done + 1, len(starts))
         found = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
@@ -152,17 +150,3 @@ def _pairs(
         "clean": clean.half().contiguous(),
         "objects": objects,
     }
-
-
-def _read(path: Path, key: str, count: int) -> dict[str, Tensor] | None:
-    """A stored block; None where the file is missing, damaged, of another key or of fewer clips."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            known = file.metadata() or {}
-            if (known.get("key"), known.get("count")) != (key, str(count)):
-                return None
-            return {name: file.get_tensor(name) for name in ("numbers", "drawn", "clean", "objects")}
-    except SafetensorError:
-        return None

@@ -1,0 +1,66 @@
+"""Tensors that are computed once and stored in a file. A damaged file is noticed and made again.
+
+Several runs may store the same file at the same time: each writes the whole file, and the last one stays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from ...checkpoints.writing import safetensors_bytes
+from ...core.atomic import atomic_path
+from ...core.errors import InputError
+from ...core.hashing import hash_tensors
+from ...core.reading import reading, regular_file
+
+
+def store(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors with their key and a digest of both, atomically.
+
+    Args:
+        path: the file.
+        key: what the tensors were computed from.
+        tensors: by name, contiguous, on the CPU.
+    """
+    data = safetensors_bytes(tensors, {"key": key, "digest": hash_tensors(tensors, key)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def stored(path: Path, key: str, what: str) -> dict[str, Tensor] | None:
+    """The tensors in a file of ``store``; None where they must be computed.
+
+    A line on stderr says so if there is a file that cannot be used: it is damaged, belongs to another key, or has no
+    digest, as files of earlier versions.
+
+    Args:
+        path: the file.
+        key: what the tensors must have been computed from.
+        what: what they are, for messages, such as "latents".
+
+    Raises:
+        InputError: the path is no regular file.
+    """
+    if not path.exists():
+        return None
+    regular_file(path, f"stored {what}")
+    try:
+        with reading(path, f"stored {what}", "they are made again"), safe_open(path, framework="pt") as file:
+            fields = file.metadata() or {}
+            # Copied: a file that is damaged later must not change what was checked.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            if "digest" not in fields:
+                raise ValueError("an earlier version wrote it, without a digest")
+            if fields["digest"] != hash_tensors(tensors, fields.get("key", "")):
+                raise ValueError("its content is not what was written")
+            if fields["key"] != key:
+                raise ValueError("it was made with other settings")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return None
+    return tensors
