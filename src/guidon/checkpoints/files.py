@@ -6,7 +6,6 @@ Formats: safetensors, shards with an index, and torch's zip and legacy files.
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import re
 import zipfile
@@ -17,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ..core.errors import InputError, first_line
+from ..core.errors import InputError
+from ..core.reading import TEXT_BYTES, read_object, reading, regular_file
 
+WHAT = "a checkpoint"
+AGAIN = "it is truncated or damaged: copy or download it again"
+ZIP = b"PK\x03\x04"
+SHARED = 4  # times that the values of a torch file may be used by several of its tensors, on average
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first one present holds the weights
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
@@ -60,17 +64,14 @@ def read_tensors(path: str | Path) -> TensorFile:
     """
     path = _locate(Path(path))
     metadata: dict[str, str] = {}
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    with reading(path, WHAT), path.open("rb") as file:
+        head = file.read(64)
     if path.name.endswith(".index.json"):
         kind, content = "shards", _shards(path)
-    elif head[:4] == b"PK\x03\x04":
-        kind, content = "torch zip", _torch_file(path, mapped=True)
+    elif head[:4] == ZIP:
+        kind, content = "torch zip", _torch_file(path)
     elif head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        kind, content = "torch legacy", _torch_file(path, mapped=False)
+        kind, content = "torch legacy", _torch_file(path)
     elif head[8:9] == b"{" or path.suffix == ".safetensors":
         kind = "safetensors"
         content, metadata = read_safetensors(path)
@@ -78,14 +79,13 @@ def read_tensors(path: str | Path) -> TensorFile:
         raise InputError(f"{path} is not a checkpoint: {_guess(head)}; expected safetensors, .pt or .pth")
     tensors, wrapping = _unwrap(content, path)
     config = path.parent / "config.json"
-    return TensorFile(path, kind, tensors, wrapping, _json(config) if config.is_file() else {}, metadata)
+    values = read_object(config, "a configuration") if config.is_file() else {}
+    return TensorFile(path, kind, tensors, wrapping, values, metadata)
 
 
 def _locate(path: Path) -> Path:
     if not path.is_dir():
-        if not path.exists():
-            raise InputError(f"{path} is not there")
-        return path
+        return regular_file(path, WHAT)
     for name in WEIGHTS:
         for candidate in (path / name, path / f"{name}.index.json"):
             if candidate.is_file():
@@ -101,69 +101,92 @@ def _guess(head: bytes) -> str:
     return "it is empty" if not head else f"it starts with {head[:8]!r}"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}, expected an object")
-    return values
-
-
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, memory-mapped, and the text fields of the header."""
-    try:
+    """Tensors by name, memory-mapped, and the text fields of the header.
+
+    Raises:
+        InputError: it is no file, is truncated or damaged, or its header is too large.
+    """
+    size = regular_file(path, "safetensors").stat().st_size
+    with reading(path, "safetensors", AGAIN):
+        # The first 8 bytes are the length of the header, which is JSON.
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > size - 8:
+            raise ValueError(f"its header should have {header:,} bytes, the file has {size:,}")
+        TEXT_BYTES.check(header, path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is not a readable safetensors file (truncated or damaged): {error}") from None
+
+
+def shards_of(index: Path) -> tuple[list[str], list[Path]]:
+    """The names of the tensors that an index of shards promises, and the files that hold them.
+
+    Raises:
+        InputError: it is no index, or names files that are not beside it.
+    """
+    places = read_object(index, "an index of shards").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v for v in places.values()):
+        raise InputError(f"{index} has no usable 'weight_map' from tensor names to files beside it")
+    return list(places), [index.parent / shard for shard in sorted(set(places.values()))]
 
 
 def _shards(index: Path) -> dict[str, Tensor]:
-    places = _json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v for v in places.values()):
-        raise InputError(f"{index} has no usable 'weight_map' from tensor names to files beside it")
+    names, files = shards_of(index)
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
-        if not (index.parent / shard).is_file():
-            raise InputError(f"{index} names the shard {shard}, which is not there: download it again")
-        place = index.parent / shard
-        tensors |= read_safetensors(place)[0] if place.suffix == ".safetensors" else _unwrap(_torch(place), place)[0]
-    missing = sorted(places.keys() - tensors.keys())
+    for place in files:
+        if not place.is_file():
+            raise InputError(f"{index} names the shard {place.name}, which is not there: download it again")
+        tensors |= (
+            read_safetensors(place)[0] if place.suffix == ".safetensors" else _unwrap(_torch_file(place), place)[0]
+        )
+    missing = sorted(set(names) - tensors.keys())
     if missing:
         raise InputError(f"{index} promises tensors that its shards lack: {missing[:5]}")
     return tensors
 
 
-def _torch(path: Path) -> Any:
+def _torch_file(path: Path) -> Any:
     """The content of a torch file, in zip or legacy format."""
-    with path.open("rb") as file:
-        return _torch_file(path, mapped=file.read(4) == b"PK\x03\x04")
-
-
-def _torch_file(path: Path, *, mapped: bool) -> Any:
-    if mapped:
+    with reading(path, WHAT, AGAIN):
+        with path.open("rb") as file:
+            zipped = file.read(4) == ZIP
+        if zipped:
+            _refuse_bad_archive(path)
         try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
-            raise InputError(f"{path} is truncated or damaged: {error}; copy or download it again") from None
-        if damaged:
-            raise InputError(f"{path} is damaged in {damaged} (checksum differs); copy or download it again")
-    try:
-        with _namespaces_allowed():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
-            raise InputError(f"{path} is damaged: it does not unpickle; copy or download it again") from None
-        raise InputError(
-            f"{path} holds more than tensors ({found[1]}), which could run code and was not loaded; if you trust it, "
-            f"save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
-        ) from None
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise InputError(f"{path} is truncated or damaged: {first_line(error)}; copy or download it again") from None
+            with _namespaces_allowed():
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if found is None:
+                raise ValueError("it does not unpickle") from error
+            raise InputError(
+                f"{path} holds more than tensors ({found[1]}), which could run code and was not loaded; if you trust "
+                "it, save its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
+            ) from None
+        _refuse_unbacked(content, path)
+        return content
+
+
+def _refuse_bad_archive(path: Path) -> None:
+    """Refuse a zip file that PyTorch did not write, or that is damaged. PyTorch stores values as they are.
+
+    Raises:
+        ValueError: a checksum differs, or values are compressed, doubled or overlap, as in a zip bomb.
+        InputError: its pickle is too large.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two of its parts have one name")
+        stored = sum(member.file_size for member in members)
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members) or stored > path.stat().st_size:
+            raise ValueError(f"it would unpack to {stored:,} bytes, and PyTorch never packs a checkpoint")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                TEXT_BYTES.check(member.file_size, path)
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} differs")
 
 
 def _namespaces_allowed() -> AbstractContextManager[None]:
@@ -193,3 +216,27 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
         wrapping.append("module.")
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors, tuple(wrapping)
+
+
+def _refuse_unbacked(content: Any, path: Path) -> None:
+    """Refuse tensors that are larger than what the file holds: a few bytes can be viewed as any number of values.
+
+    Raises:
+        ValueError: a tensor has more values than are stored for it, is sparse, quantized or without values, or the
+            same values are used many times.
+    """
+    total, seen, waiting = 0, set[int](), [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            if part.layout != torch.strided or part.is_quantized or part.device.type != "cpu":
+                raise ValueError(f"it holds a tensor that is not stored value by value: {part.layout}, {part.device}")
+            needed, held = part.numel() * part.element_size(), part.untyped_storage().nbytes()
+            if needed > held:
+                raise ValueError(f"a tensor of shape {tuple(part.shape)} needs {needed:,} bytes, {held:,} are stored")
+            total += needed
+        elif isinstance(part, Mapping | list | tuple) and id(part) not in seen:
+            seen.add(id(part))
+            waiting.extend(part.values() if isinstance(part, Mapping) else part)
+    if total > SHARED * path.stat().st_size:
+        raise ValueError(f"its tensors need {total:,} bytes, the file has {path.stat().st_size:,}")

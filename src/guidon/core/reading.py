@@ -23,6 +23,8 @@ from typing import Any
 from .errors import InputError, first_line
 
 ADVICE = "check that it is the right file and whole"
+DIGITS = 100
+"""Digits of a number in a text file. No setting needs more, and arithmetic on thousands of digits is slow."""
 _REASON = 300  # characters of a library's message that are shown
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -95,23 +97,25 @@ def reading(path: Path, what: str, advice: str = ADVICE) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a parser that is written in Rust panics with a BaseException
         raise InputError(f"{path} cannot be read as {what}: {_reason(error)}; {advice}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "it is not text in UTF-8"
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, KeyError):
-        return f"it has no {str(error)[:_REASON]}"
+        return f"{str(error)[:_REASON]} is missing or unknown"
     return printable(first_line(error))[:_REASON]
 
 
@@ -189,7 +193,13 @@ def parse_json(text: str, path: Path, what: str) -> Any:
         InputError: it is not JSON, or gives a key twice.
     """
     with reading(path, what):
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_once, parse_int=_short)
+
+
+def _short(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InputError, first_line, nearest, setting
+from .errors import InputError, nearest, setting
+from .reading import DIGITS, Limit, parse_json, read_text, reading
+
+YAML_BYTES = Limit("GUIDON_MAX_YAML_BYTES", 1 << 20, "bytes of YAML")
+"""The size of a YAML file. YAML is slow to parse: a file of this size takes a second or more."""
+YAML_VALUES = Limit("GUIDON_MAX_YAML_VALUES", 1 << 18, "values")
+"""The values of a YAML file, those of an alias counted at each use of it."""
 
 
 class Settings(BaseModel):
@@ -54,7 +59,13 @@ def validated(model: type[S], values: Any, source: str | None) -> S:
     Raises:
         InputError: the values are not valid. The message is one line about the first fault.
     """
-    prefix, name = (f"{source}: ", str) if source else ("", setting)
+    if not source:
+        return _validated(model, values, "", setting)
+    with reading(Path(source), "settings"):  # a validator may raise more than ValueError for values of other types
+        return _validated(model, values, f"{source}: ", str)
+
+
+def _validated(model: type[S], values: Any, prefix: str, name: Callable[[str], str]) -> S:
     if not isinstance(values, dict):
         raise InputError(f"{prefix}expected a mapping of settings, found {type(values).__name__}")
     try:
@@ -78,13 +89,60 @@ def read_mapping(path: Path) -> Any:
     """The content of a YAML or JSON file (JSON if its suffix is ``.json``).
 
     Raises:
-        InputError: the file cannot be read, is not text, or is not valid.
+        InputError: the file cannot be read, is not text, is not valid, gives a key twice, or is too large.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
-    try:
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:  # YAML raises ValueError for a date that does not exist
-        raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {first_line(error)}") from None
+    if path.suffix == ".json":
+        return parse_json(read_text(path, "JSON"), path, "JSON")
+    text = read_text(path, "YAML", YAML_BYTES)
+    with reading(path, "YAML", "correct it"):
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            YAML_VALUES.check(_count(node, {}), path)
+            return loader.construct_document(node)
+        except yaml.MarkedYAMLError as error:  # its first line says what was parsed, not what is wrong
+            mark = error.problem_mark
+            where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise ValueError(f"{error.problem}{where}") from error
+        finally:
+            loader.dispose()
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is several times faster
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """The number of values of a node and of all below it, an alias counted at each use.
+
+    Args:
+        node: a node of YAML's graph.
+        known: the counts of nodes that were counted already; 0 for a node that is being counted.
+
+    Raises:
+        ValueError: an alias stands inside of what it repeats, a key is given twice, or a number is too long.
+    """
+    if node in known:
+        if not known[node]:
+            raise ValueError(f"an alias repeats what it is in, in line {node.start_mark.line + 1}")
+        return known[node]
+    known[node] = 0
+    count = 1
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in _NUMBERS and len(node.value) > DIGITS:
+            raise ValueError(f"a number has {len(node.value)} digits, in line {node.start_mark.line + 1}")
+    elif isinstance(node, yaml.SequenceNode):
+        count += sum(_count(item, known) for item in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if key.value in keys:
+                    raise ValueError(f"the key {key.value[:60]!r} is given twice, in line {key.start_mark.line + 1}")
+                keys.add(key.value)
+            count += _count(key, known) + _count(value, known)
+    known[node] = count
+    return count

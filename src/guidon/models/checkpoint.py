@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import TensorFile, read_tensors, refuse_broken
+from ..checkpoints.files import shards_of
 from ..core.errors import InputError
 from ..core.hashing import hash_files
 from . import registry
@@ -152,5 +152,4 @@ def load_checkpoint(
 
 def _sha256(path: Path) -> str:
     """SHA-256 of the file; for an index, of the index and all its shards in order."""
-    names = json.loads(path.read_text())["weight_map"].values() if path.name.endswith(".index.json") else ()
-    return hash_files(path, *(path.parent / name for name in sorted(set(names))))
+    return hash_files(path, *(shards_of(path)[1] if path.name.endswith(".index.json") else ()))
