@@ -7,21 +7,28 @@ and a hash of all this and of the tensors. A truncated, changed or unsuitable fi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..core.atomic import atomic_path
-from ..core.errors import InputError
+from ..core.errors import InputError, nearest
 from ..core.hashing import hash_files, hash_tensors
+from ..core.reading import parse_json, reading
 from .files import read_safetensors
 from .writing import safetensors_bytes
 
 FORMAT = "guidon"  # the value of "format" in the header of our files
+AGAIN = "copy or train it again"
+LARGEST = 1 << 31  # no size in a configuration is as large
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,17 +49,41 @@ class Component:
     sha256: str
     """SHA-256 of the file."""
 
+    @property
+    def what(self) -> str:
+        """What it is, with an article."""
+        return f"a {self.kind}"
+
     def configure(self, of: type[C], *leave: str) -> C:
         """The configuration object that rebuilds the component, from all keys of ``config`` except those in ``leave``.
 
         Raises:
-            InputError: a key is unknown to the object, or missing.
+            InputError: a key is unknown to the object, missing, of another type, or of a senseless value.
         """
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config.items() if k not in leave}
-        try:
-            return of(**values)
-        except TypeError as error:
-            raise InputError(f"{self.path}: its configuration does not fit this version of Guidon: {error}") from None
+        fault = f"{self.path}: its configuration does not fit this version of Guidon"
+        values = {name: value for name, value in self.config.items() if name not in leave}
+        valid = [field.name for field in fields(of)]  # type: ignore[arg-type]  # pyright cannot bound C to a dataclass
+        for name in values:
+            if name not in valid:
+                raise InputError(f"{fault}: unknown key {name!r}{nearest(name, valid)}")
+        with reading(self.path, self.what, AGAIN):
+            try:
+                config = TypeAdapter(of).validate_python(values)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise InputError(f"{fault}: {where} is {str(first['input'])[:60]!r}; {first['msg']}") from None
+        for name in valid:
+            value = getattr(config, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                # A size of 0 means that a part is left out. A scale is never 0.
+                if isinstance(number, int):
+                    sensible = 0 <= number < LARGEST
+                else:
+                    sensible = not isinstance(number, float) or 0 < number < float("inf")
+                if not sensible:
+                    raise InputError(f"{fault}: {name} is {value!r:.60}, expected a number above 0")
+        return config
 
     def build(self, model: Callable[[Any], M], of: type[Any], *leave: str) -> M:
         """Make the module from the configuration and load its weights strictly.
@@ -63,8 +94,9 @@ class Component:
         Raises:
             InputError: the configuration or the tensors do not fit.
         """
-        with torch.device("meta"):  # no memory and no random numbers for weights that are replaced below
-            built = model(self.configure(of, *leave))
+        config = self.configure(of, *leave)
+        with reading(self.path, self.what, AGAIN), on_meta(len(self.weights)):
+            built = model(config)
         expected = built.state_dict()
         _refuse_other(expected, self)
         filled = {name: value.to(expected[name].dtype, copy=True) for name, value in self.weights.items()}
@@ -116,7 +148,7 @@ def load_component(path: Path, kind: str) -> Component:
     Raises:
         InputError: the file does not exist, is damaged, or does not hold a component of that kind.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} is not there: expected a {kind} written by `guidon train`")
     weights, header = read_safetensors(path)
     if header.get("format") != FORMAT:
@@ -125,11 +157,58 @@ def load_component(path: Path, kind: str) -> Component:
         )
     if header.get("kind") != kind:
         raise InputError(f"{path} holds a {header.get('kind')!r}, expected a {kind!r}")
-    if header.get("digest") != _digest(header, weights):
-        raise InputError(f"{path} is damaged: its content is not what was written; copy or train it again")
-    refuse_broken(weights, path)
-    config, record = json.loads(header["config"]), json.loads(header.get("record", "{}"))
+    return open_component(path, weights, header)
+
+
+def open_component(path: Path, weights: dict[str, Tensor], header: Mapping[str, str]) -> Component:
+    """The component in a file that was read already.
+
+    Args:
+        path: the file.
+        weights: its tensors.
+        header: the text fields of its header.
+
+    Raises:
+        InputError: the digest differs, a tensor holds NaN or infinity, or the header lacks a part.
+    """
+    with reading(path, "a component", AGAIN):
+        if header["digest"] != _digest(header, weights):
+            raise InputError(f"{path} is damaged: its content is not what was written; copy or train it again")
+        refuse_broken(weights, path)
+        kind = header["kind"]
+        config, record = (parse_json(header.get(name, "{}"), path, "a component") for name in ("config", "record"))
+        if not isinstance(config, dict) or not isinstance(record, dict):
+            raise ValueError("its configuration or its record is no JSON object")
     return Component(path, kind, config, record, weights, hash_files(path))
+
+
+@contextmanager
+def on_meta(tensors: int) -> Iterator[None]:
+    """In the block, this thread makes modules without memory and without random numbers.
+
+    A configuration may ask for any depth, and even a module without memory takes time. The block fails once a module
+    has many more parameters than the file has tensors.
+
+    Args:
+        tensors: how many tensors there are to fill the module.
+
+    Raises:
+        ValueError: the module has more than twice as many parameters (layers may be made and then replaced).
+    """
+    made, most, thread = 0, 2 * tensors + 64, threading.get_ident()
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += threading.get_ident() == thread
+        if made > most:
+            raise ValueError(f"its configuration asks for more than {most} parameters, there are {tensors} tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        hook.remove()
 
 
 def load_weights(module: nn.Module, component: Component) -> None:
@@ -148,9 +227,15 @@ def _refuse_other(expected: Mapping[str, Tensor], component: Component) -> None:
 
 def refuse_broken(weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise an InputError if a tensor holds NaN or infinity."""
-    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    with reading(path, "tensors"):
+        broken = [name for name, value in weights.items() if not _finite(value)]
     if broken:
         raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}")
+
+
+def _finite(value: Tensor) -> bool:
+    # torch.isfinite does not know the types of 8 bits.
+    return bool(torch.isfinite(value.float() if value.is_floating_point() and value.itemsize == 1 else value).all())
 
 
 def refuse_misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
