@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from guidon.cli.outputs import output_name, prepare_folder, run_name
@@ -40,11 +42,23 @@ def test_a_prompt_of_any_letters_has_a_name():
     name = output_name(Request(prompts=("圆/../" + "x" * 500,)), WEIGHTS, 0, 0)
     assert "/" not in name
     assert len(name) < 100
+    assert output_name(Request(prompts=("圆",)), WEIGHTS, 0, 0).startswith("prompt-seed0-0-")  # no option's dash
 
 
-def test_an_output_folder_is_made_and_left_empty(tmp_path):
-    prepare_folder(tmp_path / "a" / "b")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+@pytest.mark.parametrize("out", ["", "a", "a/b/c"])
+def test_the_check_of_an_output_folder_leaves_nothing(tmp_path, monkeypatch, out):
+    prepare_folder(tmp_path / out)
+    monkeypatch.chdir(tmp_path)
+    prepare_folder(Path(out))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("absent")
+    for out in ("file", "file/sub", "link", "link/sub", "a" * 300):
+        with pytest.raises(InputError, match=r"cannot be written .*: choose another out"):
+            prepare_folder(tmp_path / out)
     with pytest.raises(InputError, match=r"cannot be written .*: choose another out"):
-        prepare_folder(tmp_path / "file" / "sub")
+        prepare_folder(Path("/proc/1/new"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]

@@ -240,6 +240,12 @@ def test_any_name_of_a_file_can_be_written(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_missing_parents_are_made(tmp_path):
+    write_bytes(tmp_path / "a" / "b" / "c", b"new")
+    write_folder(tmp_path / "d" / "e", "new")
+    assert content(tmp_path) == {"a/b/c": "new", "d/e/a": "new", "d/e/nested/b": "new"}
+
+
 def test_json_is_written_whole(tmp_path):
     write_json(tmp_path / "a.json", {"prompt": "ein Kreis für dich"})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"prompt": "ein Kreis für dich"}

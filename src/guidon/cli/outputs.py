@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,20 +27,34 @@ def say(message: str) -> None:
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the output folder and check that it can be written, before any long work.
+    """Check that an output folder can be written, before any long work.
+
+    Nothing is made, so that a request that is refused later leaves nothing behind: ``core.atomic`` makes the folder
+    with the first file. The check writes a file without a name into the folder, or into its nearest parent that exists.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: the folder cannot be made or written.
     """
+    while True:
+        found = None
+        try:
+            found = _nearest_that_exists(out.absolute())
+            with tempfile.TemporaryFile(dir=found):
+                return
+        except OSError as error:
+            if found is None or os.path.lexists(found):  # else another process deleted it: look again
+                raise InputError(
+                    f"the output folder {out} cannot be written ({error.strerror}): choose another {setting('out')}"
+                ) from None
+
+
+def _nearest_that_exists(folder: Path) -> Path:
+    """The folder, or the nearest of its parents that exists."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".guidon-write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"the output folder {out} cannot be written ({error.strerror}): choose another {setting('out')}"
-        ) from None
+        folder.lstat()
+    except FileNotFoundError:
+        return _nearest_that_exists(folder.parent)
+    return folder
 
 
 def output_name(request: Request, weights: Mapping[str, str], prompt: int, sample: int) -> str:
@@ -50,7 +66,7 @@ def output_name(request: Request, weights: Mapping[str, str], prompt: int, sampl
     alone = request.alone(prompt, sample)
     made_by = alone.model_dump_json() + (f" {prompt}" if request.exact else "")
     slug = re.sub(r"[^a-z0-9]+", "-", request.prompts[prompt].lower()).strip("-")[:60].strip("-")
-    return f"{slug}-seed{alone.seed}-{sample}-{_digest(made_by, weights)}"
+    return f"{slug or 'prompt'}-seed{alone.seed}-{sample}-{_digest(made_by, weights)}"
 
 
 def run_name(request: Request, weights: Mapping[str, str]) -> str:

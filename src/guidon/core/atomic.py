@@ -51,7 +51,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path with the name of ``target``; what is written there becomes ``target`` if the block succeeds.
 
     If the block fails in any way, Ctrl-C included, the temporary file is deleted and ``target`` stays as it was. The
-    permissions of an existing ``target`` are kept.
+    permissions of an existing ``target`` are kept. Missing parent folders are made.
 
     Raises:
         OSError: the file cannot be written, synced or moved to ``target``.
@@ -90,7 +90,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """An empty temporary folder; it becomes ``target`` if the block succeeds.
 
     An existing ``target`` is then deleted with everything in it. The caller must check that this loses nothing. Its
-    permissions are kept.
+    permissions are kept. Missing parent folders are made.
 
     Raises:
         OSError: the folder cannot be written, synced or moved to ``target``, or ``target`` is a file.
@@ -133,12 +133,21 @@ def recover(target: Path) -> None:
         _move_back(old, target)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what dead writers left in a folder, if it exists. Every writer in the folder does this too."""
+    for path in _hidden_in(folder) if folder.is_dir() else ():
+        if found := _WORKSPACE.fullmatch(path.name):
+            with suppress(OSError):
+                _sweep_workspace(path, machine=found[1])
+
+
 # The workspace: made, locked, deleted; swept if its writer is dead.
 
 
 @contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
     """A new hidden folder beside ``target`` that only we can enter. It is locked during the block, and deleted then."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     workspace, lock = _make_workspace(target)
     try:
