@@ -18,7 +18,9 @@ import numpy as np
 from ..core.atomic import write_json
 from ..core.errors import InputError, setting
 from ..core.extras import require
+from ..core.hashing import hash_settings
 from ..core.progress import OnStep
+from ..core.reading import reading
 from ..core.settings import read_mapping
 from ..guidance import CfgChannels, ChannelScale
 from ..metrics.bench import find_bench
@@ -216,10 +218,17 @@ class _Journal:
         if path is None or not path.exists():
             return
         stored = read_mapping(path)
-        if stored.get("search") != self.search:
+        if not isinstance(stored, dict) or stored.get("search") != self.search:
             raise InputError(f"{path} is of another search: choose another {setting('out')}")
-        for row in stored["measured"]:
-            self.known[tuple(row["scales"])] = {k: np.array(v, float) for k, v in row["values"].items()}
+        with reading(path, "the measurements of a search", "delete it to measure again"):
+            kept = {"search": self.search, "measured": stored["measured"]}
+            if set(stored) != set(kept) and stored["digest"] != hash_settings(kept):  # earlier versions wrote none
+                raise ValueError("its content is not what was written")
+            for row in stored["measured"]:
+                values = {name: np.array(row["values"][name], float) for name in search["quantities"]}
+                if any(column.shape != (len(search["prompts"]),) for column in values.values()):
+                    raise ValueError("it holds no value for each prompt")
+                self.known[tuple(float(scale) for scale in row["scales"])] = values
 
     def get(self, scales: tuple[float, ...]) -> Values | None:
         """The values measured at these scales; None if they were not measured yet."""
@@ -236,5 +245,6 @@ class _Journal:
                 }
                 for s, found in self.known.items()
             ]
-            write_json(self.path, {"search": self.search, "measured": rows})
+            kept = {"search": self.search, "measured": json.loads(json.dumps(rows))}  # as it will be read back
+            write_json(self.path, kept | {"digest": hash_settings(kept)})
         return values

@@ -4,15 +4,16 @@ from .component import (
     Component,
     load_component,
     load_weights,
+    make_config,
     on_meta,
     open_component,
     refuse_broken,
     refuse_misfit,
     save_component,
 )
-from .files import TensorFile, read_safetensors, read_tensors
+from .files import TensorFile, count_values, read_safetensors, read_tensors
 
 __all__ = [
-    "Component", "TensorFile", "load_component", "load_weights", "on_meta", "open_component", "read_safetensors",
-    "read_tensors", "refuse_broken", "refuse_misfit", "save_component",
+    "Component", "TensorFile", "count_values", "load_component", "load_weights", "make_config", "on_meta",
+    "open_component", "read_safetensors", "read_tensors", "refuse_broken", "refuse_misfit", "save_component",
 ]  # fmt: skip

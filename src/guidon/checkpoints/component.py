@@ -60,30 +60,10 @@ class Component:
         Raises:
             InputError: a key is unknown to the object, missing, of another type, or of a senseless value.
         """
-        fault = f"{self.path}: its configuration does not fit this version of Guidon"
         values = {name: value for name, value in self.config.items() if name not in leave}
-        valid = [field.name for field in fields(of)]  # type: ignore[arg-type]  # pyright cannot bound C to a dataclass
-        for name in values:
-            if name not in valid:
-                raise InputError(f"{fault}: unknown key {name!r}{nearest(name, valid)}")
+        fault = f"{self.path}: its configuration does not fit this version of Guidon"
         with reading(self.path, self.what, AGAIN):
-            try:
-                config = TypeAdapter(of).validate_python(values)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                raise InputError(f"{fault}: {where} is {str(first['input'])[:60]!r}; {first['msg']}") from None
-        for name in valid:
-            value = getattr(config, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                # A size of 0 means that a part is left out. A scale is never 0.
-                if isinstance(number, int):
-                    sensible = 0 <= number < LARGEST
-                else:
-                    sensible = not isinstance(number, float) or 0 < number < float("inf")
-                if not sensible:
-                    raise InputError(f"{fault}: {name} is {value!r:.60}, expected a number above 0")
-        return config
+            return make_config(of, values, fault)
 
     def build(self, model: Callable[[Any], M], of: type[Any], *leave: str) -> M:
         """Make the module from the configuration and load its weights strictly.
@@ -209,6 +189,40 @@ def on_meta(tensors: int) -> Iterator[None]:
             yield
     finally:
         hook.remove()
+
+
+def make_config(of: type[C], values: Mapping[str, Any], fault: str) -> C:
+    """A configuration object of plain data, with every type and range checked.
+
+    Args:
+        of: a frozen dataclass.
+        values: its fields by name, such as those of a file.
+        fault: what an error message begins with.
+
+    Raises:
+        InputError: a name is unknown or missing, or a value is of another type or makes no sense.
+    """
+    valid = [field.name for field in fields(of)]  # type: ignore[arg-type]  # pyright cannot bound C to a dataclass
+    for name in values:
+        if name not in valid:
+            raise InputError(f"{fault}: unknown key {name!r}{nearest(name, valid)}")
+    try:
+        config = TypeAdapter(of).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{fault}: {where} is {str(first['input'])[:60]!r}; {first['msg']}") from None
+    for name in valid:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            # A size of 0 means that a part is left out. A scale is never 0.
+            if isinstance(number, int):
+                sensible = 0 <= number < LARGEST
+            else:
+                sensible = not isinstance(number, float) or 0 < number < float("inf")
+            if not sensible:
+                raise InputError(f"{fault}: {name} is {value!r:.60}, expected a number above 0")
+    return config
 
 
 def load_weights(module: nn.Module, component: Component) -> None:

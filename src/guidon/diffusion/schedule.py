@@ -51,6 +51,7 @@ def cosine_betas(steps: int) -> Table:
     return np.array([min(1 - signal((i + 1) / steps) / signal(i / steps), 0.999) for i in range(steps)])
 
 
+MOST_TIMESTEPS = 100_000  # a hundred times as many as any known model has
 NAMED = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
 
 
@@ -67,15 +68,17 @@ class NoiseSchedule:
 
     @classmethod
     def named(cls, name: str = "linear", num_timesteps: int = 1000) -> NoiseSchedule:
-        """``"linear"``, of at least 21 steps, or ``"squaredcos_cap_v2"``, of any number.
+        """``"linear"``, of at least 21 steps, or ``"squaredcos_cap_v2"``, of any number up to ``MOST_TIMESTEPS``.
 
         Raises:
-            InputError: another name, or too few steps.
+            InputError: another name, or too few or too many steps.
         """
         if name not in NAMED:
             raise InputError(f"noise schedule {name!r} does not exist{nearest(name, NAMED)}")
-        if num_timesteps < 1:
-            raise InputError(f"a noise schedule of {num_timesteps} steps was asked for: it needs at least 1")
+        if not 1 <= num_timesteps <= MOST_TIMESTEPS:
+            raise InputError(
+                f"a noise schedule of {num_timesteps} steps was asked for: it needs from 1 to {MOST_TIMESTEPS:,}"
+            )
         return cls.from_betas(NAMED[name](num_timesteps))
 
     @classmethod

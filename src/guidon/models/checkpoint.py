@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ..checkpoints import TensorFile, read_tensors, refuse_broken
-from ..checkpoints.files import shards_of
+from ..checkpoints.files import AGAIN, WHAT, shards_of
 from ..core.errors import InputError
 from ..core.hashing import hash_files
+from ..core.reading import reading
 from . import registry
 from .family import Checkpoint, Family
 
@@ -64,7 +65,9 @@ def recognise(file: TensorFile) -> tuple[Family, Checkpoint]:
         InputError: no family recognises it, or one does and the file is incomplete.
     """
     for family in registry.FAMILIES:
-        if (checkpoint := family.reader().recognise(file)) is not None:
+        with reading(file.path, WHAT, AGAIN):
+            checkpoint = family.reader().recognise(file)
+        if checkpoint is not None:
             return family, checkpoint
     found = (family.reader().explain(file) for family in registry.FAMILIES)
     unknown = f"an unknown architecture, its first names are {sorted(file.tensors)[:3]}"
@@ -84,7 +87,8 @@ def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
     """
     file = read_tensors(path)
     family, checkpoint = recognise(file)
-    found = family.reader().describe(checkpoint, known)
+    with reading(file.path, WHAT, AGAIN):
+        found = family.reader().describe(checkpoint, known)
     dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in file.tensors.values())
     remarks = list(found.remarks)
     try:
@@ -143,10 +147,11 @@ def load_checkpoint(
     if architecture is not None and family.name != architecture:
         raise InputError(f"{checkpoint.file.path} holds a {family.name}, expected a {architecture}")
     reader = family.reader()
-    if inflate is None:
-        network = reader.load(checkpoint, known, assumed or {}, dtype)
-    else:
-        network = reader.inflate(checkpoint, inflate, known, assumed or {}, dtype)
+    with reading(checkpoint.file.path, WHAT, AGAIN):
+        if inflate is None:
+            network = reader.load(checkpoint, known, assumed or {}, dtype)
+        else:
+            network = reader.inflate(checkpoint, inflate, known, assumed or {}, dtype)
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -160,7 +160,7 @@ def weight_files(place: Path) -> tuple[Path, ...]:
     if place.is_file():
         return (place,)
     suffixes = (".safetensors", ".bin", ".pt", ".pth")
-    return tuple(sorted(path for path in place.iterdir() if path.suffix in suffixes))
+    return tuple(sorted(path for path in place.iterdir() if path.suffix in suffixes and path.is_file()))
 
 
 def find_on_hub(repository: str, file: str | None, download: bool, source: str) -> Path:

@@ -109,7 +109,7 @@ def test_what_is_missing_or_damaged_is_named_in_one_line(folder, tmp_path):
     weights = tmp_path / "t5" / "model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
-    refused("cannot be read as T5")
+    refused("model.safetensors cannot be read as safetensors.*truncated or damaged")
     weights.write_bytes(data)
     refused("did you mean 'fp16'", dtype="fp61")
     refused("give 120, 200 or 300", max_length=0)
@@ -141,7 +141,7 @@ def test_shards_and_bin_files_give_the_same_features(folder, tmp_path, encoder):
     for name in ("shards", "bin"):
         assert torch.equal(T5Encoder.load(tmp_path / name, max_length=20).encode(["waves"])[0], expected)
     min((tmp_path / "shards").glob("model-*")).unlink()
-    with pytest.raises(InputError, match="cannot be read as T5"):
+    with pytest.raises(InputError, match=r"names the shard .*, which is not there"):
         T5Encoder.load(tmp_path / "shards")
 
 

@@ -36,7 +36,7 @@ def test_what_is_missing_or_damaged_is_named_in_one_line(tmp_path):
     weights = folder / "diffusion_pytorch_model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[:1000])
-    with pytest.raises(InputError, match="cannot be read as an autoencoder") as error:
+    with pytest.raises(InputError, match=r"cannot be read as safetensors: its header .*truncated or damaged") as error:
         FrameVAE.load(folder)
     assert "\n" not in str(error.value)
     weights.unlink()

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 
 
@@ -128,11 +129,18 @@ class CaptionEmbedder(nn.Module):
         return self.y_proj(y)
 
 
+def refuse_heads(hidden_size: int, num_heads: int) -> None:
+    """Raise an InputError if the heads do not divide the width."""
+    if num_heads < 1 or hidden_size % num_heads:
+        raise InputError(f"{num_heads} attention heads do not divide a hidden size of {hidden_size}")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
+        refuse_heads(hidden_size, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
@@ -150,6 +158,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
+        refuse_heads(hidden_size, num_heads)
         self.num_heads = num_heads
         self.q_linear = nn.Linear(hidden_size, hidden_size)
         self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)

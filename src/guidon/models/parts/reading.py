@@ -16,15 +16,29 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints import TensorFile, refuse_broken, refuse_misfit
+from ...checkpoints import TensorFile, make_config, on_meta, refuse_broken, refuse_misfit
 from ...checkpoints.component import FORMAT
 from ...core.errors import InputError, nearest
 from ..family import Checkpoint, Description, Reader
+from .layers import refuse_heads
 
 Tensors = Mapping[str, Tensor]
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by hidden size: sizes S, B, L and XL (2212.09748, table 1)
 POSITIONS = ("pos_embed", "pos_embed_temporal")  # follow from the configuration: recomputed, never read
 ACTIVATION = "gelu-approximate"  # diffusers' name for that of DiT and PixArt
+AXES: Mapping[str, tuple[int, ...]] = {
+    "x_embedder.proj.weight": (4, 5),
+    "final_layer.linear.weight": (2,),
+    "blocks.0.mlp.fc1.weight": (2,),
+    "y_embedder.y_proj.fc1.weight": (2,),
+    "y_embedder.y_embedding": (2,),
+    "y_embedder.embedding_table.weight": (2,),
+    "pos_embed": (3,),
+    "pos_embed_temporal": (3,),
+}
+"""The number of axes that a tensor may have from whose shape the configuration is read."""
+MOST_POSITIONS = 1 << 25
+"""Values in a network's tables of positions, which are computed. 170 x 170 tokens of 1152 are as many."""
 NEEDED = ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.fc1.weight")
 
 
@@ -85,6 +99,13 @@ class TransformerReader(Reader, Generic[K, N]):
         missing = [name for name in self.needed if name not in tensors]
         if missing:
             raise InputError(f"this {self.name} is incomplete: it lacks {', '.join(missing)}")
+        for name, axes in AXES.items():
+            if name in tensors and (tensors[name].ndim not in axes or 0 in tensors[name].shape):
+                expected = " or ".join(map(str, axes))
+                raise InputError(
+                    f"this {self.name} is damaged: {name} has the shape {tuple(tensors[name].shape)}, expected "
+                    f"{expected} axes, none of length 0"
+                )
         return Checkpoint(file, tensors, remarks)
 
     def configure(
@@ -109,7 +130,7 @@ class TransformerReader(Reader, Generic[K, N]):
         values = {**assumed, **values, **given}
         if "input_size" not in values:
             raise InputError(f"it has no table of positions, so its size is unknown: give input_size, {self.size}")
-        return self.config(**values)
+        return make_config(self.config, values, f"this {self.name} cannot be configured")
 
     def describe(self, checkpoint: Checkpoint, known: Mapping[str, Any]) -> Description:
         tensors, remarks = checkpoint.tensors, list(checkpoint.remarks)
@@ -165,9 +186,15 @@ class TransformerReader(Reader, Generic[K, N]):
 
     def _fitting(self, config: K, tensors: Tensors, where: str) -> tuple[N, dict[str, Tensor]]:
         """The network without weights, and the tensors that fill it."""
-        with torch.device("meta"):
+        with on_meta(len(tensors)):
             model = self.network(config)
         expected = {name: value for name, value in model.state_dict().items() if name not in POSITIONS}
+        positions = sum(value.numel() for name, value in model.state_dict().items() if name in POSITIONS)
+        if positions > MOST_POSITIONS:
+            raise InputError(
+                f"{where} asks for a table of {positions:,} positions, at most {MOST_POSITIONS:,} are possible: give a "
+                "smaller input_size"
+            )
         given = {name: value for name, value in tensors.items() if name not in POSITIONS}
         if self.null is not None and self.null not in given:
             given[self.null] = torch.full(expected[self.null].shape, float("nan"))  # so that its use is noticed
@@ -186,12 +213,16 @@ def common_values(tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, 
     heads = given.get("num_heads", hub.get("num_attention_heads", HEADS.get(hidden)))
     if heads is None:
         raise InputError(f"a hidden size of {hidden} does not tell the number of attention heads: give num_heads")
-    if heads < 1 or hidden % heads:
-        raise InputError(f"{heads} attention heads do not divide a hidden size of {hidden}")
+    if not isinstance(heads, int):
+        raise InputError(f"the number of attention heads is {heads!r:.40}, expected a whole number: give num_heads")
+    refuse_heads(hidden, heads)
+    depth = 1 + max(int(found[1]) for found in blocks if found)
+    if depth > len(tensors):
+        raise InputError(f"its blocks are numbered up to {depth - 1:,}, and it has only {len(tensors):,} tensors")
     return {
         "hidden_size": hidden,
         "in_channels": in_channels,
-        "depth": 1 + max(int(found[1]) for found in blocks if found),
+        "depth": depth,
         "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
         "learn_sigma": learns_variance(tensors),
         "num_heads": heads,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import nn
 
 from ... import world
-from ...checkpoints import Component, TensorFile, load_component
+from ...checkpoints import Component, TensorFile, load_component, open_component
 from ...checkpoints.component import FORMAT
 from ...core.errors import InputError, setting
-from ...diffusion import NoiseSchedule, Process
+from ...core.settings import Settings, validated
+from ...diffusion import NoiseSchedule, Parameterization, Process
 from ..family import Checkpoint, Description, Preset, Reader
 from ..model import Model
 from ..network import Network
@@ -27,6 +28,14 @@ from ..text.captions import CaptionEncoder, CaptionEncoderConfig
 from ..vae.frames import FrameVAE, FrameVAEConfig
 from . import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE
 from .experts import Experts
+
+
+class Diffusion(Settings):
+    """The keys of a denoiser's configuration besides its shape: what it was trained for."""
+
+    noise_schedule: str
+    diffusion_steps: PositiveInt
+    prediction: Parameterization
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ def read_folder(folder: Path) -> ModelFolder:
     unsaid = [name for name in DIFFUSION if name not in denoiser.config]
     if unsaid:
         raise InputError(f"{denoiser.path}: its configuration lacks {', '.join(unsaid)}: train or export it again")
+    validated(Diffusion, {name: denoiser.config[name] for name in DIFFUSION}, f"{denoiser.path}")
     low = folder / LOW_NOISE
     return ModelFolder(denoiser, text, vae, _read_low(low, denoiser) if low.is_file() else None)
 
@@ -95,7 +105,8 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     if changed:
         raise InputError(f"model {preset.name!r} brings its own weights: leave out {setting(changed[0])}")
     files = read_folder(preset.weights)
-    denoiser, keep = files.denoiser.config, sources.offload != "stages"
+    keep = sources.offload != "stages"
+    shape, trained = files.denoiser.configure(STDiTConfig, *DIFFUSION), files.denoiser.config
 
     def network(dtype: torch.dtype) -> Network[Any]:
         high = files.denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
@@ -108,16 +119,16 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     with stage.in_use(torch.float32):  # refuse now a file that does not fit
         pass
     downsampling = files.vae.configure(FrameVAEConfig).downsampling
-    pixels = tuple(side * downsampling for side in denoiser["input_size"][1:])
+    pixels = tuple(side * downsampling for side in shape.input_size[1:])
     of_the_world = pixels == (world.SIZE, world.SIZE)
     return Model(
         text=Stage(lambda: files.text.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval(), keep),
         network=stage,
         vae=Stage(lambda: files.vae.build(FrameVAE, FrameVAEConfig).to(device).eval(), keep),
-        schedule=NoiseSchedule.named(denoiser["noise_schedule"], denoiser["diffusion_steps"]),
-        process=Process.trained(denoiser["prediction"]),
-        latent_shape=(denoiser["in_channels"], *denoiser["input_size"]),
-        patch=tuple(denoiser["patch_size"]),
+        schedule=NoiseSchedule.named(trained["noise_schedule"], trained["diffusion_steps"]),
+        process=Process.trained(trained["prediction"]),
+        latent_shape=(shape.in_channels, *shape.input_size),
+        patch=shape.patch_size,
         downsampling=downsampling,
         bench=preset.bench if of_the_world else "video",  # the bench "world" measures clips of one size only
         hashes=files.hashes,
@@ -131,9 +142,10 @@ class ComponentReader(Reader):
         return Checkpoint(file, file.tensors) if file.metadata.get("format") == FORMAT else None
 
     def describe(self, checkpoint: Checkpoint, known: Mapping[str, Any]) -> Description:
-        metadata, config = checkpoint.file.metadata, json.loads(checkpoint.file.metadata["config"])
-        learned = bool(config.get("learn_sigma", False))
-        return Description(f"Guidon's own {metadata.get('kind')}", config, count(checkpoint.tensors), learned)
+        file = checkpoint.file
+        component = open_component(file.path, dict(file.tensors), file.metadata)
+        learned = bool(component.config.get("learn_sigma", False))
+        return Description(f"Guidon's own {component.kind}", component.config, count(checkpoint.tensors), learned)
 
     def load(
         self, checkpoint: Checkpoint, known: Mapping[str, Any], assumed: Mapping[str, Any], dtype: torch.dtype

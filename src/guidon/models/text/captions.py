@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ...core.errors import InputError
 from ..parts.layers import sincos_1d
 
+MOST_POSITIONS = 1 << 24  # values in the table of positions, which is made before the weights are compared
+
 
 @dataclass(frozen=True)
 class CaptionEncoderConfig:
@@ -90,6 +92,8 @@ class CaptionEncoder(nn.Module):
             width, config.heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.context = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        if config.max_length * width > MOST_POSITIONS:
+            raise InputError(f"captions of {config.max_length:,} words of {width:,} features are too long")
         # Make them on the CPU even if the module is built on the meta device, because no file holds them.
         positions = sincos_1d(width, torch.arange(config.max_length, device="cpu")).float()
         self.register_buffer("positions", positions, persistent=False)

@@ -1,21 +1,30 @@
-"""Caption features on disk. The text encoder runs once, and is not needed later to generate videos."""
+"""Caption features on disk. The text encoder runs once, and is not needed later to generate videos.
+
+A file holds the tensors ``features`` and ``mask``. The text fields of its header are the format, the prompts, the
+description of the text encoder, and a digest of all this.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ...core.atomic import atomic_path
+from ...checkpoints import read_safetensors
+from ...checkpoints.writing import safetensors_bytes
+from ...core.atomic import write_bytes
 from ...core.errors import InputError, setting
+from ...core.hashing import hash_tensors
+from ...core.reading import parse_json, reading
 
-FORMAT = "guidon captions"
+FORMAT = "guidon captions 2"
+UNDIGESTED = "guidon captions"  # the format of earlier versions, which wrote no digest
+WHAT = "caption features"
+AGAIN = "it is truncated or damaged: encode the captions again"
 
 
 class CaptionFeatures:
@@ -57,19 +66,18 @@ def load_features(path: str | Path, length: int | None = None) -> CaptionFeature
         InputError: it is not there, damaged, of another length, or something else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} is not there: make it with `guidon encode`, {setting('out')} {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise InputError(f"{path} is a safetensors file, but holds no caption features")
-            features, mask = file.get_tensor("features"), file.get_tensor("mask")
-            prompts, encoder = json.loads(header["prompts"]), json.loads(header["encoder"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a readable file of caption features (truncated or damaged): {error}") from None
+    tensors, header = read_safetensors(path)
+    if header.get("format") not in (FORMAT, UNDIGESTED):
+        raise InputError(f"{path} is a safetensors file, but holds no caption features")
+    with reading(path, WHAT, AGAIN):
+        if header["format"] == FORMAT and header["digest"] != _digest(header, tensors):
+            raise ValueError("its content is not what was written")
+        features, mask = tensors["features"], tensors["mask"]
+        prompts, encoder = (parse_json(header[name], path, WHAT) for name in ("prompts", "encoder"))
+        if not isinstance(encoder, dict):
+            raise ValueError(f"its encoder is {encoder!r:.60}, expected a description")
     if fault := _fault(prompts, features, mask):
         raise InputError(f"{path} is damaged: {fault}")
     if length is not None and features.shape[1] != length:
@@ -84,6 +92,10 @@ def _fault(prompts: Any, features: Tensor, mask: Tensor) -> str | None:
     """What is wrong with the content of a file, before writing or after reading it; None if nothing is."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         return f"its prompts are {prompts!r:.60}, expected a list of at least one"
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        return "its prompts are not all text"
+    if not features.is_floating_point() or features.itemsize < 2 or mask.is_floating_point() or mask.is_complex():
+        return f"its features are {features.dtype} and its mask is {mask.dtype}, expected 16-bit floats and integers"
     if features.ndim != 3 or len(features) != len(prompts) or mask.shape != features.shape[:2]:
         return (
             f"{len(prompts)} prompts, features of shape {tuple(features.shape)} and a mask of shape "
@@ -124,7 +136,13 @@ def save_features(
         "features": torch.stack([part for part, _ in rows.values()]).contiguous(),
         "mask": torch.stack([part for _, part in rows.values()]).contiguous(),
     }
+    header["digest"] = _digest(header, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata=header))
+    write_bytes(path, safetensors_bytes(tensors, header))
     return path
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """A hash of the header's other fields and of the tensors."""
+    fields = {name: value for name, value in header.items() if name != "digest"}
+    return hash_tensors(tensors, json.dumps(fields, sort_keys=True))

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.errors import InputError, first_line, nearest
+from ...checkpoints import count_values, on_meta, read_tensors
+from ...checkpoints.files import AGAIN
+from ...core.errors import InputError, nearest
 from ...core.extras import require
+from ...core.reading import read_object, reading
 
 REPOSITORY = "DeepFloyd/t5-v1_1-xxl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
@@ -82,7 +85,7 @@ class T5Encoder:
             transformers.utils.logging.disable_progress_bar()
         config = _quietly(lambda: _read_config(transformers, weights), weights)
         tokenizer = _quietly(lambda: _read_tokenizer(transformers, words, config), words)
-        model = _quietly(lambda: _read_model(transformers, weights, dtype, device), weights)
+        model = _quietly(lambda: _read_model(transformers, weights, config, dtype, device), weights)
         model = model.eval().requires_grad_(False)
         description = {"encoder": model.config.architectures, "max_length": max_length, "clean": clean, "dtype": dtype}
         description |= {"features": model.config.d_model, "weights": _fingerprint(model)}
@@ -156,7 +159,8 @@ def _where(root: Path) -> str:
 
 
 def _read_config(transformers: Any, folder: Path) -> Any:
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    read_object(folder / "config.json", "the configuration of T5")  # refuses what the library would stumble over
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.model_type not in ("t5", "mt5"):
         raise InputError(f"{folder} holds a {config.model_type} model, expected t5")
     return config
@@ -172,7 +176,7 @@ def _read_tokenizer(transformers: Any, folder: Path, config: Any) -> Any:
     return tokenizer
 
 
-def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.device | str) -> Any:
+def _read_model(transformers: Any, folder: Path, config: Any, dtype: str, device: torch.device | str) -> Any:
     options: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if dtype == "int8":
         missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
@@ -180,6 +184,12 @@ def _read_model(transformers: Any, folder: Path, dtype: str, device: torch.devic
             raise InputError(f"T5 in 8 bits needs {' and '.join(missing)}: pip install {' '.join(missing)}")
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
         options["device_map"] = {"": str(device)}
+    # The library would fill a model of any size with random numbers.
+    given = read_tensors(folder, checksums=False).tensors
+    with on_meta(len(given)):
+        wanted = count_values(transformers.T5EncoderModel(config).state_dict())
+    if wanted > 2 * count_values(given):
+        raise ValueError(f"config.json asks for {wanted:,} values, there are {count_values(given):,}")
     model, found = transformers.T5EncoderModel.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
@@ -206,12 +216,7 @@ def _quietly(read: Callable[[], Any], folder: Path) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return read()
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file can make the libraries raise any exception
-        raise InputError(
-            f"{folder} cannot be read as T5 (truncated, damaged or incomplete): {first_line(error)}"
-        ) from None
+        with reading(folder, "T5", AGAIN):
+            return read()
     finally:
         logging.set_verbosity(verbosity)

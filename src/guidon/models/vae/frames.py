@@ -7,7 +7,6 @@ autoencoders, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub l
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.errors import InputError, first_line
+from ...checkpoints import count_values, make_config, on_meta, read_tensors
+from ...checkpoints.files import AGAIN
+from ...core.errors import InputError
 from ...core.extras import require
+from ...core.reading import read_object, reading
 
 REPOSITORY = "stabilityai/sd-vae-ft-ema"
 PADDINGS = ("zeros", "replicate")
@@ -155,26 +157,28 @@ class FrameVAE(nn.Module):
         """
         logging = require("diffusers.utils", "the autoencoder", "video").logging
         place = cls.find(folder)
+        weights = place / next(name for name in WEIGHTS if (place / name).is_file())
+        values = read_object(place / "config.json", "the configuration of an autoencoder")
+        if values.get("_class_name") != "AutoencoderKL":
+            raise InputError(f"{place} holds a {values.get('_class_name')!r:.60}, expected an AutoencoderKL")
+        given = read_tensors(weights).tensors
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
-            if kind != "AutoencoderKL":
-                raise InputError(f"{place} holds a {kind}, expected an AutoencoderKL")
-            model, found = _autoencoder_kl().from_pretrained(
-                place,
-                local_files_only=True,
-                torch_dtype=dtype,
-                low_cpu_mem_usage=False,
-                use_safetensors=(place / WEIGHTS[0]).is_file(),
-                output_loading_info=True,
-            )
-        except InputError:
-            raise
-        except Exception as error:  # a damaged file can make the library raise any exception
-            raise InputError(
-                f"{place} cannot be read as an autoencoder (truncated or damaged): {first_line(error)}"
-            ) from None
+            with reading(place, "an autoencoder", AGAIN):
+                # The library would fill a model of any size with random numbers before it reads the weights.
+                with on_meta(len(given)):
+                    wanted = count_values(_autoencoder_kl().from_config(values).state_dict())
+                if wanted > 2 * count_values(given):
+                    raise ValueError(f"config.json asks for {wanted:,} values, there are {count_values(given):,}")
+                model, found = _autoencoder_kl().from_pretrained(
+                    place,
+                    local_files_only=True,
+                    torch_dtype=dtype,
+                    low_cpu_mem_usage=False,
+                    use_safetensors=weights.name == WEIGHTS[0],
+                    output_loading_info=True,
+                )
         finally:
             logging.set_verbosity(verbosity)
         if found["missing_keys"]:  # the library has filled them with random numbers
@@ -184,15 +188,16 @@ class FrameVAE(nn.Module):
             )
         stored = model.config
         refuse_shifted(stored, f"{place}")
-        config = FrameVAEConfig(
-            block_out_channels=tuple(stored.block_out_channels),
-            layers_per_block=stored.layers_per_block,
-            latent_channels=stored.latent_channels,
-            norm_num_groups=stored.norm_num_groups,
-            mid_block_attention=stored.mid_block_add_attention,
-            pixel_unshuffle=1,
-            scaling_factor=stored.scaling_factor,
-        )
+        shape = {
+            "block_out_channels": stored.block_out_channels,
+            "layers_per_block": stored.layers_per_block,
+            "latent_channels": stored.latent_channels,
+            "norm_num_groups": stored.norm_num_groups,
+            "mid_block_attention": stored.mid_block_add_attention,
+            "pixel_unshuffle": 1,
+            "scaling_factor": stored.scaling_factor,
+        }
+        config = make_config(FrameVAEConfig, shape, f"{place} cannot be read as an autoencoder")
         return cls(config, model).eval().requires_grad_(False)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
