@@ -274,6 +274,7 @@ def test_bad_settings_are_refused():
 
 def test_sampling_takes_no_gradients_and_leaves_the_models_output_alone():
     network = torch.nn.Conv3d(4, 8, 1)
+    torch.nn.init.constant_(network.weight, 0.1)
     kept = normal(2, 8, 2, 2, 2)
     for model in (
         lambda x, t, y: network(x),

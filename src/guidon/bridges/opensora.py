@@ -152,7 +152,8 @@ class IDDPM:
                 starts at that share of the steps. The model is told as ``x_mask``, (B, T), which frames are moving.
 
         Raises:
-            InputError: neither z_size nor z was given, the mask or the channels do not fit the latents.
+            InputError: neither z_size nor z was given, the mask or the channels do not fit the latents, or a prediction
+                is not finite.
         """
         noise = LegacyNoise(2, self.generator)
         if isinstance(z_size, Tensor):
@@ -179,6 +180,7 @@ class IDDPM:
                 x = torch.where(_over_frames(begins == level.step), noised, x)
             after, _ = ddpm_step(denoiser(x, level), x, level, noise(x), self.process)
             x = after if begins is None else torch.where(_over_frames(begins < level.step), x, after)
+        denoiser.finish()
         return x
 
     def p_sample_loop_progressive(

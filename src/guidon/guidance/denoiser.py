@@ -6,12 +6,14 @@ It knows no model and no sampler. It is the only place that batches conditions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError, setting
+from ..core.finite import FiniteCheck
 from ..diffusion import NoiseLevel, Parameterization, split_prediction
 from .combine import START, Combines, GuidedStep, Observe
 
@@ -24,12 +26,16 @@ class Condition(Protocol):
         ...
 
 
+BRANCHES = ("cond", "uncond", "negative")
 C = TypeVar("C", bound=Condition)
 Network = Callable[[Tensor, NoiseLevel, C], Tensor]  # (x, level, condition) -> prediction (B, C or 2C, ...)
 
 
 class GuidedDenoiser(Generic[C]):
     """A network under classifier-free guidance, for one run of a sampler: ``denoiser(x, level)`` -> prediction.
+
+    Every prediction is checked. One that is not finite ends the run: on the CPU at that step, on other devices one step
+    later, so that they need not wait.
 
     Args:
         network: ``network(x, level, condition)`` gives a prediction of C or 2C channels.
@@ -40,6 +46,7 @@ class GuidedDenoiser(Generic[C]):
         parameterization: what the network predicts.
         batched: all branches in one batch. False runs them one after the other, in the memory of one branch.
         observe: called with every step at which guidance acted.
+        steps: how many steps the run has, for messages.
 
     Raises:
         InputError: a condition is missing.
@@ -56,6 +63,7 @@ class GuidedDenoiser(Generic[C]):
         parameterization: Parameterization = "eps",
         batched: bool = True,
         observe: Observe | None = None,
+        steps: int | None = None,
     ) -> None:
         self.branches = [cond]
         self.together: C | None = None
@@ -71,14 +79,18 @@ class GuidedDenoiser(Generic[C]):
                 self.together = self.branches[0]
                 for other in self.branches[1:]:
                     self.together = self.together.cat(other)
-        self.network, self.guidance, self.observe = network, guidance, observe
+        self.network, self.guidance, self.observe, self.steps = network, guidance, observe, steps
         self.parameterization: Parameterization = parameterization
         self.memory = START
+        self.check = FiniteCheck()
 
     def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
         """The guided prediction (B, C or 2C, ...) of x (B, C, ...) at a level, fp32.
 
         Where guidance does not act, the conditional branch runs alone.
+
+        Raises:
+            InputError: this prediction, or that of the step before, is not finite. The message names step and branch.
         """
         acts = self.guidance.acts(level, self.memory, x.shape[1])
         cond, uncond, negative = self._predictions(x, level) if acts else (self._run(x, level, 0), None, None)
@@ -89,7 +101,33 @@ class GuidedDenoiser(Generic[C]):
         guided, self.memory = self.guidance.combine(
             cond, uncond, x, level, self.memory, negative=negative, parameterization=self.parameterization
         )
+        found = [branch for branch in (cond, uncond, negative) if branch is not None]
+        looked_at = found if guided is cond else [*found, guided]
+        self.check.look(looked_at, partial(self._refuse, found, guided, level, self.memory.calls))
         return guided
+
+    def finish(self) -> None:
+        """Look at the last prediction, if that was not done.
+
+        Raises:
+            InputError: it is not finite.
+        """
+        self.check.finish()
+
+    def _refuse(self, branches: list[Tensor], guided: Tensor, level: NoiseLevel, step: int) -> None:
+        """Refuse a step if one of its numbers is not finite."""
+        broken = [name for name, branch in zip(BRANCHES, branches, strict=False) if not bool(branch.isfinite().all())]
+        if not broken and bool(guided.isfinite().all()):
+            return
+        at = f"step {step}" + (f" of {self.steps}" if self.steps else "") + f" (timestep {level.timestep:g})"
+        if broken:
+            raise InputError(
+                f"the network's prediction is not finite at {at}, in the branch {' and '.join(broken)}: try fp32, and "
+                "look at the weights"
+            )
+        raise InputError(
+            f"the guided prediction is not finite at {at}, the branches are: lower {setting('cfg_scale')}, or try fp32"
+        )
 
     def _predictions(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor, Tensor | None]:
         """The predictions of cond, uncond and, where the rule needs it, negative."""

@@ -1,6 +1,6 @@
 """Samplers: a denoiser, a schedule and noise give x_0. They know no model and no guidance."""
 
-from .contract import Denoiser, Noise, SamplerName
+from .contract import CheckedDenoiser, Denoiser, Noise, SamplerName, checked
 from .ddim import ddim_reverse_step, ddim_step, sample_ddim
 from .ddpm import ddpm_step, sample_ddpm
 from .dpm_solver import sample_dpm_solver
@@ -8,6 +8,6 @@ from .noise import LegacyNoise, SampleNoise, replayed_noise
 from .philox import CudaGenerator
 
 __all__ = [
-    "CudaGenerator", "Denoiser", "LegacyNoise", "Noise", "SampleNoise", "SamplerName", "ddim_reverse_step", "ddim_step",
-    "ddpm_step", "replayed_noise", "sample_ddim", "sample_ddpm", "sample_dpm_solver",
+    "CheckedDenoiser", "CudaGenerator", "Denoiser", "LegacyNoise", "Noise", "SampleNoise", "SamplerName", "checked",
+    "ddim_reverse_step", "ddim_step", "ddpm_step", "replayed_noise", "sample_ddim", "sample_ddpm", "sample_dpm_solver",
 ]  # fmt: skip

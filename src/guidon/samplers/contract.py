@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ..core.errors import InputError
+from ..core.finite import FiniteCheck
 from ..diffusion import NoiseLevel
 
 SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
@@ -19,3 +21,46 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
         """The prediction (B, C or 2C, ...) for x (B, C, ...) at a level."""
         ...
+
+
+@runtime_checkable
+class CheckedDenoiser(Protocol):
+    """A denoiser that refuses predictions that are not finite, as ``GuidedDenoiser`` does."""
+
+    def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
+        """See ``Denoiser``. It raises an InputError at the step whose prediction is not finite, or one step later."""
+        ...
+
+    def finish(self) -> None:
+        """Look at the last step, whose prediction may not have been looked at. It raises as the call does."""
+        ...
+
+
+def checked(denoiser: Denoiser) -> CheckedDenoiser:
+    """The denoiser itself if it checks its predictions, else one that checks them for it."""
+    return denoiser if isinstance(denoiser, CheckedDenoiser) else _Checked(denoiser)
+
+
+class _Checked:
+    """Any denoiser, with a check of every prediction."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.steps, self.check = denoiser, 0, FiniteCheck()
+
+    def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
+        prediction = self.denoiser(x, level)
+        self.steps += 1
+        step = self.steps
+
+        def fail() -> None:
+            if not bool(prediction.isfinite().all()):
+                raise InputError(
+                    f"the denoiser's prediction is not finite at step {step} (timestep {level.timestep:g}): look at "
+                    "its weights, its precision and the scale of its guidance"
+                )
+
+        self.check.look((prediction,), fail)
+        return prediction
+
+    def finish(self) -> None:
+        self.check.finish()

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, eps_from_x0, predicted_x0, split_prediction
-from .contract import Denoiser, Noise
+from .contract import Denoiser, Noise, checked
 
 
 def ddim_step(
@@ -51,12 +51,14 @@ def sample_ddim(
     """From noise x (B, C, ...) to x_0, through every level of the schedule. At eta 0 no noise is drawn.
 
     Raises:
-        InputError: eta is outside [0, 1].
+        InputError: eta is outside [0, 1], or a prediction is not finite.
     """
     if not 0 <= eta <= 1:
         raise InputError(f"{setting('eta')} {eta:g} is outside [0, 1]: 0 is deterministic, 1 as noisy as ddpm")
+    predict = checked(denoiser)
     for done, level in enumerate(schedule.levels, 1):
-        x, _ = ddim_step(denoiser(x, level), x, level, noise(x) if eta else None, process, eta)
+        x, _ = ddim_step(predict(x, level), x, level, noise(x) if eta else None, process, eta)
         if on_step:
             on_step(done, len(schedule))
+    predict.finish()
     return x

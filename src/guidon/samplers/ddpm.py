@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core.broadcasting import per_sample
 from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, p_mean_variance
-from .contract import Denoiser, Noise
+from .contract import Denoiser, Noise, checked
 
 
 def ddpm_step(
@@ -31,9 +31,15 @@ def sample_ddpm(
     process: Process = Process(),
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """From noise x (B, C, ...) to x_0, through every level of the schedule. Noise is drawn at every step."""
+    """From noise x (B, C, ...) to x_0, through every level of the schedule. Noise is drawn at every step.
+
+    Raises:
+        InputError: a prediction is not finite.
+    """
+    predict = checked(denoiser)
     for done, level in enumerate(schedule.levels, 1):
-        x, _ = ddpm_step(denoiser(x, level), x, level, noise(x), process)
+        x, _ = ddpm_step(predict(x, level), x, level, noise(x), process)
         if on_step:
             on_step(done, len(schedule))
+    predict.finish()
     return x

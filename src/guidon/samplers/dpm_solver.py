@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..diffusion import NoiseLevel, NoiseSchedule, Process, convert, split_prediction
-from .contract import Denoiser, Noise
+from .contract import Denoiser, Noise, checked
 
 
 def _half_log_snr(level: NoiseLevel) -> float:
@@ -38,17 +38,18 @@ def sample_dpm_solver(
     The first step is of first order. With fewer than ten steps, so is the last.
 
     Raises:
-        InputError: fewer than 1 step, or more than the schedule has.
+        InputError: fewer than 1 step, more than the schedule has, or a prediction is not finite.
     """
     if not 1 <= steps <= len(schedule):
         raise InputError(f"dpm-solver was asked for {setting('steps')} {steps}: give 1 to {len(schedule)}")
+    predict = checked(denoiser)
     levels = [schedule.between(time) for time in np.linspace(1.0, 1.0 / len(schedule), steps + 1)]
     previous: Tensor | None = None
     previous_h = 0.0
     for k in range(steps):
         level, after = levels[k], levels[k + 1]
         # the clean sample that is predicted here
-        output, _ = split_prediction(denoiser(x, level), x.shape[1])
+        output, _ = split_prediction(predict(x, level), x.shape[1])
         x_0 = convert(output, x, level, process.parameterization, "x0")
         x_0 = x_0.clamp(-1, 1) if process.clip_denoised else x_0
         # extrapolate it from the last two predictions
@@ -61,4 +62,5 @@ def sample_dpm_solver(
         previous, previous_h = x_0, h
         if on_step:
             on_step(k + 1, steps)
+    predict.finish()
     return x
