@@ -1,6 +1,8 @@
 """A results folder: the plan that it keeps, its cells, and what is refused."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,17 +32,25 @@ def test_every_cell_keeps_its_clip_metrics_trace_and_manifest(whole, plan, pipe)
 def test_a_cell_is_read_as_it_was_written(whole, plan, tmp_path):
     source, copy = cells_of(plan, whole)[7], cells_of(plan, tmp_path)[7]
     assert copy.damage() == "absent"
-    video = type("Video", (), {"frames": source.frames(), "manifest": {"frames": list(source.frames().shape)}})
-    copy.write(video, {"speed": 1.5, "chroma": float("nan")}, {"scale": np.ones((1, 4))})
+    manifest = json.loads((source.folder / "manifest.json").read_text())
+    values = dict.fromkeys(METRICS, 1.5) | {"chroma": float("nan")}
+    copy.write(SimpleNamespace(frames=source.frames(), manifest=manifest), values, source.trace())
     assert copy.damage() is None
     assert np.array_equal(copy.frames(), source.frames())
-    assert copy.metrics() == pytest.approx({"speed": 1.5, "chroma": float("nan")}, nan_ok=True)
+    assert copy.metrics() == pytest.approx(values, nan_ok=True)
+    assert copy.manifest().generation == source.manifest().generation
+    for name, array in source.trace().items():
+        assert np.array_equal(copy.trace()[name], array)
+
+
+def test_a_whole_cell_in_another_ones_place_is_damage(whole, plan, tmp_path):
+    source, other = cells_of(plan, whole)[7], cells_of(plan, tmp_path)[8]
+    shutil.copytree(source.folder, other.folder)
+    assert "is of another clip than the plan's" in other.damage()
 
 
 @pytest.mark.parametrize("name", [*CONTENT, "hashes.json"])
 def test_damage_to_any_file_is_seen(whole, plan, tmp_path, name):
-    import shutil
-
     shutil.copytree(whole, tmp_path / "copy")
     cell = cells_of(plan, tmp_path / "copy")[3]
     path = cell.folder / name
@@ -88,8 +98,32 @@ def test_a_plan_that_was_changed_is_refused(plan, tmp_path):
 
 
 def test_what_a_kill_left_while_the_plan_was_written_is_no_obstacle(plan, tmp_path):
-    (tmp_path / ".plan.99999999.tmp.json").write_text("{")
+    for name in (".plan.99999999.tmp.json", ".plan.lock"):
+        (tmp_path / name).write_text("{")
     open_plan(plan, tmp_path)
     assert read_plan(tmp_path).hash == plan.hash
     assert threads_of(tmp_path) == plan.threads
     assert threads_of(tmp_path / "none") is None
+
+
+def test_a_plan_that_could_not_be_run_is_refused_whatever_its_hash_says(plan, tmp_path):
+    first = next(iter(plan.settings))
+    cases = [
+        {"captions": ()},
+        {"settings": {}},
+        {"bench": "none"},
+        {"primary": plan.primary.model_copy(update={"metric": "none"})},
+        {"primary": plan.primary.model_copy(update={"against": "none"})},
+        {"seeds": 10**9},
+        {"settings": plan.settings | {first: {}}},
+        {"settings": plan.settings | {first: plan.settings[first] | {"steps": -1}}},
+        {"settings": plan.settings | {first: plan.settings[first] | {"energy_of": first}}},
+    ]
+    for change in cases:
+        changed = plan.model_copy(update=change)
+        (tmp_path / "plan.json").write_text(json.dumps(changed.content | {"hash": changed.hash}))
+        with pytest.raises(InputError, match=r"plan\.json: "):
+            read_plan(tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps(plan.content | {"hash": plan.hash, "scales": {first: 9.0}}))
+    with pytest.raises(InputError, match="holds scales"):
+        read_plan(tmp_path)

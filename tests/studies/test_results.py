@@ -1,13 +1,17 @@
 """Values of all cells, the CSV and the answer."""
 
+import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from guidon.core.errors import InputError
+from guidon.core.locks import try_held
 from guidon.studies.cells import cells_of
-from guidon.studies.results import answer, finished, results, write_csv
+from guidon.studies.results import answer, results, write_csv
 
 
 def test_results_are_those_of_the_cells(whole, plan):
@@ -26,11 +30,27 @@ def test_a_csv_has_a_row_a_cell_and_a_column_a_metric(whole, plan, tmp_path):
     assert lines[2].startswith(f"no guidance,0,1,{plan.captions[0]},") or '"' in lines[2]
 
 
-def test_a_study_is_finished_when_every_cell_is_whole(whole, plan, tmp_path):
-    assert finished(plan, whole)
-    assert not finished(plan, tmp_path)
+def test_a_study_without_cells_has_no_results(plan, tmp_path):
     with pytest.raises(InputError, match=r"18 of 18 cells of .* run `guidon study run` again"):
         results(plan, tmp_path)
+
+
+def test_results_of_a_study_that_runs_say_so(plan, tmp_path):
+    with try_held(tmp_path, ".block-0.lock") as ours:
+        assert ours
+        with pytest.raises(InputError, match=r"18 of 18 cells .* are not done yet, .* wait until it ends"):
+            results(plan, tmp_path)
+
+
+def test_clips_of_two_sizes_are_refused(whole, plan, tmp_path):
+    shutil.copytree(whole, tmp_path / "copy")
+    cell = cells_of(plan, tmp_path / "copy")[4]
+    made = SimpleNamespace(frames=cell.frames()[:-1], manifest=json.loads((cell.folder / "manifest.json").read_text()))
+    made.manifest["frames"] = list(made.frames.shape)
+    cell.write(made, cell.metrics(), cell.trace())
+    assert cell.damage() is None
+    with pytest.raises(InputError, match=r"holds a clip of \(15, 64, 64, 3\)"):
+        results(plan, tmp_path / "copy")
 
 
 def answered(plan, a, b):

@@ -1,23 +1,21 @@
 """Every cell once: resumed, damaged, killed, shared over ranks; always the same bytes."""
 
 import dataclasses
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
+from faults.harness import leftovers, tree
 from guidon.cli import main
+from guidon.core.atomic import _workspace_name
 from guidon.core.errors import InputError
+from guidon.core.locks import try_held
 from guidon.metrics.bench import BENCHES
 from guidon.metrics.metric import Bench, Examples, Goal, Metric, named
 from guidon.studies.cells import Cell, cells_of, open_plan
 from guidon.studies.plan import load_study, make_plan
-from guidon.studies.results import finished, results
+from guidon.studies.results import results
 from guidon.studies.run import run_study, seconds_per_cell
 from studies.small import MATCHED, content, study, write
 
@@ -39,32 +37,64 @@ def test_what_is_done_is_not_done_again_and_what_is_damaged_is(whole, plan, pipe
     assert seen == [(done, 18) for done in (4, 6, 10, 12, 16, 18)]
 
 
-def test_two_ranks_write_the_bytes_of_one_process(whole, plan, pipe, tmp_path, monkeypatch):
-    out = tmp_path / "ranks"
-    for rank in ("1", "0"):
-        assert not finished(plan, out)
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert 0 < run_study(plan, pipe, out) < plan.cells
-    assert finished(plan, out)
-    assert content(out) == content(whole)
+def test_a_rank_starts_at_its_share_and_does_what_nobody_does(whole, plan, pipe, tmp_path, monkeypatch):
+    order, original = [], Cell.write
+    monkeypatch.setattr(Cell, "write", lambda cell, *rest: order.append(cell.setting) or original(cell, *rest))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert run_study(plan, pipe, tmp_path / "out") == plan.cells
+    assert list(dict.fromkeys(order)) == [list(plan.settings)[k] for k in (1, 2, 0)]
+    assert content(tmp_path / "out") == content(whole)
 
 
-def test_a_rank_that_is_not_the_last_says_so_and_does_not_fail(tmp_path, tiny_model, pipe, monkeypatch, capsys):
+def test_only_the_first_rank_prints_the_answer(tmp_path, tiny_model, pipe, monkeypatch, capsys):
     path = write(tmp_path / "study.yaml", model=str(tiny_model), **MATCHED)
     open_plan(make_plan(load_study(path), pipe, threads=1), tmp_path / "out")
     words = ["study", "run", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     printed = []
-    for rank in ("0", "1"):
+    for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as stop:
             main(words)
         assert stop.value.code == 0
-        printed.append(capsys.readouterr())
-    assert "other ranks have cells to do" in printed[0].err
-    assert printed[0].out == ""
-    assert "law_residual: 'all'" in printed[1].out
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == ""
+    assert "law_residual: 'all'" in printed[1]
+
+
+def test_a_block_that_another_process_holds_is_left_to_it(whole, plan, pipe, tmp_path, monkeypatch):
+    """Its cells are done when the lock is free and they are still missing; nothing else waits for them."""
+    out, said, written = tmp_path / "out", [], []
+    open_plan(plan, out)
+    lock = ExitStack()
+    assert lock.enter_context(try_held(out, ".block-2.lock"))
+    original = Cell.write
+    monkeypatch.setattr(Cell, "write", lambda cell, *rest: written.append(cell) or original(cell, *rest))
+
+    def sleep(seconds):
+        assert len(written) == 14
+        lock.close()
+
+    monkeypatch.setattr("guidon.studies.run.time.sleep", sleep)
+    assert run_study(plan, pipe, out, say=said.append) == 18
+    assert said == ["other processes do the last 1 blocks: waiting for them"]
+    assert content(out) == content(whole)
+
+
+def test_what_killed_processes_left_is_deleted(plan, pipe, tmp_path):
+    out = tmp_path / "out"
+    assert run_study(plan, pipe, out) == 18
+    before = tree(out)
+    setting = next((out / "cells").iterdir())
+    for leftover in (out / ".block-3.lock", out / ".plan.lock"):
+        leftover.write_text("")
+    token = _workspace_name(setting / "0000-0")
+    (setting / token).mkdir()
+    (setting / token / ".guidon.lock").write_text("")
+    assert run_study(plan, pipe, out) == 0
+    assert tree(out) == before
+    assert leftovers(out) == []
 
 
 def test_other_weights_are_refused(plan, pipe, tmp_path):
@@ -106,22 +136,6 @@ def test_the_cost_is_measured_with_guidance_at_every_step(plan, pipe, monkeypatc
     assert seconds_per_cell(plan, pipe) > 0
     assert {request.guidance.timing.text for request in asked} == {"constant"}
     assert [request.steps for request in asked] == [2, 4] * len(plan.settings)
-
-
-def test_killed_again_and_again_it_ends_with_the_bytes_of_an_uninterrupted_run(whole, plan, tmp_path, tiny_model):
-    path, out = write(tmp_path / "study.yaml", model=str(tiny_model)), tmp_path / "out"
-    command = [sys.executable, "-m", "guidon", "study", "run", str(path), "--out", str(out), "--device", "cpu"]
-    open_plan(plan, out)  # with its number of threads
-    kills = int(os.environ.get("GUIDON_KILLS", "3"))
-    chance = random.Random(0)
-    for _ in range(kills):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(2, 6))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    assert content(out) == content(whole)
-    assert not list(out.rglob("*.tmp*"))
 
 
 def toy_bench():

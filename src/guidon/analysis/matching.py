@@ -197,8 +197,8 @@ def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (
 
 def _energy(cell: Cell) -> float:
     """The energy that guidance added to the cell's predictions."""
-    with np.load(cell.folder / "trace.npz") as trace:
-        return added_energy(trace)
+    trace = cell.trace()
+    return added_energy(trace) if "difference" in trace else 0.0  # no step was guided
 
 
 def _distance(own: np.ndarray, others: Sequence[Cell]) -> np.ndarray:

@@ -35,7 +35,7 @@ def run(
     from ..pipeline import load
     from ..studies.cells import threads_of
     from ..studies.plan import load_study, make_plan, outline
-    from ..studies.results import answer, finished, results, write_csv
+    from ..studies.results import answer, results, write_csv
     from ..studies.run import run_study, seconds_per_cell
 
     study = load_study(file)
@@ -47,10 +47,7 @@ def run(
     with progress("study") as bar:
         run_study(plan, pipe, out, on_cell=bar, on_solve=bar, say=say)
 
-    # Under torchrun, only the rank that ends last finds all cells done. It prints the answer.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and not finished(plan, out):
-        say("other ranks have cells to do; the last one to end prints the answer")
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, the first rank prints the answer
         return
     found = results(plan, out)
     write_csv(plan, found, out / "results.csv")

@@ -16,28 +16,65 @@ A cell is one clip of one setting. It is written atomically: its folder is compl
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import re
-from dataclasses import dataclass
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import ConfigDict, Field, FiniteFloat, PositiveInt, Strict
 
 from ..core.atomic import atomic_folder, write_json
 from ..core.errors import InputError, setting
 from ..core.extras import require
 from ..core.hashing import hash_files, hash_settings
+from ..core.locks import try_held
+from ..core.reading import DECODED_BYTES, PIXELS, TEXT_BYTES, read_object, reading, regular_file
 from ..core.settings import Settings, read_mapping, validated
 from ..media import Video
-from .plan import Plan
+from ..request import Request
+from .plan import Plan, check_plan
 
 Image = require("PIL.Image", "the clips of a study", "study", package="pillow")
 
 CONTENT = ("clip.png", "manifest.json", "metrics.json", "trace.npz")
-TEMPORARY = (".plan.*.tmp.json", ".scales.*.tmp.json")  # files that a killed process may leave behind
+PLAN_LOCK = ".plan.lock"  # held while plan.json is made
+BLOCK_LOCK = ".block-{}.lock"  # held while the block of that number is sampled
+BY_SAMPLE = ("difference", "cond", "cosine")
+"""Arrays of a trace that a sample has of its own, (steps, channels)."""
+OF_RUN = ("timestep", "scale")
+"""Arrays of a trace that all samples of a run share: (steps,), and (steps, channels)."""
+Finite = Annotated[FiniteFloat, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1)]
+
+
+class Manifest(Settings):
+    """The content of a cell's manifest.json, as far as it is read again."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    generation: Request
+    """What was generated."""
+    fps: Annotated[float, Strict(), Field(gt=0, le=10_000)]
+    """Frames per second."""
+    frames: tuple[Count, Count, Count, Literal[3]]
+    """The shape of the frames, (T, H, W, 3)."""
+
+
+class Measured(Settings):
+    """The content of a cell's metrics.json."""
+
+    values: dict[str, Finite | None]
+    """By metric; null where undefined."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +86,115 @@ class Cell:
     """The number of its prompt."""
     sample: int
     folder: Path
+    plan: Plan = field(repr=False, compare=False)
+    """The study's plan. A cell whose content is not what the plan asks for is damaged."""
 
     def damage(self) -> str | None:
-        """What is wrong with the cell's files: None if they are intact, "absent" if there is no folder."""
-        if not self.folder.exists():
+        """What is wrong with the cell's files: None if they are intact, "absent" if there is no folder.
+
+        Raises:
+            InputError: the scale of its setting is not solved yet.
+        """
+        if not os.path.lexists(self.folder):
             return "absent"
+        expected = self._expected()
         try:
-            hashes = json.loads((self.folder / "hashes.json").read_text())
-            for name in CONTENT:
-                if hash_files(self.folder / name) != hashes[name]:
-                    return f"{name} is not what was written"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"{type(error).__name__}: {error}"
+            self._check_digests()
+            self._check_content(expected)
+        except InputError as error:
+            return str(error)
         return None
 
+    def _expected(self) -> Request:
+        """The request of its clip alone."""
+        return self.plan.request(self.setting, slice(self.prompt, self.prompt + 1)).alone(0, self.sample)
+
+    def _check_digests(self) -> None:
+        hashes = read_object(self.folder / "hashes.json", "the hashes of a cell")
+        for name in CONTENT:
+            path = regular_file(self.folder / name, "a part of a cell", 4 * PIXELS.value)
+            with reading(path, "a part of a cell"):
+                digest = hash_files(path)
+            if digest != hashes.get(name):
+                raise InputError(f"{path} is not what was written")
+
+    def _check_content(self, expected: Request) -> None:
+        """Refuse files that are whole but are not those of this cell. The frames are not decoded."""
+        manifest = self.manifest()
+        if manifest.generation != expected:
+            raise InputError(f"{self.folder / 'manifest.json'} is of another clip than the plan's")
+        if self.metrics().keys() != self.plan.metrics.keys():
+            raise InputError(f"{self.folder / 'metrics.json'} does not hold the metrics of the bench {self.plan.bench}")
+        self._picture(manifest)
+        self.trace()
+
+    def manifest(self) -> Manifest:
+        """What made the clip.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.folder / "manifest.json"
+        found = validated(Manifest, read_object(path, "the manifest of a cell"), str(path))
+        frames, height, width, _ = found.frames
+        PIXELS.check(frames * height * width, path)
+        return found
+
     def frames(self) -> np.ndarray:
-        """The clip, uint8 (T, H, W, 3)."""
-        sheet = np.asarray(Image.open(self.folder / "clip.png"))
-        count = json.loads((self.folder / "manifest.json").read_text())["frames"][0]
-        return np.stack(np.split(sheet, count, axis=1))
+        """The clip, uint8 (T, H, W, 3).
+
+        Raises:
+            InputError: the files are damaged.
+        """
+        return self._picture(self.manifest(), decode=True)
+
+    def _picture(self, manifest: Manifest, *, decode: bool = False) -> np.ndarray:
+        """The frames of clip.png, of the manifest's shape; empty without ``decode``, which checks only the header."""
+        path = self.folder / "clip.png"
+        count, height, width, _ = manifest.frames
+        with reading(path, "the clip of a cell"), Image.open(path, formats=("PNG",)) as picture:
+            found = (picture.mode, *picture.size)
+            if found != ("RGB", count * width, height):
+                raise ValueError(f"it is {found[0]} {found[1]}x{found[2]}, expected RGB {count * width}x{height}")
+            if not decode:
+                return np.empty(0, np.uint8)
+            return np.stack(np.split(np.asarray(picture), count, axis=1))
 
     def metrics(self) -> dict[str, float]:
-        """Values by metric; NaN where undefined."""
-        stored = json.loads((self.folder / "metrics.json").read_text())
+        """Values by metric; NaN where undefined.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.folder / "metrics.json"
+        stored = validated(Measured, {"values": read_object(path, "the metrics of a cell")}, str(path)).values
         return {name: float("nan") if value is None else value for name, value in stored.items()}
 
+    def trace(self) -> dict[str, NDArray[np.float64]]:
+        """The arrays of the guidance trace, by name; see ``BY_SAMPLE`` and ``OF_RUN``. A clip whose setting guides no
+        step has no arrays of its own.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = regular_file(self.folder / "trace.npz", "the trace of a cell", DECODED_BYTES)
+        with reading(path, "the trace of a cell"):
+            arrays = _read_arrays(path)
+            steps = (len(arrays["timestep"]),)
+            shape = arrays["scale"].shape
+            if arrays["timestep"].shape != steps or shape[:1] != steps or len(shape) != (2 if steps[0] else 1):
+                raise ValueError(f"timestep is {arrays['timestep'].shape} and scale is {shape}")
+            for name in arrays.keys() & set(BY_SAMPLE):
+                if arrays[name].shape != shape:
+                    raise ValueError(f"{name} is {arrays[name].shape}, expected {shape}")
+            return arrays
+
     def write(self, video: Video, values: dict[str, float], trace: dict[str, NDArray[np.float64]]) -> None:
-        """Write the cell's folder with all its files, atomically."""
+        """Write the cell's folder with all its files, atomically.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(self.folder) as folder:
             Image.fromarray(np.concatenate(list(video.frames), axis=1)).save(folder / "clip.png")
@@ -87,6 +206,40 @@ class Cell:
             (folder / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
 
 
+def _read_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The arrays of a trace.npz. Each header is checked against the bytes that are there before anything is allocated.
+
+    Raises:
+        ValueError: an array is unknown, compressed, not of finite numbers, or its header does not fit its bytes.
+    """
+    found: dict[str, NDArray[np.float64]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if name not in BY_SAMPLE + OF_RUN or name in found or entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"it holds {entry.filename[:80]!r}")
+            with archive.open(entry) as file:
+                data = file.read()  # at most the size of the file, because nothing is compressed
+            found[name] = _array(name, data)
+    return found
+
+
+def _array(name: str, data: bytes) -> NDArray[np.float64]:
+    """An array of finite numbers from the content of an .npy file."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"{name} has the format {version}")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    values = data[file.tell() :]
+    if dtype.kind not in "fiu" or by_column or math.prod(shape) * dtype.itemsize != len(values):
+        raise ValueError(f"{name} claims {dtype} {shape} in {len(values)} bytes")
+    array = np.frombuffer(values, dtype).reshape(shape)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} is not finite")
+    return array
+
+
 def cells_of(plan: Plan, out: Path) -> list[Cell]:
     """All cells, settings outermost, then prompts."""
     found = []
@@ -95,8 +248,18 @@ def cells_of(plan: Plan, out: Path) -> list[Cell]:
         for prompt in range(len(plan.captions)):
             for sample in range(plan.seeds):
                 folder = out / "cells" / f"{number:02}-{slug}" / f"{prompt:04}-{sample}"
-                found.append(Cell(name, prompt, sample, folder))
+                found.append(Cell(name, prompt, sample, folder, plan))
     return found
+
+
+def held_blocks(out: Path) -> list[str]:
+    """The locks of blocks that a running process holds. Those that ended processes left are deleted."""
+    return [path.name for path in sorted(out.glob(BLOCK_LOCK.format("*"))) if not _is_free(path)]
+
+
+def _is_free(lock: Path) -> bool:
+    with try_held(lock.parent, lock.name) as free:
+        return free
 
 
 def blocks_of(plan: Plan, out: Path) -> list[list[Cell]]:
@@ -114,50 +277,79 @@ def blocks_of(plan: Plan, out: Path) -> list[list[Cell]]:
 def open_plan(plan: Plan, out: Path) -> Plan:
     """The plan of a results folder with its solved scales. If there is no folder yet, it is made with ``plan``.
 
+    Several processes may do this at the same time: one makes the folder, the others find its plan.
+
     Raises:
         InputError: the folder holds results of another plan, or something else, or cannot be written.
     """
-    path = out / "plan.json"
-    if path.exists():
-        found = read_plan(out)
-        if other := plan.differences(found):
-            raise InputError(
-                f"{out} holds results of another plan ({found.hash[:12]}, this one is {plan.hash[:12]}; they differ in "
-                f"{', '.join(other)}): choose another {setting('out')}, or what it was made with"
-            )
-        return found
-    if out.exists() and not (out.is_dir() and all(any(map(p.match, TEMPORARY)) for p in out.iterdir())):
+    if os.path.lexists(out) and not (out.is_dir() and (_is_new(out) or (out / "plan.json").exists())):
         raise InputError(f"{out} exists and holds no study: choose another {setting('out')}")
+    size = len(json.dumps(plan.content))
+    if size > TEXT_BYTES.value:
+        raise InputError(
+            f"the plan has {size:,} bytes, the limit is {TEXT_BYTES.value:,}: give fewer or shorter prompts, or "
+            f"set the environment variable {TEXT_BYTES.variable} to a higher number"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(path, plan.content | {"hash": plan.hash})
+        with _turn(out, PLAN_LOCK):
+            if not (out / "plan.json").exists():
+                write_json(out / "plan.json", plan.content | {"hash": plan.hash})
+                return plan
     except OSError as error:
         raise InputError(
             f"the results folder {out} cannot be written ({error.strerror}): choose another {setting('out')}"
         ) from None
-    return plan
+    found = read_plan(out)
+    if other := plan.differences(found):
+        raise InputError(
+            f"{out} holds results of another plan ({found.hash[:12]}, this one is {plan.hash[:12]}; they differ in "
+            f"{', '.join(other)}): choose another {setting('out')}, or what it was made with"
+        )
+    return found
+
+
+def _is_new(out: Path) -> bool:
+    """Whether a folder holds nothing but what a process leaves that is killed before it has written the plan."""
+    return all(path.name.startswith(".plan.") for path in out.iterdir())
+
+
+@contextmanager
+def _turn(out: Path, name: str) -> Iterator[None]:
+    """Hold a lock that nobody holds for long; wait for it."""
+    while True:
+        with try_held(out, name) as ours:
+            if ours:
+                yield
+                return
+        time.sleep(0.02)
 
 
 def read_plan(out: Path) -> Plan:
     """The plan of a results folder with its solved scales.
 
     Raises:
-        InputError: there is none, or it was changed.
+        InputError: there is none, it was changed, or it could not be run.
     """
     path = out / "plan.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{out} holds no plan.json: give a folder that `guidon study run` wrote")
     stored = read_mapping(path)
     hashed = stored.pop("hash", None) if isinstance(stored, dict) else None
+    if isinstance(stored, dict) and "scales" in stored:  # the hash does not cover them
+        raise InputError(f"{path} holds scales, which belong into scales.json: run the study again into another folder")
     plan = validated(Plan, stored, str(path))
-    if plan.hash != hashed:
+    with reading(path, "the plan of a study"):
+        digest = plan.hash
+    if digest != hashed:
         raise InputError(f"{path} was changed after it was frozen: run the study again into another folder")
+    check_plan(plan, str(path))
     return plan.with_scales(_read_scales(plan, out / "scales.json"))
 
 
 def threads_of(out: Path) -> int | None:
     """The number of threads with which the study in a folder must be resumed; None if there is no study."""
-    return read_plan(out).threads if (out / "plan.json").is_file() else None
+    return read_plan(out).threads if (out / "plan.json").exists() else None
 
 
 class Scales(Settings):
@@ -168,7 +360,7 @@ class Scales(Settings):
     """The hash of the plan. The scales depend only on the plan and on ``steps``."""
     steps: PositiveInt
     """Denoising steps of the runs on which they were solved."""
-    scales: dict[str, float]
+    scales: dict[str, Finite]
 
     @property
     def hash(self) -> str:
@@ -196,11 +388,13 @@ def _read_scales(plan: Plan, path: Path) -> dict[str, float]:
     Raises:
         InputError: the file was changed, or belongs to another plan.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     stored = read_mapping(path)
     hashed = stored.pop("hash", None) if isinstance(stored, dict) else None
     found = validated(Scales, stored, str(path))
-    if (found.hash, found.plan) != (hashed, plan.hash):
-        raise InputError(f"{path} was changed or belongs to another plan: run the study again into another folder")
+    if (found.hash, found.plan) != (hashed, plan.hash) or found.scales.keys() != set(plan.unsolved):
+        raise InputError(
+            f"{path} was changed or belongs to another plan: delete it, and `guidon study run` solves the scales again"
+        )
     return found.scales

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,6 +19,8 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ..core.errors import InputError, nearest
 from ..core.hashing import hash_settings
+from ..core.limits import as_text
+from ..core.reading import Limit
 from ..core.settings import Settings, read_mapping, validated
 from ..metrics.bench import find_bench
 from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Metric
@@ -30,6 +33,13 @@ FIRST_FORMAT = "guidon study 1"  # "of_the_world" in place of "bench"; solved sc
 EARLIER_FORMATS = (FIRST_FORMAT, "guidon study 2")  # "world" is the bench that is called "world-1" now
 EARLIER_BENCHES = {"world": "world-1"}  # name in plans of the earlier formats -> name now
 ANY_SCALE = 2.0  # placeholder for a scale that is not solved yet
+CELLS = Limit("GUIDON_MAX_CELLS", 1_000_000, "cells")
+"""The clips of a study."""
+SETTINGS = Limit("GUIDON_MAX_SETTINGS", 10_000, "settings")
+"""The settings of a study, grids expanded."""
+LONGEST_CHAIN = 100  # settings from one with energy_of to the one whose scale decides
+CELL_BYTES = 6 * 4096
+"""What a cell takes on a disk at the least: a block of the usual size for its folder and for each of its five files."""
 Channels = int | str | tuple[int, ...]
 Text = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, int) else given)]
 """A prompt; the number of a class is read as text."""
@@ -110,6 +120,32 @@ class Study(Settings):
     primary: Contrast
     """The main comparison, chosen before the study runs."""
 
+    @model_validator(mode="after")
+    def _of_a_size_that_can_be_run(self) -> Study:
+        """Count before anything is expanded: a short grid can stand for billions of settings."""
+        settings = sum(math.prod(map(len, arm.grid.values())) if arm.grid else 1 for arm in self.settings)
+        prompts = self.prompts if isinstance(self.prompts, int) else len(self.prompts)
+        check_size(settings, prompts, self.seeds)
+        if self.tuning_prompts > CELLS.value:
+            raise InputError(f"tuning_prompts is {self.tuning_prompts:,}, the limit is {CELLS.value:,}: give fewer")
+        return self
+
+
+def check_size(settings: int, prompts: int, seeds: int) -> None:
+    """Refuse a study that is larger than the limits. Nothing is expanded.
+
+    Raises:
+        InputError: the message says how many cells and how much disk it would take, and how to raise the limit.
+    """
+    cells = settings * prompts * seeds
+    asked = f"{settings:,} settings x {prompts:,} prompts x {seeds:,} seeds = {cells:,} cells"
+    for limit, count in ((SETTINGS, settings), (CELLS, cells)):
+        if count > limit.value:
+            raise InputError(
+                f"{asked} need at least {as_text(cells * CELL_BYTES)} of disk, and the limit is {limit.value:,} "
+                f"{limit.unit}: ask for fewer, or set the environment variable {limit.variable} to a higher number"
+            )
+
 
 def load_study(path: Path) -> Study:
     """The validated content of a STUDY.yaml."""
@@ -173,7 +209,7 @@ class Plan(Settings):
     """The hash of each part of the model."""
     bench: str
     """The bench that measures its clips."""
-    captions: tuple[str, ...]
+    captions: Annotated[tuple[str, ...], Field(min_length=1)]
     """The prompts."""
     tuning: tuple[str, ...] = ()
     """The prompts on which scales are solved; empty where no setting gives energy_of."""
@@ -187,7 +223,7 @@ class Plan(Settings):
     """The kind of device: cpu, cuda or mps."""
     torch: str
     """The version of torch."""
-    settings: dict[str, dict[str, Any]]
+    settings: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """By name: all keys of a request's JSON except prompts and samples. ``energy_of`` may replace cfg_scale."""
     primary: Contrast
     scales: dict[str, float] = Field(default_factory=dict[str, float], exclude=True)
@@ -238,7 +274,7 @@ class Plan(Settings):
     def _depth(self, name: str) -> int:
         """How many scales must be solved before this one's."""
         other = self.settings[name].get("energy_of")
-        return 0 if other is None else 1 + self._depth(other)
+        return 0 if other is None else 1 + self._depth(other)  # at most LONGEST_CHAIN
 
     def with_scales(self, scales: Mapping[str, float]) -> Plan:
         """A copy of the plan with these solved scales added."""
@@ -293,18 +329,50 @@ def _same_setting(a: dict[str, Any], b: dict[str, Any], may_be_solved: bool) -> 
     if len(matched) > 1:
         return False
     matched -= {None}
-    scale = {"cfg_scale": ANY_SCALE} if matched else {}
-    pair = ({key: value for key, value in own.items() if key != "energy_of"} | scale for own in (a, b))
-    one, other = (make_request(own, ("",), (0,), 0, "settings") for own in pair)
-    return one == other
+    also = {"energy_of": matched.pop()} if matched else {}
+    return _placeholder_request(a | also, "settings") == _placeholder_request(b | also, "settings")
 
 
 def make_request(
     choices: Mapping[str, Any], prompts: Sequence[str], samples: Sequence[int], first: int, source: str
 ) -> Request:
     """The request for consecutive prompts of a study; ``first`` is the number of the first one."""
-    own = {"prompts": tuple(prompts), "samples": tuple(samples), "seed": choices["seed"] + first}
+    seed = choices.get("seed")
+    if not isinstance(seed, int):
+        raise InputError(f"{source}: seed is {str(seed)[:80]!r}, expected a whole number")
+    own = {"prompts": tuple(prompts), "samples": tuple(samples), "seed": seed + first}
     return validated(Request, dict(choices) | own, source)
+
+
+def check_plan(plan: Plan, source: str) -> None:
+    """Refuse a plan that could not be run, whatever its hash says. Nothing is expanded and nothing is loaded.
+
+    Args:
+        plan: a plan from a file.
+        source: the file, for the message.
+
+    Raises:
+        InputError: it is too large, or names a bench, a metric or a setting that does not exist, or a setting is not
+            valid, or scales cannot be solved one after the other.
+    """
+    try:
+        check_size(len(plan.settings), len(plan.captions), plan.seeds)
+        find_bench(plan.bench).find_metric(plan.primary.metric)
+        _check_names(plan.primary, plan.settings)
+        energy_of = {name: own.get("energy_of") for name, own in plan.settings.items()}
+        for name, own in plan.settings.items():
+            if "energy_of" in own and len(_check_chain(name, energy_of)) == 1:
+                raise InputError(f"{name!r} matches the energy of no setting: name one")
+            _placeholder_request(own, name)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _placeholder_request(own: Mapping[str, Any], source: str) -> Request:
+    """The request of a setting for one prompt; a scale that is not solved yet is ``ANY_SCALE``."""
+    scale = {"cfg_scale": ANY_SCALE} if own.get("energy_of") is not None else {}
+    choices = {key: value for key, value in own.items() if key != "energy_of"} | scale
+    return make_request(choices, ("",), (0,), 0, source)
 
 
 def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Plan:
@@ -319,8 +387,10 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
         InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
     """
     bench, chosen = find_bench(pipe.model.bench), arms(study)
-    captions, tuning = _prompts(study, bench)
-    _check_primary(study.primary, chosen, bench)
+    solves = any(arm.energy_of is not None for arm in chosen.values())
+    captions, tuning = _prompts(study, bench, solves)
+    bench.find_metric(study.primary.metric)
+    _check_names(study.primary, chosen)
     requests = {name: pipe.plan(captions[:1], **_choices(study, arm)) for name, arm in chosen.items()}
     settings: dict[str, dict[str, Any]] = {}
     for name, arm in chosen.items():
@@ -329,10 +399,9 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
             _check_energy(name, chosen, requests, pipe.channels)
             del settings[name]["cfg_scale"]
             settings[name]["energy_of"] = arm.energy_of
-    solves = any(arm.energy_of is not None for arm in chosen.values())
     return Plan(
         title=study.title, model=study.model, weights=pipe.hashes, bench=bench.name, captions=captions,
-        tuning=tuning if solves else (), seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
+        tuning=tuning, seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
         device=pipe.device.type, torch=torch.__version__, settings=settings, primary=study.primary,
     )  # fmt: skip
 
@@ -346,21 +415,22 @@ def _choices(study: Study, arm: Arm) -> Choices:
     return cast("Choices", shared | own)
 
 
-def _prompts(study: Study, bench: Bench) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The prompts for results, and the prompts on which scales are solved."""
+def _prompts(study: Study, bench: Bench, solves: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The prompts for results, and the prompts on which scales are solved, if any are."""
+    tuning = study.tuning_prompts if solves else 0
     if isinstance(study.prompts, int):
         captions = bench.captions(study.split, EVALUATION_SEED, study.prompts)
-        return captions, bench.captions(None, TUNING_SEED, study.tuning_prompts)
-    repeated = [text for text in study.prompts if study.prompts.count(text) > 1]
-    if repeated:
-        raise InputError(f"the prompt {repeated[0]!r} is given twice: prompts are the unit, each counts once")
+        return captions, bench.captions(None, TUNING_SEED, tuning)
+    text, times = Counter(study.prompts).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"the prompt {text!r} is given twice: prompts are the unit, each counts once")
     for text in study.prompts:
         bench.check_prompt(text)
-    return study.prompts, study.prompts[: study.tuning_prompts]
+    return study.prompts, study.prompts[:tuning]
 
 
-def _check_primary(primary: Contrast, chosen: Mapping[str, Arm], bench: Bench) -> None:
-    bench.find_metric(primary.metric)
+def _check_names(primary: Contrast, chosen: Mapping[str, Any]) -> None:
+    """Refuse a primary contrast of settings that do not exist, or of one with itself."""
     for name in (primary.baseline, primary.against):
         if name not in chosen:
             raise InputError(f"primary: no setting is called {name!r}{nearest(name, chosen)}")
@@ -368,17 +438,26 @@ def _check_primary(primary: Contrast, chosen: Mapping[str, Arm], bench: Bench) -
         raise InputError(f"primary: {primary.baseline!r} is compared with itself: name two settings")
 
 
-def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, Request], channels: int) -> None:
-    """Refuse an arm whose scale could not be solved."""
-    # Names: following energy_of must end at a setting that has a scale, without a cycle.
+def _check_chain(name: str, energy_of: Mapping[str, Any]) -> list[str]:
+    """The settings from ``name`` along energy_of, which must end at one with a scale of its own."""
     seen = [name]
-    while (other := chosen[seen[-1]].energy_of) is not None:
-        if other not in chosen:
-            hint = nearest(other, chosen)
+    while (other := energy_of[seen[-1]]) is not None:
+        if not isinstance(other, str) or other not in energy_of:
+            hint = nearest(other, energy_of)
             raise InputError(f"{seen[-1]!r} matches the energy of {other!r}, which is no setting{hint}")
         if other in seen:
             raise InputError(f"{other!r} matches its own energy: name a setting that has a cfg_scale")
+        if len(seen) > LONGEST_CHAIN:
+            raise InputError(
+                f"{name!r} matches an energy through more than {LONGEST_CHAIN} settings: name a nearer one"
+            )
         seen.append(other)
+    return seen
+
+
+def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, Request], channels: int) -> None:
+    """Refuse an arm whose scale could not be solved."""
+    seen = _check_chain(name, {other: arm.energy_of for other, arm in chosen.items()})
     if chosen[name].cfg_scale is not None:
         raise InputError(f"{name!r} gives cfg_scale and energy_of: choose one")
     # Guidance: both settings must add energy, and with the rule cfg, because the trace defines energy only for it.
@@ -394,6 +473,7 @@ def outline(plan: Plan, seconds_per_cell: float) -> str:
     count, minutes = len(plan.captions), plan.cells * seconds_per_cell / 60
     cells = f"{len(plan.settings)} settings x {count} prompts x {plan.seeds} seeds = {plan.cells} cells"
     cost = f"about {minutes:.0f} minutes here" if minutes >= 1 else "under a minute here"
+    cost += f", at least {as_text(plan.cells * CELL_BYTES)} of disk"
     primary = plan.primary
     return "\n".join(
         [

@@ -1,7 +1,10 @@
-"""Running a study. It can be interrupted, resumed and split over processes, and always gives the same bytes.
+"""Running a study. It can be interrupted, resumed and shared by several processes, and always gives the same bytes.
 
 The plan fixes the blocks of cells that are sampled together. If cells of a block are missing or damaged, the whole
 block is sampled again, but only these cells are written. Each cell is written atomically.
+
+Processes that run the same study into the same folder at the same time share the blocks: each takes the next block that
+is not done and not locked. A lock ends with its process, so the others do the blocks of one that is killed.
 """
 
 from __future__ import annotations
@@ -9,23 +12,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from ..core.atomic import sweep
 from ..core.devices import cpu_threads
 from ..core.errors import InputError, setting
+from ..core.limits import require_disk
+from ..core.locks import try_held
 from ..core.progress import OnStep
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..pipeline import Pipeline
-from .cells import Cell, blocks_of, open_plan
+from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, held_blocks, open_plan
 from .energy import solve_scales
-from .plan import ANY_SCALE, Plan
+from .plan import ANY_SCALE, CELL_BYTES, Plan
 
-SAMPLE_TRACES = ("difference", "cond", "cosine")  # arrays of a trace with one row for each sample
-RUN_TRACES = ("timestep", "scale")
+POLL = 0.5  # seconds between two looks at blocks that other processes hold
 
 
 def run_study(
@@ -39,37 +45,69 @@ def run_study(
 ) -> int:
     """Solve the scales that are not known yet, then sample the cells that are missing or damaged.
 
-    Under ``torchrun`` each rank does its share of the blocks. ``guidon.studies.results.finished`` tells whether all
-    cells are done.
+    It ends when all cells of the study are done, by this process or by others. Under ``torchrun`` the ranks start at
+    different blocks.
 
     Args:
         plan: the plan to run. If the folder holds results of this plan, it is resumed.
         pipe: the plan's model.
         out: the results folder.
-        on_cell: called as ``on_cell(done, total)`` over the cells of this rank.
+        on_cell: called as ``on_cell(done, total)`` over the cells of the study.
         on_solve: called as ``on_solve(done, total)`` over the denoising steps that solve scales, before any cell.
         say: called with each message for the user, one line.
 
     Returns:
-        How many cells were written.
+        How many cells this process has written.
 
     Raises:
         InputError: the weights or the folder belong to another plan, a scale has no solution, or the disk is full.
     """
     _check_weights(plan, pipe)
     with cpu_threads(plan.threads):
-        plan = solve_scales(open_plan(plan, out), pipe, out, on_step=on_solve, say=say)
-        rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        blocks = blocks_of(plan, out)[rank::ranks]
-        total, done, written = sum(map(len, blocks)), 0, 0
-        for block in blocks:
-            missing = _missing(block, say)
-            if missing:
-                _do(plan, pipe, block, missing)
-            written += len(missing)
-            done += len(block)
-            if on_cell:
-                on_cell(done, total)
+        plan = open_plan(plan, out)
+        _clear(out)
+        plan = solve_scales(plan, pipe, out, on_step=on_solve, say=say)
+        missing = sum(cell.damage() is not None for block in blocks_of(plan, out) for cell in block)
+        require_disk(f"{missing:,} cells", missing * CELL_BYTES, out, lower="choose another disk, or make room")
+        return _do_blocks(plan, pipe, out, on_cell, say)
+
+
+def _clear(out: Path) -> None:
+    """Delete what killed processes left in a results folder: temporary files, and locks that nobody holds."""
+    for folder in (out, out / "videos", *(path for path in out.glob("cells/*") if path.is_dir())):
+        sweep(folder)
+    held_blocks(out)
+
+
+def _do_blocks(plan: Plan, pipe: Pipeline, out: Path, on_cell: OnStep | None, say: Callable[[str], None]) -> int:
+    """Do every block that no other process does, until all are done. Returns how many cells were written here."""
+    blocks = blocks_of(plan, out)
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    waiting = deque(range(len(blocks)))
+    waiting.rotate(-(rank * len(blocks) // ranks))
+    done, written, refused, told = 0, 0, 0, False
+    while waiting:
+        number = waiting.popleft()
+        block = blocks[number]
+        if any(cell.damage() for cell in block):
+            with try_held(out, BLOCK_LOCK.format(number), "guidon study run") as ours:
+                if not ours:  # look at it again after all others
+                    waiting.append(number)
+                    refused += 1
+                    if refused >= len(waiting):
+                        if not told:
+                            say(f"other processes do the last {len(waiting)} blocks: waiting for them")
+                        told, refused = True, 0
+                        time.sleep(POLL)
+                    continue
+                missing = _missing(block, say)  # the last owner may have done it between our look and our lock
+                if missing:
+                    _do(plan, pipe, block, missing)
+                written += len(missing)
+        refused = 0
+        done += len(block)
+        if on_cell:
+            on_cell(done, plan.cells)
     return written
 
 
@@ -91,7 +129,7 @@ def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
         if fault is None:
             continue
         if fault != "absent":
-            say(f"{cell.folder} is damaged ({fault}): it is done again")
+            say(f"{cell.folder} is done again: {fault}")
         missing.append(cell)
     return missing
 
@@ -107,10 +145,10 @@ def _do(plan: Plan, pipe: Pipeline, block: list[Cell], missing: list[Cell]) -> N
     for number, cell in enumerate(block):
         if cell not in missing:
             continue
-        own = {name: arrays[name][number] for name in SAMPLE_TRACES if len(trace)}
+        own = {name: arrays[name][number] for name in BY_SAMPLE if len(trace)}
         metrics = {name: float(column[number]) for name, column in values.items()}
         try:
-            cell.write(videos[number], metrics, own | {name: arrays[name] for name in RUN_TRACES})
+            cell.write(videos[number], metrics, own | {name: arrays[name] for name in OF_RUN})
         except OSError as error:
             raise InputError(
                 f"{cell.folder} cannot be written ({error.strerror}): what is done is kept, make room and run the same "

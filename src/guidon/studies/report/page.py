@@ -19,8 +19,9 @@ from markupsafe import Markup
 
 from ...core.atomic import atomic_path
 from ...core.errors import InputError, setting
-from ...core.hashing import hash_text
+from ...core.hashing import hash_files, hash_text
 from ...core.progress import OnStep
+from ...core.reading import reading
 from ...media import save_video
 from ...metrics.bench import find_bench
 from ...metrics.metric import SHARE
@@ -142,7 +143,7 @@ def _content(plan: Plan, found: Results, rows: Sequence[Row], cells: Sequence[Ce
     if plan.primary.metric not in metrics:
         metrics.insert(0, plan.primary.metric)
     slugs = {cell.setting: cell.folder.parent.name for cell in cells}
-    manifest = json.loads((cells[0].folder / "manifest.json").read_text())
+    manifest = cells[0].manifest()
     compared = [m for m in metrics if any(r.metric.name == m and r.comparison for r in rows)]
     return {
         "plan": plan,
@@ -151,8 +152,8 @@ def _content(plan: Plan, found: Results, rows: Sequence[Row], cells: Sequence[Ce
         "rows": rows,
         "table": {s: [r for m in metrics for r in rows if (r.setting, r.metric.name) == (s, m)] for s in plan.settings},
         "slugs": slugs,
-        "fps": manifest["fps"],
-        "frames": manifest["frames"],
+        "fps": manifest.fps,
+        "frames": manifest.frames,
         "forests": {m: figures.forest([r for r in rows if r.metric.name == m], slugs) for m in compared},
         "front": _front(plan, found, rows, slugs),
         "grid": _grid(plan, found),
@@ -209,10 +210,15 @@ def _energies(plan: Plan, cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
     for name in plan.settings:
         traces = []
         for cell in (cell for cell in cells if cell.setting == name):
-            with np.load(cell.folder / "trace.npz") as trace:
-                if "difference" not in trace:
-                    break
-                traces.append((trace["difference"], trace["timestep"]))
+            trace = cell.trace()
+            if "difference" not in trace:
+                break
+            traces.append((trace["difference"], trace["timestep"]))
+            if traces[-1][0].shape != traces[0][0].shape:
+                raise InputError(
+                    f"{cell.folder / 'trace.npz'} has another shape than that of the setting's first clip: delete the "
+                    "cell, and run `guidon study run` again"
+                )
         if traces:
             values = np.mean([difference for difference, _ in traces], axis=0).T  # (channels, steps)
             channels = [f"channel {c}" for c in range(len(values))]
@@ -222,15 +228,17 @@ def _energies(plan: Plan, cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
 
 
 def _clip(cell: Cell, beside: Path | None) -> Clip:
-    manifest = json.loads((cell.folder / "manifest.json").read_text())
-    digest = json.loads((cell.folder / "hashes.json").read_text())["clip.png"]
+    generation = cell.manifest().generation.model_dump(mode="json")
+    path = cell.folder / "clip.png"
+    with reading(path, "the clip of a cell"):
+        data, digest = path.read_bytes(), hash_files(path)
     video = "" if beside is None else os.path.relpath(_video_path(cell), beside.resolve().parent)
     return Clip(
         cell=cell,
-        picture=base64.b64encode((cell.folder / "clip.png").read_bytes()).decode(),
+        picture=base64.b64encode(data).decode(),
         metrics=cell.metrics(),
-        command=generate_command(manifest["generation"]),
-        seed=manifest["generation"]["seed"],
+        command=generate_command(generation),
+        seed=generation["seed"],
         digest=digest,
         video=quote(Path(video).as_posix()) if video else "",
     )
@@ -246,5 +254,4 @@ def _write_video(clip: Clip) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    manifest = json.loads((clip.cell.folder / "manifest.json").read_text())
-    save_video(clip.cell.frames(), path, manifest["fps"])
+    save_video(clip.cell.frames(), path, clip.cell.manifest().fps)
