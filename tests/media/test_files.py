@@ -105,7 +105,7 @@ def test_a_place_that_cannot_hold_the_video_is_refused(tmp_path):
 def test_files_that_are_no_video_are_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"not a video")
     (tmp_path / "empty").mkdir()
-    for name, message in (("a.mp4", "cannot be read"), ("empty", "holds no PNG"), ("none.mp4", "does not exist")):
+    for name, message in (("a.mp4", "cannot be read"), ("empty", "holds no PNG"), ("none.mp4", "is not there")):
         with pytest.raises(InputError, match=message):
             load_video(tmp_path / name)
 

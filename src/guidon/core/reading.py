@@ -76,6 +76,8 @@ TEXT_BYTES = Limit("GUIDON_MAX_TEXT_BYTES", 1 << 24, "bytes of text")
 """The size of a text file: settings, JSON, prompts, logs, source code."""
 PIXELS = Limit("GUIDON_MAX_PIXELS", 1 << 28, "pixels")
 """The pixels of a decoded clip, all frames together: 2**28 are 12 s of 1280 x 720 at 24 frames per second."""
+FRAME_PIXELS = Limit("GUIDON_MAX_FRAME_PIXELS", 1 << 26, "pixels in a frame")
+"""The pixels of one decoded frame or picture: 2**26 are 8192 x 8192. Decoders hold a frame several times."""
 DECODED_BYTES = Limit("GUIDON_MAX_DECODED_BYTES", 1 << 28, "decoded bytes")
 """What the compressed arrays of a NumPy file may unpack to."""
 
@@ -112,8 +114,8 @@ def _reason(error: BaseException) -> str:
         return "it is not text in UTF-8"
     if isinstance(error, FileNotFoundError):
         return "it is not there"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(text := getattr(error, "strerror", None), str):  # an OSError, or an error of FFmpeg
+        return text
     if isinstance(error, KeyError):
         return f"{str(error)[:_REASON]} is missing or unknown"
     return printable(first_line(error))[:_REASON]

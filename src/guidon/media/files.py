@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.atomic import atomic_folder, atomic_path
-from ..core.errors import InputError, first_line, nearest, setting
+from ..core.errors import InputError, nearest, setting
 from ..core.extras import require
+from ..core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("mp4", "gif", "webp", "frames", "png")
+_CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,yuv4mpegpipe"
 _IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the timing of a webp
 
 
@@ -145,68 +148,118 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
 
 
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Read a video file or a folder of PNGs.
+    """Read a video file, a PNG, or a folder of PNGs.
+
+    A clip of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded where the file says its length.
 
     Returns:
         Frames, uint8 (time, height, width, 3), and frames per second. A folder does not record its rate: 8 is assumed.
 
     Raises:
-        InputError: the path does not exist, cannot be read as video, or needs a library that is not installed.
+        InputError: the path does not exist, cannot be read as video, has too many pixels, or needs a library that is
+            not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    try:
+    with reading(path, "video"):
         if path.is_dir():
             return _read_folder(path), 8.0
-        return _read_animation(path) if path.suffix.lower() in (".gif", ".webp") else _read_container(path)
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as video: {first_line(error)}") from None
+        regular_file(path, "video")
+        suffix = path.suffix.lower()
+        if suffix == ".png":
+            return _read_pngs(path, [path]), 8.0
+        return _read_animation(path) if suffix in (".gif", ".webp") else _read_container(path)
+
+
+class _Frames:
+    """Collects frames of one size in one piece of memory, up to the limit of pixels."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.shape, self.count, self._bytes = path, (0, 0), 0, bytearray()
+
+    def expect(self, count: int, height: int, width: int) -> None:
+        """Refuse ``count`` frames more of this size if they are too many, before they are decoded."""
+        if self.count and self.shape != (height, width):
+            raise ValueError(f"its frames have different sizes, {self.shape} and {(height, width)}")
+        self.shape = height, width
+        FRAME_PIXELS.check(height * width, self.path)
+        PIXELS.check((self.count + count) * height * width, self.path)
+
+    def add(self, frame: np.ndarray) -> None:
+        """Add one frame, uint8 (height, width, 3)."""
+        self.expect(1, *frame.shape[:2])
+        self._bytes += np.ascontiguousarray(frame).data
+        self.count += 1
+
+    def together(self) -> np.ndarray:
+        """All frames, uint8 (time, height, width, 3)."""
+        if not self.count:
+            raise ValueError("it holds no frames")
+        return np.frombuffer(self._bytes, np.uint8).reshape(self.count, *self.shape, 3)
 
 
 def _read_folder(path: Path) -> np.ndarray:
-    need_pillow()
-    from PIL import Image
-
     files = sorted(path.glob("*.png"), key=lambda file: (len(file.stem) if file.stem.isdecimal() else 0, file.name))
     if not files:
         raise InputError(f"the folder {path} holds no PNG frames")
-    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return _read_pngs(path, files)
+
+
+def _read_pngs(path: Path, files: Sequence[Path]) -> np.ndarray:
+    need_pillow()
+    from PIL import Image
+
+    frames = _Frames(path)
+    for file in files:
+        with reading(file, "a frame"), Image.open(regular_file(file, "a frame"), formats=("PNG",)) as image:
+            frames.expect(1, image.height, image.width)
+            frames.add(np.asarray(image.convert("RGB")))
+    return frames.together()
 
 
 def _read_animation(path: Path) -> tuple[np.ndarray, float]:
     need_pillow()
     from PIL import Image, ImageSequence
 
-    with Image.open(path) as image:
+    frames, shown = _Frames(path), list[int]()
+    with Image.open(path, formats=("GIF", "WEBP")) as image:
         comment = image.info.get("comment", b"").decode("ascii", "replace")
         timing = comment or image.getexif().get(_IMAGE_DESCRIPTION, "")
-        frames, shown = [], []
+        frames.expect(getattr(image, "n_frames", 1), image.height, image.width)
         for frame in ImageSequence.Iterator(image):
-            frames.append(np.asarray(frame.convert("RGB")))
+            frames.add(np.asarray(frame.convert("RGB")))
             shown.append(int(image.info.get("duration") or 0))
         format = str(image.format).lower()
     # Both encoders merge equal consecutive frames into one that is shown longer. Repeat it to get them all back.
-    if ours := re.fullmatch(r"(\d+) frames at ([\d.]+) fps", str(timing)):
+    if ours := re.fullmatch(r"(\d{1,12}) frames at ([\d.]{1,40}) fps", str(timing)):
         count, fps = int(ours[1]), float(ours[2])
+        if not 0.1 <= fps <= 1000:
+            raise ValueError(f"its comment says {fps:g} frames per second")
         unit = _milliseconds(fps, format)
-        repeats = [count] if len(frames) == 1 else [max(1, round(time / unit)) for time in shown]
+        repeats = [count] if frames.count == 1 else [max(1, round(time / unit)) for time in shown]
+        if sum(repeats) != count:
+            raise ValueError(f"its comment says {count} frames, it holds {sum(repeats)}")
     else:
         unit = math.gcd(*shown)
         fps = 1000 / unit if unit else 8.0
-        repeats = [time // unit for time in shown] if unit and 0 not in shown else [1] * len(frames)
-    return np.repeat(np.stack(frames), repeats, axis=0), fps
+        repeats = [time // unit for time in shown] if unit and 0 not in shown else [1] * frames.count
+    PIXELS.check(sum(repeats) * math.prod(frames.shape), path)
+    return np.repeat(frames.together(), repeats, axis=0), fps
 
 
 def _read_container(path: Path) -> tuple[np.ndarray, float]:
     av = require("av", f"reading {path.suffix[1:].lower() or 'video'}", "video")
-    with av.open(str(path)) as container:
+    frames = _Frames(path)
+    # A playlist is a video to the library too, and it would read the files that the playlist names.
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    with av.open(str(path), options=options) as container:
         if not container.streams.video:
             raise InputError(f"{path} holds no video")
-        rate = container.streams.video[0].average_rate
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    if not frames:
-        raise InputError(f"{path} holds no frames")
-    return np.stack(frames), float(rate or 8)
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError("no decoder for it is installed")
+        frames.expect(max(1, stream.frames), stream.height, stream.width)
+        for frame in container.decode(video=0):
+            frames.expect(1, frame.height, frame.width)
+            frames.add(frame.to_ndarray(format="rgb24"))
+        rate = stream.average_rate
+    return frames.together(), float(rate or 8)
