@@ -10,40 +10,66 @@ def number(value):
 
 
 def test_a_row_holds_means_of_what_was_said(tmp_path, capsys):
-    log = Log(tmp_path / "log.csv", 0, 0.0)
+    log = Log(tmp_path / "log.csv")
     log.add({"loss": number(1), "mse_low": number("nan")})
     log.add({"loss": number(3), "mse_low": number(5), "mse_high": number("nan")})
     log.note({"joint": 0.5})
     log.write(2, 10, 1.0)
     (row,) = read_rows(tmp_path / "log.csv")
-    assert row == {"step": "2", "seconds": "0", "lr_factor": "1", "loss": "2", "mse_low": "5", "joint": "0.5"}
+    told = {"step": "2", "seconds": "0", "lr_factor": "1", "loss": "2", "mse_low": "5", "skipped": "0", "joint": "0.5"}
+    assert row == told
     assert "step 2/10 0 s loss 2 mse_low 5" in capsys.readouterr().err
 
 
-def test_a_sitting_goes_on_after_its_checkpoint(tmp_path):
-    log = Log(tmp_path / "log.csv", 0, 0.0)
-    for step in (2, 4, 6):
+def test_a_sitting_goes_on_after_its_rows(tmp_path):
+    log = Log(tmp_path / "log.csv")
+    for step in (2, 4):
         log.add({"loss": number(step)})
         log.write(step, 10, 1.0)
-    again = Log(tmp_path / "log.csv", 4, 100.0)
+    (tmp_path / "log.csv").write_text("damaged")
+    again = Log(tmp_path / "log.csv", 100.0, log.rows)
     assert 100 <= again.seconds < 101
     again.add({"loss": number(60)})
     again.write(6, 10, 0.5)
-    assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / "log.csv")] == [
-        ("2", "2"),
-        ("4", "4"),
-        ("6", "60"),
-    ]
+    rows = read_rows(tmp_path / "log.csv")
+    assert [(row["step"], row["loss"]) for row in rows] == [("2", "2"), ("4", "4"), ("6", "60")]
+
+
+def test_skipped_steps_are_counted_and_do_not_enter_means(tmp_path, capsys):
+    log = Log(tmp_path / "log.csv")
+    log.skip(1, 10)
+    log.write(1, 10, 1.0)
+    log.add({"loss": number(2)})
+    log.skip(3, 10)
+    log.skip(4, 10)
+    log.write(4, 10, 1.0)
+    rows = read_rows(tmp_path / "log.csv")
+    assert [(row["skipped"], row["loss"]) for row in rows] == [("1", ""), ("2", "2")]
+    assert capsys.readouterr().err.splitlines()[0] == "step 1/10 skipped: its loss or gradient is NaN or infinite"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"step,loss\n1,0.5\nx,0.5\n", b"step,loss\n1,0.5,7\n", b"step,loss\n1,0.5q\n", b"step,loss\n1,\xff\n",
+        b"loss\n1\n", b"step\n1\n\"" + b"0" * 200_000, b"step\n\0\n",
+    ],
+)  # fmt: skip
+def test_a_damaged_log_is_refused_in_one_line(tmp_path, damaged):
+    (tmp_path / "log.csv").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"log\.csv cannot be read as the log of a run") as error:
+        read_rows(tmp_path / "log.csv")
+    assert "\n" not in str(error.value)
 
 
 def test_a_loss_that_is_no_number_is_an_error(tmp_path):
-    log = Log(tmp_path / "log.csv", 0, 0.0)
+    log = Log(tmp_path / "log.csv")
     log.add({"loss": number("nan")})
     with pytest.raises(InputError, match=r"became nan by step 1: lower optimiser\.lr"):
         log.write(1, 10, 1.0)
 
 
 def test_curves_are_drawn_with_gaps_and_without_rows(tmp_path):
-    (tmp_path / "log.csv").write_text("step,seconds,loss,joint\n2,1,0.5,\n4,2,0.25,0.5\n")
-    assert draw_curves(tmp_path / "log.csv", tmp_path / "curve.png").stat().st_size > 1000
-    assert draw_curves(tmp_path / "none.csv", tmp_path / "empty.png").stat().st_size > 0
+    rows = [{"step": "2", "loss": "0.5"}, {"step": "4", "loss": "0.25", "joint": "0.5"}]
+    assert draw_curves(rows, tmp_path / "curve.png").stat().st_size > 1000
+    assert draw_curves([], tmp_path / "empty.png").stat().st_size > 0

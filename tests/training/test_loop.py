@@ -1,5 +1,6 @@
 """The loop, on the tiny denoiser: stopped, killed, exported early, watched."""
 
+import json
 import shutil
 import signal
 
@@ -18,7 +19,9 @@ def test_the_trained_folder_is_a_model(trained):
     pipe = guidon.load(trained, device="cpu")
     assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
     record = load_component(trained / "denoiser.safetensors", "denoiser").record
-    assert (record["steps"], record["batch_size"], record["device"]) == (6, 4, "cpu")
+    assert (record["steps"], record["batch_size"]) == (6, 4)
+    told = json.loads((trained.parent / "training.json").read_text())
+    assert (told["device"], told["hours"] >= 0) == ("cpu", True)
 
 
 def test_stopped_by_ctrl_c_it_saves_and_resumes_to_the_same_weights(tmp_path, tiny_model, trained, monkeypatch):
@@ -74,15 +77,6 @@ def test_training_is_looked_at_and_drawn(tmp_path, tiny_model):
     assert [row["joint"] for row in rows] == ["", "0.5", "0.5"]
     assert all(float(rows[1][name]) > 0 for name in ("val_low", "val_mid", "val_high"))
     assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
-
-
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
-    def loss(self, predicted):
-        return predicted.error.sum() * float("nan"), {}
-
-    monkeypatch.setattr(VAETask, "loss", loss)
-    with pytest.raises(InputError, match="became nan"):
-        run_recipe(vae_recipe(tmp_path))
 
 
 def test_what_draws_a_batch_wrongly_stops_the_run(tmp_path, monkeypatch):

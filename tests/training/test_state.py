@@ -1,36 +1,203 @@
+import resource
 import signal
+import zipfile
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 from guidon.core.errors import InputError
-from guidon.training import run_recipe
-from recipes import assert_equal_weights, at_step, denoiser_recipe, vae_recipe, weights_of
+from guidon.training import load_recipe, run_recipe
+from guidon.training.state import read_state
+from recipes import VAE, assert_equal_weights, at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
+
+
+def checkpoint_of(tmp_path):
+    """The checkpoint of a finished run of an autoencoder, with the recipe."""
+    config = vae_recipe(tmp_path)
+    run_recipe(config)
+    return config, tmp_path / "vae" / "checkpoint.pt"
+
+
+def refused(config, match):
+    with pytest.raises(InputError, match=match) as error:
+        run_recipe(config)
+    assert "\n" not in str(error.value)
 
 
 def test_a_damaged_checkpoint_is_refused_not_trained_over(tmp_path):
-    config = vae_recipe(tmp_path)
-    run_recipe(config)
-    checkpoint = tmp_path / "vae" / "checkpoint.pt"
+    config, checkpoint = checkpoint_of(tmp_path)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
-    with pytest.raises(InputError, match=r"cannot go on from .*it is damaged"):
-        run_recipe(config)
+    refused(config, r"checkpoint.pt cannot be read as a checkpoint: .*; delete it to train again")
+
+
+def test_damage_with_good_checksums_is_refused_by_the_digest(tmp_path):
+    config, checkpoint = checkpoint_of(tmp_path)
+    whole = torch.load(checkpoint, weights_only=True)
+    assert read_state(checkpoint).step == 4
+    weight = next(iter(whole["module"]))
+    changes = (
+        {"step": 3},
+        {"seconds": 7.0},
+        {"skipped": 1},
+        {"log": whole["log"][:1]},
+        {"identity": whole["identity"] | {"seed": 1}},
+        {"module": whole["module"] | {weight: whole["module"][weight] + 1e-6}},
+        {"ema": dict(reversed(whole["ema"].items())) | {weight: whole["ema"][weight] * 1.001}},
+        {"optimisers": [whole["optimisers"][0] | {"param_groups": [{}]}]},
+        {"digest": "0" * 64},
+    )
+    for change in changes:
+        torch.save(whole | change, checkpoint)
+        refused(config, "its content is not what was written; delete it")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": "x"}, "step"), ({"step": -1}, "step"), ({"step": None}, "step"), ({"seconds": float("nan")}, "seconds"),
+        ({"module": [1]}, "module"), ({"module": {"a": 1}}, "module.a"), ({"ema": {}}, "its weights do not fit the recipe"),
+        ({"optimisers": {}}, "optimisers"), ({"optimisers": []}, "another optimiser"), ({"more": 1}, "unknown key 'more'"),
+        ({"identity": None}, "identity"), ({"log": [{"step": 3}]}, "log"), ({"optimisers": [{"state": {}}]}, "does not load"),
+        ({"optimisers": [{"state": 3, "param_groups": [{"params": [0]}]}]}, "another optimiser"),
+        ({"module": {"a": torch.zeros(1).expand(10**6, 10**6)}}, "larger than its data"),
+        ({"ema": {"a": torch.tensor([1.0, float("inf")])}}, "its ema.a holds NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_fields_that_no_run_wrote_are_refused_in_one_line(tmp_path, change, message):
+    config, checkpoint = checkpoint_of(tmp_path)
+    state = torch.load(checkpoint, weights_only=True)
+    del state["digest"]
+    torch.save(state | change, checkpoint)
+    refused(config, message)
+
+
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
+    config, checkpoint = checkpoint_of(tmp_path)
+    for content in ([], {}, {"step": 3}, "text", torch.zeros(3), {"digest": 3}):
+        torch.save(content, checkpoint)
+        refused(config, "cannot be read as a checkpoint")
+    compressed = zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED)
+    with compressed:
+        compressed.writestr("a/data.pkl", b"0" * 10**6)
+    refused(config, "not an archive that PyTorch wrote")
+    checkpoint.unlink()
+    checkpoint.mkdir()
+    refused(config, "it is a folder")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    _, checkpoint = checkpoint_of(tmp_path)
+    before = checkpoint.read_bytes()
+    longer = vae_recipe(tmp_path, steps=6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (len(before) // 2, len(before) - 100):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                run_recipe(longer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert checkpoint.read_bytes() == before
+    assert run_recipe(longer) is not None
+    assert read_state(checkpoint).step == 6
 
 
 def test_a_changed_recipe_does_not_go_on_from_another_ones_weights(tmp_path, tiny_model):
     vae = tiny_model / "vae.safetensors"
     run_recipe(denoiser_recipe(tmp_path, vae, steps=2))
     for change, message in (
-        ({"prediction": "v"}, "the recipe's prediction changed since"),
+        ({"prediction": "v"}, r"the recipe's prediction changed since \(eps, now v\)"),
         ({"seed": 3, "noise_schedule": "squaredcos_cap_v2"}, "the recipe's noise_schedule and seed changed since"),
-        ({"terms": {"mse": {"weighting": "balanced"}, "area": {"weight": 1}}}, r"missing \['terms.area"),
-        ({"optimiser": {"name": "adamw"}}, "it was trained with another optimiser"),
+        ({"terms": {"mse": {"weighting": "balanced"}, "area": {"weight": 1}}}, r"the recipe's .*terms.area.weight"),
+        ({"optimiser": {"name": "adamw", "warmup_steps": 2}}, "optimiser.name changed since"),
+        ({"caption_dropout": 0.2}, r"caption_dropout changed since \(0.1, now 0.2\)"),
+        ({"shape_weights": {"cross": 3}}, "shape_weights"),
     ):
         changed = denoiser_recipe(tmp_path, vae, steps=4, **change)
         for export_only in (True, False):
             with pytest.raises(InputError, match=message):
                 run_recipe(changed, export_only=export_only)
-    assert run_recipe(denoiser_recipe(tmp_path, vae, steps=4, caption_dropout=0.2)) is not None
+
+
+def leaves(section, before=""):
+    """The names of all settings in a section of a recipe."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", field
+
+
+OTHER = {
+    "batch_size": 3, "precision": "bf16", "ema_decay": 0.5, "seed": 1, "foreground_weight": 3.0, "kl_weight": 0.1,
+    "optimiser.weight_decay": 0.1, "optimiser.betas": [0.5, 0.9], "optimiser.name": "muon", "start": "x.safetensors",
+    "model.layers_per_block": 2, "model.latent_channels": 3, "model.norm_num_groups": 2, "model.padding": "replicate",
+    "model.block_out_channels": [8, 8, 16], "model.mid_block_attention": True, "model.pixel_unshuffle": 1,
+    "steps": 6, "optimiser.lr": 0.5, "optimiser.muon_lr": 0.5, "optimiser.warmup_steps": 3, "optimiser.decay": 0.5,
+    "optimiser.grad_clip": 0.5, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 0,
+}  # fmt: skip
+SAID = {"steps", *(f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_steps", "decay", "grad_clip"))}
+UNSEEN = {"log_every", "checkpoint_every", "evaluate_every"}
+
+
+def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_path, capsys):
+    """The table above is complete: a new setting must be added to it."""
+    config, checkpoint = checkpoint_of(tmp_path)
+    names = {name for name, _ in leaves(load_recipe(config))} - {"task", "out", "device", "redraw"}
+    assert names == OTHER.keys()
+    identity, before = read_state(checkpoint).identity, checkpoint.read_bytes()
+    assert not UNSEEN & identity.keys()
+    for name, value in OTHER.items():
+        section, _, last = name.rpartition(".")
+        own = VAE["model"] if section == "model" else {}
+        changed = vae_recipe(tmp_path, **({section: own | {last: value}} if section else {name: value}))
+        checkpoint.write_bytes(before)
+        capsys.readouterr()
+        if name not in SAID | UNSEEN:
+            # A start that is missing is refused before the checkpoint is read.
+            refused(changed, "x.safetensors" if name == "start" else f"the recipe's {name} changed since")
+            continue
+        run_recipe(changed)
+        said = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
+        assert len(said) == (name in SAID), name
+        assert not said or f" {name} " in said[0]
+
+
+def test_a_run_does_not_go_on_past_its_recipe(tmp_path):
+    checkpoint_of(tmp_path)
+    shorter = vae_recipe(tmp_path, steps=2)
+    refused(shorter, "checkpoint.pt has 4 steps, the recipe 2: raise steps, or export it")
+    assert run_recipe(shorter, export_only=True) is not None
+
+
+OLD = {"task", "model", "text", "prediction", "noise_schedule", "seed", "start", "train", "batch_size", "clips", "vae"}
+
+
+def as_before_digests(state):
+    """A checkpoint as versions wrote it that knew no digest, and compared few settings."""
+    identity = {name: value for name, value in state["identity"].items() if name in OLD}
+    return {"identity": identity} | {name: state[name] for name in ("step", "seconds", "module", "ema", "optimisers")}
+
+
+def test_a_checkpoint_without_a_digest_goes_on_and_says_so(tmp_path, tiny_model, trained, monkeypatch, capsys):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_recipe(config) is None
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    torch.save(as_before_digests(torch.load(checkpoint, weights_only=True)), checkpoint)
+    log = tmp_path / "run" / "log.csv"
+    rows = log.read_bytes()
+    log.write_bytes(rows[:-4] + b"?" + rows[-3:])
+    refused(config, "log.csv cannot be read as the log of a run")
+    log.write_bytes(rows)
+    assert_equal_weights(weights_of(run_recipe(config)), weights_of(trained))
+    assert "checkpoint.pt was written by an earlier version: it has no digest, and" in capsys.readouterr().err
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == ["2", "4", "6"]
+    torch.save(as_before_digests(torch.load(checkpoint, weights_only=True)), checkpoint)
+    refused(denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", seed=3), "the recipe's seed changed since")
 
 
 @pytest.mark.parametrize("area", [False, True])
@@ -45,7 +212,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_to_the_same_weights(tmp_p
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         assert run_recipe(config) is None
     checkpoint = tmp_path / "run" / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True)
+    state = as_before_digests(torch.load(checkpoint, weights_only=True))
     for part in ("module", "ema"):
         state[part] = {
             name.replace("terms.mse.loss_level.", "level.").replace("terms.area.loss_level.", "area_level."): value

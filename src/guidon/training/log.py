@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..core.atomic import atomic_path
+from ..core.atomic import atomic_path, write_bytes
 from ..core.errors import InputError
 from ..core.extras import require
+from ..core.reading import read_text, reading
 
-NOT_DRAWN = ("step", "seconds")
+NOT_DRAWN = ("step", "seconds", "skipped")
 
 
 class Log:
     """Collects the values of every step and writes their means as one row of a CSV file.
 
     Args:
-        path: the CSV file. If it exists, its rows after step ``start`` are dropped.
-        start: the step from which the run resumes.
+        path: the CSV file. An existing one is replaced.
         spent: seconds of training before this call.
+        rows: the rows of the steps before this call.
     """
 
-    def __init__(self, path: Path, start: int, spent: float) -> None:
+    def __init__(self, path: Path, spent: float = 0.0, rows: Iterable[Mapping[str, str]] = ()) -> None:
         self.path = path
         self.began = time.monotonic() - spent
-        self.rows = [row for row in read_rows(path) if int(row["step"]) <= start]
+        self.rows = [dict(row) for row in rows]
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.noted: dict[str, str] = {}
+        self.skipped = 0
 
     @property
     def seconds(self) -> float:
@@ -52,49 +56,67 @@ class Log:
         """Add values to the next row as they are. They are measured in a few steps only, so no mean is taken."""
         self.noted |= {name: f"{value:.6g}" for name, value in values.items()}
 
+    def skip(self, step: int, steps: int) -> None:
+        """Count a step that was skipped, and say so on stderr."""
+        self.skipped += 1
+        print(f"step {step}/{steps} skipped: its loss or gradient is NaN or infinite", file=sys.stderr, flush=True)
+
     def write(self, step: int, steps: int, rate: float) -> None:
-        """Write a row with the means since the last row.
+        """Write a row with the means since the last row, and the number of steps that were skipped since.
 
         Raises:
-            InputError: the loss is NaN or infinite. The run then stops before its last good checkpoint is replaced.
+            InputError: the mean loss is NaN or infinite. The run then stops before its last checkpoint is replaced.
         """
         means = {name: float(value / self.counts[name]) for name, value in self.sums.items() if self.counts[name]}
-        if not math.isfinite(means["loss"]):
+        if not math.isfinite(means.get("loss", 0.0)):
             raise InputError(f"the loss became {means['loss']} by step {step}: lower optimiser.lr and resume")
         row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr_factor": f"{rate:.4g}"}
-        self.rows.append(row | {name: f"{value:.6g}" for name, value in means.items()} | self.noted)
+        row |= {name: f"{value:.6g}" for name, value in means.items()}
+        self.rows.append(row | {"skipped": str(self.skipped)} | self.noted)
         fields = list(dict.fromkeys(name for kept in self.rows for name in kept))
-        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=fields, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=fields, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_bytes(self.path, text.getvalue().encode())
         report = " ".join(f"{name} {value:.4g}" for name, value in means.items())
         print(f"step {step}/{steps} {self.seconds:.0f} s {report}", file=sys.stderr, flush=True)
-        self.sums, self.counts, self.noted = {}, {}, {}
+        self.sums, self.counts, self.noted, self.skipped = {}, {}, {}, 0
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log file, without rows whose step is not a number. Empty where there is no file."""
+    """The rows of a log file. Empty where there is no file.
+
+    Raises:
+        InputError: the file is damaged: a value is not a number, or a row is longer than the header.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    text = read_text(path, "the log of a run")
+    with reading(path, "the log of a run", "delete it; training goes on without the rows before its checkpoint"):
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        for number, row in enumerate(rows, start=2):
+            if None in row or not (row.get("step") or "").isdecimal():
+                raise ValueError(f"row {number} has no step, or more values than the header has names")
+            for value in row.values():
+                float(value or 0)
+    return [{name: value or "" for name, value in row.items()} for row in rows]
 
 
-def draw_curves(log: Path, picture: Path) -> Path:
+def draw_curves(rows: Sequence[Mapping[str, str]], picture: Path) -> Path:
     """Plot every column of a log over the steps, into a PNG file.
 
     Raises:
         InputError: matplotlib is not installed.
     """
     figure = require("matplotlib.figure", "the picture of a run's curves", "train").Figure
-    rows = read_rows(log)
-    columns = [name for name in rows[0] if name not in NOT_DRAWN] if rows else []
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if name not in NOT_DRAWN]
     across = min(4, max(1, len(columns)))
     down = max(1, math.ceil(len(columns) / across))
     figure = figure(figsize=(3.2 * across, 2.2 * down), layout="constrained")
     for k, name in enumerate(columns):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         axes = figure.add_subplot(down, across, k + 1)
         axes.plot(
             [step for step, _ in points],

@@ -2,10 +2,14 @@
 
 All random numbers of step n depend only on (seed, n). A run that was stopped or killed can therefore resume from its
 last checkpoint and reach the same weights. Ctrl-C saves a checkpoint and ends the run.
+
+A step whose loss or gradient is NaN or infinite is skipped: it changes neither weights nor averages nor buffers. After
+``SKIPPED_AT_MOST`` such steps in a row the run stops. Weights are checked before they are saved or exported.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -16,15 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core.atomic import write_json
 from ..core.errors import InputError
 from ..core.extras import require
 from ..core.progress import progress
 from .data.prefetch import prefetched
 from .ema import EMA
-from .log import Log, draw_curves
+from .log import Log, draw_curves, read_rows
 from .optimisers import learning_rate, make_optimisers
 from .recipe import Run
-from .state import Checkpoint
+from .state import Checkpoint, Progress
+
+SKIPPED_AT_MOST = 5  # steps in a row that are skipped; one more would not help
+TRAINING = "training.json"  # in the folder of a run: what differs from one run of a recipe to the next
 
 Look = Callable[[Path, int], dict[str, float]]
 """A function that measures exported weights: (their path, number of steps) -> values to log."""
@@ -44,7 +52,10 @@ class Task(Protocol):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The settings that must be equal in checkpoint and recipe, or the checkpoint is refused."""
+        """The settings that the weights depend on, and hashes of the files that they depend on, as plain data.
+
+        They must be equal in checkpoint and recipe, except those in ``Run.changeable``.
+        """
         ...
 
     def draw(self, step: int, generator: torch.Generator) -> Any:
@@ -85,41 +96,47 @@ def train(
         device: the device of the task's module.
         export_only: do not train; export the averaged weights of the checkpoint.
         look: measures the averaged weights every ``run.evaluate_every`` steps.
-        record: added to the training record in the exported files, beside steps, batch size, hours and device.
+        record: added to the training record in the exported files, beside the steps and the batch size.
 
     Returns:
         The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
 
     Raises:
-        InputError: the checkpoint does not fit the recipe, there is no checkpoint to export, the loss became NaN or
-            infinite, or an optional library is missing.
+        InputError: the checkpoint does not fit the recipe or is past its last step, there is no checkpoint to export,
+            the loss or the gradient was NaN or infinite in too many steps in a row, weights became NaN or infinite,
+            or an optional library is missing.
     """
     require("matplotlib.figure", "training", "train")  # used at the first checkpoint, hours from now
+    # Restore the state of the last checkpoint.
     module = task.module.train()
     optimisers = make_optimisers(module, run.optimiser)
     rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     ema = EMA(module, run.ema_decay)
-    checkpoint = Checkpoint(run.out / "checkpoint.pt", task.identity, module, ema, optimisers)
-    start, spent = checkpoint.load()
+    identity = {**task.identity, "device": str(device)}
+    checkpoint = Checkpoint(run.out / "checkpoint.pt", identity, run.changeable, module, ema, optimisers)
+    begun = checkpoint.load()
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # load() replaced them
-    if export_only and not start:
+    if export_only and not begun.step:
         raise InputError(f"there is no checkpoint in {run.out} to export: train first")
-    log = Log(run.out / "log.csv", start, spent)
+    if begun.step > run.steps and not export_only:
+        raise InputError(f"{checkpoint.path} has {begun.step} steps, the recipe {run.steps}: raise steps, or export it")
+    log = _log(run.out / "log.csv", begun)
 
     def draw(step: int) -> Any:
         return task.draw(step, torch.Generator().manual_seed(run.seed * 1_000_003 + step))
 
-    step, end = start, start if export_only else run.steps
+    step, end, skipped, saved = begun.step, begun.step if export_only else run.steps, begun.skipped, begun.step
     with (
         _interrupts() as interrupts,
         progress("training") as on_step,
-        closing(prefetched(draw, start, end)) as batches,
+        closing(prefetched(draw, step, end)) as batches,
     ):
         for batch in batches:
             # Loss, in the recipe's precision.
+            buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
             with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"), _attention(device):
                 loss, logs = task.loss(task.predict(batch))
-            # Gradient step, at the learning rate of this step.
+            # Gradient, and the learning rate of this step.
             rate = learning_rate(step, run.steps, run.optimiser)
             for group, base in zip(groups, rates, strict=True):
                 group["lr"] = base * rate
@@ -127,14 +144,28 @@ def train(
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(module.parameters(), run.optimiser.grad_clip)
-            for optimiser in optimisers:
-                optimiser.step()
-            ema.update(module, step)
-            log.add({"loss": loss.detach(), "grad_norm": norm, **logs})
+            # Step, unless a number is none. This waits for the device once, as reading the batch above does already.
             step += 1
+            if math.isfinite(float(loss.detach() + norm)):
+                for optimiser in optimisers:
+                    optimiser.step()
+                ema.update(module, step - 1)
+                log.add({"loss": loss.detach(), "grad_norm": norm, **logs})
+                skipped = 0
+            else:
+                _restore(buffers)
+                log.skip(step, run.steps)
+                skipped += 1
+                if skipped >= min(SKIPPED_AT_MOST, run.steps):
+                    kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
+                    raise InputError(
+                        f"the loss or the gradient was NaN or infinite in {skipped} steps in a row, up to step {step}: "
+                        f"{kept}; lower optimiser.lr and resume"
+                    )
             on_step(step, run.steps)
             # Measure the averaged weights.
             if run.evaluate_every and step % run.evaluate_every == 0:
+                _refuse_broken(ema, step)
                 log.note(task.validate(ema.weights))
                 if look is not None:
                     log.note(look(task.export(ema.weights, {"steps": step}), step))
@@ -143,13 +174,40 @@ def train(
             if save or step % run.log_every == 0:
                 log.write(step, run.steps, rate)
             if save:
-                checkpoint.save(step, log.seconds)
-                draw_curves(log.path, run.out / "curve.png")
+                checkpoint.save(Progress(step, log.seconds, skipped, log.rows))
+                saved = step
+                draw_curves(log.rows, run.out / "curve.png")
             if interrupts and step < run.steps:
                 return None
-    hours = round(log.seconds / 3600, 3)
-    made = {"steps": step, "batch_size": run.batch_size, "hours": hours, "device": str(device)}
-    return task.export(ema.weights, made | (record or {}))
+    # Export. What differs from run to run stays out of the exported files: equal runs write equal bytes.
+    _refuse_broken(ema, step)
+    write_json(run.out / TRAINING, {"hours": round(log.seconds / 3600, 3), "device": str(device)})
+    return task.export(ema.weights, {"steps": step, "batch_size": run.batch_size} | (record or {}))
+
+
+def _log(path: Path, begun: Progress) -> Log:
+    """The log of a run that goes on. Checkpoints of earlier versions do not hold its rows, so the file is read."""
+    rows = begun.rows
+    if rows is None:
+        rows = [row for row in read_rows(path) if int(row["step"]) <= begun.step]
+    return Log(path, begun.seconds, rows)
+
+
+@torch.no_grad()
+def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    """Give buffers the values that they had before a step."""
+    for buffer, before in buffers:
+        buffer.copy_(before)
+
+
+def _refuse_broken(ema: EMA, step: int) -> None:
+    """Raise an InputError if an averaged weight is NaN or infinite."""
+    for name, value in ema.weights.items():
+        if not value.isfinite().all():
+            raise InputError(
+                f"after step {step} the averaged weight {name} holds NaN or infinity: nothing was exported; lower "
+                "optimiser.lr and resume from the last checkpoint"
+            )
 
 
 @contextmanager

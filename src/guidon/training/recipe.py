@@ -31,7 +31,7 @@ def _must_divide(part: int, whole: int, what: str) -> None:
 class Section(Settings):
     """Base of the sections of a recipe. The docstring under a field is the field's description."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Optimiser(Section):
@@ -81,10 +81,22 @@ class Run(Section):
     optimiser: Optimiser = Optimiser()
     """Settings of the optimiser."""
 
-    incidental: ClassVar[frozenset[str]] = frozenset(
-        {"out", "device", "log_every", "checkpoint_every", "evaluate_every", "compile", "cache"}
+    unseen: ClassVar[frozenset[str]] = frozenset({"out", "log_every", "checkpoint_every", "evaluate_every", "cache"})
+    """Fields that the weights do not depend on."""
+    incidental: ClassVar[frozenset[str]] = unseen | {"device", "compile"}
+    """Fields that do not define what is trained: the unseen ones, and those that change only how numbers are rounded.
+    """
+    changeable: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "device", "compile"}
+        | {f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_steps", "decay", "grad_clip")}
     )
-    """Fields that do not define what is trained: they set paths, the device, logging or speed."""
+    """Settings that may change when a run is resumed, although the result then differs. A line on stderr names them.
+    Every other setting that the weights depend on must be the one that the checkpoint was trained with."""
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """All settings that the weights depend on, as plain data."""
+        return self.model_dump(mode="json", exclude=set(self.unseen))
 
 
 class VAEShape(Section):

@@ -3,6 +3,8 @@
 Each stage has its own folder, ``out/NAME-KEY``. KEY is a hash of its settings and of the weights that it starts from.
 If a setting changes, that stage and the stages that start from it are trained again in new folders. Nothing is
 overwritten.
+
+``out`` is locked while a recipe runs, and so is the folder of each stage: two runs cannot train into one folder.
 """
 
 from __future__ import annotations
@@ -10,19 +12,23 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoints.files import read_safetensors
-from ..core.atomic import atomic_folder, write_json
+from ..core.atomic import write_json
 from ..core.devices import pick_device
 from ..core.errors import InputError, nearest, setting
-from ..core.hashing import hash_settings, hash_tensors, hash_text
+from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
+from ..core.locks import held
+from ..core.reading import read_object
 from .loop import Look, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, load_recipe
 from .state import read_state
 from .tasks import prepare
+from .tasks.export import COMPONENTS, model_folder
 
 KEY_LENGTH = 8  # characters of the key in a folder's name
 DONE = "stage.json"  # written into a stage's folder when it is done
@@ -52,7 +58,21 @@ class Stage:
     def step(self) -> int:
         """The step of its checkpoint, 0 where there is none."""
         checkpoint = self.recipe.out / "checkpoint.pt"
-        return int(read_state(checkpoint)["step"]) if checkpoint.exists() else 0
+        return read_state(checkpoint).step if checkpoint.exists() else 0
+
+    def checked_weights(self) -> str:
+        """The hash of the weights that its training exported. The stage must be done.
+
+        Raises:
+            InputError: a file is missing, damaged, or not the one that the training wrote.
+        """
+        found, record = weights_hash(self.recipe.result), self.recipe.out / DONE
+        if read_object(record, "the record of a stage").get("weights") != found:
+            raise InputError(
+                f"{self.recipe.result} does not hold the weights that {record} names: delete {self.recipe.out} to "
+                f"train the stage {self.name} again"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -94,7 +114,7 @@ def run_recipe(
         The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
 
     Raises:
-        InputError: the recipe, a file that it names or a checkpoint is wrong.
+        InputError: the recipe, a file that it names or a checkpoint is wrong, or another run uses the folder.
     """
     recipe = load_recipe(path)
     if isinstance(recipe, StagedRecipe):
@@ -142,37 +162,60 @@ def _run(
 ) -> Path | None:
     """Do a single run."""
     device = pick_device(recipe.device)
-    recipe.out.mkdir(parents=True, exist_ok=True)
     look = None if isinstance(recipe, VAERecipe) else look  # an autoencoder is no model to sample from
-    return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
+    with _own_folder(recipe.out):
+        return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
 
 
 def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
     """Train the stages that are not done, then export the result."""
-    results: dict[str, Path] = {}
-    for name, stage in _walk(recipe, last):
-        assert stage is not None  # its parents were trained earlier in this loop
-        results[name] = stage.recipe.result
-        if stage.done:
-            print(f"{name}: done, in {stage.recipe.out}", file=sys.stderr)
-            continue
-        print(f"{name}: {stage.recipe.steps} steps, in {stage.recipe.out}", file=sys.stderr)
-        record: dict[str, object] = {"lineage": list(stage.lineage)}
-        trained = _run(stage.recipe, export_only=export_only, look=look, record=record)
-        if trained is None or export_only:
-            return trained
-        write_json(stage.recipe.out / DONE, {"lineage": list(stage.lineage), "weights": weights_hash(trained)})
-    if last not in (None, recipe.export.stage):
-        return results[last]
-    return _export(results[recipe.export.stage], recipe.out / recipe.export.folder)
+    found: dict[str, Stage] = {}
+    with _own_folder(recipe.out):
+        for name, stage in _walk(recipe, last):
+            assert stage is not None  # its parents were trained earlier in this loop
+            found[name] = stage
+            if stage.done:
+                print(f"{name}: done, in {stage.recipe.out}", file=sys.stderr)
+                continue
+            print(f"{name}: {stage.recipe.steps} steps, in {stage.recipe.out}", file=sys.stderr)
+            record: dict[str, object] = {"lineage": list(stage.lineage)}
+            trained = _run(stage.recipe, export_only=export_only, look=look, record=record)
+            if trained is None or export_only:
+                return trained
+            write_json(stage.recipe.out / DONE, {"lineage": list(stage.lineage), "weights": weights_hash(trained)})
+        if last not in (None, recipe.export.stage):
+            return found[last].recipe.result
+        found[recipe.export.stage].checked_weights()
+        return _export(found[recipe.export.stage].recipe.result, recipe.out / recipe.export.folder)
+
+
+@contextmanager
+def _own_folder(folder: Path) -> Iterator[None]:
+    """Make a folder if there is none, and lock it during the block. If it is empty at the end, it is removed again.
+
+    Raises:
+        InputError: another run has locked it.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(folder, "training"):
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty, as after any training
+            for place in made:
+                place.rmdir()
 
 
 def _export(source: Path, target: Path) -> Path:
-    """Copy a stage's model folder, unless an equal copy is there already."""
-    if not target.is_dir() or weights_hash(target) != weights_hash(source):
-        with atomic_folder(target) as temporary:
-            for file in sorted(source.iterdir()):
-                shutil.copyfile(file, temporary / file.name)
+    """Copy the components of a stage's model folder, unless equal files are there already."""
+    files = [path for path in sorted(source.iterdir()) if path.name in COMPONENTS]
+    there = [path for path in sorted(target.iterdir()) if path.name in COMPONENTS] if target.is_dir() else []
+    same = [path.name for path in there] == [path.name for path in files]
+    if not same or hash_files(*there) != hash_files(*files):
+        with model_folder(target) as folder:
+            for file in files:
+                shutil.copyfile(file, folder / file.name)
     return target
 
 
@@ -189,7 +232,7 @@ def _walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage |
 def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
     """Compute the key and folder of a stage. ``parents``: field -> stage; all of them are done."""
     results = {field: parent.recipe.result for field, parent in parents.items()}
-    hashes = {field: weights_hash(result) for field, result in results.items()}
+    hashes = {field: parent.checked_weights() for field, parent in parents.items()}
     draft = recipe.recipe(name, recipe.out / name, results)
     left_out = set(draft.incidental) | set(parents)
     given = draft.model_dump(mode="json", exclude=left_out, exclude_defaults=True)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ... import world
 from ...checkpoints import Component, load_component, load_weights, save_component
-from ...core.atomic import atomic_path
 from ...core.broadcasting import per_sample
 from ...diffusion import NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample
 from ...models.small import BOUNDARY, DENOISER, LOW_NOISE, TEXT, VAE
@@ -25,6 +24,7 @@ from ..data.draws import draw_timesteps, swap_shapes
 from ..data.latents import Batch, LatentClips
 from ..recipe import DIFFUSION_STEPS, SWAPPED_FROM, DenoiserRecipe
 from ..terms import Term, TrainingStep, total_loss
+from .export import model_folder
 from .start import Start, read_start
 
 HELD_OUT, HELD_OUT_SEED = 32, 2  # number and seed of the clips of the validation loss
@@ -114,21 +114,9 @@ class DenoiserTask:
     @property
     def identity(self) -> dict[str, object]:
         """See ``Task.identity``."""
-        names = {
-            "task",
-            "model",
-            "text",
-            "prediction",
-            "noise_schedule",
-            "seed",
-            "start",
-            "train",
-            "batch_size",
-            "clips",
-        }
-        found = {**self.recipe.model_dump(mode="json", include=names), "vae": self.vae.sha256}
+        found = {**self.recipe.decisive, "vae": self.vae.sha256}
         if self.recipe.expert and self.start:
-            found |= {"expert": self.recipe.expert.model_dump(), "kept": self.start.hashes}
+            found["kept"] = self.start.hashes
         return found
 
     def draw(self, step: int, generator: torch.Generator) -> NoisyBatch:
@@ -194,24 +182,21 @@ class DenoiserTask:
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Write the model folder: denoiser, text and vae. For an expert, also copy the other network, if any."""
-        folder = self.recipe.result
-        folder.mkdir(exist_ok=True)
         config, kept = dataclasses.asdict(self.config) | diffusion_of(self.recipe), {VAE: self.vae}
         expert, name = self.recipe.expert, DENOISER
-        if expert and self.start:
-            kept |= self.start.kept
-            record = record | {"timesteps": list(expert.timesteps), "beside": self.start.hashes}
-            if expert.noise == "low":
-                name, config = LOW_NOISE, config | {BOUNDARY: expert.boundary}
-        else:
-            text_config = dataclasses.asdict(self.text_config)
-            save_component(folder / TEXT, "text", text_config, part_of(weights, "text."), record)
-            (folder / LOW_NOISE).unlink(missing_ok=True)  # left by another recipe that exported here
-        save_component(folder / name, "denoiser", config, part_of(weights, "denoiser."), record)
-        for file, component in kept.items():
-            with atomic_path(folder / file) as temporary:
-                shutil.copyfile(component.path, temporary)
-        return folder
+        with model_folder(self.recipe.result) as folder:
+            if expert and self.start:
+                kept |= self.start.kept
+                record = record | {"timesteps": list(expert.timesteps), "beside": self.start.hashes}
+                if expert.noise == "low":
+                    name, config = LOW_NOISE, config | {BOUNDARY: expert.boundary}
+            else:
+                text_config = dataclasses.asdict(self.text_config)
+                save_component(folder / TEXT, "text", text_config, part_of(weights, "text."), record)
+            save_component(folder / name, "denoiser", config, part_of(weights, "denoiser."), record)
+            for file, component in kept.items():
+                shutil.copyfile(component.path, folder / file)
+        return self.recipe.result
 
     def _move(self, value: Tensor) -> Tensor:
         return value.to(self.device)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ...checkpoints import Component, save_component
-from ...core.atomic import atomic_path
 from ...core.broadcasting import per_sample
 from ...core.errors import InputError
 from ...core.hashing import hash_text
@@ -28,6 +27,7 @@ from ..data.rollouts import Rollouts
 from ..recipe import RolloutRecipe
 from ..terms import Term, TrainingStep, total_loss
 from .denoiser import Trained, part_of, validation_errors
+from .export import model_folder
 
 FINISHER = "finisher."  # prefix of the names of its tensors
 USUAL = 0.03  # mean square of what a clip's drawing usually misses, over all latents of the clip
@@ -108,8 +108,7 @@ class RolloutTask:
     @property
     def identity(self) -> dict[str, object]:
         """See ``Task.identity``."""
-        names = {"task", "finisher", "seed", "rollouts", "sampling", "batch_size"}
-        return {**self.recipe.model_dump(mode="json", include=names), "start": self.start.hashes}
+        return {**self.recipe.decisive, "start": self.start.hashes}
 
     def draw(self, step: int, generator: torch.Generator) -> RolloutBatch:
         """The batch of a step. Half of the rollouts are played backwards, where the caption can be told backwards."""
@@ -187,18 +186,16 @@ class RolloutTask:
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Write the model folder of the start, with the finisher in its network."""
-        folder = self.recipe.result
-        folder.mkdir(exist_ok=True)
         parts = (self.start.denoiser, self.start.low, self.start.text, self.start.vae)
-        for part in parts:
-            if part is not None and part is not self.own:
-                with atomic_path(folder / part.path.name) as temporary:
-                    shutil.copyfile(part.path, temporary)
         kept = {name: self.own.config[name] for name in (*DIFFUSION, BOUNDARY) if name in self.own.config}
         record = record | {"finishes": self.start.hashes}
         config = dataclasses.asdict(self.config) | kept
-        save_component(folder / self.own.path.name, "denoiser", config, part_of(weights, "denoiser."), record)
-        return folder
+        with model_folder(self.recipe.result) as folder:
+            for part in parts:
+                if part is not None and part is not self.own:
+                    shutil.copyfile(part.path, folder / part.path.name)
+            save_component(folder / self.own.path.name, "denoiser", config, part_of(weights, "denoiser."), record)
+        return self.recipe.result
 
 
 def build_module(recipe: RolloutRecipe, start: ModelFolder, own: Component) -> tuple[STDiTConfig, Trained]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ... import world
 from ...checkpoints import load_component, load_weights, save_component
+from ...core.errors import InputError
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
 from ..recipe import VAERecipe
 
@@ -77,7 +78,7 @@ class VAETask:
     @property
     def identity(self) -> dict[str, object]:
         """See ``Task.identity``."""
-        return self.recipe.model_dump(mode="json", include={"task", "model", "seed", "start", "redraw"})
+        return self.recipe.decisive
 
     def draw(self, step: int, generator: torch.Generator) -> Frames:
         """The batch of a step: a random frame of each of its clips."""
@@ -116,7 +117,13 @@ class VAETask:
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Write the weights, with their held-out PSNR and the factor that scales latents to unit standard deviation."""
         latents, found = self._held_out(weights)
-        config = dataclasses.replace(self.config, scaling_factor=round(1 / float(latents.std()), 5))
+        spread = float(latents.std())
+        if not 0 < spread < math.inf:
+            raise InputError(
+                f"the autoencoder encodes frames to latents with a standard deviation of {spread}, which no factor can "
+                "scale to 1: nothing was exported; lower kl_weight or optimiser.lr, and train again"
+            )
+        config = dataclasses.replace(self.config, scaling_factor=round(1 / spread, 5))
         record = record | {name: round(value, 2) for name, value in found.items()}
         save_component(self.recipe.result, "vae", dataclasses.asdict(config), weights, record)
         return self.recipe.result

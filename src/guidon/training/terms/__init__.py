@@ -21,7 +21,7 @@ __all__ = ["Loss", "Term", "TermSettings", "Terms", "TrainingStep", "total_loss"
 class Terms(Settings):
     """The section ``terms`` of a recipe. The loss is the weighted sum of its terms, added in this order."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
     mse: MSESettings = MSESettings()
     """The squared error of the prediction."""

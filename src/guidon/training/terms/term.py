@@ -115,7 +115,7 @@ class Term(nn.Module, ABC):
 class TermSettings(Settings, ABC):
     """Base of the settings of a term, a section of a recipe."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
     needs: ClassVar[frozenset[Literal["areas", "families"]]] = frozenset()
     """Data that the term needs: gradients of areas, or families of clips that differ only in shape."""
 

@@ -1,0 +1,29 @@
+"""Writes a model folder as a whole: readers see the old one or the new one, never files of both."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...core.atomic import atomic_folder
+from ...models.small import DENOISER, LOW_NOISE, TEXT, VAE
+
+COMPONENTS = (DENOISER, LOW_NOISE, TEXT, VAE)
+
+
+@contextmanager
+def model_folder(target: Path) -> Iterator[Path]:
+    """A new folder for components, which replaces ``target`` if the block succeeds.
+
+    Components in ``target`` are replaced; other files there, such as a user's notes, are copied to the new folder.
+    """
+    with atomic_folder(target) as folder:
+        yield folder
+        others = [path for path in target.iterdir() if path.name not in COMPONENTS] if target.is_dir() else []
+        for path in others:
+            if path.is_file():
+                shutil.copy2(path, folder / path.name)
+            elif path.is_dir():
+                shutil.copytree(path, folder / path.name, symlinks=True)
