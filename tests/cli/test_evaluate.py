@@ -39,7 +39,7 @@ def test_files_are_measured(run, tmp_path):
         (("a.mp4", "--interval", "0,1"), "--interval belongs to a model"),
         (("--caption", "a red circle"), "--caption belongs to video files"),
         (("--prompts", 1), "--prompts"),
-        (("none.mp4",), "none.mp4 does not exist"),
+        (("none.mp4",), "none.mp4 cannot be read as video: it is not there"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(refused, words, message):

@@ -167,10 +167,10 @@ def test_bad_models_manifests_and_folders(refused, tmp_path):
         ((PROMPT, "--model", "guidon-smal", "--out", tmp_path), "did you mean 'guidon-small'"),
         ((PROMPT, "--out", tmp_path / "file" / "sub"), "cannot be written"),
         (("--from", tmp_path / "not.json", "--out", tmp_path), "not a manifest"),
-        (("--from", tmp_path / "none.json", "--out", tmp_path), "cannot read"),
+        (("--from", tmp_path / "none.json", "--out", tmp_path), "none.json cannot be read as JSON: it is not there"),
         (("--from", tmp_path / "weights.json", "--out", tmp_path), "weights is 3, expected hashes by name"),
         (("--from", tmp_path / "key.json", "--out", tmp_path), "key.json: unknown key 'stepz' (did you mean 'steps'?)"),
-        (("--prompts-file", tmp_path / "none.txt", "--out", tmp_path), "cannot read --prompts-file"),
+        (("--prompts-file", tmp_path / "none.txt", "--out", tmp_path), "none.txt cannot be read as --prompts-file, a prompt a line: it is not there"),
         (("\udcff", "--out", tmp_path), "is not UTF-8 text"),
     ):
         assert message in refused("generate", *words)

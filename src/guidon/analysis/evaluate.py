@@ -19,6 +19,7 @@ import numpy as np
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.progress import OnStep
+from ..core.reading import reading
 from ..core.settings import read_mapping
 from ..media import contact_sheet, load_video
 from ..metrics import video, world
@@ -350,8 +351,11 @@ def _caption_of(path: Path) -> str | None:
     if not manifest.is_file():
         return None
     content = read_mapping(manifest)
-    prompts = content.get("generation", {}).get("prompts", []) if isinstance(content, dict) else []
-    return prompts[0] if len(prompts) == 1 and content.get("frames", [0, 0])[1] == SIZE else None
+    with reading(manifest, "the manifest of a video"):
+        prompts = content.get("generation", {}).get("prompts", [])
+        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError("its prompts are no list of texts")
+        return prompts[0] if len(prompts) == 1 and content.get("frames", [0, 0])[1] == SIZE else None
 
 
 def look_during_training(folder: Path, step: int) -> dict[str, float]:

@@ -251,11 +251,9 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
             raise InputError(f"the prompt {prompt!r} is not UTF-8 text")
     lines: list[str] = []
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise InputError(f"cannot read {setting('prompts_file')} {file}: {reason}") from None
+        from ..core.reading import read_text
+
+        lines = read_text(file, f"{setting('prompts_file')}, a prompt a line").splitlines()
     found = (*prompts, *(line.strip() for line in lines if line.strip()))
     if not found:
         raise InputError('no prompt was given: guidon generate "a red circle moves left on a white background"')
