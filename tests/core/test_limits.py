@@ -2,6 +2,7 @@ import os
 import resource
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from guidon.core.errors import InputError
 from guidon.core.limits import (
     UNLIMITED,
     as_text,
+    attempt,
     available_memory,
     free_disk,
     is_out_of_memory,
@@ -147,3 +149,24 @@ def test_a_machine_that_runs_out_says_so_in_many_words():
 )
 def test_bytes_for_people(count, text):
     assert as_text(count) == text
+
+
+def test_an_attempt_frees_what_the_failed_work_held():
+    held = []
+
+    class Big:
+        def __init__(self):
+            held.append(weakref.ref(self))
+
+    def work():
+        big = Big()
+        raise MemoryError(big)
+
+    def other_fault():
+        raise RuntimeError("shapes do not match")
+
+    assert attempt(work) is None
+    assert held[0]() is None
+    assert attempt(lambda: 3) == 3
+    with pytest.raises(RuntimeError, match="shapes"):
+        attempt(other_fault)

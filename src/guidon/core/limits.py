@@ -6,18 +6,20 @@ right: what is let through may still run out of memory later.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import InputError, setting
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 UNLIMITED = sys.maxsize  # more than any machine has
 _OUT_OF_MEMORY = (
     "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc",
@@ -104,6 +106,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def attempt(work: Callable[[], T]) -> T | None:
+    """What the work returns, or None if an allocation failed. What the failed work held is then freed."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # The error is gone here, and with it the frames of the call stack that held tensors.
+    gc.collect()
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    return None
 
 
 def _what_to_do(lower: str) -> str:

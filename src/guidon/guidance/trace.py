@@ -67,6 +67,12 @@ class GuidanceTrace:
     def __len__(self) -> int:
         return len(self._products)
 
+    def forget(self) -> None:
+        """Forget every step, so that the run can be made again from its start."""
+        self._progress = -math.inf
+        for steps in (self._timesteps, self._scales, self._products, self._x0):
+            steps.clear()
+
     def as_arrays(self, *, by_frame: bool = False) -> dict[str, NDArray[np.float64]]:
         """The trace as arrays.
 

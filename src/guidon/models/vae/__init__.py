@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+FRAMES_TOGETHER = 32
+"""Frames that are decoded in one pass."""
+
 
 class Autoencoder(Protocol):
     """What the pipeline asks of an autoencoder."""
@@ -15,6 +18,9 @@ class Autoencoder(Protocol):
         """Video (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, h, w), as the network uses; images without T."""
         ...
 
-    def decode(self, latents: Tensor, /) -> Tensor:
-        """Latents (B, C, T, h, w) to video (B, 3, T, H, W) in [-1, 1]; images without T."""
+    def decode(self, latents: Tensor, /, micro_batch: int = FRAMES_TOGETHER) -> Tensor:
+        """Latents (B, C, T, h, w) to video (B, 3, T, H, W) in [-1, 1]; images without T.
+
+        ``micro_batch`` frames are decoded in one pass: with fewer it needs less memory, and the last bits may differ.
+        """
         ...

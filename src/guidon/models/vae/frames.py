@@ -21,6 +21,7 @@ from ...checkpoints.files import AGAIN
 from ...core.errors import InputError
 from ...core.extras import require
 from ...core.reading import read_object, reading
+from . import FRAMES_TOGETHER
 
 REPOSITORY = "stabilityai/sd-vae-ft-ema"
 PADDINGS = ("zeros", "replicate")
@@ -234,7 +235,7 @@ class FrameVAE(nn.Module):
         return (means * self.config.scaling_factor).unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, micro_batch: int = 32) -> Tensor:
+    def decode(self, latents: Tensor, micro_batch: int = FRAMES_TOGETHER) -> Tensor:
         """Scaled latents (B, C, T, h, w) -> frames (B, 3, T, H, W) in [-1, 1], ``micro_batch`` frames at a time."""
         if latents.ndim == 4:
             return self.decode(latents[:, :, None], micro_batch)[:, :, 0]
