@@ -6,6 +6,8 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .bridges.diffusers.networks import Frequencies, adopt
-from .core.devices import pick_device
+from .core.devices import cpu_threads, pick_device
 from .core.errors import InputError, setting
+from .core.limits import attempt
 from .core.progress import OnStep, part_of
 from .core.settings import validated
 from .core.version import VERSION
@@ -30,13 +33,26 @@ from .models.network import Network
 from .models.registry import find_replay
 from .models.sources import Sources
 from .models.text.prompts import PromptMemory, Prompts
-from .request import Choices, Request, latent_shape, make_request
+from .models.vae import Autoencoder
+from .request import Choices, Computation, Request, latent_shape, make_request, require_room
 from .samplers import LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class _Denoised:
+    """The latents of one clip, and how they were computed."""
+
+    latent: Tensor
+    """(1, C, ...)."""
+    batch: int
+    """Rows of its batch."""
+    sequential: bool
+    """Whether the branches ran one after the other."""
 
 
 class Pipeline:
@@ -69,18 +85,19 @@ class Pipeline:
         Args:
             prompts: what to show; for a class-conditional model, the class numbers as text.
             num_samples: samples 0 to ``num_samples - 1`` of the seed, for each prompt.
-            batch_size: how many clips are denoised together. It changes memory, not the samples, except with ``exact``.
+            batch_size: how many clips are denoised together. It changes memory, and pixels by at most 1/255; with
+                ``exact`` it decides the samples.
             sequential: run guidance's branches one after the other, in the memory of one branch.
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did. All the clips must then fit one batch.
             choices: the settings; see ``guidon.request.Choices``.
 
         Raises:
-            InputError: a choice is not valid for this model; the message says what would be.
+            InputError: a choice is not valid for this model, or the clips need more memory than there is.
         """
         single = isinstance(prompts, str) and num_samples == 1
-        texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        request = self.plan(texts, tuple(range(num_samples)), batch_size=batch_size, **choices)
+        texts = (prompts,) if isinstance(prompts, str) else prompts
+        request = self.plan(texts, range(num_samples), batch_size=batch_size, **choices)
         videos = self.generate(request, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=trace)
         return videos[0] if single else videos
 
@@ -92,7 +109,7 @@ class Pipeline:
         Raises:
             InputError: a choice is not valid for this model.
         """
-        request = make_request(self.preset, self.model, prompts, samples, choices, batch_size)
+        request = make_request(self.preset, self.model, prompts, samples, choices, batch_size, self.device)
         other = latent_shape(self.preset, self.model, request) != self.model.latent_shape
         if other and not self.preset.is_image:
             warnings.warn(
@@ -109,55 +126,133 @@ class Pipeline:
         sequential: bool = False,
         on_step: OnStep | None = None,
         trace: GuidanceTrace | None = None,
+        like: Computation | None = None,
     ) -> list[Video]:
-        """The videos of a complete request, prompts outermost; the other arguments are those of a call.
+        """The videos of a complete request, prompts outermost; most arguments are those of a call.
+
+        Where memory runs out, clips are denoised in smaller batches, then one branch after the other, then fewer frames
+        are decoded at a time. A warning says so, and the manifests.
+
+        Args:
+            request: what to make.
+            like: how the clip of the request was computed before, from its manifest. It is then computed in the same
+                way, which gives the same bits. ``batch_size`` and ``sequential`` have no effect.
 
         Raises:
             InputError: weights cannot be read or do not fit, a class is not in the model, the clips of a trace do not
-                fit one batch, or numbers overflow.
+                fit one batch, numbers overflow, or there is not enough memory.
         """
-        clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
+        # what is asked for, and whether there is room for it
+        count = len(request.prompts) * len(request.samples)
         batch_size = request.batch_size or batch_size
         if batch_size < 1:
             raise InputError(f"{setting('batch_size')} is {batch_size}: give at least 1")
-        if trace is not None and len(clips) > batch_size:
+        if trace is not None and count > batch_size:
             raise InputError(
-                f"a trace needs its {len(clips)} clips in one batch: raise {setting('batch_size')} from {batch_size}"
+                f"a trace needs its {count} clips in one batch: raise {setting('batch_size')} from {batch_size}"
             )
+        require_room(self.model, latent_shape(self.preset, self.model, request), count, batch_size, self.device)
+        if like is None:
+            like = Computation(batch=min(batch_size, count), sequential=sequential)
+        clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
         prompts = self._prompts.encode(request.prompts, request.negative_prompt)
         if self.model.vae.keep:  # where stages are dropped after use, it waits for its turn
             self.model.vae.prepare_in_background()
 
-        # latents, batch by batch
-        batches = [clips[first : first + batch_size] for first in range(0, len(clips), batch_size)]
-        replay = replayed_noise(request.seed, request.exact_noise, self.device) if request.exact else None
-        latents: list[Tensor] = []
-        guided = 0
+        # latents, then frames
+        with nullcontext() if like.threads is None else cpu_threads(like.threads):
+            denoised = self._denoise(request, prompts, clips, like, on_step, trace)
+            frames, micro_batch = self._decode([clip.latent for clip in denoised], like.micro_batch)
+            threads = torch.get_num_threads()
+        found = [
+            Computation(batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=threads)
+            for clip in denoised
+        ]
+        _warn_of_fallback(like, found)
+        return [self._video(request, *made) for made in zip(clips, frames, found, strict=True)]
+
+    def _denoise(
+        self,
+        request: Request,
+        prompts: Prompts,
+        clips: Sequence[tuple[int, int]],
+        like: Computation,
+        on_step: OnStep | None,
+        trace: GuidanceTrace | None,
+    ) -> list[_Denoised]:
+        """The latents of clips (prompt, sample), batch by batch. Where memory runs out, in a way that needs less."""
+        # A clip that was made beside others is made beside copies of itself: the number of rows alone decides the bits.
+        copies = like.batch if len(clips) == 1 and request.exact is None and trace is None else 1
+        size = request.batch_size or like.batch
+        sequential, empty_trace = like.sequential, trace is not None and not len(trace)
+        waiting, done, guided = list(clips), list[_Denoised](), 0
+        replay = self._replay(request)
         with self.model.network.in_use(DTYPES[request.dtype]) as network:
-            for number, batch in enumerate(batches):
+            while waiting:
+                batch = waiting[:size] * copies
                 numbers = [prompt for prompt, _ in batch]
                 noise = replay or SampleNoise([request.seed_of(p) for p in numbers], [sample for _, sample in batch])
-                report = part_of(on_step, number, len(batches))
-                found, guided_steps = self._sample(network, request, prompts, numbers, noise, sequential, report, trace)
-                latents.append(found)
-                guided += guided_steps
+                before, after = -(-len(done) // size), -(-len(waiting) // size)  # batches that are done, and to do
+                report = part_of(on_step, before, before + after)
+                found = attempt(
+                    partial(self._sample, network, request, prompts, numbers, noise, sequential, report, trace)
+                )
+                if found is not None:
+                    latents, guided_steps = found
+                    done += [_Denoised(each[None], len(batch), sequential) for each in latents[: len(batch) // copies]]
+                    guided, waiting = guided + guided_steps, waiting[size:]
+                    continue
+                # Memory ran out: do it again with fewer rows, then with one branch at a time.
+                if trace is not None and empty_trace:
+                    trace.forget()
+                if len(batch) > 1 and request.exact is None and trace is None:
+                    size, copies = max(1, len(batch) // copies // 2), 1
+                elif not sequential and not request.guidance.is_conditional:
+                    sequential = True
+                    if replay is not None:  # its noise goes on from batch to batch: begin again
+                        waiting, done, replay = list(clips), [], self._replay(request)
+                else:
+                    rows = "one clip" if len(batch) == 1 else f"{len(batch)} clips, which must be one batch,"
+                    raise InputError(
+                        f"the memory of {self.device} is full where {rows} and one branch is denoised at a time: lower "
+                        f"{setting('size')} or {setting('frames')}, or free memory"
+                    )
             del network  # so that its stage can free it
         if not guided and not request.guidance.is_conditional:
             warnings.warn(
                 f"no step was guided: none of the {request.steps} steps falls inside the timing "
                 f"{request.guidance.timing.text}: widen it or take more steps",
-                stacklevel=3,
+                stacklevel=4,
             )
-        if not all(bool(part.isfinite().all()) for part in latents):
+        if not all(bool(clip.latent.isfinite().all()) for clip in done):
             raise InputError(
                 f"sampling gave numbers that are not finite ({request.sampler}, {request.steps} steps, "
                 f"{request.dtype}): try more steps, a lower scale, or fp32"
             )
+        return done
 
-        # frames
+    def _replay(self, request: Request) -> LegacyNoise | None:
+        """The noise of an exact replay, from its beginning."""
+        return replayed_noise(request.seed, request.exact_noise, self.device) if request.exact else None
+
+    def _decode(self, latents: Sequence[Tensor], micro_batch: int) -> tuple[list[np.ndarray], int]:
+        """The frames of clips, each decoded alone, and how many frames were decoded together at the least."""
+        frames: list[np.ndarray] = []
         with self.model.vae.in_use() as vae:
-            frames = torch.cat([_to_frames(vae.decode(part.float())) for part in latents]).numpy()
-        return [self._video(request, *clip, pixels) for clip, pixels in zip(clips, frames, strict=True)]
+            while len(frames) < len(latents):
+                latent = latents[len(frames)].float()
+                decoded = attempt(partial(_decode_clip, vae, latent, micro_batch))
+                if decoded is not None:
+                    frames.append(decoded)
+                elif micro_batch > 1:
+                    micro_batch = max(1, min(micro_batch, latent.shape[2] if latent.ndim == 5 else 1) // 2)
+                else:
+                    raise InputError(
+                        f"the memory of {self.device} is full even where one frame is decoded at a time: lower "
+                        f"{setting('size')} or {setting('frames')}, or free memory"
+                    )
+            del vae  # so that its stage can free it
+        return frames, micro_batch
 
     def _sample(
         self,
@@ -204,7 +299,7 @@ class Pipeline:
         # from noise to latents
         denoiser = GuidedDenoiser(
             called, guidance, cond, uncond, negative=negative, batched=not sequential, observe=observe,
-            parameterization=self.model.process.parameterization,
+            parameterization=self.model.process.parameterization, steps=request.steps,
         )  # fmt: skip
         if solver:
             sample = partial(sample_dpm_solver, steps=request.steps)
@@ -219,10 +314,11 @@ class Pipeline:
         with self.model.vae.in_use() as vae:
             return ((vae.decode(vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
 
-    def _video(self, request: Request, prompt: int, sample: int, frames: np.ndarray) -> Video:
+    def _video(self, request: Request, clip: tuple[int, int], frames: np.ndarray, computed: Computation) -> Video:
         manifest = {
             "guidon": VERSION,
-            "generation": request.alone(prompt, sample).model_dump(mode="json"),
+            "generation": request.alone(*clip).model_dump(mode="json"),
+            "computed": computed.model_dump(mode="json"),
             "weights": self.hashes,
             "torch": torch.__version__,
             "python": sys.version.split()[0],
@@ -243,11 +339,30 @@ def _with_rounded_timesteps(network: Network[Any]) -> Callable[[Tensor, NoiseLev
     return call
 
 
-def _to_frames(decoded: Tensor) -> Tensor:
-    """Video (B, 3, T, H, W) or images (B, 3, H, W) in [-1, 1] to uint8 frames (B, T, H, W, 3) on the CPU."""
-    if decoded.ndim == 4:
-        decoded = decoded[:, :, None]
-    return ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+def _decode_clip(vae: Autoencoder, latent: Tensor, micro_batch: int) -> np.ndarray:
+    """The latents of one clip (1, C, T, h, w), or image (1, C, h, w), to uint8 frames (T, H, W, 3)."""
+    decoded = vae.decode(latent, micro_batch)[0]
+    if decoded.ndim == 3:
+        decoded = decoded[:, None]
+    return ((decoded + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+
+
+def _warn_of_fallback(asked: Computation, found: Sequence[Computation]) -> None:
+    """Say in one line how the clips were computed, if memory was too small for what was asked."""
+    changes: list[str] = []
+    batch = max(clip.batch for clip in found)
+    if batch < asked.batch:
+        changes.append(f"{batch} denoised together in place of {asked.batch}")
+    if any(clip.sequential for clip in found) and not asked.sequential:
+        changes.append("one branch after the other")
+    if found[0].micro_batch < asked.micro_batch:
+        changes.append(f"{found[0].micro_batch} frames decoded at a time")
+    if changes:
+        warnings.warn(
+            f"memory ran out, so the clips were made in smaller parts: {', '.join(changes)}; they are the same up to "
+            "1/255",
+            stacklevel=4,
+        )
 
 
 def load(

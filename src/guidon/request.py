@@ -5,13 +5,13 @@ The command line, a call of a pipeline and a study make requests. Every manifest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import (
     ConfigDict,
     Field,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -19,14 +19,20 @@ from pydantic import (
 )
 
 from .core.errors import InputError, nearest, setting
+from .core.limits import available_memory, require_memory
 from .core.settings import Settings, validated
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from
 from .models.family import Preset
 from .models.model import Model
 from .models.registry import find_replay
+from .models.vae import FRAMES_TOGETHER
 from .samplers import SamplerName
 from .samplers.philox import BLOCKS
 
+if TYPE_CHECKING:
+    import torch
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 DtypeName = Literal["fp32", "bf16", "fp16"]
 GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON keys of the guidance, but for the rule
 
@@ -70,6 +76,7 @@ class Choices(TypedDict, total=False):
 
 
 _KEYWORDS = tuple(Choices.__annotations__)
+_CLIP_BYTES = 4096  # what a clip takes beside its pixels: its manifest and its objects
 
 
 class Request(Settings):
@@ -84,9 +91,9 @@ class Request(Settings):
     """What to steer away from. It takes the null caption's place."""
     model: str = "guidon-small"
     """A preset, or a folder of weights."""
-    size: tuple[PositiveInt, PositiveInt] | None = None
+    size: tuple[Count, Count] | None = None
     """Height and width in pixels; None for the model's own."""
-    frames: PositiveInt | None = None
+    frames: Count | None = None
     """Length; None for the model's own."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the noise."""
@@ -95,7 +102,7 @@ class Request(Settings):
     samples: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     """Sample indices. Sample k of a seed starts from the same noise whatever is generated beside it."""
     sampler: SamplerName = "ddpm"
-    steps: PositiveInt = 50
+    steps: Count = 50
     """Denoising steps."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How much noise ddim adds: 0 none, 1 as much as ddpm."""
@@ -109,7 +116,7 @@ class Request(Settings):
     """Name of the original whose draws and precisions are replayed. A sample then depends on its batch."""
     exact_noise: str = "device"
     """Where an exact replay draws noise: "device" where it runs, or as a CUDA device does, such as "cuda:h100"."""
-    batch_size: PositiveInt | None = None
+    batch_size: Count | None = None
     """Clips denoised together; set only for an exact replay, where it decides the frames."""
 
     @model_validator(mode="before")
@@ -190,6 +197,22 @@ class Request(Settings):
         return self.model_copy(update=own | {"seed": self.seed_of(prompt), "seed_per_prompt": False})
 
 
+class Computation(Settings):
+    """How a clip was computed. The request decides its frames up to 1/255; this decides the last bits.
+
+    The same request, weights, computation, device and versions give the same frames, bit for bit.
+    """
+
+    batch: Count = 1
+    """Clips that were denoised together. A product of another number of rows may be summed in another order."""
+    sequential: bool = False
+    """Whether the branches of guidance ran one after the other."""
+    micro_batch: Count = FRAMES_TOGETHER
+    """Frames that were decoded together."""
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """CPU threads of torch; None to use as many as torch is set to."""
+
+
 def make_request(
     preset: Preset[Any],
     model: Model,
@@ -197,6 +220,7 @@ def make_request(
     samples: Sequence[int],
     choices: Choices,
     batch_size: int,
+    device: torch.device | str = "cpu",
 ) -> Request:
     """The complete request of what was chosen, with the preset's own for the rest.
 
@@ -207,9 +231,10 @@ def make_request(
         samples: sample indices.
         choices: what the caller chose.
         batch_size: clips denoised together; an exact replay keeps it.
+        device: where the model runs.
 
     Raises:
-        InputError: a choice is not valid for this model.
+        InputError: a choice is not valid for this model, or the run needs more memory than there is.
     """
     for name in choices:
         if name not in _KEYWORDS:
@@ -219,18 +244,22 @@ def make_request(
     # what the preset recommends, and what the call fixes
     own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
     own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt}
-    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    fixed: dict[str, Any] = {"model": preset.name, "prompts": texts, "samples": tuple(samples)}
+    texts = (prompts,) if isinstance(prompts, str) else prompts
+    fixed: dict[str, Any] = {"model": preset.name}
     fixed["guidance"] = _choose_guidance(preset, model.latent_shape[0], choices)
     if choices.get("exact"):
         fixed["batch_size"] = min(batch_size, len(texts) * len(samples))
-    request = validated(Request, own | values | fixed, None)
+    # the first clip alone shows whether the others fit: a refusal then costs nothing
+    first = {"prompts": tuple(texts[:1]), "samples": tuple(samples[:1])}
+    request = validated(Request, own | values | fixed | first, None)
+    require_room(model, latent_shape(preset, model, request), len(texts) * len(samples), batch_size, device)
+    if len(texts) * len(samples) > 1:
+        request = validated(Request, own | values | fixed | {"prompts": tuple(texts), "samples": tuple(samples)}, None)
     # what this model cannot do
     if request.exact is not None and request.exact not in preset.originals:
         valid = f"valid: {', '.join(preset.originals)}" if preset.originals else "leave it out"
         raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
     model.schedule.respaced(request.steps)  # refuses more steps than there are
-    latent_shape(preset, model, request)  # refuses a size that the model does not take
     return request
 
 
@@ -278,3 +307,43 @@ def latent_shape(
         if length % grain:
             raise InputError(f"{name} {length} is no multiple of {grain}, as {preset.name} needs")
     return (made[0], *frames, height // unit, width // unit)
+
+
+def require_room(model: Model, shape: tuple[int, ...], clips: int, batch_size: int, device: torch.device | str) -> None:
+    """Refuse a run that needs more memory than there is, before anything is made.
+
+    The estimate is a lower bound: the latents and the 8-bit frames of all clips, and one clip as the decoder gives it.
+
+    Args:
+        model: says how many pixels a latent pixel is.
+        shape: of one clip's latents, (C, T, H, W) or (C, H, W).
+        clips: how many are asked for.
+        batch_size: how many are to be denoised together.
+        device: where the model runs.
+
+    Raises:
+        InputError: the message holds the estimate, what there is, and what to lower.
+    """
+    height, width = (side * model.downsampling for side in shape[-2:])
+    frames = shape[1] if len(shape) == 4 else 1
+    latents, pixels = 4 * math.prod(shape), 3 * frames * height * width
+    decoded = 2 * 4 * pixels  # fp32: the parts that were decoded, and the clip that they are joined to
+    kept = pixels + _CLIP_BYTES
+    host = available_memory()
+    same = str(device).startswith("cpu")
+    place = host if same else available_memory(device)
+    # what one clip needs, then all of them, then what was asked for at a time
+    one = (
+        f"{frames} frames of {height}x{width} pixels" if len(shape) == 4 else f"the {height}x{width} pixels of an image"
+    )
+    smaller = f"lower {setting('size')}" + (f" or {setting('frames')}" if len(shape) == 4 else "")
+    require_memory(one, latents + decoded + (kept if same else 0), device, have=place, lower=smaller)
+    fewer = f"lower {setting('num_samples')}, or give fewer prompts at a time"
+    what = f"{clips} clips of {frames} frames of {of}" if len(shape) == 4 else f"{clips} images of {of}"
+    require_memory(what, clips * (latents + (kept if same else 0)) + decoded, device, have=place, lower=fewer)
+    if not same:
+        require_memory(what, clips * kept, have=host, lower=fewer)
+    require_memory(
+        f"the latents of {batch_size} clips that are denoised together", batch_size * latents, device, have=place,
+        lower="batch_size",
+    )  # fmt: skip
