@@ -362,7 +362,7 @@ def _keep_permissions(target: Path, temporary: Path) -> None:
 
 def _sync_all(folder: Path) -> None:
     """Wait until a folder and everything in it is on the disk."""
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             _sync_all(path)
         elif path.is_file() and not path.is_symlink():

@@ -1,0 +1,181 @@
+"""I/O faults: makes one system call of a piece of work fail, or kills it there, and judges what is left.
+
+A ``Target`` names the work. ``inject`` runs it in a process of its own, in which the shim (``shim.c``) is preloaded.
+That process imports everything once, counts the calls, then forks a child for each fault:
+
+    inject("save_gif", "save_webp", folder=tmp_path, in_ci=20)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from faults.harness import Ended, child, leftovers, sample, tree, trials
+from guidon.core.errors import InputError, first_line
+
+ACTIONS = {"ENOSPC": 1, "EIO": 2, "kill": 3, "full disk": 4}
+
+
+def _nothing(folder: Path) -> None:
+    """Nothing is prepared or healed."""
+
+
+def _entries(folder: Path) -> dict[str, str]:
+    """The digest of each file and each folder that lies directly in a folder. Hidden and empty ones are left out."""
+    files: dict[str, dict[str, bytes]] = {}
+    for name, content in tree(folder).items():
+        parts = Path(name).parts
+        if not any(part.startswith(".") for part in parts):
+            files.setdefault(parts[0], {})[name] = content
+    return {name: hashlib.sha256(repr(content).encode()).hexdigest() for name, content in files.items()}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Work that writes into a folder, and how to judge the folder."""
+
+    what: str
+    """The work, as a line of the table."""
+    new: Callable[[Path], object]
+    """Write the new content. An ``OSError`` or ``InputError``, or the exit code 2, refuses."""
+    old: Callable[[Path], object] = _nothing
+    """Write the old content, which the new one replaces."""
+    heal: Callable[[Path], object] = _nothing
+    """What a reader does before it reads."""
+    parts: Callable[[Path], dict[str, str]] = _entries
+    """Digests by name of what must be old or new each for itself."""
+
+
+@cache
+def library(folder: Path) -> Path:
+    """Compile the shim."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("the shim of I/O faults needs Linux and a C compiler")
+    built = folder / "shim.so"
+    source = Path(__file__).with_name("shim.c")
+    subprocess.run([compiler, "-O1", "-fPIC", "-shared", "-o", str(built), str(source), "-ldl"], check=True)
+    return built
+
+
+def inject(*targets: str, folder: Path, in_ci: int, module: str = "faults.targets") -> None:
+    """Fault every call of some targets, or ``in_ci`` calls of each.
+
+    Args:
+        targets: the names of the targets.
+        folder: an empty folder to work in.
+        module: where the targets are.
+
+    Raises:
+        AssertionError: a fault left something between old and new, or was told in more than one line, or the next
+            run did not mend it.
+    """
+    environment = os.environ | {
+        "LD_PRELOAD": str(library(folder)), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "faults.shim", module, str(folder / "work"), str(in_ci), *targets]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    failed = []
+    for target in targets:
+        try:
+            with trials(f"I/O faults: {getattr(importlib.import_module(module), target).what}") as found:
+                for line in ran.stdout.splitlines():
+                    name, verdict, case = json.loads(line)
+                    if name == target:
+                        getattr(found, verdict)(case)
+        except AssertionError as error:
+            failed.append(str(error))
+    assert not failed, "\n".join(failed)
+
+
+def _main(module: str, base: str, in_ci: str, *targets: str) -> None:
+    """In the process with the shim: print a line of JSON for each fault, with the target, the verdict and the case."""
+    for target in targets:
+        work = getattr(importlib.import_module(module), target)
+        for verdict, case in _fault_all(work, Path(base, target), int(in_ci)):
+            print(json.dumps([target, verdict, case]), flush=True)
+
+
+def _fault_all(work: Target, base: Path, in_ci: int) -> Iterator[tuple[str, str]]:
+    old, new = base / "old", base / "new"
+    old.mkdir(parents=True)
+    ended = child(work.old, old, memory=None, cpu=None)
+    assert ended.how == "returned", str(ended)
+    shutil.copytree(old, new, symlinks=True)
+    ended = _run(work, new)
+    assert ended.how == "returned", str(ended)
+    calls = ended.value
+    cases = [(action, at) for action in ACTIONS for at in range(1, len(calls) + 1)]
+    for number, (action, at) in enumerate(sample(cases, in_ci)):
+        here = base / str(number)
+        shutil.copytree(old, here, symlinks=True)
+        ended = _run(work, here, at, ACTIONS[action])
+        verdict, reason = _judge(work, ended, here, work.parts(old), work.parts(new))
+        yield verdict, f"{action} at call {at} of {len(calls)} ({calls[at - 1]}): {reason}"
+        shutil.rmtree(here)
+
+
+def _run(work: Target, folder: Path, at: int = 0, action: int = 0) -> Ended:
+    """Do the work in a forked child. Its value is the list of calls."""
+    return child(_work, work, str(folder), at, action, memory=None, cpu=None, timeout=120)
+
+
+def _work(work: Target, folder: str, at: int, action: int) -> list[str]:
+    shim = ctypes.CDLL(None)
+    shim.faults_call.restype = ctypes.c_char_p
+    shim.faults_arm(folder.encode(), ctypes.c_long(at), action)
+    try:
+        work.new(Path(folder))
+    except OSError as error:
+        raise InputError(first_line(error)) from None
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            raise
+    count = shim.faults_count()
+    return [shim.faults_call(ctypes.c_long(number)).decode() for number in range(1, count + 1)]
+
+
+def _judge(work: Target, ended: Ended, folder: Path, old: dict[str, str], new: dict[str, str]) -> tuple[str, str]:
+    """The verdict on a fault, and its reason."""
+    work.heal(folder)
+    found = work.parts(folder)
+    between = [name for name in old.keys() | new.keys() | found.keys() if found.get(name) not in _both(name, old, new)]
+    state = "new" if found == new else "old" if found == old else "old and new"
+    told = str(ended)
+    # The fault itself.
+    if between:
+        return "failed", f"{', '.join(between)} is neither old nor new; {told}"
+    if ended.how == "returned" and found != new:
+        return "failed", f"it ended as if nothing had happened, but the content is {state}"
+    if ended.how in ("raised", "timeout") or (ended.how == "refused" and not ended.one_line):
+        return "failed", f"it was not refused in one line: {told}"
+    # The next run.
+    again = _run(work, folder)
+    if again.how != "returned" or work.parts(folder) != new:
+        return "failed", f"{told}; the next run: {again}"
+    if left := leftovers(folder):
+        return "failed", f"{told}; the next run left {', '.join(left)}"
+    return "refused" if ended.how == "refused" else "survived", f"{told}, {state}"
+
+
+def _both(name: str, old: dict[str, str], new: dict[str, str]) -> tuple[str | None, str | None]:
+    return old.get(name), new.get(name)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
