@@ -24,6 +24,7 @@ from ..core.errors import InputError, nearest, setting
 from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
 from ..core.locks import held
 from ..core.reading import read_object
+from .demand import require_resources
 from .loop import Look, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, load_recipe
 from .state import read_state
@@ -162,6 +163,7 @@ def _run(
 ) -> Path | None:
     """Do a single run."""
     device = pick_device(recipe.device)
+    require_resources(recipe, device)
     look = None if isinstance(recipe, VAERecipe) else look  # an autoencoder is no model to sample from
     with _own_folder(recipe.out):
         return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
@@ -169,6 +171,9 @@ def _run(
 
 def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
     """Train the stages that are not done, then export the result."""
+    for name in recipe.order(last):  # before hours are spent on the first stage
+        stage = recipe.recipe(name, recipe.out / name, {field: Path(p) for field, p in recipe.parents(name).items()})
+        require_resources(stage, pick_device(stage.device))
     found: dict[str, Stage] = {}
     with _own_folder(recipe.out):
         for name, stage in _walk(recipe, last):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import world
 from ...core.errors import InputError
 from ...core.hashing import hash_text
+from ...core.limits import require_disk, require_memory
 from ...core.progress import progress
 from ...models.vae.frames import FrameVAE
 from .areas import area_gradient
@@ -156,7 +157,7 @@ def _kept(folder: Path, name: str, key: str, count: int, make: Callable[[int], T
     """The fp16 tensor stored under this key; if there is none, ``make(index)`` of every clip, which is then stored.
 
     Raises:
-        InputError: a value is NaN, or too large for fp16.
+        InputError: a value is NaN, or too large for fp16; or they do not fit in memory or on the disk.
     """
     path, own = folder / f"{name}-{hash_text(key)[:8]}.safetensors", f"{name} {key}"
     if (kept := stored(path, own, f"clips' {name}")) is not None:
@@ -165,6 +166,10 @@ def _kept(folder: Path, name: str, key: str, count: int, make: Callable[[int], T
     with progress(f"preparing clips: {name}") as on_step:
         for index in range(count):
             made.append(make(index).half().cpu())
+            if index == 0:
+                needed = float(count) * made[0].nbytes
+                require_memory(f"the {name} of {count} clips", needed, lower="clips")
+                require_disk(f"the {name} of {count} clips", needed, folder, lower="clips")
             on_step(index + 1, count)
     together = torch.stack(made).contiguous()
     if not together.isfinite().all():

@@ -7,6 +7,7 @@ them (as scheduled sampling does for sequences, Bengio et al. 1506.03099).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from ... import world
 from ...core.errors import InputError
 from ...core.hashing import hash_settings
+from ...core.limits import require_memory
 from ...core.progress import progress
 from ...guidance import Guidance, GuidedDenoiser
 from ...models.model import Model
@@ -68,8 +70,11 @@ class Rollouts:
             device: the device of the model.
 
         Raises:
-            InputError: not one can be read.
+            InputError: not one can be read, or they do not fit in memory.
         """
+        # Two latents of each: one that was drawn and one that should have been, in fp16.
+        needed = 4.0 * count * math.prod(model.latent_shape)
+        require_memory(f"{count} rollouts", needed, lower="rollouts")
         settings, size = sampling.model_dump(mode="json", exclude={"block"}), sampling.block
         key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": size, "rules": RULES})
         place = folder / f"rollouts-{key[:8]}"

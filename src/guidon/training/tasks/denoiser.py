@@ -22,6 +22,7 @@ from ...models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
 from ..data.draws import draw_timesteps, swap_shapes
 from ..data.latents import Batch, LatentClips
+from ..demand import require_batch
 from ..recipe import DIFFUSION_STEPS, SWAPPED_FROM, DenoiserRecipe
 from ..terms import Term, TrainingStep, total_loss
 from .export import model_folder
@@ -92,6 +93,7 @@ class DenoiserTask:
         # Build the module. Weights that do not fit are refused here.
         vae = vae_file.build(FrameVAE, FrameVAEConfig).to(device).eval().requires_grad_(False)
         config = network_config(recipe, vae.config)
+        require_batch(recipe, (config.in_channels, *config.input_size), device)
         module = build_module(recipe, config, text_config, start).to(device)
         if recipe.compile:
             for block in module.denoiser.blocks:

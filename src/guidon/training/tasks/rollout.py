@@ -24,6 +24,7 @@ from ...models.stdit.network import STDiT, STDiTConfig
 from ...models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from ..data.draws import draw_timesteps
 from ..data.rollouts import Rollouts
+from ..demand import require_batch
 from ..recipe import RolloutRecipe
 from ..terms import Term, TrainingStep, total_loss
 from .denoiser import Trained, part_of, validation_errors
@@ -94,6 +95,7 @@ class RolloutTask:
             )
         # Build the network with a finisher; everything else stays as it is.
         config, module = build_module(recipe, start, own)
+        require_batch(recipe, (config.in_channels, *config.input_size), device)
         module.to(device)
         # Sample rollouts, the slow part.
         model = find_model(preset, Sources(), device)
