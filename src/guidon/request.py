@@ -333,13 +333,12 @@ def require_room(model: Model, shape: tuple[int, ...], clips: int, batch_size: i
     same = str(device).startswith("cpu")
     place = host if same else available_memory(device)
     # what one clip needs, then all of them, then what was asked for at a time
-    one = (
-        f"{frames} frames of {height}x{width} pixels" if len(shape) == 4 else f"the {height}x{width} pixels of an image"
-    )
-    smaller = f"lower {setting('size')}" + (f" or {setting('frames')}" if len(shape) == 4 else "")
+    video, of = len(shape) == 4, f"{height}x{width} pixels"
+    one = f"{frames} frames of {of}" if video else f"the {of} of an image"
+    smaller = f"lower {setting('size')}" + (f" or {setting('frames')}" if video else "")
     require_memory(one, latents + decoded + (kept if same else 0), device, have=place, lower=smaller)
     fewer = f"lower {setting('num_samples')}, or give fewer prompts at a time"
-    what = f"{clips} clips of {frames} frames of {of}" if len(shape) == 4 else f"{clips} images of {of}"
+    what = f"{clips} clips of {frames} frames of {of}" if video else f"{clips} images of {of}"
     require_memory(what, clips * (latents + (kept if same else 0)) + decoded, device, have=place, lower=fewer)
     if not same:
         require_memory(what, clips * kept, have=host, lower=fewer)
