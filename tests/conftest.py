@@ -1,14 +1,8 @@
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import settings
 
-from guidon import world
-from guidon.checkpoints import save_component
-from guidon.models.stdit.network import STDiT, STDiTConfig
-from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
-from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
+from tiny_model import write_tiny_model
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True)
@@ -18,33 +12,4 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A model folder of small random weights, whose output depends on its caption."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    text_config = CaptionEncoderConfig(world.vocabulary(), features=16, layers=1, heads=2)
-    config = STDiTConfig(
-        (16, 8, 8), patch_size=(4, 4, 4), hidden_size=32, depth=2, num_heads=2, caption_channels=16, model_max_length=20
-    )
-    vae_config = FrameVAEConfig(block_out_channels=(8, 8, 8), norm_num_groups=4, scaling_factor=1.0)
-    denoiser = STDiT(config)
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    record = {"steps": 0}
-    diffusion = {"noise_schedule": "linear", "diffusion_steps": 1000, "prediction": "eps"}
-    save_component(
-        folder / "denoiser.safetensors",
-        "denoiser",
-        dataclasses.asdict(config) | diffusion,
-        denoiser.state_dict(),
-        record,
-    )
-    save_component(
-        folder / "text.safetensors",
-        "text",
-        dataclasses.asdict(text_config),
-        CaptionEncoder(text_config).state_dict(),
-        record,
-    )
-    save_component(
-        folder / "vae.safetensors", "vae", dataclasses.asdict(vae_config), FrameVAE(vae_config).state_dict(), record
-    )
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))

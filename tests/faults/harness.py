@@ -248,11 +248,12 @@ class Trials:
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
         self._failed: list[str] = []
-        self._here = 0
+        self.here = 0
+        """How many cases of this block have a verdict."""
 
     def _add(self, verdict: Literal["refused", "survived", "failed"], case: str, ended: Ended | None) -> None:
         setattr(self._kind, verdict, getattr(self._kind, verdict) + 1)
-        self._here += 1
+        self.here += 1
         if case:
             self._kind.cases.append(f"{verdict}: {case}")
         if ended is not None:
@@ -297,8 +298,8 @@ def trials(what: str) -> Iterator[Trials]:
         kind.seconds += time.monotonic() - began
     if found._failed:
         some = "\n".join(found._failed[:20])
-        raise AssertionError(f"{what}: {len(found._failed)} of {found._here} failed:\n{some}")
-    assert found._here, f"{what}: nothing was tried"
+        raise AssertionError(f"{what}: {len(found._failed)} of {found.here} failed:\n{some}")
+    assert found.here, f"{what}: nothing was tried"
 
 
 def as_plain(kinds: dict[str, Kind]) -> list[dict[str, Any]]:

@@ -12,12 +12,11 @@ from guidon.core.atomic import _workspace_name
 from guidon.core.errors import InputError
 from guidon.core.locks import try_held
 from guidon.metrics.bench import BENCHES
-from guidon.metrics.metric import Bench, Examples, Goal, Metric, named
 from guidon.studies.cells import Cell, cells_of, open_plan
 from guidon.studies.plan import load_study, make_plan
 from guidon.studies.results import results
 from guidon.studies.run import run_study, seconds_per_cell
-from studies.small import MATCHED, content, study, write
+from studies.small import MATCHED, content, study, toy_bench, write
 
 
 def test_what_is_done_is_not_done_again_and_what_is_damaged_is(whole, plan, pipe):
@@ -136,37 +135,6 @@ def test_the_cost_is_measured_with_guidance_at_every_step(plan, pipe, monkeypatc
     assert seconds_per_cell(plan, pipe) > 0
     assert {request.guidance.timing.text for request in asked} == {"constant"}
     assert [request.steps for request in asked] == [2, 4] * len(plan.settings)
-
-
-def toy_bench():
-    """A domain of brightness: each colour word stands for a level, and a clip should be as bright."""
-    words = ("red", "green", "blue", "yellow", "purple", "cyan")
-
-    def measure(frames, captions):
-        found = frames.mean((1, 2, 3, 4)) / 255
-        wanted = np.array([words.index(text.split()[1]) / 5 for text in captions])
-        return {"light": found, "error": np.abs(found - wanted)}
-
-    def caption(split, seed, index):
-        return f"a {words[(seed + index) % 6]} circle"
-
-    def frames(split, seed, index):
-        return np.full((16, 64, 64, 3), (seed + index) % 6 / 5, np.float32)
-
-    return Bench(
-        name="toy",
-        metrics=named(
-            Metric("light", "quality", "intensity", (0, 1), None, "mean intensity"),
-            Metric("error", "alignment", "intensity", (0, 1), "lower", "distance from the prompt's"),
-        ),
-        measure=measure,
-        shown=("error", "light"),
-        primary="error",
-        matched=("light",),
-        fronts=(("error", "light"),),
-        examples=Examples(("all",), "all", caption, frames, lambda *_: {}),
-        goal=Goal("light", {"error": lambda values: values["error"]}),
-    )
 
 
 def test_a_third_bench_is_studied_reported_evaluated_matched_and_tuned(tmp_path, tiny_model, pipe, monkeypatch):

@@ -53,6 +53,7 @@ BY_SAMPLE = ("difference", "cond", "cosine")
 """Arrays of a trace that a sample has of its own, (steps, channels)."""
 OF_RUN = ("timestep", "scale")
 """Arrays of a trace that all samples of a run share: (steps,), and (steps, channels)."""
+AGAIN = "delete the folder of the cell, and run `guidon study run` again"
 Finite = Annotated[FiniteFloat, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 
@@ -149,14 +150,15 @@ class Cell:
         return self._picture(self.manifest(), decode=True)
 
     def _picture(self, manifest: Manifest, *, decode: bool = False) -> np.ndarray:
-        """The frames of clip.png, of the manifest's shape; empty without ``decode``, which checks only the header."""
+        """The frames of clip.png. Without ``decode`` there are none: only the parts of the file are checked."""
         path = self.folder / "clip.png"
         count, height, width, _ = manifest.frames
-        with reading(path, "the clip of a cell"), Image.open(path, formats=("PNG",)) as picture:
+        with reading(path, "the clip of a cell", AGAIN), Image.open(path, formats=("PNG",)) as picture:
             found = (picture.mode, *picture.size)
             if found != ("RGB", count * width, height):
                 raise ValueError(f"it is {found[0]} {found[1]}x{found[2]}, expected RGB {count * width}x{height}")
             if not decode:
+                picture.verify()
                 return np.empty(0, np.uint8)
             return np.stack(np.split(np.asarray(picture), count, axis=1))
 

@@ -230,6 +230,7 @@ def _energies(plan: Plan, cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
 def _clip(cell: Cell, beside: Path | None) -> Clip:
     generation = cell.manifest().generation.model_dump(mode="json")
     path = cell.folder / "clip.png"
+    cell.frames()  # refuse a picture that a browser could not show
     with reading(path, "the clip of a cell"):
         data, digest = path.read_bytes(), hash_files(path)
     video = "" if beside is None else os.path.relpath(_video_path(cell), beside.resolve().parent)
