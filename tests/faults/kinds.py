@@ -1,0 +1,765 @@
+"""Every kind of file that Guidon reads: how a small one is made, how it is read, and how it is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save_file
+
+from faults import mutations
+from faults.mutations import Mutation
+from guidon import world
+from guidon.core.errors import InputError
+from guidon.core.hashing import hash_files, hash_settings, hash_tensors
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a red circle moves left on a white background"
+KINDS: dict[str, Kind] = {}
+SHARED: dict[str, Path] = {}
+"""Folders that several kinds copy, by what made them."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file."""
+
+    make: Callable[[Path], object]
+    """Writes the files into an empty folder."""
+    read: Callable[[Path], str]
+    """Reads them with Guidon. The text is the result: another text is another result."""
+    files: str
+    """A glob pattern: which of the files are damaged."""
+    structure: Mutation | None = None
+    """A mutation of what the file is made of, beside those of its bytes."""
+    share: float = 0.5
+    """How often the structure is changed, not the bytes."""
+    digested: bool = False
+    """Whether the files carry a digest: then no damage may be read as another result."""
+    mend: Callable[[Path], None] | None = None
+    """Makes the digests good after the damage."""
+    cost: float = 1.0
+    """How much longer than most it takes to read: as many times fewer mutants are tried."""
+
+
+def kind(name: str, files: str, **options: Any) -> Callable[[Callable[[Path], str]], Callable[[Path], str]]:
+    """Register the decorated function as the reader of a kind."""
+
+    def register(read: Callable[[Path], str]) -> Callable[[Path], str]:
+        KINDS[name] = Kind(read=read, files=files, **options)
+        return read
+
+    return register
+
+
+def also(name: str, of: str, **changes: Any) -> None:
+    """Register a kind that is like another."""
+    KINDS[name] = replace(KINDS[of], **changes)
+
+
+def shared(make: Callable[[Path], object], folder: Path) -> None:
+    """Copy what ``make`` writes into a folder; it is made once."""
+    name = f"{make.__module__}.{make.__qualname__}"
+    if name not in SHARED:
+        place = folder.parent / f"shared-{len(SHARED)}"
+        place.mkdir()
+        make(place)
+        SHARED[name] = place
+    shutil.copytree(SHARED[name], folder, dirs_exist_ok=True)
+
+
+def digest(*parts: Any) -> str:
+    """A short text that stands for arrays, tensors, texts and plain data."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            part = part.detach().contiguous().flatten().view(torch.uint8).numpy()
+        content = part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode("utf-8", "backslashreplace")
+        found.update(f"{getattr(part, 'shape', '')}".encode() + content)
+    return found.hexdigest()[:16]
+
+
+# Our own weights
+
+
+def _model(folder: Path) -> None:
+    from tiny_model import write_tiny_model
+
+    write_tiny_model(folder)
+
+
+def _tiny(folder: Path) -> None:
+    shared(_model, folder)
+
+
+def _built(folder: Path) -> str:
+    from guidon.models.small.folder import DIFFUSION, read_folder
+    from guidon.models.stdit.network import STDiT, STDiTConfig
+    from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
+    from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
+
+    files = read_folder(folder)
+    modules = (
+        files.denoiser.build(STDiT, STDiTConfig, *DIFFUSION),
+        files.text.build(CaptionEncoder, CaptionEncoderConfig),
+        files.vae.build(FrameVAE, FrameVAEConfig),
+    )
+    said = (files.denoiser.config, files.text.config, files.vae.config, files.denoiser.record)
+    return digest(said, *(hash_tensors(module.state_dict()) for module in modules))
+
+
+def _sampled(folder: Path) -> str:
+    import guidon
+
+    video = guidon.load(folder, device="cpu")(PROMPT, steps=2, sampler="ddim", seed=0)
+    return digest(video.frames)
+
+
+def _good_component(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    """A component with a changed configuration or changed tensors, whose digest was made good by hand."""
+    from guidon.checkpoints.component import _digest
+    from guidon.checkpoints.writing import safetensors_bytes
+
+    end = 8 + int.from_bytes(data[:8], "little")
+    header, weights = json.loads(data[8:end])["__metadata__"], parse_safetensors(data)
+    if rng.random() < 0.8:
+        name = rng.choice(("config", "config", "config", "record", "kind", "format"))
+        said, value = mutations.tree(json.loads(header[name]) if name in ("config", "record") else header[name], rng)
+        header[name] = value if isinstance(value, str) else json.dumps(value)
+        said = f"{name}: {said}"
+    else:
+        said, weights = _other_tensors(weights, rng)
+    header = {name: str(value).encode("utf-8", "replace").decode() for name, value in header.items()}
+    header["digest"] = _digest(header, weights)
+    return f"good digest, {said}", safetensors_bytes(weights, header)
+
+
+@kind("components of a model", "*.safetensors", make=_tiny, structure=mutations.as_safetensors, digested=True)
+def _(folder: Path) -> str:
+    return _built(folder)
+
+
+@kind("components with a good digest", "*.safetensors", make=_tiny, structure=_good_component, share=1, cost=2)
+def _(folder: Path) -> str:
+    return _sampled(folder)
+
+
+@kind("inspect of a component", "denoiser.safetensors", make=_tiny, structure=mutations.as_safetensors, digested=True)
+def _(folder: Path) -> str:
+    from guidon.models.checkpoint import inspect_checkpoint
+
+    report = str(inspect_checkpoint(folder / "denoiser.safetensors"))
+    return re.sub("sha256 .*", "", report)  # another order of the header is another file of the same content
+
+
+also(
+    "inspect of a component with a good digest",
+    "inspect of a component",
+    structure=_good_component,
+    share=1,
+    digested=False,
+)
+
+
+# Released checkpoints
+
+
+def _other_tensors(weights: dict[str, torch.Tensor], rng: Random) -> tuple[str, dict[str, torch.Tensor]]:
+    """Weights with one tensor of another name, shape, type or content."""
+    weights = dict(weights)
+    names = sorted(weights)
+    main = [name for name in names if name.startswith(("x_emb", "final", "y_emb", "pos", "blocks.0.mlp"))]
+    name = rng.choice(rng.choice((names, main or names)))
+    value = weights[name]
+    act = rng.choice(("shape", "shape", "type", "type", "nan", "drop", "name", "empty", "zero", "more", "scalar"))
+    if act == "shape":
+        shapes = [
+            value.flatten(),
+            value[None],
+            value.flatten()[None, None, None],
+            value[..., None],
+            value.flatten()[:1],
+            value[:1],
+        ]
+        weights[name] = rng.choice([*shapes, value.transpose(0, -1) if value.ndim else value]).contiguous()
+    elif act == "type":
+        kinds = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool, torch.int64, torch.float64,
+                 torch.complex64, torch.bfloat16, torch.uint16)  # fmt: skip
+        weights[name] = value.to(rng.choice(kinds))
+    elif act == "nan":
+        weights[name] = (
+            torch.full_like(value, rng.choice((float("nan"), float("inf")))) if value.is_floating_point() else value
+        )
+    elif act == "drop":
+        del weights[name]
+    elif act == "name":
+        new = rng.choice(
+            ("blocks.999999999.x", "blocks.1.x", "", name + "x", "module." + name, "blocks." + "9" * 5000 + ".x", "☃")
+        )
+        weights[new] = weights.pop(name)
+    elif act == "empty":
+        weights[name] = value.flatten()[:0]
+    elif act == "zero":
+        weights[name] = torch.zeros_like(value)
+    elif act == "more":
+        weights[f"{name}.{rng.randrange(9)}"] = value.clone()
+    else:
+        weights[name] = value.flatten()[0].clone() if value.numel() else value
+    return f"{name}: {act}", weights
+
+
+SMALL = {"hidden_size": 24, "depth": 2, "num_heads": 4}
+CAPTIONS = {"caption_channels": 10, "model_max_length": 5}
+
+
+def _networks() -> dict[str, torch.nn.Module]:
+    from guidon.models.dit.network import DiT, DiTConfig
+    from guidon.models.pixart.network import PixArt, PixArtConfig
+    from guidon.models.stdit.network import STDiT, STDiTConfig
+
+    torch.manual_seed(0)
+    return {
+        "stdit": STDiT(STDiTConfig((4, 6, 6), space_scale=0.5, **SMALL, **CAPTIONS)),
+        "pixart": PixArt(PixArtConfig(8, lewei_scale=2.0, **SMALL, **CAPTIONS)),
+        "dit": DiT(DiTConfig(8, num_classes=3, **SMALL)),
+    }
+
+
+def _zipped(folder: Path) -> None:
+    for name, model in _networks().items():
+        torch.save({"ema": model.state_dict(), "epoch": 3}, folder / f"{name}.pth")
+
+
+def _legacy(folder: Path) -> None:
+    for name, model in _networks().items():
+        torch.save(model.state_dict(), folder / f"{name}.pth", _use_new_zipfile_serialization=False)
+
+
+def _plain(folder: Path) -> None:
+    for name, model in _networks().items():
+        save_file(model.state_dict(), folder / f"{name}.safetensors")
+
+
+def _shards(folder: Path) -> None:
+    weights = _networks()["stdit"].state_dict()
+    names = sorted(weights)
+    places = {name: f"part-{k % 2}.{('safetensors', 'bin')[k % 2]}" for k, name in enumerate(names)}
+    save_file({name: weights[name] for name in names[::2]}, folder / "part-0.safetensors")
+    torch.save({name: weights[name] for name in names[1::2]}, folder / "part-1.bin")
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def _diffusers(folder: Path) -> None:
+    from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    common = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 1,
+              "sample_size": 8}  # fmt: skip
+    DiTTransformer2DModel(**common, num_embeds_ada_norm=7, norm_eps=1e-6).save_pretrained(folder / "dit")
+    PixArtTransformer2DModel(**common, cross_attention_dim=32, caption_channels=10).save_pretrained(folder / "pixart")
+
+
+def _described(path: Path, **known: Any) -> str:
+    """What is known of a checkpoint, and its network's prediction."""
+    from guidon.models.checkpoint import inspect_checkpoint, load_checkpoint
+
+    report = str(inspect_checkpoint(path, **known))
+    network = load_checkpoint(path, **known)
+    torch.manual_seed(1)
+    x = torch.randn(2, *network.latent_shape)
+    y = torch.tensor([0, 1]) if type(network).__name__ == "DiT" else torch.randn(2, 5, network.config.caption_channels)
+    with torch.no_grad():
+        made = network(x, torch.tensor([3, 800]), y)
+    return digest(re.sub("sha256 .*", "", report), hash_tensors(network.state_dict()), made.numpy())
+
+
+def _each(folder: Path, pattern: str, **known: Any) -> str:
+    """All checkpoints of a folder. One that is refused is named after the others are read."""
+    found, refusal = [], None
+    for path in sorted(folder.glob(pattern)):
+        try:
+            found.append(_described(path, **known))
+        except InputError as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
+    return " ".join(found)
+
+
+def _tensors_of(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    from safetensors.torch import save
+
+    if rng.random() < 0.3:
+        return mutations.as_safetensors(data, other, rng)
+    said, weights = _other_tensors(parse_safetensors(data), rng)
+    return said, save(dict(weights))
+
+
+def _pickle_of(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    """A torch file of changed tensors, or of other objects."""
+    from collections import OrderedDict
+    from io import BytesIO
+
+    content = torch.load(BytesIO(data), weights_only=True)
+    weights = dict(content.get("ema", content))
+    act = rng.choice(("tensors", "tensors", "tensors", "view", "object", "sparse", "shared"))
+    if act == "tensors":
+        said, weights = _other_tensors(weights, rng)
+    else:
+        name = rng.choice(sorted(weights))
+        said = f"{name}: {act}"
+        many = [
+            torch.zeros(1).expand(10**6, 10**6),
+            torch.zeros(1).expand(weights[name].shape),
+            torch.zeros(3, 3).to_sparse(),
+        ]
+        objects = [1, "x", None, [torch.zeros(1)], {"x": 1}, OrderedDict(), torch.Size([1]), torch.float32, {1, 2}]
+        if act == "view":
+            weights[name] = many[rng.randrange(2)]
+        elif act == "sparse":
+            weights[name] = many[2]
+        elif act == "shared":
+            weights |= {f"{name}.{k}": weights[name] for k in range(50)}
+        else:
+            weights[name] = rng.choice(objects)
+    written = BytesIO()
+    wrapped = (
+        weights if rng.random() < 0.8 else rng.choice(({"ema": weights}, {"ema": {"model": weights}}, [weights], {}))
+    )
+    torch.save(wrapped, written, _use_new_zipfile_serialization=data[:2] == b"PK")
+    return said, written.getvalue()
+
+
+def _zip_of(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    return (mutations.as_zip if rng.random() < 0.5 else _pickle_of)(data, other, rng)
+
+
+@kind("released, torch zip", "*.pth", make=_zipped, structure=_zip_of, cost=2)
+def _(folder: Path) -> str:
+    return _each(folder, "*.pth", num_heads=4)
+
+
+also("released, torch legacy", "released, torch zip", make=_legacy, structure=_pickle_of)
+
+
+@kind("released, safetensors", "*.safetensors", make=_plain, structure=_tensors_of, cost=2)
+def _(folder: Path) -> str:
+    return _each(folder, "*.safetensors", num_heads=4)
+
+
+def _shard(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    act = mutations.as_json if data[:1] == b"{" else mutations.as_zip if data[:2] == b"PK" else _tensors_of
+    return act(data, other, rng)
+
+
+@kind("released, shards and index", "*", make=_shards, structure=_shard)
+def _(folder: Path) -> str:
+    return _described(folder, num_heads=4)
+
+
+def _hub_file(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    return (mutations.as_json if data[:1] == b"{" else _tensors_of)(data, other, rng)
+
+
+@kind("released, diffusers' layout", "*/*", make=_diffusers, structure=_hub_file, share=0.7, cost=2)
+def _(folder: Path) -> str:
+    return _each(folder, "*")
+
+
+# Text encoders and autoencoders in hub layout
+
+
+def _vae_folder(folder: Path) -> None:
+    from released import make_vae
+
+    make_vae(folder)
+
+
+@kind("an autoencoder in hub layout", "*", make=_vae_folder, structure=_hub_file, share=0.6, cost=3)
+def _(folder: Path) -> str:
+    from guidon.models.vae.frames import FrameVAE
+
+    vae = FrameVAE.load(folder)
+    return digest(vae.config, hash_tensors(vae.state_dict()), vae.decode(torch.ones(1, 4, 2, 2)).numpy())
+
+
+def _t5_folder(folder: Path) -> None:
+    from released import make_t5
+
+    make_t5(folder)
+
+
+@kind("T5 in hub layout", "*", make=_t5_folder, structure=lambda d, o, r: (_hub_file if d[:1] == b"{" or d[8:9] == b"{" else mutations.flip)(d, o, r), cost=10)  # fmt: skip
+def _(folder: Path) -> str:
+    from guidon.models.text.t5 import T5Encoder
+
+    encoder = T5Encoder.load(folder, max_length=20)
+    return digest(*(part.numpy() for part in encoder.encode(["waves roll"])), encoder.description)
+
+
+# Caption features
+
+
+def _captions(folder: Path) -> None:
+    from guidon.models.text.features import save_features
+
+    torch.manual_seed(0)
+    prompts = ["one", "two", "drei ☃"]
+    encoder = {"max_length": 4, "clean": True, "dtype": "fp32"}
+    save_features(
+        folder / "a.safetensors", prompts, torch.randn(3, 4, 5), torch.ones(3, 4, dtype=torch.long), encoder=encoder
+    )
+
+
+def _old_captions(folder: Path) -> None:
+    header = {"format": "guidon captions", "prompts": '["one", "two"]', "encoder": '{"max_length": 4}'}
+    torch.manual_seed(0)
+    save_file(
+        {"features": torch.randn(2, 4, 5), "mask": torch.ones(2, 4)[:].long()},
+        folder / "a.safetensors",
+        metadata=header,
+    )
+
+
+@kind("caption features", "*", make=_captions, structure=mutations.as_safetensors, digested=True)
+def _(folder: Path) -> str:
+    from guidon.models.text.features import load_features
+
+    kept = load_features(folder / "a.safetensors", 4)
+    return digest(
+        kept.prompts, kept.encoder, *(part.numpy() for part in kept.encode([kept.prompts[-1], kept.prompts[0]]))
+    )
+
+
+also("caption features without a digest", "caption features", make=_old_captions, structure=_tensors_of, digested=False)
+
+
+# Settings
+
+
+def _recipes(folder: Path) -> None:
+    shutil.copy(ROOT / "recipes" / "guidon-small.yaml", folder / "staged.yaml")
+    from recipes import DENOISER, ROLLOUT, VAE
+
+    for name, values in {"vae": VAE, "denoiser": DENOISER | {"vae": "x"}, "rollout": ROLLOUT | {"start": "x"}}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values | {"out": "x"}))
+
+
+@kind("recipes", "*.yaml", make=_recipes, structure=mutations.as_yaml, share=0.8)
+def _(folder: Path) -> str:
+    from guidon.training.recipe import load_recipe
+
+    found = []
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            found.append(digest(load_recipe(path)))
+        except InputError as error:
+            found.append(error)
+    for part in found:
+        if isinstance(part, InputError) and "start" not in str(part):
+            raise part
+    return " ".join(map(str, found))
+
+
+def _study_files(folder: Path) -> None:
+    for path in (ROOT / "studies").glob("*.yaml"):
+        shutil.copy(path, folder)
+
+
+@kind("plans of studies", "*.yaml", make=_study_files, structure=mutations.as_yaml, share=0.8)
+def _(folder: Path) -> str:
+    from guidon.studies.plan import arms, load_study
+
+    return digest(*((study, arms(study)) for study in map(load_study, sorted(folder.glob("*.yaml")))))
+
+
+def _manifests(folder: Path) -> None:
+    import guidon
+
+    if "model" not in SHARED:
+        SHARED["model"] = folder.parent / "model-of-manifests"
+        _model(SHARED["model"])
+    video = guidon.load(SHARED["model"], device="cpu")(PROMPT, steps=2, sampler="ddim", seed=0)
+    video.save(folder / "a.webp")
+
+
+@kind("manifests to make again", "*.json", make=_manifests, structure=mutations.as_json, share=0.8)
+def _(folder: Path) -> str:
+    from guidon.cli.generate import read_manifest
+
+    return digest(read_manifest(folder / "a.webp.json"))
+
+
+@kind("manifests beside videos", "*.json", make=_manifests, structure=mutations.as_json, share=0.8)
+def _(folder: Path) -> str:
+    from guidon.analysis.evaluate import _caption_of
+
+    return digest(_caption_of(folder / "a.webp"))
+
+
+def _prompts(folder: Path) -> None:
+    (folder / "prompts.txt").write_text(f"{PROMPT}\n\na blue square, large\ndrei ☃\n")
+
+
+@kind("prompts", "*", make=_prompts, structure=mutations.as_lines)
+def _(folder: Path) -> str:
+    from guidon.cli.generate import read_prompts
+
+    return digest(read_prompts((), folder / "prompts.txt"))
+
+
+# Studies
+
+
+def _written_study(folder: Path) -> None:
+    from guidon.studies.cells import Scales, read_plan, write_scales
+    from studies.written import write_study
+
+    write_study(folder, prompts=2)
+    plan = read_plan(folder)
+    write_scales(Scales(plan=plan.hash, steps=5, scales={}), folder)
+
+
+def _study(folder: Path) -> None:
+    shared(_written_study, folder)
+
+
+def _results(folder: Path) -> str:
+    from guidon.studies.cells import cells_of, read_plan
+    from guidon.studies.results import results
+
+    plan = read_plan(folder)
+    cells = cells_of(plan, folder)
+    for cell in cells:
+        if fault := cell.damage():
+            raise InputError(fault)
+    found = results(plan, folder)
+    return digest(plan, found, *(part for cell in cells for part in (cell.frames(), cell.metrics(), cell.trace())))
+
+
+@kind("plan.json and scales.json", "*.json", make=_study, structure=mutations.as_json, share=0.7, digested=True)
+def _(folder: Path) -> str:
+    from guidon.studies.cells import read_plan
+
+    return digest(read_plan(folder))
+
+
+def _good_plan(folder: Path) -> None:
+    """Write the right hash into plan.json and scales.json."""
+    for path in (folder / "plan.json", folder / "scales.json"):
+        values = json.loads(path.read_text())
+        content = {name: value for name, value in values.items() if name != "hash"}
+        path.write_text(json.dumps(content | {"hash": hash_settings(content)}))
+
+
+also("plan.json with a good hash", "plan.json and scales.json", share=1, digested=False, mend=_good_plan)
+
+
+def _part_of_cell(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    act = mutations.as_png if data[:4] == b"\x89PNG" else mutations.as_zip if data[:2] == b"PK" else mutations.as_json
+    return act(data, other, rng)
+
+
+def _good_cells(folder: Path) -> None:
+    """Write the right hashes into every cell."""
+    from guidon.studies.cells import CONTENT
+
+    for cell in (path.parent for path in folder.rglob("hashes.json")):
+        hashes = {name: hash_files(cell / name) for name in CONTENT}
+        (cell / "hashes.json").write_text(json.dumps(hashes))
+
+
+@kind("cells of a study", "cells/*/*/*", make=_study, structure=_part_of_cell, digested=True)
+def _(folder: Path) -> str:
+    return _results(folder)
+
+
+@kind(
+    "cells with good hashes",
+    "cells/*/*/[cmt]*",
+    make=_study,
+    structure=_part_of_cell,
+    share=0.8,
+    mend=_good_cells,
+    cost=2,
+)
+def _(folder: Path) -> str:
+    from guidon.studies.report.page import write_report
+
+    made = write_report(folder, folder / "page.html", videos=False)
+    return digest(_results(folder), *(path.read_bytes() for path in made))
+
+
+# Training and tuning
+
+
+def _state(folder: Path) -> None:
+    from guidon.training.ema import EMA
+    from guidon.training.state import Checkpoint, Progress
+
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    checkpoint = Checkpoint(
+        folder / "checkpoint.pt",
+        {"steps": 3, "optimiser": {"lr": 0.1}},
+        frozenset(),
+        module,
+        EMA(module, 0.9),
+        [optimiser],
+    )
+    checkpoint.save(Progress(3, 1.5, 0, ({"step": "1", "loss": "0.5"},)))
+
+
+@kind("checkpoint.pt of a run", "*.pt", make=_state, structure=mutations.as_zip, digested=True)
+def _(folder: Path) -> str:
+    from guidon.training.ema import EMA
+    from guidon.training.state import Checkpoint
+
+    module = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(module.parameters())
+    ema = EMA(module, 0.9)
+    checkpoint = Checkpoint(
+        folder / "checkpoint.pt", {"steps": 3, "optimiser": {"lr": 0.1}}, frozenset(), module, ema, [optimiser]
+    )
+    progress = checkpoint.load()
+    return digest(progress, hash_tensors(module.state_dict()), hash_tensors(ema.state_dict()), optimiser.state_dict())
+
+
+def _stored(folder: Path) -> None:
+    from guidon.training.data.cache import store
+
+    torch.manual_seed(0)
+    store(folder / "a.safetensors", "key", {"latents": torch.randn(4, 3).half(), "rollouts": torch.ones(2)})
+
+
+@kind("stored latents and rollouts", "*", make=_stored, structure=mutations.as_safetensors, digested=True)
+def _(folder: Path) -> str:
+    from guidon.training.data.cache import stored
+
+    found = stored(folder / "a.safetensors", "key", "latents")
+    if found is None:
+        raise InputError("made again")  # a line on stderr has said so
+    return hash_tensors(found)
+
+
+def _log(folder: Path) -> None:
+    rows = ["step,seconds,lr_factor,loss,mse", *(f"{k},{k}.5,1,{1 / k:.4f},0.25" for k in range(1, 8))]
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+
+
+@kind("log.csv of a run", "*.csv", make=_log, structure=mutations.as_lines)
+def _(folder: Path) -> str:
+    from guidon.training.log import draw_curves, read_rows
+
+    rows = read_rows(folder / "log.csv")
+    draw_curves(rows, folder / "curves.png")
+    return digest(rows)
+
+
+SEARCH: dict[str, Any] = {"prompts": ["a", "b"], "quantities": ["joint", "drift"], "seed": 3}
+
+
+def _journal(folder: Path) -> None:
+    from guidon.analysis.tuning import _Journal
+
+    journal = _Journal(folder / "tuning.json", SEARCH)
+    for scale in (1.0, 2.5):
+        journal.put((scale, 1.0), {"joint": np.array([0.5, scale]), "drift": np.array([np.nan, 1.0])})
+
+
+@kind("tuning.json", "*.json", make=_journal, structure=mutations.as_json, digested=True)
+def _(folder: Path) -> str:
+    from guidon.analysis.tuning import _Journal
+
+    known = _Journal(folder / "tuning.json", SEARCH).known
+    return digest({scales: {name: v.tolist() for name, v in found.items()} for scales, found in known.items()})
+
+
+# Clips
+
+
+def _frames() -> np.ndarray:
+    return (world.clip("train", 0, 3).frames()[:5, ::2, ::2] * 255).round().astype(np.uint8)
+
+
+def _clip(format: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        from guidon.media import save_video
+
+        frames = _frames()
+        save_video(
+            frames[:1] if format == "png" else frames,
+            folder / ("a" if format == "frames" else f"a.{format}"),
+            8,
+            format,
+        )
+
+    return make
+
+
+for _format in ("mp4", "gif", "webp", "png", "frames"):
+
+    @kind(
+        f"clips, {_format}",
+        "a/*" if _format == "frames" else "a.*",
+        make=_clip(_format),
+        structure=mutations.as_png if _format in ("png", "frames") else None,
+    )
+    def _(folder: Path) -> str:
+        from guidon.media import load_video
+
+        frames, fps = load_video(next(folder.glob("a*")))
+        return digest(frames, fps)
+
+
+# Source code
+
+
+CODE = """
+import torch
+
+def step(model, x, t, scale, mask):
+    half = x[: len(x) // 2]
+    combined = torch.cat([half, half], dim=0)
+    eps, rest = model(combined, t)[:, :3], model(combined, t)[:, 3:]
+    cond_eps, uncond_eps = torch.split(eps, len(eps) // 2, dim=0)
+    half_eps = uncond_eps + scale * (cond_eps - uncond_eps)
+    return torch.cat([torch.cat([half_eps, half_eps], dim=0), rest], dim=1)
+"""
+
+
+def _code(folder: Path) -> None:
+    (folder / "a.py").write_text(CODE * 3)
+
+
+def _notebook(folder: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# x"]},
+        {"cell_type": "code", "source": CODE.splitlines(keepends=True)},
+    ]
+    (folder / "a.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+
+
+@kind("audited Python", "*", make=_code, structure=mutations.as_code)
+def _(folder: Path) -> str:
+    from guidon.analysis.audit import audit
+
+    found = audit([path for path in folder.iterdir() if path.is_file()])
+    return digest(found.findings, [reason for _, reason in found.unreadable])
+
+
+also("audited notebooks", "audited Python", make=_notebook, structure=mutations.as_json)
