@@ -52,7 +52,7 @@ def asked(monkeypatch):
             preset, hashes, channels = Preset, {}, 4
 
             def plan(self, prompts, samples, **choices):
-                calls["plan"] = {"prompts": prompts, "samples": samples} | choices
+                calls["plan"] = {"prompts": prompts, "samples": tuple(samples)} | choices
                 raise Asked
 
         def load(model, **parts):

@@ -1,8 +1,9 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from guidon.cli.outputs import output_name, prepare_folder, run_name
+from guidon.cli.outputs import _on_the_sheet, output_name, prepare_folder, run_name
 from guidon.core.errors import InputError
 from guidon.request import Request
 
@@ -38,11 +39,44 @@ def test_the_clips_of_an_exact_replay_are_named_by_the_whole_run():
     assert output_name(replay, WEIGHTS, 0, 0) != output_name(more, WEIGHTS, 0, 0)
 
 
-def test_a_prompt_of_any_letters_has_a_name():
-    name = output_name(Request(prompts=("圆/../" + "x" * 500,)), WEIGHTS, 0, 0)
-    assert "/" not in name
-    assert len(name) < 100
-    assert output_name(Request(prompts=("圆",)), WEIGHTS, 0, 0).startswith("prompt-seed0-0-")  # no option's dash
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red circle!", "a-red-circle"), ("圆形 向左移动", "圆形-向左移动"), ("красный круг", "красный-круг"), ("नीला वृत्त", "नीला-वृत्त"),
+        ("دائرة حمراء", "دائرة-حمراء"), ("🙂🙃", "clip"), ("", "clip"), ("--", "clip"), ("--out=/etc/passwd", "out-etc-passwd"), ("../..", "clip"),
+        ("a\x00b\nc\u202ed", "a-b-c-d"), ("CON", "con"), ("e\u0301te\u0301", "été"), ("\u0301", "clip"), ("x" * 500, "x" * 60),
+        ("圆" * 500, "圆" * 20), ("한" * 19 + "abcd", "한" * 19 + "abc"), ("snake_case", "snake-case"),
+    ],
+)  # fmt: skip
+def test_a_prompt_of_any_letters_has_a_readable_and_safe_name(prompt, name):
+    found = output_name(Request(prompts=(prompt,)), WEIGHTS, 0, 0)
+    assert re.fullmatch(re.escape(name) + "-seed0-0-[0-9a-f]{8}", found)
+    assert len(found.encode()) < 100
+    assert Path(found).name == found
+
+
+def test_letters_that_file_names_cannot_hold_are_left_out(monkeypatch):
+    def ascii_only(name):
+        return name.encode("ascii")
+
+    monkeypatch.setattr("guidon.cli.outputs.os.fsencode", ascii_only)
+    assert output_name(Request(prompts=("圆",)), WEIGHTS, 0, 0).startswith("clip-seed0-0-")
+    assert output_name(Request(prompts=("a circle",)), WEIGHTS, 0, 0).startswith("a-circle-seed0-0-")
+
+
+def test_prompts_without_letters_have_different_names():
+    names = {output_name(Request(prompts=(prompt,)), WEIGHTS, 0, 0) for prompt in ("🙂", "🙃", "!", "?")}
+    assert len(names) == 4
+
+
+def test_a_contact_sheet_stays_a_picture_that_can_be_opened():
+    assert _on_the_sheet(3, 2, 64 * 64) == (3, 2)
+    assert _on_the_sheet(1, 1, 8192 * 8192) == (1, 1)
+    for prompts, samples, pixels in ((10**5, 1, 4096), (1, 10**5, 4096), (10**4, 10**4, 65536), (100, 100, 1 << 24)):
+        rows, columns = _on_the_sheet(prompts, samples, pixels)
+        assert 1 <= rows <= prompts
+        assert 1 <= columns <= samples
+        assert rows * columns * 4 * pixels <= 1 << 26
 
 
 @pytest.mark.parametrize("out", ["", "a", "a/b/c"])

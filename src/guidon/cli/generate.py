@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +17,14 @@ from .outputs import prepare_folder, run_name, say, write_trace, write_videos
 from .values import parse_scale, parse_size, parse_timing
 
 if TYPE_CHECKING:
-    from ..request import Request
+    from ..pipeline import Pipeline
+    from ..request import Computation, Request
 
 EXAMPLE = 'guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3'
 DEFAULT_MODEL = "guidon-small"  # used if neither a model nor a manifest is given
+BATCH = 8  # clips that are denoised together, where neither the user nor a manifest says it
+MOST_THREADS = 4  # for each core: a manifest that asks for more is not followed
+MOST_PROMPTS = 1 << 20  # of one file: each is held in memory with its clips
 
 
 def generate(
@@ -115,14 +121,16 @@ def generate(
         ),
     ] = None,
     batch_size: Annotated[
-        int,
+        int | None,
         option(
             "Sampling",
             "N",
-            "Number of clips that are denoised together. It changes memory, not the clips, except with --exact.",
+            "Number of clips that are denoised together. It changes memory, and pixels by at most 1/255, except with "
+            "--exact, where it decides the clips.",
             min=1,
+            default=f"{BATCH}, or the manifest's",
         ),
-    ] = 8,
+    ] = None,
     sequential: Annotated[
         bool,
         option(
@@ -195,7 +203,7 @@ def generate(
     )  # fmt: skip
 
     # What to make: prompts and choices, or all that a manifest says.
-    request, texts, made_with = None, (), {}
+    manifest, texts = None, ()
     if from_manifest is None:
         texts = read_prompts([*(prompts or ()), *map(str, classes or ())], prompts_file)
     elif prompts or classes or prompts_file or choices or model or num_samples != 1:
@@ -203,7 +211,7 @@ def generate(
             f"{setting('from_manifest')} takes every setting from the manifest: give no prompt, model or setting too"
         )
     else:
-        request, made_with = read_manifest(from_manifest)
+        manifest = read_manifest(from_manifest)
 
     # Refuse what cannot be written before the model is loaded.
     from ..media.files import check_format
@@ -216,25 +224,30 @@ def generate(
     from ..guidance import GuidanceTrace
     from ..pipeline import load
 
-    pipe = load(request.model if request else model or DEFAULT_MODEL, device=device, **parts)
+    pipe = load(manifest.request.model if manifest else model or DEFAULT_MODEL, device=device, **parts)
     format = format or ("png" if pipe.preset.is_image else "mp4")
     check_format(format)
     if format == "png" and not pipe.preset.is_image:
         raise InputError(
             f"{setting('format')} png holds one image, {pipe.preset.name} makes video: choose mp4, gif, webp or frames"
         )
-    if request is None:
-        request = pipe.plan(texts, tuple(range(num_samples)), batch_size=batch_size, **choices)
-    warn_of_other_weights(made_with, pipe.hashes)
+    like = None
+    if manifest is None:
+        request = pipe.plan(texts, range(num_samples), batch_size=batch_size or BATCH, **choices)
+    else:
+        request, like = manifest.request, None if batch_size or sequential else manifest.computed
+        like = warn_of_differences(manifest, like, pipe)
 
     # Generate and write.
     traced = GuidanceTrace() if trace else None
     if traced is not None:  # a trace can hold only one batch
-        batch_size = max(batch_size, len(request.prompts) * len(request.samples))
+        batch_size = max(batch_size or BATCH, len(request.prompts) * len(request.samples))
     from ..core.progress import progress
 
     with progress("denoising") as on_step:
-        videos = pipe.generate(request, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=traced)
+        videos = pipe.generate(
+            request, batch_size=batch_size or BATCH, sequential=sequential, on_step=on_step, trace=traced, like=like
+        )
     write_videos(videos, request, pipe.hashes, out, format)
     if traced is not None:
         write_trace(traced, out / f"{run_name(request, pipe.hashes)}-trace.npz")
@@ -244,43 +257,102 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     """The prompts of the command line, then those of a file.
 
     Raises:
-        InputError: there are none, one is not text, or the file cannot be read.
+        InputError: there are none, or too many, one is not text, or the file cannot be read.
     """
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise InputError(f"the prompt {prompt!r} is not UTF-8 text")
-    lines: list[str] = []
+    found = list(prompts)
     if file is not None:
-        from ..core.reading import read_text
+        from ..core.reading import TEXT_BYTES, reading, regular_file
 
-        lines = read_text(file, f"{setting('prompts_file')}, a prompt a line").splitlines()
-    found = (*prompts, *(line.strip() for line in lines if line.strip()))
+        what = f"{setting('prompts_file')}, a prompt a line"
+        regular_file(file, what, TEXT_BYTES)
+        with reading(file, what), file.open(encoding="utf-8") as lines:
+            for line in lines:  # the whole text is never held beside its lines
+                found += [prompt for part in line.splitlines() if (prompt := part.strip())]
+                if len(found) > MOST_PROMPTS:
+                    raise InputError(f"{file} has over {MOST_PROMPTS:,} prompts: divide it into several files")
     if not found:
         raise InputError('no prompt was given: guidon generate "a red circle moves left on a white background"')
-    return found
+    return tuple(found)
 
 
-def read_manifest(path: Path) -> tuple[Request, dict[str, str]]:
-    """The request in a manifest, and the hashes of the weights that made its video.
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says about its video."""
+
+    request: Request
+    computed: Computation | None
+    """How the video was computed; None if an earlier version wrote the manifest."""
+    weights: dict[str, str]
+    """The hash of each part of its model."""
+    torch: str | None
+    """The version of torch."""
+    device: str | None
+    """Where it was made, such as "cuda:0"."""
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The content of a manifest.
 
     Raises:
         InputError: the file is no manifest of `guidon generate`.
     """
     from ..core.settings import read_mapping, validated
-    from ..request import Request
+    from ..request import Computation, Request
 
-    manifest = read_mapping(path)
-    if not isinstance(manifest, dict) or "generation" not in manifest:
+    found = read_mapping(path)
+    if not isinstance(found, dict) or "generation" not in found:
         raise InputError(f"{path} is not a manifest that `guidon generate` wrote: it has no 'generation'")
-    weights = manifest.get("weights", {})
+    weights = found.get("weights", {})
     if not isinstance(weights, dict):
         raise InputError(f"{path}: weights is {weights!r:.40}, expected hashes by name")
-    return validated(Request, manifest["generation"], str(path)), weights
+    request = validated(Request, found["generation"], str(path))
+    computed = validated(Computation, found["computed"], str(path)) if "computed" in found else None
+    torch, device = (value if isinstance(value := found.get(name), str) else None for name in ("torch", "device"))
+    return Manifest(request, computed, weights, torch, device)
 
 
-def warn_of_other_weights(made_with: dict[str, str], weights: dict[str, str]) -> None:
-    """Print on stderr which weights differ from those that made a manifest's video."""
-    for name in sorted(made_with.keys() | weights.keys()) if made_with else ():
-        if weights.get(name) != made_with.get(name):
+def warn_of_differences(manifest: Manifest, like: Computation | None, pipe: Pipeline) -> Computation | None:
+    """Print on stderr how this run differs from the one that made a manifest's video.
+
+    Args:
+        manifest: what it says.
+        like: how the user wants its clip to be computed: as the manifest says, or None for another way.
+        pipe: the model.
+
+    Returns:
+        How to compute the clip here.
+    """
+    # other weights: other frames
+    for name in sorted(manifest.weights.keys() | pipe.hashes.keys()) if manifest.weights else ():
+        if pipe.hashes.get(name) != manifest.weights.get(name):
             other = f"another {name}" if name == "text_dtype" else f"other {name} weights"
             say(f"the manifest was made with {other}: frames will differ")
+    # another arithmetic: other last bits
+    import torch
+
+    others: list[str] = []
+    if manifest.torch not in (None, torch.__version__):
+        others.append(f"torch {manifest.torch}")
+    if manifest.device is not None and manifest.device.partition(":")[0] != pipe.device.type:
+        others.append(f"the device {manifest.device}")
+    if manifest.computed is not None and like is None:
+        batch = manifest.computed.batch
+        others.append(f"{batch} clip{'s' * (batch > 1)} together, {_branches(manifest.computed)}")
+    if like is not None:
+        threads = like.threads
+        if pipe.device.type != "cpu":
+            threads = None
+        elif threads is not None and threads > MOST_THREADS * (os.cpu_count() or 1):
+            others.append(f"{threads} threads")
+            threads = None
+        like = like.model_copy(update={"threads": threads})
+    if others:
+        say(f"the manifest was made with {', '.join(others)}: frames may differ by 1/255")
+    return like
+
+
+def _branches(computed: Computation) -> str:
+    return "one branch after the other" if computed.sequential else "its branches together"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from ..guidance import GuidanceTrace
     from ..media import Video
     from ..request import Request
+
+_IN_NAMES = {"Ll", "Lu", "Lt", "Lo", "Lm", "Mn", "Mc", "Nd"}  # letters, their marks, digits: kept in file names
+_SHEET = 1 << 26  # pixels of the largest contact sheet, but for one that shows a single clip
+_STRIP = 4  # frames of a clip that a contact sheet shows
 
 
 def say(message: str) -> None:
@@ -65,8 +71,24 @@ def output_name(request: Request, weights: Mapping[str, str], prompt: int, sampl
     """
     alone = request.alone(prompt, sample)
     made_by = alone.model_dump_json() + (f" {prompt}" if request.exact else "")
-    slug = re.sub(r"[^a-z0-9]+", "-", request.prompts[prompt].lower()).strip("-")[:60].strip("-")
-    return f"{slug or 'prompt'}-seed{alone.seed}-{sample}-{_digest(made_by, weights)}"
+    return f"{_slug(request.prompts[prompt])}-seed{alone.seed}-{sample}-{_digest(made_by, weights)}"
+
+
+def _slug(prompt: str) -> str:
+    """The letters and digits of a prompt, of any script, as the beginning of a file name; "clip" if it has none.
+
+    It is at most 60 bytes in UTF-8, so that the whole name fits every filesystem.
+    """
+    text = unicodedata.normalize("NFC", prompt[:1000].lower())
+    kept = "".join(letter if unicodedata.category(letter) in _IN_NAMES else "-" for letter in text)
+    slug = re.sub("-+", "-", kept).strip("-").encode()[:60].decode(errors="ignore").strip("-")
+    if unicodedata.category(slug[:1] or "-").startswith("M"):  # a mark needs a letter before it
+        return "clip"
+    try:
+        os.fsencode(slug)
+    except UnicodeEncodeError:  # the names of this system's files cannot hold it
+        return "clip"
+    return slug or "clip"
 
 
 def run_name(request: Request, weights: Mapping[str, str]) -> str:
@@ -93,10 +115,20 @@ def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str
         video.manifest["command"] = command
         path = video.save(out / (name if format == "frames" else f"{name}.{format}"), format)
         print(f"{kind:<14} {path}\nmanifest:      {path}.json")
-    rows = [[video.frames for video in videos[i : i + samples]] for i in range(0, len(videos), samples)]
-    columns = [f"sample {number}" for number in request.samples]
+    rows, columns = _on_the_sheet(len(request.prompts), samples, videos[0].frames[0].size // 3)
+    shown = [[video.frames for video in videos[i * samples : i * samples + columns]] for i in range(rows)]
+    labels = [f"sample {number}" for number in request.samples[:columns]]
     path = out / f"{run_name(request, weights)}-sheet.png"
-    print(f"contact sheet: {contact_sheet(rows, list(request.prompts), columns, path=path)}")
+    path = contact_sheet(shown, list(request.prompts[:rows]), labels, path=path, shown=_STRIP)
+    part = f" (the first {rows * columns} of {len(videos)} clips)" if rows * columns < len(videos) else ""
+    print(f"contact sheet: {path}{part}")
+
+
+def _on_the_sheet(prompts: int, samples: int, pixels: int) -> tuple[int, int]:
+    """How many prompts and samples a contact sheet shows, so that it stays a picture that can be opened."""
+    cells = max(1, _SHEET // (_STRIP * max(pixels, 96 * 96)))
+    columns = min(samples, max(1, math.isqrt(cells)))
+    return min(prompts, max(1, cells // columns)), columns
 
 
 def write_trace(trace: GuidanceTrace, path: Path) -> None:

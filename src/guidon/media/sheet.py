@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
+from ..core.limits import require_memory
 from .files import check_place, need_pillow
 
 
@@ -35,8 +36,8 @@ def contact_sheet(
         ``path``.
 
     Raises:
-        InputError: no clips, labels that do not match them, frames of different sizes, or a path that does not end in
-            ``.png`` or cannot be written.
+        InputError: no clips, labels that do not match them, frames of different sizes, a sheet that needs more memory
+            than there is, or a path that does not end in ``.png`` or cannot be written.
     """
     need_pillow()
     from PIL import Image, ImageDraw, ImageFont
@@ -58,6 +59,9 @@ def contact_sheet(
     font = ImageFont.load_default(size=14)
     gap, line = 10, 20
     zoom = max(1, 96 // clips[0][0].shape[2])
+    frame_height, frame_width = (side * zoom for side in clips[0][0].shape[1:3])
+    pixels = len(row_labels) * frame_height * len(column_labels) * shown * frame_width
+    require_memory("the pixels of this contact sheet", 2 * 3 * pixels, lower="show fewer clips")
     strips = [[_strip(clip, shown, zoom) for clip in row] for row in clips]
     cell_height = strips[0][0].shape[0]
     cell_width = max(strip.shape[1] for row in strips for strip in row)
