@@ -33,8 +33,8 @@ def refused(run):
     return refused
 
 
-class Asked(Exception):
-    """Ends a command where its work would begin."""
+class Asked(BaseException):
+    """Ends a command where its work would begin. It is no Exception, which the command line would report."""
 
 
 @pytest.fixture

@@ -12,12 +12,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..core.errors import InputError
+from ..core.limits import is_out_of_memory
 from ..core.version import VERSION
 from . import audit, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
 from .command import Command, Group
+from .crash import what_failed, words_of
 from .outputs import say
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # the argument parser's error, from click or typer's own copy of it
+DEFECT = 70  # the exit code of a defect, EX_SOFTWARE of sysexits.h
 _STYLE: dict[str, Any] = {"cls": Group, "add_completion": False, "rich_markup_mode": None}
 
 app = typer.Typer(
@@ -70,8 +73,9 @@ def _help_without_command(context: typer.Context) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
-    Bad input prints one line on stderr and exits with 2, Ctrl-C exits with 130. ``GUIDON_DEBUG`` in the environment
-    shows the traceback of an OSError and of an out-of-memory error.
+    Bad input, a fault of the system and full memory print one line on stderr and exit with 2. Ctrl-C exits with 130.
+    What nobody foresaw writes a report, prints one line that names it, and exits with 70. If ``GUIDON_DEBUG`` is set in
+    the environment, all of these but bad input raise.
     """
     debug = bool(os.environ.get("GUIDON_DEBUG"))
     width = None if sys.stdout.isatty() else 1000  # if help is piped, each option is on one line
@@ -83,18 +87,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         say(error.format_message())
     except InputError as error:
         say(str(error))
-    except OSError as error:
-        if debug:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        say(f"{error.strerror or error}{where}")
-    except typer.Abort:  # Ctrl-C. It is a RuntimeError, so it must be caught before RuntimeError
+    except (typer.Abort, KeyboardInterrupt):  # Abort is a RuntimeError, so it must be caught before the others
         say("stopped")
         code = 130
-    except RuntimeError as error:
-        if debug or type(error).__name__ != "OutOfMemoryError":
+    except Exception as error:
+        if debug:
             raise
-        say("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
+        if isinstance(error, OSError):
+            where = f" ({error.filename})" if error.filename else ""
+            say(f"{error.strerror or error}{where}")
+        elif is_out_of_memory(error):
+            say("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
+        else:
+            say(what_failed(error, words_of(arguments), typer.main.get_command(app)))
+            code = DEFECT
     sys.exit(code or 0)
 
 
