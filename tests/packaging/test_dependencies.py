@@ -162,3 +162,16 @@ def test_the_lock_pins_every_dependency_and_names_no_index():
     pinned = {normal(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     assert pinned >= BASE | OPTIONAL
     assert not re.search(r"://|^-", lock, re.MULTILINE)
+
+
+def test_every_dependency_has_bounds_that_hold_the_tested_version():
+    """A release that removes what is used here must not be installed, and the tested one must be."""
+    lock = (ROOT / "constraints.txt").read_text()
+    for requirement in {*PROJECT["dependencies"], *(r for requirements in EXTRAS.values() for r in requirements)}:
+        if normal(requirement).startswith(PROJECT["name"]):
+            continue
+        name, least, most = re.fullmatch(r"([\w-]+)>=([\d.]+),<(\d+)", requirement).groups()
+        pinned = re.findall(rf"^{name}==([\d.]+)", lock, re.MULTILINE | re.IGNORECASE)  # one for each version of Python
+        tested = [tuple(map(int, version.split("."))) for version in pinned]
+        assert tuple(map(int, least.split("."))) <= min(tested), requirement
+        assert max(tested)[0] == int(most) - 1, requirement
