@@ -205,7 +205,7 @@ def evaluate(
     seed = choices.pop("seed", None)
     first = pipe.preset.seed if seed is None else seed
     for setting in settings:  # refuse an invalid setting before anything is sampled
-        pipe.plan([""], **_at(setting, choices))
+        pipe.plan([""], range(seeds), **_at(setting, choices))
     # Measure the upper bounds: truth, and truth through the autoencoder.
     captions = bench.captions(split, EVALUATION_SEED, prompts)
     values, shown = _ceilings(pipe, bench, split, captions, pictures)
@@ -246,14 +246,18 @@ def _ceilings(
     Both are rounded to 8 bits as samples are, so that rounding affects all rows equally.
     """
     examples, _ = bench.own_examples(split)
-    exact = [examples.frames(split, EVALUATION_SEED, index) for index in range(len(captions))]
-    truth = _bytes(np.stack(exact))
-    through = _bytes(np.stack([pipe.autoencode(frames) for frames in exact]))
-    values = {
-        name: {metric: found[:, None] for metric, found in bench.measure(frames, captions).items()}
-        for name, frames in ((TRUTH, truth), (CEILING, through))
-    }
-    return values, {TRUTH: list(truth[:pictures].copy())}
+    measured: dict[str, list[Values]] = {TRUTH: [], CEILING: []}
+    shown: dict[str, list[np.ndarray]] = {TRUTH: [], CEILING: []}
+    for start in range(0, len(captions), BATCH):  # block by block, so that memory does not grow with the captions
+        texts = captions[start : start + BATCH]
+        exact = [examples.frames(split, EVALUATION_SEED, start + k) for k in range(len(texts))]
+        clips = {TRUTH: exact, CEILING: [pipe.autoencode(frames) for frames in exact]}
+        for name, found in clips.items():
+            frames = _bytes(np.stack(found))
+            measured[name].append(bench.measure(frames, texts))
+            shown[name] += list(frames[: max(0, pictures - start)].copy())
+    values = {name: {key: found[:, None] for key, found in _joined(rows).items()} for name, rows in measured.items()}
+    return values, shown
 
 
 def _bytes(frames: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from ..metrics.metric import TUNING_SEED, Metric
 from ..metrics.statistics import by_prompt
 from ..pipeline import Pipeline
 from ..studies.cells import Cell, cells_of
-from ..studies.plan import Arm, Contrast, Plan, Study
+from ..studies.plan import Arm, Contrast, Plan, Study, check_size
 from ..studies.results import results
 
 VIDEO, ENERGY = "video", "energy"
@@ -120,6 +120,8 @@ def matching_study(
         if not math.isfinite(scale) or scale <= 1:
             raise InputError(f"{setting('cfg_scale')} {scale:g} guides nothing to match: give numbers above 1")
     bench = find_bench(pipe.model.bench)
+    count = prompts if isinstance(prompts, int) else len(prompts)
+    check_size(len(set(scales)) * (2 + len(STEPS_OF_GRID)), count, 1)
     if isinstance(prompts, int):
         prompts = bench.captions(None, TUNING_SEED, prompts)
     if len(prompts) < 2:
@@ -187,8 +189,7 @@ def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (
         near = thumb(scale, chosen, to, channels)
         for metric in metrics:
             if metric == VIDEO:
-                own = np.stack([cell.frames() for cell in cells[name]]) / 255.0
-                match = nearest_scale(scales, np.stack([_distance(own, cells[other]) for other in grid]))
+                match = nearest_scale(scales, np.stack([_distance(cells[name], cells[other]) for other in grid]))
             else:
                 match = crossing_scale(scales, np.stack([means[k][metric] for k in grid]), means[name][metric], near)
             found.append(Equivalent(metric, scale, chosen, to, match))
@@ -201,9 +202,10 @@ def _energy(cell: Cell) -> float:
     return added_energy(trace) if "difference" in trace else 0.0  # no step was guided
 
 
-def _distance(own: np.ndarray, others: Sequence[Cell]) -> np.ndarray:
-    """RMS distance (P,) of pixels between clips (P, T, H, W, 3) in [0, 1] and those of P cells."""
-    return np.array([math.sqrt(np.mean((a - cell.frames() / 255.0) ** 2)) for a, cell in zip(own, others, strict=True)])
+def _distance(own: Sequence[Cell], others: Sequence[Cell]) -> np.ndarray:
+    """RMS distance (P,) of the pixels of P pairs of clips, in [0, 1]."""
+    pairs = ((one.frames() / 255.0, other.frames() / 255.0) for one, other in zip(own, others, strict=True))
+    return np.array([math.sqrt(np.mean((one - other) ** 2)) for one, other in pairs])
 
 
 def _resamples(prompts: int) -> np.ndarray:

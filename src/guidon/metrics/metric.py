@@ -14,10 +14,13 @@ from typing import Literal
 import numpy as np
 
 from ..core.errors import InputError, nearest
+from ..core.reading import Limit
 
 EVALUATION_SEED = 1  # seed of the captions for reported results; training uses other seeds
 TUNING_SEED = 1001  # seed of the captions on which scales are chosen; no result is reported on them
 SHARE = "share"  # unit of a fraction; tables show it in per cent
+CAPTIONS = Limit("GUIDON_MAX_CAPTIONS", 1_000_000, "captions")
+"""The captions that are made for one study or one measurement."""
 UNSAID = "the caption does not say it"
 
 Values = dict[str, np.ndarray]  # metric -> (N,), one value a clip, NaN where undefined
@@ -125,6 +128,15 @@ class Bench:
         return self.examples, split
 
     def captions(self, split: str | None, seed: int, count: int) -> tuple[str, ...]:
-        """The first ``count`` captions of a split (None: the default one). Raises as ``own_examples`` does."""
+        """The first ``count`` captions of a split (None: the default one).
+
+        Raises:
+            InputError: there are more than ``CAPTIONS`` allows, the bench has none of its own, or no such split.
+        """
         examples, split = self.own_examples(split)
+        if count > CAPTIONS.value:
+            raise InputError(
+                f"{count:,} captions are asked for, the limit is {CAPTIONS.value:,}: ask for fewer, or set the "
+                f"environment variable {CAPTIONS.variable} to a higher number"
+            )
         return tuple(examples.caption(split, seed, index) for index in range(count))

@@ -16,11 +16,14 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.extras import require
+from ..core.limits import require_memory
 from .metric import CLIPPED, Bench, Metric, Values, named
 
 STILL = 0.05  # mean flow in px per frame below which a clip counts as still
 GAPS = (1, 2, 4, 8)  # distances between the frames that drift compares
 SMALLEST = 16  # px, the shortest side of a frame
+BYTES_OF_ALL = 13  # for each pixel of a clip: grey as a byte and as a float, and two floats of flow
+BYTES_OF_ONE = 64  # for each pixel of the frame that is measured: SSIM's images in double precision
 _FLOWLESS = "the clip is still or too short"
 VIDEO_METRICS = named(
     Metric(
@@ -65,6 +68,11 @@ def measure_video(frames: np.ndarray) -> dict[str, float]:
             f"frames are {frames.dtype} {frames.shape}: expected uint8 (time, height, width, 3) with sides of at least "
             f"{SMALLEST}"
         )
+    length, height, width, _ = frames.shape
+    require_memory(
+        f"the metrics of {length} frames of {width}x{height}", (BYTES_OF_ALL * length + BYTES_OF_ONE) * height * width,
+        lower="measure a shorter or smaller clip",
+    )  # fmt: skip
     cv2 = require("cv2", "measuring any video", "study", package="opencv-python-headless")
     similarity = require("skimage.metrics", "measuring any video", "study", package="scikit-image")
     # Statistics of single frames.

@@ -42,7 +42,7 @@ from ..core.reading import DECODED_BYTES, PIXELS, TEXT_BYTES, read_object, readi
 from ..core.settings import Settings, read_mapping, validated
 from ..media import Video
 from ..request import Request
-from .plan import Plan, check_plan
+from .plan import Plan, check_plan, make_request
 
 Image = require("PIL.Image", "the clips of a study", "study", package="pillow")
 
@@ -108,7 +108,9 @@ class Cell:
 
     def _expected(self) -> Request:
         """The request of its clip alone."""
-        return self.plan.request(self.setting, slice(self.prompt, self.prompt + 1)).alone(0, self.sample)
+        choices, prompt = self.plan.choices(self.setting), self.prompt
+        prompts = self.plan.captions[prompt : prompt + 1]
+        return make_request(choices, prompts, (self.sample,), prompt, self.setting).alone(0, self.sample)
 
     def _check_digests(self) -> None:
         hashes = read_object(self.folder / "hashes.json", "the hashes of a cell")
