@@ -28,6 +28,7 @@ from .writing import safetensors_bytes
 
 FORMAT = "guidon"  # the value of "format" in the header of our files
 AGAIN = "copy or train it again"
+MOST_NUMBERS = 64  # of one setting of a configuration, such as the channels of an autoencoder's levels
 LARGEST = 1 << 31  # no size in a configuration is as large
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
@@ -214,6 +215,8 @@ def make_config(of: type[C], values: Mapping[str, Any], fault: str) -> C:
         raise InputError(f"{fault}: {where} is {str(first['input'])[:60]!r}; {first['msg']}") from None
     for name in valid:
         value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) > MOST_NUMBERS:
+            raise InputError(f"{fault}: {name} has {len(value):,} numbers, expected at most {MOST_NUMBERS}")
         for number in value if isinstance(value, tuple) else (value,):
             # A size of 0 means that a part is left out. A scale is never 0.
             if isinstance(number, int):

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import InputError, nearest, setting
 from .reading import DIGITS, Limit, parse_json, read_text, reading
 
-YAML_BYTES = Limit("GUIDON_MAX_YAML_BYTES", 1 << 20, "bytes of YAML")
-"""The size of a YAML file. YAML is slow to parse: a file of this size takes a second or more."""
+YAML_BYTES = Limit("GUIDON_MAX_YAML_BYTES", 1 << 19, "bytes of YAML")
+"""The size of a YAML file. YAML is slow to parse: a file of this size can take a second."""
 YAML_VALUES = Limit("GUIDON_MAX_YAML_VALUES", 1 << 18, "values")
 """The values of a YAML file, those of an alias counted at each use of it."""
 

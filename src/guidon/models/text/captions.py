@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...core.errors import InputError
 from ..parts.layers import sincos_1d
 
+MOST_LAYERS = 100  # layers are made before the weights are compared, and each takes time
 MOST_POSITIONS = 1 << 24  # values in the table of positions, which is made before the weights are compared
 
 
@@ -84,6 +85,8 @@ class CaptionEncoder(nn.Module):
 
     def __init__(self, config: CaptionEncoderConfig) -> None:
         super().__init__()
+        if config.layers > MOST_LAYERS:
+            raise InputError(f"{config.layers:,} layers of a text encoder are too many: at most {MOST_LAYERS} are read")
         self.config = config
         self.tokenizer = WordTokenizer(config.vocabulary, config.max_length)
         width = config.features
