@@ -57,6 +57,8 @@ class Target:
     """What a reader does before it reads."""
     parts: Callable[[Path], dict[str, str]] = _entries
     """Digests by name of what must be old or new each for itself."""
+    warm: bool = False
+    """Write the old content before the children are forked, so that they need not import what that imports."""
 
 
 @cache
@@ -87,14 +89,15 @@ def inject(*targets: str, folder: Path, in_ci: int, module: str = "faults.target
         "LD_PRELOAD": str(library(folder)), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
     }  # fmt: skip
-    command = [sys.executable, "-m", "faults.shim", module, str(folder / "work"), str(in_ci), *targets]
+    verdicts = folder / "verdicts"
+    command = [sys.executable, "-m", "faults.shim", module, str(folder / "work"), str(verdicts), str(in_ci), *targets]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     failed = []
     for target in targets:
         try:
             with trials(f"I/O faults: {getattr(importlib.import_module(module), target).what}") as found:
-                for line in ran.stdout.splitlines():
+                for line in verdicts.read_text().splitlines():
                     name, verdict, case = json.loads(line)
                     if name == target:
                         getattr(found, verdict)(case)
@@ -103,19 +106,23 @@ def inject(*targets: str, folder: Path, in_ci: int, module: str = "faults.target
     assert not failed, "\n".join(failed)
 
 
-def _main(module: str, base: str, in_ci: str, *targets: str) -> None:
-    """In the process with the shim: print a line of JSON for each fault, with the target, the verdict and the case."""
-    for target in targets:
-        work = getattr(importlib.import_module(module), target)
-        for verdict, case in _fault_all(work, Path(base, target), int(in_ci)):
-            print(json.dumps([target, verdict, case]), flush=True)
+def _main(module: str, base: str, verdicts: str, in_ci: str, *targets: str) -> None:
+    """In the process with the shim: write a line of JSON for each fault, with the target, the verdict and the case."""
+    with Path(verdicts).open("w", buffering=1) as file:
+        for target in targets:
+            work = getattr(importlib.import_module(module), target)
+            for verdict, case in _fault_all(work, Path(base, target), int(in_ci)):
+                file.write(json.dumps([target, verdict, case]) + "\n")
 
 
 def _fault_all(work: Target, base: Path, in_ci: int) -> Iterator[tuple[str, str]]:
     old, new = base / "old", base / "new"
     old.mkdir(parents=True)
-    ended = child(work.old, old, memory=None, cpu=None)
-    assert ended.how == "returned", str(ended)
+    if work.warm:
+        work.old(old)
+    else:
+        ended = child(work.old, old, memory=None, cpu=None)
+        assert ended.how == "returned", str(ended)
     shutil.copytree(old, new, symlinks=True)
     ended = _run(work, new)
     assert ended.how == "returned", str(ended)

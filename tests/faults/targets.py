@@ -91,7 +91,8 @@ def _old_output(folder: Path, format: str) -> None:
 
 
 def _command(format: str) -> Target:
-    return Target(f"guidon generate, {format}", partial(_generate, format=format), partial(_old_output, format=format))
+    new, old = partial(_generate, format=format), partial(_old_output, format=format)
+    return Target(f"guidon generate, {format}", new, old, warm=True)
 
 
 generate_frames, generate_mp4 = map(_command, ("frames", "mp4"))
