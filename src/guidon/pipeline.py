@@ -144,14 +144,14 @@ class Pipeline:
         """
         # what is asked for, and whether there is room for it
         count = len(request.prompts) * len(request.samples)
-        batch_size = request.batch_size or batch_size
+        batch_size = request.batch_size or (batch_size if like is None else like.batch)
         if batch_size < 1:
             raise InputError(f"{setting('batch_size')} is {batch_size}: give at least 1")
+        require_room(self.model, latent_shape(self.preset, self.model, request), count, batch_size, self.device)
         if trace is not None and count > batch_size:
             raise InputError(
                 f"a trace needs its {count} clips in one batch: raise {setting('batch_size')} from {batch_size}"
             )
-        require_room(self.model, latent_shape(self.preset, self.model, request), count, batch_size, self.device)
         if like is None:
             like = Computation(batch=min(batch_size, count), sequential=sequential)
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from .core.errors import InputError, nearest, setting
-from .core.limits import available_memory, require_memory
+from .core.limits import as_count, available_memory, require_memory
 from .core.settings import Settings, validated
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from
 from .models.family import Preset
@@ -247,13 +247,14 @@ def make_request(
     texts = (prompts,) if isinstance(prompts, str) else prompts
     fixed: dict[str, Any] = {"model": preset.name}
     fixed["guidance"] = _choose_guidance(preset, model.latent_shape[0], choices)
+    count = len(texts) * _length(samples)
     if choices.get("exact"):
-        fixed["batch_size"] = min(batch_size, len(texts) * len(samples))
+        fixed["batch_size"] = min(batch_size, count)
     # the first clip alone shows whether the others fit: a refusal then costs nothing
     first = {"prompts": tuple(texts[:1]), "samples": tuple(samples[:1])}
     request = validated(Request, own | values | fixed | first, None)
-    require_room(model, latent_shape(preset, model, request), len(texts) * len(samples), batch_size, device)
-    if len(texts) * len(samples) > 1:
+    require_room(model, latent_shape(preset, model, request), count, batch_size, device)
+    if count > 1:
         request = validated(Request, own | values | fixed | {"prompts": tuple(texts), "samples": tuple(samples)}, None)
     # what this model cannot do
     if request.exact is not None and request.exact not in preset.originals:
@@ -261,6 +262,11 @@ def make_request(
         raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
     model.schedule.respaced(request.steps)  # refuses more steps than there are
     return request
+
+
+def _length(samples: Sequence[int]) -> int:
+    """How many samples there are; a range may hold more than Python's ``len`` can say."""
+    return max(0, samples.stop - samples.start) if isinstance(samples, range) and samples.step == 1 else len(samples)
 
 
 def _choose_guidance(preset: Preset[Any], channels: int, choices: Choices) -> Guidance:
@@ -338,11 +344,10 @@ def require_room(model: Model, shape: tuple[int, ...], clips: int, batch_size: i
     smaller = f"lower {setting('size')}" + (f" or {setting('frames')}" if video else "")
     require_memory(one, latents + decoded + (kept if same else 0), device, have=place, lower=smaller)
     fewer = f"lower {setting('num_samples')}, or give fewer prompts at a time"
-    what = f"{clips} clips of {frames} frames of {of}" if video else f"{clips} images of {of}"
+    number = as_count(clips)
+    what = f"{number} clips of {frames} frames of {of}" if video else f"{number} images of {of}"
     require_memory(what, clips * (latents + (kept if same else 0)) + decoded, device, have=place, lower=fewer)
     if not same:
         require_memory(what, clips * kept, have=host, lower=fewer)
-    require_memory(
-        f"the latents of {batch_size} clips that are denoised together", batch_size * latents, device, have=place,
-        lower="batch_size",
-    )  # fmt: skip
+    together = f"the latents of {as_count(batch_size)} clips that are denoised together"
+    require_memory(together, batch_size * latents, device, have=place, lower="batch_size")

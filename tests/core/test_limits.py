@@ -145,7 +145,7 @@ def test_a_machine_that_runs_out_says_so_in_many_words():
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (65.5e12, "65.5 TB"), (10**40, "over 1000 EB")]
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (65.5e12, "65.5 TB"), (10**40, "1000 EB")]
 )
 def test_bytes_for_people(count, text):
     assert as_text(count) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core.errors import InputError, nearest, setting
 
+DIGITS = 18  # no size has more, and Python does not read thousands of them
 RAMPS = ("linear", "cosine")
 
 
@@ -31,8 +32,10 @@ def parse_size(text: str | None, height: int | None, width: int | None) -> tuple
     if height is not None or width is not None:
         raise InputError(f"{setting('size')} says the same as {sides}: give one or the other")
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"{setting('size')} {text!r} is not a size: give HEIGHTxWIDTH in pixels, such as 768x1344")
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) <= DIGITS for part in parts):
+        raise InputError(
+            f"{setting('size')} {text[:40]!r} is not a size: give HEIGHTxWIDTH in pixels, such as 768x1344"
+        )
     return int(parts[0]), int(parts[1])
 
 

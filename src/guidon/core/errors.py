@@ -29,6 +29,14 @@ def setting(name: str) -> str:
     return f"{_MARK}{name}{_MARK}"
 
 
+def written(value: object, write: Callable[[object], str] = repr) -> str:
+    """A value as text for a message. Python refuses to write out numbers of thousands of digits."""
+    try:
+        return write(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message, or the error's type if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)

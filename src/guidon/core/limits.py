@@ -90,11 +90,16 @@ def require_disk(what: str, needed: int | float, path: Path | str, *, lower: str
 
 
 def as_text(count: int | float) -> str:
-    """A number of bytes for people, such as "65.5 TB"."""
+    """A number of bytes for people, such as "65.5 TB"; 1000 EB and more is "1000 EB"."""
     for unit, size in (("EB", 1e18), ("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1e21 else f"over 1000 {unit}"
+            return f"{count / size:.3g} {unit}" if count < 1e21 else f"1000 {unit}"
     return f"{int(count)} bytes"
+
+
+def as_count(count: int) -> str:
+    """A number of things for people, whatever its size."""
+    return f"{count:,}" if count < 10**18 else "over 10^18"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

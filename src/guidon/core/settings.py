@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InputError, nearest, setting
+from .errors import InputError, nearest, setting, written
 from .reading import DIGITS, Limit, parse_json, read_text, reading
 
 YAML_BYTES = Limit("GUIDON_MAX_YAML_BYTES", 1 << 19, "bytes of YAML")
@@ -82,7 +82,7 @@ def _validated(model: type[S], values: Any, prefix: str, name: Callable[[str], s
         message = cause.spelled(name) if isinstance(cause, InputError) else first["msg"].removeprefix("Value error, ")
         if not where:  # a check of several fields; its message names them
             raise InputError(f"{prefix}{message}") from None
-        raise InputError(f"{prefix}{name(where)}: given {str(first.get('input'))[:80]!r}; {message}") from None
+        raise InputError(f"{prefix}{name(where)}: given {written(first.get('input'), str)[:80]!r}; {message}") from None
 
 
 def read_mapping(path: Path) -> Any:

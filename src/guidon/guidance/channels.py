@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Final
 
-from ..core.errors import InputError, setting
+from ..core.errors import InputError, setting, written
 
 CfgChannels = int | str | Sequence[int] | None
 
@@ -100,7 +100,7 @@ class ChannelChoice:
         if len(set(indices)) != len(indices):
             raise _refusal(given, "names a channel twice")
         if min(indices) < 0:
-            raise _refusal(given, f"names channel {min(indices)}, but they are numbered from 0")
+            raise _refusal(given, f"names channel {written(min(indices))}, but they are numbered from 0")
         return cls(indices=tuple(sorted(indices)))
 
     @property
@@ -123,13 +123,13 @@ class ChannelChoice:
         """
         if self.count is not None:
             if self.count > channels:
-                raise _refusal(self.text, "asks for more channels than the model has", channels)
+                raise _refusal(self, "asks for more channels than the model has", channels)
             return tuple(range(self.count))
         if self.indices is None:
             return tuple(range(channels))
         if self.indices and self.indices[-1] >= channels:
             wrong = next(index for index in self.indices if index >= channels)
-            raise _refusal(self.text, f"names channel {wrong}, but they are numbered 0 to {channels - 1}", channels)
+            raise _refusal(self, f"names channel {written(wrong)}, but they are numbered 0 to {channels - 1}", channels)
         return self.indices
 
 
@@ -238,9 +238,18 @@ def parse_scale(given: Any) -> float | tuple[float, ...]:
         )
     values: list[Any] = [given] if isinstance(given, Real) else [*given]
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-            raise InputError(f"{name} {value!r} is not valid: give a finite number of at least 0 (1 is no guidance)")
+        if isinstance(value, bool) or not isinstance(value, Real) or not _is_scale(value):
+            raise InputError(
+                f"{name} {written(value)} is not valid: give a finite number of at least 0 (1 is no guidance)"
+            )
     return float(values[0]) if isinstance(given, Real) else tuple(float(value) for value in values)
+
+
+def _is_scale(value: Real) -> bool:
+    try:
+        return math.isfinite(value) and float(value) >= 0
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | ChannelChoice | Unset:
@@ -265,7 +274,7 @@ class _Refusal(InputError):
 
 
 def _shown(given: object) -> str:
-    return repr(given.text if isinstance(given, ChannelChoice) else given)
+    return written(given, lambda value: repr(value.text if isinstance(value, ChannelChoice) else value))
 
 
 def _refusal(given: object, why: str, channels: int | None = None) -> _Refusal:
