@@ -1,6 +1,6 @@
-"""One picture of what guidance does: prompts against no guidance, three channels, all channels, on the same noise.
+"""What guidance does, in one moving picture: prompts with no guidance, three channels, all channels, on the same noise.
 
-python examples/compare_channels.py docs/guidance.png
+python examples/compare_channels.py docs/guidance.webp
 """
 
 import sys
@@ -28,4 +28,4 @@ def main(path: str, steps: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "guidance.png")
+    main(sys.argv[1] if len(sys.argv) > 1 else "guidance.webp")

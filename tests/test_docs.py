@@ -123,8 +123,8 @@ def test_the_readme_names_every_room():
 def test_the_example_makes_its_picture(elsewhere):
     import runpy
 
-    runpy.run_path(str(ROOT / "examples" / "compare_channels.py"))["main"](str(elsewhere / "guidance.png"), steps=2)
-    assert (elsewhere / "guidance.png").stat().st_size > 10_000
+    runpy.run_path(str(ROOT / "examples" / "compare_channels.py"))["main"](str(elsewhere / "guidance.webp"), steps=2)
+    assert (elsewhere / "guidance.webp").stat().st_size > 10_000
 
 
 def test_the_page_on_diffusers_runs(elsewhere):

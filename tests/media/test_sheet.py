@@ -4,7 +4,7 @@ from PIL import Image
 
 from guidon import world
 from guidon.core.errors import InputError
-from guidon.media import contact_sheet
+from guidon.media import contact_sheet, load_video
 
 CLIP = (world.clip("train", 0, 3).frames() * 255).round().astype(np.uint8)
 
@@ -48,9 +48,23 @@ def test_a_contact_sheet_needs_its_labels(tmp_path):
         contact_sheet([[CLIP]], [], ["a"], path=tmp_path / "sheet.png")
 
 
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_a_moving_sheet_plays_every_clip_in_its_cell(tmp_path, suffix):
+    shorter = CLIP[:5, ::-1]
+    path = contact_sheet([[CLIP, shorter]], ["a prompt"], ["one", "two"], path=tmp_path / f"sheet.{suffix}", fps=4)
+    frames, fps = load_video(path)
+    assert (len(frames), fps) == (len(CLIP), 4)
+    top = len(frames[0]) - 15 - 128  # the last row of cells ends 15 pixels above the border
+    for left, clip in ((10, CLIP), (10 + 128 + 10, shorter)):
+        for time, frame in enumerate(frames):
+            shown = frame[top : top + 128 : 2, left : left + 128 : 2].astype(int)
+            error = np.abs(shown - clip[min(time, len(clip) - 1)])
+            assert error.max() <= (0 if suffix == "webp" else 40)  # a GIF has 256 colours a frame
+
+
 @pytest.mark.parametrize("name", ["sheet.foo", "sheet"])
-def test_a_contact_sheet_is_a_png_in_a_folder_that_it_makes(tmp_path, name):
+def test_a_contact_sheet_is_a_picture_in_a_folder_that_it_makes(tmp_path, name):
     clips = [[np.zeros((2, 16, 16, 3), np.uint8)]]
-    with pytest.raises(InputError, match=r"ends in \.png"):
+    with pytest.raises(InputError, match=r"ends in \.png, \.gif or \.webp"):
         contact_sheet(clips, ["a"], ["b"], path=tmp_path / name)
     assert contact_sheet(clips, ["a"], ["b"], path=tmp_path / "new" / "sheet.png").exists()

@@ -154,7 +154,7 @@ def test_stages_that_do_not_fit_are_refused_before_any_is_trained(tmp_path, chan
 
 
 def test_the_shipped_recipe_makes_what_the_package_holds():
-    """The same networks as the shipped weights, before the stage that adds a finisher."""
+    """The same networks as the shipped weights."""
     from guidon.checkpoints import load_component
     from guidon.models.catalogue import find_preset
 
@@ -167,10 +167,14 @@ def test_the_shipped_recipe_makes_what_the_package_holds():
         wanted = made[stage].model.model_dump(mode="json") | {"prediction": made[stage].prediction}
         assert {name: config[name] for name in wanted} == wanted
         assert config.get("boundary", made[stage].expert.boundary) == made[stage].expert.boundary
+        finisher = made["finished"].finisher.model_dump() if file == "denoiser-low" else {"channels": 0}
+        assert {name: config.get(f"finisher_{name}", 0) for name in finisher} == finisher
     text = load_component(folder / "text.safetensors", "text").config
     assert {name: text[name] for name in ("features", "layers", "heads")} == made["base"].text.model_dump(
         include={"features", "layers", "heads"}
     )
+    record = load_component(folder / "denoiser-low.safetensors", "denoiser").record
+    assert (record["steps"], record["batch_size"]) == (made["finished"].steps, made["finished"].batch_size)
     vae = load_component(folder / "vae.safetensors", "vae").config
     wanted = made["vae"].model.model_dump(mode="json", exclude={"padding"})  # the recipe's leaves no ticks in corners
     assert {name: vae[name] for name in wanted} == wanted

@@ -1,4 +1,4 @@
-"""Contact sheets: many clips in one labelled picture."""
+"""Contact sheets: many clips in one labelled picture, which may move."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.limits import require_memory
-from .files import check_place, need_pillow
+from .files import check_place, need_pillow, save_video
+
+MOVING = (".gif", ".webp")
 
 
 def contact_sheet(
@@ -21,23 +23,27 @@ def contact_sheet(
     *,
     path: str | Path,
     shown: int = 4,
+    fps: float = 8,
 ) -> Path:
-    """Write a labelled PNG: one row per prompt, one column per sample or setting, and a strip of frames in each cell.
+    """Write a labelled picture: one row per prompt, and one column per sample or setting.
+
+    A PNG shows a strip of frames in each cell. A GIF or WebP plays the clips, all at the same time.
 
     Args:
-        clips: rows of clips, uint8 (time, height, width, 3), all of the same height and width. Clips narrower than 96
-            pixels are enlarged by an integer factor.
+        clips: rows of clips, uint8 (time, height, width, 3), all of the same height and width. Narrow clips
+            are enlarged by an integer factor, to at most 96 pixels, or 160 in a picture that moves.
         row_labels: one per row; long labels wrap.
         column_labels: one per column; long labels are shortened.
-        path: the file, which ends in ``.png``. Its folder is made if it does not exist.
-        shown: how many frames of each clip are shown, evenly spaced.
+        path: the file, which ends in ``.png``, ``.gif`` or ``.webp``. Its folder is made if it does not exist.
+        shown: how many frames of each clip a PNG shows, evenly spaced.
+        fps: frames per second of a picture that moves. A clip that ends before the longest one shows its last frame.
 
     Returns:
         ``path``.
 
     Raises:
         InputError: no clips, labels that do not match them, frames of different sizes, a sheet that needs more memory
-            than there is, or a path that does not end in ``.png`` or cannot be written.
+            than there is, or a path with another suffix or that cannot be written.
     """
     need_pillow()
     from PIL import Image, ImageDraw, ImageFont
@@ -51,20 +57,23 @@ def contact_sheet(
     if len(sizes) > 1:
         raise InputError(f"a contact sheet needs frames of one size, not {', '.join(f'{w}x{h}' for h, w in sizes)}")
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path} is not the name of a PNG: give a path that ends in .png")
-    check_place(path, "png")
+    moves = path.suffix.lower() in MOVING
+    if not moves and path.suffix.lower() != ".png":
+        raise InputError(f"{path} is not the name of a sheet: give a path that ends in .png, .gif or .webp")
+    check_place(path, path.suffix.lower()[1:])
 
     # Lay out: the size of a cell, the lines of every label, the size of the sheet.
     font = ImageFont.load_default(size=14)
     gap, line = 10, 20
-    zoom = max(1, 96 // clips[0][0].shape[2])
+    zoom = max(1, (160 if moves else 96) // clips[0][0].shape[2])
     frame_height, frame_width = (side * zoom for side in clips[0][0].shape[1:3])
-    pixels = len(row_labels) * frame_height * len(column_labels) * shown * frame_width
+    length = max(len(clip) for row in clips for clip in row) if moves else shown
+    pixels = len(row_labels) * frame_height * len(column_labels) * length * frame_width
     require_memory("the pixels of this contact sheet", 2 * 3 * pixels, lower="show fewer clips")
-    strips = [[_strip(clip, shown, zoom) for clip in row] for row in clips]
-    cell_height = strips[0][0].shape[0]
-    cell_width = max(strip.shape[1] for row in strips for strip in row)
+    # What is in each cell, as frames: the clip itself where it plays, one strip of its frames where it does not.
+    cells = [[_enlarged(clip, zoom) if moves else _strip(clip, shown, zoom)[None] for clip in row] for row in clips]
+    cell_height = cells[0][0].shape[1]
+    cell_width = max(cell.shape[2] for row in cells for cell in row)
     width = gap + len(column_labels) * (cell_width + gap)
     wrapped = [textwrap.wrap(label, max(20, (width - 2 * gap) // 8)) or [""] for label in row_labels]
     height = line + gap + sum(len(label) * line + cell_height + gap for label in wrapped)
@@ -77,24 +86,37 @@ def contact_sheet(
             label = label.rstrip("…")[:-1] + "…"
         draw.text((gap + column * (cell_width + gap), 5), label, fill="black", font=font)
 
-    # Draw row by row: the label's lines, then the strips under it.
-    top = line + gap // 2
-    for label, row in zip(wrapped, strips, strict=True):
+    # Draw row by row: the label's lines, and under it the place of the clips.
+    top, tops = line + gap // 2, []
+    for label in wrapped:
         for text in label:
             draw.text((gap, top), text, fill="#444444", font=font)
             top += line
-        for column, strip in enumerate(row):
-            sheet.paste(Image.fromarray(strip), (gap + column * (cell_width + gap), top))
+        tops.append(top)
         top += cell_height + gap
 
+    # Fill the cells, once for every frame of the sheet.
+    frames = np.repeat(np.asarray(sheet)[None], length if moves else 1, axis=0)
+    for top, row in zip(tops, cells, strict=True):
+        for column, cell in enumerate(row):
+            left = gap + column * (cell_width + gap)
+            for time, frame in enumerate(frames):
+                shown_now = cell[min(time, len(cell) - 1)]
+                frame[top : top + cell_height, left : left + shown_now.shape[1]] = shown_now
+
+    if moves:
+        return save_video(frames, path, fps)
     with atomic_path(path) as temporary:
-        sheet.save(temporary)
+        Image.fromarray(frames[0]).save(temporary)
     return path
+
+
+def _enlarged(clip: np.ndarray, zoom: int) -> np.ndarray:
+    return clip.repeat(zoom, axis=1).repeat(zoom, axis=2)
 
 
 def _strip(clip: np.ndarray, shown: int, zoom: int) -> np.ndarray:
     """Evenly spaced frames side by side, enlarged, two white pixels apart."""
     picked = clip[np.linspace(0, len(clip) - 1, min(shown, len(clip))).round().astype(int)]
-    large = picked.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    spaced = [np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in large]
+    spaced = [np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in _enlarged(picked, zoom)]
     return np.concatenate(spaced, axis=1)[:, :-2]  # without the space after the last frame
