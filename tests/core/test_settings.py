@@ -70,3 +70,51 @@ def test_files_are_read_or_refused(tmp_path):
         with pytest.raises(InputError, match=name) as error:
             read_mapping(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def read_yaml(folder, text):
+    (folder / "a.yaml").write_text(text)
+    return read_mapping(folder / "a.yaml")
+
+
+def test_an_alias_repeats_a_value_and_a_merge_fills_a_mapping(tmp_path):
+    text = "a: &x {b: 1}\nc: *x\nd: {<<: *x, b: 2, e: 3}\n"
+    assert read_yaml(tmp_path, text) == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 2, "e": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: 1\nb: 2\na: 3", "the key 'a' is given twice, in line 3"),
+        ("a: &x [*x]", "an alias repeats what it is in"),
+        ("a: !!bool maybe", "'maybe' is missing or unknown"),
+        ("a: !!int ''", "string index out of range"),
+        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: " + ":".join(["1"] * 1000), "a number has 1999 digits"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+        ("a: [1, 2", "did not find expected"),
+        ("[" * 2000, "nesting"),
+        ("a: 1\n---\nb: 2", "another document"),
+    ],
+)
+def test_yaml_that_is_not_clear_is_refused_with_its_place(tmp_path, text, reason):
+    with pytest.raises(InputError, match=r"a\.yaml cannot be read as YAML: ") as error:
+        read_yaml(tmp_path, text)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Sorted(Settings):
+    names: object = None
+
+    @model_validator(mode="after")
+    def _sorted(self) -> "Sorted":
+        sorted(self.names)
+        return self
+
+
+def test_what_a_validator_stumbles_over_in_a_file_is_a_refusal():
+    with pytest.raises(InputError, match=r"^a\.yaml cannot be read as settings: '<' not supported"):
+        validated(Sorted, {"names": [1, "x"]}, "a.yaml")
+    with pytest.raises(TypeError):  # from Python it is a mistake in the call
+        validated(Sorted, {"names": [1, "x"]}, None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, setting
 from ..core.hashing import hash_text
+from ..core.reading import printable
 
 if TYPE_CHECKING:
     from ..guidance import GuidanceTrace
@@ -28,8 +29,11 @@ _STRIP = 4  # frames of a clip that a contact sheet shows
 
 
 def say(message: str) -> None:
-    """Print a message as one line on stderr. Only results go to stdout."""
-    print("guidon: " + " ".join(message.split()), file=sys.stderr)
+    """Print a message as one line on stderr. Only results go to stdout.
+
+    Control characters are escaped, because a message may quote a damaged file, and a terminal obeys them.
+    """
+    print("guidon: " + printable(" ".join(message.split())), file=sys.stderr)
 
 
 def prepare_folder(out: Path) -> None:

@@ -1,3 +1,6 @@
+import json
+from contextlib import suppress
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -85,3 +88,37 @@ def test_a_header_of_the_wrong_kind_is_damage(tmp_path):
     save_file({"features": torch.zeros(3, 3, 5), "mask": torch.zeros(3, 3)}, path, metadata=header)
     with pytest.raises(InputError, match="is damaged: its prompts are 3"):
         load_features(path)
+
+
+def test_damage_of_every_byte_is_refused_or_changes_nothing(tmp_path):
+    path = tmp_path / "captions.safetensors"
+    save_features(path, *captions("one", "two"), encoder=ENCODER)
+    data, good = path.read_bytes(), load_features(path)
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with suppress(InputError):
+            found = load_features(path)
+            assert (found.prompts, found.encoder) == (good.prompts, good.encoder)
+            assert torch.equal(found.features, good.features)
+
+
+def test_a_file_of_an_earlier_version_has_no_digest_and_gets_one_with_the_next_caption(tmp_path):
+    path = tmp_path / "captions.safetensors"
+    _, features, mask = captions("one")
+    header = {"format": "guidon captions", "prompts": '["one"]', "encoder": json.dumps(ENCODER)}
+    save_file({"features": features, "mask": mask}, path, metadata=header)
+    assert load_features(path).prompts == ["one"]
+    save_features(path, *captions("two"), encoder=ENCODER)
+    kept = load_features(path)
+    assert kept.prompts == ["one", "two"]
+    assert torch.equal(kept.features[:1], features)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(InputError, match="not what was written"):
+        load_features(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.complex64])
+def test_features_of_other_types_are_refused(tmp_path, dtype):
+    prompts, features, mask = captions("one")
+    with pytest.raises(InputError, match="expected 16-bit floats and integers"):
+        save_features(tmp_path / "a.safetensors", prompts, features.to(dtype), mask, encoder=ENCODER)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...checkpoints import TensorFile, make_config, on_meta, refuse_broken, refuse_misfit
 from ...checkpoints.component import FORMAT
 from ...core.errors import InputError, nearest
+from ...core.limits import require_memory
 from ..family import Checkpoint, Description, Reader
 from .layers import refuse_heads
 
@@ -177,6 +178,8 @@ class TransformerReader(Reader, Generic[K, N]):
             InputError: tensors are missing, unexpected or mis-shaped.
         """
         model, given = self._fitting(config, tensors, where)
+        copied = sum(value.numel() for value in given.values() if value.dtype != dtype) * dtype.itemsize
+        require_memory(f"the weights of {where} in {str(dtype).removeprefix('torch.')}", copied)
         filled = {name: value.to(dtype) for name, value in given.items()}
         parameters = {name for name, _ in model.named_parameters()}
         for name, table in cast("Transformer", model).position_tables().items():

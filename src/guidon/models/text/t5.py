@@ -17,6 +17,7 @@ from ...checkpoints import count_values, on_meta, read_tensors
 from ...checkpoints.files import AGAIN
 from ...core.errors import InputError, nearest
 from ...core.extras import require
+from ...core.limits import require_memory
 from ...core.reading import read_object, reading
 
 REPOSITORY = "DeepFloyd/t5-v1_1-xxl"
@@ -190,6 +191,8 @@ def _read_model(transformers: Any, folder: Path, config: Any, dtype: str, device
         wanted = count_values(transformers.T5EncoderModel(config).state_dict())
     if wanted > 2 * count_values(given):
         raise ValueError(f"config.json asks for {wanted:,} values, there are {count_values(given):,}")
+    if (kind := DTYPES[dtype]) is not None:
+        require_memory(f"the weights in {folder} in {dtype}", wanted * kind.itemsize)
     model, found = transformers.T5EncoderModel.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )

@@ -20,6 +20,7 @@ from ...checkpoints import count_values, make_config, on_meta, read_tensors
 from ...checkpoints.files import AGAIN
 from ...core.errors import InputError
 from ...core.extras import require
+from ...core.limits import require_memory
 from ...core.reading import read_object, reading
 from . import FRAMES_TOGETHER
 
@@ -172,6 +173,7 @@ class FrameVAE(nn.Module):
                     wanted = count_values(_autoencoder_kl().from_config(values).state_dict())
                 if wanted > 2 * count_values(given):
                     raise ValueError(f"config.json asks for {wanted:,} values, there are {count_values(given):,}")
+                require_memory(f"the weights in {place}", wanted * dtype.itemsize)
                 model, found = _autoencoder_kl().from_pretrained(
                     place,
                     local_files_only=True,
