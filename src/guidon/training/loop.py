@@ -136,17 +136,18 @@ def train(
             buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
             with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"), _attention(device):
                 loss, logs = task.loss(task.predict(batch))
-            # Gradient, and the learning rate of this step.
-            rate = learning_rate(step, run.steps, run.optimiser)
-            for group, base in zip(groups, rates, strict=True):
-                group["lr"] = base * rate
+            # Gradient.
             for optimiser in optimisers:
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(module.parameters(), run.optimiser.grad_clip)
-            # Step, unless a number is none. This waits for the device once, as reading the batch above does already.
+            # Step at this step's learning rate, unless the loss or the gradient is NaN or infinite. Reading them waits
+            # for the device, as moving the batch to it did.
+            rate = learning_rate(step, run.steps, run.optimiser)
             step += 1
             if math.isfinite(float(loss.detach() + norm)):
+                for group, base in zip(groups, rates, strict=True):
+                    group["lr"] = base * rate
                 for optimiser in optimisers:
                     optimiser.step()
                 ema.update(module, step - 1)
