@@ -129,7 +129,7 @@ def recover(target: Path) -> None:
     hidden = _hidden_in(target.parent)
     found = [path / _OLD / target.name for path in hidden if _WORKSPACE.fullmatch(path.name)]
     found += [path for path in hidden if _is_old_of_earlier_version(path, target)]
-    for old in sorted(filter(os.path.lexists, found), key=lambda old: old.lstat().st_ctime, reverse=True):
+    for old in sorted(filter(_moved_at, found), key=_moved_at, reverse=True):
         _move_back(old, target)
 
 
@@ -350,6 +350,14 @@ def _move_back(old: Path, target: Path) -> None:
 
 
 # What both need.
+
+
+def _moved_at(path: Path) -> float:
+    """When a path was renamed; 0 if there is none."""
+    try:
+        return path.lstat().st_ctime
+    except OSError:  # absent, or in the workspace of another user
+        return 0
 
 
 def _keep_permissions(target: Path, temporary: Path) -> None:
