@@ -90,6 +90,11 @@ def digest(*parts: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def _told(report: Any) -> str:
+    """A report without its path and the hash of the file: the same content may be in another order."""
+    return re.sub("(file|sha256) .*", "", str(report))
+
+
 # Our own weights
 
 
@@ -159,8 +164,7 @@ def _(folder: Path) -> str:
 def _(folder: Path) -> str:
     from guidon.models.checkpoint import inspect_checkpoint
 
-    report = str(inspect_checkpoint(folder / "denoiser.safetensors"))
-    return re.sub("sha256 .*", "", report)  # another order of the header is another file of the same content
+    return _told(inspect_checkpoint(folder / "denoiser.safetensors"))
 
 
 also(
@@ -274,14 +278,14 @@ def _described(path: Path, **known: Any) -> str:
     """What is known of a checkpoint, and its network's prediction."""
     from guidon.models.checkpoint import inspect_checkpoint, load_checkpoint
 
-    report = str(inspect_checkpoint(path, **known))
+    report = _told(inspect_checkpoint(path, **known))
     network = load_checkpoint(path, **known)
     torch.manual_seed(1)
     x = torch.randn(2, *network.latent_shape)
     y = torch.tensor([0, 1]) if type(network).__name__ == "DiT" else torch.randn(2, 5, network.config.caption_channels)
     with torch.no_grad():
         made = network(x, torch.tensor([3, 800]), y)
-    return digest(re.sub("sha256 .*", "", report), hash_tensors(network.state_dict()), made.numpy())
+    return digest(report, hash_tensors(network.state_dict()), made.numpy())
 
 
 def _each(folder: Path, pattern: str, **known: Any) -> str:

@@ -2,6 +2,7 @@
 
 from .component import (
     Component,
+    is_component,
     load_component,
     load_weights,
     make_config,
@@ -14,6 +15,7 @@ from .component import (
 from .files import TensorFile, count_values, read_safetensors, read_tensors
 
 __all__ = [
-    "Component", "TensorFile", "count_values", "load_component", "load_weights", "make_config", "on_meta",
-    "open_component", "read_safetensors", "read_tensors", "refuse_broken", "refuse_misfit", "save_component",
+    "Component", "TensorFile", "count_values", "is_component", "load_component", "load_weights", "make_config",
+    "on_meta", "open_component", "read_safetensors", "read_tensors", "refuse_broken", "refuse_misfit",
+    "save_component",
 ]  # fmt: skip

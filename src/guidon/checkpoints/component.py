@@ -141,6 +141,11 @@ def load_component(path: Path, kind: str) -> Component:
     return open_component(path, weights, header)
 
 
+def is_component(header: Mapping[str, str]) -> bool:
+    """Whether a safetensors header is that of a component, even if the word for its format is damaged."""
+    return header.get("format") == FORMAT or {"kind", "config", "digest"} <= header.keys()
+
+
 def open_component(path: Path, weights: dict[str, Tensor], header: Mapping[str, str]) -> Component:
     """The component in a file that was read already.
 

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints import TensorFile, make_config, on_meta, refuse_broken, refuse_misfit
-from ...checkpoints.component import FORMAT
+from ...checkpoints import TensorFile, is_component, make_config, on_meta, refuse_broken, refuse_misfit
 from ...core.errors import InputError, nearest
 from ...core.limits import require_memory
 from ..family import Checkpoint, Description, Reader
@@ -92,7 +91,7 @@ class TransformerReader(Reader, Generic[K, N]):
     """Similar models that it cannot read: name of a tensor -> what a file with that tensor is."""
 
     def recognise(self, file: TensorFile) -> Checkpoint | None:
-        if file.metadata.get("format") == FORMAT:  # a file of our own has the same names
+        if is_component(file.metadata):  # a file of our own has the same names
             return None
         tensors, remarks = self.from_diffusers(file.tensors) or (file.tensors, ())
         if not all(mark in tensors for mark in self.marks) or any(name in tensors for name in self.lacks):
@@ -178,6 +177,9 @@ class TransformerReader(Reader, Generic[K, N]):
             InputError: tensors are missing, unexpected or mis-shaped.
         """
         model, given = self._fitting(config, tensors, where)
+        numbers = [name for name, value in given.items() if not value.is_floating_point()]
+        if numbers:
+            raise InputError(f"{where}: {numbers[0]!r} holds {given[numbers[0]].dtype}, weights are floats")
         copied = sum(value.numel() for value in given.values() if value.dtype != dtype) * dtype.itemsize
         require_memory(f"the weights of {where} in {str(dtype).removeprefix('torch.')}", copied)
         filled = {name: value.to(dtype) for name, value in given.items()}

@@ -12,8 +12,7 @@ from pydantic import PositiveInt
 from torch import nn
 
 from ... import world
-from ...checkpoints import Component, TensorFile, load_component, open_component
-from ...checkpoints.component import FORMAT
+from ...checkpoints import Component, TensorFile, is_component, load_component, open_component
 from ...core.errors import InputError, setting
 from ...core.settings import Settings, validated
 from ...diffusion import NoiseSchedule, Parameterization, Process
@@ -139,7 +138,7 @@ class ComponentReader(Reader):
     """Reads one file of a model folder as a checkpoint. It carries its own configuration."""
 
     def recognise(self, file: TensorFile) -> Checkpoint | None:
-        return Checkpoint(file, file.tensors) if file.metadata.get("format") == FORMAT else None
+        return Checkpoint(file, file.tensors) if is_component(file.metadata) else None
 
     def describe(self, checkpoint: Checkpoint, known: Mapping[str, Any]) -> Description:
         file = checkpoint.file

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...checkpoints import count_values, make_config, on_meta, read_tensors
+from ...checkpoints import count_values, make_config, on_meta, read_tensors, refuse_broken
 from ...checkpoints.files import AGAIN
 from ...core.errors import InputError
 from ...core.extras import require
@@ -47,6 +47,13 @@ class FrameVAEConfig:
     itself. Zeros leave ticks in the corners of plain backgrounds."""
     scaling_factor: float = 0.18215
     """What latents are multiplied by, so that their standard deviation is about 1."""
+
+    def __post_init__(self) -> None:
+        if self.pixel_unshuffle < 1 or not self.block_out_channels:
+            raise InputError(
+                f"an autoencoder of pixel_unshuffle {self.pixel_unshuffle} and {len(self.block_out_channels)} levels "
+                "cannot be made: both are 1 or more"
+            )
 
     @property
     def downsampling(self) -> int:
@@ -164,6 +171,9 @@ class FrameVAE(nn.Module):
         if values.get("_class_name") != "AutoencoderKL":
             raise InputError(f"{place} holds a {values.get('_class_name')!r:.60}, expected an AutoencoderKL")
         given = read_tensors(weights).tensors
+        refuse_broken(given, weights)
+        if numbers := [name for name, value in given.items() if not value.is_floating_point()]:
+            raise InputError(f"{weights}: {numbers[0]!r} holds {given[numbers[0]].dtype}, weights are floats")
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
@@ -201,7 +211,7 @@ class FrameVAE(nn.Module):
             "scaling_factor": stored.scaling_factor,
         }
         config = make_config(FrameVAEConfig, shape, f"{place} cannot be read as an autoencoder")
-        return cls(config, model).eval().requires_grad_(False)
+        return cls(config, model.to(dtype)).eval().requires_grad_(False)  # the library keeps other types of the file
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) in [-1, 1] -> mean and log variance of their unscaled latents, (N, C, h, w) each."""
