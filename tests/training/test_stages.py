@@ -129,6 +129,41 @@ def test_an_interrupted_stage_is_resumed(tmp_path, made, monkeypatch):
     assert not (tmp_path / "runs" / "model").exists()
 
 
+def test_weights_that_no_stage_wrote_are_refused_and_a_damaged_copy_is_copied_again(copied):
+    path, runs = staged(copied), copied / "runs"
+    exported = runs / "model" / "denoiser.safetensors"
+    whole = exported.read_bytes()
+    (runs / "model" / "notes.txt").write_text("mine")
+    exported.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    run_recipe(path)
+    assert exported.read_bytes() == whole
+    assert (runs / "model" / "notes.txt").read_text() == "mine"
+    eye = next(runs.glob("eye-*"))
+    record = (eye / "stage.json").read_text()
+    for damaged in (record[:-20], record.replace('"weights": "', '"weights": "0'), "[]", "{}"):
+        (eye / "stage.json").write_text(damaged)
+        with pytest.raises(InputError) as error:
+            plan_recipe(path)
+        assert "stage.json" in str(error.value)
+        assert "\n" not in str(error.value)
+    (eye / "stage.json").write_text(record)
+    weights = eye / "vae.safetensors"
+    before = weights.read_bytes()
+    for damaged in (before[:-1] + bytes([before[-1] ^ 1]), before[:100]):
+        weights.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"vae\.safetensors"):
+            run_recipe(path)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"delete .* to train the stage eye again"):
+        run_recipe(path)
+
+
+def test_a_refused_recipe_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(InputError, match="nothing"):
+        run_recipe(vae_recipe(tmp_path, out=str(tmp_path / "a" / "b"), start=str(tmp_path / "nothing")))
+    assert [path.name for path in tmp_path.iterdir()] == ["vae.yaml"]
+
+
 def test_only_what_a_stage_needs_is_trained(tmp_path):
     path = staged(tmp_path)
     assert states(path, stage="base") == ["eye train", "base later"]

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from guidon.checkpoints import load_component
+from guidon.core.errors import InputError
 from guidon.training import run_recipe
 from guidon.training.tasks.vae import frames_of
 from recipes import VAE_SHAPE, rows_of, vae_recipe, vae_task
@@ -48,6 +49,15 @@ def test_it_starts_from_an_earlier_one_but_for_channels_drawn_anew(tmp_path, tin
 def test_a_foreground_that_counts_as_much_is_still_measured(tmp_path):
     path = run_recipe(vae_recipe(tmp_path, foreground_weight=1.0, steps=2))
     assert load_component(path, "vae").record["foreground_psnr"] > 0
+
+
+def test_latents_without_spread_are_not_exported(tmp_path):
+    task = vae_task(tmp_path)
+    (tmp_path / "vae").mkdir()
+    flat = {name: torch.zeros_like(value) for name, value in task.module.state_dict().items()}
+    with pytest.raises(InputError, match=r"standard deviation of 0\.0, .* nothing was exported"):
+        task.export(flat, {})
+    assert not list((tmp_path / "vae").iterdir())
 
 
 def test_the_global_generator_is_left_alone(tmp_path):
