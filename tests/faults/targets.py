@@ -14,6 +14,7 @@ from guidon.cli import main
 from guidon.core import atomic
 from guidon.core.atomic import atomic_file, atomic_folder, recover, write_json
 from guidon.media.files import save_video
+from released import make_t5
 from tiny_model import write_tiny_model
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 160, 160, 3)).astype(np.uint8)  # several writes a picture
@@ -96,3 +97,20 @@ def _command(format: str) -> Target:
 
 
 generate_frames, generate_mp4 = map(_command, ("frames", "mp4"))
+
+
+def _encode(folder: Path, caption: str) -> None:
+    model = folder.parent / "t5"
+    main([
+        "encode", caption, "--text-encoder", str(model), "--out", str(folder / "captions.safetensors"), "--max-length",
+        "20", "--device", "cpu",
+    ])  # fmt: skip
+
+
+def _encoded_before(folder: Path) -> None:
+    make_t5(folder.parent / "t5")
+    with suppress(SystemExit):
+        _encode(folder, "a lighthouse")
+
+
+encode = Target("guidon encode, one more caption", partial(_encode, caption="waves"), _encoded_before, warm=True)

@@ -1,5 +1,7 @@
 """Whatever fails while Guidon writes, a file or folder is the old one or the new one, and the next run mends it."""
 
+import pytest
+
 from faults.shim import inject
 
 
@@ -16,3 +18,9 @@ def test_clips_in_every_format(tmp_path):
 
 def test_generate_over_an_old_output(tmp_path):
     inject("generate_frames", "generate_mp4", folder=tmp_path, in_ci=10)
+
+
+def test_encode_into_an_old_file(tmp_path):
+    for library in ("transformers", "sentencepiece"):
+        pytest.importorskip(library)
+    inject("encode", folder=tmp_path, in_ci=10)
