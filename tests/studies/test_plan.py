@@ -216,3 +216,30 @@ def test_the_ready_studies_are_valid(name, unsampled):
     plan = make_plan(load_study(ROOT / "studies" / name), unsampled)
     assert len(plan.settings) >= 3
     assert len(plan.captions) >= 12
+
+
+def test_texts_that_no_file_can_hold_are_refused(tmp_path, tiny_model, pipe):
+    with pytest.raises(InputError, match=r"a text holds '\\ud800', which is no character"):
+        make_plan(study(tmp_path, tiny_model).model_copy(update={"title": "a\ud800b"}), pipe)
+
+
+def test_a_study_is_counted_before_it_is_expanded(tmp_path, tiny_model, monkeypatch):
+    grid = {"cfg_scale": [*range(100)], "steps": [*range(1, 101)], "seed": [0]}
+    with pytest.raises(
+        InputError, match=r"10,000 settings x 3 prompts x 40 seeds = 1,200,000 cells need at least 29\.5 GB"
+    ):
+        study(tmp_path, tiny_model, settings=[{"grid": grid}], seeds=40)
+    with pytest.raises(InputError, match=r"the limit is 10,000 settings: .* GUIDON_MAX_SETTINGS"):
+        study(tmp_path, tiny_model, settings=[{"cfg_scale": 1}, {"grid": grid}])
+    monkeypatch.setenv("GUIDON_MAX_CELLS", "17")
+    with pytest.raises(InputError, match=r"18 cells .* the limit is 17 cells"):
+        study(tmp_path, tiny_model)
+    monkeypatch.setenv("GUIDON_MAX_CELLS", "18")
+    assert study(tmp_path, tiny_model).seeds == 2
+
+
+def test_a_chain_of_energies_has_a_limit(tmp_path, tiny_model, pipe):
+    chain = [{"name": "0", "cfg_scale": 3}, *({"name": str(k), "energy_of": str(k - 1)} for k in range(1, 200))]
+    primary = {"metric": "law_residual", "baseline": "0", "against": "1"}
+    with pytest.raises(InputError, match="through more than 100 settings"):
+        make_plan(study(tmp_path, tiny_model, settings=chain, primary=primary), pipe)

@@ -69,6 +69,8 @@ class Manifest(Settings):
     """Frames per second."""
     frames: tuple[Count, Count, Count, Literal[3]]
     """The shape of the frames, (T, H, W, 3)."""
+    weights: dict[str, str] | None = None
+    """The hash of each part of the model."""
 
 
 class Measured(Settings):
@@ -124,7 +126,7 @@ class Cell:
     def _check_content(self, expected: Request) -> None:
         """Refuse files that are whole but are not those of this cell. The frames are not decoded."""
         manifest = self.manifest()
-        if manifest.generation != expected:
+        if manifest.generation != expected or manifest.weights not in (None, self.plan.weights):
             raise InputError(f"{self.folder / 'manifest.json'} is of another clip than the plan's")
         if self.metrics().keys() != self.plan.metrics.keys():
             raise InputError(f"{self.folder / 'metrics.json'} does not hold the metrics of the bench {self.plan.bench}")

@@ -7,6 +7,7 @@ scales of settings with ``energy_of`` are solved at the start of the run (``guid
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from collections import Counter
@@ -217,7 +218,7 @@ class Plan(Settings):
     """Samples of each prompt."""
     block: PositiveInt
     """Clips that are denoised together."""
-    threads: PositiveInt
+    threads: Annotated[int, Field(ge=1, le=4096)]
     """Threads of torch. Another number of threads, device or version of torch can change the last bits of results."""
     device: str
     """The kind of device: cpu, cuda or mps."""
@@ -357,6 +358,7 @@ def check_plan(plan: Plan, source: str) -> None:
     """
     try:
         check_size(len(plan.settings), len(plan.captions), plan.seeds)
+        _check_texts(plan)
         find_bench(plan.bench).find_metric(plan.primary.metric)
         _check_names(plan.primary, plan.settings)
         energy_of = {name: own.get("energy_of") for name, own in plan.settings.items()}
@@ -366,6 +368,14 @@ def check_plan(plan: Plan, source: str) -> None:
             _placeholder_request(own, name)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+
+
+def _check_texts(plan: Plan) -> None:
+    """Refuse texts that no file can hold: JSON can write half of a surrogate pair, which is no character."""
+    try:
+        json.dumps(plan.content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"a text holds {error.object[error.start]!r}, which is no character: delete it") from None
 
 
 def _placeholder_request(own: Mapping[str, Any], source: str) -> Request:
@@ -399,11 +409,13 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
             _check_energy(name, chosen, requests, pipe.channels)
             del settings[name]["cfg_scale"]
             settings[name]["energy_of"] = arm.energy_of
-    return Plan(
+    plan = Plan(
         title=study.title, model=study.model, weights=pipe.hashes, bench=bench.name, captions=captions,
         tuning=tuning, seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
         device=pipe.device.type, torch=torch.__version__, settings=settings, primary=study.primary,
     )  # fmt: skip
+    _check_texts(plan)
+    return plan
 
 
 def _choices(study: Study, arm: Arm) -> Choices:

@@ -3,13 +3,16 @@
 import base64
 import hashlib
 import html
+import json
 import re
+from collections import Counter
+from html.parser import HTMLParser
 
 import pytest
 
 from guidon import cli
 from guidon.core.errors import InputError
-from guidon.studies.cells import cells_of, read_plan
+from guidon.studies.cells import CONTENT, cells_of, read_plan
 from guidon.studies.report import write_report
 from guidon.studies.report.tables import extremes
 from guidon.studies.results import results
@@ -94,3 +97,58 @@ def test_a_page_that_goes_elsewhere_links_no_videos(tmp_path):
     paths = write_report(folder, tmp_path / "page.html", videos=False)
     assert not (folder / "videos").exists()
     assert ".mp4" not in paths[0].read_text()
+
+
+ODD = [
+    "<script>alert(1)</script>", "</script><!--", "<!-- ", "]]>", '" onload="alert(1)', "' onload='alert(1)", "{{ 7 * 7 }}",
+    "{% include 'x' %}", "javascript:alert(1)", "a\u202eb", "a\u0000b\u0007\u001b[31m", "a\nb\tc", "&lt;b&gt; &amp;", "%s %d {0}",
+    "../../../etc/passwd", "long " * 2000, "",
+]  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """Counts a page's tags, and keeps its attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes = Counter(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += attrs
+
+    def handle_comment(self, data):
+        self.tags["comment"] += 1
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A page of the size of those with odd texts."""
+    captions = [f"prompt {k}" for k in range(len(ODD))]
+    folder = write_study(tmp_path_factory.mktemp("plain") / "results", prompts=len(ODD), captions=captions)
+    return Tags(write_report(folder, videos=False)[0].read_text())
+
+
+@pytest.mark.parametrize("first", range(0, len(ODD), len(SETTINGS)))
+def test_odd_texts_add_no_tag_and_no_attribute_that_acts(tmp_path, plain, first):
+    settings = {f"{ODD[(first + k) % len(ODD)]} {k}": chosen for k, chosen in enumerate(SETTINGS.values())}
+    names = dict(zip(("three", "all"), settings, strict=False))
+    folder = write_study(tmp_path / "odd", prompts=len(ODD), captions=ODD, settings=settings, names=names)
+    odd = Tags(write_report(folder, videos=False)[0].read_text())
+    assert odd.tags == plain.tags
+    assert {name for name, _ in odd.attributes} == {name for name, _ in plain.attributes}
+    links = [value for name, value in odd.attributes if name in ("href", "src", "action", "formaction")]
+    assert all(re.match(r"(data:image/png;base64,|#)", value) for value in links)
+
+
+@pytest.mark.parametrize("value", [1e308, 5e-324, None])
+def test_extreme_values_make_a_page(tmp_path, value):
+    folder = write_study(tmp_path / "results", prompts=3)
+    for cell in cells_of(read_plan(folder), folder):
+        stored = json.loads((cell.folder / "metrics.json").read_text())
+        if cell.prompt != 1:
+            (cell.folder / "metrics.json").write_text(json.dumps(dict.fromkeys(stored, value)))
+            hashes = {name: hashlib.sha256((cell.folder / name).read_bytes()).hexdigest() for name in CONTENT}
+            (cell.folder / "hashes.json").write_text(json.dumps(hashes))
+    assert "</html>" in write_report(folder, videos=False)[0].read_text()
