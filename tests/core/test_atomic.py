@@ -13,6 +13,7 @@ import pytest
 
 from guidon.core import atomic
 from guidon.core.atomic import atomic_file, atomic_folder, atomic_path, recover, write_bytes, write_json
+from guidon.core.locks import LOCK_NAME
 
 
 def write_and_fail(path, error):
@@ -231,6 +232,27 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         write_bytes(target, b"new")
     assert not list(victim.iterdir())
+
+
+def test_a_planted_link_is_not_swept(tmp_path):
+    victim, target = tmp_path / "victim", tmp_path / "a"
+    victim.mkdir()
+    (victim / "precious").write_text("text")
+    (victim / LOCK_NAME).write_text("")
+    (tmp_path / atomic._workspace_name(target)).symlink_to(victim)
+    write_bytes(target, b"new")
+    assert (victim / "precious").read_text() == "text"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_the_workspace_of_another_user_is_left_alone(tmp_path):
+    workspace = tmp_path / atomic._workspace_name(tmp_path / "a")
+    (workspace / atomic._OLD / "a").mkdir(parents=True)
+    os.chown(workspace, 12345, 12345)
+    make_old(workspace)
+    recover(tmp_path / "a")
+    write_bytes(tmp_path / "a", b"new")
+    assert (workspace / atomic._OLD / "a").exists()
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, ".hidden", "a.tar.gz", "a." + "b" * 250, "line\nbreak.txt"])

@@ -127,7 +127,7 @@ def recover(target: Path) -> None:
     if os.path.lexists(target) or not target.parent.is_dir():
         return
     hidden = _hidden_in(target.parent)
-    found = [path / _OLD / target.name for path in hidden if _WORKSPACE.fullmatch(path.name)]
+    found = [path / _OLD / target.name for path in hidden if _WORKSPACE.fullmatch(path.name) and _is_our_folder(path)]
     found += [path for path in hidden if _is_old_of_earlier_version(path, target)]
     for old in sorted(filter(_moved_at, found), key=_moved_at, reverse=True):
         _move_back(old, target)
@@ -241,6 +241,15 @@ def _is_old_of_earlier_version(path: Path, target: Path) -> bool:
     return re.fullmatch(rf"\.{re.escape(target.name)}\.\d+\.old", path.name) is not None
 
 
+def _is_our_folder(path: Path) -> bool:
+    """Whether this user made it. Another user may have planted a folder, or a link to one of ours."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # its writer has just ended
+        return False
+    return stat.S_ISDIR(found.st_mode) and (os.name == "nt" or found.st_uid == os.geteuid())
+
+
 def _is_older_than_a_day(path: Path) -> bool:
     return time.time() - path.lstat().st_mtime > _DAY
 
@@ -252,6 +261,8 @@ def _delete_if_older_than_a_day(path: Path) -> None:
 
 def _sweep_workspace(workspace: Path, machine: str) -> None:
     """Delete a workspace if its writer is dead."""
+    if not _is_our_folder(workspace):
+        return
     is_old = _is_older_than_a_day(workspace)
     if machine != _machine() and not is_old:
         return
