@@ -79,6 +79,25 @@ def test_training_is_looked_at_and_drawn(tmp_path, tiny_model):
     assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")],
+)
+def test_an_allocation_that_fails_is_one_line_and_the_checkpoint_is_kept(tmp_path, monkeypatch, error):
+    def predict(self, batch):
+        raise error
+
+    run_recipe(vae_recipe(tmp_path))
+    before = (tmp_path / "vae" / "checkpoint.pt").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(VAETask, "predict", predict)
+        with pytest.raises(InputError, match="training ran out of the memory of cpu: lower batch_size") as told:
+            run_recipe(vae_recipe(tmp_path, steps=6))
+    assert "\n" not in str(told.value)
+    assert (tmp_path / "vae" / "checkpoint.pt").read_bytes() == before
+    assert run_recipe(vae_recipe(tmp_path, steps=6)) is not None
+
+
 def test_what_draws_a_batch_wrongly_stops_the_run(tmp_path, monkeypatch):
     """An error in the thread that draws is not lost."""
     original = VAETask.draw

@@ -22,6 +22,7 @@ from ..core.atomic import write_json
 from ..core.devices import pick_device
 from ..core.errors import InputError, nearest, setting
 from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
+from ..core.limits import is_out_of_memory
 from ..core.locks import held
 from ..core.reading import read_object
 from .demand import require_resources
@@ -115,7 +116,8 @@ def run_recipe(
         The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
 
     Raises:
-        InputError: the recipe, a file that it names or a checkpoint is wrong, or another run uses the folder.
+        InputError: the recipe, a file that it names or a checkpoint is wrong, another run uses the folder, or memory
+            ran out.
     """
     recipe = load_recipe(path)
     if isinstance(recipe, StagedRecipe):
@@ -166,7 +168,14 @@ def _run(
     require_resources(recipe, device)
     look = None if isinstance(recipe, VAERecipe) else look  # an autoencoder is no model to sample from
     with _own_folder(recipe.out):
-        return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
+        try:
+            return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"training ran out of the memory of {device}: lower batch_size; what {recipe.out} holds is kept"
+            ) from error
 
 
 def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
