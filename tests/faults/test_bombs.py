@@ -23,7 +23,6 @@ from guidon.cli import main
 from guidon.core.settings import read_mapping
 from guidon.media import load_video, save_video
 from guidon.models.checkpoint import inspect_checkpoint, load_checkpoint
-from tiny_model import write_tiny_model
 
 SECONDS = 2.0  # of CPU
 MEMORY = 1 << 30  # bytes, above the base
@@ -61,7 +60,7 @@ def still_video(path, frames, side, container):
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
 def test_a_small_video_of_gigabytes(tmp_path, container, monkeypatch):
-    path = still_video(tmp_path / "a.mp4", 400, 1024, container)
+    path = still_video(tmp_path / "a.mp4", 270, 1024, container)
     assert path.stat().st_size < 100_000
     assert "asks for" in refused(load_video, path)
     assert "GUIDON_MAX_PIXELS" in refused(load_video, path)
@@ -110,6 +109,7 @@ def test_large_pictures(tmp_path, side):
         refused(load_video, path if path.parent == tmp_path else path.parent)
 
 
+@pytest.mark.faults
 def test_many_large_frames(tmp_path):
     for number in range(9):
         (tmp_path / f"{number:04}.png").write_bytes(png(6000, 6000, bytes(6000 * 18001)))
@@ -118,7 +118,7 @@ def test_many_large_frames(tmp_path):
 
 
 def test_packed_text_in_a_picture(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(8, 8, bytes(8 * 25), zTXt=b"x\0\0" + zlib.compress(bytes(1 << 28))))
+    (tmp_path / "a.png").write_bytes(png(8, 8, bytes(8 * 25), zTXt=b"x\0\0" + zlib.compress(bytes(1 << 26))))
     refused(load_video, tmp_path / "a.png")
 
 
@@ -158,7 +158,7 @@ def repacked(path, extra=b""):
 
 def test_zip_bombs(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
-    repacked(tmp_path / "a.pth", bytes(1 << 28))
+    repacked(tmp_path / "a.pth", bytes(1 << 26))
     assert "PyTorch never packs" in refused(inspect_checkpoint, tmp_path / "a.pth")
 
 
@@ -206,10 +206,10 @@ def good(path, **changes):
         ("vae", {"scaling_factor": 0.0}),
     ],
 )
-def test_components_that_ask_for_another_network(tmp_path, part, changes):
-    write_tiny_model(tmp_path)
-    good(tmp_path / f"{part}.safetensors", **changes)
-    refused(sampled, tmp_path)
+def test_components_that_ask_for_another_network(tiny_model, tmp_path, part, changes):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    good(folder / f"{part}.safetensors", **changes)
+    refused(sampled, folder)
 
 
 def sampled(folder):
@@ -384,10 +384,9 @@ def test_what_is_no_file_is_not_opened(tmp_path, command, monkeypatch):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_component_of_a_folder_that_is_a_pipe(tmp_path):
-    write_tiny_model(tmp_path)
+def test_a_component_of_a_folder_that_is_a_pipe(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
     for name in ("denoiser", "vae"):
-        (tmp_path / f"{name}.safetensors").unlink()
-        os.mkfifo(tmp_path / f"{name}.safetensors")
-        refused(sampled, tmp_path)
-    shutil.rmtree(tmp_path)
+        (folder / f"{name}.safetensors").unlink()
+        os.mkfifo(folder / f"{name}.safetensors")
+        refused(sampled, folder)

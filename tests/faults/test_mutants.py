@@ -14,7 +14,7 @@ from faults.harness import LONG, Trials, chance, child, count, trials
 from faults.kinds import KINDS, Kind
 from faults.mutations import BYTES
 
-MUTANTS = 300, 12  # of each kind, in the long run and in CI
+MUTANTS = 400, 5  # of each kind, in the long run and in CI
 SLOW = {"T5 in hub layout", "an autoencoder in hub layout"}  # kinds whose libraries take seconds to import
 
 

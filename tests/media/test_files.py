@@ -110,6 +110,48 @@ def test_files_that_are_no_video_are_refused(tmp_path):
             load_video(tmp_path / name)
 
 
+def test_a_video_without_a_decoder_is_refused(tmp_path):
+    path = save_video(CLIP, tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(InputError, match=r"a\.mp4 cannot be read as video: no decoder for it is installed"):
+        load_video(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "frames"])
+def test_a_clip_of_too_many_pixels_is_refused_and_the_limit_can_be_raised(tmp_path, monkeypatch, name):
+    path = save_video(CLIP, tmp_path / name)
+    monkeypatch.setenv("GUIDON_MAX_PIXELS", str(CLIP[..., 0].size - 1))
+    with pytest.raises(InputError, match="GUIDON_MAX_PIXELS"):
+        load_video(path)
+    monkeypatch.setenv("GUIDON_MAX_PIXELS", str(CLIP[..., 0].size))
+    assert load_video(path)[0].shape == CLIP.shape
+    monkeypatch.setenv("GUIDON_MAX_FRAME_PIXELS", str(CLIP[0, ..., 0].size - 1))
+    with pytest.raises(InputError, match="GUIDON_MAX_FRAME_PIXELS"):
+        load_video(path)
+
+
+def test_frames_of_different_sizes_are_refused(tmp_path):
+    for number, side in enumerate((4, 4, 5)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{number}.png")
+    with pytest.raises(InputError, match="its frames have different sizes"):
+        load_video(tmp_path)
+
+
+def test_a_png_is_a_clip_of_one_frame_and_a_jpeg_of_that_name_is_none(tmp_path):
+    assert np.array_equal(load_video(save_video(CLIP[:1], tmp_path / "a.png"))[0], CLIP[:1])
+    Image.fromarray(CLIP[0]).save(tmp_path / "b.png", format="JPEG")
+    with pytest.raises(InputError, match="cannot be read as a frame"):
+        load_video(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("comment", ["3 frames at 0 fps", "3 frames at 8 fps", "2 frames at 5000 fps"])
+def test_a_comment_that_does_not_fit_its_clip_is_refused(tmp_path, comment):
+    first, second = (Image.fromarray(frame) for frame in CLIP[:2])
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second], duration=[130, 130], comment=comment.encode())
+    with pytest.raises(InputError, match="its comment says"):
+        load_video(tmp_path / "a.gif")
+
+
 def test_frames_are_read_in_the_order_of_their_numbers(tmp_path):
     for number in (2, 9999, 10000):
         Image.fromarray(np.full((2, 2, 3), number % 251, np.uint8)).save(tmp_path / f"{number:04}.png")

@@ -215,7 +215,7 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
         content = content[inner]
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{path} holds {type(content).__name__}, expected a mapping of names to tensors")
-    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    strange = [str(key)[:60] for key, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise InputError(f"{path} holds no state dict under {', '.join(WRAPPINGS)}; it has {strange[:5]}")
     tensors = {str(name): value for name, value in content.items()}
