@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from faults.harness import chance, count, leftovers, trials
@@ -14,6 +15,7 @@ from guidon.cli.outputs import prepare_folder
 from guidon.core import atomic
 from guidon.core.atomic import atomic_folder, recover, write_json
 from guidon.core.locks import try_held
+from guidon.media.files import load_video, save_video
 
 
 def work_together(workers: int, kind: str, work: Callable[[int], None]) -> list[str]:
@@ -62,10 +64,10 @@ def read_folder(target: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["processes", "threads"])
-@pytest.mark.parametrize("what", ["file", "folder", "folder in two steps"])
+@pytest.mark.parametrize("what", ["file", "folder", "folder in two steps", "frames", "frames in two steps"])
 def test_the_last_writer_wins_and_none_fails(tmp_path, monkeypatch, kind, what):
     """Writers of one target, which also sweep each other's folder all the time."""
-    if what == "folder in two steps":
+    if "two steps" in what:
         monkeypatch.setattr(atomic, "_exchange_call", lambda: None)
     target, times, workers = tmp_path / "target", count(300, 30), 3 if kind == "processes" else 8
 
@@ -73,13 +75,20 @@ def test_the_last_writer_wins_and_none_fails(tmp_path, monkeypatch, kind, what):
         for k in range(times):
             if what == "file":
                 write_json(target, [f"{number} {k}"] * 3)
+            elif "frames" in what:
+                save_video(np.full((3, 8, 8, 3), number, np.uint8), target, format="frames")
             else:
                 write_folder(target, f"{number} {k}")
 
     with trials(f"races: {what}, {kind}") as found:
         for error in work_together(workers, kind, work):
             found.failed(error)
-        texts = {target.read_text()} if what == "file" else read_folder(target)
+        if what == "file":
+            texts = {target.read_text()}
+        elif "frames" in what:
+            texts = set(load_video(target)[0].flat)
+        else:
+            texts = read_folder(target)
         found.check(len(texts) == 1, f"{workers} {kind} wrote {times} times each: {texts}")
         found.check(not leftovers(tmp_path), f"left: {leftovers(tmp_path)}")
 

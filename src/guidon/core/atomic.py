@@ -100,8 +100,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         temporary = workspace / target.name
         temporary.mkdir()
         yield temporary
-        if target.exists() and not target.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+        _refuse_file(target)
         _sync_all(temporary)
         _keep_permissions(target, temporary)
         _put_in_place(temporary, target, workspace)
@@ -282,6 +281,13 @@ def _sweep_workspace(workspace: Path, machine: str) -> None:
 
 
 # Replacing a folder.
+
+
+def _refuse_file(target: Path) -> None:
+    """Raise NotADirectoryError if the target exists and is no folder."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(target.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
 
 
 def _put_in_place(new: Path, target: Path, workspace: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -43,6 +44,7 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
     Raises:
         InputError: frames of another type or shape, an unknown format, a path that cannot be written, or mp4 without
             its library.
+        OSError: the disk is full or broken. What was at the path is still there.
     """
     path = Path(path)
     if format is None:
@@ -105,9 +107,10 @@ def check_format(format: str) -> None:
 
 def check_place(path: Path, format: str) -> None:
     """Make the parent folder. Refuse a path that cannot be written, or a folder that holds other files."""
-    if not path.name or (path.exists() and path.is_dir() != (format == "frames")):
-        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'a file'}: give {format} a path of its own")
-    if path.is_dir() and any(re.fullmatch(r"\d{4,}\.png", entry.name) is None for entry in path.iterdir()):
+    found = _what_is(path)
+    if not path.name or found not in (None, "folder" if format == "frames" else "file"):
+        raise InputError(f"{path} is a {found}: give {format} a path of its own")
+    if found == "folder" and any(re.fullmatch(r"\d{4,}\.png", name) is None for name in _names_in(path)):
         raise InputError(f"the folder {path} holds more than frames, which would be lost: give a new or empty folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,21 @@ def check_place(path: Path, format: str) -> None:
         raise InputError(f"{path.parent} cannot be made: {error.strerror}; choose another folder") from None
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"the folder {path.parent} is not writable: choose another")
+
+
+def _what_is(path: Path) -> str | None:
+    """Whether there is a "folder", a "file" or nothing. One look, because another process may replace it."""
+    try:
+        return "folder" if stat.S_ISDIR(path.stat().st_mode) else "file"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except FileNotFoundError:  # another process replaces it
+        return []
 
 
 def _milliseconds(fps: float, format: str) -> int:
