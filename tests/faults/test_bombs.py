@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import struct
@@ -169,6 +170,28 @@ def test_values_that_repeat_values_in_a_pickle(tmp_path):
     for zipped in (True, False):
         torch.save({"a": torch.zeros(1), "b": nested}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
         refused(inspect_checkpoint, tmp_path / "a.pth")
+
+
+def doubled(times):
+    """A pickle of a mapping whose key is a tuple that holds a tuple twice, and so on: to hash it takes 2 ** times steps."""
+    tuples = b"K\x01\x85q\x00" + b"".join(b"h%c\x86q%c" % (k, k + 1) for k in range(times))
+    return b"\x80\x02}" + tuples + b"K\x01s."
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_keys_that_take_years_to_hash(tmp_path, zipped):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.zeros(1)}, path, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, doubled(60) if name.endswith("data.pkl") else content)
+    else:
+        heads = [pickle.dumps(part, 2) for part in (torch.serialization.MAGIC_NUMBER, 1001, {"little_endian": True})]
+        path.write_bytes(b"".join([*heads, doubled(60), pickle.dumps([], 2)]))
+    assert "a tuple of more than 1,000,000 values" in refused(inspect_checkpoint, path)
 
 
 # Configurations

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.reading import TEXT_BYTES, read_object, reading, regular_file
+from .pickles import refuse_bombs
 
 WHAT = "a checkpoint"
 AGAIN = "it is truncated or damaged: copy or download it again"
+LEGACY_PICKLES = 4  # a magic number, a version, the system, the content; the names of the values follow
 ZIP = b"PK\x03\x04"
 SHARED = 4  # times that the values of a torch file may be used by several of its tensors, on average
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first one present holds the weights
@@ -158,6 +160,9 @@ def _torch_file(path: Path, checksums: bool) -> Any:
     with reading(path, WHAT, AGAIN):
         with path.open("rb") as file:
             zipped = file.read(4) == ZIP
+            if not zipped:
+                file.seek(0)
+                refuse_bombs(file, LEGACY_PICKLES)
         if zipped:
             _refuse_bad_archive(path, checksums)
         try:
@@ -192,6 +197,8 @@ def _refuse_bad_archive(path: Path, checksums: bool) -> None:
         for member in members:
             if member.filename.endswith(".pkl"):
                 TEXT_BYTES.check(member.file_size, path)
+                with archive.open(member) as content:
+                    refuse_bombs(content, 1)
         if checksums and (damaged := archive.testzip()):
             raise ValueError(f"the checksum of {damaged} differs")
 
