@@ -161,14 +161,14 @@ class Pipeline:
 
         # latents, then frames
         with nullcontext() if like.threads is None else cpu_threads(like.threads):
-            denoised = self._denoise(request, prompts, clips, like, on_step, trace)
+            denoised, size = self._denoise(request, prompts, clips, like, on_step, trace)
             frames, micro_batch = self._decode([clip.latent for clip in denoised], like.micro_batch)
             threads = torch.get_num_threads()
         found = [
             Computation(batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=threads)
             for clip in denoised
         ]
-        _warn_of_fallback(like, found)
+        _warn_of_fallback(like, size, found)
         return [self._video(request, *made) for made in zip(clips, frames, found, strict=True)]
 
     def _denoise(
@@ -179,8 +179,11 @@ class Pipeline:
         like: Computation,
         on_step: OnStep | None,
         trace: GuidanceTrace | None,
-    ) -> list[_Denoised]:
-        """The latents of clips (prompt, sample), batch by batch. Where memory runs out, in a way that needs less."""
+    ) -> tuple[list[_Denoised], int]:
+        """The latents of clips (prompt, sample), batch by batch, and the size of the last batches.
+
+        Where memory runs out, it goes on in a way that needs less.
+        """
         # A clip that was made beside others is made beside copies of itself: the number of rows alone decides the bits.
         copies = like.batch if len(clips) == 1 and request.exact is None and trace is None else 1
         size = request.batch_size or like.batch
@@ -229,7 +232,7 @@ class Pipeline:
                 f"sampling gave numbers that are not finite ({request.sampler}, {request.steps} steps, "
                 f"{request.dtype}): try more steps, a lower scale, or fp32"
             )
-        return done
+        return done, size
 
     def _replay(self, request: Request) -> LegacyNoise | None:
         """The noise of an exact replay, from its beginning."""
@@ -347,12 +350,11 @@ def _decode_clip(vae: Autoencoder, latent: Tensor, micro_batch: int) -> np.ndarr
     return ((decoded + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
-def _warn_of_fallback(asked: Computation, found: Sequence[Computation]) -> None:
+def _warn_of_fallback(asked: Computation, size: int, found: Sequence[Computation]) -> None:
     """Say in one line how the clips were computed, if memory was too small for what was asked."""
     changes: list[str] = []
-    batch = max(clip.batch for clip in found)
-    if batch < asked.batch:
-        changes.append(f"{batch} denoised together in place of {asked.batch}")
+    if size < asked.batch:
+        changes.append(f"{size} denoised together in place of {asked.batch}")
     if any(clip.sequential for clip in found) and not asked.sequential:
         changes.append("one branch after the other")
     if found[0].micro_batch < asked.micro_batch:

@@ -6,8 +6,10 @@ right: what is let through may still run out of memory later.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNLIMITED = sys.maxsize  # more than any machine has
-_OUT_OF_MEMORY = (
-    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc",
-    "failed to allocate", "alloc_failed",
-)  # fmt: skip  # what the messages of failed allocations say, in lower case
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|(can't|cannot|failed to) allocate|not enough memory|bad_alloc|alloc_failed|"
+    "could not create a (primitive$|memory)",  # oneDNN
+    re.IGNORECASE,
+)
+"""What the messages of failed allocations say."""
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
@@ -110,7 +114,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def attempt(work: Callable[[], T]) -> T | None:
@@ -122,6 +126,10 @@ def attempt(work: Callable[[], T]) -> T | None:
             raise
     # The error is gone here, and with it the frames of the call stack that held tensors.
     gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
+        if trim is not None:
+            trim(0)
     if "torch" in sys.modules:
         import torch
 
@@ -153,8 +161,6 @@ def _machine_memory() -> int:
 
 
 def _windows_memory() -> int:
-    import ctypes
-
     fields = ("total", "free", "total_page", "free_page", "total_virtual", "free_virtual", "free_extended")
     words = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong), *((name, ctypes.c_ulonglong) for name in fields)]
     status: Any = type("MemoryStatus", (ctypes.Structure,), {"_fields_": words})()

@@ -103,7 +103,7 @@ class GuidedDenoiser(Generic[C]):
         )
         found = [branch for branch in (cond, uncond, negative) if branch is not None]
         looked_at = found if guided is cond else [*found, guided]
-        self.check.look(looked_at, partial(self._refuse, found, guided, level, self.memory.calls))
+        self.check.look(looked_at, partial(self._refuse, x, found, guided, level, self.memory.calls))
         return guided
 
     def finish(self) -> None:
@@ -114,19 +114,21 @@ class GuidedDenoiser(Generic[C]):
         """
         self.check.finish()
 
-    def _refuse(self, branches: list[Tensor], guided: Tensor, level: NoiseLevel, step: int) -> None:
+    def _refuse(self, x: Tensor, branches: list[Tensor], guided: Tensor, level: NoiseLevel, step: int) -> None:
         """Refuse a step if one of its numbers is not finite."""
         broken = [name for name, branch in zip(BRANCHES, branches, strict=False) if not bool(branch.isfinite().all())]
         if not broken and bool(guided.isfinite().all()):
             return
-        at = f"step {step}" + (f" of {self.steps}" if self.steps else "") + f" (timestep {level.timestep:g})"
-        if broken:
-            raise InputError(
-                f"the network's prediction is not finite at {at}, in the branch {' and '.join(broken)}: try fp32, and "
-                "look at the weights"
-            )
+        of = f" of {self.steps}" if self.steps else ""
+        at = f"step {step}{of} (timestep {level.timestep:g})"
+        lower = f"lower {setting('cfg_scale')}, take more steps, or try fp32"
+        if not bool(x.isfinite().all()):
+            raise InputError(f"the latents are not finite before {at}, though all predictions were: {lower}")
+        if not broken:
+            raise InputError(f"the guided prediction is not finite at {at}, though its branches are: {lower}")
         raise InputError(
-            f"the guided prediction is not finite at {at}, the branches are: lower {setting('cfg_scale')}, or try fp32"
+            f"the network's prediction is not finite at {at}, in the branch {' and '.join(broken)}: try fp32, and look "
+            "at the weights"
         )
 
     def _predictions(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor, Tensor | None]:
