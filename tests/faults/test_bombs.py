@@ -194,6 +194,16 @@ def test_keys_that_take_years_to_hash(tmp_path, zipped):
     assert "a tuple of more than 1,000,000 values" in refused(inspect_checkpoint, path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_mappings_that_hold_themselves_and_names_of_many_prefixes(tmp_path, zipped):
+    circle = {}
+    circle["model"] = circle
+    prefixes = {"module." * 100_000 + "a": torch.zeros(1)}
+    for content in (circle, prefixes):
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        refused(inspect_checkpoint, tmp_path / "a.pth")
+
+
 # Configurations
 
 

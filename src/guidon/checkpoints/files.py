@@ -29,6 +29,7 @@ LEGACY_PICKLES = 4  # a magic number, a version, the system, the content; the na
 ZIP = b"PK\x03\x04"
 SHARED = 4  # times that the values of a torch file may be used by several of its tensors, on average
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first one present holds the weights
+MOST_WRAPPINGS = 8  # a mapping in a pickle may even hold itself
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
@@ -214,7 +215,11 @@ def _namespaces_allowed() -> AbstractContextManager[None]:
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The mapping of names to tensors in a file's content, and the keys and prefixes that were removed."""
     wrapping: list[str] = []
-    while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
+    while (
+        len(wrapping) < MOST_WRAPPINGS
+        and isinstance(content, Mapping)
+        and not all(isinstance(value, Tensor) for value in content.values())
+    ):
         inner = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
@@ -226,7 +231,7 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
     if strange:
         raise InputError(f"{path} holds no state dict under {', '.join(WRAPPINGS)}; it has {strange[:5]}")
     tensors = {str(name): value for name, value in content.items()}
-    while all(name.startswith("module.") for name in tensors):
+    while len(wrapping) < MOST_WRAPPINGS and all(name.startswith("module.") for name in tensors):
         wrapping.append("module.")
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors, tuple(wrapping)
