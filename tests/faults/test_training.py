@@ -38,11 +38,12 @@ def whole(tmp_path_factory):
     return of
 
 
-def where(ended):
-    """The step in which a run was killed, as its own lines on stderr tell."""
+def where(ended, folder):
+    """The step in which a run was killed, as its own lines on stderr tell, or its checkpoint."""
     steps = STEP.findall(ended.output)
     if not steps:
-        return "before a first step"
+        states = sorted((folder / "out").rglob("checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+        return f"resumed from step {read_state(states[-1]).step}, before the next" if states else "before a first step"
     step, last = steps[-1]
     return f"after step {step} of {last}" if step != last else f"after the last step, {last}"
 
@@ -68,8 +69,9 @@ def test_killed_again_and_again_a_run_ends_as_if_undisturbed(tmp_path, whole, ta
                 ended = running.wait()
                 if ended.how != "killed" or found.here + len(cases) >= kills:
                     break
-                cases.append(f"{task}, {case}, {where(ended)}")
-                by_step[f"{task}, {where(ended)}"] += 1
+                step = where(ended, folder)
+                cases.append(f"{task}, {case}, {step}")
+                by_step[f"{task}, {step}"] += 1
             ended = child(train, task, folder, memory=None, cpu=None) if ended.how == "killed" else ended
             left = ends(folder) if ended.how == "returned" else {}
             other = sorted(name for name in left.keys() | wanted.keys() if left.get(name) != wanted.get(name))
@@ -77,7 +79,7 @@ def test_killed_again_and_again_a_run_ends_as_if_undisturbed(tmp_path, whole, ta
             for case in cases:
                 found.check(held, case if held else f"{case}; the end: {ended}, different: {other} {leftovers(folder)}")
             shutil.rmtree(folder)
-    print("\n".join(f"{number:4} kills {moment}" for moment, number in sorted(by_step.items())))
+    print("\n" + "\n".join(f"{number:4} kills {moment}" for moment, number in sorted(by_step.items())))
 
 
 # NaN
@@ -132,7 +134,9 @@ def test_skipped_steps_are_skipped_again_after_a_kill(tmp_path, whole, poison):
             running.kill()
             ended = running.wait()
             work(folder)
-            found.check(ends(folder) == ends(tmp_path / "whole"), f"{poison}, after {moment:.3f} s, {where(ended)}")
+            found.check(
+                ends(folder) == ends(tmp_path / "whole"), f"{poison}, after {moment:.3f} s, {where(ended, folder)}"
+            )
 
 
 @pytest.mark.parametrize("poison", [*POISONS, "weights"])

@@ -177,11 +177,13 @@ def train(
             if save:
                 checkpoint.save(Progress(step, log.seconds, skipped, log.rows))
                 saved = step
-                draw_curves(log.rows, run.out / "curve.png")
+                if step < run.steps:
+                    draw_curves(log.rows, run.out / "curve.png")
             if interrupts and step < run.steps:
                 return None
     # Export. What differs from run to run stays out of the exported files: equal runs write equal bytes.
     _refuse_broken(ema, step)
+    draw_curves(log.rows, run.out / "curve.png")  # here, because the run may have been killed after its last checkpoint
     write_json(run.out / TRAINING, {"hours": round(log.seconds / 3600, 3), "device": str(device)})
     return task.export(ema.weights, {"steps": step, "batch_size": run.batch_size} | (record or {}))
 

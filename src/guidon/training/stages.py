@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoints.files import read_safetensors
-from ..core.atomic import write_json
+from ..core.atomic import sweep, write_json
 from ..core.devices import pick_device
 from ..core.errors import InputError, nearest, setting
 from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
@@ -189,6 +189,7 @@ def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, lo
             assert stage is not None  # its parents were trained earlier in this loop
             found[name] = stage
             if stage.done:
+                sweep(stage.recipe.out)
                 print(f"{name}: done, in {stage.recipe.out}", file=sys.stderr)
                 continue
             print(f"{name}: {stage.recipe.steps} steps, in {stage.recipe.out}", file=sys.stderr)
@@ -207,6 +208,8 @@ def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, lo
 def _own_folder(folder: Path) -> Iterator[None]:
     """Make a folder if there is none, and lock it during the block. If it is empty at the end, it is removed again.
 
+    What killed runs left half-written in it is deleted.
+
     Raises:
         InputError: another run has locked it.
     """
@@ -214,6 +217,7 @@ def _own_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with held(folder, "training"):
+            sweep(folder)
             yield
     finally:
         with suppress(OSError):  # it is not empty, as after any training

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import world
+from ...core.atomic import sweep
 from ...core.errors import InputError
 from ...core.hashing import hash_text
 from ...core.limits import require_disk, require_memory
@@ -70,6 +71,7 @@ class LatentClips:
         family_size = len(world.SHAPES) if families else 1
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {family_size}"
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         latents = _kept(folder, "latents", key, clips, partial(_encode, vae, seed, family_size))
         gradients = None
         if areas:

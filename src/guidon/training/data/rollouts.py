@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import world
+from ...core.atomic import sweep
 from ...core.errors import InputError
 from ...core.hashing import hash_settings
 from ...core.limits import require_memory
@@ -79,6 +80,7 @@ class Rollouts:
         key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": size, "rules": RULES})
         place = folder / f"rollouts-{key[:8]}"
         place.mkdir(parents=True, exist_ok=True)
+        sweep(place)
         blocks: list[dict[str, Tensor]] = []
         starts = range(0, count, size)
         with progress("sampling rollouts") as on_step:
