@@ -42,7 +42,8 @@ def where(ended, folder):
     """The step in which a run was killed, as its own lines on stderr tell, or its checkpoint."""
     steps = STEP.findall(ended.output)
     if not steps:
-        states = sorted((folder / "out").rglob("checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+        found = [path for path in (folder / "out").rglob("checkpoint.pt") if not path.parent.name.startswith(".")]
+        states = sorted(found, key=lambda path: path.stat().st_mtime)
         return f"resumed from step {read_state(states[-1]).step}, before the next" if states else "before a first step"
     step, last = steps[-1]
     return f"after step {step} of {last}" if step != last else f"after the last step, {last}"
