@@ -120,6 +120,10 @@ class Child:
         """Send a signal to the process. It is not waited for."""
         os.kill(self.process, signal_number)
 
+    def has_ended(self) -> bool:
+        """Whether the process has ended. ``wait`` must still be called."""
+        return os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def wait(self, timeout: float = 600) -> Ended:
         """How it ended. After ``timeout`` seconds of wall clock it is killed."""
         parts, late = [], False

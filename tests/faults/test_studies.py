@@ -16,6 +16,7 @@ from guidon.core.hashing import hash_files, hash_settings
 from guidon.studies.cells import CONTENT, cells_of, read_plan
 from guidon.studies.plan import CELLS
 
+CELLS_OF = "cells/*/0*"
 LIMITS = {"memory": 1 << 30, "cpu": 20.0}
 
 
@@ -33,6 +34,15 @@ def is_whole(out, whole):
     return tree(out) == whole and not leftovers(out)
 
 
+def wait_for(out, running, random):
+    """Wait until a random number of the cells are done, and a moment more. Returns what was waited for, as text."""
+    cells, more = random.randint(len(list(out.glob(CELLS_OF))), 6), random.uniform(0, 0.1)
+    while len(list(out.glob(CELLS_OF))) < cells and not running.has_ended():
+        time.sleep(0.002)
+    time.sleep(more)
+    return f"{more:.3f} s after cell {cells}"
+
+
 def test_killed_again_and_again_a_study_ends_as_if_undisturbed(tmp_path, whole):
     moments, kills, number = chance("kills of a study"), count(long=100, in_ci=4), 0
     with trials("SIGKILL in study run") as found:
@@ -40,16 +50,15 @@ def test_killed_again_and_again_a_study_ends_as_if_undisturbed(tmp_path, whole):
             out, number, cases = tmp_path / str(number), number + 1, []
             while True:
                 running = Child(run, out)
-                moment = moments.uniform(0, 0.8)
-                time.sleep(moment)
+                moment = wait_for(out, running, moments)
                 running.kill()
                 ended = running.wait()
                 if ended.how != "killed":
                     break
                 made = parts(out) if out.exists() else {}
                 wrong = [name for name, digest in made.items() if digest != parts(finished()).get(name)]
-                cases.append(f"after {moment:.3f} s, {sum('cells' in name for name in made)} of 6 cells; torn: {wrong}")
-                if wrong or found.here + len(cases) >= kills:
+                cases.append(f"{moment}, {sum('cells' in name for name in made)} of 6 cells; torn: {wrong}")
+                if wrong or found.here + len(cases) >= kills or sum("cells" in name for name in made) == 6:
                     break
             ended = child(run, out, **LIMITS) if ended.how == "killed" else ended
             held = ended.how == "returned" and is_whole(out, whole)
@@ -64,14 +73,13 @@ def test_several_runners_share_a_study_and_one_may_be_killed(tmp_path, whole, ru
         for number in range(count(long=40, in_ci=2)):
             out = tmp_path / str(number)
             children = [Child(run, out) for _ in range(runners)]
-            moment = moments.uniform(0, 0.8)
+            moment = wait_for(out, children[0], moments) if number % 2 else ""
             if number % 2:
-                time.sleep(moment)
                 children[0].kill()
             told = [running.wait() for running in children]
             others = told[1:] if number % 2 else told
             held = all(ended.how == "returned" for ended in others) and is_whole(out, whole)
-            case = f"killed after {moment:.3f} s" if number % 2 else "none killed"
+            case = f"killed {moment}" if number % 2 else "none killed"
             found.check(held, f"{case}: {'; '.join(map(str, told))}")
 
 
@@ -89,13 +97,14 @@ def test_two_plans_for_one_folder_at_once_give_one_study(tmp_path, whole):
 
 
 def test_a_report_while_a_study_runs_says_so_or_is_made(tmp_path):
+    moments = chance("report")
     with trials("study report while the study runs") as found:
         for number in range(count(long=40, in_ci=2)):
-            out, moment = tmp_path / str(number), chance(f"report {number}").uniform(0.1, 0.8)
+            out = tmp_path / str(number)
             running = Child(run, out)
-            time.sleep(moment)
+            moment = wait_for(out, running, moments)
             ended, ran = child(report, out, **LIMITS), running.wait()
-            case = f"after {moment:.3f} s: {ended}; the study: {ran}"
+            case = f"{moment}: {ended}; the study: {ran}"
             early = any(text in ended.output for text in ("wait until it ends", "no plan.json", "not solved yet"))
             if ran.how != "returned" or not (ended.how == "returned" or (ended.one_line and early)):
                 found.failed(case)
