@@ -347,7 +347,8 @@ def _decode_clip(vae: Autoencoder, latent: Tensor, micro_batch: int) -> np.ndarr
     decoded = vae.decode(latent, micro_batch)[0]
     if decoded.ndim == 3:
         decoded = decoded[:, None]
-    return ((decoded + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    parts = [((part + 1) * 127.5).round().to(torch.uint8).cpu() for part in decoded.split(micro_batch, dim=1)]
+    return torch.cat(parts, dim=1).permute(1, 2, 3, 0).numpy()
 
 
 def _warn_of_fallback(asked: Computation, size: int, found: Sequence[Computation]) -> None:
