@@ -1,7 +1,11 @@
 """The harness itself: it must tell a good end from a bad one."""
 
+import json
+import re
 import signal
 import time
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from faults import report
 from faults.harness import KINDS, Child, Kind, as_plain, child, leftovers, merge, sample, tree, trials
 from guidon.core.errors import InputError
+from guidon.core.reading import Limit
 
 
 def refuse():
@@ -96,3 +101,23 @@ def test_a_page_gets_the_table_of_a_run():
     assert report.page(text, found) == text
     with pytest.raises(ValueError, match="0 places"):
         report.page("no table", found)
+
+
+def test_the_page_has_the_table_of_the_last_run_and_every_limit():
+    found, text = json.loads(report.MEASURED.read_text()), report.PAGE.read_text()
+    assert report.page(text, found) == text, "run `PYTHONPATH=tests python tests/faults/report.py`"
+    assert {"what", "refused", "survived", "failed", "cpu", "memory", "cases", "failures"} <= found["kinds"][0].keys()
+    assert all(row["failed"] == len(row["failures"]) == 0 for row in found["kinds"])
+    rows = dict(re.findall(r"^\| .* \| `(GUIDON_MAX_\w+)` \| ([\d,]+) \|$", text, re.MULTILINE))
+    limits = [
+        value
+        for module in ("core.reading", "core.settings", "metrics.metric", "studies.plan")
+        for value in vars(import_module(f"guidon.{module}")).values()
+        if isinstance(value, Limit)
+    ]
+    assert rows == {limit.variable: f"{limit.default:,}" for limit in limits}
+
+
+def test_the_page_names_every_test():
+    named = set(re.findall(r"`(test_\w+\.py)`", report.PAGE.read_text()))
+    assert named == {path.name for path in Path(__file__).parent.glob("test_*.py")}
