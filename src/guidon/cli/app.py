@@ -16,7 +16,6 @@ from ..core.limits import is_out_of_memory
 from ..core.version import VERSION
 from . import audit, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
 from .command import Command, Group
-from .crash import what_failed, words_of
 from .outputs import say
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # the argument parser's error, from click or typer's own copy of it
@@ -74,8 +73,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
     Bad input, a fault of the system and full memory print one line on stderr and exit with 2. Ctrl-C exits with 130.
-    What nobody foresaw writes a report, prints one line that names it, and exits with 70. If ``GUIDON_DEBUG`` is set in
-    the environment, all of these but bad input raise.
+    Any other error is a defect of Guidon: a report is written, one line names it, and the exit code is 70. If
+    ``GUIDON_DEBUG`` is set in the environment, every error but bad input is raised instead.
     """
     debug = bool(os.environ.get("GUIDON_DEBUG"))
     width = None if sys.stdout.isatty() else 1000  # if help is piped, each option is on one line
@@ -99,7 +98,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         elif is_out_of_memory(error):
             say("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
         else:
-            say(what_failed(error, words_of(arguments), typer.main.get_command(app)))
+            from .crash import what_failed  # not above: it imports much that every command would wait for
+
+            say(what_failed(error, sys.argv[1:] if arguments is None else arguments, typer.main.get_command(app)))
             code = DEFECT
     sys.exit(code or 0)
 

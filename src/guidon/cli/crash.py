@@ -1,11 +1,10 @@
-"""The report of a defect: what an engineer needs to find it, without what the user wrote."""
+"""The report of a defect: what an engineer needs to find the cause, without the user's prompts."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import sys
 import tempfile
 import time
 import traceback
@@ -19,21 +18,32 @@ from ..core.version import VERSION
 LIBRARIES = ("torch", "numpy", "diffusers", "transformers", "safetensors", "pydantic", "typer", "av", "pillow")
 PRIVATE = ("--negative-prompt", "--class")  # options whose value is the user's text
 _HIDDEN = "<hidden>"
-_READ_AT_MOST = 1 << 20  # bytes of a prompts file that are looked through for texts to hide
+_READ_AT_MOST = 1 << 20  # characters of a prompts file whose lines are hidden
+
+
+def what_failed(error: BaseException, arguments: Sequence[str], root: Any) -> str:
+    """The one line that tells the user about an unforeseen error."""
+    path = write_report(error, arguments, root)
+    what = f"this is a defect of Guidon ({type(error).__name__})"
+    if path is None:
+        return f"{what}; no report could be written: set GUIDON_DEBUG=1 to see where it happened"
+    return f"{what}: please report it with the file {path}, in which prompts are hidden"
 
 
 def write_report(error: BaseException, arguments: Sequence[str], root: Any) -> Path | None:
     """Write the report of an unforeseen error into the system's folder for temporary files.
 
-    It holds versions, the command line and the traceback. Prompts are hidden, in both.
+    It holds versions, the command line and the traceback. Prompts of the command line and of a prompts file are hidden
+    in both. Prompts of other files, such as a study's, are known only as quoted texts of several words in the error's
+    message.
 
     Args:
         error: what was raised.
         arguments: the words of the command line.
-        root: the parser of the command line, which tells options from prompts.
+        root: the parser of the command line, which knows the options.
 
     Returns:
-        The file, which only this user can read; None if it cannot be written. Nothing is raised.
+        The file, which only this user can read; None if it cannot be written. No error is raised.
     """
     try:
         text = _report(error, arguments, root)
@@ -115,21 +125,10 @@ def _lines_of_files(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _without_quotes(line: str) -> str:
-    """A line of an error's message without the quoted texts of several words, which may be a user's."""
-    return re.sub(
-        r"""(['"])(.*?)\1""", lambda found: found[1] + _HIDDEN + found[1] if " " in found[2] else found[0], line
-    )
+    """A line of an error's message. Quoted texts of several words are hidden, because they may be prompts."""
 
+    def hidden(found: re.Match[str]) -> str:
+        quote, text = found[1], found[2]
+        return quote + (_HIDDEN if " " in text else text) + quote
 
-def what_failed(error: BaseException, arguments: Sequence[str], root: Any) -> str:
-    """The one line that tells the user about an unforeseen error."""
-    path = write_report(error, arguments, root)
-    what = f"this is a defect of Guidon ({type(error).__name__})"
-    if path is None:
-        return f"{what}; no report could be written: set GUIDON_DEBUG=1 to see where it happened"
-    return f"{what}: please report it with the file {path}, which holds no prompts"
-
-
-def words_of(arguments: Sequence[str] | None) -> list[str]:
-    """The words of the command line: those that were given, or this process's."""
-    return [str(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    return re.sub(r"""(['"])(.*?)\1""", hidden, line)

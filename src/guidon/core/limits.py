@@ -6,8 +6,6 @@ right: what is let through may still run out of memory later.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import re
 import shutil
@@ -125,6 +123,9 @@ def attempt(work: Callable[[], T]) -> T | None:
         if not is_out_of_memory(error):
             raise
     # The error is gone here, and with it the frames of the call stack that held tensors.
+    import ctypes  # not above: `guidon --help` would wait for it
+    import gc
+
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
@@ -161,6 +162,8 @@ def _machine_memory() -> int:
 
 
 def _windows_memory() -> int:
+    import ctypes
+
     fields = ("total", "free", "total_page", "free_page", "total_virtual", "free_virtual", "free_extended")
     words = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong), *((name, ctypes.c_ulonglong) for name in fields)]
     status: Any = type("MemoryStatus", (ctypes.Structure,), {"_fields_": words})()
