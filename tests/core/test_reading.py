@@ -7,7 +7,7 @@ import pytest
 
 import guidon
 from guidon.core.errors import InputError
-from guidon.core.reading import Limit, parse_json, printable, read_object, read_text, reading, regular_file
+from guidon.core.reading import Limit, is_there, parse_json, printable, read_object, read_text, reading, regular_file
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -62,6 +62,10 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
         regular_file(Path("/dev/null"), "a recipe")
     with pytest.raises(InputError, match="null byte"):
         regular_file(Path("a\0b"), "a recipe")
+    for look in (regular_file, is_there):
+        with pytest.raises(InputError, match="File name too long; check the path"):
+            look(tmp_path / ("a" * 5000), "a recipe")
+    assert not is_there(tmp_path / "none", "a recipe")
     (tmp_path / "text").write_text("12345")
     assert regular_file(tmp_path / "text", "a recipe", 5) == tmp_path / "text"
     with pytest.raises(InputError, match="it has 5 bytes, expected at most 4"):

@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, nearest
 from ..core.hashing import hash_files, hash_tensors
-from ..core.reading import parse_json, reading
+from ..core.reading import is_there, parse_json, reading
 from .files import read_safetensors
 from .writing import safetensors_bytes
 
@@ -129,7 +129,7 @@ def load_component(path: Path, kind: str) -> Component:
     Raises:
         InputError: the file does not exist, is damaged, or does not hold a component of that kind.
     """
-    if not path.exists():
+    if not is_there(path, f"a {kind}"):
         raise InputError(f"{path} is not there: expected a {kind} written by `guidon train`")
     weights, header = read_safetensors(path)
     if header.get("format") != FORMAT:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.reading import TEXT_BYTES, read_object, reading, regular_file
+from ..core.reading import TEXT_BYTES, is_there, read_object, reading, regular_file
 from .pickles import refuse_bombs
 
 WHAT = "a checkpoint"
@@ -93,7 +93,7 @@ def count_values(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _locate(path: Path) -> Path:
-    if not path.is_dir():
+    if not (is_there(path, WHAT) and path.is_dir()):
         return regular_file(path, WHAT)
     for name in WEIGHTS:
         for candidate in (path / name, path / f"{name}.index.json"):
@@ -144,7 +144,7 @@ def _shards(index: Path, checksums: bool) -> dict[str, Tensor]:
     names, files = shards_of(index)
     tensors: dict[str, Tensor] = {}
     for place in files:
-        if not place.is_file():
+        if not is_there(place, "a shard"):
             raise InputError(f"{index} names the shard {place.name}, which is not there: download it again")
         if place.suffix == ".safetensors":
             tensors |= read_safetensors(place)[0]

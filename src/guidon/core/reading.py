@@ -151,6 +151,16 @@ def regular_file(path: Path, what: str, at_most: Limit | int | None = None) -> P
     return path
 
 
+def is_there(path: Path, what: str) -> bool:
+    """Whether there is anything of that name. A name that no file can have is refused.
+
+    Raises:
+        InputError: the name is too long, or a part of it cannot be looked into.
+    """
+    with reading(path, what, "check the path"):
+        return path.exists()
+
+
 def read_text(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> str:
     """The content of a text file in UTF-8.
 

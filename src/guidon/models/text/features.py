@@ -19,7 +19,7 @@ from ...checkpoints.writing import safetensors_bytes
 from ...core.atomic import write_bytes
 from ...core.errors import InputError, setting
 from ...core.hashing import hash_tensors
-from ...core.reading import parse_json, reading
+from ...core.reading import is_there, parse_json, reading
 
 FORMAT = "guidon captions 2"
 UNDIGESTED = "guidon captions"  # the format of earlier versions, which wrote no digest
@@ -66,7 +66,7 @@ def load_features(path: str | Path, length: int | None = None) -> CaptionFeature
         InputError: it is not there, damaged, of another length, or something else.
     """
     path = Path(path)
-    if not path.exists():
+    if not is_there(path, WHAT):
         raise InputError(f"{path} is not there: make it with `guidon encode`, {setting('out')} {path}")
     tensors, header = read_safetensors(path)
     if header.get("format") not in (FORMAT, UNDIGESTED):
