@@ -168,7 +168,7 @@ class Pipeline:
             Computation(batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=threads)
             for clip in denoised
         ]
-        _warn_of_fallback(like, size, found)
+        _warn_of_fallback(like, size, found, request.closeness)
         return [self._video(request, *made) for made in zip(clips, frames, found, strict=True)]
 
     def _denoise(
@@ -351,7 +351,7 @@ def _decode_clip(vae: Autoencoder, latent: Tensor, micro_batch: int) -> np.ndarr
     return torch.cat(parts, dim=1).permute(1, 2, 3, 0).numpy()
 
 
-def _warn_of_fallback(asked: Computation, size: int, found: Sequence[Computation]) -> None:
+def _warn_of_fallback(asked: Computation, size: int, found: Sequence[Computation], closeness: str) -> None:
     """Say in one line how the clips were computed, if memory was too small for what was asked."""
     changes: list[str] = []
     if size < asked.batch:
@@ -363,7 +363,7 @@ def _warn_of_fallback(asked: Computation, size: int, found: Sequence[Computation
     if changes:
         warnings.warn(
             f"memory ran out, so the clips were made in smaller parts: {', '.join(changes)}; they are the same up to "
-            "1/255",
+            f"{closeness}",
             stacklevel=4,
         )
 

@@ -185,6 +185,11 @@ class Request(Settings):
             )
         return self
 
+    @property
+    def closeness(self) -> str:
+        """How far pixels may move where the same clip is computed in another batch or with other threads."""
+        return "1/255" if self.dtype == "fp32" else f"the rounding of {self.dtype}"
+
     def seed_of(self, prompt: int) -> int:
         """The seed of the noise of a prompt's samples."""
         return self.seed + (prompt if self.seed_per_prompt else 0)
@@ -198,7 +203,7 @@ class Request(Settings):
 
 
 class Computation(Settings):
-    """How a clip was computed. The request decides its frames up to 1/255; this decides the last bits.
+    """How a clip was computed. The request decides its frames up to ``Request.closeness``; this decides the last bits.
 
     The same request, weights, computation, device and versions give the same frames, bit for bit.
     """

@@ -206,6 +206,11 @@ def test_large_finite_numbers_are_no_fault():
 # Out of memory: smaller parts
 
 
+def test_how_close_the_smaller_parts_are_depends_on_the_precision(pipe):
+    assert pipe.plan(PROMPT).closeness == "1/255"
+    assert pipe.plan(PROMPT, dtype="bf16").closeness == "the rounding of bf16"
+
+
 def full(error, least_rows):
     """A network whose memory holds fewer than ``least_rows`` rows."""
 

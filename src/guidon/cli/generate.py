@@ -350,7 +350,7 @@ def warn_of_differences(manifest: Manifest, like: Computation | None, pipe: Pipe
             threads = None
         like = like.model_copy(update={"threads": threads})
     if others:
-        say(f"the manifest was made with {', '.join(others)}: frames may differ by 1/255")
+        say(f"the manifest was made with {', '.join(others)}: frames may differ by {manifest.request.closeness}")
     return like
 
 
