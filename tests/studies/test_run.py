@@ -8,9 +8,9 @@ import pytest
 
 from faults.harness import leftovers, tree
 from guidon.cli import main
-from guidon.core.atomic import _workspace_name
 from guidon.core.errors import InputError
 from guidon.core.locks import try_held
+from guidon.core.workspaces import _workspace_name
 from guidon.metrics.bench import BENCHES
 from guidon.studies.cells import Cell, cells_of, open_plan
 from guidon.studies.plan import load_study, make_plan
