@@ -19,8 +19,7 @@ import numpy as np
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.progress import OnStep
-from ..core.reading import reading
-from ..core.settings import read_mapping
+from ..core.reading import read_object, reading
 from ..media import contact_sheet, load_video
 from ..metrics import video, world
 from ..metrics.bench import find_bench
@@ -108,7 +107,6 @@ class Evaluation:
 
     def write(self, out: Path) -> list[Path]:
         """Write metrics.csv (one row for each clip), summary.json, and sheet.png with the first prompts."""
-        out.mkdir(parents=True, exist_ok=True)
         paths = [out / "metrics.csv", out / "summary.json"]
         self._write_csv(paths[0])
         with atomic_path(paths[1]) as temporary:
@@ -354,11 +352,12 @@ def _caption_of(path: Path) -> str | None:
     manifest = path.with_name(path.name + ".json")
     if not manifest.is_file():
         return None
-    content = read_mapping(manifest)
-    with reading(manifest, "the manifest of a video"):
+    what = "the manifest of a video"
+    content = read_object(manifest, what)
+    with reading(manifest, what):
         prompts = content.get("generation", {}).get("prompts", [])
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError("its prompts are no list of texts")
+            raise ValueError("its prompts are not a list of texts")
         return prompts[0] if len(prompts) == 1 and content.get("frames", [0, 0])[1] == SIZE else None
 
 
@@ -369,7 +368,5 @@ def look_during_training(folder: Path, step: int) -> dict[str, float]:
     pipe = load(folder)
     setting = Setting(pipe.preset.cfg_scale, pipe.preset.cfg_channels)
     found = evaluate(pipe, [setting], prompts=16, sampler="ddim", steps=20)
-    picture = folder.parent / "sheets" / f"{step:07}.png"
-    picture.parent.mkdir(exist_ok=True)
-    found.write_sheet(picture)
+    found.write_sheet(folder.parent / "sheets" / f"{step:07}.png")
     return {name: found.interval(str(setting), name).value for name in found.bench.watched}

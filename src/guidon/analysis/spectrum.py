@@ -87,7 +87,6 @@ class Spectrum:
 
     def write(self, out: Path) -> list[Path]:
         """Write spectrum.npz with all arrays, and spectrum.png."""
-        out.mkdir(parents=True, exist_ok=True)
         arrays = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "prompts"}
         with atomic_path(out / "spectrum.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, prompts=np.array(self.prompts), aspects=np.array(list(ASPECTS)), **arrays)

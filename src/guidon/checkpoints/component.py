@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..core.atomic import atomic_path
+from ..core.atomic import write_bytes
 from ..core.errors import InputError, nearest
 from ..core.hashing import hash_files, hash_tensors
 from ..core.reading import is_there, parse_json, reading
@@ -118,9 +118,7 @@ def save_component(
         "record": json.dumps(record),
     }
     header["digest"] = _digest(header, stored)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(safetensors_bytes(stored, header))
+    write_bytes(path, safetensors_bytes(stored, header))
 
 
 def load_component(path: Path, kind: str) -> Component:

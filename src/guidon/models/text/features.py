@@ -137,7 +137,6 @@ def save_features(
         "mask": torch.stack([part for _, part in rows.values()]).contiguous(),
     }
     header["digest"] = _digest(header, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, safetensors_bytes(tensors, header))
     return path
 

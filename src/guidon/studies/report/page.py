@@ -85,7 +85,6 @@ def write_report(
     try:
         write_summary(rows, path)
         path = out
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_text(page.html, encoding="utf-8")
     except OSError as error:
@@ -252,7 +251,5 @@ def _video_path(cell: Cell) -> Path:
 
 def _write_video(clip: Clip) -> None:
     path = _video_path(clip.cell)
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_video(clip.cell.frames(), path, clip.cell.manifest().fps)
+    if not path.exists():
+        save_video(clip.cell.frames(), path, clip.cell.manifest().fps)

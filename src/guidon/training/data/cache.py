@@ -1,6 +1,6 @@
-"""Tensors that are computed once and stored in a file. A damaged file is noticed and made again.
+"""Tensors that are computed once and stored in a file. If the file is damaged, they are computed again.
 
-Several runs may store the same file at the same time: each writes the whole file, and the last one stays.
+Several runs may store the same file at the same time. Each writes the whole file, and the last one stays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...checkpoints.writing import safetensors_bytes
-from ...core.atomic import atomic_path
+from ...core.atomic import write_bytes
 from ...core.errors import InputError
 from ...core.hashing import hash_tensors
 from ...core.reading import reading, regular_file
@@ -27,9 +27,7 @@ def store(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
         key: what the tensors were computed from.
         tensors: by name, contiguous, on the CPU.
     """
-    data = safetensors_bytes(tensors, {"key": key, "digest": hash_tensors(tensors, key)})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(path, safetensors_bytes(tensors, {"key": key, "digest": hash_tensors(tensors, key)}))
 
 
 def stored(path: Path, key: str, what: str) -> dict[str, Tensor] | None:

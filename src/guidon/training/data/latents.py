@@ -70,7 +70,6 @@ class LatentClips:
         """
         family_size = len(world.SHAPES) if families else 1
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {family_size}"
-        folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         latents = _kept(folder, "latents", key, clips, partial(_encode, vae, seed, family_size))
         gradients = None

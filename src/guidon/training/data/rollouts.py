@@ -79,7 +79,6 @@ class Rollouts:
         settings, size = sampling.model_dump(mode="json", exclude={"block"}), sampling.block
         key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": size, "rules": RULES})
         place = folder / f"rollouts-{key[:8]}"
-        place.mkdir(parents=True, exist_ok=True)
         sweep(place)
         blocks: list[dict[str, Tensor]] = []
         starts = range(0, count, size)
