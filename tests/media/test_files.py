@@ -152,6 +152,21 @@ def test_a_comment_that_does_not_fit_its_clip_is_refused(tmp_path, comment):
         load_video(tmp_path / "a.gif")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".bmp"])
+def test_a_picture_is_a_clip_of_one_frame(tmp_path, suffix):
+    grey = np.full((16, 16, 3), 120, np.uint8)
+    Image.fromarray(grey).save(tmp_path / f"a{suffix}")
+    frames, fps = load_video(tmp_path / f"a{suffix}")
+    assert (frames.shape, fps) == ((1, 16, 16, 3), 8.0)
+    assert np.abs(frames[0].astype(int) - grey).max() <= 1
+
+
+def test_a_playlist_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    with pytest.raises(InputError, match="not in a format that Guidon reads: convert it to mp4"):
+        load_video(tmp_path / "list.mp4")
+
+
 def test_frames_are_read_in_the_order_of_their_numbers(tmp_path):
     for number in (2, 9999, 10000):
         Image.fromarray(np.full((2, 2, 3), number % 251, np.uint8)).save(tmp_path / f"{number:04}.png")

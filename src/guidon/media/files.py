@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("mp4", "gif", "webp", "frames", "png")
-_CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,yuv4mpegpipe"
+_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}  # suffix -> format, as Pillow names it
+# Formats of one file. A playlist is a video to FFmpeg too, and FFmpeg would read the files that it names.
+_CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf,mxf,nut,ivf,obu,dv,mjpeg,apng,h264,hevc,"
+    "yuv4mpegpipe"
+)
 _IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the timing of a webp
 
 
@@ -121,7 +126,7 @@ def check_place(path: Path, format: str) -> None:
 
 
 def _what_is(path: Path) -> str | None:
-    """Whether there is a "folder", a "file" or nothing. One look, because another process may replace it."""
+    """ "folder", "file", or None if nothing is there. It looks once, because another process may replace the path."""
     try:
         return "folder" if stat.S_ISDIR(path.stat().st_mode) else "file"
     except (FileNotFoundError, NotADirectoryError):
@@ -131,7 +136,7 @@ def _what_is(path: Path) -> str | None:
 def _names_in(folder: Path) -> list[str]:
     try:
         return [entry.name for entry in folder.iterdir()]
-    except FileNotFoundError:  # another process replaces it
+    except FileNotFoundError:  # another process is replacing it
         return []
 
 
@@ -166,12 +171,12 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
 
 
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Read a video file, a PNG, or a folder of PNGs.
+    """Read a video file, a picture (PNG, JPEG or BMP), or a folder of PNGs.
 
-    A clip of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded where the file says its length.
+    A clip of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded if the file says its length.
 
     Returns:
-        Frames, uint8 (time, height, width, 3), and frames per second. A folder does not record its rate: 8 is assumed.
+        Frames, uint8 (time, height, width, 3), and frames per second. Pictures do not record a rate: 8 is assumed.
 
     Raises:
         InputError: the path does not exist, cannot be read as video, has too many pixels, or needs a library that is
@@ -183,19 +188,19 @@ def load_video(path: str | Path) -> tuple[np.ndarray, float]:
             return _read_folder(path), 8.0
         regular_file(path, "video")
         suffix = path.suffix.lower()
-        if suffix == ".png":
-            return _read_pngs(path, [path]), 8.0
+        if suffix in _PICTURES:
+            return _read_pictures(path, [path], _PICTURES[suffix]), 8.0
         return _read_animation(path) if suffix in (".gif", ".webp") else _read_container(path)
 
 
 class _Frames:
-    """Collects frames of one size in one piece of memory, up to the limit of pixels."""
+    """Collects frames of one size in one buffer, up to the limit of pixels."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.shape, self.count, self._bytes = path, (0, 0), 0, bytearray()
 
     def expect(self, count: int, height: int, width: int) -> None:
-        """Refuse ``count`` frames more of this size if they are too many, before they are decoded."""
+        """Refuse ``count`` more frames of this size, before they are decoded, if there would be too many."""
         if self.count and self.shape != (height, width):
             raise ValueError(f"its frames have different sizes, {self.shape} and {(height, width)}")
         self.shape = height, width
@@ -219,16 +224,16 @@ def _read_folder(path: Path) -> np.ndarray:
     files = sorted(path.glob("*.png"), key=lambda file: (len(file.stem) if file.stem.isdecimal() else 0, file.name))
     if not files:
         raise InputError(f"the folder {path} holds no PNG frames")
-    return _read_pngs(path, files)
+    return _read_pictures(path, files, "PNG")
 
 
-def _read_pngs(path: Path, files: Sequence[Path]) -> np.ndarray:
+def _read_pictures(path: Path, files: Sequence[Path], format: str) -> np.ndarray:
     need_pillow()
     from PIL import Image
 
     frames = _Frames(path)
     for file in files:
-        with reading(file, "a frame"), Image.open(regular_file(file, "a frame"), formats=("PNG",)) as image:
+        with reading(file, "a frame"), Image.open(regular_file(file, "a frame"), formats=(format,)) as image:
             frames.expect(1, image.height, image.width)
             frames.add(np.asarray(image.convert("RGB")))
     return frames.together()
@@ -267,9 +272,11 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float]:
 def _read_container(path: Path) -> tuple[np.ndarray, float]:
     av = require("av", f"reading {path.suffix[1:].lower() or 'video'}", "video")
     frames = _Frames(path)
-    # A playlist is a video to the library too, and it would read the files that the playlist names.
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-    with av.open(str(path), options=options) as container:
+    try:
+        opened = av.open(str(path), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
+    except av.error.ArgumentError:
+        raise ValueError("it is not in a format that Guidon reads: convert it to mp4") from None
+    with opened as container:
         if not container.streams.video:
             raise InputError(f"{path} holds no video")
         stream = container.streams.video[0]
