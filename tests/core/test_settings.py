@@ -86,7 +86,7 @@ def test_an_alias_repeats_a_value_and_a_merge_fills_a_mapping(tmp_path):
     ("text", "reason"),
     [
         ("a: 1\nb: 2\na: 3", "the key 'a' is given twice, in line 3"),
-        ("a: &x [*x]", "an alias repeats what it is in"),
+        ("a: &x [*x]", "an alias stands inside the value that it repeats"),
         ("a: !!bool maybe", "'maybe' is missing or unknown"),
         ("a: !!int ''", "string index out of range"),
         ("a: 2024-13-45", "month must be in 1..12"),

@@ -134,10 +134,12 @@ def test_weights_that_no_stage_wrote_are_refused_and_a_damaged_copy_is_copied_ag
     exported = runs / "model" / "denoiser.safetensors"
     whole = exported.read_bytes()
     (runs / "model" / "notes.txt").write_text("mine")
+    (runs / "model" / "link").symlink_to("nowhere")
     exported.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     run_recipe(path)
     assert exported.read_bytes() == whole
     assert (runs / "model" / "notes.txt").read_text() == "mine"
+    assert (runs / "model" / "link").readlink() == Path("nowhere")
     eye = next(runs.glob("eye-*"))
     record = (eye / "stage.json").read_text()
     for damaged in (record[:-20], record.replace('"weights": "', '"weights": "0'), "[]", "{}"):

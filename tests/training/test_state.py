@@ -168,7 +168,7 @@ def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_p
 def test_a_run_does_not_go_on_past_its_recipe(tmp_path):
     checkpoint_of(tmp_path)
     shorter = vae_recipe(tmp_path, steps=2)
-    refused(shorter, "checkpoint.pt has 4 steps, the recipe 2: raise steps, or export it")
+    refused(shorter, "checkpoint.pt is of step 4, the recipe ends at step 2: raise steps, or export it")
     assert run_recipe(shorter, export_only=True) is not None
 
 

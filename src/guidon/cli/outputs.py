@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..request import Request
 
 _IN_NAMES = {"Ll", "Lu", "Lt", "Lo", "Lm", "Mn", "Mc", "Nd"}  # letters, their marks, digits: kept in file names
-_SHEET = 1 << 26  # pixels of the largest contact sheet, but for one that shows a single clip
+_SHEET = 1 << 26  # pixels of a contact sheet at the most, unless it shows a single clip
 _STRIP = 4  # frames of a clip that a contact sheet shows
 
 
@@ -129,7 +129,7 @@ def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str
 
 
 def _on_the_sheet(prompts: int, samples: int, pixels: int) -> tuple[int, int]:
-    """How many prompts and samples a contact sheet shows, so that it stays a picture that can be opened."""
+    """How many prompts and samples a contact sheet shows. A larger picture could not be opened."""
     cells = max(1, _SHEET // (_STRIP * max(pixels, 96 * 96)))
     columns = min(samples, max(1, math.isqrt(cells)))
     return min(prompts, max(1, cells // columns)), columns

@@ -1,7 +1,7 @@
 """What this machine has, memory and disk, and the refusal of work that needs more than that.
 
-The numbers come from the kernel: no other package is needed. Estimates are lower bounds, so a refusal is certain to be
-right: what is let through may still run out of memory later.
+The numbers come from the kernel, so no other package is needed. Estimates are lower bounds: refused work needs more
+than is free now, without swap. Work that is let through may still run out of memory.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def require_memory(
         needed: bytes, at the least.
         device: where.
         lower: the name of the setting to lower, or an instruction such as "give fewer prompts".
-        have: bytes that there are, if the caller has asked already.
+        have: bytes that are free, if the caller knows them already.
 
     Raises:
-        InputError: there is less. The message holds the estimate, what there is, and what to do.
+        InputError: less is free. The message holds the estimate, what is free, and what to do.
     """
     have = available_memory(device) if have is None else have
     if needed > have:
@@ -107,8 +107,8 @@ def as_count(count: int) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that an allocation failed, on the CPU or on a device.
 
-    A MemoryError, torch's OutOfMemoryError, and the RuntimeErrors of torch's CPU allocator and of the libraries that it
-    calls, which can be told only by their message.
+    It is a MemoryError, torch's OutOfMemoryError, or a RuntimeError of torch's CPU allocator or of a library that torch
+    calls. Only the message tells such a RuntimeError from others.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -116,7 +116,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def attempt(work: Callable[[], T]) -> T | None:
-    """What the work returns, or None if an allocation failed. What the failed work held is then freed."""
+    """What the work returns, or None if an allocation failed. The memory of the failed work is then freed."""
     try:
         return work()
     except (MemoryError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Advisory locks on folders: one process, or one thread, works in a folder at a time.
 
-A lock is a ``flock`` on a hidden file in the folder. The kernel releases it when its process ends, however it ends, so
-no lock outlives its owner. Threads of one process exclude each other too. Between hosts it holds as far as the
-filesystem carries ``flock`` (NFS does since version 4). Windows has no ``flock``: locks are not taken there.
+A lock is a ``flock`` on a hidden file in the folder. The kernel releases it when its process ends for any reason, so no
+lock outlives its owner. Threads of one process exclude each other too. Between hosts it works if the filesystem
+supports ``flock`` (NFS does since version 4). Windows has no ``flock``: there, nothing is locked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
     Args:
         folder: an existing folder.
-        what: the work, for the message of whoever comes second, such as "training".
+        what: the work, such as "training". Another process that wants the lock names it in its message.
 
     Raises:
         InputError: another process or thread holds the lock, or the lock file cannot be written.
@@ -53,8 +53,9 @@ def try_held(folder: Path, name: str = LOCK_NAME, what: str = "work") -> Iterato
 
     Args:
         folder: an existing folder.
-        name: the name of the lock file. Locks of other names are independent: one for each part of divided work.
-        what: the work, for the message of ``held``.
+        name: the name of the lock file. Locks of different names are independent. Work that is divided has one for each
+            part.
+        what: the work, see ``held``.
 
     Raises:
         InputError: the lock file cannot be written.
@@ -91,11 +92,11 @@ def _hold(path: Path, what: str) -> Iterator[str | None]:
     try:
         descriptor, locked = _open_locked(path)
     except OSError as error:
-        raise InputError(f"the lock {path} cannot be written: {error.strerror}") from None
+        raise _unwritable(path, error) from None
     try:
         if locked is False:
             text = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
-            yield text or "another process works there"
+            yield text or "another process has locked it"
             return
         if locked is None:
             warnings.warn(f"the filesystem of {path.parent} has no locks: work in it from one place only", stacklevel=4)
@@ -103,7 +104,7 @@ def _hold(path: Path, what: str) -> Iterator[str | None]:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{what} by process {os.getpid()} on {platform.node()} since {_now()}\n".encode())
         except OSError as error:
-            raise InputError(f"the lock {path} cannot be written: {error.strerror}") from None
+            raise _unwritable(path, error) from None
         try:
             yield None
         finally:
@@ -114,13 +115,19 @@ def _hold(path: Path, what: str) -> Iterator[str | None]:
         os.close(descriptor)
 
 
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"the lock file {path} cannot be written ({error.strerror}): make the folder writable or choose another"
+    )
+
+
 def _open_locked(path: Path) -> tuple[int, bool | None]:
     """Open the file, made if needed, and try to lock it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file: delete it")
+                raise OSError(errno.EINVAL, "it is not a regular file")
             locked = flock(descriptor)
             if not locked or same_file(descriptor, path):
                 return descriptor, locked

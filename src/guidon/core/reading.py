@@ -1,8 +1,9 @@
 """Reads files that may be damaged, hostile, or no files at all. Every failure becomes one line of ``InputError``.
 
-Three things guard every file that Guidon reads. ``regular_file`` refuses what is not a file of a sensible size before
-it is opened. A ``Limit`` refuses what a small file could make of itself. ``reading`` turns whatever a parser raises
-into one refusal, so that no reader needs a list of exceptions of its own::
+Three things guard every file that Guidon reads. ``regular_file`` refuses a path that is no regular file, or a file
+that is too large, before it is opened. A ``Limit`` refuses a small file that would unpack to something large.
+``reading`` turns every exception of a parser into an ``InputError``, so that no reader needs a list of exceptions of
+its own::
 
     path = regular_file(path, "a recipe", TEXT_BYTES)
     with reading(path, "a recipe"):
@@ -56,7 +57,10 @@ class Limit:
         if not text:
             return self.default
         if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) > 0):
-            raise InputError(f"{self.variable} is {text[:40]!r}, expected a positive whole number of {self.unit}")
+            raise InputError(
+                f"the environment variable {self.variable} is {text[:40]!r}, expected a positive whole number of "
+                f"{self.unit}: correct it or unset it"
+            )
         return int(text)
 
     def check(self, count: int, path: Path) -> None:
@@ -140,7 +144,7 @@ def regular_file(path: Path, what: str, at_most: Limit | int | None = None) -> P
     with reading(path, what, "check the path"):
         found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
         raise InputError(f"{path} cannot be read as {what}: it is {kind}; give a file")
     if isinstance(at_most, Limit):
         at_most.check(found.st_size, path)
@@ -215,7 +219,7 @@ def _short(digits: str) -> int:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys and values. JSON does not say which value counts where a key is given twice."""
+    """An object from its keys and values. A key must not be given twice: JSON does not say which value counts."""
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:

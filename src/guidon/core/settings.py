@@ -123,11 +123,11 @@ def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
         known: the counts of nodes that were counted already; 0 for a node that is being counted.
 
     Raises:
-        ValueError: an alias stands inside of what it repeats, a key is given twice, or a number is too long.
+        ValueError: an alias stands inside the value that it repeats, a key is given twice, or a number is too long.
     """
     if node in known:
         if not known[node]:
-            raise ValueError(f"an alias repeats what it is in, in line {node.start_mark.line + 1}")
+            raise ValueError(f"an alias stands inside the value that it repeats, in line {node.start_mark.line + 1}")
         return known[node]
     known[node] = 0
     count = 1

@@ -1,4 +1,4 @@
-"""What a recipe needs at the least, so that a run that cannot fit is refused before anything is allocated."""
+"""The memory that a recipe needs at the least. A run that cannot fit is refused before anything is allocated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .recipe import DenoiserRecipe, Recipe, RolloutRecipe, VAERecipe
 
 FLOAT = 4  # bytes
 COPIES = 4  # of trained weights: the weights, their gradients, a moment of the optimiser, their average
-LAYER = 10_000.0  # bytes that PyTorch takes for a layer, however narrow it is
+LAYER = 10_000.0  # bytes that PyTorch takes for a layer of any width
 IMAGES = 4  # copies of a batch of frames: frames, reconstruction, error, gradient
 
 

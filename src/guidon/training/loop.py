@@ -31,8 +31,8 @@ from .optimisers import learning_rate, make_optimisers
 from .recipe import Run
 from .state import Checkpoint, Progress
 
-SKIPPED_AT_MOST = 5  # steps in a row that are skipped; one more would not help
-TRAINING = "training.json"  # in the folder of a run: what differs from one run of a recipe to the next
+SKIPPED_AT_MOST = 5  # steps in a row; then the run stops
+TRAINING = "training.json"  # file in the folder of a run: duration and device, which differ from run to run
 
 Look = Callable[[Path, int], dict[str, float]]
 """A function that measures exported weights: (their path, number of steps) -> values to log."""
@@ -119,7 +119,9 @@ def train(
     if export_only and not begun.step:
         raise InputError(f"there is no checkpoint in {run.out} to export: train first")
     if begun.step > run.steps and not export_only:
-        raise InputError(f"{checkpoint.path} has {begun.step} steps, the recipe {run.steps}: raise steps, or export it")
+        raise InputError(
+            f"{checkpoint.path} is of step {begun.step}, the recipe ends at step {run.steps}: raise steps, or export it"
+        )
     log = _log(run.out / "log.csv", begun)
 
     def draw(step: int) -> Any:
@@ -141,8 +143,8 @@ def train(
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(module.parameters(), run.optimiser.grad_clip)
-            # Step at this step's learning rate, unless the loss or the gradient is NaN or infinite. Reading them waits
-            # for the device, as moving the batch to it did.
+            # Update the weights, unless the loss or the gradient is NaN or infinite. To read these, the host waits for
+            # the device. It did so already when it moved the batch there.
             rate = learning_rate(step, run.steps, run.optimiser)
             step += 1
             if math.isfinite(float(loss.detach() + norm)):

@@ -81,11 +81,12 @@ class Run(Section):
     optimiser: Optimiser = Optimiser()
     """Settings of the optimiser."""
 
-    unseen: ClassVar[frozenset[str]] = frozenset({"out", "log_every", "checkpoint_every", "evaluate_every", "cache"})
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {"out", "log_every", "checkpoint_every", "evaluate_every", "cache"}
+    )
     """Fields that the weights do not depend on."""
-    incidental: ClassVar[frozenset[str]] = unseen | {"device", "compile"}
-    """Fields that do not define what is trained: the unseen ones, and those that change only how numbers are rounded.
-    """
+    incidental: ClassVar[frozenset[str]] = without_effect | {"device", "compile"}
+    """Fields that do not define what is trained: those above, and those that change only how numbers are rounded."""
     changeable: ClassVar[frozenset[str]] = frozenset(
         {"steps", "device", "compile"}
         | {f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_steps", "decay", "grad_clip")}
@@ -96,7 +97,7 @@ class Run(Section):
     @property
     def decisive(self) -> dict[str, Any]:
         """All settings that the weights depend on, as plain data."""
-        return self.model_dump(mode="json", exclude=set(self.unseen))
+        return self.model_dump(mode="json", exclude=set(self.without_effect))
 
 
 class VAEShape(Section):

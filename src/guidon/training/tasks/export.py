@@ -17,13 +17,13 @@ COMPONENTS = (DENOISER, LOW_NOISE, TEXT, VAE)
 def model_folder(target: Path) -> Iterator[Path]:
     """A new folder for components, which replaces ``target`` if the block succeeds.
 
-    Components in ``target`` are replaced; other files there, such as a user's notes, are copied to the new folder.
+    Other files in ``target``, such as a user's notes, are copied to the new folder. Links are copied as links.
     """
     with atomic_folder(target) as folder:
         yield folder
         others = [path for path in target.iterdir() if path.name not in COMPONENTS] if target.is_dir() else []
         for path in others:
-            if path.is_file():
-                shutil.copy2(path, folder / path.name)
-            elif path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, folder / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, folder / path.name, follow_symlinks=False)
