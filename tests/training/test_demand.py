@@ -18,7 +18,7 @@ HUGE = 10**9
     [
         ({"batch_size": HUGE}, "batches of 1000000000 frames need at least .* lower batch_size"),
         ({"model": VAE_SHAPE | {"layers_per_block": HUGE}}, "make model, text or finisher smaller"),
-        ({"model": VAE_SHAPE | {"layers_per_block": 10**90}}, "over 1000 EB of memory"),
+        ({"model": VAE_SHAPE | {"layers_per_block": 10**90}}, "at least 1000 EB of memory"),
         ({"model": VAE_SHAPE | {"block_out_channels": [4 * HUGE]}}, "make model, text or finisher smaller"),
     ],
 )
