@@ -28,7 +28,7 @@ def refused(config, match):
 def test_a_damaged_checkpoint_is_refused_not_trained_over(tmp_path):
     config, checkpoint = checkpoint_of(tmp_path)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
-    refused(config, r"checkpoint.pt cannot be read as a checkpoint: .*; delete it to train from the start")
+    refused(config, r"checkpoint.pt cannot be read as a checkpoint: .*; delete it to train again")
 
 
 def test_damage_with_good_checksums_is_refused_by_the_digest(tmp_path):

@@ -27,7 +27,7 @@ from .ema import EMA
 
 EARLIER_NAMES = {"level.": "terms.mse.loss_level.", "area_level.": "terms.area.loss_level."}
 """Prefixes of buffer names: as earlier versions wrote them -> now. Earlier versions wrote them even if unused."""
-DELETE = "delete it to train from the start"
+DELETE = "delete it to train again from the start"
 
 
 @dataclass(frozen=True)
