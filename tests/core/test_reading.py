@@ -105,6 +105,8 @@ def test_text_and_objects(tmp_path):
 
 def test_control_characters_are_escaped_and_letters_are_not():
     assert printable("a\x1b[2J\ud800 — 漢字") == r"a\x1b[2J\ud800 — 漢字"
+    assert printable("می\u200cخواهم") == "می\u200cخواهم"
+    assert printable("\u202eabc") == r"\u202eabc"
 
 
 def test_the_page_has_every_limit_of_the_code():

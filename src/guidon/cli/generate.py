@@ -46,7 +46,12 @@ def generate(
     from_manifest: Annotated[
         Path | None,
         option(
-            "Prompt", "FILE", "Reproduce a video: take every setting from its JSON manifest.", "--from", default="none"
+            "Prompt",
+            "FILE",
+            "Reproduce a video bit for bit: take every setting from its JSON manifest. A video from a batch "
+            "takes as long as that batch; --batch-size 1 is faster, and pixels differ by at most 1/255.",
+            "--from",
+            default="none",
         ),
     ] = None,
     cfg_scale: options.CfgScalePerChannel = None,

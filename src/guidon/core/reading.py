@@ -27,6 +27,7 @@ ADVICE = "check that it is the right file and whole"
 DIGITS = 100
 """Digits of a number in a text file. No setting needs more, and arithmetic on thousands of digits is slow."""
 _REASON = 300  # characters of a library's message that are shown
+_JOINERS = "\u200c\u200d"  # belong to the spelling of Persian, of Indian languages and of emoji
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -127,7 +128,7 @@ def _reason(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """The text with every control character escaped, so that a file's content cannot control a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode() for c in text)
 
 
 def regular_file(path: Path, what: str, at_most: Limit | int | None = None) -> Path:
