@@ -49,7 +49,7 @@ def generate(
             "Prompt",
             "FILE",
             "Reproduce a video bit for bit: take every setting from its JSON manifest. A video from a batch "
-            "takes as long as that batch; --batch-size 1 is faster, and pixels differ by at most 1/255.",
+            "takes as long as that batch; --batch-size 1 is faster, and pixels differ by at most 1/255 in fp32.",
             "--from",
             default="none",
         ),
