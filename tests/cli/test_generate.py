@@ -170,7 +170,10 @@ def test_bad_models_manifests_and_folders(refused, tmp_path):
         (("--from", tmp_path / "none.json", "--out", tmp_path), "none.json cannot be read as JSON: it is not there"),
         (("--from", tmp_path / "weights.json", "--out", tmp_path), "weights is 3, expected hashes by name"),
         (("--from", tmp_path / "key.json", "--out", tmp_path), "key.json: unknown key 'stepz' (did you mean 'steps'?)"),
-        (("--prompts-file", tmp_path / "none.txt", "--out", tmp_path), "none.txt cannot be read as --prompts-file, a prompt a line: it is not there"),
+        (
+            ("--prompts-file", tmp_path / "none.txt", "--out", tmp_path),
+            "none.txt cannot be read as --prompts-file, a prompt a line: it is not there",
+        ),
         (("\udcff", "--out", tmp_path), "is not UTF-8 text"),
     ):
         assert message in refused("generate", *words)
