@@ -49,5 +49,5 @@ def test_a_dry_run_prints_the_stages_and_trains_nothing(run, trained, tmp_path, 
 
 
 def test_what_cannot_be_trained_is_refused(refused, tmp_path):
-    assert "cannot read" in refused("train", tmp_path / "none.yaml")
+    assert "it is not there" in refused("train", tmp_path / "none.yaml")
     assert "--stage 'vea' is not in" in refused("train", RECIPE, "--stage", "vea")
