@@ -1,3 +1,4 @@
+import pickle
 import resource
 import signal
 import zipfile
@@ -80,7 +81,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     compressed = zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED)
     with compressed:
         compressed.writestr("a/data.pkl", b"0" * 10**6)
-    refused(config, "not an archive that PyTorch wrote")
+    refused(config, "PyTorch never packs a checkpoint")
     checkpoint.unlink()
     checkpoint.mkdir()
     refused(config, "it is a folder")
@@ -222,3 +223,15 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_to_the_same_weights(tmp_p
         assert not any(name.startswith("terms.") for name in state[part])
     torch.save(state, checkpoint)
     assert_equal_weights(weights_of(run_recipe(config)), weights_of(whole))
+
+
+def test_a_pickle_that_takes_years_is_refused_before_it_is_read(tmp_path):
+    import zipfile
+
+    key: tuple = ("x",)
+    for _ in range(60):
+        key = (key, key)  # small in memory and in the file, but hashed along 2**60 paths
+    with zipfile.ZipFile(tmp_path / "checkpoint.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps([{}, key], protocol=2))
+    with pytest.raises(InputError, match="holds a tuple of more than"):
+        read_state(tmp_path / "checkpoint.pt")

@@ -165,7 +165,7 @@ def _torch_file(path: Path, checksums: bool) -> Any:
                 file.seek(0)
                 refuse_bombs(file, LEGACY_PICKLES)
         if zipped:
-            _refuse_bad_archive(path, checksums)
+            refuse_bad_archive(path, checksums)
         try:
             with _namespaces_allowed():
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -181,7 +181,7 @@ def _torch_file(path: Path, checksums: bool) -> Any:
         return content
 
 
-def _refuse_bad_archive(path: Path, checksums: bool) -> None:
+def refuse_bad_archive(path: Path, checksums: bool) -> None:
     """Refuse a zip file that PyTorch did not write, or that is damaged. PyTorch stores values as they are.
 
     Raises:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from ..checkpoints.component import refuse_misfit
+from ..checkpoints.files import refuse_bad_archive
 from ..core.atomic import atomic_file
 from ..core.errors import InputError
 from ..core.hashing import hash_tensors
@@ -189,7 +189,7 @@ def read_state(path: Path) -> State:
     """
     regular_file(path, "a checkpoint")
     with reading(path, "a checkpoint", DELETE):
-        _check_archive(path)
+        refuse_bad_archive(path, checksums=True)
         values = torch.load(path, map_location="cpu", weights_only=True)
         try:
             state = validated(State, values, None)
@@ -202,20 +202,6 @@ def read_state(path: Path) -> State:
         if broken:
             raise ValueError(f"its {broken} holds NaN or infinity")
     return state
-
-
-def _check_archive(path: Path) -> None:
-    """Check the checksums that PyTorch wrote into its archive and does not check itself.
-
-    Raises:
-        ValueError: one differs, or a part of the archive is compressed, which PyTorch never does.
-    """
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise ValueError("it is not an archive that PyTorch wrote")
-        if damaged := archive.testzip():
-            raise ValueError(f"the checksum of its part {damaged} differs")
 
 
 def _digest(content: Mapping[str, Any]) -> str:
