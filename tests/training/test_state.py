@@ -226,8 +226,6 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_to_the_same_weights(tmp_p
 
 
 def test_a_pickle_that_takes_years_is_refused_before_it_is_read(tmp_path):
-    import zipfile
-
     key: tuple = ("x",)
     for _ in range(60):
         key = (key, key)  # small in memory and in the file, but hashed along 2**60 paths
