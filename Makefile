@@ -36,8 +36,9 @@ test-comfyui: $(VENV)/.installed-dev  ## tests of the nodes in ComfyUI's own sam
 	@test -d "$(COMFYUI)/comfy" || { echo "Give a checkout of ComfyUI: make test-comfyui COMFYUI=FOLDER"; exit 2; }
 	COMFYUI="$(abspath $(COMFYUI))" $(BIN)/python -m pytest -q -m comfyui tests/bridges/comfyui
 
+FAULTS ?= tests/faults
 test-faults: $(VENV)/.installed-dev  ## all damage, I/O faults, kills, races and bombs (hours); write docs/reliability.json and its table
-	@GUIDON_FAULTS=long GUIDON_FAULTS_TABLE=docs/reliability.json $(BIN)/python -m pytest -q -m 'faults or not faults' -n auto tests/faults; \
+	@GUIDON_FAULTS=long GUIDON_FAULTS_TABLE=docs/reliability.json $(BIN)/python -m pytest -q -m 'faults or not faults' -n auto $(FAULTS); \
 	status=$$?; PYTHONPATH=tests $(BIN)/python tests/faults/report.py && exit $$status
 
 VERSIONS ?= 0.35.2 0.36.0 0.37.1 0.38.0 0.39.0 0.40.0 0.41.0 0.42.0

@@ -28,16 +28,14 @@ def measured(kinds: dict[str, Any]) -> dict[str, Any]:
     from faults.harness import LONG, SEED, as_plain
     from guidon.core.version import VERSION
 
+    run = {"date": time.strftime("%Y-%m-%d"), "run": "long" if LONG else "sample", "seed": SEED}
     return {
-        "format": "guidon faults 1",
-        "date": time.strftime("%Y-%m-%d"),
-        "run": "long" if LONG else "sample",
-        "seed": SEED,
+        "format": "guidon faults 2",
         "guidon": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.system(),
-        "kinds": [row | {name: _kept(row[name]) for name in ("cases", "failures")} for row in as_plain(kinds)],
+        "kinds": [row | run | {name: _kept(row[name]) for name in ("cases", "failures")} for row in as_plain(kinds)],
     }
 
 
@@ -49,8 +47,8 @@ def _kept(lines: list[str]) -> list[str]:
 def table(found: dict[str, Any]) -> str:
     """The table in Markdown: a row for each kind, and the sum."""
     lines = [
-        "| tried | cases | refused | survived | failed | CPU s | MB |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| tried | run | cases | refused | survived | failed | CPU s | MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     totals = dict.fromkeys(("refused", "survived", "failed"), 0)
     for row in found["kinds"]:
@@ -59,16 +57,20 @@ def table(found: dict[str, Any]) -> str:
         cpu = f"{row['cpu']:.1f}" if row["cpu"] else ""
         memory = f"{row['memory'] / 2**20:.0f}" if row["memory"] else ""
         numbers = (row["refused"], row["survived"], row["failed"])
-        lines.append(f"| {row['what']} | {sum(numbers)} | {' | '.join(map(str, numbers))} | {cpu} | {memory} |")
-    lines.append(f"| all | {sum(totals.values())} | {' | '.join(map(str, totals.values()))} | | |")
-    run = "every case" if found["run"] == "long" else "the sample that CI runs"
-    words = f"Measured on {found['date']}: {run}, seed {found['seed']}; Guidon {found['guidon']}, "
+        run = row["run"] if row["seed"] == 0 else f"{row['run']}, seed {row['seed']}"
+        lines.append(f"| {row['what']} | {run} | {sum(numbers)} | {' | '.join(map(str, numbers))} | {cpu} | {memory} |")
+    lines.append(f"| all | | {sum(totals.values())} | {' | '.join(map(str, totals.values()))} | | |")
+    dates = sorted({row["date"] for row in found["kinds"]})
+    words = f"Measured on {' to '.join(dict.fromkeys((dates[0], dates[-1])))}: Guidon {found['guidon']}, "
     return "\n".join([*lines, "", words + f"Python {found['python']}, torch {found['torch']}, {found['system']}."])
 
 
 def write(found: dict[str, Any], path: Path) -> None:
-    """Write what was measured as JSON."""
+    """Write what was measured as JSON. Kinds in the file that were not measured now stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text(encoding="utf-8"))["kinds"] if path.is_file() else []
+    kinds = {row["what"]: row for row in (*before, *found["kinds"])}
+    found = found | {"kinds": [kinds[what] for what in sorted(kinds)]}
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
