@@ -467,3 +467,10 @@ def test_a_velocity_is_the_one_of_the_path(s):
         as_eps = [convert(part, x, level, "flow", "eps") for part in (cond, uncond)]
         by_eps, _ = Guidance(3.0, "all", "cfg-zero:zeroed=0").combine(*as_eps, x, level, parameterization="eps")
         assert torch.allclose(convert(by_eps, x, level, "eps", "flow"), guided, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [3, 10**400, 1.5, [1], None])
+def test_a_rule_or_timing_that_is_no_text_is_refused_in_one_line(value):
+    for wrong in ({"rule": value}, {"timing": value}):
+        with pytest.raises(InputError, match=r"^(guidance rule|timing) '.*' does not exist"):
+            Guidance(2.0, "all", **wrong)

@@ -18,7 +18,7 @@ SETTINGS_OF = {
     "rescale": st.builds(Rescale, st.floats(0, 1)),
     "apg": st.builds(APG, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(-1, 1)),
     "cfg-zero": st.builds(CFGZero, st.floats(0, 1), st.floats(0, 1)),
-    "fdg": st.builds(FrequencyDecoupled, st.floats(0, 1e6), st.integers(1, 99)),
+    "fdg": st.builds(FrequencyDecoupled, st.floats(0, 1e6), st.integers(1, 16)),
     "perp-neg": st.builds(PerpendicularNegative, st.floats(0, 1e6)),
 }
 NEUTRAL = {
@@ -263,7 +263,8 @@ def test_rules_are_read_with_their_settings_and_written_whole():
     [
         ("abg", "did you mean 'apg'"), ("apg:moment=1", "'moment' is not a setting: apg has eta, norm_limit, momentum"),
         ("cfg:eta=1", "cfg has no settings"), ("apg:eta", "cannot be read"), ("apg:eta=x", "cannot be read"), ("apg:eta=1,eta=2", "once"),
-        ("rescale:phi=2", "from 0 to 1"), ("apg:eta=nan", "eta is nan"), ("fdg:levels=0", "at least 1"), ("fdg:levels=1.5", "cannot be read"),
+        ("rescale:phi=2", "from 0 to 1"), ("apg:eta=nan", "eta is nan"), ("fdg:levels=0", "from 1 to 16"), ("fdg:levels=1.5", "cannot be read"),
+        ("fdg:levels=" + "1" * 12, "levels is 1.11111e+11: give a number from 1 to 16"), ("fdg:levels=" + "1" * 400, "levels is inf"),
     ],
 )  # fmt: skip
 def test_bad_rules_are_refused_in_one_line(text, message):
@@ -293,3 +294,10 @@ def test_the_snippet_on_the_page_of_rules_runs():
     assert torch.equal(names["guided"][:, 3], names["cond"][:, 3])
     assert not torch.equal(names["guided"][:, :3], names["cond"][:, :3])
     assert names["memory"].guided == 1
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), "x", None, [1], 1j, float("nan")])
+@pytest.mark.parametrize(("kind", "name"), [(Rescale, "phi"), (APG, "eta"), (FrequencyDecoupled, "levels")])
+def test_a_setting_that_is_no_number_in_range_is_refused_in_python_too(kind, name, value):
+    with pytest.raises(InputError, match=f"{name} is .*: give a number"):
+        kind(**{name: value})

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError, setting
+from ..core.errors import InputError, setting, written
 from ..diffusion import NoiseLevel, Parameterization, convert, split_prediction
 from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_scale
 from .rules import Branches, Rule, parse_rule, rule_text
@@ -76,8 +76,8 @@ class Guidance:
         """
         parsed = parse_scale(scale)
         choice = channels if isinstance(channels, Unset) else ChannelChoice.parse(channels)
-        rule = parse_rule(rule) if isinstance(rule, str) else rule
-        timing = parse_timing(timing) if isinstance(timing, str) else timing
+        rule = rule if isinstance(rule, Rule) else parse_rule(written(rule, str))
+        timing = timing if isinstance(timing, Timing) else parse_timing(written(timing, str))
         rule.check(parsed if isinstance(parsed, tuple) else [parsed])
         if timing.ramps and not rule.by_scale_one:
             raise InputError(

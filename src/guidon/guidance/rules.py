@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +23,8 @@ from ..core.errors import InputError, nearest, setting
 from ..diffusion import NoiseLevel
 
 Scale = float | Tensor
+MOST_LEVELS = 16
+"""How often fdg halves a frame at most: no latent is larger than 2**16."""
 Space = Literal["own", "eps", "x0", "v", "flow", "velocity"]
 
 
@@ -73,10 +76,15 @@ class Rule(ABC):
         return
 
     def _require(self, name: str, low: float, high: float = math.inf) -> None:
-        value = getattr(self, name)
-        if not (math.isfinite(value) and low <= value <= high):
+        value: object = getattr(self, name)
+        try:
+            number = float(value) if isinstance(value, Real) else math.nan
+        except OverflowError:  # a whole number that no float holds
+            number = math.inf
+        if not (math.isfinite(number) and low <= number <= high):
+            shown = f"{number:g}" if isinstance(value, Real) else f"{value!r:.40}"
             limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise InputError(f"{setting('guidance')} {self.name}: {name} is {value:g}: give a number {limits}")
+            raise InputError(f"{setting('guidance')} {self.name}: {name} is {shown}: give a number {limits}")
 
 
 @dataclass(frozen=True)
@@ -223,7 +231,7 @@ class FrequencyDecoupled(Rule):
 
     def __post_init__(self) -> None:
         self._require("low", 0)
-        self._require("levels", 1)
+        self._require("levels", 1, MOST_LEVELS)
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         update = branches.cond - branches.uncond
