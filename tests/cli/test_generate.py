@@ -45,13 +45,14 @@ def test_it_writes_video_manifest_and_sheet_and_the_manifest_reproduces(generate
 
 
 def test_prompts_and_samples_come_together_in_one_sheet(run, tiny_model, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a blue square moves up on a black background\n\n")
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa blue square moves up on a black background\r\n\n")
     code, out, _ = run(
         "generate", PROMPT, "--prompts-file", tmp_path / "prompts.txt", "--num-samples", 2, "--steps", 2,
         "--out", tmp_path, "--format", "gif", "--interval", "0,1", "--trace", "--model", tiny_model, "--device", "cpu",
     )  # fmt: skip
     assert code == 0
     assert out.count("video:") == 4
+    assert len(list(tmp_path.glob("a-blue-square-*.gif"))) == 2
     assert out.count("contact sheet:") == 1
     trace = np.load(next(tmp_path.glob("*-trace.npz")))
     assert trace["difference"].shape == (4, 2, 4)

@@ -44,6 +44,21 @@ def test_refusals_and_the_end_of_the_process_pass(error):
     assert found.value is error
 
 
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="only Linux has such files")
+@pytest.mark.parametrize("name", ["pagemap", "maps"])
+def test_a_file_of_the_system_that_does_not_tell_its_size_is_refused(tmp_path, name):
+    (tmp_path / "link").symlink_to(f"/proc/self/{name}")  # pagemap has 256 GB
+    with pytest.raises(InputError, match="does not tell its size; give a file"):
+        regular_file(tmp_path / "link", "a recipe", 100)
+    (tmp_path / "empty").touch()
+    assert regular_file(tmp_path / "empty", "a recipe") == tmp_path / "empty"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_object(tmp_path / "a.json", "settings") == {"a": 1}
+
+
 def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")

@@ -273,7 +273,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
 
         what = f"{setting('prompts_file')}, a prompt a line"
         regular_file(file, what, TEXT_BYTES)
-        with reading(file, what), file.open(encoding="utf-8") as lines:
+        with reading(file, what), file.open(encoding="utf-8-sig") as lines:
             for line in lines:  # the whole text is never held beside its lines
                 found += [prompt for part in line.splitlines() if (prompt := part.strip())]
                 if len(found) > MOST_PROMPTS:

@@ -132,7 +132,9 @@ def printable(text: str) -> str:
 
 
 def regular_file(path: Path, what: str, at_most: Limit | int | None = None) -> Path:
-    """The path, after a check that it names a regular file of a sensible size. Nothing is opened.
+    """The path, after a check that it names a regular file of a sensible size.
+
+    Nothing is opened unless the size is 0: files of /proc say so too, and some of them never end.
 
     Args:
         path: the file. Symbolic links are followed.
@@ -140,12 +142,14 @@ def regular_file(path: Path, what: str, at_most: Limit | int | None = None) -> P
         at_most: the largest size in bytes; None for any size.
 
     Raises:
-        InputError: it is missing, a folder, a pipe, a device, a socket, or too large.
+        InputError: it is missing, a folder, a pipe, a device, a socket, too large, or does not tell its size.
     """
     with reading(path, what, "check the path"):
         found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
+        kind = None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
+        if kind is None and not found.st_size and not _is_empty(path):
+            kind = "made by the system and does not tell its size"
+    if kind is not None:
         raise InputError(f"{path} cannot be read as {what}: it is {kind}; give a file")
     if isinstance(at_most, Limit):
         at_most.check(found.st_size, path)
@@ -154,6 +158,17 @@ def regular_file(path: Path, what: str, at_most: Limit | int | None = None) -> P
             f"{path} cannot be read as {what}: it has {found.st_size:,} bytes, expected at most {at_most:,}; {ADVICE}"
         )
     return path
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether nothing can be read from a file now. It does not wait for content."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return not os.read(descriptor, 8)  # some files of the system give no less
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def is_there(path: Path, what: str) -> bool:
@@ -167,7 +182,7 @@ def is_there(path: Path, what: str) -> bool:
 
 
 def read_text(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> str:
-    """The content of a text file in UTF-8.
+    """The content of a text file in UTF-8, without a byte order mark, which some editors write.
 
     Args:
         path: the file.
@@ -179,7 +194,7 @@ def read_text(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> str:
     """
     regular_file(path, what, at_most)
     with reading(path, what):
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
 
 
 def read_json(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> Any:
