@@ -7,6 +7,7 @@ import torch
 import guidon
 from guidon.core.errors import InputError
 from guidon.guidance import RULES, Guidance, GuidanceTrace, GuidedDenoiser, Memory
+from guidon.models.vae.frames import FrameVAE
 from guidon.request import Request
 
 PROMPT = "a red circle moves left on a white background"
@@ -130,6 +131,16 @@ def test_numbers_that_overflow_are_no_video(pipe):
         pipe(PROMPT, steps=2, cfg_scale=1e38)
     with pytest.raises(InputError, match="batch_size is 0"):
         pipe(PROMPT, steps=2, batch_size=0)
+
+
+def test_an_autoencoder_that_gives_nan_makes_no_video(pipe, monkeypatch):
+    def decode(self, latents, *_):
+        return original(self, latents) * float("nan")
+
+    original = FrameVAE.decode
+    monkeypatch.setattr(FrameVAE, "decode", decode)
+    with pytest.raises(InputError, match="the autoencoder gave numbers that are not finite"):
+        pipe("a red circle moves left on a white background", steps=2)
 
 
 def test_loading_leaves_the_callers_random_numbers_alone(tiny_model):

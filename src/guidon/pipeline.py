@@ -345,6 +345,8 @@ def _with_rounded_timesteps(network: Network[Any]) -> Callable[[Tensor, NoiseLev
 def _decode_clip(vae: Autoencoder, latent: Tensor, micro_batch: int) -> np.ndarray:
     """The latents of one clip (1, C, T, h, w), or image (1, C, h, w), to uint8 frames (T, H, W, 3)."""
     decoded = vae.decode(latent, micro_batch)[0]
+    if not bool(decoded.isfinite().all()):
+        raise InputError("the autoencoder gave numbers that are not finite: look at its weights, or lower the scale")
     if decoded.ndim == 3:
         decoded = decoded[:, None]
     parts = [((part + 1) * 127.5).round().to(torch.uint8).cpu() for part in decoded.split(micro_batch, dim=1)]
