@@ -1,6 +1,7 @@
 """The application: its commands, and how errors and warnings end up on stderr."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.main import get_command
 import guidon
 from guidon import cli
 from guidon.cli import app
+from guidon.cli.app import main
 from guidon.core.errors import InputError, setting
 
 SOURCE = Path(guidon.__file__).parent
@@ -140,3 +142,42 @@ def test_below_the_command_line_no_text_spells_a_flag():
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and (spelled := flag.search(node.value)):
                 found.append(f"{name}:{node.lineno} {spelled[1]}")
     assert not found, "\n".join(found)
+
+
+def end_of(line, **more):
+    """The exit code, stdout and stderr of a shell's command line."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))} | more
+    done = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_closed_and_full_streams_change_no_exit_code():
+    assert end_of('"$0" -m guidon models >&-') == (0, "", "")
+    assert end_of('"$0" -m guidon nonsense 2>&- 0<&-') == (2, "", "")
+    assert end_of('"$0" -m guidon nonsense >&- 2>&- <&-') == (2, "", "")
+    if Path("/dev/full").exists():
+        assert end_of('"$0" -m guidon nonsense 2>/dev/full')[0] == 2
+
+
+def test_stdout_escapes_what_it_cannot_encode(tmp_path):
+    (tmp_path / "ñ.py").write_text("eps[:, :3] = uncond + s * (cond - uncond)")
+    code, out, error = end_of(f'"$0" -m guidon audit --all --exit-zero {tmp_path}', PYTHONIOENCODING="ascii")
+    assert (code, error) == (0, "")
+    assert "\\xf1.py" in out or "1 file" in out
+
+
+def test_a_deleted_working_folder_is_refused_in_one_line(tmp_path):
+    code, out, error = end_of(f'mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir ../gone; "$0" -m guidon models')
+    assert (code, out) == (2, "")
+    assert error == "guidon: the working folder does not exist any more: go to another folder\n"
+
+
+def test_ctrl_c_while_arguments_are_read_says_that_it_stopped(monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(get_command(app)), "make_context", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "guidon: stopped\n"

@@ -224,3 +224,11 @@ def test_killed_at_any_moment_it_leaves_no_half_written_output(tiny_model, tmp_p
                 assert load_video(path)[0].shape == (16, 64, 64, 3)
                 finished = True
     assert finished
+
+
+def test_words_that_are_no_utf_8_are_escaped_in_a_manifest(run, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["guidon", "\udcff"])
+    words = ("generate", "a red circle moves left on a white background", "--steps", "4", "--model", str(tiny_model))
+    assert run(*words, "--out", str(tmp_path / "x"))[0] == 0
+    manifest = next((tmp_path / "x").glob("*.mp4.json"))
+    assert json.loads(manifest.read_text())["command"] == "guidon '\\udcff'"

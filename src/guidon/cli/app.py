@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -20,6 +22,7 @@ from .outputs import say
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # the argument parser's error, from click or typer's own copy of it
 DEFECT = 70  # the exit code of a defect, EX_SOFTWARE of sysexits.h
+STOPPED = 130  # the exit code after Ctrl-C
 _STYLE: dict[str, Any] = {"cls": Group, "add_completion": False, "rich_markup_mode": None}
 
 app = typer.Typer(
@@ -77,18 +80,22 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     ``GUIDON_DEBUG`` is set in the environment, every error but bad input is raised instead.
     """
     debug = bool(os.environ.get("GUIDON_DEBUG"))
+    _open_closed_streams()
     width = None if sys.stdout.isatty() else 1000  # if help is piped, each option is on one line
     code: Any = 2
     try:
+        _require_working_folder()
         with _warnings_in_one_line():
             code = app(arguments, standalone_mode=False, terminal_width=width)
+        if code == STOPPED:  # typer was stopped while it read the arguments
+            say("stopped")
     except _UsageError as error:
         say(error.format_message())
     except InputError as error:
         say(str(error))
     except (typer.Abort, KeyboardInterrupt):  # Abort is a RuntimeError, so it must be caught before the others
         say("stopped")
-        code = 130
+        code = STOPPED
     except Exception as error:
         if debug:
             raise
@@ -103,6 +110,28 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             say(what_failed(error, sys.argv[1:] if arguments is None else arguments, typer.main.get_command(app)))
             code = DEFECT
     sys.exit(code or 0)
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null in place of a standard stream that is closed, and let stdout escape what it cannot encode.
+
+    A file that takes the number of a closed stream would receive what libraries print.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _require_working_folder() -> None:
+    """Refuse a working folder that was deleted, where a library of torch's would end the process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the working folder does not exist any more: go to another folder") from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def say(message: str) -> None:
 
     Control characters are escaped, because a message may quote a damaged file, and a terminal obeys them.
     """
-    print("guidon: " + printable(" ".join(message.split())), file=sys.stderr)
+    with suppress(OSError):  # a message that cannot be written must not end a run, nor change its exit code
+        print("guidon: " + printable(" ".join(message.split())), file=sys.stderr)
 
 
 def prepare_folder(out: Path) -> None:
@@ -112,7 +114,7 @@ def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str
     from ..media import contact_sheet
 
     samples = len(request.samples)
-    command = shlex.join(sys.argv)
+    command = shlex.join(sys.argv).encode(errors="backslashreplace").decode()  # a path may be no UTF-8
     kind = "image:" if format == "png" else "video:"
     for number, video in enumerate(videos):
         name = output_name(request, weights, number // samples, request.samples[number % samples])
