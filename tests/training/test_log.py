@@ -53,6 +53,7 @@ def test_skipped_steps_are_counted_and_do_not_enter_means(tmp_path, capsys):
     [
         b"step,loss\n1,0.5\nx,0.5\n", b"step,loss\n1,0.5,7\n", b"step,loss\n1,0.5q\n", b"step,loss\n1,\xff\n",
         b"loss\n1\n", b"step\n1\n\"" + b"0" * 200_000, b"step\n\0\n",
+        b"step\n" + b"9" * 5000,
     ],
 )  # fmt: skip
 def test_a_damaged_log_is_refused_in_one_line(tmp_path, damaged):
@@ -73,3 +74,7 @@ def test_curves_are_drawn_with_gaps_and_without_rows(tmp_path):
     rows = [{"step": "2", "loss": "0.5"}, {"step": "4", "loss": "0.25", "joint": "0.5"}]
     assert draw_curves(rows, tmp_path / "curve.png").stat().st_size > 1000
     assert draw_curves([], tmp_path / "empty.png").stat().st_size > 0
+
+
+def test_a_name_is_drawn_as_text_even_if_it_looks_like_a_formula(tmp_path):
+    assert draw_curves([{"step": "2", r"$\no$": "0.5"}], tmp_path / "curve.png").stat().st_size > 1000

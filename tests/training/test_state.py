@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from guidon.checkpoints import files
 from guidon.core.errors import InputError
 from guidon.training import load_recipe, run_recipe
 from guidon.training.state import read_state
@@ -53,15 +54,48 @@ def test_damage_with_good_checksums_is_refused_by_the_digest(tmp_path):
         refused(config, "its content is not what was written; delete it")
 
 
+EMPTY = {"step": 0, "seconds": 0.0, "identity": {}, "module": {}, "ema": {}, "optimisers": []}
+
+
+def nested(make, depth=24):
+    """A value that holds another one twice, which holds a third one twice, and so on."""
+    value = make(())
+    for _ in range(depth):
+        value = make((value, value))
+    return value
+
+
+@pytest.mark.parametrize("name", ["list", "tuple", "tensor"])
+def test_a_small_checkpoint_that_asks_for_much_is_refused(tmp_path, name):
+    one = torch.zeros(100_000)
+    content = {
+        "list": {"optimisers": nested(list)},
+        "tuple": {"identity": {"a": nested(tuple)}},
+        "tensor": {"module": {str(k): one for k in range(1000)}},
+    }[name]
+    torch.save(EMPTY | content, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"repeats its content|holds a tuple"):
+        read_state(tmp_path / "checkpoint.pt")
+
+
+def test_a_log_may_be_longer_than_the_pickle_of_foreign_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_STEPS", 100)
+    monkeypatch.setenv("GUIDON_MAX_TEXT_BYTES", "1000")
+    log = [{"step": str(k), "loss": str(k / 64)} for k in range(200)]
+    torch.save(EMPTY | {"log": log}, tmp_path / "checkpoint.pt")
+    assert len(read_state(tmp_path / "checkpoint.pt").log) == len(log)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"log": [{"step": "x"}]}, "row 2 has no step"), ({"log": [{"step": "1", "loss": "x"}]}, "could not convert"),
         ({"step": "x"}, "step"), ({"step": -1}, "step"), ({"step": None}, "step"), ({"seconds": float("nan")}, "seconds"),
         ({"module": [1]}, "module"), ({"module": {"a": 1}}, "module.a"), ({"ema": {}}, "its weights do not fit the recipe"),
         ({"optimisers": {}}, "optimisers"), ({"optimisers": []}, "another optimiser"), ({"more": 1}, "unknown key 'more'"),
         ({"identity": None}, "identity"), ({"log": [{"step": 3}]}, "log"), ({"optimisers": [{"state": {}}]}, "does not load"),
         ({"optimisers": [{"state": 3, "param_groups": [{"params": [0]}]}]}, "another optimiser"),
-        ({"module": {"a": torch.zeros(1).expand(10**6, 10**6)}}, "larger than its data"),
+        ({"module": {"a": torch.zeros(1).expand(10**6, 10**6)}}, "repeats its content"),
         ({"ema": {"a": torch.tensor([1.0, float("inf")])}}, "its ema.a holds NaN or infinity"),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.reading import TEXT_BYTES, is_there, read_object, reading, regular_file
-from .pickles import refuse_bombs
+from .pickles import MOST_STEPS, refuse_bombs
 
 WHAT = "a checkpoint"
 AGAIN = "it is truncated or damaged: copy or download it again"
@@ -181,8 +181,13 @@ def _torch_file(path: Path, checksums: bool) -> Any:
         return content
 
 
-def refuse_bad_archive(path: Path, checksums: bool) -> None:
+def refuse_bad_archive(path: Path, checksums: bool, any_length: bool = False) -> None:
     """Refuse a zip file that PyTorch did not write, or that is damaged. PyTorch stores values as they are.
+
+    Args:
+        path: the file.
+        checksums: check those of its parts, which reads all of it.
+        any_length: its pickle may have any length, as that of a checkpoint of training, which holds a long log.
 
     Raises:
         ValueError: a checksum differs, or values are compressed, doubled or overlap, as in a zip bomb.
@@ -197,9 +202,10 @@ def refuse_bad_archive(path: Path, checksums: bool) -> None:
             raise ValueError(f"it would unpack to {stored:,} bytes, and PyTorch never packs a checkpoint")
         for member in members:
             if member.filename.endswith(".pkl"):
-                TEXT_BYTES.check(member.file_size, path)
+                if not any_length:
+                    TEXT_BYTES.check(member.file_size, path)
                 with archive.open(member) as content:
-                    refuse_bombs(content, 1)
+                    refuse_bombs(content, 1, member.file_size if any_length else MOST_STEPS)
         if checksums and (damaged := archive.testzip()):
             raise ValueError(f"the checksum of {damaged} differs")
 

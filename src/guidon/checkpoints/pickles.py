@@ -16,12 +16,13 @@ _MARK = 0  # no value has the size 0
 _PUT, _GET = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
-def refuse_bombs(file: IO[bytes], pickles: int) -> None:
+def refuse_bombs(file: IO[bytes], pickles: int, most_steps: int = MOST_STEPS) -> None:
     """Refuse pickles of too many steps, or with a tuple that expands to too many values.
 
     Args:
         file: the pickles, one after the other, from the file's position on.
         pickles: how many there are.
+        most_steps: how many steps they may have together.
 
     Raises:
         ValueError: the pickles are bombs, or are damaged.
@@ -31,8 +32,8 @@ def refuse_bombs(file: IO[bytes], pickles: int) -> None:
         stack, memo = list[int](), dict[int, int]()  # the size of each value
         for step, argument, _ in pickletools.genops(file):
             steps += 1
-            if steps > MOST_STEPS:
-                raise ValueError(f"its pickle has more than {MOST_STEPS:,} steps")
+            if steps > most_steps:
+                raise ValueError(f"its pickle has more than {most_steps:,} steps")
             if step.name in _PUT:
                 memo[int(argument)] = stack[-1]  # pyright: ignore[reportArgumentType]
             elif step.name == "MEMOIZE":

@@ -19,6 +19,7 @@ from ..core.extras import require
 from ..core.reading import read_text, reading
 
 NOT_DRAWN = ("step", "seconds", "skipped")
+MOST_DIGITS = 18  # of a step
 
 
 class Log:
@@ -95,12 +96,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     text = read_text(path, "the log of a run")
     with reading(path, "the log of a run", "delete it; training goes on without the rows before its checkpoint"):
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        for number, row in enumerate(rows, start=2):
-            if None in row or not (row.get("step") or "").isdecimal():
-                raise ValueError(f"row {number} has no step, or more values than the header has names")
-            for value in row.values():
-                float(value or 0)
+        check_rows(rows)
     return [{name: value or "" for name, value in row.items()} for row in rows]
+
+
+def check_rows(rows: Iterable[Mapping[str, str | None]]) -> None:
+    """Check that rows can be compared and drawn.
+
+    Raises:
+        ValueError: a row has no step or more values than there are names, or a value is not a number.
+    """
+    for number, row in enumerate(rows, start=2):  # line 1 of the file holds the names
+        step = row.get("step") or ""
+        if None in row or not step.isdecimal() or len(step) > MOST_DIGITS:
+            raise ValueError(f"row {number} has no step, or more values than the header has names")
+        for value in row.values():
+            float(value or 0)
 
 
 def draw_curves(rows: Sequence[Mapping[str, str]], picture: Path) -> Path:
@@ -124,7 +135,7 @@ def draw_curves(rows: Sequence[Mapping[str, str]], picture: Path) -> Path:
             linewidth=1,
             marker="." if len(points) < 30 else "",
         )
-        axes.set_title(name, fontsize=9)
+        axes.set_title(name, fontsize=9, parse_math=False)  # a name is no formula
         axes.tick_params(labelsize=7)
         if points and name.startswith(("loss", "mse", "vb", "val_mse")) and min(value for _, value in points) > 0:
             axes.set_yscale("log")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from ..checkpoints.component import refuse_misfit
@@ -24,9 +24,11 @@ from ..core.hashing import hash_tensors
 from ..core.reading import reading, regular_file
 from ..core.settings import Settings, validated
 from .ema import EMA
+from .log import check_rows
 
 EARLIER_NAMES = {"level.": "terms.mse.loss_level.", "area_level.": "terms.area.loss_level."}
 """Prefixes of buffer names: as earlier versions wrote them -> now. Earlier versions wrote them even if unused."""
+REPEATS = 4  # times that the bytes of a checkpoint may be used, on average
 DELETE = "delete it to train again from the start"
 
 
@@ -67,6 +69,12 @@ class State(Settings):
     """The state of every optimiser."""
     digest: str | None = None
     """A hash of everything else. Earlier versions wrote none."""
+
+    @field_validator("log")
+    @classmethod
+    def _rows_can_be_drawn(cls, rows: tuple[dict[str, str], ...] | None) -> tuple[dict[str, str], ...] | None:
+        check_rows(rows or ())
+        return rows
 
 
 class Checkpoint:
@@ -189,8 +197,9 @@ def read_state(path: Path) -> State:
     """
     regular_file(path, "a checkpoint")
     with reading(path, "a checkpoint", DELETE):
-        refuse_bad_archive(path, checksums=True)
+        refuse_bad_archive(path, checksums=True, any_length=True)
         values = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_repeats(values, path.stat().st_size)
         try:
             state = validated(State, values, None)
         except InputError as error:
@@ -202,6 +211,38 @@ def read_state(path: Path) -> State:
         if broken:
             raise ValueError(f"its {broken} holds NaN or infinity")
     return state
+
+
+def _refuse_repeats(content: Any, size: int) -> None:
+    """Refuse content that a small file repeats many times: a list that holds another one twice, and so on.
+
+    Args:
+        content: nested data.
+        size: bytes of its file.
+
+    Raises:
+        ValueError: it has more values than the file has bytes, or its tensors have several times the file's bytes.
+    """
+    values, needed = _extent(content, {})
+    if values > size or needed > REPEATS * size:
+        raise ValueError(f"it repeats its content: {values:,} values and {needed:,} bytes in a file of {size:,}")
+
+
+def _extent(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """The number of values in nested data and the bytes of its tensors, a part counted at each use of it.
+
+    Args:
+        value: the data.
+        known: what was found for each part, by its ``id``.
+    """
+    if isinstance(value, Tensor):
+        return 1, value.numel() * value.element_size()
+    if not isinstance(value, Mapping | list | tuple):
+        return 1, 0
+    if id(value) not in known:
+        parts = [_extent(part, known) for part in (value.values() if isinstance(value, Mapping) else value)]
+        known[id(value)] = 1 + sum(count for count, _ in parts), sum(needed for _, needed in parts)
+    return known[id(value)]
 
 
 def _digest(content: Mapping[str, Any]) -> str:
