@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import model_validator
 
@@ -12,6 +14,7 @@ class Inner(Settings):
 class Outer(Settings):
     name: str
     inner: Inner = Inner()
+    place: Path = Path()
 
 
 def test_settings_are_validated_and_frozen():
@@ -26,6 +29,7 @@ def test_settings_are_validated_and_frozen():
     [
         ({"nam": "a"}, "here: .*'nam'.*did you mean 'name'|here: the key 'name' is missing"),
         ({"name": "a", "innr": {}}, "unknown key 'innr' .did you mean 'inner'"),
+        ({"name": "a", "place": "a\0b"}, "place: .* a path cannot hold the character NUL"),
         ({"name": "a", "inner": {"widht": 2}}, r"unknown key 'inner\.widht' .did you mean 'width'"),
         ({"name": "a", "inner": {"width": "x"}}, r"inner\.width: given 'x'"),
         (["name"], "expected a mapping"),

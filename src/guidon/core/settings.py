@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from .errors import InputError, nearest, setting, written
 from .reading import DIGITS, Limit, parse_json, read_text, reading
@@ -24,6 +24,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     also_read: ClassVar[tuple[str, ...]] = ()
     """Keys that are no fields but that a validator of the class reads. Hints for a mistyped key may name them."""
+
+    @field_validator("*")
+    @classmethod
+    def _can_name_a_file(cls, value: object) -> object:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("a path cannot hold the character NUL")
+        return value
 
 
 S = TypeVar("S", bound=Settings)
