@@ -3,6 +3,7 @@
 import ast
 import builtins
 import json
+from pathlib import Path
 
 import pytest
 
@@ -296,6 +297,13 @@ def test_what_cannot_be_parsed_is_counted_and_named(tmp_path):
     named = {file.rsplit("/", 1)[1] for file, _ in result.unreadable}
     assert named == {"syntax.py", "null.py", "bytes.py", "coding.py", "deep.py", "python2.py"}
     assert result.findings == ()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux has such files")
+def test_a_file_of_the_system_is_not_read(tmp_path):
+    (tmp_path / "link.py").symlink_to("/proc/self/maps")
+    ((_, why),) = audit([tmp_path]).unreadable
+    assert "does not tell its size" in why
 
 
 def test_other_encodings_and_long_sums_are_read(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import guidon
 from guidon import cli, world
-from guidon.analysis.evaluate import CEILING, TRUTH, Setting, evaluate, look_during_training, settings_of
+from guidon.analysis.evaluate import CEILING, TRUTH, Setting, evaluate, look_during_training, measure_files, settings_of
 from guidon.core.errors import InputError
 from guidon.media.files import save_video
 from guidon.metrics.world import METRICS
@@ -70,6 +70,12 @@ def test_training_looks_at_what_it_exports(tiny_model, tmp_path):
     watched = {"joint", "colour", "shape", "direction", "size", "outline_error", "law_residual"}
     assert set(look_during_training(folder, 40)) == watched
     assert (tmp_path / "sheets" / "0000040.png").stat().st_size > 1000
+
+
+def test_a_file_is_measured_whose_name_leaves_no_room_for_that_of_a_manifest(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+    path = save_video(frames, tmp_path / "a.gif").rename(tmp_path / ("a" * 251 + ".gif"))
+    assert "| sharpness |" in measure_files([path], None, None)
 
 
 def test_files_are_measured_with_and_without_captions(tmp_path, capsys):

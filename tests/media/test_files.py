@@ -102,6 +102,13 @@ def test_a_place_that_cannot_hold_the_video_is_refused(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_folder_of_frames_may_name_them_in_capitals(tmp_path):
+    save_video(CLIP, tmp_path / "clip")
+    for file in list((tmp_path / "clip").iterdir()):
+        file.rename(file.with_suffix(".PNG"))
+    assert np.array_equal(load_video(tmp_path / "clip")[0], CLIP)
+
+
 def test_files_that_are_no_video_are_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"not a video")
     (tmp_path / "empty").mkdir()

@@ -221,7 +221,8 @@ class _Frames:
 
 
 def _read_folder(path: Path) -> np.ndarray:
-    files = sorted(path.glob("*.png"), key=lambda file: (len(file.stem) if file.stem.isdecimal() else 0, file.name))
+    found = [file for file in path.iterdir() if file.suffix.lower() == ".png"]
+    files = sorted(found, key=lambda file: (len(file.stem) if file.stem.isdecimal() else 0, file.name))
     if not files:
         raise InputError(f"the folder {path} holds no PNG frames")
     return _read_pictures(path, files, "PNG")

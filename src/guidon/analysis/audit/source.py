@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import InputError, first_line, setting
+from ...core.reading import regular_file
 
 SKIPPED = {".git", "__pycache__", ".hg", ".svn", ".ipynb_checkpoints", "node_modules"}
 SUFFIXES = (".py", ".ipynb")
@@ -74,10 +75,12 @@ def read(path: Path) -> str | None:
         Unreadable: the file cannot be read as Python source.
     """
     try:
-        size = path.stat().st_size
+        size = regular_file(path, "source code").stat().st_size
         if size > MOST_BYTES:
             raise Unreadable(f"is {size >> 20} MB long")
         raw = path.read_bytes()
+    except InputError as error:  # it cannot be opened, or is a file of the system
+        raise Unreadable(str(error)) from None
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
     short = size < SHORT
