@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from guidon.checkpoints import files
 from guidon.core.errors import InputError
 from guidon.training import load_recipe, run_recipe
-from guidon.training.state import read_state
-from recipes import VAE, assert_equal_weights, at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
+from guidon.training.ema import EMA
+from guidon.training.state import Checkpoint, Progress, read_state
+from recipes import VAE, assert_equal_weights, at_step, denoiser_recipe, rows_of, vae_recipe, vae_task, weights_of
 
 
 def checkpoint_of(tmp_path):
@@ -52,6 +53,33 @@ def test_damage_with_good_checksums_is_refused_by_the_digest(tmp_path):
     for change in changes:
         torch.save(whole | change, checkpoint)
         refused(config, "its content is not what was written; delete it")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda optimiser: optimiser["state"][0].update(step=torch.zeros(3)),
+        lambda optimiser: optimiser["state"][0].update(exp_avg=torch.zeros(3)),
+        lambda optimiser: optimiser["state"][0].pop("exp_avg_sq"),
+        lambda optimiser: optimiser["param_groups"][0].update(betas=("x", 0.9)),
+        lambda optimiser: optimiser["param_groups"][0].update(eps=None),
+    ],
+)
+def test_an_optimiser_that_could_not_do_a_step_is_refused(tmp_path, change):
+    task = vae_task(tmp_path)
+    weights = list(task.module.parameters())
+    optimiser = torch.optim.AdamW(weights, fused=True)
+    sum(weight.sum() for weight in weights).backward()
+    optimiser.step()
+    kept = Checkpoint(tmp_path / "checkpoint.pt", {}, frozenset(), task.module, EMA(task.module, 0.9), [optimiser])
+    kept.save(Progress(1))
+    kept.load()
+    whole = torch.load(kept.path, weights_only=True)
+    del whole["digest"]
+    change(whole["optimisers"][0])
+    torch.save(whole, kept.path)
+    with pytest.raises(InputError, match=r"the state of its optimiser does not fit: its .* is"):
+        kept.load()
 
 
 EMPTY = {"step": 0, "seconds": 0.0, "identity": {}, "module": {}, "ema": {}, "optimisers": []}

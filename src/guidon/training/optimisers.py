@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import InputError
 from .recipe import Optimiser
+
+STATE = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+"""What each optimiser keeps for a parameter: scalars called "step", and tensors of the parameter's shape."""
 
 
 def learning_rate(step: int, steps: int, settings: Optimiser) -> float:
@@ -39,3 +45,32 @@ def make_optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.
         hidden, settings.muon_lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, adamw]
+
+
+def refuse_unusable(optimiser: torch.optim.Optimizer, made: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a state that was loaded into an optimiser and with which it cannot do a step.
+
+    Args:
+        optimiser: with the state.
+        made: its groups of parameters as they were before.
+
+    Raises:
+        ValueError: the state lacks a part, or a part is of another type or shape.
+    """
+    for group, before in zip(optimiser.param_groups, made, strict=True):
+        for name in before.keys() - {"params"}:
+            if _kind(group.get(name)) != _kind(before[name]):
+                raise ValueError(f"its {name} is {group.get(name)!r:.60}, not like {before[name]!r}")
+        for parameter in group["params"]:
+            kept: Mapping[str, Any] = optimiser.state.get(parameter, {})
+            for name in STATE[type(optimiser).__name__] if kept else ():  # a parameter without a gradient has no state
+                value, shape = kept.get(name), () if name == "step" else parameter.shape
+                if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != shape:
+                    raise ValueError(f"its {name} is no tensor of shape {tuple(shape)}")
+
+
+def _kind(value: object) -> object:
+    """The type of a setting; numbers are of one type, and sequences are of the types of their parts."""
+    if isinstance(value, tuple | list):
+        return [_kind(part) for part in value]
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)

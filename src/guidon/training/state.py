@@ -25,6 +25,7 @@ from ..core.reading import reading, regular_file
 from ..core.settings import Settings, validated
 from .ema import EMA
 from .log import check_rows
+from .optimisers import refuse_unusable
 
 EARLIER_NAMES = {"level.": "terms.mse.loss_level.", "area_level.": "terms.area.loss_level."}
 """Prefixes of buffer names: as earlier versions wrote them -> now. Earlier versions wrote them even if unused."""
@@ -151,12 +152,17 @@ class Checkpoint:
         if len(state.optimisers) != len(self.optimisers):
             raise self._refusal("it was trained with another optimiser")
         for optimiser, saved in zip(self.optimisers, state.optimisers, strict=True):
+            made = optimiser.param_groups
             try:
                 optimiser.load_state_dict(saved)
             except ValueError:  # other parameters
                 raise self._refusal("it was trained with another optimiser") from None
             except Exception as error:  # a state that no optimiser wrote can make PyTorch raise any exception
                 raise self._refusal(f"the state of its optimiser does not load ({type(error).__name__})") from error
+            try:
+                refuse_unusable(optimiser, made)
+            except ValueError as error:
+                raise self._refusal(f"the state of its optimiser does not fit: {error}") from None
         return Progress(state.step, state.seconds, state.skipped, state.log)
 
     def _compare(self, state: State) -> None:
