@@ -1,5 +1,6 @@
 """The gradient of a decoded object's area: it foretells what evaluation reads, and goes with its clip."""
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path, 
         assert alike > 0.99
         assert not reversed_ or unlike < 0.9
     assert 0 < backwards < 6
-    nothing = cast("Any", None)  # nothing is encoded again
+    nothing = cast("Any", SimpleNamespace(config=vae.config))  # nothing is encoded again
     again = LatentClips.prepare(tmp_path, nothing, "", 6, 0, families=False, areas=True)
     assert torch.equal(cast("torch.Tensor", again.area_gradients), cast("torch.Tensor", clips.area_gradients))
     without = LatentClips.prepare(tmp_path, nothing, "", 6, 0, families=False, areas=False)

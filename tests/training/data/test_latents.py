@@ -1,14 +1,19 @@
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from guidon import world
+from guidon.training.data.cache import store
 from guidon.training.data.latents import LatentClips, touched
 
 
 class Blank(torch.nn.Linear):
     """An autoencoder of nothing, for what batches say."""
+
+    config = SimpleNamespace(latent_channels=4, downsampling=world.SIZE // 2)
 
     def encode(self, video):
         return video.new_zeros(1, 4, video.shape[2], 2, 2)
@@ -68,6 +73,19 @@ def test_clips_are_encoded_once_for_each_autoencoder_and_kind(tmp_path, monkeypa
     for values in kinds:
         clips_of(tmp_path, **{"count": 8} | values)
     assert {path for path, at in files.items() if path.stat().st_mtime_ns != at} == {damaged}
+
+
+@pytest.mark.parametrize("other", [torch.zeros(8), torch.zeros(8, 4, 16, 2, 3).half(), torch.zeros(8, 4, 16, 2, 2)])
+def test_stored_latents_of_another_form_are_made_again(tmp_path, capsys, other):
+    clips_of(tmp_path, 8)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        key = file.metadata()["key"]
+    store(path, key, {"latents": other})
+    assert clips_of(tmp_path, 8).latents.shape == (8, 4, 16, 2, 2)
+    assert path.read_bytes() == whole
+    assert "not of the shapes that are needed; they are made again" in capsys.readouterr().err
 
 
 def test_wrong_captions_are_as_many_as_asked_for(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from guidon import world
 from guidon.core.errors import InputError
@@ -9,6 +10,7 @@ from guidon.models.small import FAMILY
 from guidon.models.small.folder import find_model
 from guidon.models.sources import Sources
 from guidon.training.data import rollouts
+from guidon.training.data.cache import store
 from guidon.training.data.rollouts import Rollouts
 from guidon.training.recipe import Sampling
 from recipes import CPU, redraw_truth
@@ -82,6 +84,16 @@ def test_an_interrupted_run_goes_on_with_the_next_block(tmp_path, model, readabl
     path.write_bytes(path.read_bytes()[:100])  # a damaged block is sampled again
     assert torch.equal(prepare(tmp_path / "cut", model, 3 * BLOCK).drawn, whole.drawn)
     assert asked[4:] == [0]
+    with safe_open(path, framework="pt") as file:  # and so is one of another form
+        key, block = file.metadata()["key"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for change in (
+        {"numbers": block["numbers"] - 1},
+        {"drawn": block["drawn"][:, :1].contiguous()},
+        {"more": block["numbers"].clone()},
+    ):
+        store(path, key, block | change)
+        assert torch.equal(prepare(tmp_path / "cut", model, 3 * BLOCK).drawn, whole.drawn)
+    assert asked[5:] == [0, 0, 0]
 
 
 def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable):

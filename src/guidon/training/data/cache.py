@@ -6,7 +6,7 @@ Several runs may store the same file at the same time. Each writes the whole fil
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -30,7 +30,9 @@ def store(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
     write_bytes(path, safetensors_bytes(tensors, {"key": key, "digest": hash_tensors(tensors, key)}))
 
 
-def stored(path: Path, key: str, what: str) -> dict[str, Tensor] | None:
+def stored(
+    path: Path, key: str, what: str, fits: Callable[[Mapping[str, Tensor]], bool] | None = None
+) -> dict[str, Tensor] | None:
     """The tensors in a file of ``store``; None where they must be computed.
 
     A line on stderr says so if there is a file that cannot be used: it is damaged, belongs to another key, or has no
@@ -40,6 +42,7 @@ def stored(path: Path, key: str, what: str) -> dict[str, Tensor] | None:
         path: the file.
         key: what the tensors must have been computed from.
         what: what they are, for messages, such as "latents".
+        fits: whether tensors have the names, shapes and types that are needed; None for any.
 
     Raises:
         InputError: the path is no regular file.
@@ -58,6 +61,8 @@ def stored(path: Path, key: str, what: str) -> dict[str, Tensor] | None:
                 raise ValueError("its content is not what was written")
             if fields["key"] != key:
                 raise ValueError("it was made with other settings")
+            if fits is not None and not fits(tensors):
+                raise ValueError("its tensors are not of the shapes that are needed")
     except InputError as error:
         print(error, file=sys.stderr)
         return None

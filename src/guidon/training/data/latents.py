@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -71,10 +71,12 @@ class LatentClips:
         family_size = len(world.SHAPES) if families else 1
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {family_size}"
         sweep(folder)
-        latents = _kept(folder, "latents", key, clips, partial(_encode, vae, seed, family_size))
+        side = world.SIZE // vae.config.downsampling
+        shape = (clips, vae.config.latent_channels, world.FRAMES, side, side)
+        latents = _kept(folder, "latents", key, shape, partial(_encode, vae, seed, family_size))
         gradients = None
         if areas:
-            gradients = _kept(folder, "areas", key, clips, partial(_area_gradient, vae, seed, family_size, latents))
+            gradients = _kept(folder, "areas", key, shape, partial(_area_gradient, vae, seed, family_size, latents))
         return cls(seed, family_size, latents, gradients)
 
     def batch(self, step: int, size: int, *, caption_noise: float = 0.0) -> Batch:
@@ -154,15 +156,23 @@ def _scene(seed: int, family_size: int, index: int) -> world.Scene:
     return world.family("train", seed, first)[member]
 
 
-def _kept(folder: Path, name: str, key: str, count: int, make: Callable[[int], Tensor]) -> Tensor:
-    """The fp16 tensor stored under this key; if there is none, ``make(index)`` of every clip, which is then stored.
+def _kept(folder: Path, name: str, key: str, shape: tuple[int, ...], make: Callable[[int], Tensor]) -> Tensor:
+    """The fp16 tensor of this shape, (N, ...), that is stored under this key.
+
+    If there is none, it is made of ``make(index)`` of all N clips, and stored.
 
     Raises:
         InputError: a value is NaN, or too large for fp16; or they do not fit in memory or on the disk.
     """
     path, own = folder / f"{name}-{hash_text(key)[:8]}.safetensors", f"{name} {key}"
-    if (kept := stored(path, own, f"clips' {name}")) is not None:
+
+    def fits(tensors: Mapping[str, Tensor]) -> bool:
+        found = tensors.get(name)
+        return found is not None and found.shape == shape and found.dtype == torch.float16
+
+    if (kept := stored(path, own, f"clips' {name}", fits)) is not None:
         return kept[name]
+    count = shape[0]
     made: list[Tensor] = []
     with progress(f"preparing clips: {name}") as on_step:
         for index in range(count):

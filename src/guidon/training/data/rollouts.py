@@ -8,7 +8,7 @@ them (as scheduled sampling does for sequences, Bengio et al. 1506.03099).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,7 +87,7 @@ class Rollouts:
                 path = place / f"{first:06}.safetensors"
                 numbers = range(first, min(first + size, count))
                 own = f"{key} {len(numbers)}"
-                if (block := stored(path, own, "rollouts")) is None:
+                if (block := stored(path, own, "rollouts", partial(_fits, model, numbers))) is None:
                     block = _sample(model, seed, numbers, sampling, device)
                     store(path, own, block)
                 blocks.append(block)
@@ -98,6 +98,19 @@ class Rollouts:
         clips = [world.clip("train", seed, number) for number in found["numbers"].tolist()]
         captions, backwards = [clip.caption for clip in clips], [_backwards(clip) for clip in clips]
         return cls(captions, backwards, found["drawn"], found["clean"], found["objects"])
+
+
+def _fits(model: Model, numbers: range, block: Mapping[str, Tensor]) -> bool:
+    """Whether a stored block is one that ``_sample`` makes for rollouts of these numbers."""
+    if block.keys() != {"numbers", "drawn", "clean", "objects"}:
+        return False
+    found = block["numbers"]
+    if found.ndim != 1 or found.dtype != torch.int64 or not set(found.tolist()) <= set(numbers):
+        return False
+    channels, *grid = model.latent_shape
+    latents, objects = ((len(found), channels, *grid), torch.float16), ((len(found), *grid), torch.bool)
+    wanted = {"drawn": latents, "clean": latents, "objects": objects}
+    return all((tuple(block[name].shape), block[name].dtype) == form for name, form in wanted.items())
 
 
 def _backwards(clip: world.Clip) -> str | None:
