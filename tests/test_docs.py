@@ -38,9 +38,14 @@ def run(line, *more):
     assert stop.value.code == 0, line
 
 
+def cheap(line):
+    """The command with few steps and evaluations."""
+    return re.sub(r"--evaluations \d+", "--evaluations 6", re.sub(r"--steps \d+", "--steps 2", line))
+
+
 def test_the_readmes_commands_run(elsewhere):
     assert len(COMMANDS) >= 6
-    for line in COMMANDS:
+    for line in map(cheap, COMMANDS):
         quick = () if re.search(r"--steps|--from|\*|guidon study", line) else ("--steps", "4")
         run(line, *quick)
     assert len(list(elsewhere.glob("outputs/*.mp4"))) >= 5
@@ -76,7 +81,7 @@ def test_the_originals_pages_commands_run_on_files_of_those_names(elsewhere, pag
 def test_the_commands_of_the_pages_on_guidance_run(elsewhere, page):
     lines = commands((ROOT / "docs" / f"{page}.md").read_text())
     assert lines
-    for line in lines:
+    for line in map(cheap, lines):
         run(line, *(("--steps", "3") if "generate" in line else ()))
 
 

@@ -70,7 +70,7 @@ def test_killed_again_and_again_a_study_ends_as_if_undisturbed(tmp_path, whole):
 def test_several_runners_share_a_study_and_one_may_be_killed(tmp_path, whole, runners):
     moments = chance(f"{runners} runners")
     with trials(f"study run, {runners} at once, one killed half of the times") as found:
-        for number in range(count(long=40, in_ci=2)):
+        for number in range(count(long=40, in_ci=1)):
             out = tmp_path / str(number)
             children = [Child(run, out) for _ in range(runners)]
             moment = wait_for(out, children[0], moments) if number % 2 else ""
@@ -85,7 +85,7 @@ def test_several_runners_share_a_study_and_one_may_be_killed(tmp_path, whole, ru
 
 def test_two_plans_for_one_folder_at_once_give_one_study(tmp_path, whole):
     with trials("study run with two plans for one folder") as found:
-        for number in range(count(long=40, in_ci=2)):
+        for number in range(count(long=40, in_ci=1)):
             out = tmp_path / str(number)
             children = [Child(run, out, "study.yaml"), Child(run, out, "other.yaml")]
             told = [running.wait() for running in children]
@@ -99,7 +99,7 @@ def test_two_plans_for_one_folder_at_once_give_one_study(tmp_path, whole):
 def test_a_report_while_a_study_runs_says_so_or_is_made(tmp_path):
     moments = chance("report")
     with trials("study report while the study runs") as found:
-        for number in range(count(long=40, in_ci=2)):
+        for number in range(count(long=40, in_ci=1)):
             out = tmp_path / str(number)
             running = Child(run, out)
             moment = wait_for(out, running, moments)
@@ -113,7 +113,7 @@ def test_a_report_while_a_study_runs_says_so_or_is_made(tmp_path):
 
 
 def test_what_a_study_writes_is_old_or_new(tmp_path):
-    inject("study_run", "study_run_again", "study_report", folder=tmp_path, in_ci=6, module="faults.study_targets")
+    inject("study_run", "study_run_again", "study_report", folder=tmp_path, in_ci=3, module="faults.study_targets")
 
 
 # Damage of bytes.

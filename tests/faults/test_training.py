@@ -53,7 +53,7 @@ def where(ended, folder):
 def test_killed_again_and_again_a_run_ends_as_if_undisturbed(tmp_path, whole, task):
     """Some kills come after a time, others before a file operation."""
     wanted, seconds = whole(task)
-    moments, kills, number = chance(f"kills of {task}"), count(long=75, in_ci=4), 0
+    moments, kills, number = chance(f"kills of {task}"), count(long=75, in_ci=2), 0
     by_step = Counter()
     with trials("SIGKILL in guidon train") as found:
         while found.here < kills:
@@ -175,7 +175,7 @@ def test_one_flipped_bit_in_a_checkpoint_is_refused_or_changes_nothing(tmp_path,
     whole, wanted = path.read_bytes(), content(read_state(path))
     bits = chance(f"bits of {task}")
     with trials("one flipped bit in a checkpoint") as found:
-        for position in sample(range(0, len(whole), 11), in_ci=150):
+        for position in sample(range(0, len(whole), 11), in_ci=60):
             damaged = bytearray(whole)
             damaged[position] ^= 1 << bits.randrange(8)
             path.write_bytes(damaged)
@@ -258,4 +258,4 @@ def test_trainings_that_share_their_clips_do_not_disturb_each_other(tmp_path):
 
 
 def test_what_a_training_writes_is_old_or_new(tmp_path):
-    inject("train_vae", "train_further", folder=tmp_path, in_ci=5, module="faults.training_targets")
+    inject("train_vae", "train_further", folder=tmp_path, in_ci=2, module="faults.training_targets")

@@ -93,8 +93,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         say(error.format_message())
     except InputError as error:
         say(str(error))
-    except (typer.Abort, KeyboardInterrupt):  # Abort is a RuntimeError, so it must be caught before the others
-        say("stopped")
+    except (typer.Abort, KeyboardInterrupt) as error:  # Abort is a RuntimeError: it must be caught before the others
+        say(str(error) or "stopped")
         code = STOPPED
     except Exception as error:
         if debug:

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .outputs import say
-
 EXAMPLE = "guidon train recipes/guidon-small.yaml"
 
 
@@ -41,6 +39,5 @@ def train(
         return
     result = run_recipe(recipe, stage=stage, export_only=export, look=look_during_training)
     if result is None:
-        say("stopped; the checkpoint is saved: the same command resumes from it")
-        raise typer.Exit(130)
+        raise typer.Abort("stopped; the checkpoint is saved: the same command resumes from it")
     print(result)
