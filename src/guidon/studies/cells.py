@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,8 @@ class Cell:
             raise InputError(f"{self.folder / 'manifest.json'} is of another clip than the plan's")
         if self.metrics().keys() != self.plan.metrics.keys():
             raise InputError(f"{self.folder / 'metrics.json'} does not hold the metrics of the bench {self.plan.bench}")
-        self._picture(manifest)
+        with self._picture(manifest) as picture:
+            picture.verify()
         self.trace()
 
     def manifest(self) -> Manifest:
@@ -151,20 +152,20 @@ class Cell:
         Raises:
             InputError: the files are damaged.
         """
-        return self._picture(self.manifest(), decode=True)
+        manifest = self.manifest()
+        with self._picture(manifest) as picture:
+            return np.stack(np.split(np.asarray(picture), manifest.frames[0], axis=1))
 
-    def _picture(self, manifest: Manifest, *, decode: bool = False) -> np.ndarray:
-        """The frames of clip.png. Without ``decode`` there are none: only the parts of the file are checked."""
+    @contextmanager
+    def _picture(self, manifest: Manifest) -> Iterator[Any]:
+        """The open picture, of the size that the manifest says. What fails in the block is damage of the file."""
         path = self.folder / "clip.png"
         count, height, width, _ = manifest.frames
         with reading(path, "the clip of a cell", AGAIN), Image.open(path, formats=("PNG",)) as picture:
             found = (picture.mode, *picture.size)
             if found != ("RGB", count * width, height):
                 raise ValueError(f"it is {found[0]} {found[1]}x{found[2]}, expected RGB {count * width}x{height}")
-            if not decode:
-                picture.verify()
-                return np.empty(0, np.uint8)
-            return np.stack(np.split(np.asarray(picture), count, axis=1))
+            yield picture
 
     def metrics(self) -> dict[str, float]:
         """Values by metric; NaN where undefined.
@@ -201,7 +202,6 @@ class Cell:
         Raises:
             OSError: it cannot be written.
         """
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(self.folder) as folder:
             Image.fromarray(np.concatenate(list(video.frames), axis=1)).save(folder / "clip.png")
             (folder / "manifest.json").write_text(json.dumps(video.manifest, indent=1) + "\n", encoding="utf-8")
