@@ -240,8 +240,10 @@ def generate(
     if manifest is None:
         request = pipe.plan(texts, range(num_samples), batch_size=batch_size or BATCH, **choices)
     else:
-        request, like = manifest.request, None if batch_size or sequential else manifest.computed
-        like = warn_of_differences(manifest, like, pipe)
+        request = manifest.request
+        if manifest.computed is not None and not batch_size and not sequential:
+            like = computed_here(manifest.computed, pipe)
+        warn_of_differences(manifest, like, pipe)
 
     # Generate and write.
     traced = GuidanceTrace() if trace else None
@@ -319,16 +321,20 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(request, computed, weights, torch, device)
 
 
-def warn_of_differences(manifest: Manifest, like: Computation | None, pipe: Pipeline) -> Computation | None:
+def computed_here(computed: Computation, pipe: Pipeline) -> Computation:
+    """How a manifest's clip is computed here: as it says. Threads are followed on a CPU, if they are not too many."""
+    threads = computed.threads
+    followed = pipe.device.type == "cpu" and (threads is None or threads <= MOST_THREADS * (os.cpu_count() or 1))
+    return computed if followed else computed.model_copy(update={"threads": None})
+
+
+def warn_of_differences(manifest: Manifest, like: Computation | None, pipe: Pipeline) -> None:
     """Print on stderr how this run differs from the one that made a manifest's video.
 
     Args:
         manifest: what it says.
-        like: how the user wants its clip to be computed: as the manifest says, or None for another way.
+        like: how its clip is computed here; None for another way than the manifest says.
         pipe: the model.
-
-    Returns:
-        How to compute the clip here.
     """
     # other weights: other frames
     for name in sorted(manifest.weights.keys() | pipe.hashes.keys()) if manifest.weights else ():
@@ -343,20 +349,13 @@ def warn_of_differences(manifest: Manifest, like: Computation | None, pipe: Pipe
         others.append(f"torch {manifest.torch}")
     if manifest.device is not None and manifest.device.partition(":")[0] != pipe.device.type:
         others.append(f"the device {manifest.device}")
-    if manifest.computed is not None and like is None:
-        batch = manifest.computed.batch
-        others.append(f"{batch} clip{'s' * (batch > 1)} together, {_branches(manifest.computed)}")
-    if like is not None:
-        threads = like.threads
-        if pipe.device.type != "cpu":
-            threads = None
-        elif threads is not None and threads > MOST_THREADS * (os.cpu_count() or 1):
-            others.append(f"{threads} threads")
-            threads = None
-        like = like.model_copy(update={"threads": threads})
+    if (computed := manifest.computed) is not None:
+        if like is None:
+            others.append(f"{computed.batch} clip{'s' * (computed.batch > 1)} together, {_branches(computed)}")
+        elif pipe.device.type == "cpu" and like.threads != computed.threads:
+            others.append(f"{computed.threads} threads")
     if others:
         say(f"the manifest was made with {', '.join(others)}: frames may differ by {manifest.request.closeness}")
-    return like
 
 
 def _branches(computed: Computation) -> str:
