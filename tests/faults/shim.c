@@ -178,28 +178,26 @@ static int changes(int flags) { return (flags & O_ACCMODE) != O_RDONLY || (flags
 
 static int has_mode(int flags) { return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE; }
 
+/* The mode that follows the flags, where there is one. */
+#define READ_MODE(mode, flags)       \
+    mode_t mode = 0;                 \
+    if (has_mode(flags)) {           \
+        va_list rest;                \
+        va_start(rest, flags);       \
+        mode = va_arg(rest, mode_t); \
+        va_end(rest);                \
+    }
+
 #define OPEN(name)                                                                                    \
     int name(const char *path, int flags, ...) {                                                      \
-        mode_t mode = 0;                                                                              \
-        if (has_mode(flags)) {                                                                        \
-            va_list rest;                                                                             \
-            va_start(rest, flags);                                                                    \
-            mode = va_arg(rest, mode_t);                                                              \
-            va_end(rest);                                                                             \
-        }                                                                                             \
+        READ_MODE(mode, flags)                                                                        \
         if (!changes(flags)) return REAL(name)(path, flags, mode);                                    \
         FAIL_OR(fault("open", (flags & O_CREAT) != 0, AT_FDCWD, path), REAL(name)(path, flags, mode)); \
     }
 
 #define OPENAT(name)                                                                                          \
     int name(int parent, const char *path, int flags, ...) {                                                  \
-        mode_t mode = 0;                                                                                      \
-        if (has_mode(flags)) {                                                                                \
-            va_list rest;                                                                                     \
-            va_start(rest, flags);                                                                            \
-            mode = va_arg(rest, mode_t);                                                                      \
-            va_end(rest);                                                                                     \
-        }                                                                                                     \
+        READ_MODE(mode, flags)                                                                                \
         if (!changes(flags)) return REAL(name)(parent, path, flags, mode);                                    \
         FAIL_OR(fault("open", (flags & O_CREAT) != 0, parent, path), REAL(name)(parent, path, flags, mode));  \
     }
