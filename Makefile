@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## turn a prompt into a guided video with the model th
 	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --out outputs/demo
 
 test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor released weights
-	$(BIN)/python -m pytest -q -n auto --durations=10
+	$(BIN)/python -m pytest -q -n auto
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .
@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/lint-imports
 
 test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in an empty environment, generate a video there
-	$(BIN)/python -m pytest -q -m wheel --durations=5
+	$(BIN)/python -m pytest -q -m wheel
 
 test-gpu: $(VENV)/.installed-dev  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu

@@ -1,3 +1,6 @@
+import resource
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +10,49 @@ from tiny_model import write_tiny_model
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+CPU_LIMIT = 20.0  # seconds that one test may take; the summary names the tests above it
+CPU_SHOWN = 10
+
+_clock = {"mark": 0.0}
+_cpu_of_test: Counter[str] = Counter()
+
+
+def _cpu_seconds() -> float:
+    """CPU time so far of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def pytest_runtest_logstart():
+    _clock["mark"] = _cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Add to the report of each phase the CPU time since the one before. pytest-xdist carries it to the main process."""
+    report = yield
+    now = _cpu_seconds()
+    report.user_properties = [("cpu", now - _clock["mark"])]
+    _clock["mark"] = now
+    return report
+
+
+def pytest_runtest_logreport(report):
+    _cpu_of_test[report.nodeid] += dict(report.user_properties)["cpu"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show the tests that took the most CPU time. Wall time depends on what else the machine does."""
+    if not _cpu_of_test:
+        return
+    terminalreporter.section("slowest tests by CPU time, children included")
+    for test, seconds in _cpu_of_test.most_common(CPU_SHOWN):
+        above = f"  above the limit of {CPU_LIMIT:g} s" if seconds > CPU_LIMIT else ""
+        terminalreporter.write_line(f"{seconds:8.1f} s  {test}{above}")
+    tests = sum(_cpu_of_test.values())
+    terminalreporter.write_line(f"{tests:8.1f} s  all {len(_cpu_of_test)} tests")
+    terminalreporter.write_line(f"{_cpu_seconds():8.1f} s  with start and collection")
 
 
 @pytest.fixture(scope="session")
