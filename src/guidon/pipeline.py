@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .core.limits import attempt
 from .core.progress import OnStep, part_of
 from .core.settings import validated
 from .core.version import VERSION
+from .core.warn import warn
 from .diffusion import NoiseLevel
 from .guidance import GuidanceTrace, GuidedDenoiser, RotatedGuidance, random_rotation
 from .media import Video
@@ -112,9 +112,7 @@ class Pipeline:
         request = make_request(self.preset, self.model, prompts, samples, choices, batch_size, self.device)
         other = latent_shape(self.preset, self.model, request) != self.model.latent_shape
         if other and not self.preset.is_image:
-            warnings.warn(
-                f"{self.preset.name} was trained on another size or length: look at what it makes", stacklevel=2
-            )
+            warn(f"{self.preset.name} was trained on another size or length: look at what it makes")
         return request
 
     @torch.inference_mode()
@@ -222,10 +220,9 @@ class Pipeline:
                     )
             del network  # so that its stage can free it
         if not guided and not request.guidance.is_conditional:
-            warnings.warn(
+            warn(
                 f"no step was guided: none of the {request.steps} steps falls inside the timing "
-                f"{request.guidance.timing.text}: widen it or take more steps",
-                stacklevel=4,
+                f"{request.guidance.timing.text}: widen it or take more steps"
             )
         if not all(bool(clip.latent.isfinite().all()) for clip in done):
             raise InputError(
@@ -363,10 +360,9 @@ def _warn_of_fallback(asked: Computation, size: int, found: Sequence[Computation
     if found[0].micro_batch < asked.micro_batch:
         changes.append(f"{found[0].micro_batch} frames decoded at a time")
     if changes:
-        warnings.warn(
+        warn(
             f"memory ran out, so the clips were made in smaller parts: {', '.join(changes)}; they are the same up to "
-            f"{closeness}",
-            stacklevel=4,
+            f"{closeness}"
         )
 
 

@@ -106,8 +106,8 @@ def test_without_locks_the_work_goes_on_with_one_warning(tmp_path, monkeypatch, 
         monkeypatch.setattr(locks.fcntl, "flock", flock)
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("default")
-        stack.enter_context(held(tmp_path, "training"))
-        stack.enter_context(held(tmp_path, "training"))
+        for _ in range(2):
+            stack.enter_context(held(tmp_path, "training"))
     assert [str(warning.message) for warning in caught] == [
         f"the filesystem of {tmp_path} has no locks: work in it from one place only"
     ]

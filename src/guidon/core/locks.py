@@ -12,12 +12,12 @@ import os
 import platform
 import stat
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
+from .warn import warn
 
 try:
     import fcntl
@@ -99,7 +99,7 @@ def _hold(path: Path, what: str) -> Iterator[str | None]:
             yield text or "another process has locked it"
             return
         if locked is None:
-            warnings.warn(f"the filesystem of {path.parent} has no locks: work in it from one place only", stacklevel=4)
+            warn(f"the filesystem of {path.parent} has no locks: work in it from one place only")
         try:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{what} by process {os.getpid()} on {platform.node()} since {_now()}\n".encode())

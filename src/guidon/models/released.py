@@ -5,7 +5,6 @@ Each is a file or folder that the user names, or is in the hub's local cache. Fa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..checkpoints import read_tensors
 from ..core.errors import InputError, first_line, setting
 from ..core.extras import require
 from ..core.hashing import hash_samples
+from ..core.warn import warn
 from ..diffusion import NoiseSchedule, Process
 from .checkpoint import load_checkpoint, recognise
 from .family import Preset, Released
@@ -151,7 +151,7 @@ def _network(
             )
     if model.latent_shape != released.latent_shape:
         made, expected = (" x ".join(map(str, shape)) for shape in (model.latent_shape, released.latent_shape))
-        warnings.warn(f"{checkpoint} makes latents of {made}, {preset.name} is for {expected}", stacklevel=2)
+        warn(f"{checkpoint} makes latents of {made}, {preset.name} is for {expected}")
     return model
 
 

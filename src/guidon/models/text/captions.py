@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import InputError
+from ...core.warn import warn
 from ..parts.layers import sincos_1d
 
 MOST_LAYERS = 100  # layers are made before the weights are compared, and each takes time
@@ -61,7 +61,7 @@ class WordTokenizer:
         if not known:
             raise InputError(f"no word of the prompt {prompt!r} is known to this model; {self.hint(unknown)}")
         if unknown:
-            warnings.warn(f"words unknown to this model are ignored; {self.hint(unknown)}", stacklevel=3)
+            warn(f"words unknown to this model are ignored; {self.hint(unknown)}")
         if len(known) > self.max_length:
             raise InputError(
                 f"the prompt has {len(known)} known words, this model reads {self.max_length}: shorten {prompt[:60]!r}"

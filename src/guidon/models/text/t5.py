@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from ...core.errors import InputError, nearest
 from ...core.extras import require
 from ...core.limits import require_memory
 from ...core.reading import read_object, reading
+from ...core.warn import warn
 
 REPOSITORY = "DeepFloyd/t5-v1_1-xxl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
@@ -116,7 +116,7 @@ class T5Encoder:
         for prompt, text in zip(prompts, texts, strict=True):
             beyond = len(self.tokenizer(text).input_ids) - self.max_length
             if beyond > 0:
-                warnings.warn(f"{beyond} tokens beyond {self.max_length} are cut from {prompt[:60]!r}", stacklevel=3)
+                warn(f"{beyond} tokens beyond {self.max_length} are cut from {prompt[:60]!r}")
         batch = self.tokenizer(
             texts, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
         )

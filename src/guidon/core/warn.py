@@ -1,0 +1,29 @@
+"""Warnings that point at the line of the user's program that called guidon."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+_FOLDER = str(Path(__file__).parents[1]) + os.sep
+_DECORATORS = ("torch", "contextlib")  # modules whose decorators stand between functions of guidon
+
+
+def warn(message: str) -> None:
+    """Show a ``UserWarning`` at the nearest line on the call stack that is neither guidon's nor one of its decorators'.
+
+    ``warnings.warn(skip_file_prefixes=...)`` does this from Python 3.12 on.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_FOLDER)
+        or str(frame.f_globals.get("__name__")).partition(".")[0] in _DECORATORS
+    ):
+        frame = frame.f_back
+    place = frame.f_globals
+    registry = place.setdefault("__warningregistry__", {})  # Python shows a warning once for each line in it
+    warnings.warn_explicit(
+        message, UserWarning, frame.f_code.co_filename, frame.f_lineno, place.get("__name__"), registry
+    )
