@@ -1,0 +1,230 @@
+"""The clips of a complete request, in the memory that there is: denoised batch by batch, then decoded one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core.errors import InputError, setting
+from .core.limits import attempt
+from .core.progress import OnStep, part_of
+from .core.warn import warn
+from .diffusion import NoiseLevel
+from .guidance import GuidanceTrace, GuidedDenoiser, RotatedGuidance, random_rotation
+from .models.family import Preset
+from .models.model import Model
+from .models.network import Network
+from .models.registry import find_replay
+from .models.stages import Stage
+from .models.text.prompts import Prompts
+from .models.vae import Autoencoder
+from .request import Computation, Request, latent_shape
+from .samplers import LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """The latents of one clip, and how they were computed."""
+
+    latent: Tensor
+    """(1, C, ...)."""
+    batch: int
+    """Rows of its batch."""
+    sequential: bool
+    """Whether the branches ran one after the other."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What stays the same from batch to batch."""
+
+    preset: Preset[Any]
+    model: Model
+    device: torch.device
+    request: Request
+    prompts: Prompts
+    """Those of the request, encoded."""
+    trace: GuidanceTrace | None
+    """Collects what guidance did. All the clips are then one batch."""
+
+    def denoise(
+        self, clips: Sequence[tuple[int, int]], like: Computation, on_step: OnStep | None
+    ) -> tuple[list[Denoised], int]:
+        """The latents of clips (prompt, sample), batch by batch, and the size of the last batches.
+
+        Where memory runs out, it goes on in a way that needs less.
+        """
+        request, trace = self.request, self.trace
+        # A clip that was made beside others is made beside copies of itself: the number of rows alone decides the bits.
+        copies = like.batch if len(clips) == 1 and request.exact is None and trace is None else 1
+        size = request.batch_size or like.batch
+        sequential, empty_trace = like.sequential, trace is not None and not len(trace)
+        waiting, done, guided = list(clips), list[Denoised](), 0
+        replay = self._replay()
+        with self.model.network.in_use(DTYPES[request.dtype]) as network:
+            while waiting:
+                batch = waiting[:size] * copies
+                numbers = [prompt for prompt, _ in batch]
+                noise = replay or SampleNoise([request.seed_of(p) for p in numbers], [sample for _, sample in batch])
+                before, after = -(-len(done) // size), -(-len(waiting) // size)  # batches that are done, and to do
+                report = part_of(on_step, before, before + after)
+                found = attempt(partial(self._sample, network, numbers, noise, sequential, report))
+                if found is not None:
+                    latents, guided_steps = found
+                    done += [Denoised(each[None], len(batch), sequential) for each in latents[: len(batch) // copies]]
+                    guided, waiting = guided + guided_steps, waiting[size:]
+                    continue
+                # Memory ran out: do it again with fewer rows, then with one branch at a time.
+                if trace is not None and empty_trace:
+                    trace.forget()
+                if len(batch) > 1 and request.exact is None and trace is None:
+                    size, copies = max(1, len(batch) // copies // 2), 1
+                elif not sequential and not request.guidance.is_conditional:
+                    sequential = True
+                    if replay is not None:  # its noise goes on from batch to batch: begin again
+                        waiting, done, replay = list(clips), [], self._replay()
+                else:
+                    rows = "one clip" if len(batch) == 1 else f"{len(batch)} clips, which must be one batch,"
+                    raise InputError(
+                        f"the memory of {self.device} is full where {rows} and one branch is denoised at a time: lower "
+                        f"{setting('size')} or {setting('frames')}, or free memory"
+                    )
+            del network  # so that its stage can free it
+        if not guided and not request.guidance.is_conditional:
+            warn(
+                f"no step was guided: none of the {request.steps} steps falls inside the timing "
+                f"{request.guidance.timing.text}: widen it or take more steps"
+            )
+        if not all(bool(clip.latent.isfinite().all()) for clip in done):
+            raise InputError(
+                f"sampling gave numbers that are not finite ({request.sampler}, {request.steps} steps, "
+                f"{request.dtype}): try more steps, a lower scale, or fp32"
+            )
+        return done, size
+
+    def _replay(self) -> LegacyNoise | None:
+        """The noise of an exact replay, from its beginning."""
+        request = self.request
+        return replayed_noise(request.seed, request.exact_noise, self.device) if request.exact else None
+
+    def _sample(
+        self,
+        network: Network[Any],
+        numbers: Sequence[int],
+        noise: LegacyNoise | SampleNoise,
+        sequential: bool,
+        on_step: OnStep | None,
+    ) -> tuple[Tensor, int]:
+        """Sample one batch: latents (B, C, ...), and the number of steps at which guidance acted."""
+        request, prompts, trace = self.request, self.prompts, self.trace
+        # the conditions of the branches; the null caption is read under the prompts' mask, as in the originals
+        features, mask = prompts.rows(numbers, self.device)
+        cond, negative = network.prepare(features, mask), None
+        if prompts.negative is not None:
+            negative = network.prepare(*prompts.negative.rows([0] * len(numbers), self.device))
+        if request.guidance.is_conditional:
+            uncond = None
+        elif negative is None or request.guidance.needs_negative:
+            uncond = network.null(len(numbers), mask)
+        else:
+            uncond, negative = negative, None
+
+        # guidance, in a study's rotated channels if asked
+        guidance, observe = request.guidance, trace
+        if request.rotation is not None:
+            guidance = RotatedGuidance(
+                guidance, random_rotation(self.model.latent_shape[0], request.rotation).to(self.device)
+            )
+            observe = guidance.observer(trace) if trace is not None else None
+
+        # the noise levels and the noise to start from; an exact replay has its own precisions
+        solver = request.sampler == "dpm-solver"  # it chooses its levels between those of the full schedule
+        schedule = self.model.schedule if solver else self.model.schedule.respaced(request.steps)
+        shape = latent_shape(self.preset, self.model, request, network.latent_shape)
+        x = noise.initial(shape, self.device, len(numbers))
+        called = network
+        if request.exact:
+            exact = find_replay(request.exact)
+            schedule = schedule.single_precision() if exact.single_precision else schedule
+            x = x.to(network.dtype).float() if exact.noise_in_dtype else x
+            called = _with_rounded_timesteps(network)
+
+        # from noise to latents
+        denoiser = GuidedDenoiser(
+            called, guidance, cond, uncond, negative=negative, batched=not sequential, observe=observe,
+            parameterization=self.model.process.parameterization, steps=request.steps,
+        )  # fmt: skip
+        if solver:
+            sample = partial(sample_dpm_solver, steps=request.steps)
+        else:
+            sample = partial(sample_ddim, eta=request.eta) if request.sampler == "ddim" else sample_ddpm
+        latents = sample(denoiser, schedule, x, noise, process=self.model.process, on_step=on_step)
+        return latents, denoiser.memory.guided
+
+
+def _with_rounded_timesteps(network: Network[Any]) -> Callable[[Tensor, NoiseLevel, Any], Tensor]:
+    """The network as the originals call it: timesteps rounded to its precision, which matters above 256 in bf16."""
+
+    def call(x: Tensor, level: NoiseLevel, condition: Any) -> Tensor:
+        timestep = float(torch.as_tensor(level.timestep).to(network.dtype))
+        return network(x, dataclasses.replace(level, timestep=timestep), condition)
+
+    return call
+
+
+def decode(
+    stage: Stage[[], Autoencoder], latents: Sequence[Tensor], micro_batch: int, device: torch.device
+) -> tuple[list[np.ndarray], int]:
+    """The frames of clips, each decoded alone, and how many frames were decoded together at the least."""
+    frames: list[np.ndarray] = []
+    with stage.in_use() as vae:
+        while len(frames) < len(latents):
+            latent = latents[len(frames)].float()
+            decoded = attempt(partial(_decode_clip, vae, latent, micro_batch))
+            if decoded is not None:
+                frames.append(decoded)
+            elif micro_batch > 1:
+                micro_batch = max(1, min(micro_batch, latent.shape[2] if latent.ndim == 5 else 1) // 2)
+            else:
+                raise InputError(
+                    f"the memory of {device} is full even where one frame is decoded at a time: lower "
+                    f"{setting('size')} or {setting('frames')}, or free memory"
+                )
+        del vae  # so that its stage can free it
+    return frames, micro_batch
+
+
+def _decode_clip(vae: Autoencoder, latent: Tensor, micro_batch: int) -> np.ndarray:
+    """The latents of one clip (1, C, T, h, w), or image (1, C, h, w), to uint8 frames (T, H, W, 3)."""
+    decoded = vae.decode(latent, micro_batch)[0]
+    if not bool(decoded.isfinite().all()):
+        raise InputError("the autoencoder gave numbers that are not finite: look at its weights, or lower the scale")
+    if decoded.ndim == 3:
+        decoded = decoded[:, None]
+    parts = [((part + 1) * 127.5).round().to(torch.uint8).cpu() for part in decoded.split(micro_batch, dim=1)]
+    return torch.cat(parts, dim=1).permute(1, 2, 3, 0).numpy()
+
+
+def warn_of_fallback(asked: Computation, size: int, found: Sequence[Computation], closeness: str) -> None:
+    """Say in one line how the clips were computed, if memory was too small for what was asked."""
+    changes: list[str] = []
+    if size < asked.batch:
+        changes.append(f"{size} denoised together in place of {asked.batch}")
+    if any(clip.sequential for clip in found) and not asked.sequential:
+        changes.append("one branch after the other")
+    if found[0].micro_batch < asked.micro_batch:
+        changes.append(f"{found[0].micro_batch} frames decoded at a time")
+    if changes:
+        warn(
+            f"memory ran out, so the clips were made in smaller parts: {', '.join(changes)}; they are the same up to "
+            f"{closeness}"
+        )
