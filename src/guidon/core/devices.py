@@ -1,12 +1,27 @@
 """The device to run on, and the number of CPU threads."""
 
+from __future__ import annotations
+
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import TYPE_CHECKING
 
 from .errors import InputError, setting
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_device(name: str) -> None:
+    """Refuse a name that is no device. Whether this machine has the device is not looked at, which would need torch.
+
+    Raises:
+        InputError: the name is not valid.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
+        raise InputError(f"{setting('device')} {name!r} is not a device; valid: auto, cpu, cuda, cuda:N, mps")
 
 
 def pick_device(name: str) -> torch.device:
@@ -17,17 +32,14 @@ def pick_device(name: str) -> torch.device:
     Raises:
         InputError: the name is no device, or this machine does not have it.
     """
+    check_device(name)
+    import torch
+
     if name == "auto":
         own = os.environ.get("LOCAL_RANK", "")
         several = own.isdecimal() and int(own) < torch.cuda.device_count()
         return torch.device((f"cuda:{own}" if several else "cuda") if torch.cuda.is_available() else "cpu")
-    asked = f"{setting('device')} {name!r}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"{asked} is not a device; valid: auto, cpu, cuda, cuda:N, mps") from None
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"{asked} is not one that Guidon runs on; valid: auto, cpu, cuda, cuda:N, mps")
+    asked, device = f"{setting('device')} {name!r}", torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{asked} was asked for but this machine has no CUDA: use cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -40,6 +52,8 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
     """Set the number of torch's CPU threads for the block, and restore it afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,20 +1,25 @@
 """The diffusion process: noise levels, schedules, parameterisations, the reverse step, losses. Knows no network."""
 
-from .level import CLEAN, DiscreteLevel, NoiseLevel
-from .losses import BitsPerDimension, LossKind, bits_per_dimension, training_losses
-from .posterior import (
-    Posterior,
-    Process,
-    eps_from_x0,
-    p_mean_variance,
-    predicted_x0,
-    q_mean_variance,
-    q_posterior,
-    q_sample,
-    x0_from_eps,
-)
-from .prediction import Parameterization, convert, split_prediction, target
-from .schedule import NoiseSchedule, space_timesteps
+from typing import TYPE_CHECKING
+
+from ..core.lazy import imported_later
+
+if TYPE_CHECKING:
+    from .level import CLEAN, DiscreteLevel, NoiseLevel
+    from .losses import BitsPerDimension, LossKind, bits_per_dimension, training_losses
+    from .posterior import (
+        Posterior,
+        Process,
+        eps_from_x0,
+        p_mean_variance,
+        predicted_x0,
+        q_mean_variance,
+        q_posterior,
+        q_sample,
+        x0_from_eps,
+    )
+    from .prediction import Parameterization, convert, split_prediction, target
+    from .schedule import NoiseSchedule, space_timesteps
 
 __all__ = [
     "CLEAN", "BitsPerDimension", "DiscreteLevel", "LossKind", "NoiseLevel", "NoiseSchedule", "Parameterization",
@@ -22,3 +27,4 @@ __all__ = [
     "q_mean_variance", "q_posterior", "q_sample", "space_timesteps", "split_prediction", "target", "training_losses",
     "x0_from_eps",
 ]  # fmt: skip
+__getattr__ = imported_later(__name__, "level", "losses", "posterior", "prediction", "schedule")

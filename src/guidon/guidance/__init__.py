@@ -1,12 +1,17 @@
 """Classifier-free guidance by channel; knows no network and no sampler."""
 
+from typing import TYPE_CHECKING
+
+from ..core.lazy import imported_later
 from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_channels
 from .combine import START, Combines, Guidance, GuidedStep, Memory, Observe
-from .denoiser import Condition, GuidedDenoiser
-from .rotation import RotatedGuidance, random_rotation
 from .rules import RULES, Branches, Rule, parse_rule, rule_text
 from .timing import CONSTANT, Constant, CosineRamp, Interval, LinearRamp, Oscillation, Timing, parse_timing
-from .trace import GuidanceTrace, added_energy
+
+if TYPE_CHECKING:
+    from .denoiser import Condition, GuidedDenoiser
+    from .rotation import RotatedGuidance, random_rotation
+    from .trace import GuidanceTrace, added_energy
 
 __all__ = [
     "CONSTANT", "RULES", "START", "UNSET", "Branches", "CfgChannels", "ChannelChoice", "ChannelScale", "Combines",
@@ -14,3 +19,4 @@ __all__ = [
     "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing", "Unset", "added_energy",
     "cfg_channels_from", "parse_channels", "parse_rule", "parse_timing", "random_rotation", "rule_text",
 ]  # fmt: skip
+__getattr__ = imported_later(__name__, "denoiser", "rotation", "trace")

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.errors import InputError, setting, written
-from ..diffusion import NoiseLevel, Parameterization, convert, split_prediction
 from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_scale
 from .rules import Branches, Rule, parse_rule, rule_text
 from .timing import Timing, parse_timing
+
+if TYPE_CHECKING:  # guidance is read and checked without torch, which takes seconds to import
+    import torch
+    from torch import Tensor
+
+    from ..diffusion import NoiseLevel, Parameterization
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class Memory:
     """Calls so far."""
     guided: int = 0
     """Those of them at which guidance acted."""
-    kept: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    kept: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     """What the rule keeps."""
 
 
@@ -172,6 +174,8 @@ class Guidance:
         Raises:
             InputError: a branch is missing, or the shapes or channels do not fit.
         """
+        from ..diffusion import convert, split_prediction
+
         channels = x.shape[1]
         scale, acted_on = self._acting(level, memory, channels)
         if not acted_on:
@@ -273,12 +277,14 @@ def _scales(scale: float | tuple[float, ...], channels: ChannelChoice | Unset, c
 
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)
 def _factor(values: tuple[float, ...], device: torch.device, ndim: int) -> float | Tensor:
     """A float where the guided channels share a scale, else (C_guided, 1, ...), sent to the device once."""
     if len(set(values)) == 1:
         return values[0]
-    return torch.tensor(values, device=device).view(-1, *[1] * (ndim - 2))
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, *[1] * (ndim - 2))
 
 
 def _space(rule: Rule, level: NoiseLevel, predicted: Parameterization) -> Parameterization:
@@ -301,6 +307,8 @@ def _view(channels: tuple[int, ...]) -> slice | list[int]:
 
 
 def _one(progress: float | Tensor) -> float:
+    from torch import Tensor
+
     if isinstance(progress, Tensor):
         raise InputError("guidance needs one level for the whole batch: its numbers are floats, not tensors")
     return progress

@@ -12,17 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from ..core.broadcasting import per_sample
 from ..core.errors import InputError, nearest, setting
-from ..diffusion import NoiseLevel
 
-Scale = float | Tensor
+if TYPE_CHECKING:  # a rule's settings are checked without torch, which takes seconds to import
+    from torch import Tensor
+
+    from ..diffusion import NoiseLevel
+
+Scale: TypeAlias = "float | Tensor"
 MOST_LEVELS = 16
 """How often fdg halves a frame at most: no latent is larger than 2**16."""
 Space = Literal["own", "eps", "x0", "v", "flow", "velocity"]
@@ -40,7 +40,7 @@ class Branches:
     """The negative prompt's prediction, for a rule that ``needs_negative``."""
     level: NoiseLevel
     """The level of this step. Its ``next`` is None where a sampler chooses its own times."""
-    kept: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    kept: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     """What the rule kept from the step before (``Rule.keeps``); empty at the first step of a run."""
 
 
@@ -113,6 +113,8 @@ class Rescale(Rule):
         self._require("phi", 0, 1)
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
+        import torch
+
         guided = cfg(branches, scale)
         wanted, found = (per_sample(part.flatten(1).std(1), guided) for part in (branches.cond, guided))
         ratio = torch.where(found > 0, wanted / found, 1)
@@ -146,7 +148,7 @@ class APG(Rule):
         update = branches.cond - branches.uncond
         if not self.momentum:
             return update
-        return update + self.momentum * branches.kept.get("update", torch.zeros_like(update))
+        return update + self.momentum * branches.kept.get("update", update.new_zeros(()))
 
     def keeps(self, branches: Branches) -> Mapping[str, Tensor]:
         return {"update": self._update(branches)} if self.momentum else {}
@@ -181,7 +183,7 @@ class CFGZero(Rule):
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         if branches.level.progress < self.zeroed:
-            return torch.zeros_like(branches.cond)
+            return branches.cond.new_zeros(branches.cond.shape)
         optimum = _dot(branches.cond, branches.uncond) / _dot(branches.uncond, branches.uncond).clamp_min(1e-12)
         uncond = branches.uncond * (1 + self.project * (optimum - 1))
         return uncond + scale * (branches.cond - uncond)
@@ -234,6 +236,8 @@ class FrequencyDecoupled(Rule):
         self._require("levels", 1, MOST_LEVELS)
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
+        from torch.nn import functional
+
         update = branches.cond - branches.uncond
         if update.ndim < 4:
             raise InputError(f"{setting('guidance')} fdg: latents {tuple(update.shape)} have no height and width")

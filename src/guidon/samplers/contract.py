@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from ..core.errors import InputError
-from ..core.finite import FiniteCheck
-from ..diffusion import NoiseLevel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..diffusion import NoiseLevel
 
 SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
-Noise = Callable[[Tensor], Tensor]  # noise(x) gives standard normal values shaped like x
+Noise: TypeAlias = "Callable[[Tensor], Tensor]"
+"""``noise(x)`` gives standard normal values shaped like x."""
 
 
 class Denoiser(Protocol):
@@ -45,6 +47,8 @@ class _Checked:
     """Any denoiser, with a check of every prediction."""
 
     def __init__(self, denoiser: Denoiser) -> None:
+        from ..core.finite import FiniteCheck  # it needs torch, which those who only name a sampler do not
+
         self.denoiser, self.steps, self.check = denoiser, 0, FiniteCheck()
 
     def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
