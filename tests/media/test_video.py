@@ -1,7 +1,13 @@
+import base64
+import copy
+import io
 import json
+import pickle
+import re
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from guidon.core.errors import InputError
 from guidon.media import Video, load_video
@@ -29,3 +35,65 @@ def test_a_video_that_cannot_be_written_leaves_no_manifest(tmp_path):
     with pytest.raises(InputError, match="did you mean 'mp4'"):
         Video(FRAMES, 8, {}).save(tmp_path / "a.mp5")
     assert list(tmp_path.iterdir()) == []
+
+
+CLIP = Video(
+    FRAMES, 8, {"generation": {"prompts": ["a <b>red</b> circle"], "cfg_scale": 3.0, "cfg_channels": "3", "seed": 7}}
+)
+
+
+def test_a_video_says_what_it_is_in_one_line():
+    assert (
+        repr(CLIP) == "<Video 'a <b>red</b> circle', 16x16, 3 frames at 8 fps, cfg_scale 3.0, cfg_channels 3, seed 7>"
+    )
+    assert repr(Video(FRAMES[:1], 8, {})) == "<Video 16x16>"
+    assert (CLIP.prompt, Video(FRAMES, 8, {}).prompt) == ("a <b>red</b> circle", None)
+
+
+def shown(video):
+    """The picture in a video's HTML, as an image that Pillow decodes."""
+    return Image.open(
+        io.BytesIO(base64.b64decode(re.search('data:image/webp;base64,([^"]*)"', video._repr_html_())[1]))
+    )
+
+
+def test_a_notebook_shows_the_frames_of_a_small_clip_enlarged_and_exact():
+    picture = shown(CLIP)
+    assert (picture.size, picture.n_frames) == ((256, 256), 3)
+    for k, frame in enumerate(ImageSequence.Iterator(picture)):
+        assert np.array_equal(np.asarray(frame.convert("RGB"))[::16, ::16], FRAMES[k])
+        assert frame.info["duration"] == 125
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 4000, 3), (1, 3000, 3000, 3), (300, 200, 360, 3), (2000, 16, 16, 3)])
+def test_what_a_notebook_holds_of_a_large_clip_is_small(shape):
+    rng = np.random.default_rng(0)
+    frames = np.repeat(rng.integers(0, 256, (*shape[:1], 8, 4, 3), np.uint8), -(-shape[1] // 8), 1)
+    frames = np.repeat(frames, -(-shape[2] // 4), 2)[:, : shape[1], : shape[2]]
+    html = Video(frames, 8, {})._repr_html_()
+    assert len(html) < 3 << 20
+    assert shown(Video(frames, 8, {})).n_frames == shape[0]
+
+
+def test_a_caption_cannot_break_the_html():
+    html = Video(FRAMES, 8, {"generation": {"prompts": ['"><script>x</script>']}})._repr_html_()
+    assert "<script>" not in html
+    assert re.search('alt="&quot;&gt;&lt;script&gt;', html)
+
+
+def test_without_pillow_a_notebook_shows_the_text(monkeypatch):
+    monkeypatch.setattr("guidon.media.preview.find_spec", lambda name: None)
+    assert CLIP._repr_html_() is None
+
+
+def test_videos_are_equal_by_their_content_and_survive_pickling_and_copying():
+    for other in (pickle.loads(pickle.dumps(CLIP)), copy.copy(CLIP), copy.deepcopy(CLIP)):
+        assert other == CLIP
+        assert hash(other) == hash(CLIP)
+    assert CLIP not in (Video(FRAMES[:2], 8, CLIP.manifest), Video(FRAMES, 9, CLIP.manifest), Video(FRAMES, 8, {}), 3)
+
+
+@pytest.mark.parametrize("path", [3, None, b"a.mp4"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(InputError, match="give a path such as"):
+        CLIP.save(path)

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from ..core.atomic import write_json
+from ..core.errors import InputError
 from .files import save_video
+from .preview import preview_html
+
+_TOLD = ("cfg_scale", "cfg_channels", "guidance", "steps", "seed")  # settings that the description of a clip names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Video:
-    """One generated clip, or image, with the settings that reproduce it."""
+    """One generated clip, or image, with the settings that reproduce it. A notebook plays it."""
 
     frames: np.ndarray
     """uint8 (time, height, width, 3); an image has one frame."""
@@ -31,7 +35,42 @@ class Video:
         Raises:
             InputError: the format does not exist or the path cannot be written.
         """
+        if not isinstance(path, str | Path):
+            raise InputError(f"a video was to be saved as {path!r:.60}: give a path such as 'circle.mp4'")
         path = Path(path)
         save_video(self.frames, path, self.fps, format)
         write_json(path.with_name(path.name + ".json"), self.manifest)
         return path
+
+    @property
+    def prompt(self) -> str | None:
+        """What was to be shown; None where the manifest does not say it."""
+        prompts = self._generation.get("prompts")
+        return ", ".join(map(str, prompts)) if prompts else None
+
+    @property
+    def _generation(self) -> dict[str, Any]:
+        return self.manifest.get("generation", {})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Video):
+            return NotImplemented
+        return (self.fps, self.manifest) == (other.fps, other.manifest) and np.array_equal(self.frames, other.frames)
+
+    def __hash__(self) -> int:
+        return hash((self.fps, self.frames.shape))
+
+    def __repr__(self) -> str:
+        prompt = "" if self.prompt is None else f"{self.prompt!r}, "
+        settings = "".join(f", {name} {self._generation[name]}" for name in _TOLD if name in self._generation)
+        return f"<Video {prompt}{self._size()}{settings}>"
+
+    def _repr_html_(self) -> str | None:
+        prompt = "" if self.prompt is None else f"{self.prompt} · "
+        scale = f" · cfg_scale {self._generation['cfg_scale']}" if "cfg_scale" in self._generation else ""
+        return preview_html(self.frames, self.fps, f"{prompt}{self._size()}{scale}")
+
+    def _size(self) -> str:
+        """Such as "64x64, 16 frames at 8 fps"."""
+        count, height, width = self.frames.shape[:3]
+        return f"{height}x{width}" + (f", {count} frames at {self.fps:g} fps" if count > 1 else "")
