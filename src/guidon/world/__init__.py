@@ -5,6 +5,7 @@ Imports nothing else of guidon: the truth must not share a bug with what it judg
 
 from .captions import Wanted, caption, plain_caption, read_caption, vocabulary
 from .dataset import SPLITS, Attributes, Clip, clip, combinations, coverage_table, family, holds, mistaken
+from .prompts import Fault, Prompt, PromptReader
 from .render import coverage, foreground, render
 from .scene import (
     AREAS,
@@ -26,7 +27,7 @@ from .scene import (
 
 __all__ = [
     "AREAS", "BACKGROUNDS", "COLOURS", "DIRECTIONS", "FPS", "FRAMES", "MOTIONS", "SHAPES", "SIZE", "SPEEDS", "SPLITS",
-    "STILL", "UNSEEN_SPEED", "Attributes", "Clip", "Scene", "Thing", "Wanted", "caption", "clip", "combinations",
-    "coverage", "coverage_table", "extents", "family", "foreground", "holds", "mistaken", "plain_caption",
-    "read_caption", "render", "vocabulary",
+    "STILL", "UNSEEN_SPEED", "Attributes", "Clip", "Fault", "Prompt", "PromptReader", "Scene", "Thing", "Wanted",
+    "caption", "clip", "combinations", "coverage", "coverage_table", "extents", "family", "foreground", "holds",
+    "mistaken", "plain_caption", "read_caption", "render", "vocabulary",
 ]  # fmt: skip

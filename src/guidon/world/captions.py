@@ -75,7 +75,8 @@ def _said(word: str, rng: np.random.Generator | None) -> str:
     return word if rng is None else choices[rng.integers(len(choices))]
 
 
-def _direction(motion: str, rng: np.random.Generator | None) -> str:
+def direction(motion: str, rng: np.random.Generator | None = None) -> str:
+    """A direction as captions say it, such as "up and to the left"; the plainest way without ``rng``."""
     words = motion.split()
     if len(words) == 2:
         vertical, side = words
@@ -96,7 +97,7 @@ def _phrases(thing: Thing, rng: np.random.Generator | None, say_size: bool, say_
         motion = RESTS[0] if rng is None else RESTS[rng.integers(len(RESTS))]
     else:
         verb = MOVES[0] if rng is None else MOVES[rng.integers(len(MOVES))]
-        motion = f"{verb} {_direction(thing.motion, rng)}"
+        motion = f"{verb} {direction(thing.motion, rng)}"
         if say_speed and thing.speed is not None:
             motion += f" {thing.speed}"
     return {"thing": noun, "motion": motion}
