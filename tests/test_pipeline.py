@@ -307,3 +307,22 @@ def test_a_mistyped_choice_is_refused_whatever_its_value(pipe):
         pipe(PROMPT, stepz=None)
     with pytest.raises(InputError, match="'model' is not a setting"):
         pipe(PROMPT, model="guidon-small")
+
+
+def test_seeds_and_negative_prompts_may_be_one_for_each_prompt(pipe):
+    """Each clip is what its own seed and negative prompt give alone, and its manifest says so."""
+    negative = ["a blue square", "a red circle"]
+    options = {"steps": 3, "cfg_scale": 5.0}
+    many = pipe([PROMPT, OTHER], seed=[4, 9], negative_prompt=negative, **options)
+    for video, prompt, seed, avoided in zip(many, (PROMPT, OTHER), (4, 9), negative, strict=True):
+        alone = pipe(prompt, seed=[seed], negative_prompt=[avoided], **options)
+        assert alone.manifest["generation"] == video.manifest["generation"]
+        assert (np.abs(video.frames.astype(int) - alone.frames) <= 1).mean() > 0.999
+    other = pipe([PROMPT, OTHER], seed=[4, 9], negative_prompt=negative[::-1], **options)
+    assert not np.array_equal(other[0].frames, many[0].frames)
+    first, second = pipe(PROMPT, num_samples=2, seed=[4, 9], steps=3)
+    assert first.manifest["generation"] == pipe.plan(PROMPT, seed=4, steps=3).model_dump(mode="json")
+    assert second.manifest["generation"] == pipe.plan(PROMPT, seed=9, steps=3).model_dump(mode="json")
+    assert (np.abs(second.frames.astype(int) - pipe(PROMPT, seed=9, steps=3).frames) <= 1).mean() > 0.999
+    with pytest.raises(InputError, match="holds 2 seeds"):
+        pipe(PROMPT, seed=[4, 9], steps=3)

@@ -59,3 +59,39 @@ def test_a_clip_alone_has_a_request_of_its_own():
     assert (alone.prompts, alone.samples, alone.seed, alone.seed_per_prompt) == (("b",), (3,), 6, False)
     replay = validated(Request, {"prompts": ("a", "b"), "exact": "dit"}, None)
     assert replay.alone(1, 0) is replay
+
+
+def several(**values):
+    return validated(Request, {"prompts": ("a", "b"), "samples": (0, 1)} | values, None)
+
+
+def test_several_seeds_are_one_for_each_prompt_or_one_for_each_clip():
+    clips = [(prompt, sample) for prompt in (0, 1) for sample in (0, 1)]
+    assert [several(seed=[7, 9]).noise_of(*clip) for clip in clips] == [(7, 0), (7, 1), (9, 0), (9, 1)]
+    assert [several(seed=(7, 9, 7, 3)).noise_of(*clip) for clip in clips] == [(7, 0), (9, 0), (7, 0), (3, 0)]
+    assert [several(seed=7).noise_of(*clip) for clip in clips] == [(7, 0), (7, 1), (7, 0), (7, 1)]
+    for prompt, sample in clips:
+        alone = several(seed=[4, 5, 6, 7], negative_prompt=["c", "d"]).alone(prompt, sample)
+        one = {"prompts": ("ab"[prompt],), "seed": 4 + 2 * prompt + sample, "negative_prompt": "cd"[prompt]}
+        assert alone == validated(Request, one, None)
+
+
+def test_a_request_with_lists_is_read_back_from_its_json():
+    request = several(seed=[7, 9], negative_prompt=["c", "d"])
+    assert validated(Request, json.loads(request.model_dump_json()), "manifest.json") == request
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": [1, 2, 3]}, "seed holds 3 seeds: give one, or one for each of 2 prompts or of 4 clips"),
+        ({"seed": []}, "holds 0 seeds"), ({"seed": [1, -2]}, "-2 is not a whole number"), ({"seed": 1.5}, "seed 1.5 is not"), ({"seed": 2**63}, "2^63"),
+        ({"seed": "7"}, "seed '7' is not"), ({"seed": [1, 2], "seed_per_prompt": True}, "seed_per_prompt needs one"), ({"seed": [1, 2], "exact": "dit"}, "exact needs one"),
+        ({"negative_prompt": ["c"]}, "negative_prompt holds 1 texts for 2 prompts"), ({"negative_prompt": ["c", 3]}, "give a text"), ({"negative_prompt": 3}, "give a text"),
+    ],
+)  # fmt: skip
+def test_lists_that_fit_nothing_are_refused(values, message):
+    with pytest.raises(InputError) as error:
+        several(**values)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -74,7 +74,7 @@ class Generation:
             while waiting:
                 batch = waiting[:size] * copies
                 numbers = [prompt for prompt, _ in batch]
-                noise = replay or SampleNoise([request.seed_of(p) for p in numbers], [sample for _, sample in batch])
+                noise = replay or SampleNoise(*zip(*(request.noise_of(*clip) for clip in batch), strict=True))
                 before, after = -(-len(done) // size), -(-len(waiting) // size)  # batches that are done, and to do
                 report = part_of(on_step, before, before + after)
                 found = attempt(partial(self._sample, network, numbers, noise, sequential, report))
@@ -114,7 +114,9 @@ class Generation:
     def _replay(self) -> LegacyNoise | None:
         """The noise of an exact replay, from its beginning."""
         request = self.request
-        return replayed_noise(request.seed, request.exact_noise, self.device) if request.exact else None
+        if request.exact is None:
+            return None
+        return replayed_noise(request.noise_of(0, request.samples[0])[0], request.exact_noise, self.device)
 
     def _sample(
         self,
@@ -130,7 +132,8 @@ class Generation:
         features, mask = prompts.rows(numbers, self.device)
         cond, negative = network.prepare(features, mask), None
         if prompts.negative is not None:
-            negative = network.prepare(*prompts.negative.rows([0] * len(numbers), self.device))
+            of_all = not isinstance(request.negative_prompt, tuple)
+            negative = network.prepare(*prompts.negative.rows([0 if of_all else n for n in numbers], self.device))
         if request.guidance.is_conditional:
             uncond = None
         elif negative is None or request.guidance.needs_negative:

@@ -6,8 +6,9 @@ The command line, a call of a pipeline and a study make requests. Every manifest
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeGuard
 
 from pydantic import (
     ConfigDict,
@@ -40,8 +41,8 @@ GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON k
 class Choices(TypedDict, total=False):
     """What a caller may choose. What is left out, or None, is the model's own; ``cfg_channels=None`` is all."""
 
-    seed: int | None
-    """Seed of the noise."""
+    seed: int | Sequence[int] | None
+    """Seed of the noise: one for all clips, one for each prompt, or one for each clip."""
     seed_per_prompt: bool | None
     """Prompt k has the seed ``seed + k``, so that prompts share no noise."""
     size: tuple[int, int] | None
@@ -65,8 +66,8 @@ class Choices(TypedDict, total=False):
     """When guidance acts, such as "interval:0,0.5"."""
     rotation: int | None
     """Seed of a random rotation of the latent channels."""
-    negative_prompt: str | None
-    """What to steer away from, in the null caption's place."""
+    negative_prompt: str | Sequence[str] | None
+    """What to steer away from, in the null caption's place: for all prompts, or one for each."""
     dtype: DtypeName | None
     """Precision of the network."""
     exact: str | None
@@ -87,16 +88,19 @@ class Request(Settings):
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
     """What to show."""
-    negative_prompt: str | None = None
-    """What to steer away from. It takes the null caption's place."""
+    negative_prompt: str | tuple[str, ...] | None = None
+    """What to steer away from, for all prompts or one for each. It takes the null caption's place."""
     model: str = "guidon-small"
     """A preset, or a folder of weights."""
     size: tuple[Count, Count] | None = None
     """Height and width in pixels; None for the model's own."""
     frames: Count | None = None
     """Length; None for the model's own."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the noise."""
+    seed: int | tuple[int, ...] = 0
+    """Seed of the noise, 0 to 2^63 - 1: one for all clips, one for each prompt, or one for each clip.
+
+    Where each clip has a seed, a clip is sample 0 of its seed.
+    """
     seed_per_prompt: bool = False
     """Prompt k has the seed ``seed + k``, so that prompts share no noise."""
     samples: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
@@ -148,6 +152,19 @@ class Request(Settings):
                 flat[name] = value
         return flat
 
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _whole_seeds(cls, value: Any) -> int | tuple[int, ...]:
+        return tuple(map(_read_seed, value)) if is_list(value) else _read_seed(value)
+
+    @field_validator("negative_prompt", mode="before")
+    @classmethod
+    def _negative_texts(cls, value: Any) -> str | tuple[str, ...] | None:
+        texts = tuple(value) if is_list(value) else (value,)
+        if value is not None and not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{setting('negative_prompt')} is {value!r:.60}: give a text, or one text for each prompt")
+        return texts if is_list(value) else texts[0]
+
     @field_validator("exact")
     @classmethod
     def _known_original(cls, value: str | None) -> str | None:
@@ -162,6 +179,24 @@ class Request(Settings):
         if value not in valid:
             raise InputError(f"{setting('exact_noise')} {value!r} does not exist{nearest(value, valid)}")
         return value
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> Request:
+        """Lists have the length of what they are for."""
+        prompts, clips = len(self.prompts), len(self.prompts) * len(self.samples)
+        if isinstance(self.seed, tuple):
+            if len(self.seed) not in (prompts, clips):
+                each = f"each of {prompts} prompts" + (f" or of {clips} clips" if clips > prompts else "")
+                raise InputError(f"{setting('seed')} holds {len(self.seed)} seeds: give one, or one for {each}")
+            if self.seed_per_prompt or self.exact:
+                other = setting("seed_per_prompt" if self.seed_per_prompt else "exact")
+                raise InputError(f"{setting('seed')} holds several seeds, {other} needs one: give one")
+        if isinstance(self.negative_prompt, tuple) and len(self.negative_prompt) != prompts:
+            raise InputError(
+                f"{setting('negative_prompt')} holds {len(self.negative_prompt)} texts for {prompts} prompts: give "
+                "one, or one for each"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Request:
@@ -190,16 +225,25 @@ class Request(Settings):
         """How far pixels may move where the same clip is computed in another batch or with other threads."""
         return "1/255" if self.dtype == "fp32" else f"the rounding of {self.dtype}"
 
-    def seed_of(self, prompt: int) -> int:
-        """The seed of the noise of a prompt's samples."""
-        return self.seed + (prompt if self.seed_per_prompt else 0)
+    def noise_of(self, prompt: int, sample: int) -> tuple[int, int]:
+        """The seed and the sample index that a clip's noise is drawn from."""
+        if not isinstance(self.seed, tuple):
+            return self.seed + (prompt if self.seed_per_prompt else 0), sample
+        if len(self.seed) == len(self.prompts):
+            return self.seed[prompt], sample
+        return self.seed[prompt * len(self.samples) + self.samples.index(sample)], 0
+
+    def negative_of(self, prompt: int) -> str | None:
+        """The negative prompt of a prompt."""
+        return self.negative_prompt[prompt] if isinstance(self.negative_prompt, tuple) else self.negative_prompt
 
     def alone(self, prompt: int, sample: int) -> Request:
         """The request of one clip alone. For an exact replay: the whole, since the batch decides each clip."""
         if self.exact:
             return self
-        own = {"prompts": (self.prompts[prompt],), "samples": (sample,)}
-        return self.model_copy(update=own | {"seed": self.seed_of(prompt), "seed_per_prompt": False})
+        seed, index = self.noise_of(prompt, sample)
+        own = {"prompts": (self.prompts[prompt],), "samples": (index,), "seed": seed, "seed_per_prompt": False}
+        return self.model_copy(update=own | {"negative_prompt": self.negative_of(prompt)})
 
 
 class Computation(Settings):
@@ -257,6 +301,11 @@ def make_request(
         fixed["batch_size"] = min(batch_size, count)
     # the first clip alone shows whether the others fit: a refusal then costs nothing
     first = {"prompts": tuple(texts[:1]), "samples": tuple(samples[:1])}
+    for name in ("seed", "negative_prompt"):
+        if is_list(several := values.get(name)):
+            first[name] = several[:1] if count > 1 else several
+            if count == len(several) == 1:  # the same request as that of the value itself
+                first[name] = several[0]
     request = validated(Request, own | values | fixed | first, None)
     require_room(model, latent_shape(preset, model, request), count, batch_size, device)
     if count > 1:
@@ -267,6 +316,22 @@ def make_request(
         raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
     model.schedule.respaced(request.steps)  # refuses more steps than there are
     return request
+
+
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a value holds several; a text is one value."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _read_seed(value: Any) -> int:
+    """A seed, from any whole number."""
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < 2**63:
+        raise InputError(f"{setting('seed')} {value!r:.60} is not a whole number from 0 to 2^63 - 1")
+    return seed
 
 
 def _length(samples: Sequence[int]) -> int:

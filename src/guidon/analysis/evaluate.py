@@ -203,6 +203,8 @@ def evaluate(
     _, split = bench.own_examples(split)
     seed = choices.pop("seed", None)
     first = pipe.preset.seed if seed is None else seed
+    if not isinstance(first, int):
+        raise InputError(f"seed {first!r:.60} is not one whole number: prompt k gets the seed seed + k")
     for setting in settings:  # refuse an invalid setting before anything is sampled
         pipe.plan([""], range(seeds), **_at(setting, choices))
     # Measure the upper bounds: truth, and truth through the autoencoder.

@@ -23,7 +23,7 @@ class Prompts:
     mask: Tensor | None
     """Which tokens count, (P, L)."""
     negative: Prompts | None = None
-    """The negative prompt; None to use the network's null caption."""
+    """The negative prompt, one for all or one for each; None to use the network's null caption."""
 
     def rows(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Features and mask of a batch, one row for each prompt number."""
@@ -36,10 +36,14 @@ class PromptMemory:
 
     def __init__(self, encoder: Stage[[], TextEncoder]) -> None:
         self.encoder = encoder
-        self._known: dict[tuple[tuple[str, ...], str | None], Prompts] = {}
+        self._known: dict[tuple[tuple[str, ...], str | tuple[str, ...] | None], Prompts] = {}
 
-    def encode(self, prompts: tuple[str, ...], negative: str | None) -> Prompts:
+    def encode(self, prompts: tuple[str, ...], negative: str | tuple[str, ...] | None) -> Prompts:
         """Encode all prompts in one use of the encoder, so that it can be dropped before the network is loaded.
+
+        Args:
+            prompts: what to show.
+            negative: what to steer away from, one text for all prompts or one for each.
 
         Raises:
             InputError: a prompt cannot be read.
@@ -47,7 +51,8 @@ class PromptMemory:
         key = prompts, negative
         if key not in self._known:
             with self.encoder.in_use() as text:
-                avoided = None if negative is None else Prompts(*text.encode([negative]))
+                texts = [negative] if isinstance(negative, str) else negative
+                avoided = None if texts is None else Prompts(*text.encode(texts))
                 found = Prompts(*text.encode(prompts), avoided)
             if len(self._known) >= REMEMBERED:
                 del self._known[next(iter(self._known))]
