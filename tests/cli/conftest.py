@@ -46,7 +46,7 @@ def asked(monkeypatch):
         calls = {}
 
         class Preset:
-            is_image, cfg_scale, name = False, 3.0, "a model"
+            is_image, cfg_scale, name, classes = False, 3.0, "a model", 1000
 
         class Pipe:
             preset, hashes, channels = Preset, {}, 4

@@ -48,27 +48,12 @@ def test_without_a_command_the_help_is_shown(run, words):
     code, out, err = run(*words)
     assert (code, err) == (0, "")
     assert out == run(*words, "--help")[1]
-    assert "Commands:\n" in out
+    assert re.search(r"^  (generate|run) ", out, re.M)
 
 
 def test_there_is_a_file_for_every_command():
     files = {path.stem for path in (SOURCE / "cli").glob("*.py")}
     assert set(get_command(app).commands) <= files
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("generat",), "No such command 'generat'. Did you mean 'generate'?"),
-        (("generate", "x", "--sead", "1"), "No such option: --sead (Possible options: --eta, --seed, --size)"),
-        (("generate", "x", "--steps", "many"), "Invalid value for '--steps' / '--num-inference-steps'"),
-        (("generate", "x", "--seed", "-1"), "Invalid value for '--seed'"),
-        (("inspect",), "Missing argument 'FILE|FOLDER'"),
-        (("study", "run", "a.yaml"), "Missing option '--out'"),
-    ],
-)
-def test_a_command_line_that_cannot_be_parsed_is_refused_in_one_line(refused, words, message):
-    assert message in refused(*words)
 
 
 @pytest.mark.parametrize(

@@ -20,39 +20,48 @@ from . import audit, encode, evaluate, generate, inspect, match, models, spectru
 from .command import Command, Group
 from .outputs import say
 
-_UsageError: Any = typer.BadParameter.__bases__[0]  # the argument parser's error, from click or typer's own copy of it
 DEFECT = 70  # the exit code of a defect, EX_SOFTWARE of sysexits.h
 STOPPED = 130  # the exit code after Ctrl-C
-_STYLE: dict[str, Any] = {"cls": Group, "add_completion": False, "rich_markup_mode": None}
+_STYLE: dict[str, Any] = {"cls": Group, "rich_markup_mode": None}
+_ONE_LINE = 1000  # columns of help that is no terminal's: each option is on one line, for grep
+
+# Panels of commands in the help, in the order in which a newcomer needs them.
+MAKE, MEASURE, WEIGHTS, CODE = "Make videos", "Measure what guidance does", "Models and weights", "Other people's code"
 
 app = typer.Typer(
     name="guidon",
     help="Classifier-free guidance for latent video and image diffusion: generate, and measure what guidance does.",
     pretty_exceptions_enable=False,
-    context_settings={"max_content_width": 110},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # --negative_prompt is --negative-prompt
+        "max_content_width": _ONE_LINE,  # the help is as wide as the terminal
+    },
     **_STYLE,
 )
-studies = typer.Typer(help="Compare settings on the same prompts and noise, with statistics.", **_STYLE)
+studies = typer.Typer(
+    add_completion=False, help="Compare settings on the same prompts and noise, with statistics.", **_STYLE
+)
 
 
-def add(to: typer.Typer, command: Callable[..., None], example: str) -> None:
+def add(to: typer.Typer, command: Callable[..., None], example: str, panel: str | None = None) -> None:
     """Add a command. The function's name is the command's name, and its parameters are the options."""
-    to.command(cls=Command, epilog=f"Example:\n\n  {example}")(command)
+    to.command(cls=Command, epilog=f"Example:\n\n  {example}", rich_help_panel=panel)(command)
 
 
-add(app, generate.generate, generate.EXAMPLE)
-add(app, inspect.inspect, inspect.EXAMPLE)
-add(app, encode.encode, encode.EXAMPLE)
-add(app, models.models, models.EXAMPLE)
-add(app, train.train, train.EXAMPLE)
-add(app, evaluate.evaluate, evaluate.EXAMPLE)
-add(app, spectrum.spectrum, spectrum.EXAMPLE)
-add(app, match.match, match.EXAMPLE)
-add(app, tune.tune, tune.EXAMPLE)
-add(app, audit.audit, audit.EXAMPLE)
-app.add_typer(studies, name="study")
+add(app, generate.generate, generate.EXAMPLE, MAKE)
+add(app, evaluate.evaluate, evaluate.EXAMPLE, MEASURE)
+add(app, spectrum.spectrum, spectrum.EXAMPLE, MEASURE)
+add(app, match.match, match.EXAMPLE, MEASURE)
+add(app, tune.tune, tune.EXAMPLE, MEASURE)
+app.add_typer(studies, name="study", rich_help_panel=MEASURE)
 add(studies, study.run, study.EXAMPLE_RUN)
 add(studies, study.report, study.EXAMPLE_REPORT)
+add(app, models.models, models.EXAMPLE, WEIGHTS)
+add(app, inspect.inspect, inspect.EXAMPLE, WEIGHTS)
+add(app, encode.encode, encode.EXAMPLE, WEIGHTS)
+add(app, train.train, train.EXAMPLE, WEIGHTS)
+add(app, audit.audit, audit.EXAMPLE, CODE)
 
 
 @app.callback(invoke_without_command=True)
@@ -81,16 +90,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     debug = bool(os.environ.get("GUIDON_DEBUG"))
     _open_closed_streams()
-    width = None if sys.stdout.isatty() else 1000  # if help is piped, each option is on one line
+    width = None if sys.stdout.isatty() else _ONE_LINE
     code: Any = 2
     try:
         _require_working_folder()
         with _warnings_in_one_line():
-            code = app(arguments, standalone_mode=False, terminal_width=width)
+            code = app(arguments, prog_name="guidon", standalone_mode=False, terminal_width=width)
         if code == STOPPED:  # typer was stopped while it read the arguments
             say("stopped")
-    except _UsageError as error:
-        say(error.format_message())
     except InputError as error:
         say(str(error))
     except (typer.Abort, KeyboardInterrupt) as error:  # Abort is a RuntimeError: it must be caught before the others

@@ -1,4 +1,4 @@
-"""The class of all commands: help in panels, and option names in error messages."""
+"""The classes of all commands: help in panels, option names in errors, and command lines that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..core.errors import InputError
+from .usage import explain, option_names, unknown_command
 
 # Names in error messages that are set by options of other names: name -> those options.
 OPTIONS_OF = {
@@ -21,6 +22,10 @@ OPTIONS_OF = {
     "samples": ("num_samples",),
     "batch_size": ("batch_size", "block"),
 }
+MAY_BE_EMPTY = ("negative_prompt", "caption")  # texts of which the empty one means something
+WIDEST_NAMES = 0.4  # of a terminal's width: longer names have a line of their own
+
+_UsageError: Any = typer.BadParameter.__bases__[0]  # the argument parser's error, from click or typer's own copy of it
 
 
 class Command(TyperCommand):
@@ -32,11 +37,16 @@ class Command(TyperCommand):
             if row := _help_row(param, ctx):
                 default = "Arguments" if param.param_type_name == "argument" else "Options"
                 panels.setdefault(getattr(param, "rich_help_panel", None) or default, []).append(row)
-        # Use one width for the names in all panels, so that all texts begin in the same column.
-        width = max(len(names) for rows in panels.values() for names, _ in rows)
-        for title, rows in panels.items():
-            with formatter.section(title):
-                formatter.write_dl([(names.ljust(width), text) for names, text in rows], col_max=width)
+        _write_panels(formatter, panels)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)
+        try:
+            if not ctx.resilient_parsing:
+                _refuse_values_left_out(self, ctx, words)
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            raise InputError(explain(error, self, ctx, words)) from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -62,19 +72,74 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands."""
+    """A group of commands, which the help shows in panels."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False  # for None, typer would load pydantic, which takes 0.1 s
-        return option
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False) and param.default is None:
+                param.default = False  # for None, typer would load pydantic, which takes 0.1 s
+        return params
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            raise InputError(explain(error, self, ctx, words)) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            raise InputError(unknown_command(args[0], self, ctx))
+        return super().resolve_command(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            panel = getattr(command, "rich_help_panel", None)
+            text = command.get_short_help_str(limit=1000)
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, text))
+        panels["Options"] = [row for param in self.get_params(ctx) if (row := _help_row(param, ctx))]
+        _write_panels(formatter, panels)
+
+
+def _refuse_values_left_out(command: Command, ctx: Any, words: list[str]) -> None:
+    """Refuse an option without a value, which the parser reads as the option's value being the next word or empty.
+
+    Raises:
+        InputError: the message names the option.
+    """
+    values, _, _ = command.make_parser(ctx).parse_args(list(words))
+    if values.get("help"):
+        return
+    names = option_names(command)
+    for param in command.params:
+        value = values.get(param.name)
+        for text in value if isinstance(value, list | tuple) else (value,):
+            what = param.opts[0] if param.param_type_name == "option" else param.metavar
+            if param.param_type_name == "option" and isinstance(text, str) and text in names:
+                raise InputError(f"{what} has no value, {text} follows it: give {what} {param.metavar}")
+            if text == "" and param.name not in MAY_BE_EMPTY and not (param.metavar == "PROMPT"):
+                raise InputError(f"{what} is empty: give {ctx.command_path} {_with_value(param)}")
+
+
+def _with_value(param: Any) -> str:
+    return f"{param.opts[0]} {param.metavar}" if param.param_type_name == "option" else str(param.metavar)
+
+
+def _write_panels(formatter: Any, panels: Mapping[str, list[tuple[str, str]]]) -> None:
+    """Write rows of names and texts under their titles. All texts begin in the same column."""
+    rows = [row for panel in panels.values() for row in panel]
+    width = min(max(len(names) for names, _ in rows), int(WIDEST_NAMES * formatter.width))
+    for title, panel in panels.items():
+        with formatter.section(title):
+            formatter.write_dl([(names.ljust(width), text) for names, text in panel], col_max=width)
 
 
 def _help_row(param: Any, ctx: Any) -> tuple[str, str] | None:
     """The names and the text of an option or argument; None for a hidden one.
 
-    An option shows its first name on the left and its aliases at the end of the text.
+    An option shows its first name on the left, after its letter if it has one, and its aliases at the end of the text.
     """
     record = param.get_help_record(ctx)
     if record is None:
@@ -82,10 +147,12 @@ def _help_row(param: Any, ctx: Any) -> tuple[str, str] | None:
     names, text = record
     if param.param_type_name == "argument":
         names = param.metavar or names
-    elif len(param.opts) > 1:
-        first, *others = param.opts
-        names = first + names.removeprefix(", ".join(param.opts))
-        text += f" [also {', '.join(others)}]"
+    else:
+        letters = [name for name in param.opts if not name.startswith("--")]
+        first, *others = [name for name in param.opts if name.startswith("--")]
+        value = "".join(f"/{name}" for name in param.secondary_opts) or (f" {param.metavar}" if param.metavar else "")
+        names = ", ".join([*letters, first]) + value
+        text += f" [also {', '.join(others)}]" if others else ""
     if isinstance(default := param.show_default, str):
         text = text.replace(f"default: ({default})", f"default: {default}")  # typer puts words in parentheses
-    return names, text
+    return names, text.replace("; x>=", "; at least ")

@@ -20,7 +20,7 @@ def encode(
         typer.Argument(metavar="PROMPT", help="Captions; '' is the empty one.", rich_help_panel="Prompt"),
     ],
     text_encoder: Annotated[Path, option("Model and weights", "FOLDER", "T5 in the hub's layout.")],
-    out: Annotated[Path, option("Output", "FILE", "Safetensors file to write, or to add captions to.")],
+    out: Annotated[Path, option("Output", "FILE", "Safetensors file to write, or to add captions to.", *options.OUT)],
     max_length: Annotated[
         int,
         option(
@@ -30,7 +30,10 @@ def encode(
             min=1,
         ),
     ] = 120,
-    dtype: Annotated[str, option("Model and weights", "TYPE", "Precision of T5: fp32, bf16, fp16 or int8.")] = "fp32",
+    dtype: Annotated[
+        str,
+        option("Model and weights", "TYPE", "Precision of T5: fp32, bf16, fp16 or int8.", values=options.TEXT_DTYPES),
+    ] = "fp32",
     device: options.Device = "auto",
 ) -> None:
     """Encode captions with T5 once and keep the features.

@@ -31,6 +31,7 @@ def evaluate(
             "Measuring",
             "NAME",
             "Held-out captions: L0 new seeds, L1 unseen pairs, L2 unseen triples, L3 an unseen speed.",
+            values=options.SPLITS,
         ),
     ] = "L0",
     prompts: Annotated[int, option("Measuring", "N", "Number of captions of the split.", min=2)] = 100,
@@ -46,7 +47,7 @@ def evaluate(
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
-        option("Output", "FOLDER", "Folder for metrics.csv, summary.json and sheet.png.", default="none"),
+        option("Output", "FOLDER", "Folder for metrics.csv, summary.json and sheet.png.", *options.OUT, default="none"),
     ] = None,
 ) -> None:
     """Measure a model on held-out captions, or measure video files.

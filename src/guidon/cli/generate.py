@@ -12,13 +12,13 @@ import typer
 
 from ..core.errors import InputError, setting
 from . import options
-from .options import given, option
+from .options import given, of_model, option
 from .outputs import prepare_folder, run_name, say, write_trace, write_videos
 from .values import parse_scale, parse_size, parse_timing
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
-    from ..request import Computation, Request
+    from ..request import Computation, Output, Request
 
 EXAMPLE = 'guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3'
 DEFAULT_MODEL = "guidon-small"  # used if neither a model nor a manifest is given
@@ -64,20 +64,36 @@ def generate(
             "Guidance rule: cfg, rescale, apg, cfg-zero, cfg++, fdg or perp-neg; its settings follow a colon, as "
             "in apg:momentum=0.",
             default="cfg",
+            values=options.RULES,
         ),
     ] = None,
     interval: options.Interval = None,
     ramp: Annotated[
         str | None,
-        option("Guidance", "SHAPE", "Let the scale grow during sampling: linear or cosine.", default="off"),
+        option(
+            "Guidance",
+            "SHAPE",
+            "Let the scale grow during sampling: linear or cosine.",
+            default="off",
+            values=options.RAMPS,
+        ),
     ] = None,
     oscillate: Annotated[
         int | None,
         option("Guidance", "N", "From step N on, guide every second step only.", default="off"),
     ] = None,
-    seed: Annotated[int | None, option("Sampling", "N", "Seed of the noise.", min=0, default="0")] = None,
+    seed: Annotated[int | None, option("Sampling", "N", "Seed of the noise.", min=0, default=of_model("0"))] = None,
     num_samples: Annotated[
-        int, option("Sampling", "N", "Number of videos per prompt, each from noise of its own.", min=1)
+        int,
+        option(
+            "Sampling",
+            "N",
+            "Number of videos per prompt, each from noise of its own.",
+            "--num-samples",
+            "--num-videos-per-prompt",
+            "--num-images-per-prompt",
+            min=1,
+        ),
     ] = 1,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
@@ -85,16 +101,23 @@ def generate(
     size: Annotated[
         str | None,
         option(
-            "Sampling", "HEIGHTxWIDTH", "Size in pixels, for a model that takes other sizes.", default="the model's"
+            "Sampling",
+            "HEIGHTxWIDTH",
+            "Size in pixels, for a model that takes other sizes; --upscale enlarges any clip.",
+            default=of_model("64x64"),
         ),
     ] = None,
     height: Annotated[
         int | None,
-        option("Sampling", "PIXELS", "Height, given together with --width; the same as --size.", default="the model's"),
+        option(
+            "Sampling", "PIXELS", "Height, given together with --width; the same as --size.", default=of_model("64")
+        ),
     ] = None,
     width: Annotated[
         int | None,
-        option("Sampling", "PIXELS", "Width, given together with --height; the same as --size.", default="the model's"),
+        option(
+            "Sampling", "PIXELS", "Width, given together with --height; the same as --size.", default=of_model("64")
+        ),
     ] = None,
     frames: Annotated[
         int | None,
@@ -104,7 +127,7 @@ def generate(
             "Number of frames, for a model that takes other lengths.",
             "--frames",
             "--num-frames",
-            default="the model's",
+            default=of_model("16"),
         ),
     ] = None,
     exact: Annotated[
@@ -152,6 +175,7 @@ def generate(
             "NAME|FOLDER",
             "A name that `guidon models` lists, or a folder of weights.",
             default=DEFAULT_MODEL,
+            values=options.models,
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
@@ -159,10 +183,24 @@ def generate(
     vae: options.VAE = None,
     features: options.Features = None,
     text_dtype: Annotated[
-        str | None, option("Model and weights", "TYPE", "Precision of T5: fp32, bf16, fp16 or int8.", default="fp32")
+        str | None,
+        option(
+            "Model and weights",
+            "TYPE",
+            "Precision of T5: fp32, bf16, fp16 or int8.",
+            default="fp32",
+            values=options.TEXT_DTYPES,
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, option("Model and weights", "TYPE", "Precision of the network: fp32, bf16 or fp16.", default="fp32")
+        str | None,
+        option(
+            "Model and weights",
+            "TYPE",
+            "Precision of the network: fp32, bf16 or fp16.",
+            default=of_model("fp32"),
+            values=options.DTYPES,
+        ),
     ] = None,
     offload: Annotated[
         str | None,
@@ -170,16 +208,17 @@ def generate(
             "Model and weights",
             "HOW",
             "stages frees the memory of each part after its use; none keeps all parts.",
-            default="the model's",
+            default="none for guidon-small, stages for the others",
+            values=("stages", "none"),
         ),
     ] = None,
     download: Annotated[
         bool, option("Model and weights", None, "Fetch missing weights from the hub.", "--download")
     ] = False,
     device: options.Device = "auto",
-    out: Annotated[Path, option("Output", "FOLDER", "Folder for videos, manifests and the contact sheet.")] = Path(
-        "outputs"
-    ),
+    out: Annotated[
+        Path, option("Output", "FOLDER", "Folder for videos, manifests and the contact sheet.", *options.OUT)
+    ] = Path("outputs"),
     format: Annotated[
         str | None,
         option(
@@ -187,6 +226,27 @@ def generate(
             "FORMAT",
             "mp4, gif, webp, frames (a folder of PNGs) or png (one image).",
             default="mp4, or png for an image",
+            values=options.FORMATS,
+        ),
+    ] = None,
+    upscale: Annotated[
+        int | None,
+        option(
+            "Output",
+            "N",
+            "Enlarge the frames that are written N times, each pixel to N x N equal ones, to look at them.",
+            default="1",
+            min=1,
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        option(
+            "Output",
+            "X",
+            "Frames per second that the file is played at.",
+            default=of_model("8"),
+            min=0.1,
         ),
     ] = None,
     trace: Annotated[
@@ -217,12 +277,16 @@ def generate(
         )
     else:
         manifest = read_manifest(from_manifest)
+        format, fps = format or manifest.output.format, fps or manifest.output.fps
+        upscale = upscale or manifest.output.upscale
 
     # Refuse what cannot be written before the model is loaded.
-    from ..media.files import check_format
+    from ..media.files import check_format, check_fps
 
     if format is not None:
         check_format(format)
+    if fps is not None:
+        check_fps(fps)
     prepare_folder(out)
 
     # Load the model and complete the request with its defaults.
@@ -230,6 +294,10 @@ def generate(
     from ..pipeline import load
 
     pipe = load(manifest.request.model if manifest else model or DEFAULT_MODEL, device=device, **parts)
+    if classes and not pipe.preset.classes:
+        raise InputError(
+            f"{setting('classes')} is for a class-conditional model, {pipe.preset.name} takes text: give a prompt"
+        )
     format = format or ("png" if pipe.preset.is_image else "mp4")
     check_format(format)
     if format == "png" and not pipe.preset.is_image:
@@ -245,6 +313,13 @@ def generate(
             like = computed_here(manifest.computed, pipe)
         warn_of_differences(manifest, like, pipe)
 
+    # Refuse an enlargement that is too large, now that the size is known.
+    from ..media.files import check_upscale
+    from ..request import latent_shape
+
+    shape, unit = latent_shape(pipe.preset, pipe.model, request), pipe.model.downsampling
+    check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
+
     # Generate and write.
     traced = GuidanceTrace() if trace else None
     if traced is not None:  # a trace can hold only one batch
@@ -255,7 +330,7 @@ def generate(
         videos = pipe.generate(
             request, batch_size=batch_size or BATCH, sequential=sequential, on_step=on_step, trace=traced, like=like
         )
-    write_videos(videos, request, pipe.hashes, out, format)
+    write_videos(videos, request, pipe.hashes, out, format, upscale or 1, fps)
     if traced is not None:
         write_trace(traced, out / f"{run_name(request, pipe.hashes)}-trace.npz")
 
@@ -292,12 +367,31 @@ class Manifest:
     request: Request
     computed: Computation | None
     """How the video was computed; None if an earlier version wrote the manifest."""
+    output: Output
+    """How the video was written."""
     weights: dict[str, str]
     """The hash of each part of its model."""
     torch: str | None
     """The version of torch."""
     device: str | None
     """Where it was made, such as "cuda:0"."""
+
+
+def manifest_of(path: Path) -> Path:
+    """The manifest that a path means: itself, or the one beside a video or a folder of frames.
+
+    Raises:
+        InputError: it is a video or a folder without one.
+    """
+    from ..core.reading import is_there
+
+    beside = path.with_name(f"{path.name}.json") if path.name else path
+    if path.suffix != ".json" and is_there(beside, "a manifest"):
+        return beside
+    if path.suffix.lower() in (".mp4", ".gif", ".webp", ".png") or path.is_dir():
+        what = "is a folder without" if path.is_dir() else "is a video without"
+        raise InputError(f"{path} {what} its manifest, {beside.name}: give the manifest that was written beside it")
+    return path
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -307,8 +401,9 @@ def read_manifest(path: Path) -> Manifest:
         InputError: the file is no manifest of `guidon generate`.
     """
     from ..core.settings import read_mapping, validated
-    from ..request import Computation, Request
+    from ..request import Computation, Output, Request
 
+    path = manifest_of(path)
     found = read_mapping(path)
     if not isinstance(found, dict) or "generation" not in found:
         raise InputError(f"{path} is not a manifest that `guidon generate` wrote: it has no 'generation'")
@@ -317,8 +412,9 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}: weights is {weights!r:.40}, expected hashes by name")
     request = validated(Request, found["generation"], str(path))
     computed = validated(Computation, found["computed"], str(path)) if "computed" in found else None
+    output = validated(Output, found.get("output", {}), str(path))
     torch, device = (value if isinstance(value := found.get(name), str) else None for name in ("torch", "device"))
-    return Manifest(request, computed, weights, torch, device)
+    return Manifest(request, computed, output, weights, torch, device)
 
 
 def computed_here(computed: Computation, pipe: Pipeline) -> Computation:

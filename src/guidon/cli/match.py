@@ -50,7 +50,11 @@ def match(
     out: Annotated[
         Path | None,
         option(
-            "Output", "FOLDER", "Folder for clips, table and curve; an interrupted run resumes in it.", default="none"
+            "Output",
+            "FOLDER",
+            "Folder for clips, table and curve; an interrupted run resumes in it.",
+            *options.OUT,
+            default="none",
         ),
     ] = None,
 ) -> None:

@@ -5,6 +5,7 @@ Some options have a default that depends on the model. They are None unless the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +13,33 @@ import typer
 
 Panel = Literal["Prompt", "Guidance", "Sampling", "Measuring", "Model and weights", "Output"]
 
+# The values of options, for completion in a shell. Their own modules would load torch.
+SAMPLERS = ("ddpm", "ddim", "dpm-solver")
+RULES = ("cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg")
+FORMATS = ("mp4", "gif", "webp", "frames", "png")
+RAMPS = ("linear", "cosine")
+DTYPES = ("fp32", "bf16", "fp16")
+TEXT_DTYPES = (*DTYPES, "int8")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+CHOICES_OF_CHANNELS = ("3", "all", "none", "only:3", "0,2", "0-2")
+SPLITS = ("L0", "L1", "L2", "L3")
+
+
+def models() -> list[str]:
+    """The names of all presets."""
+    from ..models.catalogue import presets
+
+    return list(presets())
+
 
 def option(
-    panel: Panel, metavar: str | None, help: str, *names: str, default: str | None = None, min: float | None = None
+    panel: Panel,
+    metavar: str | None,
+    help: str,
+    *names: str,
+    default: str | None = None,
+    min: float | None = None,
+    values: Sequence[str] | Callable[[], Sequence[str]] = (),
 ) -> Any:
     """An option in a panel of the help.
 
@@ -25,23 +50,42 @@ def option(
         names: the option and its aliases; if empty, the option is named after the function's parameter.
         default: the text for the default in the help; None shows the default value.
         min: the smallest value.
+        values: what a shell completes it to, or a function that returns it.
     """
     return typer.Option(
-        *names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default or True, min=min
-    )
+        *names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default or True, min=min,
+        autocompletion=_completion(values) if values else None,
+    )  # fmt: skip
 
+
+def _completion(values: Sequence[str] | Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
+    """What typer calls for the values that begin with the text that was typed."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in (values() if callable(values) else values) if value.startswith(incomplete)]
+
+    return complete
+
+
+def of_model(value: str) -> str:
+    """The text for a default that depends on the model, with its value for the model of the package."""
+    return f"the model's: {value} for guidon-small"
+
+
+OUT = ("--out", "-o", "--output")
 
 # Guidance
 _SCALE = ("--cfg-scale", "--guidance-scale")
 CHANNELS = ("--cfg-channels", "--cfg-channel")
-CfgScale = Annotated[float | None, option("Guidance", "SCALE", "Guidance scale.", *_SCALE, default="the model's")]
+_SCALE_OF_MODEL = of_model("3")
+CfgScale = Annotated[float | None, option("Guidance", "SCALE", "Guidance scale.", *_SCALE, default=_SCALE_OF_MODEL)]
 CfgScales = Annotated[
     list[float] | None,
-    option("Guidance", "SCALE", "Guidance scale; repeatable.", *_SCALE, default="the model's"),
+    option("Guidance", "SCALE", "Guidance scale; repeatable.", *_SCALE, default=_SCALE_OF_MODEL),
 ]
 CfgScalePerChannel = Annotated[
     str | None,
-    option("Guidance", "SCALE", "Guidance scale, or one per latent channel: 4,4,4,1.", *_SCALE, default="the model's"),
+    option("Guidance", "SCALE", "Scale, or one per latent channel: 4,4,4,1.", *_SCALE, default=_SCALE_OF_MODEL),
 ]
 CfgChannels = Annotated[
     str | None,
@@ -50,7 +94,8 @@ CfgChannels = Annotated[
         "CHANNELS",
         "Guided channels: 3 (the first three), all, none, 0,2 (these), 0-2 (a range), only:3.",
         *CHANNELS,
-        default="the model's",
+        default=of_model("3"),
+        values=CHOICES_OF_CHANNELS,
     ),
 ]
 Interval = Annotated[
@@ -59,21 +104,27 @@ Interval = Annotated[
         "Guidance",
         "A,B",
         "Guide only from A to B of the sampling. 0 is noise, 1 is the video; 0,1 guides every step.",
-        default="the model's",
+        default=of_model("0,0.5"),
     ),
 ]
 
 # Sampling
 Steps = Annotated[
     int | None,
-    option("Sampling", "N", "Number of denoising steps.", "--steps", "--num-inference-steps", default="the model's"),
+    option("Sampling", "N", "Number of denoising steps.", "--steps", "--num-inference-steps", default=of_model("50")),
 ]
-Sampler = Annotated[str | None, option("Sampling", "NAME", "Sampler: ddpm, ddim or dpm-solver.", default="the model's")]
+Sampler = Annotated[
+    str | None,
+    option("Sampling", "NAME", "Sampler: ddpm, ddim or dpm-solver.", default=of_model("ddpm"), values=SAMPLERS),
+]
 Block = Annotated[int, option("Sampling", "N", "Number of clips that are denoised together.", min=1)]
 
 # Model and weights
 Model = Annotated[
-    str, option("Model and weights", "NAME|FOLDER", "A name that `guidon models` lists, or a folder of weights.")
+    str,
+    option(
+        "Model and weights", "NAME|FOLDER", "A name that `guidon models` lists, or a folder of weights.", values=models
+    ),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -95,7 +146,7 @@ Features = Annotated[
     Path | None,
     option("Model and weights", "FILE", "Caption features from `guidon encode`; replaces T5.", default="none"),
 ]
-Device = Annotated[str, option("Model and weights", "DEVICE", "auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, option("Model and weights", "DEVICE", "auto, cpu, cuda, cuda:N or mps.", values=DEVICES)]
 
 
 def given(**values: Any) -> dict[str, Any]:

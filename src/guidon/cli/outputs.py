@@ -109,9 +109,21 @@ def _digest(made_by: str, weights: Mapping[str, str]) -> str:
     return hash_text(made_by + json.dumps(weights, sort_keys=True))[:8]
 
 
-def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str, str], out: Path, format: str) -> None:
-    """Write every video with its manifest, and one contact sheet; print their paths."""
+def write_videos(
+    videos: Sequence[Video],
+    request: Request,
+    weights: Mapping[str, str],
+    out: Path,
+    format: str,
+    upscale: int = 1,
+    fps: float | None = None,
+) -> None:
+    """Write every video with its manifest, and one contact sheet; print their paths.
+
+    A video whose frames are enlarged, or that plays at another rate, says so in its name. It replaces no other one.
+    """
     from ..media import contact_sheet
+    from ..media.sheet import enlargement
 
     samples = len(request.samples)
     command = shlex.join(sys.argv).encode(errors="backslashreplace").decode()  # a path may be no UTF-8
@@ -119,9 +131,13 @@ def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str
     for number, video in enumerate(videos):
         name = output_name(request, weights, number // samples, request.samples[number % samples])
         video.manifest["command"] = command
-        path = video.save(out / (name if format == "frames" else f"{name}.{format}"), format)
+        name += f"-x{upscale}" if upscale > 1 else ""
+        name += f"-{fps:g}fps" if fps not in (None, video.fps) else ""
+        path = out / (name if format == "frames" else f"{name}.{format}")
+        video.save(path, format, upscale=upscale, fps=fps)
         print(f"{kind:<14} {path}\nmanifest:      {path}.json")
-    rows, columns = _on_the_sheet(len(request.prompts), samples, videos[0].frames[0].size // 3)
+    height, width = videos[0].frames.shape[1:3]
+    rows, columns = _on_the_sheet(len(request.prompts), samples, height * width * enlargement(width) ** 2)
     shown = [[video.frames for video in videos[i * samples : i * samples + columns]] for i in range(rows)]
     labels = [f"sample {number}" for number in request.samples[:columns]]
     path = out / f"{run_name(request, weights)}-sheet.png"
@@ -131,8 +147,13 @@ def write_videos(videos: Sequence[Video], request: Request, weights: Mapping[str
 
 
 def _on_the_sheet(prompts: int, samples: int, pixels: int) -> tuple[int, int]:
-    """How many prompts and samples a contact sheet shows. A larger picture could not be opened."""
-    cells = max(1, _SHEET // (_STRIP * max(pixels, 96 * 96)))
+    """How many prompts and samples a contact sheet shows. A larger picture could not be opened.
+
+    Args:
+        prompts, samples: how many there are.
+        pixels: of a frame on the sheet.
+    """
+    cells = max(1, _SHEET // (_STRIP * pixels))
     columns = min(samples, max(1, math.isqrt(cells)))
     return min(prompts, max(1, cells // columns)), columns
 

@@ -37,7 +37,7 @@ def spectrum(
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
-        option("Output", "FOLDER", "Folder for spectrum.npz and spectrum.png.", default="none"),
+        option("Output", "FOLDER", "Folder for spectrum.npz and spectrum.png.", *options.OUT, default="none"),
     ] = None,
 ) -> None:
     """Split guidance by channel, step and frame.

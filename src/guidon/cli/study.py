@@ -21,7 +21,9 @@ def run(
         Path,
         typer.Argument(metavar="STUDY.yaml", help="Model, prompts, settings and primary contrast; studies/ has some."),
     ],
-    out: Annotated[Path, option("Output", "FOLDER", "Folder for results; an interrupted study resumes in it.")],
+    out: Annotated[
+        Path, option("Output", "FOLDER", "Folder for results; an interrupted study resumes in it.", *options.OUT)
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its cost and the effects that it can detect, and stop.")
     ] = False,
@@ -57,7 +59,9 @@ def run(
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Results of `guidon study run`.")],
-    out: Annotated[Path | None, option("Output", "FILE", "The page to write.", default="FOLDER/report.html")] = None,
+    out: Annotated[
+        Path | None, option("Output", "FILE", "The page to write.", *options.OUT, default="FOLDER/report.html")
+    ] = None,
     max_mb: Annotated[
         float,
         option("Output", "MB", "Largest size of the page; clips beyond it stay in the folder.", min=0.1),

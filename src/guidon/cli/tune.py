@@ -30,7 +30,13 @@ def tune(
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
-        option("Output", "FOLDER", "Folder for the journal; an interrupted run resumes in it.", default="none"),
+        option(
+            "Output",
+            "FOLDER",
+            "Folder for the journal; an interrupted run resumes in it.",
+            *options.OUT,
+            default="none",
+        ),
     ] = None,
 ) -> None:
     """Search a guidance scale per channel.
