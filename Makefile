@@ -11,7 +11,7 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.installed  ## turn a prompt into a guided video with the model that ships in the package
-	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --out outputs/demo
+	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --upscale 4 --out outputs/demo
 
 test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor released weights
 	$(BIN)/python -m pytest -q -n auto

@@ -262,6 +262,17 @@ class Computation(Settings):
     """CPU threads of torch; None to use as many as torch is set to."""
 
 
+class Output(Settings):
+    """How the frames of a clip were written to its file. It does not decide the frames."""
+
+    format: str | None = None
+    """The format of the file, such as "mp4"; None if the manifest does not say it."""
+    fps: Annotated[float, Field(ge=0.1, le=1000)] | None = None
+    """Frames per second that the file is played at; None for the clip's own."""
+    upscale: Count = 1
+    """How many times the frames are enlarged in the file."""
+
+
 def make_request(
     preset: Preset[Any],
     model: Model,

@@ -16,7 +16,7 @@ def test_a_contact_sheet_shows_every_clip_under_its_labels(tmp_path):
     )
     sheet = np.asarray(Image.open(path))
     for colour in ((255, 0, 0), (0, 0, 255)):
-        assert (sheet == colour).all(-1).sum() == 2 * 4 * 64 * 64
+        assert (sheet == colour).all(-1).sum() == 2 * 4 * 192 * 192
     dark = (sheet.max(-1) < 120).any(1)
     assert dark[:20].any()
     assert dark[20:60].any()
@@ -54,10 +54,10 @@ def test_a_moving_sheet_plays_every_clip_in_its_cell(tmp_path, suffix):
     path = contact_sheet([[CLIP, shorter]], ["a prompt"], ["one", "two"], path=tmp_path / f"sheet.{suffix}", fps=4)
     frames, fps = load_video(path)
     assert (len(frames), fps) == (len(CLIP), 4)
-    top = len(frames[0]) - 15 - 128  # the last row of cells ends 15 pixels above the border
-    for left, clip in ((10, CLIP), (10 + 128 + 10, shorter)):
+    top = len(frames[0]) - 15 - 192  # the last row of cells ends 15 pixels above the border
+    for left, clip in ((10, CLIP), (10 + 192 + 10, shorter)):
         for time, frame in enumerate(frames):
-            shown = frame[top : top + 128 : 2, left : left + 128 : 2].astype(int)
+            shown = frame[top : top + 192 : 3, left : left + 192 : 3].astype(int)
             error = np.abs(shown - clip[min(time, len(clip) - 1)])
             assert error.max() <= (0 if suffix == "webp" else 40)  # a GIF has 256 colours a frame
 

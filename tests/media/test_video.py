@@ -11,6 +11,7 @@ from PIL import Image, ImageSequence
 
 from guidon.core.errors import InputError
 from guidon.media import Video, load_video
+from guidon.media.files import shrink
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 
@@ -22,7 +23,37 @@ def test_a_video_is_saved_with_its_manifest_beside_it(tmp_path):
     frames, fps = load_video(path)
     assert np.array_equal(frames, FRAMES)
     assert fps == 8
-    assert json.loads((tmp_path / "new" / "a.webp.json").read_text(encoding="utf-8")) == manifest
+    written = {"format": "webp", "fps": 8, "upscale": 1}
+    assert json.loads((tmp_path / "new" / "a.webp.json").read_text(encoding="utf-8")) == manifest | {"output": written}
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif", "mp4", ""])
+def test_a_video_can_be_enlarged_for_looking_and_is_shrunk_to_what_it_was(tmp_path, suffix):
+    frames = np.repeat(FRAMES[:, :, :, :1] // 64 * 64, 3, axis=3)[:, :15, :9]  # few greys, which a gif keeps
+    path = Video(frames, 8, {}).save(tmp_path / f"a.{suffix}".rstrip("."), upscale=5, fps=12)
+    enlarged, fps = load_video(path)
+    assert fps == (12 if suffix else 8)  # pictures do not record a rate
+    assert (enlarged.shape[1] // 2, enlarged.shape[2] // 2) == (
+        75 // 2 + (suffix == "mp4"),
+        45 // 2 + (suffix == "mp4"),
+    )
+    found = shrink(enlarged, 5, 15, 9)
+    assert np.abs(found.astype(int) - frames).max() <= (12 if suffix == "mp4" else 0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"upscale": 0}, "upscale 0 is not a factor: give a whole number of at least 1"),
+        ({"upscale": 4096}, "upscale 4096 makes 3 frames of 65536x65536 pixels.* give at most 512"),
+        ({"fps": 0}, "fps 0 is not a rate: give a number from 0.1 to 1000"),
+        ({"fps": float("nan")}, "fps nan is not a rate"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(tmp_path, choice, message):
+    with pytest.raises(InputError, match=message):
+        Video(FRAMES, 8, {}).save(tmp_path / "a.webp", **choice)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_format_may_be_given_in_place_of_a_suffix(tmp_path):

@@ -22,6 +22,7 @@ from ..core.errors import InputError
 from ..core.progress import OnStep
 from ..core.reading import read_object, reading
 from ..media import contact_sheet, load_video
+from ..media.files import shrink
 from ..metrics import video, world
 from ..metrics.bench import find_bench
 from ..metrics.metric import EVALUATION_SEED, SHARE, Bench, Values
@@ -321,7 +322,7 @@ def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) 
     """
     found: dict[str, dict[str, float]] = {}
     for path in paths:
-        frames, _ = load_video(path)
+        frames = _frames_as_made(path)
         text = caption or _caption_of(path)
         values = {} if text is None else _measure_file(path, world.BENCH, frames, text)
         found[str(path)] = values | _measure_file(path, video.BENCH, frames, "")
@@ -350,18 +351,44 @@ def _measure_file(path: Path, bench: Bench, frames: np.ndarray, caption: str) ->
         raise InputError(f"{path}: {error}") from None
 
 
+def _frames_as_made(path: Path) -> np.ndarray:
+    """The frames of a file, shrunk to those of the model where they were enlarged for looking."""
+    frames, _ = load_video(path)
+    content = _manifest_beside(path)
+    upscale = content.get("output", {}).get("upscale", 1) if content else 1
+    if upscale == 1:
+        return frames
+    with reading(path, "the video of its manifest", "keep them together, or measure the file without its manifest"):
+        return shrink(frames, upscale, *content["frames"][1:3])
+
+
 def _caption_of(path: Path) -> str | None:
     """The prompt in the manifest beside a video of the world's size, if there is one."""
+    content = _manifest_beside(path)
+    prompts = content["generation"]["prompts"] if content else []
+    return prompts[0] if len(prompts) == 1 and content["frames"][1] == SIZE else None
+
+
+def _manifest_beside(path: Path) -> dict[str, Any]:
+    """The manifest beside a video; empty if there is none.
+
+    Raises:
+        InputError: its prompts, its frames or its output are not those of a video.
+    """
     manifest = path.with_name(path.name + ".json")
     if not os.path.isfile(manifest):  # noqa: PTH113  # Path.is_file raises for a name that is too long
-        return None
+        return {}
     what = "the manifest of a video"
     content = read_object(manifest, what)
     with reading(manifest, what):
-        prompts = content.get("generation", {}).get("prompts", [])
+        prompts = content.setdefault("generation", {}).setdefault("prompts", [])
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError("its prompts are not a list of texts")
-        return prompts[0] if len(prompts) == 1 and content.get("frames", [0, 0])[1] == SIZE else None
+        shape, upscale = content.setdefault("frames", [0, 0, 0, 3]), content.setdefault("output", {}).get("upscale", 1)
+        numbers = [*shape, upscale]
+        if len(shape) != 4 or not all(isinstance(number, int) and 0 <= number < 1 << 31 for number in numbers):
+            raise ValueError("its frames or its upscale are not whole numbers")
+    return content
 
 
 def look_during_training(folder: Path, step: int) -> dict[str, float]:

@@ -52,15 +52,13 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
         OSError: the disk is full or broken. What was at the path is still there.
     """
     path = Path(path)
-    if format is None:
-        format = path.suffix[1:].lower() or "frames"
+    format = format_of(path) if format is None else format
     check_format(format)
     if not isinstance(frames, np.ndarray):
         raise InputError(f"frames are a {type(frames).__name__}: expected a uint8 array (time, height, width, 3)")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise InputError(f"frames are {frames.dtype} {frames.shape}: expected uint8 (time, height, width, 3)")
-    if not 0.1 <= fps <= 1000:
-        raise InputError(f"{setting('fps')} {fps!r} is not a number from 0.1 to 1000")
+    check_fps(fps)
     if format == "png" and len(frames) != 1:
         raise InputError(f"png holds one image, these are {len(frames)} frames: choose mp4, gif, webp or frames")
     check_place(path, format)
@@ -96,6 +94,59 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
                 **options,
             )
     return path
+
+
+def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
+    """Frames (T, H, W, 3) with each pixel as ``factor`` x ``factor`` equal ones: (T, factor H, factor W, 3)."""
+    return frames if factor == 1 else frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def shrink(frames: np.ndarray, factor: int, height: int, width: int) -> np.ndarray:
+    """What ``enlarge`` made frames of, (T, height, width, 3). Each pixel is the mean of its ``factor`` x ``factor``.
+
+    Raises:
+        ValueError: the frames are not of the enlarged size. Those of an mp4 may have one row or column more.
+    """
+    size = height * factor, width * factor
+    if not all(0 <= found - side <= 1 for found, side in zip(frames.shape[1:3], size, strict=True)):
+        found = f"{frames.shape[1]}x{frames.shape[2]}"
+        raise ValueError(f"its frames are {found}, its manifest says {height}x{width} enlarged {factor} times")
+    if factor == 1:
+        return frames
+    blocks = frames[:, : size[0], : size[1]].reshape(len(frames), height, factor, width, factor, 3)
+    return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
+
+
+def check_upscale(factor: int, frames: int, height: int, width: int) -> None:
+    """Refuse an enlargement that Guidon itself would not read again.
+
+    Raises:
+        InputError: the message says how large the frames would be, and what fits.
+    """
+    name = setting("upscale")
+    if factor < 1:
+        raise InputError(f"{name} {factor} is not a factor: give a whole number of at least 1")
+    most = math.isqrt(min(PIXELS.value // (frames * height * width), FRAME_PIXELS.value // (height * width)))
+    if factor > max(most, 1):
+        raise InputError(
+            f"{name} {factor} makes {frames} frames of {height * factor}x{width * factor} pixels, more than Guidon "
+            f"reads: give at most {max(most, 1)}"
+        )
+
+
+def check_fps(fps: float) -> None:
+    """Refuse a rate that files cannot hold.
+
+    Raises:
+        InputError: it is not from 0.1 to 1000.
+    """
+    if not 0.1 <= fps <= 1000:
+        raise InputError(f"{setting('fps')} {fps!r} is not a rate: give a number from 0.1 to 1000")
+
+
+def format_of(path: Path) -> str:
+    """The format that a path's suffix stands for; "frames", a folder, where it has none."""
+    return path.suffix[1:].lower() or "frames"
 
 
 def check_format(format: str) -> None:

@@ -11,9 +11,15 @@ import numpy as np
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.limits import require_memory
-from .files import check_place, need_pillow, save_video
+from .files import check_place, enlarge, need_pillow, save_video
 
 MOVING = (".gif", ".webp")
+LEGIBLE = 160  # pixels: the width to which narrow clips are enlarged at least
+
+
+def enlargement(width: int) -> int:
+    """The integer factor by which a sheet enlarges clips of this width."""
+    return -(-LEGIBLE // width) if width < LEGIBLE else 1
 
 
 def contact_sheet(
@@ -31,7 +37,7 @@ def contact_sheet(
 
     Args:
         clips: rows of clips, uint8 (time, height, width, 3), all of the same height and width. Narrow clips
-            are enlarged by an integer factor, to at most 96 pixels, or 160 in a picture that moves.
+            are enlarged by an integer factor, to at least 160 pixels.
         row_labels: one per row; long labels wrap.
         column_labels: one per column; long labels are shortened.
         path: the file, which ends in ``.png``, ``.gif`` or ``.webp``. Its folder is made if it does not exist.
@@ -65,13 +71,13 @@ def contact_sheet(
     # Lay out: the size of a cell, the lines of every label, the size of the sheet.
     font = ImageFont.load_default(size=14)
     gap, line = 10, 20
-    zoom = max(1, (160 if moves else 96) // clips[0][0].shape[2])
+    zoom = enlargement(clips[0][0].shape[2])
     frame_height, frame_width = (side * zoom for side in clips[0][0].shape[1:3])
     length = max(len(clip) for row in clips for clip in row) if moves else shown
     pixels = len(row_labels) * frame_height * len(column_labels) * length * frame_width
     require_memory("the pixels of this contact sheet", 2 * 3 * pixels, lower="show fewer clips")
     # What is in each cell, as frames: the clip itself where it plays, one strip of its frames where it does not.
-    cells = [[_enlarged(clip, zoom) if moves else _strip(clip, shown, zoom)[None] for clip in row] for row in clips]
+    cells = [[enlarge(clip, zoom) if moves else _strip(clip, shown, zoom)[None] for clip in row] for row in clips]
     cell_height = cells[0][0].shape[1]
     cell_width = max(cell.shape[2] for row in cells for cell in row)
     width = gap + len(column_labels) * (cell_width + gap)
@@ -111,12 +117,8 @@ def contact_sheet(
     return path
 
 
-def _enlarged(clip: np.ndarray, zoom: int) -> np.ndarray:
-    return clip.repeat(zoom, axis=1).repeat(zoom, axis=2)
-
-
 def _strip(clip: np.ndarray, shown: int, zoom: int) -> np.ndarray:
     """Evenly spaced frames side by side, enlarged, two white pixels apart."""
     picked = clip[np.linspace(0, len(clip) - 1, min(shown, len(clip))).round().astype(int)]
-    spaced = [np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in _enlarged(picked, zoom)]
+    spaced = [np.pad(frame, ((0, 0), (0, 2), (0, 0)), constant_values=255) for frame in enlarge(picked, zoom)]
     return np.concatenate(spaced, axis=1)[:, :-2]  # without the space after the last frame

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.atomic import write_json
 from ..core.errors import InputError
-from .files import save_video
+from .files import check_fps, check_upscale, enlarge, format_of, save_video
 from .preview import preview_html
 
 _TOLD = ("cfg_scale", "cfg_channels", "guidance", "steps", "seed")  # settings that the description of a clip names
@@ -27,19 +27,30 @@ class Video:
     manifest: dict[str, Any]
     """The settings, the hashes of the weights and the versions that made the frames; plain data for JSON."""
 
-    def save(self, path: str | Path, format: str | None = None) -> Path:
+    def save(self, path: str | Path, format: str | None = None, *, upscale: int = 1, fps: float | None = None) -> Path:
         """Write the clip, and its manifest as ``<path>.json`` beside it.
 
-        ``path`` and ``format`` are those of ``save_video``.
+        The manifest's part "output" says how the frames were written. It does not decide the frames.
+
+        Args:
+            path: the file, or the folder of a clip in format "frames".
+            format: as in ``save_video``.
+            upscale: how many times the frames are enlarged in the file, each pixel to equal ones. A clip of 64x64
+                pixels is a stamp on a screen.
+            fps: frames per second that the file is played at; None for the clip's own.
 
         Raises:
-            InputError: the format does not exist or the path cannot be written.
+            InputError: the format does not exist, the path cannot be written, or a number is out of range.
         """
         if not isinstance(path, str | Path):
             raise InputError(f"a video was to be saved as {path!r:.60}: give a path such as 'circle.mp4'")
-        path = Path(path)
-        save_video(self.frames, path, self.fps, format)
-        write_json(path.with_name(path.name + ".json"), self.manifest)
+        path, fps = Path(path), self.fps if fps is None else fps
+        format = format_of(path) if format is None else format
+        check_fps(fps)
+        check_upscale(upscale, *self.frames.shape[:3])
+        save_video(enlarge(self.frames, upscale), path, fps, format)
+        output = {"format": format, "fps": fps, "upscale": upscale}
+        write_json(path.with_name(path.name + ".json"), self.manifest | {"output": output})
         return path
 
     @property

@@ -96,6 +96,8 @@ class Preset(Generic[W]):
     """Names of the exact replays (``Family.replays``) that belong to it."""
     is_image: bool = False
     """Whether it makes images."""
+    classes: int = 0
+    """How many classes its prompts choose from; 0 where they are text."""
     measured: str = ""
     """Measured results of these settings, and the data that they were measured on."""
 

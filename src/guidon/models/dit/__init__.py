@@ -40,6 +40,7 @@ def _dit(side: int) -> Preset[Released]:
         bench="video",
         originals=tuple(REPLAYS),
         is_image=True,
+        classes=CLASSES,
     )
 
 
