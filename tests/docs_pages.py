@@ -1,0 +1,88 @@
+"""The commands and snippets of the README and of the pages in docs/."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    """The path from the root of the repository."""
+    line: int
+    """The number of its first line."""
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return name(self.page, self.line, self.text)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a ``bash`` block."""
+
+    page: str
+    line: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        return name(self.page, self.line, self.text)
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.text, comments=True)
+
+    @property
+    def writes(self) -> str:
+        """The file or folder that it writes."""
+        words = self.words
+        named = [after for word, after in pairwise(words) if word in ("--out", "-o")]
+        return named[0] if named else "outputs" if "generate" in words else ""
+
+    def reads(self, other: "Command") -> bool:
+        """Whether a word of it names what an earlier command of the page wrote."""
+        if not other.writes or "--dry-run" in other.words:
+            return False
+        words = self.words
+        inputs = [word for before, word in pairwise(words) if before not in ("--out", "-o")]
+        return any(word == other.writes or word.startswith(f"{other.writes}/") for word in inputs)
+
+
+def name(page: str, line: int, text: str) -> str:
+    """The name of a test: ``README.md:25 guidon generate a red circle``."""
+    words = re.sub(r"[^\w.:=*/-]+", " ", text).split()
+    return f"{page}:{line} {' '.join(words)[:60]}".strip()
+
+
+def blocks(language: str) -> list[Block]:
+    """The fenced blocks of a language on all pages."""
+    found = []
+    for path in PAGES:
+        text = path.read_text()
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.S | re.M):
+            line = text.count("\n", 0, match.start(1)) + 1
+            found.append(Block(path.relative_to(ROOT).as_posix(), line, language, match[1]))
+    return found
+
+
+def commands() -> list[Command]:
+    """The commands of all ``bash`` blocks, in the order of the pages. A line that ends in a backslash goes on."""
+    found = []
+    for block in blocks("bash"):
+        text = re.sub(r"\\\n *", lambda match: "\0", block.text)
+        line = block.line
+        for command in text.splitlines():
+            if command.strip() and not command.startswith("#"):
+                found.append(Command(block.page, line, command.replace("\0", "")))
+            line += 1 + command.count("\0")
+    return found
