@@ -145,14 +145,14 @@ class Generation:
         guidance, observe = request.guidance, trace
         if request.rotation is not None:
             guidance = RotatedGuidance(
-                guidance, random_rotation(self.model.latent_shape[0], request.rotation).to(self.device)
+                guidance, random_rotation(self.model.facts.channels, request.rotation).to(self.device)
             )
             observe = guidance.observer(trace) if trace is not None else None
 
         # the noise levels and the noise to start from; an exact replay has its own precisions
         solver = request.sampler == "dpm-solver"  # it chooses its levels between those of the full schedule
         schedule = self.model.schedule if solver else self.model.schedule.respaced(request.steps)
-        shape = latent_shape(self.preset, self.model, request, network.latent_shape)
+        shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
         x = noise.initial(shape, self.device, len(numbers))
         called = network
         if request.exact:

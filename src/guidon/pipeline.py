@@ -17,7 +17,6 @@ from .core.errors import InputError, setting
 from .core.progress import OnStep
 from .core.settings import validated
 from .core.version import VERSION
-from .core.warn import warn
 from .generation import Generation, decode, warn_of_fallback
 from .guidance import GuidanceTrace
 from .media import Video
@@ -26,7 +25,7 @@ from .models.family import Preset
 from .models.model import Model
 from .models.sources import Sources
 from .models.text.prompts import PromptMemory
-from .request import Choices, Computation, Request, latent_shape, make_request, require_room
+from .request import Choices, Computation, Planner, Request, latent_shape, require_room
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -43,7 +42,8 @@ class Pipeline:
 
     def __init__(self, preset: Preset[Any], model: Model, device: torch.device) -> None:
         self.preset, self.model, self.device = preset, model, device
-        self.channels, self.hashes = model.latent_shape[0], model.hashes
+        self.planner = Planner(preset, model.facts)
+        self.channels, self.hashes = model.facts.channels, model.hashes
         self._prompts = PromptMemory(model.text)
 
     def __call__(
@@ -86,11 +86,7 @@ class Pipeline:
         Raises:
             InputError: a choice is not valid for this model.
         """
-        request = make_request(self.preset, self.model, prompts, samples, choices, batch_size, self.device)
-        other = latent_shape(self.preset, self.model, request) != self.model.latent_shape
-        if other and not self.preset.is_image:
-            warn(f"{self.preset.name} was trained on another size or length: look at what it makes")
-        return request
+        return self.planner.plan(prompts, samples, batch_size=batch_size, device=self.device, **choices)
 
     @torch.inference_mode()
     def generate(
@@ -122,7 +118,8 @@ class Pipeline:
         batch_size = request.batch_size or (batch_size if like is None else like.batch)
         if batch_size < 1:
             raise InputError(f"{setting('batch_size')} is {batch_size}: give at least 1")
-        require_room(self.model, latent_shape(self.preset, self.model, request), count, batch_size, self.device)
+        shape = latent_shape(self.preset, self.model.facts, request)
+        require_room(self.model.facts, shape, count, batch_size, self.device)
         if trace is not None and count > batch_size:
             raise InputError(
                 f"a trace needs its {count} clips in one batch: raise {setting('batch_size')} from {batch_size}"
@@ -196,10 +193,10 @@ def load(
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
     """
-    preset, place = find_preset(str(model)), pick_device(device)
     given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
     given |= {"text_dtype": text_dtype, "download": download, "offload": offload}
-    return Pipeline(preset, find_model(preset, validated(Sources, given, None), place), place)
+    preset, sources, place = find_preset(str(model)), validated(Sources, given, None), pick_device(device)
+    return Pipeline(preset, find_model(preset, sources, place), place)
 
 
 def from_diffusers(

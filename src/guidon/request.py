@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeGuard
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeGuard, Unpack
 
 from pydantic import (
     ConfigDict,
@@ -22,13 +23,14 @@ from pydantic import (
 from .core.errors import InputError, nearest, setting
 from .core.limits import as_count, available_memory, require_memory
 from .core.settings import Settings, validated
+from .core.warn import warn
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from
-from .models.family import Preset
-from .models.model import Model
+from .models.catalogue import find_facts, find_preset
+from .models.family import Facts, Preset
 from .models.registry import find_replay
+from .models.sources import Sources
 from .models.vae import FRAMES_TOGETHER
 from .samplers import SamplerName
-from .samplers.philox import BLOCKS
 
 if TYPE_CHECKING:
     import torch
@@ -175,6 +177,10 @@ class Request(Settings):
     @field_validator("exact_noise")
     @classmethod
     def _known_device(cls, value: str) -> str:
+        if value == "device":
+            return value
+        from .samplers.philox import BLOCKS
+
         valid = ("device", "cuda", *(f"cuda:{gpu}" for gpu in BLOCKS))
         if value not in valid:
             raise InputError(f"{setting('exact_noise')} {value!r} does not exist{nearest(value, valid)}")
@@ -275,23 +281,23 @@ class Output(Settings):
 
 def make_request(
     preset: Preset[Any],
-    model: Model,
+    facts: Facts,
     prompts: Sequence[str],
     samples: Sequence[int],
     choices: Choices,
     batch_size: int,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Request:
     """The complete request of what was chosen, with the preset's own for the rest.
 
     Args:
         preset: the model's recommended settings.
-        model: says which channels, sizes and steps there are.
+        facts: says which channels, sizes, steps and prompts there are.
         prompts: what to show.
         samples: sample indices.
         choices: what the caller chose.
         batch_size: clips denoised together; an exact replay keeps it.
-        device: where the model runs.
+        device: where the model runs; None where it is not known yet.
 
     Raises:
         InputError: a choice is not valid for this model, or the run needs more memory than there is.
@@ -306,7 +312,7 @@ def make_request(
     own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt}
     texts = (prompts,) if isinstance(prompts, str) else prompts
     fixed: dict[str, Any] = {"model": preset.name}
-    fixed["guidance"] = _choose_guidance(preset, model.latent_shape[0], choices)
+    fixed["guidance"] = _choose_guidance(preset, facts.channels, choices)
     count = len(texts) * _length(samples)
     if choices.get("exact"):
         fixed["batch_size"] = min(batch_size, count)
@@ -318,15 +324,81 @@ def make_request(
             if count == len(several) == 1:  # the same request as that of the value itself
                 first[name] = several[0]
     request = validated(Request, own | values | fixed | first, None)
-    require_room(model, latent_shape(preset, model, request), count, batch_size, device)
+    require_room(facts, latent_shape(preset, facts, request), count, batch_size, device)
     if count > 1:
         request = validated(Request, own | values | fixed | {"prompts": tuple(texts), "samples": tuple(samples)}, None)
-    # what this model cannot do
+    check_request(preset, facts, request)
+    return request
+
+
+def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
+    """Refuse a complete request that a model cannot fulfil, such as that of another model's manifest.
+
+    Raises:
+        InputError: the message says what the model can do.
+    """
+    shape = latent_shape(preset, facts, request)
     if request.exact is not None and request.exact not in preset.originals:
         valid = f"valid: {', '.join(preset.originals)}" if preset.originals else "leave it out"
         raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
-    model.schedule.respaced(request.steps)  # refuses more steps than there are
-    return request
+    if request.steps > facts.timesteps:
+        raise InputError(
+            f"{setting('steps')} {request.steps} is more than {preset.name} was trained for: give at most "
+            f"{facts.timesteps}"
+        )
+    request.guidance.scales_for(facts.channels)
+    request.guidance.rule.check_size(*shape[-2:])
+    avoided = request.negative_prompt if is_list(request.negative_prompt) else [request.negative_prompt]
+    facts.check_prompts([*request.prompts, *(text for text in avoided if text is not None)])
+    if shape != facts.latent_shape and not preset.is_image:
+        warn(f"{preset.name} was trained on another size or length: look at what it makes")
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes requests for one model. It needs neither the model's weights nor torch, so bad settings cost no time."""
+
+    preset: Preset[Any]
+    facts: Facts
+
+    @classmethod
+    def find(cls, model: str, **sources: Any) -> Planner:
+        """The planner of a preset's name, or of a folder of weights.
+
+        Args:
+            model: the name, or the folder.
+            sources: the fields of ``Sources``.
+
+        Raises:
+            InputError: the model does not exist, or files of it are missing: all of them are named.
+        """
+        preset = find_preset(model)
+        return cls(preset, find_facts(preset, validated(Sources, sources, None)))
+
+    @property
+    def channels(self) -> int:
+        """Latent channels of the model."""
+        return self.facts.channels
+
+    def plan(
+        self,
+        prompts: Sequence[str],
+        samples: Sequence[int] = (0,),
+        *,
+        batch_size: int = 8,
+        device: torch.device | str | None = None,
+        **choices: Unpack[Choices],
+    ) -> Request:
+        """The complete request of some samples; see ``make_request``."""
+        return make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
+
+    def latent_shape(self, request: Request) -> tuple[int, ...]:
+        """The shape of a request's latents; see ``latent_shape``."""
+        return latent_shape(self.preset, self.facts, request)
+
+    def check(self, request: Request) -> None:
+        """Refuse a complete request that the model cannot fulfil; see ``check_request``."""
+        check_request(self.preset, self.facts, request)
 
 
 def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
@@ -368,20 +440,20 @@ def _choose_guidance(preset: Preset[Any], channels: int, choices: Choices) -> Gu
 
 
 def latent_shape(
-    preset: Preset[Any], model: Model, request: Request, made: tuple[int, ...] | None = None
+    preset: Preset[Any], facts: Facts, request: Request, made: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
     """The latent (C, T, H, W) or (C, H, W) of a request: that of the model, with the size and length that were chosen.
 
     Args:
         preset: what may be chosen.
-        model: what sizes go with it.
+        facts: what sizes go with it.
         request: what was chosen.
         made: the shape that the loaded network was made for, where a user's checkpoint may differ from the preset.
 
     Raises:
         InputError: the model does not take other sizes, or not this one.
     """
-    made, unit, patch = made or model.latent_shape, model.downsampling, model.patch
+    made, unit, patch = made or facts.latent_shape, facts.downsampling, facts.patch
     own = made[-2] * unit, made[-1] * unit
     for name, value in (("size", request.size), ("frames", request.frames)):
         if value is not None and name not in preset.sizes:
@@ -396,37 +468,43 @@ def latent_shape(
     return (made[0], *frames, height // unit, width // unit)
 
 
-def require_room(model: Model, shape: tuple[int, ...], clips: int, batch_size: int, device: torch.device | str) -> None:
+def require_room(
+    facts: Facts, shape: tuple[int, ...], clips: int, batch_size: int, device: torch.device | str | None
+) -> None:
     """Refuse a run that needs more memory than there is, before anything is made.
 
     The estimate is a lower bound: the latents and the 8-bit frames of all clips, and one clip as the decoder gives it.
 
     Args:
-        model: says how many pixels a latent pixel is.
+        facts: says how many pixels a latent pixel is.
         shape: of one clip's latents, (C, T, H, W) or (C, H, W).
         clips: how many are asked for.
         batch_size: how many are to be denoised together.
-        device: where the model runs.
+        device: where the model runs; None where it is not known yet. Then only the finished clips are counted.
 
     Raises:
         InputError: the message holds the estimate, what there is, and what to lower.
     """
-    height, width = (side * model.downsampling for side in shape[-2:])
+    height, width = (side * facts.downsampling for side in shape[-2:])
     frames = shape[1] if len(shape) == 4 else 1
     latents, pixels = 4 * math.prod(shape), 3 * frames * height * width
     decoded = 2 * 4 * pixels  # fp32: the parts that were decoded, and the clip that they are joined to
     kept = pixels + _CLIP_BYTES
     host = available_memory()
-    same = str(device).startswith("cpu")
-    place = host if same else available_memory(device)
     # what one clip needs, then all of them, then what was asked for at a time
     video, of = len(shape) == 4, f"{height}x{width} pixels"
     one = f"{frames} frames of {of}" if video else f"the {of} of an image"
     smaller = f"lower {setting('size')}" + (f" or {setting('frames')}" if video else "")
-    require_memory(one, latents + decoded + (kept if same else 0), device, have=place, lower=smaller)
     fewer = f"lower {setting('num_samples')}, or give fewer prompts at a time"
     number = as_count(clips)
     what = f"{number} clips of {frames} frames of {of}" if video else f"{number} images of {of}"
+    if device is None:
+        require_memory(one, kept, have=host, lower=smaller)
+        require_memory(what, clips * kept, have=host, lower=fewer)
+        return
+    same = str(device).startswith("cpu")
+    place = host if same else available_memory(device)
+    require_memory(one, latents + decoded + (kept if same else 0), device, have=place, lower=smaller)
     require_memory(what, clips * (latents + (kept if same else 0)) + decoded, device, have=place, lower=fewer)
     if not same:
         require_memory(what, clips * kept, have=host, lower=fewer)

@@ -39,8 +39,9 @@ class Asked(BaseException):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What a command asks of the pipeline, without a model: ``asked("generate", ...)`` is (load, plan)."""
-    import guidon.pipeline
+    """What a command asks of the model, without a model: ``asked("generate", ...)`` is (model and parts, plan)."""
+    import guidon.request
+    from guidon.models.family import Facts
 
     def asked(*words):
         calls = {}
@@ -48,20 +49,21 @@ def asked(monkeypatch):
         class Preset:
             is_image, cfg_scale, name, classes = False, 3.0, "a model", 1000
 
-        class Pipe:
-            preset, hashes, channels = Preset, {}, 4
+        class Planner:
+            preset, facts = Preset, Facts((4, 16, 8, 8), (1, 1, 1), 8, 1000, "world", by_class=True)
+
+            @classmethod
+            def find(cls, model, **parts):
+                calls["find"] = {"model": model} | parts
+                return cls()
 
             def plan(self, prompts, samples, **choices):
                 calls["plan"] = {"prompts": prompts, "samples": tuple(samples)} | choices
                 raise Asked
 
-        def load(model, **parts):
-            calls["load"] = {"model": model} | parts
-            return Pipe()
-
-        monkeypatch.setattr(guidon.pipeline, "load", load)
+        monkeypatch.setattr(guidon.request, "Planner", Planner)
         with pytest.raises(Asked):
             cli.main([str(word) for word in words])
-        return calls["load"], calls["plan"]
+        return calls["find"], calls["plan"]
 
     return asked

@@ -74,13 +74,13 @@ def test_weights_other_than_the_manifests_are_named(run, generate, tmp_path):
 
 
 def test_what_is_left_out_is_the_models(asked, tmp_path):
-    load, plan = asked("generate", PROMPT, "--out", tmp_path)
-    assert load == {"model": "guidon-small", "device": "auto"}
-    assert plan == {"prompts": (PROMPT,), "samples": (0,), "batch_size": 8}
+    find, plan = asked("generate", PROMPT, "--out", tmp_path)
+    assert find == {"model": "guidon-small"}
+    assert plan == {"prompts": (PROMPT,), "samples": (0,), "batch_size": 8, "device": None}
 
 
 def test_every_option_reaches_the_model(asked, tmp_path):
-    load, plan = asked(
+    find, plan = asked(
         "generate", "--class", 207, PROMPT, "--negative-prompt", "a square", "--cfg-scale", "4,4,4,1", "--cfg-channel",
         "all", "--guidance", "apg", "--ramp", "linear", "--seed", 7, "--num-samples", 2, "--steps", 3, "--sampler",
         "ddim", "--eta", 0.5, "--size", "48x80", "--frames", 9, "--exact", "dit", "--exact-noise", "cuda", "--dtype",
@@ -88,15 +88,15 @@ def test_every_option_reaches_the_model(asked, tmp_path):
         "--features", "f", "--text-dtype", "int8", "--offload", "none", "--download", "--device", "cpu", "--out",
         tmp_path,
     )  # fmt: skip
-    assert load == {
+    assert find == {
         "model": "m", "checkpoint": Path("c"), "text_encoder": Path("t"), "vae": Path("v"), "features": Path("f"),
-        "text_dtype": "int8", "offload": "none", "download": True, "device": "cpu",
+        "text_dtype": "int8", "offload": "none", "download": True,
     }  # fmt: skip
     assert plan == {
         "prompts": (PROMPT, "207"), "samples": (0, 1), "negative_prompt": "a square", "cfg_scale": (4, 4, 4, 1),
         "cfg_channels": "all", "guidance": "apg", "timing": "linear", "seed": 7, "steps": 3, "sampler": "ddim",
         "eta": 0.5, "size": (48, 80), "frames": 9, "exact": "dit", "exact_noise": "cuda", "dtype": "bf16",
-        "batch_size": 3,
+        "batch_size": 3, "device": "cpu",
     }  # fmt: skip
 
 

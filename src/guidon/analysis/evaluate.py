@@ -200,7 +200,7 @@ def evaluate(
     """
     if not settings:
         raise InputError("there is no setting to evaluate: give at least one")
-    bench = find_bench(pipe.model.bench)
+    bench = find_bench(pipe.model.facts.bench)
     _, split = bench.own_examples(split)
     seed = choices.pop("seed", None)
     first = pipe.preset.seed if seed is None else seed

@@ -119,7 +119,7 @@ def matching_study(
     for scale in scales:
         if not math.isfinite(scale) or scale <= 1:
             raise InputError(f"{setting('cfg_scale')} {scale:g} guides nothing to match: give numbers above 1")
-    bench = find_bench(pipe.model.bench)
+    bench = find_bench(pipe.model.facts.bench)
     count = prompts if isinstance(prompts, int) else len(prompts)
     check_size(len(set(scales)) * (2 + len(STEPS_OF_GRID)), count, 1)
     if isinstance(prompts, int):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.atomic import write_json
 from ..core.errors import InputError, setting
-from ..core.extras import require
+from ..core.extras import Later
 from ..core.hashing import hash_settings
 from ..core.progress import OnStep
 from ..core.reading import reading
@@ -30,7 +30,7 @@ from ..pipeline import Pipeline
 from ..request import Choices
 from .evaluate import BATCH
 
-optimize = require("scipy.optimize", "tuning", "study")
+optimize = Later("scipy.optimize", "tuning", "study")
 
 FORGIVEN = 0.02  # loss of the kept metric that the search allows
 MARGIN = 0.05  # the interval on held-out prompts must exclude a larger loss of the kept metric
@@ -131,7 +131,7 @@ def tune(
     Raises:
         InputError: the bench has no captions or no goal, the start guides nothing, or the journal is another search's.
     """
-    bench = find_bench(pipe.model.bench)
+    bench = find_bench(pipe.model.facts.bench)
     captions = bench.captions(None, TUNING_SEED, prompts)
     judges = bench.captions(None, EVALUATION_SEED, held_out)
     goal = bench.goal
@@ -205,7 +205,7 @@ def _measured(pipe: Pipeline, goal: Goal, captions: Sequence[str], scales: Seque
     """Sample one clip for each caption; return the values (P,) of the goal's quantities, by name."""
     request = pipe.plan(captions, **_with(choices, scales))
     frames = np.stack([video.frames for video in pipe.generate(request, batch_size=BATCH)])
-    found = find_bench(pipe.model.bench).measure(frames, captions)
+    found = find_bench(pipe.model.facts.bench).measure(frames, captions)
     return {goal.keep: found[goal.keep]} | {name: of(found) for name, of in goal.lower.items()}
 
 

@@ -3,14 +3,13 @@
 from typing import TYPE_CHECKING
 
 from ..core.lazy import imported_later
+from .config import is_component, make_config
 
 if TYPE_CHECKING:
     from .component import (
         Component,
-        is_component,
         load_component,
         load_weights,
-        make_config,
         on_meta,
         open_component,
         refuse_broken,

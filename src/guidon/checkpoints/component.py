@@ -10,26 +10,22 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..core.atomic import write_bytes
-from ..core.errors import InputError, nearest
+from ..core.errors import InputError
 from ..core.hashing import hash_files, hash_tensors
-from ..core.reading import is_there, parse_json, reading
+from ..core.reading import parse_json, reading
+from .config import AGAIN, FORMAT, configured, refuse_absent, refuse_other_kind
 from .files import read_safetensors
 from .writing import safetensors_bytes
 
-FORMAT = "guidon"  # the value of "format" in the header of our files
-AGAIN = "copy or train it again"
-MOST_NUMBERS = 64  # of one setting of a configuration, such as the channels of an autoencoder's levels
-LARGEST = 1 << 31  # no size in a configuration is as large
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,9 +58,7 @@ class Component:
             InputError: a key is unknown to the object, missing, of another type, or of a senseless value.
         """
         values = {name: value for name, value in self.config.items() if name not in leave}
-        fault = f"{self.path}: its configuration does not fit this version of Guidon"
-        with reading(self.path, self.what, AGAIN):
-            return make_config(of, values, fault)
+        return configured(self.path, of, values)
 
     def build(self, model: Callable[[Any], M], of: type[Any], *leave: str) -> M:
         """Make the module from the configuration and load its weights strictly.
@@ -127,21 +121,10 @@ def load_component(path: Path, kind: str) -> Component:
     Raises:
         InputError: the file does not exist, is damaged, or does not hold a component of that kind.
     """
-    if not is_there(path, f"a {kind}"):
-        raise InputError(f"{path} is not there: expected a {kind} written by `guidon train`")
+    refuse_absent(path, kind)
     weights, header = read_safetensors(path)
-    if header.get("format") != FORMAT:
-        raise InputError(
-            f"{path} is a safetensors file, but not one of Guidon's: expected a {kind} written by `guidon train`"
-        )
-    if header.get("kind") != kind:
-        raise InputError(f"{path} holds a {header.get('kind')!r}, expected a {kind!r}")
+    refuse_other_kind(path, header, kind)
     return open_component(path, weights, header)
-
-
-def is_component(header: Mapping[str, str]) -> bool:
-    """Whether a safetensors header is that of a component, even if the word for its format is damaged."""
-    return header.get("format") == FORMAT or {"kind", "config", "digest"} <= header.keys()
 
 
 def open_component(path: Path, weights: dict[str, Tensor], header: Mapping[str, str]) -> Component:
@@ -193,42 +176,6 @@ def on_meta(tensors: int) -> Iterator[None]:
             yield
     finally:
         hook.remove()
-
-
-def make_config(of: type[C], values: Mapping[str, Any], fault: str) -> C:
-    """A configuration object of plain data, with every type and range checked.
-
-    Args:
-        of: a frozen dataclass.
-        values: its fields by name, such as those of a file.
-        fault: what an error message begins with.
-
-    Raises:
-        InputError: a name is unknown or missing, or a value is of another type or makes no sense.
-    """
-    valid = [field.name for field in fields(of)]  # type: ignore[arg-type]  # pyright cannot bound C to a dataclass
-    for name in values:
-        if name not in valid:
-            raise InputError(f"{fault}: unknown key {name!r}{nearest(name, valid)}")
-    try:
-        config = TypeAdapter(of).validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{fault}: {where} is {str(first['input'])[:60]!r}; {first['msg']}") from None
-    for name in valid:
-        value = getattr(config, name)
-        if isinstance(value, tuple) and len(value) > MOST_NUMBERS:
-            raise InputError(f"{fault}: {name} has {len(value):,} numbers, expected at most {MOST_NUMBERS}")
-        for number in value if isinstance(value, tuple) else (value,):
-            # A size of 0 means that a part is left out. A scale is never 0.
-            if isinstance(number, int):
-                sensible = 0 <= number < LARGEST
-            else:
-                sensible = not isinstance(number, float) or 0 < number < float("inf")
-            if not sensible:
-                raise InputError(f"{fault}: {name} is {value!r:.60}, expected a number above 0")
-    return config
 
 
 def load_weights(module: nn.Module, component: Component) -> None:

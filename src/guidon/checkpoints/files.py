@@ -20,22 +20,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.reading import TEXT_BYTES, is_there, read_object, reading, regular_file
+from ..core.reading import TEXT_BYTES, is_there, read_object, reading
+from .finding import AGAIN, WHAT, header_length, locate, shards_of
 from .pickles import MOST_STEPS, refuse_bombs
 
-WHAT = "a checkpoint"
-AGAIN = "it is truncated or damaged: copy or download it again"
 LEGACY_PICKLES = 4  # a magic number, a version, the system, the content; the names of the values follow
 ZIP = b"PK\x03\x04"
 SHARED = 4  # times that the values of a torch file may be used by several of its tensors, on average
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first one present holds the weights
 MOST_WRAPPINGS = 8  # a mapping in a pickle may even hold itself
-WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
-)
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def read_tensors(path: str | Path, *, checksums: bool = True) -> TensorFile:
     Raises:
         InputError: the file does not exist, is no checkpoint, is truncated or damaged, or holds more than tensors.
     """
-    path = _locate(Path(path))
+    path = locate(Path(path))
     metadata: dict[str, str] = {}
     with reading(path, WHAT), path.open("rb") as file:
         head = file.read(64)
@@ -92,16 +85,6 @@ def count_values(tensors: Mapping[str, Tensor]) -> int:
     return sum(value.numel() for value in tensors.values())
 
 
-def _locate(path: Path) -> Path:
-    if not (is_there(path, WHAT) and path.is_dir()):
-        return regular_file(path, WHAT)
-    for name in WEIGHTS:
-        for candidate in (path / name, path / f"{name}.index.json"):
-            if candidate.is_file():
-                return candidate
-    raise InputError(f"the folder {path} holds none of {', '.join(WEIGHTS)}, nor an index of their shards")
-
-
 def _guess(head: bytes) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, fetch the file itself with `git lfs pull`"
@@ -116,28 +99,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: it is no file, is truncated or damaged, or its header is too large.
     """
-    size = regular_file(path, "safetensors").stat().st_size
-    with reading(path, "safetensors", AGAIN):
-        # The first 8 bytes are the length of the header, which is JSON.
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > size - 8:
-            raise ValueError(f"its header should have {header:,} bytes, the file has {size:,}")
-        TEXT_BYTES.check(header, path)
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-def shards_of(index: Path) -> tuple[list[str], list[Path]]:
-    """The names of the tensors that an index of shards promises, and the files that hold them.
-
-    Raises:
-        InputError: it is no index, or names files that are not beside it.
-    """
-    places = read_object(index, "an index of shards").get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v for v in places.values()):
-        raise InputError(f"{index} has no usable 'weight_map' from tensor names to files beside it")
-    return list(places), [index.parent / shard for shard in sorted(set(places.values()))]
+    header_length(path)
+    with reading(path, "safetensors", AGAIN), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _shards(index: Path, checksums: bool) -> dict[str, Tensor]:

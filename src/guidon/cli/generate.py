@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,11 @@ from ..core.errors import InputError, setting
 from . import options
 from .options import given, of_model, option
 from .outputs import prepare_folder, run_name, say, write_trace, write_videos
+from .planning import find_planner, known_device
 from .values import parse_scale, parse_size, parse_timing
 
 if TYPE_CHECKING:
+    from ..models.family import Preset
     from ..pipeline import Pipeline
     from ..request import Computation, Output, Request
 
@@ -280,45 +282,38 @@ def generate(
         format, fps = format or manifest.output.format, fps or manifest.output.fps
         upscale = upscale or manifest.output.upscale
 
-    # Refuse what cannot be written before the model is loaded.
-    from ..media.files import check_format, check_fps
+    from ..media.files import check_fps, check_upscale
 
-    if format is not None:
-        check_format(format)
+    # Check everything, and complete the request with the model's defaults, before torch is imported.
+    model = manifest.request.model if manifest else model or DEFAULT_MODEL
+    planner = find_planner(model, device, parts)
+    preset, facts = planner.preset, planner.facts
+    if classes and not preset.classes:
+        raise InputError(
+            f"{setting('classes')} is for a class-conditional model, {preset.name} takes text: give a prompt"
+        )
+    if manifest is None:
+        asked = {"batch_size": batch_size or BATCH, "device": known_device(device)}
+        request = planner.plan(texts, range(num_samples), **asked, **choices)
+    else:
+        request = manifest.request
+        planner.check(request)
+    format = checked_format(format, preset)
+    shape, unit = planner.latent_shape(request), facts.downsampling
+    check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
     if fps is not None:
         check_fps(fps)
     prepare_folder(out)
 
-    # Load the model and complete the request with its defaults.
+    # Load the model.
     from ..guidance import GuidanceTrace
     from ..pipeline import load
 
-    pipe = load(manifest.request.model if manifest else model or DEFAULT_MODEL, device=device, **parts)
-    if classes and not pipe.preset.classes:
-        raise InputError(
-            f"{setting('classes')} is for a class-conditional model, {pipe.preset.name} takes text: give a prompt"
-        )
-    format = format or ("png" if pipe.preset.is_image else "mp4")
-    check_format(format)
-    if format == "png" and not pipe.preset.is_image:
-        raise InputError(
-            f"{setting('format')} png holds one image, {pipe.preset.name} makes video: choose mp4, gif, webp or frames"
-        )
-    like = None
-    if manifest is None:
-        request = pipe.plan(texts, range(num_samples), batch_size=batch_size or BATCH, **choices)
-    else:
-        request = manifest.request
+    pipe, like = load(model, device=device, **parts), None
+    if manifest is not None:
         if manifest.computed is not None and not batch_size and not sequential:
             like = computed_here(manifest.computed, pipe)
         warn_of_differences(manifest, like, pipe)
-
-    # Refuse an enlargement that is too large, now that the size is known.
-    from ..media.files import check_upscale
-    from ..request import latent_shape
-
-    shape, unit = latent_shape(pipe.preset, pipe.model, request), pipe.model.downsampling
-    check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
 
     # Generate and write.
     traced = GuidanceTrace() if trace else None
@@ -333,6 +328,23 @@ def generate(
     write_videos(videos, request, pipe.hashes, out, format, upscale or 1, fps)
     if traced is not None:
         write_trace(traced, out / f"{run_name(request, pipe.hashes)}-trace.npz")
+
+
+def checked_format(format: str | None, preset: Preset[Any]) -> str:
+    """The format to write: the given one, or the one that suits the model.
+
+    Raises:
+        InputError: it does not exist, cannot be written here, or is a picture's and the model makes videos.
+    """
+    from ..media.files import check_format
+
+    format = format or ("png" if preset.is_image else "mp4")
+    if format == "png" and not preset.is_image:
+        raise InputError(
+            f"{setting('format')} png holds one image, {preset.name} makes video: choose mp4, gif, webp or frames"
+        )
+    check_format(format)
+    return format
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 from .errors import InputError, first_line
 
 DISTRIBUTION = "guidon-diffusion"  # the name that pip knows
+
+
+class Later:
+    """An optional library that is imported when it is first used, because its import takes long.
+
+    ``stats = Later("scipy.stats", "comparing settings", "study")``, then ``stats.norm``. The arguments and errors are
+    those of ``require``. A library that is not installed is refused at once.
+    """
+
+    def __init__(self, module: str, purpose: str, extra: str, *, package: str | None = None) -> None:
+        self._how = module, purpose, extra, package
+        if find_spec(module.partition(".")[0]) is None:
+            self._module()  # raises
+
+    def _module(self) -> ModuleType:
+        module, purpose, extra, package = self._how
+        return require(module, purpose, extra, package=package)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module(), name)
 
 
 def require(module: str, purpose: str, extra: str, *, package: str | None = None) -> ModuleType:

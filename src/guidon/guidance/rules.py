@@ -75,6 +75,14 @@ class Rule(ABC):
         """
         return
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse latents that the rule cannot take. Most rules take any.
+
+        Raises:
+            InputError: they are too small.
+        """
+        return
+
     def _require(self, name: str, low: float, high: float = math.inf) -> None:
         value: object = getattr(self, name)
         try:
@@ -235,6 +243,13 @@ class FrequencyDecoupled(Rule):
         self._require("low", 0)
         self._require("levels", 1, MOST_LEVELS)
 
+    def check_size(self, height: int, width: int) -> None:
+        if min(height, width) < 2**self.levels:
+            raise InputError(
+                f"{setting('guidance')} fdg: latents of {height}x{width} cannot be halved {self.levels} times: give "
+                "fewer levels"
+            )
+
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         from torch.nn import functional
 
@@ -242,12 +257,8 @@ class FrequencyDecoupled(Rule):
         if update.ndim < 4:
             raise InputError(f"{setting('guidance')} fdg: latents {tuple(update.shape)} have no height and width")
         planes = update.flatten(0, -3)[:, None]
+        self.check_size(planes.shape[-2], planes.shape[-1])
         half = 2**self.levels
-        if min(planes.shape[-2:]) < half:
-            raise InputError(
-                f"{setting('guidance')} fdg: latents of {planes.shape[-2]}x{planes.shape[-1]} cannot be halved "
-                f"{self.levels} times: give fewer levels"
-            )
         smaller = functional.adaptive_avg_pool2d(planes, (planes.shape[-2] // half, planes.shape[-1] // half))
         coarse = functional.interpolate(smaller, planes.shape[-2:], mode="bilinear").view_as(update)
         return branches.cond + (scale - 1) * (update + (self.low - 1) * coarse)

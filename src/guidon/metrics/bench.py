@@ -1,4 +1,4 @@
-"""All benches by name. A loaded model names its bench in ``pipe.model.bench``.
+"""All benches by name. A loaded model names its bench in ``pipe.model.facts.bench``.
 
 A new bench needs a module that defines ``BENCH``, and an entry in ``BENCHES``.
 """

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .. import world
-from ..core.extras import require
+from ..core.extras import Later
 from .outlines import outline_errors
 
-ndimage = require("scipy.ndimage", "measuring clips", "study")
+ndimage = Later("scipy.ndimage", "measuring clips", "study")
 
 SMALLEST = 6  # pixels that a component must have to count as an object
 FAINTEST = 0.15  # RGB distance from the background below which a frame shows no object

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.extras import require
+from ..core.extras import Later
 
-optimize = require("scipy.optimize", "comparing settings", "study")
-stats = require("scipy.stats", "comparing settings", "study")
+optimize = Later("scipy.optimize", "comparing settings", "study")
+stats = Later("scipy.stats", "comparing settings", "study")
 
 RESAMPLES = 9999  # bootstrap resamples of the prompts
 FLIPS = 19_999  # random sign flips: the smallest p, 1/20,000, suffices for Holm's correction of 999 comparisons

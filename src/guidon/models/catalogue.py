@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, nearest
 from . import registry
-from .family import Preset
+from .family import Facts, Preset
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,15 @@ def find_preset(name: str) -> Preset[Any]:
             return preset
     layouts = " and no ".join(family.folder for family in registry.FAMILIES if family.folder)
     raise InputError(f"{folder} is not a model folder: it holds no {layouts}")
+
+
+def find_facts(preset: Preset[Any], sources: Sources) -> Facts:
+    """What is known of a preset's model before its weights are read. It needs no torch, and downloads nothing.
+
+    Raises:
+        InputError: files are missing (all of them, and where to get them), or are not what the preset needs.
+    """
+    return registry.find_family(preset.family).facts(preset, sources)
 
 
 def find_model(preset: Preset[Any], sources: Sources, device: torch.device) -> Model:

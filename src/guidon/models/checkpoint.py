@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import TensorFile, read_tensors, refuse_broken
-from ..checkpoints.files import AGAIN, WHAT, shards_of
+from ..checkpoints.finding import AGAIN, WHAT, shards_of
 from ..core.errors import InputError
 from ..core.hashing import hash_files
 from ..core.reading import reading

@@ -11,7 +11,7 @@ family import what they need.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -100,6 +100,35 @@ class Preset(Generic[W]):
     """How many classes its prompts choose from; 0 where they are text."""
     measured: str = ""
     """Measured results of these settings, and the data that they were measured on."""
+
+
+def any_prompts(prompts: Sequence[str]) -> None:
+    """The check of a model that can be given every prompt: it refuses nothing."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before its weights are read. Settings are checked against it."""
+
+    latent_shape: tuple[int, ...]
+    """(C, T, H, W) or (C, H, W) of the size that the model is for."""
+    patch: tuple[int, ...]
+    """Latent pixels of a token, along each axis of ``latent_shape`` but the first: a size is a multiple of it."""
+    downsampling: int
+    """Pixels of a latent pixel, along one side."""
+    timesteps: int
+    """Steps of the diffusion that it was trained for; a run takes no more."""
+    bench: str
+    """The bench (``guidon.metrics.bench``) that its videos are measured on."""
+    by_class: bool = False
+    """Whether its prompts are classes."""
+    check_prompts: Callable[[Sequence[str]], None] = any_prompts
+    """Raises an InputError for prompts that the model cannot be given, the negative one included."""
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.latent_shape[0]
 
 
 @dataclass(frozen=True)
@@ -201,6 +230,14 @@ class Family(ABC):
     @abstractmethod
     def reader(self) -> Reader:
         """How its checkpoints are read."""
+
+    @abstractmethod
+    def facts(self, preset: Preset[Any], sources: Sources) -> Facts:
+        """What is known of one of its models before its weights are read. It needs no torch, and downloads nothing.
+
+        Raises:
+            InputError: files are missing (all of them, and where to get them), or are not what the preset needs.
+        """
 
     @abstractmethod
     def find_model(self, preset: Preset[Any], sources: Sources, device: torch.device) -> Model:

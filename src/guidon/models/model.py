@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..diffusion import NoiseSchedule, Process
+from .family import Facts
 from .network import Network
 from .stages import Stage
 from .text import TextEncoder
@@ -28,13 +29,7 @@ class Model:
     """Every noise level that the network was trained at."""
     process: Process
     """What the network predicts, its variance included."""
-    latent_shape: tuple[int, ...]
-    """(C, T, H, W) or (C, H, W) of the size that the model is for."""
-    patch: tuple[int, ...]
-    """Latent pixels of a token, along each axis of ``latent_shape`` but the first: a size is a multiple of it."""
-    downsampling: int
-    """Pixels of a latent pixel, along one side."""
-    bench: str
-    """The bench (``guidon.metrics.bench``) that its videos are measured on."""
+    facts: Facts
+    """What settings are checked against."""
     hashes: dict[str, str] = field(default_factory=dict[str, str])
     """A hash of each part's weights; for T5 its precision too. Manifests hold them."""

@@ -13,22 +13,19 @@ from typing import Any
 import torch
 
 from ..checkpoints import read_tensors
-from ..core.errors import InputError, first_line, setting
-from ..core.extras import require
+from ..core.errors import InputError
 from ..core.hashing import hash_samples
 from ..core.warn import warn
 from ..diffusion import NoiseSchedule, Process
 from .checkpoint import load_checkpoint, recognise
-from .family import Preset, Released
+from .family import Facts, Preset, Released
+from .finding import T5, find_autoencoder, find_on_hub, find_t5
 from .model import Model
 from .network import Network
 from .sources import Sources
 from .stages import Stage
 from .text import TextEncoder
 from .vae.frames import FrameVAE
-
-T5 = "DeepFloyd/t5-v1_1-xxl"
-DOWNSAMPLING = 8  # pixels per latent pixel in Stable Diffusion's autoencoder, along one side
 
 
 @dataclass(frozen=True)
@@ -42,19 +39,14 @@ class Text:
     """The text encoder's precision, if the user can choose it; else None."""
 
 
-FindText = Callable[[str, Sources, torch.device], Text]  # the preset's name, the sources, the device
+FindText = Callable[[Sources, torch.device], Text]
 
 
 def find_captions(tokens: int) -> FindText:
     """The ``FindText`` for T5 with captions padded to ``tokens``, or for features that T5 made."""
 
-    def find(name: str, sources: Sources, device: torch.device) -> Text:
+    def find(sources: Sources, device: torch.device) -> Text:
         if sources.features is not None:
-            if sources.text_dtype != Sources().text_dtype:
-                raise InputError(
-                    f"{setting('text_dtype')} {sources.text_dtype} is for T5, which {setting('features')} replaces: "
-                    "leave it out"
-                )
             return _kept_features(sources.features, tokens)
         from .text.t5 import T5Encoder
 
@@ -62,7 +54,7 @@ def find_captions(tokens: int) -> FindText:
         dtype = sources.text_dtype
         return Text(
             lambda: T5Encoder.load(folder, max_length=tokens, dtype=dtype, device=device),
-            weight_files(T5Encoder.find(folder)[0]),
+            weight_files(find_t5(folder)[0]),
             dtype,
         )
 
@@ -77,22 +69,20 @@ def _kept_features(path: Path, tokens: int) -> Text:
 
 def find_released(
     preset: Preset[Released],
+    facts: Facts,
     sources: Sources,
     device: torch.device,
     *,
     text: FindText,
-    patch: tuple[int, ...],
-    input_size: int | tuple[int, ...],
 ) -> Model:
     """The stages of a released model.
 
     Args:
         preset: one with released weights.
+        facts: what is known of it.
         sources: files that the user names.
         device: where the stages run.
         text: finds the source of its conditions.
-        patch: latent pixels of a token along each axis.
-        input_size: the size of its latents, as the network's configuration has it.
 
     Raises:
         InputError: files are missing (which, and where to get them), or are not what the preset needs.
@@ -101,13 +91,17 @@ def find_released(
     released = preset.weights
     checkpoint = sources.checkpoint or find_on_hub(released.repository, released.file, sources.download, "checkpoint")
     vae = sources.vae or find_on_hub(released.vae, None, sources.download, "vae")
-    condition = text(preset.name, sources, device)
+    condition = text(sources, device)
 
     # Refuse files of another kind, and hash the files, before any of them is used.
     family, _ = recognise(read_tensors(checkpoint))
     if family.name != preset.family:
         raise InputError(f"{checkpoint} holds a {family.name}, expected a {preset.family}")
-    files = {"checkpoint": weight_files(checkpoint), "vae": weight_files(FrameVAE.find(vae)), "text": condition.files}
+    files = {
+        "checkpoint": weight_files(checkpoint),
+        "vae": weight_files(find_autoencoder(vae)),
+        "text": condition.files,
+    }
     hashes = {part: hash_samples(paths) for part, paths in files.items() if paths}
     if condition.dtype is not None:
         hashes["text_dtype"] = condition.dtype
@@ -116,14 +110,11 @@ def find_released(
     keep = sources.offload == "none"
     return Model(
         text=Stage(condition.make, keep),
-        network=Stage(lambda dtype: _network(checkpoint, preset, input_size, dtype, device), keep),
+        network=Stage(lambda dtype: _network(checkpoint, preset, dtype, device), keep),
         vae=Stage(lambda: FrameVAE.load(vae).to(device).eval(), keep),
-        schedule=NoiseSchedule.named("linear", 1000),
+        schedule=NoiseSchedule.named("linear", facts.timesteps),
         process=Process(),
-        latent_shape=released.latent_shape,
-        patch=patch,
-        downsampling=DOWNSAMPLING,
-        bench=preset.bench,
+        facts=facts,
         hashes=hashes,
     )
 
@@ -131,7 +122,6 @@ def find_released(
 def _network(
     checkpoint: Path,
     preset: Preset[Released],
-    input_size: int | tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Network[Any]:
@@ -141,7 +131,8 @@ def _network(
         InputError: it is the checkpoint of another size, or cannot be loaded.
     """
     released = preset.weights
-    assumed = {"input_size": input_size, **released.config}
+    size = released.latent_shape[1:] if len(released.latent_shape) == 4 else released.latent_shape[-1]
+    assumed = {"input_size": size, **released.config}
     model = load_checkpoint(checkpoint, dtype=dtype, device=device, architecture=preset.family, assumed=assumed)
     for name, value in released.config.items():
         if abs(getattr(model.config, name) - value) > 1e-3:
@@ -161,33 +152,3 @@ def weight_files(place: Path) -> tuple[Path, ...]:
         return (place,)
     suffixes = (".safetensors", ".bin", ".pt", ".pth")
     return tuple(sorted(path for path in place.iterdir() if path.suffix in suffixes and path.is_file()))
-
-
-def find_on_hub(repository: str, file: str | None, download: bool, source: str) -> Path:
-    """A file or folder of a hub repository, from the local cache, or downloaded if that is allowed.
-
-    Args:
-        repository: its name on the hub.
-        file: a file or folder in it; None for all of it.
-        download: whether it may be downloaded.
-        source: the field of ``Sources`` with which a user can name it.
-
-    Raises:
-        InputError: it is not in the cache, or cannot be downloaded.
-    """
-    purpose = f"looking for {repository} on the hub, as {setting(source)} is not given,"
-    hub, errors = (require(name, purpose, "video") for name in ("huggingface_hub", "huggingface_hub.errors"))
-    patterns = None if file is None else [file, f"{file}/*"]
-    folder = None
-    try:
-        folder = Path(hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=not download))
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
-        if download:
-            raise InputError(f"cannot download {repository} from the hub: {first_line(error)}") from None
-    if folder is None or (file is not None and not (folder / file).exists()):
-        what = f"{file} of {repository}" if file else repository
-        raise InputError(
-            f"weights are missing: {what} (huggingface.co); give its path as {setting(source)}, or set "
-            f"{setting('download')} to fetch it into the hub's cache"
-        )
-    return folder if file is None else folder / file

@@ -396,7 +396,7 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
     Raises:
         InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
     """
-    bench, chosen = find_bench(pipe.model.bench), arms(study)
+    bench, chosen = find_bench(pipe.model.facts.bench), arms(study)
     solves = any(arm.energy_of is not None for arm in chosen.values())
     captions, tuning = _prompts(study, bench, solves)
     bench.find_metric(study.primary.metric)

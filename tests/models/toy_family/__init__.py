@@ -5,7 +5,8 @@ All of it is in this folder. ``test_toy_family`` adds it by one entry in ``regis
 
 from dataclasses import replace
 
-from guidon.models.family import Exact, Family, Preset
+from guidon.core.errors import InputError, setting
+from guidon.models.family import Exact, Facts, Family, Preset
 
 NAME = "Toy"
 REPLAYS = {"toy-1.0": Exact("nowhere", noise_in_dtype=True)}
@@ -38,10 +39,15 @@ class ToyFamily(Family):
 
         return ToyReader()
 
+    def facts(self, preset, sources):
+        if preset.weights is None and sources.checkpoint is None:
+            raise InputError(f"weights are missing: give them as {setting('checkpoint')}")
+        return Facts((3, 2, 8, 8), patch=(1, 1, 1), downsampling=2, timesteps=50, bench=preset.bench)
+
     def find_model(self, preset, sources, device):
         from .checkpoint import find_model
 
-        return find_model(preset, sources, device)
+        return find_model(preset, self.facts(preset, sources), sources, device)
 
     def adopt(self, folder):
         file = folder / "toy.pt"

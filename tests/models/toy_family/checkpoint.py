@@ -1,7 +1,6 @@
 """How its checkpoints are read, and where the stages of its model come from."""
 
 from guidon.checkpoints import read_tensors, refuse_misfit
-from guidon.core.errors import InputError, setting
 from guidon.core.hashing import hash_files
 from guidon.diffusion import NoiseSchedule, Process
 from guidon.models.family import Checkpoint, Description, Reader
@@ -27,21 +26,16 @@ class ToyReader(Reader):
         return network.to(dtype)
 
 
-def find_model(preset, sources, device):
+def find_model(preset, facts, sources, device):
     path = preset.weights or sources.checkpoint
-    if path is None:
-        raise InputError(f"weights are missing: give them as {setting('checkpoint')}")
     checkpoint = ToyReader().recognise(read_tensors(path))
     keep = sources.offload != "stages"
     return Model(
         text=Stage(WordCounter, keep),
         network=Stage(lambda dtype: ToyReader().load(checkpoint, {}, {}, dtype).to(device).eval(), keep),
         vae=Stage(Pixels, keep),
-        schedule=NoiseSchedule.named("squaredcos_cap_v2", 50),
+        schedule=NoiseSchedule.named("squaredcos_cap_v2", facts.timesteps),
         process=Process("v", "fixed_small"),
-        latent_shape=ToyNetwork.latent_shape,
-        patch=(1, 1, 1),
-        downsampling=2,
-        bench=preset.bench,
+        facts=facts,
         hashes={"checkpoint": hash_files(path)},
     )

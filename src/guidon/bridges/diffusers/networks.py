@@ -23,7 +23,7 @@ from ...diffusion import NoiseSchedule, Process
 from ...diffusion.prediction import Parameterization
 from ...models.dit.classes import ClassLabels
 from ...models.dit.network import DiT
-from ...models.family import Checkpoint, Family, Preset, Reader
+from ...models.family import Checkpoint, Facts, Family, Preset, Reader
 from ...models.model import Model
 from ...models.network import Network
 from ...models.pixart.network import PixArt
@@ -84,24 +84,31 @@ def adopt(pipe: DiffusionPipeline, *, features: Path | None, frequencies: Freque
     # Take its other parts, and what is particular to a family.
     if isinstance(network, DiT):
         text, text_hashes = _find_classes(pipe, network, features)
+        prompts: dict[str, Any] = {"by_class": True, "check_prompts": text.check}
         own: dict[str, Any] = {"originals": preset.originals}
     else:
         network = cast("PixArt", network)
         text, text_hashes = _find_captions(pipe, features)
+        prompts = {}
         own = {"negative_prompt": "", "originals": ()}  # diffusers' checkpoints have no null caption
         own["sizes"] = ("size",) if network.config.micro_condition or network.config.any_size else ()
+    schedule = _find_schedule(pipe)
     vae = PipelineVAE(pipe, device, network.config.in_channels)
     name = pipe.name_or_path or type(pipe).__name__
     model = Model(
         text=Stage(lambda: text, keep=True),
         network=Stage(make, keep=home == device),
         vae=Stage(lambda: vae, keep=True),
-        schedule=_find_schedule(pipe),
+        schedule=schedule,
         process=_find_process(pipe, network.config.learn_sigma),
-        latent_shape=network.latent_shape,
-        patch=(network.config.patch_size,) * 2,
-        downsampling=vae.downsampling,
-        bench=preset.bench,
+        facts=Facts(
+            latent_shape=network.latent_shape,
+            patch=(network.config.patch_size,) * 2,
+            downsampling=vae.downsampling,
+            timesteps=len(schedule),
+            bench=preset.bench,
+            **prompts,
+        ),
         hashes={"checkpoint": _hash(transformer), "vae": _hash(vae.vae)} | text_hashes,
     )
     summary = f"{family.name} of a {type(pipe).__name__}"
@@ -259,7 +266,7 @@ def _make_network(
     return cast("Network[Any]", network)
 
 
-def _find_classes(pipe: DiffusionPipeline, network: DiT, features: Path | None) -> tuple[TextEncoder, dict[str, str]]:
+def _find_classes(pipe: DiffusionPipeline, network: DiT, features: Path | None) -> tuple[ClassLabels, dict[str, str]]:
     """Class numbers and names, with the hashes that a manifest holds."""
     if features is not None:
         raise InputError(f"DiT is conditioned on classes: leave out {setting('features')}")

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..family import Exact, Family, Preset, Reader, Released
+from ..family import Exact, Facts, Family, Preset, Reader, Released
 
 if TYPE_CHECKING:
     import torch
@@ -57,12 +58,19 @@ class DiTFamily(Family):
 
         return READER
 
-    def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:
-        from ..released import find_released
-        from .classes import find_classes
+    def facts(self, preset: Preset[Released], sources: Sources) -> Facts:
+        from ..finding import released_facts
+        from .classes import ClassLabels
 
-        side = preset.weights.latent_shape[-1]
-        return find_released(preset, sources, device, text=find_classes(CLASSES), patch=(2, 2), input_size=side)
+        found = released_facts(preset, sources, patch=(2, 2), captions=False)
+        return replace(found, check_prompts=ClassLabels(CLASSES).check)
+
+    def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:
+        from ..released import Text, find_released
+        from .classes import ClassLabels
+
+        facts = self.facts(preset, sources)
+        return find_released(preset, facts, sources, device, text=lambda *_: Text(lambda: ClassLabels(CLASSES)))
 
 
 FAMILY = DiTFamily()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from ...core.errors import InputError
 
-from ...core.errors import InputError, setting
-from ..released import FindText, Text
-from ..sources import Sources
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ClassLabels:
@@ -30,9 +29,17 @@ class ClassLabels:
         Raises:
             InputError: a prompt is neither the number nor the name of a class.
         """
-        return torch.tensor([self._label(prompt.strip()) for prompt in prompts]), None
+        import torch
+
+        return torch.tensor([self._label(prompt) for prompt in prompts]), None
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise as ``encode`` does."""
+        for prompt in prompts:
+            self._label(prompt)
 
     def _label(self, prompt: str) -> int:
+        prompt = prompt.strip()
         label = int(prompt) if prompt.isdecimal() else self.names.get(prompt, -1)
         if not 0 <= label < self.classes:
             close = difflib.get_close_matches(prompt, self.names, n=3)
@@ -41,19 +48,3 @@ class ClassLabels:
                 f"{prompt!r} is not a class of this model: give a number from 0 to {self.classes - 1}{named}"
             )
         return label
-
-
-def find_classes(classes: int) -> FindText:
-    """The ``FindText`` of a model with this number of classes. It needs no files."""
-
-    def find(name: str, sources: Sources, device: torch.device) -> Text:
-        given = [part for part in ("text_encoder", "features") if getattr(sources, part) is not None]
-        if given:
-            raise InputError(f"{name} is conditioned on classes: leave out {setting(given[0])}")
-        if sources.text_dtype != Sources().text_dtype:
-            raise InputError(
-                f"{setting('text_dtype')} {sources.text_dtype} is for T5, which {name} has not: leave it out"
-            )
-        return Text(lambda: ClassLabels(classes))
-
-    return find

@@ -1,7 +1,7 @@
 """Guidon's own models: folders of weights that ``guidon train`` writes, and ``guidon-small``, which is one of them.
 
-``folder`` reads such a folder, ``experts`` joins two networks that divide the noise levels between them.
-The network itself is STDiT, with a refiner or without.
+``facts`` reads the configuration of such a folder, ``folder`` its weights too. ``experts`` joins two networks that
+divide the noise levels between them. The network itself is STDiT, with a refiner or without.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..family import Family, Preset, Reader
+from ..family import Facts, Family, Preset, Reader
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,11 @@ class SmallFamily(Family):
         from .folder import ComponentReader
 
         return ComponentReader()
+
+    def facts(self, preset: Preset[Path], sources: Sources) -> Facts:
+        from .facts import read_facts
+
+        return read_facts(preset, sources)
 
     def find_model(self, preset: Preset[Path], sources: Sources, device: torch.device) -> Model:
         from .folder import find_model

@@ -8,33 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
 from torch import nn
 
-from ... import world
 from ...checkpoints import Component, TensorFile, is_component, load_component, open_component
-from ...core.errors import InputError, setting
-from ...core.settings import Settings, validated
-from ...diffusion import NoiseSchedule, Parameterization, Process
+from ...core.errors import InputError
+from ...diffusion import NoiseSchedule, Process
 from ..family import Checkpoint, Description, Preset, Reader
 from ..model import Model
 from ..network import Network
 from ..parts.reading import count
 from ..sources import Sources
 from ..stages import Stage
-from ..stdit.network import STDiT, STDiTConfig
+from ..stdit.config import STDiTConfig
+from ..stdit.network import STDiT
 from ..text.captions import CaptionEncoder, CaptionEncoderConfig
-from ..vae.frames import FrameVAE, FrameVAEConfig
+from ..vae.config import FrameVAEConfig
+from ..vae.frames import FrameVAE
 from . import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE
 from .experts import Experts
-
-
-class Diffusion(Settings):
-    """The keys of a denoiser's configuration besides its shape: what it was trained for."""
-
-    noise_schedule: str
-    diffusion_steps: PositiveInt
-    prediction: Parameterization
+from .facts import facts_of, read_diffusion, refuse_incomplete, refuse_sources
 
 
 @dataclass(frozen=True)
@@ -60,17 +52,10 @@ def read_folder(folder: Path) -> ModelFolder:
     Raises:
         InputError: one is missing, damaged or of another kind, or the two denoisers do not belong together.
     """
-    missing = [name for name in (DENOISER, TEXT, VAE) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder} holds no {', '.join(missing)}: a model folder has {DENOISER}, {TEXT} and {VAE}")
+    refuse_incomplete(folder)
     denoiser = load_component(folder / DENOISER, "denoiser")
     text, vae = load_component(folder / TEXT, "text"), load_component(folder / VAE, "vae")
-    if BOUNDARY in denoiser.config:
-        raise InputError(f"{denoiser.path} is an expert for low noise: it belongs beside a denoiser, as {LOW_NOISE}")
-    unsaid = [name for name in DIFFUSION if name not in denoiser.config]
-    if unsaid:
-        raise InputError(f"{denoiser.path}: its configuration lacks {', '.join(unsaid)}: train or export it again")
-    validated(Diffusion, {name: denoiser.config[name] for name in DIFFUSION}, f"{denoiser.path}")
+    read_diffusion(denoiser.path, denoiser.config)
     low = folder / LOW_NOISE
     return ModelFolder(denoiser, text, vae, _read_low(low, denoiser) if low.is_file() else None)
 
@@ -98,14 +83,11 @@ def different_diffusion(config: Mapping[str, Any], other: Mapping[str, Any]) -> 
 
 def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> Model:
     """The stages of a model folder. See ``Family.find_model``."""
-    changed = [
-        name for name, value in sources if name != "offload" and value != type(sources).model_fields[name].default
-    ]
-    if changed:
-        raise InputError(f"model {preset.name!r} brings its own weights: leave out {setting(changed[0])}")
+    refuse_sources(preset, sources)
     files = read_folder(preset.weights)
+    facts = facts_of(preset, files.denoiser.config, files.vae.config)
     keep = sources.offload != "stages"
-    shape, trained = files.denoiser.configure(STDiTConfig, *DIFFUSION), files.denoiser.config
+    trained = files.denoiser.config
 
     def network(dtype: torch.dtype) -> Network[Any]:
         high = files.denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
@@ -117,19 +99,13 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     stage = Stage(network, keep)
     with stage.in_use(torch.float32):  # refuse now a file that does not fit
         pass
-    downsampling = files.vae.configure(FrameVAEConfig).downsampling
-    pixels = tuple(side * downsampling for side in shape.input_size[1:])
-    of_the_world = pixels == (world.SIZE, world.SIZE)
     return Model(
         text=Stage(lambda: files.text.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval(), keep),
         network=stage,
         vae=Stage(lambda: files.vae.build(FrameVAE, FrameVAEConfig).to(device).eval(), keep),
         schedule=NoiseSchedule.named(trained["noise_schedule"], trained["diffusion_steps"]),
         process=Process.trained(trained["prediction"]),
-        latent_shape=(shape.in_channels, *shape.input_size),
-        patch=shape.patch_size,
-        downsampling=downsampling,
-        bench=preset.bench if of_the_world else "video",  # the bench "world" measures clips of one size only
+        facts=facts,
         hashes=files.hashes,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..family import Exact, Family, Preset, Reader, Released
+from ..family import Exact, Facts, Family, Preset, Reader, Released
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +63,16 @@ class STDiTFamily(Family):
 
         return READER
 
+    def facts(self, preset: Preset[Released], sources: Sources) -> Facts:
+        from ..finding import released_facts
+
+        return released_facts(preset, sources, patch=(1, 2, 2), captions=True)
+
     def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:
         from ..released import find_captions, find_released
 
-        size = preset.weights.latent_shape[1:]
-        return find_released(
-            preset, sources, device, text=find_captions(CAPTION_TOKENS), patch=(1, 2, 2), input_size=size
-        )
+        facts = self.facts(preset, sources)
+        return find_released(preset, facts, sources, device, text=find_captions(CAPTION_TOKENS))
 
 
 FAMILY = STDiTFamily()

@@ -19,11 +19,10 @@ from ...checkpoints.writing import safetensors_bytes
 from ...core.atomic import write_bytes
 from ...core.errors import InputError, setting
 from ...core.hashing import hash_tensors
-from ...core.reading import is_there, parse_json, reading
+from ...core.reading import parse_json, reading
+from ..finding import CAPTION_FORMATS, CAPTIONS, refuse_unstored, stored_prompts
 
-FORMAT = "guidon captions 2"
-UNDIGESTED = "guidon captions"  # the format of earlier versions, which wrote no digest
-WHAT = "caption features"
+FORMAT = CAPTION_FORMATS[0]
 AGAIN = "it is truncated or damaged: encode the captions again"
 
 
@@ -49,12 +48,7 @@ class CaptionFeatures:
         Raises:
             InputError: a prompt is not in the file.
         """
-        missing = [prompt for prompt in prompts if prompt not in self.prompts]
-        if missing:
-            raise InputError(
-                f"{self.path} holds no features of {missing[0]!r}: add them with "
-                f"`guidon encode`, {setting('out')} {self.path}"
-            )
+        refuse_unstored(self.path, self.prompts, prompts)
         rows = [self.prompts.index(prompt) for prompt in prompts]
         return self.features[rows], self.mask[rows]
 
@@ -66,16 +60,13 @@ def load_features(path: str | Path, length: int | None = None) -> CaptionFeature
         InputError: it is not there, damaged, of another length, or something else.
     """
     path = Path(path)
-    if not is_there(path, WHAT):
-        raise InputError(f"{path} is not there: make it with `guidon encode`, {setting('out')} {path}")
+    stored_prompts(path)  # it is there, and of the right kind
     tensors, header = read_safetensors(path)
-    if header.get("format") not in (FORMAT, UNDIGESTED):
-        raise InputError(f"{path} is a safetensors file, but holds no caption features")
-    with reading(path, WHAT, AGAIN):
+    with reading(path, CAPTIONS, AGAIN):
         if header["format"] == FORMAT and header["digest"] != _digest(header, tensors):
             raise ValueError("its content is not what was written")
         features, mask = tensors["features"], tensors["mask"]
-        prompts, encoder = (parse_json(header[name], path, WHAT) for name in ("prompts", "encoder"))
+        prompts, encoder = (parse_json(header[name], path, CAPTIONS) for name in ("prompts", "encoder"))
         if not isinstance(encoder, dict):
             raise ValueError(f"its encoder is {encoder!r:.60}, expected a description")
     if fault := _fault(prompts, features, mask):

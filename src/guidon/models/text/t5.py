@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from ...checkpoints import count_values, on_meta, read_tensors
-from ...checkpoints.files import AGAIN
+from ...checkpoints.finding import AGAIN
 from ...core.errors import InputError, nearest
 from ...core.extras import require
 from ...core.limits import require_memory
 from ...core.reading import read_object, reading
 from ...core.warn import warn
+from ..finding import find_t5
 
-REPOSITORY = "DeepFloyd/t5-v1_1-xxl"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
-TOKENIZERS = ("spiece.model", "tokenizer.json")
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class T5Encoder:
@@ -36,20 +34,6 @@ class T5Encoder:
     def __init__(self, model: Any, tokenizer: Any, max_length: int, clean: bool, description: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.max_length, self.clean = model, tokenizer, max_length, clean
         self.description = description
-
-    @staticmethod
-    def find(folder: str | Path) -> tuple[Path, Path]:
-        """Where a hub folder keeps the encoder's weights, and its tokenizer.
-
-        Raises:
-            InputError: one of them is not there.
-        """
-        root = Path(folder)
-        weights = _part(root, "text_encoder", ("config.json",), "its configuration")
-        words = _part(root, "tokenizer", TOKENIZERS, "a tokenizer")
-        if not any(any(weights.glob(pattern)) for pattern in WEIGHTS):
-            raise InputError(f"{weights} holds no weights ({' or '.join(WEIGHTS)}): {_where(root)}")
-        return weights, words
 
     @classmethod
     def load(
@@ -78,7 +62,7 @@ class T5Encoder:
             raise InputError(f"dtype {dtype!r} does not exist for T5{nearest(dtype, DTYPES)}")
         if max_length < 1:
             raise InputError(f"max_length {max_length} is not a number of tokens: give 120, 200 or 300")
-        weights, words = cls.find(folder)
+        weights, words = find_t5(folder)
         transformers = require("transformers", "the T5 text encoder", "t5")
         if clean:
             _require_cleaning()
@@ -143,20 +127,6 @@ def clean_caption(prompt: str) -> str:
     module = require("diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha", "cleaning captions", "t5")
     cleaner: Any = module.PixArtAlphaPipeline
     return cleaner._clean_caption(cleaner, cleaner._clean_caption(cleaner, prompt))
-
-
-def _part(root: Path, name: str, files: Sequence[str], what: str) -> Path:
-    """The folder itself or its subfolder, whichever holds one of the files."""
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: {_where(root)}")
-    for folder in (root, root / name):
-        if any((folder / file).is_file() for file in files):
-            return folder
-    raise InputError(f"{root} holds no {' or '.join(files)}, {what} of T5: {_where(root)}")
-
-
-def _where(root: Path) -> str:
-    return f"download the hub repository {REPOSITORY} (config.json, spiece.model, weights) and give its folder"
 
 
 def _read_config(transformers: Any, folder: Path) -> Any:

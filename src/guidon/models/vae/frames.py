@@ -8,7 +8,6 @@ autoencoders, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub l
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...checkpoints import count_values, make_config, on_meta, read_tensors, refuse_broken
-from ...checkpoints.files import AGAIN
+from ...checkpoints.finding import AGAIN
 from ...core.errors import InputError
 from ...core.extras import require
 from ...core.limits import require_memory
 from ...core.reading import read_object, reading
+from ..finding import AUTOENCODER, AUTOENCODER_WEIGHTS, find_autoencoder
 from . import FRAMES_TOGETHER
+from .config import FrameVAEConfig
 
-REPOSITORY = "stabilityai/sd-vae-ft-ema"
 PADDINGS = ("zeros", "replicate")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
-
-@dataclass(frozen=True)
-class FrameVAEConfig:
-    """The shape of a ``FrameVAE``."""
-
-    block_out_channels: tuple[int, ...] = (32, 64, 96)
-    """Channels of each level; every level but the last halves the side."""
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 8
-    mid_block_attention: bool = False
-    """Whether the middle block has attention."""
-    pixel_unshuffle: int = 2
-    """Side of the squares of pixels that become channels before the first level; 1 for none."""
-    padding: str = "zeros"
-    """What convolutions see beyond the border: "zeros", as in diffusers' autoencoder, or "replicate", the border
-    itself. Zeros leave ticks in the corners of plain backgrounds."""
-    scaling_factor: float = 0.18215
-    """What latents are multiplied by, so that their standard deviation is about 1."""
-
-    def __post_init__(self) -> None:
-        if self.pixel_unshuffle < 1 or not self.block_out_channels:
-            raise InputError(
-                f"an autoencoder of pixel_unshuffle {self.pixel_unshuffle} and {len(self.block_out_channels)} levels "
-                "cannot be made: both are 1 or more"
-            )
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per latent pixel along one side."""
-        return self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1)
 
 
 def _autoencoder_kl() -> Any:
@@ -85,7 +52,7 @@ def refuse_shifted(config: Any, where: str) -> None:
     for name in ("shift_factor", "latents_mean", "latents_std"):
         if getattr(config, name, None) is not None:
             raise InputError(
-                f"{where} has a {name}: its latents need more than the one scaling factor of {REPOSITORY}, "
+                f"{where} has a {name}: its latents need more than the one scaling factor of {AUTOENCODER}, "
                 "which is what the models here are trained on"
             )
 
@@ -140,22 +107,6 @@ class FrameVAE(nn.Module):
             _replicate_borders(built)
         return built
 
-    @staticmethod
-    def find(folder: str | Path) -> Path:
-        """The folder itself or its ``vae`` subfolder, whichever holds config.json and weights.
-
-        Raises:
-            InputError: neither does.
-        """
-        root = Path(folder)
-        for place in (root, root / "vae"):
-            if (place / "config.json").is_file() and any((place / name).is_file() for name in WEIGHTS):
-                return place
-        raise InputError(
-            f"{root} holds no autoencoder: download the hub repository {REPOSITORY} "
-            f"(config.json and {WEIGHTS[0]}) and give its folder"
-        )
-
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> FrameVAE:
         """A released autoencoder from a folder in hub layout (config.json and weights), or from its ``vae`` subfolder.
@@ -165,8 +116,8 @@ class FrameVAE(nn.Module):
                 not brought to unit scale by one factor alone.
         """
         logging = require("diffusers.utils", "the autoencoder", "video").logging
-        place = cls.find(folder)
-        weights = place / next(name for name in WEIGHTS if (place / name).is_file())
+        place = find_autoencoder(folder)
+        weights = place / next(name for name in AUTOENCODER_WEIGHTS if (place / name).is_file())
         values = read_object(place / "config.json", "the configuration of an autoencoder")
         if values.get("_class_name") != "AutoencoderKL":
             raise InputError(f"{place} holds a {values.get('_class_name')!r:.60}, expected an AutoencoderKL")
@@ -189,7 +140,7 @@ class FrameVAE(nn.Module):
                     local_files_only=True,
                     torch_dtype=dtype,
                     low_cpu_mem_usage=False,
-                    use_safetensors=weights.name == WEIGHTS[0],
+                    use_safetensors=weights.name == AUTOENCODER_WEIGHTS[0],
                     output_loading_info=True,
                 )
         finally:

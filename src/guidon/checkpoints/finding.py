@@ -1,0 +1,75 @@
+"""Finds the files of a checkpoint, and reads the header of a safetensors file. It needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.errors import InputError
+from ..core.reading import TEXT_BYTES, is_there, parse_json, read_object, reading, regular_file
+
+WHAT = "a checkpoint"
+AGAIN = "it is truncated or damaged: copy or download it again"
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+
+
+def locate(path: Path) -> Path:
+    """The file of weights that a path means: the file itself, or the one in a folder in hub layout.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not (is_there(path, WHAT) and path.is_dir()):
+        return regular_file(path, WHAT)
+    for name in WEIGHTS:
+        for candidate in (path / name, path / f"{name}.index.json"):
+            if candidate.is_file():
+                return candidate
+    raise InputError(f"the folder {path} holds none of {', '.join(WEIGHTS)}, nor an index of their shards")
+
+
+def shards_of(index: Path) -> tuple[list[str], list[Path]]:
+    """The names of the tensors that an index of shards promises, and the files that hold them.
+
+    Raises:
+        InputError: it is no index, or names files that are not beside it.
+    """
+    places = read_object(index, "an index of shards").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v for v in places.values()):
+        raise InputError(f"{index} has no usable 'weight_map' from tensor names to files beside it")
+    return list(places), [index.parent / shard for shard in sorted(set(places.values()))]
+
+
+def header_length(path: Path) -> int:
+    """Bytes of the header of a safetensors file.
+
+    Raises:
+        InputError: it is no file, is truncated or damaged, or its header is too large.
+    """
+    size = regular_file(path, "safetensors").stat().st_size
+    with reading(path, "safetensors", AGAIN):
+        # The first 8 bytes are the length of the header, which is JSON.
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"its header should have {length:,} bytes, the file has {size:,}")
+        TEXT_BYTES.check(length, path)
+    return length
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The text fields in the header of a safetensors file. Its tensors are not read.
+
+    Raises:
+        InputError: it is no file, is truncated or damaged, or its header is too large.
+    """
+    length = header_length(path)
+    with reading(path, "safetensors", AGAIN):
+        with path.open("rb") as file:
+            text = file.read(8 + length)[8:].decode()
+        fields = parse_json(text, path, "safetensors").get("__metadata__", {})
+        return {str(name): str(value) for name, value in fields.items()}

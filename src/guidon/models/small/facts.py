@@ -1,0 +1,88 @@
+"""What is known of a model folder before its weights are read: the configuration in the headers of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from ... import world
+from ...checkpoints.config import configured, read_config
+from ...core.errors import InputError, setting
+from ...core.settings import Settings, validated
+from ..family import Facts, Preset
+from ..sources import Sources
+from ..stdit.config import STDiTConfig
+from ..vae.config import FrameVAEConfig
+from . import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE
+
+
+class Diffusion(Settings):
+    """The keys of a denoiser's configuration besides its shape: what it was trained for."""
+
+    noise_schedule: str
+    diffusion_steps: PositiveInt
+    prediction: Literal["eps", "x0", "v", "flow"]
+
+
+def read_facts(preset: Preset[Path], sources: Sources) -> Facts:
+    """See ``Family.facts``."""
+    refuse_sources(preset, sources)
+    folder = preset.weights
+    refuse_incomplete(folder)
+    return facts_of(preset, read_config(folder / DENOISER, "denoiser"), read_config(folder / VAE, "vae"))
+
+
+def facts_of(preset: Preset[Path], denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
+    """What the configurations of a model folder's denoiser and autoencoder say.
+
+    Raises:
+        InputError: a configuration is not valid.
+    """
+    path = preset.weights / DENOISER
+    timesteps = read_diffusion(path, denoiser).diffusion_steps
+    shape = configured(path, STDiTConfig, {name: denoiser[name] for name in denoiser if name not in DIFFUSION})
+    if not all((shape.in_channels, *shape.input_size, *shape.patch_size)):
+        raise InputError(f"{path}: its configuration has a size of 0: train or export it again")
+    downsampling = configured(preset.weights / VAE, FrameVAEConfig, vae).downsampling
+    pixels = tuple(side * downsampling for side in shape.input_size[1:])
+    return Facts(
+        latent_shape=(shape.in_channels, *shape.input_size),
+        patch=shape.patch_size,
+        downsampling=downsampling,
+        timesteps=timesteps,
+        # the bench "world" measures clips of one size only
+        bench=preset.bench if pixels == (world.SIZE, world.SIZE) else "video",
+    )
+
+
+def refuse_sources(preset: Preset[Path], sources: Sources) -> None:
+    """Raise an InputError if the user names files for a model that brings its own."""
+    changed = [
+        name for name, value in sources if name != "offload" and value != type(sources).model_fields[name].default
+    ]
+    if changed:
+        raise InputError(f"model {preset.name!r} brings its own weights: leave out {setting(changed[0])}")
+
+
+def refuse_incomplete(folder: Path) -> None:
+    """Raise an InputError if a file of a model folder is missing. It names all of them."""
+    missing = [name for name in (DENOISER, TEXT, VAE) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} holds no {', '.join(missing)}: a model folder has {DENOISER}, {TEXT} and {VAE}")
+
+
+def read_diffusion(path: Path, config: Mapping[str, Any]) -> Diffusion:
+    """What a denoiser was trained for, from its configuration.
+
+    Raises:
+        InputError: a key is missing or not valid, or the file is an expert for low noise.
+    """
+    if BOUNDARY in config:
+        raise InputError(f"{path} is an expert for low noise: it belongs beside a denoiser, as {LOW_NOISE}")
+    unsaid = [name for name in DIFFUSION if name not in config]
+    if unsaid:
+        raise InputError(f"{path}: its configuration lacks {', '.join(unsaid)}: train or export it again")
+    return validated(Diffusion, {name: config[name] for name in DIFFUSION}, f"{path}")
