@@ -37,8 +37,8 @@ def prepare(folder, model, count=BLOCK + 4, weights="w", sampling=SAMPLING, seed
 def test_a_rollout_is_a_pair_of_latents_with_its_caption(tmp_path, model, readable):
     found = prepare(tmp_path, model)
     assert found.captions == [world.clip("train", 0, number).caption for number in range(0, BLOCK + 4, 2)]
-    assert found.drawn.shape == found.clean.shape == (len(found), *model.latent_shape)
-    assert found.objects.shape == (len(found), *model.latent_shape[1:])
+    assert found.drawn.shape == found.clean.shape == (len(found), *model.facts.latent_shape)
+    assert found.objects.shape == (len(found), *model.facts.latent_shape[1:])
     for index in range(len(found)):
         clip = world.clip("train", 0, 2 * index)
         with model.vae.in_use() as vae:

@@ -74,7 +74,7 @@ class Rollouts:
             InputError: not one can be read, or they do not fit in memory.
         """
         # Two latents of each: one that was drawn and one that should have been, in fp16.
-        needed = 4.0 * count * math.prod(model.latent_shape)
+        needed = 4.0 * count * math.prod(model.facts.latent_shape)
         require_memory(f"{count} rollouts", needed, lower="rollouts")
         settings, size = sampling.model_dump(mode="json", exclude={"block"}), sampling.block
         key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": size, "rules": RULES})
@@ -107,7 +107,7 @@ def _fits(model: Model, numbers: range, block: Mapping[str, Tensor]) -> bool:
     found = block["numbers"]
     if found.ndim != 1 or found.dtype != torch.int64 or not set(found.tolist()) <= set(numbers):
         return False
-    channels, *grid = model.latent_shape
+    channels, *grid = model.facts.latent_shape
     latents, objects = ((len(found), channels, *grid), torch.float16), ((len(found), *grid), torch.bool)
     wanted = {"drawn": latents, "clean": latents, "objects": objects}
     return all((tuple(block[name].shape), block[name].dtype) == form for name, form in wanted.items())
@@ -127,7 +127,7 @@ def _sample(
     """Sample one block, draw its scenes again, and encode them."""
     captions = [world.clip("train", seed, number).caption for number in numbers]
     guided = np.array([np.random.default_rng((seed, number, 12)).random() < sampling.guided for number in numbers])
-    drawn = torch.zeros(len(numbers), *model.latent_shape)
+    drawn = torch.zeros(len(numbers), *model.facts.latent_shape)
     with model.text.in_use() as text, model.network.in_use(torch.float32) as network:
         features, mask = text.encode(captions)
         for chosen, scale in ((guided, sampling.cfg_scale), (~guided, 1.0)):
@@ -145,7 +145,7 @@ def _sample(
             )
             noise = SampleNoise([seed] * len(rows), [numbers[row] for row in rows])
             sample = partial(sample_ddpm, process=model.process)
-            x = noise.initial(model.latent_shape, device)
+            x = noise.initial(model.facts.latent_shape, device)
             drawn[rows] = sample(denoiser, model.schedule.respaced(sampling.steps), x, noise).cpu()
     with model.vae.in_use() as vae:
         return _pairs(vae, drawn, numbers, captions, device)
