@@ -5,7 +5,7 @@ import pytest
 
 from guidon import world
 from guidon.metrics.outlines import CORNERS, outline_errors, outline_points
-from guidon.world.render import signed_distance
+from guidon.world.drawing import signed_distance
 
 RNG = np.random.default_rng(0)
 EVERY = [(shape, area) for shape in world.SHAPES for area in (*world.AREAS.values(), 190.0)]

@@ -15,7 +15,7 @@ from guidon.metrics import world_1
 from guidon.metrics.metric import UNSAID
 from guidon.metrics.reading import read_clips
 from guidon.metrics.world import METRICS, Motion, measure, start_spread, starts
-from guidon.world.render import signed_distance
+from guidon.world.drawing import signed_distance
 
 CLIPS = [world.clip("L0", 5, index) for index in range(24)]
 SCENES = [clip.scene for clip in CLIPS]

@@ -3,10 +3,11 @@
 Imports nothing else of guidon: the truth must not share a bug with what it judges.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .captions import Wanted, caption, plain_caption, read_caption, vocabulary
 from .dataset import SPLITS, Attributes, Clip, clip, combinations, coverage_table, family, holds, mistaken
 from .prompts import Fault, Prompt, PromptReader
-from .render import coverage, foreground, render
 from .scene import (
     AREAS,
     BACKGROUNDS,
@@ -25,9 +26,20 @@ from .scene import (
     extents,
 )
 
+if TYPE_CHECKING:
+    from .drawing import coverage, foreground, render
+
 __all__ = [
     "AREAS", "BACKGROUNDS", "COLOURS", "DIRECTIONS", "FPS", "FRAMES", "MOTIONS", "SHAPES", "SIZE", "SPEEDS", "SPLITS",
     "STILL", "UNSEEN_SPEED", "Attributes", "Clip", "Fault", "Prompt", "PromptReader", "Scene", "Thing", "Wanted",
     "caption", "clip", "combinations", "coverage", "coverage_table", "extents", "family", "foreground", "holds",
     "mistaken", "plain_caption", "read_caption", "render", "vocabulary",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("coverage", "foreground", "render"):  # they need numpy, which captions and prompts do not wait for
+        from . import drawing
+
+        return getattr(drawing, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from .scene import AREAS, BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SPEEDS, STILL, UNSEEN_SPEED, Scene, Thing
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # canonical word -> what else people say; a tokenizer reads every spelling as the canonical word
 SYNONYMS: dict[str, tuple[str, ...]] = {

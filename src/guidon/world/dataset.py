@@ -12,12 +12,9 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from .captions import caption
-from .render import render
 from .scene import (
     AREAS,
     BACKGROUNDS,
@@ -32,6 +29,9 @@ from .scene import (
     inside,
     place,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "L0", "L1", "L2", "L3")
 HELD_OUT_COLOUR_SHAPE = frozenset(
@@ -100,6 +100,8 @@ def holds(split: str, scene: Scene) -> bool:
 
 @lru_cache(maxsize=64)
 def _order(split: str, seed: int, epoch: int) -> np.ndarray:
+    import numpy as np
+
     return np.random.default_rng((seed, SPLITS.index(split), epoch)).permutation(len(combinations(split)))
 
 
@@ -112,11 +114,15 @@ class Clip:
 
     def frames(self) -> np.ndarray:
         """float32 RGB in [0, 1], (time, height, width, 3)."""
+        from .drawing import render
+
         return render(self.scene)
 
 
 def clip(split: str, seed: int, index: int, *, held_out_templates: bool = False) -> Clip:
     """Clip ``index`` of a split."""
+    import numpy as np
+
     table = combinations(split)
     epoch, position = divmod(index, len(table))
     a = table[_order(split, seed, epoch)[position]]

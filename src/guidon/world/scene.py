@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 SIZE = 64
 FRAMES = 16
@@ -82,6 +84,8 @@ class Thing:
 
     def centroids(self, frames: int = FRAMES) -> np.ndarray:
         """Centroid in every frame: (frames, 2) as (x, y), px."""
+        import numpy as np
+
         return np.asarray(self.start) + np.arange(frames)[:, None] * np.asarray(self.velocity)
 
     def reversed(self, frames: int = FRAMES) -> Thing:
