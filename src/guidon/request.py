@@ -348,7 +348,7 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
         )
     request.guidance.scales_for(facts.channels)
     request.guidance.rule.check_size(*shape[-2:])
-    avoided = request.negative_prompt if is_list(request.negative_prompt) else [request.negative_prompt]
+    avoided = request.negative_prompt if isinstance(request.negative_prompt, tuple) else (request.negative_prompt,)
     facts.check_prompts([*request.prompts, *(text for text in avoided if text is not None)])
     if shape != facts.latent_shape and not preset.is_image:
         warn(f"{preset.name} was trained on another size or length: look at what it makes")

@@ -304,7 +304,7 @@ def test_images_go_through_the_pipelines_own_autoencoder(vae):
         assert torch.allclose(ours.decode(latents), expected, atol=1e-5)
         means = vae.encode(frames[0].transpose(0, 1)).latent_dist.mean * 0.13025
         assert torch.allclose(ours.encode(frames)[0].transpose(0, 1), means, atol=1e-5)
-    assert adopted.downsampling == 8
+    assert adopted.facts.downsampling == 8
 
 
 def test_sigma_reads_300_tokens_and_takes_any_size(vae, hub):

@@ -20,7 +20,7 @@ from ...core.atomic import write_bytes
 from ...core.errors import InputError, setting
 from ...core.hashing import hash_tensors
 from ...core.reading import parse_json, reading
-from ..finding import CAPTION_FORMATS, CAPTIONS, refuse_unstored, stored_prompts
+from ..finding import CAPTION_FORMATS, CAPTIONS, caption_header, refuse_unstored
 
 FORMAT = CAPTION_FORMATS[0]
 AGAIN = "it is truncated or damaged: encode the captions again"
@@ -60,7 +60,7 @@ def load_features(path: str | Path, length: int | None = None) -> CaptionFeature
         InputError: it is not there, damaged, of another length, or something else.
     """
     path = Path(path)
-    stored_prompts(path)  # it is there, and of the right kind
+    caption_header(path)  # it is there, and of the right kind
     tensors, header = read_safetensors(path)
     with reading(path, CAPTIONS, AGAIN):
         if header["format"] == FORMAT and header["digest"] != _digest(header, tensors):
