@@ -50,7 +50,7 @@ def asked(monkeypatch):
             is_image, cfg_scale, name, classes = False, 3.0, "a model", 1000
 
         class Planner:
-            preset, facts = Preset, Facts((4, 16, 8, 8), (1, 1, 1), 8, 1000, "world", by_class=True)
+            preset, facts = Preset, Facts((4, 16, 8, 8), (1, 1, 1), 8, 1000, "world")
 
             @classmethod
             def find(cls, model, **parts):

@@ -282,8 +282,6 @@ def generate(
         format, fps = format or manifest.output.format, fps or manifest.output.fps
         upscale = upscale or manifest.output.upscale
 
-    from ..media.files import check_fps, check_upscale
-
     # Check everything, and complete the request with the model's defaults, before torch is imported.
     model = manifest.request.model if manifest else model or DEFAULT_MODEL
     planner = find_planner(model, device, parts)
@@ -298,6 +296,8 @@ def generate(
     else:
         request = manifest.request
         planner.check(request)
+    from ..media.files import check_fps, check_upscale
+
     format = checked_format(format, preset)
     shape, unit = planner.latent_shape(request), facts.downsampling
     check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)

@@ -120,8 +120,6 @@ class Facts:
     """Steps of the diffusion that it was trained for; a run takes no more."""
     bench: str
     """The bench (``guidon.metrics.bench``) that its videos are measured on."""
-    by_class: bool = False
-    """Whether its prompts are classes."""
     check_prompts: Callable[[Sequence[str]], None] = any_prompts
     """Raises an InputError for prompts that the model cannot be given, the negative one included."""
 

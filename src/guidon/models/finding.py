@@ -25,28 +25,28 @@ DOWNSAMPLING = 8  # pixels per latent pixel in Stable Diffusion's autoencoder, a
 TIMESTEPS = 1000  # of the diffusion that all released models were trained for
 
 
-def released_facts(preset: Preset[Released], sources: Sources, *, patch: tuple[int, ...], captions: bool) -> Facts:
+def released_facts(preset: Preset[Released], sources: Sources, *, patch: tuple[int, ...]) -> Facts:
     """What is known of a released model before its weights are read. Nothing is downloaded.
 
     Args:
         preset: the model.
         sources: what the user names, and whether the rest may be downloaded.
         patch: latent pixels of a token along each axis.
-        captions: whether it needs T5, or features that T5 made; else it is conditioned on classes.
 
     Raises:
         InputError: parts are missing. The message names every one of them, and where to get it.
     """
-    _check_parts(preset, sources, captions=captions)
+    _check_parts(preset, sources)
     check = any_prompts
     if sources.features is not None:
         check = partial(refuse_unstored, sources.features, stored_prompts(sources.features))
     shape = preset.weights.latent_shape
-    return Facts(shape, patch, DOWNSAMPLING, TIMESTEPS, preset.bench, by_class=not captions, check_prompts=check)
+    return Facts(shape, patch, DOWNSAMPLING, TIMESTEPS, preset.bench, check)
 
 
-def _check_parts(preset: Preset[Released], sources: Sources, *, captions: bool) -> None:
+def _check_parts(preset: Preset[Released], sources: Sources) -> None:
     """Refuse a released model of which a part is missing; see ``released_facts``."""
+    captions = not preset.classes  # read by T5
     if not captions:
         for part in ("text_encoder", "features"):
             if getattr(sources, part) is not None:

@@ -84,7 +84,7 @@ def adopt(pipe: DiffusionPipeline, *, features: Path | None, frequencies: Freque
     # Take its other parts, and what is particular to a family.
     if isinstance(network, DiT):
         text, text_hashes = _find_classes(pipe, network, features)
-        prompts: dict[str, Any] = {"by_class": True, "check_prompts": text.check}
+        prompts: dict[str, Any] = {"check_prompts": text.check}
         own: dict[str, Any] = {"originals": preset.originals}
     else:
         network = cast("PixArt", network)

@@ -62,7 +62,7 @@ class DiTFamily(Family):
         from ..finding import released_facts
         from .classes import ClassLabels
 
-        found = released_facts(preset, sources, patch=(2, 2), captions=False)
+        found = released_facts(preset, sources, patch=(2, 2))
         return replace(found, check_prompts=ClassLabels(CLASSES).check)
 
     def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:

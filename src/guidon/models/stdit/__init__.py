@@ -66,7 +66,7 @@ class STDiTFamily(Family):
     def facts(self, preset: Preset[Released], sources: Sources) -> Facts:
         from ..finding import released_facts
 
-        return released_facts(preset, sources, patch=(1, 2, 2), captions=True)
+        return released_facts(preset, sources, patch=(1, 2, 2))
 
     def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:
         from ..released import find_captions, find_released
