@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint test-wheel test-gpu test-browser test-comfyui test-faults support-matrix lock clean
+.PHONY: help demo test lint test-wheel test-gpu test-browser test-comfyui test-long test-faults support-matrix lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ test-browser: $(VENV)/.installed-dev  ## tests of the report in Chromium, from D
 test-comfyui: $(VENV)/.installed-dev  ## tests of the nodes in ComfyUI's own sampling code, from a checkout: COMFYUI=FOLDER
 	@test -d "$(COMFYUI)/comfy" || { echo "Give a checkout of ComfyUI: make test-comfyui COMFYUI=FOLDER"; exit 2; }
 	COMFYUI="$(abspath $(COMFYUI))" $(BIN)/python -m pytest -q -m comfyui tests/bridges/comfyui
+
+test-long: $(VENV)/.installed-dev  ## the cases that `make test` leaves out (minutes)
+	$(BIN)/python -m pytest -q -m long -n auto
 
 FAULTS ?= tests/faults
 test-faults: $(VENV)/.installed-dev  ## all damage, I/O faults, kills, races and bombs (hours); write docs/reliability.json and its table

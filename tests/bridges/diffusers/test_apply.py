@@ -66,11 +66,9 @@ def same(tiny: TinyPipeline, got: Tensor, wanted: Tensor) -> bool:
 
 
 @every_family
-@pytest.mark.parametrize("batch", [1, 2])
-def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline, batch: int) -> None:
-    if batch > tiny.most:
-        pytest.skip("the pipeline takes one prompt")
-    pipe = tiny.make()
+def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline) -> None:
+    """With as many prompts as it takes. The support matrix is measured with one."""
+    pipe, batch = tiny.make(), tiny.most
     own = run(tiny, pipe, batch=batch)
     channels = OWN.get(tiny.name, "all")
     guidon.apply(pipe, channels=channels)
@@ -81,19 +79,20 @@ def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline, batch: 
     assert torch.equal(run(tiny, pipe, batch=batch), own)
 
 
+@pytest.mark.parametrize("name", MIXED)
+def test_channels_alone_are_refused_where_the_pipeline_mixes_them(name: str) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    guidon.apply(pipe, channels=subset(tiny)[0])
+    with pytest.raises(InputError, match=MIXED[name]):
+        run(tiny, pipe)
+
+
 @every_family
-@pytest.mark.parametrize("alone", [True, False], ids=["channels alone", "guidance"])
-def test_a_subset_is_full_guidance_and_the_rest_is_conditional(tiny: TinyPipeline, alone: bool) -> None:
+def test_a_subset_is_full_guidance_and_the_rest_is_conditional(tiny: TinyPipeline) -> None:
+    """With a guidance. The support matrix is measured with channels alone."""
     pipe, (guided, rest) = tiny.make(), subset(tiny)
-    if alone and tiny.name in MIXED:
-        guidon.apply(pipe, channels=guided)
-        with pytest.raises(InputError, match=MIXED[tiny.name]):
-            run(tiny, pipe)
-        return
-    if alone:
-        guidon.apply(pipe, channels=guided)
-    else:
-        guidon.apply(pipe, Guidance(tiny.scale, guided))
+    guidon.apply(pipe, Guidance(tiny.scale, guided))
     latents, steps = record(tiny, pipe)
     first = steps[0]
     cond, uncond = (tiny.to_channels(branch) for branch in tiny.branches(first))
@@ -121,13 +120,10 @@ def test_no_channel_is_no_guidance(tiny: TinyPipeline) -> None:
 
 
 @every_family
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_scale_per_channel_is_what_the_scheduler_receives(tiny: TinyPipeline, batch: int) -> None:
-    if batch > tiny.most:
-        pytest.skip("the pipeline takes one prompt")
+def test_a_scale_per_channel_is_what_the_scheduler_receives(tiny: TinyPipeline) -> None:
     pipe, scales = tiny.make(), per_channel(tiny)
     guidon.apply(pipe, Guidance(scales))
-    _, steps = record(tiny, pipe, batch=batch)
+    _, steps = record(tiny, pipe, batch=tiny.most)
     assert len(steps) >= 3
     for step in steps:
         wanted, got = expected(tiny, step, scales), received(tiny, step)
@@ -189,8 +185,16 @@ def test_bf16(tiny: TinyPipeline) -> None:
     assert (received(tiny, steps[0]).float() - wanted).norm() < 0.01 * wanted.norm()
 
 
+COMPILED = ("dit", "sd-1.5", "flux", "cogvideox", "ltx", "wan-2.2", "kandinsky-5", "cosmos-2", "pixart-sigma")
+"""One pipeline for each order of branches, place of the channels, number of networks and formula."""
+
+
 # the variants have the networks of these
-@pytest.mark.parametrize("tiny", [*IMAGE, *VIDEO], ids=str)
+@pytest.mark.parametrize(
+    "tiny",
+    [pytest.param(tiny, marks=() if tiny.name in COMPILED else pytest.mark.long) for tiny in (*IMAGE, *VIDEO)],
+    ids=str,
+)
 def test_compiled_whole(tiny: TinyPipeline) -> None:
     if tiny.name in NO_FULL_GRAPH:
         pytest.skip("torch.compile cannot trace this network whole")
