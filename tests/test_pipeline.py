@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def test_a_saved_video_has_a_manifest_that_reproduces_it(pipe, tmp_path):
         ({"steps": 0}, "steps"), ({"steps": 1001}, "at most 1000"), ({"cfg_scale": -1.0}, "cfg_scale"), ({"cfg_scale": float("nan")}, "cfg_scale"),
         ({"cfg_scale": [1.0, 2.0]}, "4 latent channels"), ({"cfg_channels": 5}, "4 latent channels"), ({"timing": "interval:0.5,0.2"}, "backwards"),
         ({"sampler": "euler"}, "sampler"), ({"guidance": "cgf"}, "did you mean 'cfg'"), ({"seeed": 3}, "did you mean 'seed'"), ({"eta": 2.0}, "eta"),
-        ({"seed": -1}, "seed"), ({"negative_prompt": "qwerty"}, "no word"),
+        ({"seed": -1}, "seed"), ({"negative_prompt": "qwerty"}, "unknown word 'qwerty'"),
     ],
 )  # fmt: skip
 def test_bad_choices_are_refused_in_one_line(pipe, choices, message):
@@ -206,13 +207,55 @@ def test_bad_choices_are_refused_in_one_line(pipe, choices, message):
     assert "\n" not in str(error.value)
 
 
-def test_prompts_of_unknown_words_are_refused_and_single_ones_warned_about(pipe):
-    with pytest.raises(InputError, match="no word of the prompt"):
-        pipe("xyzzy plugh", steps=2)
-    with pytest.raises(InputError, match="is empty"):
-        pipe("", steps=2)
-    with pytest.warns(UserWarning, match="'cirle' \\(nearest: circle"):
-        pipe("a red cirle", steps=2)
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("xyzzy plugh", "unknown words 'xyzzy', 'plugh'"), ("", "the prompt '' is empty"), ("two circles", "'two circles' asks for"),
+        ("a red cirle moves up", r"unknown word 'cirle' \(nearest: circle\)\. It knows shapes: circle, square"),
+        (["a red circle", "a cat"], "unknown word 'cat'"),
+    ],
+)  # fmt: skip
+def test_prompts_that_cannot_be_followed_are_refused_unless_forced(pipe, prompt, message):
+    with pytest.raises(InputError, match=message):
+        pipe.plan([prompt] if isinstance(prompt, str) else prompt)
+    with pytest.raises(InputError, match=message):
+        pipe(prompt, steps=1)
+    if prompt and "xyzzy" not in prompt:  # of those two nothing can be read
+        with pytest.warns(UserWarning, match=message):
+            pipe(prompt, steps=1, force=True)
+
+
+def test_a_prompt_that_is_followed_in_part_is_warned_of_once(pipe):
+    with pytest.warns(UserWarning, match="it says no motion or background, so the model chooses") as found:
+        pipe("a shiny red circle", steps=3)
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(PROMPT, steps=3)
+
+
+def test_a_manifest_says_what_was_typed_and_what_was_read(pipe):
+    typed, read = "A red sphere rolls from right to left on white", "a red circle moves left on a white background"
+    video = pipe(typed, steps=2, seed=3, negative_prompt="squares")
+    generation = video.manifest["generation"]
+    assert generation["prompts"] == [typed]
+    assert generation["read_as"] == {typed: read, "squares": "square"}
+    assert np.array_equal(video.frames, pipe(read, steps=2, seed=3, negative_prompt="square").frames)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(pipe.generate(Request(**generation))[0].frames, video.frames)
+    many = pipe([PROMPT, typed], steps=1)
+    assert "read_as" not in many[0].manifest["generation"]
+    assert many[1].manifest["generation"]["read_as"] == {typed: read}
+
+
+def test_a_manifest_of_an_earlier_version_gives_what_it_gave(pipe):
+    """It has no ``read_as``: the text encoder leaves out what it does not know."""
+    with pytest.warns(UserWarning, match="left out of 'red circles move left on white': 'circles'"):
+        earlier = pipe.generate(
+            Request(**pipe.plan([PROMPT], steps=2).model_dump() | {"prompts": ["red circles move left on white"]})
+        )
+    assert np.array_equal(earlier[0].frames, pipe("red move left on white", steps=2, force=True).frames)
 
 
 def test_models_that_are_not_there_are_refused(tmp_path):

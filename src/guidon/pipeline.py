@@ -55,6 +55,7 @@ class Pipeline:
         sequential: bool = False,
         on_step: OnStep | None = None,
         trace: GuidanceTrace | None = None,
+        force: bool = False,
         **choices: Unpack[Choices],
     ) -> Video | list[Video]:
         """Videos of the prompts. One prompt and one sample give a Video, else a list with prompts outermost.
@@ -67,26 +68,46 @@ class Pipeline:
             sequential: run guidance's branches one after the other, in the memory of one branch.
             on_step: called as ``on_step(done, total)`` after every denoising step.
             trace: collects what guidance did. All the clips must then fit one batch.
+            force: sample a prompt that the model cannot follow, too, with a warning.
             choices: the settings; see ``guidon.request.Choices``.
 
         Raises:
-            InputError: a choice is not valid for this model, or the clips need more memory than there is.
+            InputError: a choice is not valid for this model, it cannot follow a prompt, or the clips need more memory
+                than there is.
         """
         single = isinstance(prompts, str) and num_samples == 1
         texts = (prompts,) if isinstance(prompts, str) else prompts
-        request = self.plan(texts, range(num_samples), batch_size=batch_size, **choices)
+        request = self.plan(texts, range(num_samples), batch_size=batch_size, force=force, **choices)
         videos = self.generate(request, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=trace)
         return videos[0] if single else videos
 
     def plan(
-        self, prompts: Sequence[str], samples: Sequence[int] = (0,), *, batch_size: int = 8, **choices: Unpack[Choices]
+        self,
+        prompts: Sequence[str],
+        samples: Sequence[int] = (0,),
+        *,
+        batch_size: int = 8,
+        force: bool = False,
+        **choices: Unpack[Choices],
     ) -> Request:
         """The complete, validated request of some samples; the other arguments are those of a call.
+
+        A warning says what of a prompt the model does not follow.
+
+        Raises:
+            InputError: a choice is not valid for this model, or it cannot follow a prompt.
+        """
+        return self.planner.plan(prompts, samples, batch_size=batch_size, device=self.device, force=force, **choices)
+
+    def complete(
+        self, prompts: Sequence[str], samples: Sequence[int] = (0,), *, batch_size: int = 8, **choices: Unpack[Choices]
+    ) -> Request:
+        """``plan`` for captions of a bench: whether the model can follow them is not asked.
 
         Raises:
             InputError: a choice is not valid for this model.
         """
-        return self.planner.plan(prompts, samples, batch_size=batch_size, device=self.device, **choices)
+        return self.planner.complete(prompts, samples, batch_size=batch_size, device=self.device, **choices)
 
     @torch.inference_mode()
     def generate(
@@ -127,7 +148,9 @@ class Pipeline:
         if like is None:
             like = Computation(batch=min(batch_size, count), sequential=sequential)
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
-        prompts = self._prompts.encode(request.prompts, request.negative_prompt)
+        texts, avoided = (tuple(map(request.text_of, each)) for each in (request.prompts, request.negatives))
+        of_each = isinstance(request.negative_prompt, tuple)
+        prompts = self._prompts.encode(texts, avoided if of_each else avoided[0] if avoided else None)
         if self.model.vae.keep:  # where stages are dropped after use, it waits for its turn
             self.model.vae.prepare_in_background()
 

@@ -27,6 +27,7 @@ from .core.warn import warn
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from
 from .models.catalogue import find_facts, find_preset
 from .models.family import Facts, Preset
+from .models.prompts import check_prompts
 from .models.registry import find_replay
 from .models.sources import Sources
 from .models.vae import FRAMES_TOGETHER
@@ -90,6 +91,9 @@ class Request(Settings):
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
     """What to show."""
+    read_as: dict[str, str] = Field(default_factory=dict[str, str])
+    """What the text encoder is given in place of a prompt: the same in words that the model knows. Prompts that are
+    given to it unchanged have no entry."""
     negative_prompt: str | tuple[str, ...] | None = None
     """What to steer away from, for all prompts or one for each. It takes the null caption's place."""
     model: str = "guidon-small"
@@ -150,7 +154,7 @@ class Request(Settings):
                 flat |= {key: guidance[key] for key in ("cfg_scale", "cfg_channels") if key in guidance}
             elif name == "dtype":
                 flat |= {key: guidance[key] for key in ("guidance", "timing")} | {name: value}
-            else:
+            elif name != "read_as" or value:  # left out where it says nothing, as in manifests of earlier versions
                 flat[name] = value
         return flat
 
@@ -243,13 +247,25 @@ class Request(Settings):
         """The negative prompt of a prompt."""
         return self.negative_prompt[prompt] if isinstance(self.negative_prompt, tuple) else self.negative_prompt
 
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """The negative prompts, if there are any."""
+        own = self.negative_prompt
+        return own if isinstance(own, tuple) else () if own is None else (own,)
+
+    def text_of(self, prompt: str) -> str:
+        """What the text encoder is given for a prompt or a negative prompt."""
+        return self.read_as.get(prompt, prompt)
+
     def alone(self, prompt: int, sample: int) -> Request:
         """The request of one clip alone. For an exact replay: the whole, since the batch decides each clip."""
         if self.exact:
             return self
         seed, index = self.noise_of(prompt, sample)
-        own = {"prompts": (self.prompts[prompt],), "samples": (index,), "seed": seed, "seed_per_prompt": False}
-        return self.model_copy(update=own | {"negative_prompt": self.negative_of(prompt)})
+        text, negative = self.prompts[prompt], self.negative_of(prompt)
+        read_as = {key: value for key, value in self.read_as.items() if key in (text, negative)}
+        own = {"prompts": (text,), "read_as": read_as, "negative_prompt": negative}
+        return self.model_copy(update=own | {"samples": (index,), "seed": seed, "seed_per_prompt": False})
 
 
 class Computation(Settings):
@@ -348,8 +364,7 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
         )
     request.guidance.scales_for(facts.channels)
     request.guidance.rule.check_size(*shape[-2:])
-    avoided = request.negative_prompt if isinstance(request.negative_prompt, tuple) else (request.negative_prompt,)
-    facts.check_prompts([*request.prompts, *(text for text in avoided if text is not None)])
+    facts.check_prompts([*request.prompts, *request.negatives])
     if shape != facts.latent_shape and not preset.is_image:
         warn(f"{preset.name} was trained on another size or length: look at what it makes")
 
@@ -387,9 +402,33 @@ class Planner:
         *,
         batch_size: int = 8,
         device: torch.device | str | None = None,
+        force: bool = False,
         **choices: Unpack[Choices],
     ) -> Request:
-        """The complete request of some samples; see ``make_request``."""
+        """The complete request of some samples; see ``make_request``.
+
+        A warning says what of a prompt the model does not follow.
+
+        Args:
+            force: sample a prompt that the model cannot follow, too, with a warning.
+
+        Raises:
+            InputError: a choice is not valid for this model, or it cannot follow a prompt.
+        """
+        request = self.complete(prompts, samples, batch_size=batch_size, device=device, **choices)
+        read_as = check_prompts(self.preset.name, self.facts, request.prompts, request.negatives, force=force)
+        return request.model_copy(update={"read_as": read_as}) if read_as else request
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        samples: Sequence[int] = (0,),
+        *,
+        batch_size: int = 8,
+        device: torch.device | str | None = None,
+        **choices: Unpack[Choices],
+    ) -> Request:
+        """``plan`` for captions of a bench: whether the model can follow them is not asked."""
         return make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
 
     def latent_shape(self, request: Request) -> tuple[int, ...]:

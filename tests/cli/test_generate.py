@@ -81,7 +81,7 @@ def test_what_is_left_out_is_the_models(asked, tmp_path):
 
 def test_every_option_reaches_the_model(asked, tmp_path):
     find, plan = asked(
-        "generate", "--class", 207, PROMPT, "--negative-prompt", "a square", "--cfg-scale", "4,4,4,1", "--cfg-channel",
+        "generate", "--class", 207, PROMPT, "--force", "--negative-prompt", "a square", "--cfg-scale", "4,4,4,1", "--cfg-channel",
         "all", "--guidance", "apg", "--ramp", "linear", "--seed", 7, "--num-samples", 2, "--steps", 3, "--sampler",
         "ddim", "--eta", 0.5, "--size", "48x80", "--frames", 9, "--exact", "dit", "--exact-noise", "cuda", "--dtype",
         "bf16", "--batch-size", 3, "--model", "m", "--checkpoint", "c", "--text-encoder", "t", "--vae", "v",
@@ -96,7 +96,7 @@ def test_every_option_reaches_the_model(asked, tmp_path):
         "prompts": (PROMPT, "207"), "samples": (0, 1), "negative_prompt": "a square", "cfg_scale": (4, 4, 4, 1),
         "cfg_channels": "all", "guidance": "apg", "timing": "linear", "seed": 7, "steps": 3, "sampler": "ddim",
         "eta": 0.5, "size": (48, 80), "frames": 9, "exact": "dit", "exact_noise": "cuda", "dtype": "bf16",
-        "batch_size": 3, "device": "cpu",
+        "batch_size": 3, "device": "cpu", "force": True,
     }  # fmt: skip
 
 
@@ -117,7 +117,10 @@ def test_other_programs_spellings_mean_the_same(asked, tmp_path, theirs, ours):
 
 
 BAD = {
-    "unknown words only": (["xyzzy"], "no word of the prompt"),
+    "unknown words only": (
+        ["xyzzy"],
+        "unknown word 'xyzzy'. It knows shapes: circle, square, triangle, cross; colours: red,",
+    ),
     "empty prompt": ([""], "is empty"),
     "no prompt": ([], "no prompt was given"),
     "channels 5": ([PROMPT, "--cfg-channels", "5"], "4 latent channels"),

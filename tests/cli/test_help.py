@@ -45,7 +45,9 @@ def panels(text):
 def test_generate_has_its_options_in_panels(help_of):
     found = panels(help_of("generate"))
     assert list(found) == ["Prompt", "Guidance", "Sampling", "Model and weights", "Output", "Options"]
-    assert found["Prompt"] == ["PROMPT", "--prompts-file", "--class", "--negative-prompt", "--from"]
+    assert found["Prompt"] == [
+        "PROMPT", "--prompts-file", "--class", "--random-prompt", "--force", "--negative-prompt", "--from",
+    ]  # fmt: skip
     assert found["Guidance"] == ["--cfg-scale", "--cfg-channels", "--guidance", "--interval", "--ramp", "--oscillate"]
     assert {"--seed", "--steps", "--sampler", "--size", "--frames"} <= set(found["Sampling"])
     assert {"--model", "--checkpoint", "--dtype", "--device"} <= set(found["Model and weights"])

@@ -207,7 +207,7 @@ def evaluate(
     if not isinstance(first, int):
         raise InputError(f"seed {first!r:.60} is not one whole number: prompt k gets the seed seed + k")
     for setting in settings:  # refuse an invalid setting before anything is sampled
-        pipe.plan([""], range(seeds), **_at(setting, choices))
+        pipe.complete([""], range(seeds), **_at(setting, choices))
     # Measure the upper bounds: truth, and truth through the autoencoder.
     captions = bench.captions(split, EVALUATION_SEED, prompts)
     values, shown = _ceilings(pipe, bench, split, captions, pictures)
@@ -220,7 +220,7 @@ def evaluate(
         for start in range(0, prompts, per_block):
             done, size = number * prompts + start, len(captions[start : start + per_block])
             own: Choices = {**_at(setting, choices), "seed": first + start, "seed_per_prompt": True}
-            request = pipe.plan(captions[start : start + per_block], tuple(range(seeds)), **own)
+            request = pipe.complete(captions[start : start + per_block], tuple(range(seeds)), **own)
             report = _share_of(on_step, done, size, len(settings) * prompts)
             blocks.append(_sample_block(pipe, bench, split, start, request, report))
             sampling = {key: value for key, value in request.model_dump(mode="json").items() if key in RECORDED}
@@ -363,10 +363,12 @@ def _frames_as_made(path: Path) -> np.ndarray:
 
 
 def _caption_of(path: Path) -> str | None:
-    """The prompt in the manifest beside a video of the world's size, if there is one."""
+    """The prompt in the manifest beside a video of the world's size, as the model read it; None if there is none."""
     content = _manifest_beside(path)
     prompts = content["generation"]["prompts"] if content else []
-    return prompts[0] if len(prompts) == 1 and content["frames"][1] == SIZE else None
+    if len(prompts) != 1 or content["frames"][1] != SIZE:
+        return None
+    return content["generation"]["read_as"].get(prompts[0], prompts[0])
 
 
 def _manifest_beside(path: Path) -> dict[str, Any]:
@@ -381,8 +383,9 @@ def _manifest_beside(path: Path) -> dict[str, Any]:
     what = "the manifest of a video"
     content = read_object(manifest, what)
     with reading(manifest, what):
-        prompts = content.setdefault("generation", {}).setdefault("prompts", [])
-        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        generation = content.setdefault("generation", {})
+        prompts, read_as = generation.setdefault("prompts", []), generation.setdefault("read_as", {})
+        if not isinstance(prompts, list) or not all(isinstance(text, str) for text in [*prompts, *read_as.values()]):
             raise ValueError("its prompts are not a list of texts")
         shape, upscale = content.setdefault("frames", [0, 0, 0, 3]), content.setdefault("output", {}).get("upscale", 1)
         numbers = [*shape, upscale]

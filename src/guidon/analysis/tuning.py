@@ -146,7 +146,7 @@ def tune(
         )
     given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing, "seed_per_prompt": True}
     choices = cast("Choices", given)
-    request = pipe.plan(captions, **_with(choices, start.scales))
+    request = pipe.complete(captions, **_with(choices, start.scales))
     measured = {"weights": pipe.hashes, "quantities": [goal.keep, *goal.lower]}
     memory = _Journal(journal, request.model_dump(mode="json") | measured)
 
@@ -203,7 +203,7 @@ def _with(choices: Choices, scales: Sequence[float]) -> Choices:
 
 def _measured(pipe: Pipeline, goal: Goal, captions: Sequence[str], scales: Sequence[float], choices: Choices) -> Values:
     """Sample one clip for each caption; return the values (P,) of the goal's quantities, by name."""
-    request = pipe.plan(captions, **_with(choices, scales))
+    request = pipe.complete(captions, **_with(choices, scales))
     frames = np.stack([video.frames for video in pipe.generate(request, batch_size=BATCH)])
     found = find_bench(pipe.model.facts.bench).measure(frames, captions)
     return {goal.keep: found[goal.keep]} | {name: of(found) for name, of in goal.lower.items()}

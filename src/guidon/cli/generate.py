@@ -41,6 +41,13 @@ def generate(
         list[int] | None,
         option("Prompt", "NUMBER", "A class, for a class-conditional model; repeatable.", "--class", default="none"),
     ] = None,
+    random_prompt: Annotated[
+        bool,
+        option("Prompt", None, "Draw a prompt that guidon-small follows; --seed chooses which.", "--random-prompt"),
+    ] = False,
+    force: Annotated[
+        bool, option("Prompt", None, "Sample a prompt that the model cannot follow, too.", "--force")
+    ] = False,
     negative_prompt: Annotated[
         str | None,
         option("Prompt", "TEXT", "What to steer away from, in place of the null caption.", default="the null caption"),
@@ -272,8 +279,9 @@ def generate(
     # What to make: prompts and choices, or all that a manifest says.
     manifest, texts = None, ()
     if from_manifest is None:
-        texts = read_prompts([*(prompts or ()), *map(str, classes or ())], prompts_file)
-    elif prompts or classes or prompts_file or choices or model or num_samples != 1:
+        drawn = [draw_prompt(seed or 0)] if random_prompt else []
+        texts = read_prompts([*(prompts or ()), *map(str, classes or ()), *drawn], prompts_file)
+    elif prompts or classes or prompts_file or random_prompt or force or choices or model or num_samples != 1:
         raise InputError(
             f"{setting('from_manifest')} takes every setting from the manifest: give no prompt, model or setting too"
         )
@@ -292,7 +300,7 @@ def generate(
         )
     if manifest is None:
         asked = {"batch_size": batch_size or BATCH, "device": known_device(device)}
-        request = planner.plan(texts, range(num_samples), **asked, **choices)
+        request = planner.plan(texts, range(num_samples), **asked, **choices, **given(force=force or None))
     else:
         request = manifest.request
         planner.check(request)
@@ -345,6 +353,15 @@ def checked_format(format: str | None, preset: Preset[Any]) -> str:
         )
     check_format(format)
     return format
+
+
+def draw_prompt(seed: int) -> str:
+    """A caption of the world, which the model in the package follows. It is printed, too."""
+    from .. import world
+
+    text = world.clip("L0", seed, 0).caption
+    print(f"{'prompt:':<14} {text}")
+    return text
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:

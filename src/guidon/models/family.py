@@ -102,6 +102,25 @@ class Preset(Generic[W]):
     """Measured results of these settings, and the data that they were measured on."""
 
 
+@dataclass(frozen=True)
+class ReadPrompt:
+    """How a model reads a prompt."""
+
+    read_as: str
+    """What its text encoder is given: the prompt itself, or the same in words that the model knows."""
+    refusal: str | None = None
+    """Why the model cannot follow it, and what to say instead, in one line; None if it can."""
+    warning: str | None = None
+    """What the model leaves out or chooses itself, in one line; None if that is nothing."""
+    can_be_sampled: bool = True
+    """Whether it can be sampled although it is refused."""
+
+
+def as_they_are(prompts: Sequence[str], negative: bool) -> list[ReadPrompt]:
+    """``Facts.read_prompts`` of a model that takes any text."""
+    return [ReadPrompt(prompt) for prompt in prompts]
+
+
 def any_prompts(prompts: Sequence[str]) -> None:
     """The check of a model that can be given every prompt: it refuses nothing."""
 
@@ -122,6 +141,8 @@ class Facts:
     """The bench (``guidon.metrics.bench``) that its videos are measured on."""
     check_prompts: Callable[[Sequence[str]], None] = any_prompts
     """Raises an InputError for prompts that the model cannot be given, the negative one included."""
+    read_prompts: Callable[[Sequence[str], bool], list[ReadPrompt]] = as_they_are
+    """How the model reads each prompt. The flag says whether they are negative prompts."""
 
     @property
     def channels(self) -> int:
@@ -248,3 +269,11 @@ class Family(ABC):
     def adopt(self, folder: Path) -> Preset[Any] | None:
         """The preset of a folder of weights; None where the folder is not of this family."""
         return None
+
+    def describe_use(self, preset: Preset[Any]) -> list[str]:
+        """What a user of one of its models needs to know, as lines of text: its words, or the files to get.
+
+        Raises:
+            InputError: a file of the model is damaged.
+        """
+        return []

@@ -401,7 +401,7 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
     captions, tuning = _prompts(study, bench, solves)
     bench.find_metric(study.primary.metric)
     _check_names(study.primary, chosen)
-    requests = {name: pipe.plan(captions[:1], **_choices(study, arm)) for name, arm in chosen.items()}
+    requests = {name: pipe.complete(captions[:1], **_choices(study, arm)) for name, arm in chosen.items()}
     settings: dict[str, dict[str, Any]] = {}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})

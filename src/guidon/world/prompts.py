@@ -287,7 +287,8 @@ class PromptReader:
         # A prompt of known words alone is left as it is, so that it gives what it always gave. Others are said again as
         # a caption; where that cannot be done, their known words are left.
         read_as = text
-        if rewritten or not words or not all(word in self.words for word in _tokens(text)):
+        tokens = _tokens(text)
+        if rewritten or not tokens or not all(word in self.words for word in tokens):
             clear = not any(fault.serious for fault in faults)
             read_as = self._said_again(asks) if clear else _known_words(words)
         length = sum(word in self.words for word in _tokens(read_as))

@@ -1,7 +1,8 @@
 """Guidon's own models: folders of weights that ``guidon train`` writes, and ``guidon-small``, which is one of them.
 
-``facts`` reads the configuration of such a folder, ``folder`` its weights too. ``experts`` joins two networks that
-divide the noise levels between them. The network itself is STDiT, with a refiner or without.
+``facts`` reads the configuration of such a folder, ``folder`` its weights too. ``words`` says how it reads prompts.
+``experts`` joins two networks that divide the noise levels between them. The network itself is STDiT, with a refiner or
+without.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from ... import world
 from ...checkpoints.config import configured, read_config
 from ...core.errors import InputError, setting
 from ...core.settings import Settings, validated
-from ..family import Facts, Preset
+from ..family import Facts, Preset, as_they_are
 from ..sources import Sources
 from ..stdit.config import STDiTConfig
 from ..vae.config import FrameVAEConfig
 from . import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE
+from .words import Words
 
 
 class Diffusion(Settings):
@@ -32,11 +33,14 @@ def read_facts(preset: Preset[Path], sources: Sources) -> Facts:
     refuse_sources(preset, sources)
     folder = preset.weights
     refuse_incomplete(folder)
-    return facts_of(preset, read_config(folder / DENOISER, "denoiser"), read_config(folder / VAE, "vae"))
+    configs = (read_config(folder / f"{kind}.safetensors", kind) for kind in ("denoiser", "text", "vae"))
+    return facts_of(preset, *configs)
 
 
-def facts_of(preset: Preset[Path], denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> Facts:
-    """What the configurations of a model folder's denoiser and autoencoder say.
+def facts_of(
+    preset: Preset[Path], denoiser: Mapping[str, Any], text: Mapping[str, Any], vae: Mapping[str, Any]
+) -> Facts:
+    """What the configurations of a model folder's denoiser, text encoder and autoencoder say.
 
     Raises:
         InputError: a configuration is not valid.
@@ -48,6 +52,7 @@ def facts_of(preset: Preset[Path], denoiser: Mapping[str, Any], vae: Mapping[str
         raise InputError(f"{path}: its configuration has a size of 0: train or export it again")
     downsampling = configured(preset.weights / VAE, FrameVAEConfig, vae).downsampling
     pixels = tuple(side * downsampling for side in shape.input_size[1:])
+    words = Words.of(text)
     return Facts(
         latent_shape=(shape.in_channels, *shape.input_size),
         patch=shape.patch_size,
@@ -55,6 +60,7 @@ def facts_of(preset: Preset[Path], denoiser: Mapping[str, Any], vae: Mapping[str
         timesteps=timesteps,
         # the bench "world" measures clips of one size only
         bench=preset.bench if pixels == (world.SIZE, world.SIZE) else "video",
+        read_prompts=as_they_are if words is None else words.read_prompts,
     )
 
 

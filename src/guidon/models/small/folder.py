@@ -85,7 +85,7 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     """The stages of a model folder. See ``Family.find_model``."""
     refuse_sources(preset, sources)
     files = read_folder(preset.weights)
-    facts = facts_of(preset, files.denoiser.config, files.vae.config)
+    facts = facts_of(preset, files.denoiser.config, files.text.config, files.vae.config)
     keep = sources.offload != "stages"
     trained = files.denoiser.config
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from ...core.errors import InputError
 from ...core.warn import warn
 from ..parts.layers import sincos_1d
 
+SHOWN = 60  # letters of a prompt or a word that a message repeats
 MOST_LAYERS = 100  # layers are made before the weights are compared, and each takes time
 MOST_POSITIONS = 1 << 24  # values in the table of positions, which is made before the weights are compared
 
@@ -50,32 +50,24 @@ class WordTokenizer:
         Raises:
             InputError: no word is known, or there are too many.
         """
+        short = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
         words = re.findall(r"[^\W_]+", prompt.lower())
         if not words:
             raise InputError(
-                f"the prompt {prompt!r} is empty: describe a scene, "
-                "e.g. 'a red circle moves left on a white background'"
+                f"the prompt {short!r} is empty: describe a scene, e.g. 'a red circle moves left on a white background'"
             )
         known = [self.vocabulary[word] for word in words if word in self.vocabulary]
         unknown = list(dict.fromkeys(word for word in words if word not in self.vocabulary))
         if not known:
-            raise InputError(f"no word of the prompt {prompt!r} is known to this model; {self.hint(unknown)}")
+            raise InputError(f"no word of the prompt {short!r} is known to this model")
         if unknown:
-            warn(f"words unknown to this model are ignored; {self.hint(unknown)}")
+            named = ", ".join(repr(word[:SHOWN]) for word in unknown[:5])
+            warn(f"words unknown to this model are left out of {short!r}: {named}")
         if len(known) > self.max_length:
             raise InputError(
-                f"the prompt has {len(known)} known words, this model reads {self.max_length}: shorten {prompt[:60]!r}"
+                f"the prompt has {len(known)} known words, this model reads {self.max_length}: shorten {short!r}"
             )
         return [self.ids[word] for word in known]
-
-    def hint(self, unknown: Sequence[str]) -> str:
-        """For each unknown word, the nearest known words."""
-        parts: list[str] = []
-        for word in unknown[:5]:
-            close = difflib.get_close_matches(word, self.vocabulary, n=2, cutoff=0.6)
-            parts.append(f"{word!r} (nearest: {', '.join(close)})" if close else f"{word!r}")
-        some = [word for word in self.ids if len(word) > 2][:30]
-        return f"{', '.join(parts)}; it knows words such as {', '.join(some)}"
 
 
 class CaptionEncoder(nn.Module):
