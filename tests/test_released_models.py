@@ -282,7 +282,7 @@ def test_parts_that_do_not_fit_each_other_are_named(hub, tmp_path):
         ("--download", "brings its own weights: leave out --download"),
         ("--text-dtype bf16", "leave out --text-dtype"),
         ("--exact open-sora-1", "did you mean 'open-sora-1.1'"),
-        ("--offload all", "--offload: given 'all'; Input should be 'none' or 'stages'"),
+        ("--offload all", "--offload is 'all': expected 'none' or 'stages'"),
         ("--format png", "--format png holds one image"),
     ],
 )  # fmt: skip

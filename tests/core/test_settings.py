@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import model_validator
+import yaml
+from pydantic import Field, PositiveInt, model_validator
 
 from guidon.core.errors import InputError, setting
 from guidon.core.settings import Settings, read_mapping, validated
@@ -29,9 +31,9 @@ def test_settings_are_validated_and_frozen():
     [
         ({"nam": "a"}, "here: .*'nam'.*did you mean 'name'|here: the key 'name' is missing"),
         ({"name": "a", "innr": {}}, "unknown key 'innr' .did you mean 'inner'"),
-        ({"name": "a", "place": "a\0b"}, "place: .* a path cannot hold the character NUL"),
+        ({"name": "a", "place": "a\0b"}, "place is 'a.*: a path cannot hold the character NUL"),
         ({"name": "a", "inner": {"widht": 2}}, r"unknown key 'inner\.widht' .did you mean 'width'"),
-        ({"name": "a", "inner": {"width": "x"}}, r"inner\.width: given 'x'"),
+        ({"name": "a", "inner": {"width": "x"}}, r"inner\.width is 'x': expected a whole number"),
         (["name"], "expected a mapping"),
     ],
 )
@@ -59,9 +61,9 @@ def test_what_a_call_gave_is_named_as_the_face_spells_it():
         return error.value.spelled(lambda name: f"--{name}")
 
     assert message(Checked, {"width": 4}, None) == "--width 4 is not --height"
-    assert message(Checked, {"width": "x"}, None).startswith("--width: given 'x'; ")
+    assert message(Checked, {"width": "x"}, None) == "--width is 'x': expected a whole number"
     assert message(Checked, {"width": 4}, "a.yaml") == "a.yaml: width 4 is not height"
-    assert message(Checked, {"width": "x"}, "a.yaml").startswith("a.yaml: width: given 'x'; ")
+    assert message(Checked, {"width": "x"}, "a.yaml") == "a.yaml: width is 'x': expected a whole number"
 
 
 def test_files_are_read_or_refused(tmp_path):
@@ -91,9 +93,10 @@ def test_an_alias_repeats_a_value_and_a_merge_fills_a_mapping(tmp_path):
     [
         ("a: 1\nb: 2\na: 3", "the key 'a' is given twice, in line 3"),
         ("a: &x [*x]", "an alias stands inside the value that it repeats"),
-        ("a: !!bool maybe", "'maybe' is missing or unknown"),
-        ("a: !!int ''", "string index out of range"),
-        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: !!bool maybe", "the value 'maybe' is not valid ('maybe') in line 1, column 4"),
+        ("a: !!int ''", "the value '' is not valid (string index out of range) in line 1, column 4"),
+        ("a: 1\nb: 2024-13-45", "the value '2024-13-45' is not valid (month must be in 1..12) in line 2, column 4"),
+        ("a: 1\nb: x\x07", "control characters are not allowed in line 2, column 5"),
         ("a: " + ":".join(["1"] * 1000), "a number has 1999 digits"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("a: [1, 2", "did not find expected"),
@@ -106,6 +109,49 @@ def test_yaml_that_is_not_clear_is_refused_with_its_place(tmp_path, text, reason
         read_yaml(tmp_path, text)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+class Row(Settings):
+    scale: float | tuple[float, ...] | None = None
+    kind: Literal["ddim", "ddpm"] = "ddim"
+
+
+class Table(Settings):
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)] = (Row(),)
+    prompts: PositiveInt | Annotated[tuple[str, ...], Field(min_length=1)] = 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rows": [{}, {"scal": 1}]}, "unknown key 'scal' in rows, item 2 (did you mean 'scale'?)"),
+        ({"rows": [{}, {"scale": "many"}]}, "rows, item 2, scale is 'many': expected a number or a list"),
+        ({"rows": [{"scale": [1, "x"]}]}, "rows, item 1, scale, item 2 is 'x': expected a number"),
+        ({"rows": [{"kind": "dddm"}]}, "rows, item 1, kind is 'dddm': expected 'ddim' or 'ddpm' (did you mean 'ddpm'?)"),
+        ({"rows": []}, "rows is []: expected 1 or more"),
+        ({"prompts": 0}, "prompts is 0: expected more than 0"),
+        ({"prompts": []}, "prompts is []: expected a whole number or 1 or more"),
+        ({"prompts": ["a", ["b"]]}, "prompts, item 2 is ['b']: expected text"),
+        ({"prompts": "x" * 5000}, f"prompts is '{'x' * 80}…': expected"),
+    ],
+)  # fmt: skip
+def test_faults_are_named_by_keys_and_items_alone(tmp_path, values, message):
+    with pytest.raises(InputError) as error:
+        validated(Table, values, None)
+    assert str(error.value).startswith(message)
+    # from a file, the line comes too
+    path = tmp_path / "a.yaml"
+    path.write_text("# a comment\n" + yaml.safe_dump(values))
+    with pytest.raises(InputError, match=rf"^{path}, line \d+: ") as error:
+        validated(Table, read_mapping(path), str(path))
+    assert str(error.value).partition(": ")[2].startswith(message)
+
+
+def test_the_line_is_that_of_the_value(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("# a table\nprompts: 2\nrows:\n  - {scale: 1}\n  - kind: ddpm\n    scale: many\n")
+    with pytest.raises(InputError, match="line 6: rows, item 2, scale is 'many'"):
+        validated(Table, read_mapping(path), str(path))
 
 
 class Sorted(Settings):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..core.errors import InputError
+from ..core.errors import InputError, shortened
 from ..core.limits import is_out_of_memory
 from ..core.version import VERSION
 from . import audit, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         if isinstance(error, OSError):
             where = f" ({error.filename})" if error.filename else ""
-            say(f"{error.strerror or error}{where}")
+            say(shortened(f"{error.strerror or error}{where}"))
         elif is_out_of_memory(error):
             say("the device's memory is full: denoise fewer clips together (--batch-size, --block, block in a study)")
         else:

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 
+LONGEST = 80  # characters of a value that a message quotes
+_LONGEST_WORD = 300  # characters: no file of any system has a longer name
 _MARK = "\x1f"  # marks the start and end of a setting's name inside a message; never shown
 
 
@@ -18,7 +20,7 @@ class InputError(ValueError):
 
     def spelled(self, spell: Callable[[str], str]) -> str:
         """The message with every setting's name replaced by ``spell(name)``."""
-        return re.sub(f"{_MARK}(.*?){_MARK}", lambda found: spell(found[1]), super().__str__())
+        return shortened(re.sub(f"{_MARK}(.*?){_MARK}", lambda found: spell(found[1]), super().__str__()))
 
     def __str__(self) -> str:
         return self.spelled(lambda name: name)
@@ -35,6 +37,25 @@ def written(value: object, write: Callable[[object], str] = repr) -> str:
         return write(value)
     except ValueError:
         return "a number of thousands of digits"
+
+
+def quoted(value: object) -> str:
+    """A value as text for a message, cut if it is long."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= LONGEST else f"{value[:LONGEST]}…")
+    text = written(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def shortened(message: str) -> str:
+    """A message in which long quoted values are cut, and so are words that are longer than any name of a file."""
+    message = re.sub(r"(?<!\w)(['\"])(.*?)\1(?!\w)", _cut, message, flags=re.DOTALL)
+    return re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda found: f"{found[0][:LONGEST]}…", message)
+
+
+def _cut(found: re.Match[str]) -> str:
+    quote, text = found[1], found[2]
+    return found[0] if len(text) <= LONGEST + 1 else f"{quote}{text[:LONGEST]}…{quote}"
 
 
 def first_line(error: BaseException) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from .errors import InputError, nearest, setting, written
+from .errors import InputError, first_line, setting
+from .faults import Place, refusal
 from .reading import DIGITS, Limit, parse_json, read_text, reading
 
 YAML_BYTES = Limit("GUIDON_MAX_YAML_BYTES", 1 << 19, "bytes of YAML")
@@ -36,24 +37,6 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models inside an annotation such as ``tuple[Section, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
-
-
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The field names that are valid at the place of a validation error, which may be inside nested sections."""
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))  # a part may also be a list index
-        inner = next(_models(getattr(field, "annotation", None)), None)
-        if inner is not None:
-            model = inner
-    return [*model.model_fields, *getattr(model, "also_read", ())]
-
-
 def validated(model: type[S], values: Any, source: str | None) -> S:
     """Make a settings object from plain data.
 
@@ -69,27 +52,40 @@ def validated(model: type[S], values: Any, source: str | None) -> S:
     if not source:
         return _validated(model, values, "", setting)
     with reading(Path(source), "settings"):  # a validator may raise more than ValueError for values of other types
-        return _validated(model, values, f"{source}: ", str)
+        return _validated(model, values, source, str)
 
 
-def _validated(model: type[S], values: Any, prefix: str, name: Callable[[str], str]) -> S:
+def _validated(model: type[S], values: Any, source: str, name: Callable[[str], str]) -> S:
+    prefix = f"{source}: " if source else ""
     if not isinstance(values, dict):
         raise InputError(f"{prefix}expected a mapping of settings, found {type(values).__name__}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            hint = nearest(str(first["loc"][-1]), _keys_at(model, first["loc"]))
-            raise InputError(f"{prefix}unknown key {where!r}{hint}") from None
-        if first["type"] == "missing":
-            raise InputError(f"{prefix}the key {where!r} is missing") from None
-        cause = first.get("ctx", {}).get("error")  # the exception of a validator; an InputError holds marked names
-        message = cause.spelled(name) if isinstance(cause, InputError) else first["msg"].removeprefix("Value error, ")
-        if not where:  # a check of several fields; its message names them
-            raise InputError(f"{prefix}{message}") from None
-        raise InputError(f"{prefix}{name(where)}: given {written(first.get('input'), str)[:80]!r}; {message}") from None
+        message, place = refusal(model, values, error, name)
+        line = _line_of(source, place)
+        raise InputError(f"{source}, line {line}: {message}" if line else prefix + message) from None
+
+
+def _line_of(source: str, place: Place) -> int | None:
+    """The line of a value in a YAML file; None if the source is no such file, or the value is not in it."""
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml") or not place or not path.is_file():
+        return None
+    node: Any = yaml.compose(path.read_text(encoding="utf-8-sig"), _Loader)
+    line = None
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part <= len(node.value):
+            node = node.value[part - 1]
+            line = node.start_mark.line
+        else:
+            break
+    return None if line is None else line + 1
 
 
 def read_mapping(path: Path) -> Any:
@@ -110,14 +106,33 @@ def read_mapping(path: Path) -> Any:
             YAML_VALUES.check(_count(node, {}), path)
             return loader.construct_document(node)
         except yaml.MarkedYAMLError as error:  # its first line says what was parsed, not what is wrong
-            mark = error.problem_mark
-            where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise ValueError(f"{error.problem}{where}") from error
+            raise ValueError(f"{error.problem}{_at(error.problem_mark)}") from error
+        except yaml.reader.ReaderError as error:  # it says how many bytes stand before
+            before = text.partition(chr(error.character))[0]
+            line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+            raise ValueError(f"{error.reason} in line {line}, column {column}") from error
         finally:
             loader.dispose()
 
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is several times faster
+_Fastest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is several times faster
+
+
+class _Loader(_Fastest):
+    """Says where a value stands that cannot be made, such as a date of month 13."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError) as error:
+            value = f"the value {node.value[:60]!r} is not valid ({first_line(error)})"
+            raise yaml.constructor.ConstructorError(None, None, value, node.start_mark) from error
+
+
+def _at(mark: yaml.Mark | None) -> str:
+    return f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -134,13 +149,13 @@ def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     """
     if node in known:
         if not known[node]:
-            raise ValueError(f"an alias stands inside the value that it repeats, in line {node.start_mark.line + 1}")
+            raise ValueError(f"an alias stands inside the value that it repeats,{_at(node.start_mark)}")
         return known[node]
     known[node] = 0
     count = 1
     if isinstance(node, yaml.ScalarNode):
         if node.tag in _NUMBERS and len(node.value) > DIGITS:
-            raise ValueError(f"a number has {len(node.value)} digits, in line {node.start_mark.line + 1}")
+            raise ValueError(f"a number has {len(node.value)} digits,{_at(node.start_mark)}")
     elif isinstance(node, yaml.SequenceNode):
         count += sum(_count(item, known) for item in node.value)
     elif isinstance(node, yaml.MappingNode):
@@ -148,7 +163,7 @@ def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if key.value in keys:
-                    raise ValueError(f"the key {key.value[:60]!r} is given twice, in line {key.start_mark.line + 1}")
+                    raise ValueError(f"the key {key.value[:60]!r} is given twice,{_at(key.start_mark)}")
                 keys.add(key.value)
             count += _count(key, known) + _count(value, known)
     known[node] = count
