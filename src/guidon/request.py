@@ -503,7 +503,10 @@ def latent_shape(
     frames = (request.frames or made[1],) if len(made) == 4 else ()
     for name, length, grain in (*sides, *(("frames", count, patch[0]) for count in frames)):
         if length % grain:
-            raise InputError(f"{name} {length} is no multiple of {grain}, as {preset.name} needs")
+            what = f"{setting('frames')} {length}" if name == "frames" else f"{setting('size')}: {name} {length}"
+            below = length // grain * grain
+            near = " or ".join(str(near) for near in (below, below + grain) if near)
+            raise InputError(f"{what} is no multiple of {grain}, as {preset.name} needs: give {near}")
     return (made[0], *frames, height // unit, width // unit)
 
 

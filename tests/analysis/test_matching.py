@@ -134,7 +134,7 @@ def test_the_same_channels_match_themselves(tiny_model, tmp_path):
     [
         ({"scales": [1.0]}, "cfg_scale 1 guides nothing to match: give numbers above 1"),
         ({"to": "0-2"}, "to 0-2 is the same choice as cfg_channels 3: name another"),
-        ({"to": "none"}, "each need at least one channel"),
+        ({"to": "none"}, "none guides no channel"),
         ({"to": "5"}, "this model has 4 latent channels"),
         ({"prompts": ["a red circle stays still on a white background"]}, "1 prompt gives no band: give at least 2"),
     ],

@@ -29,7 +29,7 @@ def test_an_error_in_one_line():
     ("message", "shown"),
     [
         (f"cfg_scale {'x' * 5000!r} is not a number", f"cfg_scale '{'x' * 80}…' is not a number"),
-        (f"the prompts {'a' * 81!r} and {'b ' * 90!r}", f"the prompts '{'a' * 80}…' and '{'b ' * 40}…'"),
+        (f"the prompts {'a' * 82!r} and {'b ' * 90!r}", f"the prompts '{'a' * 80}…' and '{'b ' * 40}…'"),
         (f"the file {'y' * 5000} is not there", f"the file {'y' * 80}… is not there"),
         (f"the model's {'z' * 90} and the user's", f"the model's {'z' * 90} and the user's"),
         (f"/{'folder/' * 30}a.yaml: no", f"/{'folder/' * 30}a.yaml: no"),

@@ -18,6 +18,7 @@ import numpy as np
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, nearest, setting
 from ..core.extras import require
+from ..core.settings import validated
 from ..guidance import added_energy, parse_channels
 from ..metrics.bench import find_bench
 from ..metrics.metric import TUNING_SEED, Metric
@@ -107,10 +108,11 @@ def matching_study(
     Raises:
         InputError: a scale guides nothing, both choices are the same, or the bench has no captions of its own.
     """
-    chosen = [parse_channels(choice, pipe.channels) for choice in (cfg_channels, to)]
+    chosen = [parse_channels(cfg_channels, pipe.channels), parse_channels(to, pipe.channels, "to")]
     if not all(chosen):
         raise InputError(
-            f"{setting('cfg_channels')} and {setting('to')} each need at least one channel: 'none' guides nothing"
+            f"{setting('to' if chosen[0] else 'cfg_channels')} none guides no channel, so there is nothing to match: "
+            "choose some channels"
         )
     if chosen[0] == chosen[1]:
         raise InputError(
@@ -133,17 +135,12 @@ def matching_study(
     start, end = (f"from {min(scales):g}", f"to {max(grid):g}")
     arms = [Arm(name=f"from {s:g}", cfg_scale=s, cfg_channels=cfg_channels) for s in sorted(set(scales))]
     arms += [Arm(name=f"to {s:g}", cfg_scale=s, cfg_channels=to) for s in sorted(grid)]
-    return Study(
-        title=f"channels {cfg_channels} matched by {to}",
-        model=model,
-        prompts=tuple(prompts),
-        settings=tuple(arms),
-        steps=steps,
-        sampler=sampler,
-        timing=timing,
-        block=block,
-        primary=Contrast(metric=bench.primary, baseline=start, against=end),
-    )
+    values = {
+        "title": f"channels {cfg_channels} matched by {to}", "model": model, "prompts": tuple(prompts),
+        "settings": tuple(arms), "steps": steps, "sampler": sampler, "timing": timing, "block": block,
+        "primary": Contrast(metric=bench.primary, baseline=start, against=end),
+    }  # fmt: skip
+    return validated(Study, values, None)
 
 
 def check_metrics(names: Sequence[str], available: Mapping[str, Metric]) -> None:

@@ -21,7 +21,7 @@ from ..core.broadcasting import per_sample
 from ..core.errors import InputError, setting
 from ..core.extras import require
 from ..core.progress import OnStep
-from ..guidance import GuidanceTrace
+from ..guidance import GuidanceTrace, guides_nothing
 from ..pipeline import Pipeline
 from ..request import Choices
 
@@ -113,12 +113,13 @@ def spectrum(
     # Sample, and record a trace of guidance.
     request = pipe.plan(tuple(prompts), **choices)
     if request.guidance.scales_for(pipe.channels).is_identity:
-        raise InputError(f"scale 1 guides nothing, so there is nothing to measure: give another {setting('cfg_scale')}")
+        raise guides_nothing(request.guidance.scales_for(pipe.channels), "measure")
     trace = GuidanceTrace(keep_x0=True)
     pipe.generate(request, batch_size=len(request.prompts), trace=trace, on_step=on_step)
     if not len(trace):
         raise InputError(
-            f"guidance was on at none of the steps ({request.guidance.timing.text}): guide at more of them"
+            f"{setting('timing')} {request.guidance.timing.text} guides none of the {request.steps} steps: widen it, "
+            "or take more steps"
         )
     arrays = trace.as_arrays(by_frame=True)
     # Measure influence with the decoder at some of the steps.

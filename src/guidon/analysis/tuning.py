@@ -22,7 +22,7 @@ from ..core.hashing import hash_settings
 from ..core.progress import OnStep
 from ..core.reading import reading
 from ..core.settings import read_mapping
-from ..guidance import CfgChannels, ChannelScale
+from ..guidance import CfgChannels, ChannelScale, guides_nothing
 from ..metrics.bench import find_bench
 from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Goal, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval
@@ -139,10 +139,11 @@ def tune(
         raise InputError(f"the bench {bench.name!r} does not say what good scales are: choose them by hand")
     start = ChannelScale.parse(cfg_scale, cfg_channels, channels=pipe.channels)
     if max(start.scales) <= 1:
-        raise InputError(f"scale {max(start.scales):g} guides nothing to tune: give a {setting('cfg_scale')} above 1")
+        raise guides_nothing(start, "tune")
     if evaluations < pipe.channels + 2:
         raise InputError(
-            f"{evaluations} evaluations cannot tune {pipe.channels} scales: give {pipe.channels + 2} or more"
+            f"{setting('evaluations')} {evaluations} cannot tune {pipe.channels} scales: give at least "
+            f"{pipe.channels + 2}"
         )
     given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing, "seed_per_prompt": True}
     choices = cast("Choices", given)

@@ -32,7 +32,7 @@ def parse_size(text: str | None, height: int | None, width: int | None) -> tuple
     if height is not None or width is not None:
         raise InputError(f"{setting('size')} says the same as {sides}: give one or the other")
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and len(part) <= DIGITS for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) <= DIGITS and int(part) for part in parts):
         raise InputError(
             f"{setting('size')} {text[:40]!r} is not a size: give HEIGHTxWIDTH in pixels, such as 768x1344"
         )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.broadcasting import per_sample
-from ..core.errors import InputError, nearest
+from ..core.errors import InputError, nearest, setting
 from .level import CLEAN, DiscreteLevel, NoiseLevel
 
 Table = NDArray[np.floating]
@@ -284,6 +284,8 @@ def space_timesteps(num_timesteps: int, spec: str | int | Sequence[int]) -> list
     for k, count in enumerate(counts):
         length = size + (k < longer)
         if count > length:
+            if isinstance(spec, int):
+                raise InputError(f"{setting('steps')} {spec} is more than the model has: give at most {length}")
             where = "" if len(counts) == 1 else f" in section {k + 1}"
             raise InputError(
                 f"respacing {given} asks for {count} steps{where} where there are {length}: ask for at most {length}"

@@ -3,7 +3,16 @@
 from typing import TYPE_CHECKING
 
 from ..core.lazy import imported_later
-from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_channels
+from .channels import (
+    UNSET,
+    CfgChannels,
+    ChannelChoice,
+    ChannelScale,
+    Unset,
+    cfg_channels_from,
+    guides_nothing,
+    parse_channels,
+)
 from .combine import START, Combines, Guidance, GuidedStep, Memory, Observe
 from .rules import RULES, Branches, Rule, parse_rule, rule_text
 from .timing import CONSTANT, Constant, CosineRamp, Interval, LinearRamp, Oscillation, Timing, parse_timing
@@ -17,6 +26,7 @@ __all__ = [
     "CONSTANT", "RULES", "START", "UNSET", "Branches", "CfgChannels", "ChannelChoice", "ChannelScale", "Combines",
     "Condition", "Constant", "CosineRamp", "Guidance", "GuidanceTrace", "GuidedDenoiser", "GuidedStep", "Interval",
     "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing", "Unset", "added_energy",
-    "cfg_channels_from", "parse_channels", "parse_rule", "parse_timing", "random_rotation", "rule_text",
+    "cfg_channels_from", "guides_nothing", "parse_channels", "parse_rule", "parse_timing", "random_rotation",
+    "rule_text",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "denoiser", "rotation", "trace")

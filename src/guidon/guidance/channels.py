@@ -217,12 +217,33 @@ class ChannelScale:
         return tuple(c for c, scale in enumerate(self.scales) if scale != 1)
 
 
-def parse_channels(given: CfgChannels | ChannelChoice, channels: int) -> tuple[int, ...]:
-    """The indices that a choice stands for, of a model with so many channels; see ``ChannelScale.parse``."""
+def parse_channels(given: CfgChannels | ChannelChoice, channels: int, name: str = "cfg_channels") -> tuple[int, ...]:
+    """The indices that a choice stands for; see ``ChannelScale.parse``.
+
+    Args:
+        given: the choice.
+        channels: how many channels the model has.
+        name: the setting that holds the choice, for the message.
+
+    Raises:
+        InputError: it cannot be read, or the model has no such channels.
+    """
     try:
         return ChannelChoice.parse(given).indices_for(channels)
     except _Refusal as refusal:
-        raise _refusal(given, refusal.why, channels) from None
+        raise _refusal(given, refusal.why, channels, name) from None
+
+
+def guides_nothing(scales: ChannelScale, purpose: str) -> InputError:
+    """The refusal of scales that leave every channel as it is, where guidance is needed for a purpose: "measure"."""
+    if not scales.guided:
+        return InputError(
+            f"{setting('cfg_channels')} none guides no channel, so there is nothing to {purpose}: choose some channels"
+        )
+    scale = max(scales.scales)
+    return InputError(
+        f"{setting('cfg_scale')} {scale:g} guides nothing, so there is nothing to {purpose}: give one above 1"
+    )
 
 
 def parse_scale(given: Any) -> float | tuple[float, ...]:
@@ -277,7 +298,7 @@ def _shown(given: object) -> str:
     return written(given, lambda value: repr(value.text if isinstance(value, ChannelChoice) else value))
 
 
-def _refusal(given: object, why: str, channels: int | None = None) -> _Refusal:
+def _refusal(given: object, why: str, channels: int | None = None, name: str = "cfg_channels") -> _Refusal:
     valid = f"give {_FORMS}"
     if channels is not None:
         last = channels - 1
@@ -285,6 +306,6 @@ def _refusal(given: object, why: str, channels: int | None = None) -> _Refusal:
             f"this model has {channels} latent channels: give a count from 1 to {channels}, 'all', 'none', "
             f"indices such as '0,2' or '0-{last}', or 'only:{last}'"
         )
-    refusal = _Refusal(f"{setting('cfg_channels')} {_shown(given)} {why}; {valid}")
+    refusal = _Refusal(f"{setting(name)} {_shown(given)} {why}; {valid}")
     refusal.why = why
     return refusal

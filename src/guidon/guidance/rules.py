@@ -15,7 +15,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from ..core.broadcasting import per_sample
-from ..core.errors import InputError, nearest, setting
+from ..core.errors import InputError, nearest, quoted, setting
 
 if TYPE_CHECKING:  # a rule's settings are checked without torch, which takes seconds to import
     from torch import Tensor
@@ -301,6 +301,10 @@ def parse_rule(text: str) -> Rule:
         InputError: the rule or a setting does not exist, or a value is out of range.
     """
     name, _, rest = text.partition(":")
+    if name.replace(".", "", 1).isdecimal():
+        raise InputError(
+            f"{setting('guidance')} names a rule, and {quoted(text)} is a number: give it as {setting('cfg_scale')}"
+        )
     if name not in RULES:
         raise InputError(f"{setting('guidance')} rule {name!r} does not exist{nearest(name, RULES)}")
     rule = RULES[name]()

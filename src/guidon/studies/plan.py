@@ -401,7 +401,12 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
     captions, tuning = _prompts(study, bench, solves)
     bench.find_metric(study.primary.metric)
     _check_names(study.primary, chosen)
-    requests = {name: pipe.complete(captions[:1], **_choices(study, arm)) for name, arm in chosen.items()}
+    requests: dict[str, Request] = {}
+    for name, arm in chosen.items():
+        try:
+            requests[name] = pipe.complete(captions[:1], **_choices(study, arm))
+        except InputError as error:
+            raise InputError(f"the setting {name!r}: {error}") from None
     settings: dict[str, dict[str, Any]] = {}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from ..core.errors import InputError, nearest
+from ..core.errors import InputError, nearest, quoted
 from ..core.settings import Settings, read_mapping, validated
 from ..guidance import Guidance
 from ..world import SHAPES, SIZE
@@ -458,7 +458,7 @@ class StagedRecipe(Section):
         own = self.stages[name]
         task = own.get("task")
         if not isinstance(task, str) or task not in RECIPES:
-            raise InputError(f"stages.{name}: task is {task!r}{nearest(str(task), RECIPES)}")
+            raise InputError(f"stages.{name}: {_no_task(task)}")
         return _merged(_merged(self.common.every, getattr(self.common, task)), own)
 
     def parents(self, name: str) -> dict[str, str]:
@@ -505,6 +505,13 @@ class StagedRecipe(Section):
         return self
 
 
+def _no_task(task: object) -> str:
+    """The message for settings whose task is missing or unknown."""
+    if task is None:
+        return f"the key 'task' is missing: give one of {', '.join(RECIPES)}"
+    return f"task is {quoted(task)}{nearest(str(task), RECIPES)}"
+
+
 def load_recipe(path: Path) -> Recipe | StagedRecipe:
     """Read and validate a recipe. A file with the key ``stages`` is a staged recipe; any other describes one run.
 
@@ -518,7 +525,7 @@ def load_recipe(path: Path) -> Recipe | StagedRecipe:
         return validated(StagedRecipe, values, str(path))
     task = values.get("task")
     if not isinstance(task, str) or task not in RECIPES:
-        raise InputError(f"{path}: task is {task!r}{nearest(str(task), RECIPES)}")
+        raise InputError(f"{path}: {_no_task(task)}")
     return validated(RECIPES[task], values, str(path))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...checkpoints import count_values, on_meta, read_tensors
 from ...checkpoints.finding import AGAIN
-from ...core.errors import InputError, nearest
+from ...core.errors import InputError, nearest, setting
 from ...core.extras import require
 from ...core.limits import require_memory
 from ...core.reading import read_object, reading
@@ -59,7 +59,7 @@ class T5Encoder:
                 T5, or a library is missing.
         """
         if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r} does not exist for T5{nearest(dtype, DTYPES)}")
+            raise InputError(f"{setting('dtype')} {dtype!r} does not exist for T5{nearest(dtype, DTYPES)}")
         if max_length < 1:
             raise InputError(f"max_length {max_length} is not a number of tokens: give 120, 200 or 300")
         weights, words = find_t5(folder)
