@@ -12,8 +12,13 @@ from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """Write the weights of a model whose output depends on its caption."""
+def write_tiny_model(folder: Path, blots: bool = True) -> Path:
+    """Write the weights of a model whose output depends on its caption.
+
+    Args:
+        folder: where to.
+        blots: the decoder draws large blots, and not noise, whose outlines take half a second a clip to measure.
+    """
     torch.manual_seed(0)
     text_config = CaptionEncoderConfig(world.vocabulary(), features=16, layers=1, heads=2)
     config = STDiTConfig(
@@ -23,8 +28,6 @@ def write_tiny_model(folder: Path) -> Path:
     denoiser = STDiT(config)
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    vae = FrameVAE(vae_config)
-    _smooth(vae.autoencoder.decoder.conv_out)
     record = {"steps": 0}
     diffusion = {"noise_schedule": "linear", "diffusion_steps": 1000, "prediction": "eps"}
     save_component(
@@ -41,12 +44,15 @@ def write_tiny_model(folder: Path) -> Path:
         CaptionEncoder(text_config).state_dict(),
         record,
     )
+    vae = FrameVAE(vae_config)
+    if blots:
+        _smooth(vae.autoencoder.decoder.conv_out)
     save_component(folder / "vae.safetensors", "vae", dataclasses.asdict(vae_config), vae.state_dict(), record)
     return folder
 
 
 def _smooth(last: torch.nn.Conv2d) -> None:
-    """Let the decoder draw large blots in place of noise, whose outlines take half a second a clip to measure."""
+    """Average the kernel, and the bias, over its taps and over the pixels of a square."""
     colours, subpixels, contrast = 3, last.out_channels // 3, 4
     for values, sides in ((last.weight, (1, 3, 4)), (last.bias, (1,))):
         same = values.data.unflatten(0, (colours, subpixels)).mean(sides, keepdim=True)
