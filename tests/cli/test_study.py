@@ -25,12 +25,14 @@ def test_a_study_is_planned_run_and_reported(run, study, tmp_path):
     assert not out.exists()
     code, printed, _ = run("study", "run", study, "--out", out, "--device", "cpu")
     assert code == 0
-    first, answer = printed.splitlines()
+    first, headline, numbers = printed.splitlines()
     assert first == str(out / "results.csv")
-    assert answer.startswith("background_flicker: ")
+    assert headline.startswith("No difference found between three and all: background flicker ")
+    assert "Two prompts are too few" in headline
+    assert numbers.startswith("Difference in background flicker (background_flicker): ")
     code, printed, _ = run("study", "report", out, "--no-videos")
     assert code == 0
-    assert str(out / "report.html") in printed.splitlines()
+    assert printed.splitlines() == [headline, numbers, str(out / "report.html"), str(out / "summary.csv")]
     assert not (out / "videos").exists()
 
 

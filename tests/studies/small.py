@@ -54,8 +54,19 @@ def toy_bench():
     return Bench(
         name="toy",
         metrics=named(
-            Metric("light", "quality", "intensity", (0, 1), None, "mean intensity"),
-            Metric("error", "alignment", "intensity", (0, 1), "lower", "distance from the prompt's"),
+            Metric(
+                "light", "quality", "intensity", (0, 1), None, "mean intensity", label="light", words="how light it is"
+            ),
+            Metric(
+                "error",
+                "alignment",
+                "intensity",
+                (0, 1),
+                "lower",
+                "distance from the prompt's",
+                label="error",
+                words="how far the light is from what the prompt asks for",
+            ),
         ),
         measure=measure,
         shown=("error", "light"),

@@ -1,17 +1,15 @@
-"""Values of all cells, the CSV and the answer."""
+"""Values of all cells, and the CSV."""
 
 import json
-import math
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from guidon.core.errors import InputError
 from guidon.core.locks import try_held
 from guidon.studies.cells import cells_of
-from guidon.studies.results import answer, results, write_csv
+from guidon.studies.results import results, write_csv
 
 
 def test_results_are_those_of_the_cells(whole, plan):
@@ -51,23 +49,3 @@ def test_clips_of_two_sizes_are_refused(whole, plan, tmp_path):
     assert cell.damage() is None
     with pytest.raises(InputError, match=r"holds a clip of \(15, 64, 64, 3\)"):
         results(plan, tmp_path / "copy")
-
-
-def answered(plan, a, b):
-    plan = plan.model_copy(update={"captions": tuple(map(str, range(len(a))))})
-    name = plan.primary.metric
-    values = {plan.primary.baseline: {name: np.array(a)[:, None]}, plan.primary.against: {name: np.array(b)[:, None]}}
-    return answer(plan, values)
-
-
-def test_the_answer_says_whether_there_is_a_difference_and_what_could_be_seen(plan):
-    low, high = np.zeros(10), 1 + 0.01 * np.arange(10)
-    differs = answered(plan, low, high)
-    assert "'scale 3, channels all' differs significantly from 'scale 3, channels 3': difference 1.04" in differs
-    assert "10 prompts; with 10 prompts, effects of d_z = 1.00 or more are detected with 80% power" in differs
-    assert "does not differ significantly" in answered(plan, low, low)
-    assert "no prompt differs" in answered(plan, low, low)
-    assert "with 4 prompts no effect can reach p = 0.05" in answered(plan, low[:4], high[:4])
-    half = np.where(np.arange(10) < 2, math.nan, high)
-    assert "8 prompts, 2 prompts undefined" in answered(plan, low, half)
-    assert "fewer than two prompts have both values, 10 prompts undefined" in answered(plan, low, np.full(10, math.nan))

@@ -35,9 +35,10 @@ def run(
     """
     from ..core.progress import progress
     from ..pipeline import load
+    from ..studies.answer import answer
     from ..studies.cells import threads_of
     from ..studies.plan import load_study, make_plan, outline
-    from ..studies.results import answer, results, write_csv
+    from ..studies.results import results, write_csv
     from ..studies.run import run_study, seconds_per_cell
 
     study = load_study(file)
@@ -78,6 +79,6 @@ def report(
     from ..studies.report import write_report
 
     with progress("writing MP4s") as on_cell:
-        paths = write_report(folder, out, max_mb=max_mb, videos=videos, on_cell=on_cell)
+        paths = write_report(folder, out, max_mb=max_mb, videos=videos, on_cell=on_cell, say=print)
     for path in paths:
         print(path)

@@ -8,7 +8,7 @@ also has captions with exact frames. Studies and analyses use a domain only thro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -37,8 +37,13 @@ class Metric:
     better: Literal["higher", "lower"] | None
     """The direction in which the metric improves; None for a metric that only describes."""
     meaning: str
+    """How the value is defined, exactly."""
     undefined: str = "never"
     """When the value is NaN."""
+    label: str = field(kw_only=True)
+    """A short name in plain words, for headings."""
+    words: str = field(kw_only=True)
+    """What the value says, in plain words. For a share, words that follow the number: "of frames show no object"."""
 
     @property
     def counts_undefined(self) -> bool:
@@ -51,7 +56,10 @@ def named(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-CLIPPED = Metric("clipped", "quality", SHARE, (0, 1), "lower", "values that are exactly 0 or 255")
+CLIPPED = Metric(
+    "clipped", "quality", SHARE, (0, 1), "lower", "values that are exactly 0 or 255",
+    label="clipped values", words="of colour values are at their lowest or highest, where detail is lost",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

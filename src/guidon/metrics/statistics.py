@@ -247,6 +247,33 @@ def smallest_effect(pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> f
     return float(optimize.brentq(excess, 0.0, enough, xtol=1e-12, rtol=1e-14))
 
 
+def detectable_difference(differences: np.ndarray, *, share: bool, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest mean difference that a test of so many pairs detects with the given power, in the metric's unit.
+
+    It is ``smallest_effect`` times the standard deviation of these differences. For a few pairs that differ by all or
+    nothing this is too small: the sign-flip test needs k pairs that change in one direction, with 2 / 2^k <= alpha.
+    Then the result is at least the share of pairs that must change, so that k of them do so with the given power.
+
+    Args:
+        differences: (pairs,), all defined.
+        share: whether the metric is a share.
+        power, alpha: of the test.
+
+    Returns:
+        Infinite where a test of so many pairs cannot reach ``alpha``; NaN where nothing is known, because no pair of a
+        metric that is no share differs.
+    """
+    pairs = len(differences)
+    effect = smallest_effect(pairs, power=power, alpha=alpha)
+    if not math.isfinite(effect):
+        return effect
+    found = effect * float(differences.std(ddof=1))
+    if share and np.isin(np.abs(differences), (0, 1)).all():
+        changes = math.ceil(math.log2(2 / alpha))
+        return max(found, float(stats.beta.ppf(power, changes, pairs - changes + 1)))
+    return found if found > 0 else math.nan
+
+
 def paired_power(d_z: float, pairs: int, *, alpha: float = 0.05) -> float:
     """The power of a two-sided paired t test: how often it detects an effect d_z with this many pairs."""
     critical = float(stats.t.ppf(1 - alpha / 2, pairs - 1))

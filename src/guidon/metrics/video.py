@@ -27,27 +27,38 @@ BYTES_OF_ONE = 64  # for each pixel of the frame that is measured: SSIM's images
 _FLOWLESS = "the clip is still or too short"
 VIDEO_METRICS = named(
     Metric(
-        "dynamics", "temporal", "px/frame", (0, math.inf), None, "mean length of optical flow", "the clip has one frame"
+        "dynamics", "temporal", "px/frame", (0, math.inf), None, "mean length of optical flow",
+        "the clip has one frame",
+        label="amount of motion", words="how far things move from frame to frame",
     ),
     Metric(
         "warp_ratio", "temporal", "ratio", (0, math.inf), "lower",
         "error of predicting a frame from the one before by optical flow, over the error of repeating that frame",
         _FLOWLESS,
+        label="incoherent motion", words="how much of the change between frames is no motion",
     ),
     Metric(
         "interpolation_error", "temporal", "intensity", (0, 1), "lower",
         "mean absolute error of interpolating every second frame from its neighbours by optical flow", _FLOWLESS,
+        label="jerkiness", words="how far a frame is from the middle of its neighbours",
     ),
     *(
         Metric(
             f"drift_{gap}", "temporal", "1 - SSIM", (0, 1), None,
             f"dissimilarity of frames {gap} apart", "the clip has no such frames",
+            label=f"change over {gap}", words=f"how much the picture changes within so many frames: {gap}",
         )
         for gap in GAPS
     ),
     CLIPPED,
-    Metric("saturation", "quality", "HSV", (0, 1), None, "mean saturation"),
-    Metric("sharpness", "quality", "intensity^2", (0, math.inf), None, "variance of the Laplacian of grey values"),
+    Metric(
+        "saturation", "quality", "HSV", (0, 1), None, "mean saturation",
+        label="colour strength", words="how strong the colours are",
+    ),
+    Metric(
+        "sharpness", "quality", "intensity^2", (0, math.inf), None, "variance of the Laplacian of grey values",
+        label="sharpness", words="how much fine detail there is",
+    ),
 )  # fmt: skip
 
 

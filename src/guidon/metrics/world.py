@@ -27,73 +27,95 @@ METRICS = named(
     Metric(
         "joint", "alignment", SHARE, (0, 1), "higher",
         "one_object, colour, shape, direction, background and size are all right",
+        label="all as asked", words="of clips show all that was asked",
     ),
-    Metric("one_object", "alignment", SHARE, (0, 1), "higher", "every frame shows exactly one object"),
+    Metric(
+        "one_object", "alignment", SHARE, (0, 1), "higher", "every frame shows exactly one object",
+        label="one object", words="of clips show exactly one object in every frame",
+    ),
     Metric(
         "colour", "alignment", SHARE, (0, 1), "higher",
         "the palette's colour nearest to the object's is the caption's", UNSAID,
+        label="right colour", words="of clips show the object in the right colour",
     ),
     Metric(
         "shape", "alignment", SHARE, (0, 1), "higher",
         "the shape template of the highest IoU with the object is the caption's, and outline_error is at most 0.25 px",
         UNSAID,
+        label="right shape", words="of clips show the right shape",
     ),
     Metric(
         "direction", "alignment", SHARE, (0, 1), "higher",
         "the velocity is within 22.5 degrees of the caption's and at least half as fast; or the object is still, "
         "where the caption says so", UNSAID,
+        label="right motion", words="of clips move as asked",
     ),
     Metric(
         "background", "alignment", SHARE, (0, 1), "higher",
         "the palette's colour nearest to the background is the caption's", UNSAID,
+        label="right background", words="of clips have the right background",
     ),
     Metric(
         "size", "alignment", SHARE, (0, 1), "higher",
         "the object's area is that of the caption's size, within a factor of 1.2", UNSAID,
+        label="right size", words="of clips show the object in the right size",
     ),
     Metric(
         "law_residual", "temporal", PIXELS, (0, math.inf), "lower",
         "RMS distance of the centroid from the best line of constant velocity", _UNSEEN,
+        label="unsteady path", words="how far the object strays from a straight, steady path",
     ),
     Metric(
         "teleport", "temporal", PIXELS, (0, math.inf), "lower",
         "the largest second difference of the centroid over frames", "no three frames in a row show the object",
+        label="largest jump", words="the object's largest sudden jump",
     ),
     Metric(
         "colour_drift", "temporal", "RGB", (0, math.sqrt(3)), "lower",
         "the largest distance of the object's colour from that in the first frame that shows it", _UNSEEN,
+        label="colour drift", words="how much the object's colour changes during the clip",
     ),
     Metric(
         "area_cv", "temporal", "ratio", (0, math.inf), "lower",
         "standard deviation of the object's area over its mean", _UNSEEN,
+        label="pulsing size", words="how much the object's size changes during the clip",
     ),
     Metric(
         "shape_flips", "temporal", SHARE, (0, 1), "lower",
         "share of consecutive frames whose shapes differ", _UNSEEN,
+        label="shape flips", words="of consecutive frames show two shapes",
     ),
     Metric(
         "background_flicker", "temporal", "RGB", (0, math.sqrt(3)), "lower",
         "mean distance between the backgrounds of consecutive frames",
+        label="background flicker", words="how much the background changes from frame to frame",
     ),
-    Metric("vanished", "temporal", SHARE, (0, 1), "lower", "share of frames without an object"),
+    Metric(
+        "vanished", "temporal", SHARE, (0, 1), "lower", "share of frames without an object",
+        label="object missing", words="of frames show no object",
+    ),
     Metric(
         "speed", "temporal", "px/frame", (0, math.inf), None,
         "speed of the fitted motion; read it beside the others, for a still clip looks steady", _UNSEEN,
+        label="speed", words="how fast the object moves",
     ),
     Metric(
         "outline_error", "quality", PIXELS, (0, math.inf), "lower",
         "RMS distance of the object's outline from the nearest outline of the caption's shape, or of any shape if the "
         "caption names none", _UNSEEN,
+        label="ragged outline", words="how far the object's outline is from a perfect one",
     ),
     Metric(
         "fit_psnr", "quality", "dB", (0, math.inf), "higher",
         "PSNR between the clip and the scene that was read from it, rendered again", _UNSEEN,
+        label="cleanness", words="how close the clip is to a perfect drawing of what it shows",
     ),
     CLIPPED,
     Metric(
         "chroma", "quality", "ratio", (0, math.inf), None,
         "the object's chroma over that of the caption's colour; above 1 is oversaturated",
         f"{_UNSEEN}, or the caption names no colour",
+        label="colour strength", words="how strong the object's colour is; 1 is as asked, above 1 is too strong",
     ),
 )  # fmt: skip
 

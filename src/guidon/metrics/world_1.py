@@ -23,8 +23,9 @@ MEANINGS = {
     "shape": "the shape template of the highest IoU with the object is the caption's",
     "size": "the size nearest to the object's area is the caption's",
 }
+WORDS = {"joint": "of clips show all that was asked but for the size"}
 METRICS: dict[str, Metric] = {
-    name: replace(metric, meaning=MEANINGS.get(name, metric.meaning))
+    name: replace(metric, meaning=MEANINGS.get(name, metric.meaning), words=WORDS.get(name, metric.words))
     for name, metric in world.METRICS.items()
     if name != "outline_error"
 }

@@ -71,6 +71,8 @@ class Manifest(Settings):
     """The shape of the frames, (T, H, W, 3)."""
     weights: dict[str, str] | None = None
     """The hash of each part of the model."""
+    guidon: str = ""
+    """The version that made the clip; empty if it does not say."""
 
 
 class Measured(Settings):

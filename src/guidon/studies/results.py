@@ -1,18 +1,16 @@
-"""The results of a study: all values as arrays and as CSV, and the answer to its primary contrast."""
+"""The results of a study: all values as arrays and as CSV."""
 
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
 
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
-from ..metrics.statistics import compare
 from .cells import cells_of, held_blocks, read_plan
-from .plan import Plan, detectable
+from .plan import Plan
 
 Results = dict[str, dict[str, np.ndarray]]
 """setting -> metric -> values (prompts, seeds)."""
@@ -63,19 +61,3 @@ def write_csv(plan: Plan, found: Results, path: Path) -> None:
                 for sample in range(plan.seeds):
                     numbers = [f"{values[name][prompt, sample]:.6g}" for name in plan.metrics]
                     writer.writerow([setting, prompt, sample, caption, *numbers])
-
-
-def answer(plan: Plan, found: Results) -> str:
-    """A sentence with the result of the primary contrast and the effects that the study could detect."""
-    primary = plan.primary
-    metric, a, b = plan.metrics[primary.metric], primary.baseline, primary.against
-    result = compare(found[a][metric.name], found[b][metric.name], better=metric.better)
-    undefined = f", {result.undefined} prompts undefined" if result.undefined else ""
-    if not math.isfinite(result.p):
-        return f"{metric.name}: {b!r} cannot be compared with {a!r}: fewer than two prompts have both values{undefined}"
-    verdict = "differs significantly from" if result.p < 0.05 else "does not differ significantly from"
-    effect = f"d_z = {result.d_z:.2f}" if math.isfinite(result.d_z) else "no prompt differs"
-    return (
-        f"{metric.name}: {b!r} {verdict} {a!r}: difference {result.difference} {metric.unit}, p = {result.p:.3g}, "
-        f"{effect}, {result.pairs} prompts{undefined}; {detectable(result.pairs)}"
-    )

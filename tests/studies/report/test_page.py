@@ -3,20 +3,35 @@
 import base64
 import hashlib
 import html
+import io
 import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from guidon import cli
 from guidon.core.errors import InputError
+from guidon.core.version import VERSION
+from guidon.metrics.bench import find_bench
+from guidon.metrics.world import METRICS
 from guidon.studies.cells import CONTENT, cells_of, read_plan
 from guidon.studies.report import write_report
+from guidon.studies.report.clips import object_row, small_strip
 from guidon.studies.report.tables import extremes
 from guidon.studies.results import results
+from guidon.studies.words import write_direction
 from studies.written import PROMPTS, SETTINGS, write_study
+
+
+def rewrite(cell, values):
+    """Give a cell other metrics, and their hash."""
+    (cell.folder / "metrics.json").write_text(json.dumps(values))
+    hashes = {name: hashlib.sha256((cell.folder / name).read_bytes()).hexdigest() for name in CONTENT}
+    (cell.folder / "hashes.json").write_text(json.dumps(hashes))
 
 
 def test_the_page_lets_nothing_in_and_runs_its_own_script_and_style_alone(page):
@@ -48,28 +63,96 @@ def test_every_clip_is_there_with_what_makes_it_again(study, page):
     assert 'href="videos/00-three/0000-0.mp4"' in page
 
 
-def test_a_large_study_shows_whole_prompts_of_its_extremes_first(study, page, tmp_path):
-    small = write_report(study, tmp_path / "small.html", max_mb=len(page) / 1e6 * 0.75)[0].read_text()
-    assert len(small.encode()) <= len(page.encode()) * 0.75
-    shown = [int(p) for p in re.findall(r'<tr id="p-(\d+)"', small)]
-    assert 0 < len(shown) < PROMPTS
-    assert f"{len(shown)} of {PROMPTS} prompts are in this file" in small
-    assert small.count("data:image/png") == len(shown) * len(SETTINGS)
+def shown(page):
+    """The prompts of a page's clips: those that are exact, and those that are small."""
+    found = re.findall(r'data-prompt="(\d+)" data-sample="0" data-row="\d+" data-exact="([01])"', page)
+    return [int(p) for p, exact in found if exact == "1"], [int(p) for p, exact in found if exact == "0"]
+
+
+def test_a_large_study_shows_all_prompts_small_and_its_extremes_exactly(study, page, tmp_path):
+    assert shown(page) == (list(range(PROMPTS)), [])
+    limit = len(page) / 1e6 - 0.04
+    part = write_report(study, tmp_path / "small.html", max_mb=limit)[0].read_text()
+    assert len(part.encode()) <= limit * 1e6
+    exact, small = shown(part)
+    assert sorted(exact + small) == list(range(PROMPTS))
+    assert f"Clips of all {PROMPTS} prompts" in part
+    assert part.count('class="strip"') == PROMPTS * len(SETTINGS) + 2 * 3
     gains, losses = extremes(read_plan(study), results(read_plan(study), study))
-    turns = [p for pair in zip(gains, losses, strict=False) for p in pair]
-    assert set(shown[:4]) <= set(turns)
-    assert set(shown) & set(gains)
-    assert set(shown) & set(losses)
+    assert 0 < len(exact) < PROMPTS
+    assert set(exact) & set(gains)
+    assert set(exact) <= set(gains) | set(losses)
+    assert part.count("SHA-256 of clip.png") == len(exact) * len(SETTINGS)
 
 
 def test_the_same_results_give_the_same_page(study, page):
     assert write_report(study)[0].read_text() == page
 
 
-def test_a_grid_of_scales_is_a_heat_map(page, tmp_path):
-    assert "joint over guided channels and guidance scale" in page
+def test_a_grid_of_scales_is_a_table_with_stronger_colours_for_larger_values(page, tmp_path):
+    grid = re.search(r'<table id="scales">.*?</table>', page, re.S)[0]
+    assert re.findall(r'<td class="level(\d)">([^<]*)</td>', grid) == [
+        ("0", "33%"),
+        ("8", "67%"),
+        ("8", "67%"),
+        ("8", "67%"),
+    ]
     folder = write_study(tmp_path / "results", settings={name: SETTINGS[name] for name in ("three", "all")})
     assert "over guided channels and guidance scale" not in write_report(folder)[0].read_text()
+
+
+def test_what_does_not_differ_has_no_plot_and_no_winner(tmp_path):
+    """Where all settings are equal there is no forest, no scatter plot, no grid, and no largest gain."""
+    folder = write_study(tmp_path / "results")
+    for cell in cells_of(read_plan(folder), folder):
+        rewrite(cell, dict.fromkeys(cell.metrics(), 0.0))
+    page = write_report(folder, videos=False)[0].read_text()
+    assert "No difference found between three and all: 0% and 0% of clips show all that was asked." in page
+    assert not re.search(
+        r'<figure class="(forest|front)"|id="scales"|Largest (gains|losses)|class="(better|worse)"', page
+    )
+    assert "No setting differs from the baseline on any prompt in: all as asked, one object" in page
+
+
+def test_every_metric_is_explained_where_it_stands(page):
+    plan_metrics = [METRICS[name] for name in find_bench("world").shown]
+    legend = html.unescape(re.search(r'<details class="legend" open>.*?</details>', page, re.S)[0])
+    heads = html.unescape(re.search(r'<table id="means".*?</thead>', page, re.S)[0])
+    for metric in plan_metrics:
+        assert f"{metric.label} <code>{metric.name}</code>" in legend
+        assert metric.meaning in legend
+        assert metric.meaning in heads
+        assert f"<b>{write_direction(metric)}</b>" in legend
+
+
+def test_settings_are_named_in_words_and_by_a_letter(tmp_path):
+    settings = {"channels 1": ("1", 2.0), "channels only:1": ("only:1", 2.0)}
+    names = {"three": "channels 1", "all": "channels only:1"}
+    page = write_report(write_study(tmp_path / "r", settings=settings, names=names), videos=False)[0].read_text()
+    assert 'A</b> <a href="#clips" data-slug="00-channels-1">first channel</a>' in page
+    assert 'B</b> <a href="#clips" data-slug="01-channels-only-1">channel 1 alone</a>' in page
+    assert not re.search(r"(?<!--cfg-)channels only:1", page)
+
+
+def test_it_says_which_weights_and_version_it_is_of(study, page):
+    assert f"denoiser <code>{read_plan(study).weights['denoiser']}</code>" in page
+    assert f"Guidon {VERSION} for this page" in page
+    assert f"<code>{read_plan(study).hash}</code>" in page
+
+
+def test_slices_are_on_the_row_where_the_object_is():
+    clip = np.full((5, 16, 16, 3), 200, np.uint8)
+    clip[:, 11:14, 3:6] = 20
+    clip[:, 12, 2:7] = 20
+    assert object_row([clip]) == 12
+    assert object_row([np.full_like(clip, 7), clip]) == 12  # the same row for a setting whose clip shows nothing
+
+
+def test_a_small_strip_has_every_frame_at_the_same_width():
+    strip = Image.open(io.BytesIO(small_strip(np.zeros((7, 50, 100, 3), np.uint8), 64)))
+    assert strip.size == (7 * 64, 32)
+    long = Image.open(io.BytesIO(small_strip(np.zeros((1000, 16, 16, 3), np.uint8), 64)))
+    assert long.size == (1000 * 16, 16)
 
 
 def test_what_cannot_be_reported_is_refused(study, tmp_path, capsys):
@@ -139,16 +222,13 @@ def test_odd_texts_add_no_tag_and_no_attribute_that_acts(tmp_path, plain, first)
     assert odd.tags == plain.tags
     assert {name for name, _ in odd.attributes} == {name for name, _ in plain.attributes}
     links = [value for name, value in odd.attributes if name in ("href", "src", "action", "formaction")]
-    assert all(re.match(r"(data:image/png;base64,|#)", value) for value in links)
+    assert all(re.match(r"(data:image/(png|webp);base64,|#)", value) for value in links)
 
 
 @pytest.mark.parametrize("value", [1e308, 5e-324, None])
 def test_extreme_values_make_a_page(tmp_path, value):
     folder = write_study(tmp_path / "results", prompts=3)
     for cell in cells_of(read_plan(folder), folder):
-        stored = json.loads((cell.folder / "metrics.json").read_text())
         if cell.prompt != 1:
-            (cell.folder / "metrics.json").write_text(json.dumps(dict.fromkeys(stored, value)))
-            hashes = {name: hashlib.sha256((cell.folder / name).read_bytes()).hexdigest() for name in CONTENT}
-            (cell.folder / "hashes.json").write_text(json.dumps(hashes))
+            rewrite(cell, dict.fromkeys(cell.metrics(), value))
     assert "</html>" in write_report(folder, videos=False)[0].read_text()

@@ -7,6 +7,7 @@ import pytest
 
 from guidon.metrics.statistics import compare, holm, mean_interval
 from guidon.metrics.world import METRICS
+from guidon.studies.answer import answer
 from guidon.studies.cells import read_plan
 from guidon.studies.report import write_report
 from guidon.studies.report.tables import extremes, summarise
@@ -35,6 +36,11 @@ def test_the_figures_are_those_of_the_statistics(study):
     others = [key for key in raw if key != ("all", "joint")]
     for key, p in zip(others, holm([raw[key] for key in others]), strict=True):
         assert float(rows[key]["p"]) == pytest.approx(p, rel=1e-5)
+    assert rows["all", "joint"]["in_words"] == str(answer(plan, found)).splitlines()[0]
+    assert rows["all", "colour_drift"]["in_words"].startswith(
+        "No difference found between three and all: colour drift "
+    )
+    assert rows["three", "joint"]["in_words"] == ""
     assert rows["all", "law_residual"]["undefined"] == "1"
     assert rows["all", "law_residual"]["difference"] == ""
 
@@ -47,7 +53,7 @@ def test_a_verdict_needs_a_p_and_a_direction(study):
         shifted[s]["joint"] = found["three"]["joint"] + (0.1 * (s == "all")) + 0.0
     verdicts = {(r.setting, r.metric.name): r.verdict for r in summarise(plan, shifted)}
     assert verdicts["all", "joint"] == "better"  # 6 prompts, all better: p = 2/64, the primary one
-    assert verdicts["all", "area_cv"] == "not told apart"  # the same p, in a family
+    assert verdicts["all", "area_cv"] == "no difference found"  # the same p, in a family
     assert verdicts["three", "joint"] == ""
 
 

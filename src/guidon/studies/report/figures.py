@@ -1,165 +1,201 @@
-"""The report's plots as SVG without scripts. A point is a link to the setting that it stands for."""
+"""The report's plots as SVG without scripts.
+
+Horizontal positions are per cent of the plot, vertical ones and text are in pixels. So a plot fills any width, and its
+text has the same size on every screen. A point is a link to the setting that it stands for.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ...metrics.metric import Metric
-from .tables import Row
+from ...metrics.statistics import Interval
+from ..words import change_unit, write_change, write_value
 
-WIDTH = 640
-
-
-def forest(rows: Sequence[Row], slugs: Mapping[str, str]) -> Markup:
-    """A forest plot: differences from the baseline in one metric with their intervals, one line for each setting."""
-    shown = [row for row in rows if row.comparison is not None and math.isfinite(row.comparison.difference.value)]
-    if not shown:
-        return Markup("")
-    metric, left, top, step = rows[0].metric, 210, 26, 22
-    ends = [0.0]
-    for row in shown:
-        difference = row.comparison.difference if row.comparison else None
-        ends += (
-            [v for v in (difference.low, difference.value, difference.high) if math.isfinite(v)] if difference else []
-        )
-    at = _Axis(min(ends), max(ends), left, WIDTH - 16)
-    height = top + step * len(shown) + 34
-    parts = [_line(at(0), top - 8, at(0), height - 30, "zero")]
-    for number, row in enumerate(shown):
-        assert row.comparison is not None
-        y, found = top + step * number + 6, row.comparison.difference
-        kind = {"better": "better", "worse": "worse"}.get(row.verdict, "even")
-        low, high = (v if math.isfinite(v) else found.value for v in (found.low, found.high))
-        label = f"{row.setting}: {found} {metric.unit}, {row.verdict}"
-        parts.append(
-            Markup('<a href="#s-{}" data-setting="{}"><title>{}</title>{}{}{}</a>').format(
-                slugs[row.setting],
-                row.setting,
-                label,
-                _text(left - 10, y + 4, row.setting if len(row.setting) <= 32 else "…" + row.setting[-31:], "end"),
-                _line(at(low), y, at(high), y, f"interval {kind}"),
-                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4" class="{}"/>').format(at(found.value), y, kind),
-            )
-        )
-    parts += _ticks(at, height - 26)
-    return _svg(height, f"Difference in {metric.name} ({metric.unit}) from the baseline", parts)
+HEIGHT = 260  # px, of a scatter plot
+NARROWEST = 240  # px, the narrowest scatter plot; labels that do not overlap in it do not in a wider one either
+LETTER = 8.5  # px, the width of a letter of a label
+LINE = 14  # px, the height of a label
+EDGE = 7  # per cent of a plot at its sides, where the text of a tick would leave it
+COLUMNS = 50  # the most columns of a heat map
 
 
-def scatter(
-    points: Mapping[str, tuple[float, float]],
-    front: Mapping[str, float],
-    axes: tuple[Metric, Metric],
-    slugs: Mapping[str, str],
-) -> Markup:
-    """A scatter plot of settings by two metrics. More opaque points are more often on the Pareto front."""
-    known = {name: xy for name, xy in points.items() if all(math.isfinite(v) for v in xy)}
-    if not known:
-        return Markup("")
-    height, left = 360, 74
-    xs, ys = zip(*known.values(), strict=True)
-    across, up = _Axis(min(xs), max(xs), left, WIDTH - 150), _Axis(min(ys), max(ys), height - 52, 18)
-    parts: list[Markup] = []
-    taken: list[tuple[float, float]] = []
-    for name, (x, y) in known.items():
-        words = across(x) + 9, up(y) + 4
-        while any(abs(words[0] - a) < 90 and abs(words[1] - b) < 12 for a, b in taken):
-            words = words[0], words[1] - 12  # move it above a label that is there already
-        taken.append(words)
-        label = f"{name}: {axes[0].name} {x:.3g}, {axes[1].name} {y:.3g}; on the front: {100 * front[name]:.0f}%"
-        parts.append(
-            Markup('<a href="#s-{}" data-setting="{}"><title>{}</title>{}{}</a>').format(
-                slugs[name],
-                name,
-                label,
-                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="6" class="point" fill-opacity="{:.2f}"/>').format(
-                    across(x), up(y), 0.1 + 0.9 * front[name]
-                ),
-                _text(*words, name, "start", "small"),
-            )
-        )
-    parts += _ticks(across, height - 46)
-    for value in up.ticks():
-        parts.append(_text(left - 8, up(value) + 4, f"{value:g}", "end", "small"))
-        parts.append(_line(left - 4, up(value), left, up(value), "axis"))
-    titles = [f"{m.name} ({m.unit})" + (f", {m.better} is better" if m.better else "") for m in axes]
-    parts.append(_text((left + WIDTH - 150) / 2, height - 8, titles[0], "middle", "small"))
-    parts.append(
-        Markup(
-            '<text x="14" y="{0}" transform="rotate(-90 14 {0})" text-anchor="middle" class="small">{1}</text>'
-        ).format(height / 2, titles[1])
-    )
-    return _svg(height, f"{titles[0]} against {titles[1]}", parts)
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis with a margin: maps values to 0 ... 100."""
 
+    low: float
+    high: float
 
-def heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, digits: str = ".2f") -> Markup:
-    """A heat map of values (rows, columns). Numbers are written into cells that are wide enough."""
-    cell = min(64, (WIDTH - 130) / max(1, len(columns)))
-    tall, left, top = 24, 118, 8
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    parts: list[Markup] = []
-    for r, row in enumerate(rows):
-        parts.append(_text(left - 6, top + tall * r + 16, row, "end", "small"))
-        for c in range(len(columns)):
-            value = float(values[r, c])
-            if not math.isfinite(value):
-                continue
-            share = (value - low) / (high - low) if high > low else 0.5
-            x, y = left + cell * c, top + tall * r
-            parts.append(
-                Markup(
-                    '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" class="heat" fill-opacity="{:.3f}">'
-                    "<title>{}, {}: {}</title></rect>"
-                ).format(
-                    x, y, cell - min(1, cell / 8), tall - 1, 0.06 + 0.94 * share, row, columns[c], format(value, digits)
-                )
-            )
-            if cell >= 40:
-                tone = "small on" if share > 0.55 else "small"
-                parts.append(_text(x + cell / 2, y + 16, format(value, digits), "middle", tone))
-    every = max(1, math.ceil(len(columns) * 34 / (cell * len(columns))))
-    for c in range(0, len(columns), every):
-        parts.append(_text(left + cell * (c + 0.5), top + tall * len(rows) + 14, columns[c], "middle", "small"))
-    return _svg(top + tall * len(rows) + 20, title, parts)
-
-
-class _Axis:
-    """A linear axis with a margin: maps values to pixels."""
-
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
-        self.low, self.high, self.start, self.end = low - margin, high + margin, start, end
+    @classmethod
+    def over(cls, values: Sequence[float]) -> Axis:
+        """An axis that shows all finite values."""
+        known = [value for value in values if math.isfinite(value)] or [0.0]
+        low, high = min(known), max(known)
+        margin = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
+        return cls(low - margin, high + margin)
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        return 100 * (value - self.low) / (self.high - self.low)
 
-    def ticks(self) -> list[float]:
-        """About five round numbers."""
-        rough = (self.high - self.low) / 5
+    def ticks(self, count: int = 4) -> list[float]:
+        """About ``count`` round numbers."""
+        rough = (self.high - self.low) / count
         power = 10 ** math.floor(math.log10(rough))
         step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
         first = math.ceil(self.low / step)
         return [round(k * step, 12) for k in range(first, math.floor(self.high / step) + 1)]
 
 
-def _ticks(at: _Axis, y: float) -> list[Markup]:
-    parts = [_line(at.start, y - 4, at.end, y - 4, "axis")]
-    return parts + [_text(at(value), y + 10, f"{value:g}", "middle", "small") for value in at.ticks()]
+def directions(metric: Metric) -> tuple[str, str]:
+    """The words at the low and at the high end of a metric's axis."""
+    if metric.better is None:
+        return "← lower", "higher →"
+    return ("← worse", "better →") if metric.better == "higher" else ("← better", "worse →")
+
+
+def bar(difference: Interval, axis: Axis, verdict: str, label: str) -> Markup:
+    """A difference from the baseline with its interval, as a line of a forest plot."""
+    kind = verdict if verdict in ("better", "worse") else "even"
+    low, high = (end if math.isfinite(end) else difference.value for end in (difference.low, difference.high))
+    parts = [
+        _line(axis(0), 0, axis(0), 20, "zero"),
+        _line(axis(low), 10, axis(high), 10, f"interval {kind}"),
+        _dot(axis(difference.value), 10, kind),
+    ]
+    return _svg(20, label, parts, "bar")
+
+
+def ticks(axis: Axis, unit: str) -> Markup:
+    """The axis under the lines of a forest plot."""
+    parts = [_line(0, 1, 100, 1, "axis")]
+    for value in axis.ticks():
+        parts += _tick(axis(value), 1, write_change(value, unit))
+    return _svg(20, f"axis, {change_unit(unit)}", parts, "ticks")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting in a scatter plot."""
+
+    letter: str
+    """Its short name."""
+    slug: str
+    """The name of its folder."""
+    title: str
+    """What a pointer that rests on it shows."""
+    x: float
+    y: float
+    front: float
+    """How often it is on the Pareto front, 0 to 1."""
+
+
+def scatter(points: Sequence[Point], metrics: tuple[Metric, Metric]) -> Markup:
+    """A scatter plot of settings by two metrics. A more opaque point is more often on the Pareto front."""
+    known = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if not known:
+        return Markup("")
+    across, up = Axis.over([point.x for point in known]), Axis.over([point.y for point in known])
+    places = [(across(point.x), HEIGHT * (1 - up(point.y) / 100)) for point in known]
+    parts: list[Markup] = []
+    # Axes: grid lines with their values.
+    for value in up.ticks():
+        y = HEIGHT * (1 - up(value) / 100)
+        parts += [_line(0, y, 100, y, "axis"), _text(-1.5, y + 4, write_value(value, metrics[1].unit), "end")]
+    for value in across.ticks():
+        parts += _tick(across(value), HEIGHT, write_value(value, metrics[0].unit))
+    # Points, and labels where there is room for them.
+    for point, (x, y), at in zip(known, places, _labels(known, places), strict=True):
+        shape = Markup('<circle cx="{:.2f}%" cy="{:.1f}" r="6" class="point" fill-opacity="{:.2f}"/>').format(
+            x, y, 0.1 + 0.9 * point.front
+        )
+        label = [] if at is None else [_text(x, at + LINE / 2 - 3, point.letter, kind="letter")]
+        if at is not None and abs(at - y) > 2 * LINE:
+            label.insert(0, _line(x, y, x, at, "leader"))
+        parts.append(
+            Markup('<a href="#s-{}" data-slug="{}"><title>{}</title>{}{}</a>').format(
+                point.slug, point.slug, point.title, Markup("").join(label), shape
+            )
+        )
+    return _svg(HEIGHT + 22, f"{metrics[1].label} against {metrics[0].label}", parts, "scatter")
+
+
+def _labels(points: Sequence[Point], places: Sequence[tuple[float, float]]) -> list[float | None]:
+    """The vertical middle of each point's label, above or below the point; None where there is no room.
+
+    Boxes are kept apart at the narrowest width. Labels are centred on their points, so more width moves them further
+    apart.
+    """
+    taken = [(NARROWEST * x / 100, y, 7.0, 7.0) for x, y in places]  # centre and half sizes of the circles
+    found: list[float | None] = []
+    for point, (x, y) in zip(points, places, strict=True):
+        centre, half = NARROWEST * x / 100, LETTER * len(point.letter) / 2
+        free = (
+            at
+            for distance in range(15, HEIGHT, LINE)
+            for at in (y - distance, y + distance)
+            if LINE / 2 <= at <= HEIGHT - LINE / 2
+            and all(
+                abs(centre - a) >= half + w or abs(at - b) >= LINE / 2 + h
+                for a, b, w, h in taken
+                if (a, b) != (centre, y)
+            )
+        )
+        at = next(free, None)
+        found.append(at)
+        if at is not None:
+            taken.append((centre, at, half, LINE / 2))
+    return found
+
+
+def heat(values: np.ndarray, highest: float, columns: Sequence[str], label: str) -> Markup:
+    """One row of a heat map: values (columns,) from 0 to ``highest``, stronger where they are larger."""
+    width = 100 / len(values)
+    parts: list[Markup] = []
+    for number, value in enumerate(values.tolist()):
+        share = max(0.0, value / highest) if highest > 0 else 0.0
+        parts.append(
+            Markup(
+                '<rect x="{:.3f}%" y="0" width="{:.3f}%" height="18" class="heat" fill-opacity="{:.3f}">'
+                "<title>{}: {:.3g}</title></rect>"
+            ).format(number * width, width, share, columns[number], value)
+        )
+    return _svg(18, label, parts, "heat")
+
+
+def binned(values: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Values (rows, steps) and the names of the steps, averaged to at most ``COLUMNS`` columns."""
+    groups = [list(map(int, g)) for g in np.array_split(np.arange(values.shape[1]), min(COLUMNS, values.shape[1]))]
+    labels = [names[group[0]] if len(group) == 1 else f"{names[group[0]]} to {names[group[-1]]}" for group in groups]
+    return np.stack([values[:, group].mean(1) for group in groups], axis=1), labels
+
+
+def _tick(x: float, y: float, words: str) -> list[Markup]:
+    """A tick of a horizontal axis with its text, which stays inside the plot."""
+    anchor = "start" if x < EDGE else "end" if x > 100 - EDGE else "middle"
+    return [_line(x, y, x, y + 4, "axis"), _text(x, y + 17, words, anchor)]
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, kind)
+    return Markup('<line x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, kind)
 
 
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "label") -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, kind, words)
+def _dot(x: float, y: float, kind: str) -> Markup:
+    return Markup('<circle cx="{:.2f}%" cy="{:.1f}" r="4" class="{}"/>').format(x, y, kind)
 
 
-def _svg(height: float, title: str, parts: Sequence[Markup]) -> Markup:
-    return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, title, Markup("").join(escape(part) for part in parts)
+def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "tick") -> Markup:
+    return Markup('<text x="{:.2f}%" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
+        x, y, anchor, kind, words
+    )
+
+
+def _svg(height: float, label: str, parts: Sequence[Markup], kind: str) -> Markup:
+    return Markup('<svg class="{}" height="{:.0f}" role="img" aria-label="{}">{}</svg>').format(
+        kind, height, label, Markup("").join(parts)
     )

@@ -12,9 +12,16 @@ import numpy as np
 
 from ...core.atomic import atomic_path
 from ...metrics.metric import SHARE, Metric
-from ...metrics.statistics import Comparison, Interval, by_prompt, compare, holm, metric_interval
+from ...metrics.statistics import Comparison, Interval, by_prompt, holm, metric_interval
+from ..answer import Answer, Pairing
 from ..plan import Plan
 from ..results import Results
+from ..words import spell_settings
+
+COLUMNS = (
+    "setting", "metric", "unit", "better", "mean", "low", "high", "undefined", "difference", "difference_low",
+    "difference_high", "p", "d_z", "improves", "pairs", "primary", "verdict", "in_words",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,17 @@ class Row:
     """Mean over prompts."""
     undefined: float
     """The share of clips without a value."""
-    comparison: Comparison | None
-    """Comparison with the baseline; None for the baseline, or if fewer than two prompts have both values."""
+    pairing: Pairing | None
+    """Setting against the baseline; None for the baseline, or if fewer than two prompts have both values."""
     p: float
     """p value of the comparison. All but the primary one are adjusted together by Holm's method."""
     primary: bool
     """Whether this is the study's primary contrast."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison with the baseline."""
+        return self.pairing.comparison if self.pairing else None
 
     @property
     def improves(self) -> float:
@@ -41,15 +53,13 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "higher" or "lower" than the baseline; "not told apart" where p is not below 0.05."""
-        if self.comparison is None:
-            return ""
-        if not self.p < 0.05:
-            return "not told apart"
-        higher = self.comparison.difference.value > 0
-        if self.metric.better is None:
-            return "higher" if higher else "lower"
-        return "better" if higher == (self.metric.better == "higher") else "worse"
+        """How the setting differs from the baseline, as ``Pairing.verdict`` says it; empty without a comparison."""
+        return self.pairing.verdict(self.p) if self.pairing else ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether any prompt has another value than in the baseline."""
+        return self.pairing is not None and self.pairing.equal < self.pairing.comparison.pairs
 
 
 def summarise(plan: Plan, found: Results) -> list[Row]:
@@ -58,29 +68,25 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
     rows = []
     for setting, values in found.items():
         for name, metric in plan.metrics.items():
-            comparison, p = None, math.nan
-            if setting != baseline:
-                comparison = compare(found[baseline][name], values[name], better=metric.better)
-                comparison, p = (comparison, comparison.p) if math.isfinite(comparison.p) else (None, math.nan)
+            pairing = None if setting == baseline else Pairing.of(metric, found[baseline][name], values[name])
+            p = pairing.comparison.p if pairing else math.nan
             primary = (setting, name) == (plan.primary.against, plan.primary.metric)
             undefined = float(np.isnan(values[name]).mean())
             mean = metric_interval(values[name], share=metric.unit == SHARE)
-            rows.append(Row(setting, metric, mean, undefined, comparison, p, primary))
+            rows.append(Row(setting, metric, mean, undefined, pairing, p, primary))
     # Holm's correction over all comparisons but the primary one
-    family = [number for number, row in enumerate(rows) if row.comparison is not None and not row.primary]
+    family = [number for number, row in enumerate(rows) if row.pairing is not None and not row.primary]
     for number, p in zip(family, holm([rows[number].p for number in family]) if family else (), strict=True):
         rows[number] = replace(rows[number], p=float(p))
     return rows
 
 
-def write_summary(rows: Sequence[Row], path: Path) -> None:
-    """Write summary.csv: a row for every setting and metric."""
+def write_summary(plan: Plan, rows: Sequence[Row], answer: Answer, path: Path) -> None:
+    """Write summary.csv: a row for every setting and metric. The last column says the comparison in words."""
+    names = spell_settings(plan)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["setting", "metric", "unit", "better", "mean", "low", "high", "undefined", "difference", "difference_low",
-             "difference_high", "p", "d_z", "improves", "pairs", "primary", "verdict"]
-        )  # fmt: skip
+        writer.writerow(COLUMNS)
         for row in rows:
             c = row.comparison
             compared = (
@@ -89,17 +95,20 @@ def write_summary(rows: Sequence[Row], path: Path) -> None:
             numbers = [f"{value:.6g}" for value in (row.mean.value, row.mean.low, row.mean.high, row.undefined)]
             others = [f"{value:.6g}" for value in compared] or [""] * 6
             pairs = c.pairs if c else ""
+            sentence = (
+                row.pairing.sentence((names[plan.primary.baseline], names[row.setting]), row.p) if row.pairing else ""
+            )
             writer.writerow(
                 [row.setting, row.metric.name, row.metric.unit, row.metric.better or "", *numbers, *others, pairs,
-                 int(row.primary), row.verdict]
+                 int(row.primary), row.verdict, answer.headline if row.primary else sentence]
             )  # fmt: skip
 
 
 def extremes(plan: Plan, found: Results, count: int = 4) -> tuple[list[int], list[int]]:
     """The numbers of the prompts with the largest gains and losses of ``against`` in the primary metric, largest first.
 
-    Equal gains are common if the metric is a share. They are ordered by the mean of the other metrics' gains, each
-    divided by its standard deviation.
+    A prompt on which both settings are equal is neither. Prompts of equal gain, which are common if the metric is a
+    share, are ordered by the mean of the other metrics' gains, each divided by its standard deviation.
     """
     metric = plan.metrics[plan.primary.metric]
     a, b = found[plan.primary.baseline], found[plan.primary.against]
@@ -112,6 +121,6 @@ def extremes(plan: Plan, found: Results, count: int = 4) -> tuple[list[int], lis
             others.append(gain / gain.std() if gain.std() > 0 else gain)
     second = np.mean(others, axis=0) if others else np.zeros(len(main))
     order = np.lexsort((-second, -main)).tolist()
-    gains = [p for p in order if (main[p], second[p]) > (0, 0)][:count]
-    losses = [p for p in reversed(order) if (main[p], second[p]) < (0, 0)][:count]
+    gains = [p for p in order if main[p] > 0][:count]
+    losses = [p for p in reversed(order) if main[p] < 0][:count]
     return gains, losses

@@ -1,0 +1,188 @@
+"""The clips of a study as its page holds them: exact strips of frames for some prompts, small ones for the others."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from ...core.extras import require
+from ...core.hashing import hash_files
+from ...core.reading import reading
+from ...media import save_video
+from ...metrics.metric import SHARE, Metric
+from ..cells import Cell
+from ..words import write_value
+from .command import generate_command
+
+Image = require("PIL.Image", "the clips of a report", "study", package="pillow")
+
+SMALL = (64, 32)
+"""The longest sides of a small clip's frame in px, the better one first."""
+QUALITY = 60  # of a small clip, 0 to 100
+SMALL_SHARE = 0.6  # the share of a page's clips that small ones may take before the next smaller side is used
+WEBP_PIXELS = 16383  # the widest picture that WebP holds
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A cell as the page shows it."""
+
+    cell: Cell
+    picture: str
+    """A picture of its frames side by side, as a data URI."""
+    exact: bool
+    """Whether the picture is clip.png. If not, it is smaller and compressed."""
+    value: str
+    """The primary metric in words."""
+    video: str
+    """The link to its MP4; empty if there is none."""
+    command: str = ""
+    """The command that reproduces it; empty if the clip is not exact."""
+    seed: int = 0
+    digest: str = ""
+    """SHA-256 of clip.png; empty if the clip is not exact."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes on the page."""
+        return len(self.picture) + (1500 if self.exact else 400)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A cell, from which clips are made."""
+
+    cell: Cell
+    metric: Metric
+    """The primary metric."""
+    page: Path | None
+    """The page whose folder links to MP4s are relative to; None for no links."""
+
+    def exact(self) -> Clip:
+        """The clip with exact frames, and with what reproduces it.
+
+        Raises:
+            InputError: the picture is damaged.
+        """
+        cell = self.cell
+        generation = cell.manifest().generation.model_dump(mode="json")
+        path = cell.folder / "clip.png"
+        with reading(path, "the clip of a cell"):
+            data, digest = path.read_bytes(), hash_files(path)
+        return Clip(
+            cell, _data_uri("png", data), True, self._value(), self._video(), generate_command(generation),
+            generation["seed"], digest,
+        )  # fmt: skip
+
+    def small(self, side: int) -> Clip:
+        """The clip with frames of at most ``side`` px."""
+        return Clip(
+            self.cell, _data_uri("webp", small_strip(self.cell.frames(), side)), False, self._value(), self._video()
+        )
+
+    def _value(self) -> str:
+        value = self.cell.metrics()[self.metric.name]
+        if self.metric.unit == SHARE and self.metric.kind == "alignment" and value in (0, 1):
+            return f"{self.metric.label}: {'yes' if value else 'no'}"
+        return f"{self.metric.label}: {write_value(value, self.metric.unit)}{_unit(self.metric.unit)}"
+
+    def _video(self) -> str:
+        if self.page is None:
+            return ""
+        return quote(Path(os.path.relpath(video_path(self.cell), self.page.resolve().parent)).as_posix())
+
+
+def _unit(unit: str) -> str:
+    return "" if unit == SHARE else f" {unit}"
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def small_strip(frames: np.ndarray, side: int) -> bytes:
+    """Frames (T, H, W, 3) side by side as a lossy WebP. A frame has at most ``side`` px a side, and the strip no more
+    than a WebP can hold."""
+    count, height, width, _ = frames.shape
+    share = min(1.0, side / max(height, width), WEBP_PIXELS / (count * width))
+    size = max(1, int(width * share)), max(1, round(height * share))
+    small = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames]
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(small, axis=1)).save(file, "WEBP", quality=QUALITY, method=4)
+    return file.getvalue()
+
+
+def choose_clips(sources: Mapping[int, Sequence[Source]], order: Sequence[int], room: int) -> dict[int, list[Clip]]:
+    """The clips of a page by prompt, as many as fit into ``room`` bytes.
+
+    If not all clips fit as they are, every prompt gets small ones, and then the first prompts of ``order`` get exact
+    ones in their place while there is room. If not even the small ones fit, the last prompts are left out.
+
+    Args:
+        sources: by prompt, its cells.
+        order: all prompts, the most interesting first.
+        room: bytes.
+    """
+    exact = _take(({prompt: [source.exact() for source in sources[prompt]]} for prompt in order), room)
+    if len(exact) == len(order):
+        return exact
+    small: dict[int, list[Clip]] = {}
+    for side in SMALL:
+        small = {prompt: [source.small(side) for source in sources[prompt]] for prompt in order}
+        if _size(small) <= SMALL_SHARE * room:
+            break
+    small = _take(({prompt: small[prompt]} for prompt in order), room)
+    left = room - _size(small)
+    for prompt, clips in exact.items():
+        left -= _size({prompt: clips}) - _size({prompt: small.get(prompt, [])})
+        if left < 0:
+            break
+        small[prompt] = clips
+    return small
+
+
+def _take(prompts: Iterable[dict[int, list[Clip]]], room: int) -> dict[int, list[Clip]]:
+    """The first prompts that fit into ``room`` bytes together."""
+    taken: dict[int, list[Clip]] = {}
+    for one in prompts:
+        room -= _size(one)
+        if room < 0:
+            break
+        taken |= one
+    return taken
+
+
+def _size(clips: Mapping[int, Sequence[Clip]]) -> int:
+    return sum(clip.size for own in clips.values() for clip in own)
+
+
+def object_row(clips: Sequence[np.ndarray]) -> int:
+    """The row of pixels that differs most from the background, summed over clips (T, H, W, 3) of one prompt.
+
+    The background of a clip is the median of its pixels.
+    """
+    total = np.zeros(clips[0].shape[1])
+    for frames in clips:
+        background = np.median(frames, axis=(0, 1, 2))
+        total += np.abs(frames - background).sum(axis=(0, 2, 3))
+    return int(total.argmax())
+
+
+def video_path(cell: Cell) -> Path:
+    """Where the MP4 of a cell is."""
+    root = cell.folder.parent.parent.parent.resolve()
+    return root / "videos" / cell.folder.parent.name / f"{cell.folder.name}.mp4"
+
+
+def write_video(cell: Cell) -> None:
+    """Write the MP4 of a cell, if it is not there."""
+    path = video_path(cell)
+    if not path.exists():
+        save_video(cell.frames(), path, cell.manifest().fps)

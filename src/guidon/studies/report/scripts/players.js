@@ -1,0 +1,152 @@
+"use strict";
+// Every clip is a strip of its frames in an image. Each gets a canvas in its place, and all canvases follow one clock.
+
+const page = document.body.dataset;
+const frames = Number(page.frames), height = Number(page.height);
+const $ = (id) => document.getElementById(id);
+const PER_PAGE = matchMedia("(max-width: 640px)").matches ? 4 : 12; // rows of the table of clips that are shown at once
+const GAIN = 4; // of differences in the table
+let frame = 0, timer = null, first = 0;
+
+document.documentElement.classList.add("js");
+
+const playerOf = (image) => {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", image.alt);
+  image.after(canvas);
+  return { image, canvas };
+};
+const examples = [...document.querySelectorAll(".examples img")].map(playerOf);
+const rows = [...document.querySelectorAll("#grid tbody tr")];
+const players = new Map(); // "prompt.sample/slug" -> {image, canvas}
+const turnOf = (row) => `${row.dataset.prompt}.${row.dataset.sample}`;
+const captionOf = (row) => row.querySelector(".caption").textContent;
+for (const row of rows) {
+  for (const cell of row.querySelectorAll("td")) {
+    players.set(`${turnOf(row)}/${cell.dataset.slug}`, playerOf(cell.querySelector("img")));
+  }
+}
+
+const context = (canvas) => {
+  const made = canvas.getContext("2d", { willReadFrequently: true });
+  made.imageSmoothingEnabled = false;
+  return made;
+};
+// A small clip has smaller frames than the study's.
+const sizeOf = (image) => [image.naturalWidth / frames, image.naturalHeight];
+const fit = (canvas, width, tall) => {
+  if (canvas.width !== width) canvas.width = width;
+  if (canvas.height !== tall) canvas.height = tall;
+  return context(canvas);
+};
+const show = (image, canvas) => {
+  const [w, h] = sizeOf(image);
+  fit(canvas, w, h).drawImage(image, frame * w, 0, w, h, 0, 0, w, h);
+};
+// One row of pixels over time; ``row`` is counted in the study's frames.
+const slice = (image, row, canvas) => {
+  const [w, h] = sizeOf(image), drawn = fit(canvas, w, frames), at = Math.floor(((row + 0.5) / height) * h);
+  for (let t = 0; t < frames; t++) drawn.drawImage(image, t * w, at, w, 1, 0, t, w, 1);
+};
+const still = document.createElement("canvas");
+const pixels = (image) => {
+  const [w, h] = sizeOf(image);
+  show(image, still);
+  return context(still).getImageData(0, 0, w, h);
+};
+const difference = (a, b, gain, canvas) => {
+  const one = pixels(a), two = pixels(b);
+  for (let k = 0; k < one.data.length; k++) {
+    if (k % 4 !== 3) one.data[k] = Math.min(255, gain * Math.abs(one.data[k] - two.data[k]));
+  }
+  fit(canvas, one.width, one.height).putImageData(one, 0, 0);
+};
+
+const draw = () => {
+  const mode = $("mode").value, pinned = $("pin").value;
+  for (const { image, canvas } of examples) show(image, canvas);
+  for (const row of rows) {
+    if (row.hidden) continue;
+    for (const cell of row.querySelectorAll("td")) {
+      if (cell.hidden) continue;
+      const { image, canvas } = players.get(`${turnOf(row)}/${cell.dataset.slug}`);
+      const other = players.get(`${turnOf(row)}/${pinned}`);
+      if (mode === "slice") slice(image, Number(row.dataset.row), canvas);
+      else if (mode === "difference" && other) difference(image, other.image, GAIN, canvas);
+      else show(image, canvas);
+      canvas.dataset.frame = frame;
+    }
+  }
+  compare();
+  drawBallot();
+  $("scrub").value = frame;
+  $("now").textContent = `${frame + 1} of ${frames}`;
+};
+
+// The clock.
+const step = (by) => {
+  frame = (((frame + by) % frames) + frames) % frames;
+  draw();
+};
+const play = (on) => {
+  clearInterval(timer);
+  timer = on && frames > 1 ? setInterval(() => step(1), 1000 / Number(page.fps)) : null;
+  $("play").textContent = timer ? "Pause" : "Play";
+  $("play").setAttribute("aria-pressed", String(timer !== null));
+};
+
+// Which rows and columns are shown, and how large.
+const layout = () => {
+  const only = $("only").value, pinned = $("pin").value;
+  first = Math.max(0, Math.min(first, rows.length - 1));
+  rows.forEach((row, number) => (row.hidden = number < first || number >= first + PER_PAGE));
+  for (const cell of document.querySelectorAll("#grid [data-slug]")) {
+    cell.hidden = only !== "" && cell.dataset.slug !== only && cell.dataset.slug !== pinned;
+  }
+  // The pinned setting stands first.
+  for (const row of document.querySelectorAll("#grid tr")) {
+    const at = row.querySelector(`:scope > [data-slug="${CSS.escape(pinned)}"]`);
+    if (at) row.firstElementChild.after(at);
+  }
+  document.documentElement.style.setProperty("--clip", `${$("zoom").value}px`);
+  const last = Math.min(first + PER_PAGE, rows.length);
+  $("page").textContent = `${first + 1} to ${last} of ${rows.length}`;
+  $("earlier").disabled = first === 0;
+  $("later").disabled = last === rows.length;
+  draw();
+  hint();
+};
+const reveal = (prompt) => {
+  const number = rows.findIndex((row) => row.id === `p-${prompt}`);
+  if (number < 0) return;
+  first = number - (number % PER_PAGE);
+  $("which").value = turnOf(rows[number]);
+  $("goto").value = prompt;
+  choose();
+  layout();
+  rows[number].scrollIntoView({ block: "center" });
+};
+
+$("play").addEventListener("click", () => play(timer === null));
+$("back").addEventListener("click", () => (play(false), step(-1)));
+$("forth").addEventListener("click", () => (play(false), step(1)));
+$("scrub").addEventListener("input", () => (play(false), (frame = Number($("scrub").value)), draw()));
+for (const id of ["zoom", "pin", "only"]) $(id).addEventListener("change", layout);
+$("mode").addEventListener("change", draw);
+$("goto").addEventListener("change", () => reveal($("goto").value));
+$("earlier").addEventListener("click", () => ((first -= PER_PAGE), layout()));
+$("later").addEventListener("click", () => ((first += PER_PAGE), layout()));
+for (const link of document.querySelectorAll('a[href^="#p-"]')) {
+  link.addEventListener("click", () => reveal(link.getAttribute("href").slice(3)));
+}
+// A point of a plot, or a setting's name, shows its clips beside the pinned ones.
+for (const link of document.querySelectorAll("a[data-slug]")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    $("only").value = link.dataset.slug;
+    $("b").value = link.dataset.slug;
+    layout();
+    $("clips").scrollIntoView();
+  });
+}
