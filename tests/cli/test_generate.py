@@ -44,6 +44,38 @@ def test_it_writes_video_manifest_and_sheet_and_the_manifest_reproduces(generate
     assert Path(again["video"]).name == Path(found["video"]).name
 
 
+@pytest.mark.parametrize("format", ["mp4", "frames"])
+def test_a_manifest_says_how_its_file_was_written_and_evaluate_shrinks_it(generate, run, tmp_path, format):
+    words = (PROMPT, "--steps", 2, "--upscale", 3, "--fps", 12, "--format", format, "--interval", "0,1")
+    found = {name: Path(path) for name, path in generate(*words, "--out", tmp_path / "a").items()}
+    assert load_video(found["video"])[0].shape == (16, 192, 192, 3)
+    assert "-x3-12fps" in found["video"].name
+    # the video beside the manifest means the manifest
+    again = Path(generate("--from", found["video"], "--out", tmp_path / "b")["video"])
+    assert again.name == found["video"].name
+    for path in [again] if format == "mp4" else again.iterdir():
+        assert path.read_bytes() == (tmp_path / "a" / path.relative_to(tmp_path / "b")).read_bytes()
+    plain = Path(generate("--from", found["manifest"], "--out", tmp_path / "c", "--upscale", 1)["video"])
+    assert load_video(plain)[0].shape == (16, 64, 64, 3)
+    # the world's metrics need clips of its own size
+    code, out, _ = run("evaluate", found["video"])
+    assert code == 0
+    assert "| colour |" in out
+    if format == "frames":  # without loss, the numbers are those of the clip as the model made it
+        assert out.splitlines()[2:] == run("evaluate", plain)[1].splitlines()[2:]
+
+
+def test_what_cannot_be_written_is_refused_before_it_is_made(refused, tiny_model, tmp_path):
+    words = ("generate", PROMPT, "--model", tiny_model, "--out", tmp_path / "new")
+    assert "--upscale 100 makes 16 frames of 6400x6400 pixels" in refused(*words, "--upscale", 100)
+    assert "--fps 5000.0 is not a rate: give a number from 0.1 to 1000" in refused(*words, "--fps", 5000)
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    message = refused("generate", "--from", tmp_path / "clip.mp4")
+    assert "is a video without its manifest, clip.mp4.json: give the manifest" in message
+    assert "--class is for a class-conditional model" in refused("generate", "--class", 3, "--model", tiny_model)
+    assert not (tmp_path / "new").exists()
+
+
 def test_prompts_and_samples_come_together_in_one_sheet(run, tiny_model, tmp_path):
     (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa blue square moves up on a black background\r\n\n")
     code, out, _ = run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,7 @@ from .pickles import MOST_STEPS, refuse_bombs
 
 LEGACY_PICKLES = 4  # a magic number, a version, the system, the content; the names of the values follow
 ZIP = b"PK\x03\x04"
+MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number at the start of a torch file that is no zip, as a pickle holds it
 SHARED = 4  # times that the values of a torch file may be used by several of its tensors, on average
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first one present holds the weights
 MOST_WRAPPINGS = 8  # a mapping in a pickle may even hold itself
@@ -67,7 +69,7 @@ def read_tensors(path: str | Path, *, checksums: bool = True) -> TensorFile:
         kind, content = "shards", _shards(path, checksums)
     elif head[:4] == ZIP:
         kind, content = "torch zip", _torch_file(path, checksums)
-    elif head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+    elif head[:1] == b"\x80" and MAGIC in head:
         kind, content = "torch legacy", _torch_file(path, checksums)
     elif head[8:9] == b"{" or path.suffix == ".safetensors":
         kind = "safetensors"
@@ -90,6 +92,14 @@ def _guess(head: bytes) -> str:
         return "it is a Git LFS pointer, fetch the file itself with `git lfs pull`"
     if head.lstrip()[:1] == b"<":
         return "it is a web page, the download went wrong"
+    if head[:1] == b"\x80":
+        return "it is a pickle that torch.save did not write, and pickles can run code, so it was not loaded"
+    if head[4:8] == b"ftyp":
+        return "it is a video"
+    if head[:1] in (b"{", b"["):
+        return "it is JSON"
+    if head and all(9 <= byte < 127 for byte in head):
+        return "it is a text file"
     return "it is empty" if not head else f"it starts with {head[:8]!r}"
 
 
@@ -131,10 +141,16 @@ def _torch_file(path: Path, checksums: bool) -> Any:
         if zipped:
             refuse_bad_archive(path, checksums)
         try:
-            with _namespaces_allowed():
+            with _namespaces_allowed(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")  # a failure below says it
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if found is None and (protocol := _protocol(path, zipped)) > 3:
+                raise InputError(
+                    f"{path} was pickled with protocol {protocol}, which torch does not read without running code; if "
+                    "you trust it, save it again: torch.save(torch.load(FILE, weights_only=False), NEW_FILE)"
+                ) from None
             if found is None:
                 raise ValueError("it does not unpickle") from error
             raise InputError(
@@ -143,6 +159,17 @@ def _torch_file(path: Path, checksums: bool) -> Any:
             ) from None
         _refuse_unbacked(content, path)
         return content
+
+
+def _protocol(path: Path, zipped: bool) -> int:
+    """The protocol of a torch file's pickle."""
+    if not zipped:
+        with path.open("rb") as file:
+            return file.read(2)[1]
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(name) as content:
+            return content.read(2)[1]
 
 
 def refuse_bad_archive(path: Path, checksums: bool, any_length: bool = False) -> None:
@@ -161,6 +188,8 @@ def refuse_bad_archive(path: Path, checksums: bool, any_length: bool = False) ->
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two of its parts have one name")
+        if not any(member.filename.endswith("/data.pkl") for member in members):
+            raise InputError(f"{path} is a zip file that torch.save did not write; expected safetensors, .pt or .pth")
         stored = sum(member.file_size for member in members)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members) or stored > path.stat().st_size:
             raise ValueError(f"it would unpack to {stored:,} bytes, and PyTorch never packs a checkpoint")

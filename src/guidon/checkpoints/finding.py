@@ -29,6 +29,9 @@ def locate(path: Path) -> Path:
         for candidate in (path / name, path / f"{name}.index.json"):
             if candidate.is_file():
                 return candidate
+    if (path / "model_index.json").is_file():
+        parts = sorted(part.name for part in path.iterdir() if part.is_dir())
+        raise InputError(f"the folder {path} is a pipeline of diffusers: give one of its folders, {', '.join(parts)}")
     raise InputError(f"the folder {path} holds none of {', '.join(WEIGHTS)}, nor an index of their shards")
 
 

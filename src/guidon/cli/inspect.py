@@ -14,7 +14,10 @@ EXAMPLE = "guidon inspect OpenSora-v1-HQ-16x256x256.pth"
 
 def inspect(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="FILE|FOLDER", help="A .pt, .pth or safetensors file, or a folder in hub layout.")
+        Path,
+        typer.Argument(
+            metavar="FILE|FOLDER", help="A .pt, .pth or safetensors file, a folder in hub layout, or a model folder."
+        ),
     ],
     num_heads: Annotated[
         int | None,
@@ -27,6 +30,6 @@ def inspect(
 
     Prints its architecture, size, channels and precision, and what is unusual about it.
     """
-    from ..models.checkpoint import inspect_checkpoint
+    from ..models.checkpoint import files_of, inspect_checkpoint
 
-    print(inspect_checkpoint(checkpoint, **given(num_heads=num_heads)))
+    print(*(inspect_checkpoint(path, **given(num_heads=num_heads)) for path in files_of(checkpoint)), sep="\n\n")

@@ -16,7 +16,9 @@ from ..core.errors import InputError
 from ..core.hashing import hash_files
 from ..core.reading import reading
 from . import registry
+from .catalogue import presets
 from .family import Checkpoint, Family
+from .parts.others import describe_part
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Report:
     """Remarks on what is unusual about it."""
 
     def __str__(self) -> str:
-        config = ", ".join(f"{name} {value}" for name, value in self.config.items())
+        config = ", ".join(f"{name} {_short(value)}" for name, value in self.config.items())
         dtypes = ", ".join(f"{count} tensors of {dtype}" for dtype, count in self.dtypes.items())
         lines = [
             f"file              {self.path} ({self.format})",
@@ -58,21 +60,49 @@ class Report:
         return "\n".join(lines + [f"note              {remark}" for remark in self.remarks])
 
 
+def _short(value: Any) -> str:
+    """A value of a configuration. Of a long mapping, such as a vocabulary, the number of entries."""
+    return f"of {len(value)} entries" if isinstance(value, dict) and len(value) > 8 else str(value)
+
+
 def recognise(file: TensorFile) -> tuple[Family, Checkpoint]:
     """The family of a file, and the checkpoint in it.
 
     Raises:
         InputError: no family recognises it, or one does and the file is incomplete.
     """
+    if (found := _recognised(file)) is not None:
+        return found
+    if (part := describe_part(file)) is not None:
+        raise InputError(f"{file.path}: this is a {part.architecture}, not a denoiser; {part.remarks[0]}")
+    related = (family.reader().explain(file) for family in registry.FAMILIES)
+    unknown = f"an unknown architecture, its first names are {sorted(file.tensors)[:3]}"
+    known = ", ".join(kind for family in registry.FAMILIES for kind in family.reads)
+    raise InputError(f"{file.path}: this is {next(filter(None, related), unknown)}; known are {known}")
+
+
+def _recognised(file: TensorFile) -> tuple[Family, Checkpoint] | None:
     for family in registry.FAMILIES:
         with reading(file.path, WHAT, AGAIN):
             checkpoint = family.reader().recognise(file)
         if checkpoint is not None:
             return family, checkpoint
-    found = (family.reader().explain(file) for family in registry.FAMILIES)
-    unknown = f"an unknown architecture, its first names are {sorted(file.tensors)[:3]}"
-    known = ", ".join(kind for family in registry.FAMILIES for kind in family.reads)
-    raise InputError(f"this is {next(filter(None, found), unknown)}; known are {known}")
+    return None
+
+
+def files_of(path: Path) -> list[Path]:
+    """What ``inspect_checkpoint`` describes one by one: the files of a model folder, or the path itself.
+
+    Args:
+        path: a file, a folder, or the name of a preset whose weights are in the package.
+    """
+    preset = presets().get(str(path))
+    if preset is not None and isinstance(preset.weights, Path) and not path.exists():
+        path = preset.weights
+    for family in registry.FAMILIES:
+        if found := family.files(path):
+            return found
+    return [path]
 
 
 def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
@@ -86,9 +116,12 @@ def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
         InputError: it is no checkpoint, or a checkpoint of an unknown family.
     """
     file = read_tensors(path)
-    family, checkpoint = recognise(file)
-    with reading(file.path, WHAT, AGAIN):
-        found = family.reader().describe(checkpoint, known)
+    if _recognised(file) is None and (found := describe_part(file)) is not None:
+        checkpoint = Checkpoint(file, file.tensors)
+    else:
+        family, checkpoint = recognise(file)
+        with reading(file.path, WHAT, AGAIN):
+            found = family.reader().describe(checkpoint, known)
     dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in file.tensors.values())
     remarks = list(found.remarks)
     try:

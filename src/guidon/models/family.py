@@ -266,6 +266,10 @@ class Family(ABC):
             InputError: files are missing (which, and where to get them), or are not what the preset needs.
         """
 
+    def files(self, folder: Path) -> list[Path]:
+        """The files of weights in a folder that ``adopt`` accepts; empty where the folder is not of this family."""
+        return []
+
     def adopt(self, folder: Path) -> Preset[Any] | None:
         """The preset of a folder of weights; None where the folder is not of this family."""
         return None

@@ -63,6 +63,9 @@ class SmallFamily(Family):
 
         return find_model(preset, sources, device)
 
+    def files(self, folder: Path) -> list[Path]:
+        return [folder / name for name in (DENOISER, LOW_NOISE, TEXT, VAE) if (folder / name).is_file()]
+
     def adopt(self, folder: Path) -> Preset[Path] | None:
         if not any((folder / name).is_file() for name in (DENOISER, TEXT, VAE)):
             return None

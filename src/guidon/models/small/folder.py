@@ -120,7 +120,8 @@ class ComponentReader(Reader):
         file = checkpoint.file
         component = open_component(file.path, dict(file.tensors), file.metadata)
         learned = bool(component.config.get("learn_sigma", False))
-        return Description(f"Guidon's own {component.kind}", component.config, count(checkpoint.tensors), learned)
+        kind = {"text": "text encoder", "vae": "autoencoder"}.get(component.kind, component.kind)
+        return Description(f"Guidon's own {kind}", component.config, count(checkpoint.tensors), learned)
 
     def load(
         self, checkpoint: Checkpoint, known: Mapping[str, Any], assumed: Mapping[str, Any], dtype: torch.dtype
