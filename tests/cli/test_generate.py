@@ -267,3 +267,39 @@ def test_words_that_are_no_utf_8_are_escaped_in_a_manifest(run, tiny_model, tmp_
     assert run(*words, "--out", str(tmp_path / "x"))[0] == 0
     manifest = next((tmp_path / "x").glob("*.mp4.json"))
     assert json.loads(manifest.read_text())["command"] == "guidon '\\udcff'"
+
+
+def test_a_random_prompt_is_drawn_by_the_seed_and_printed(generate, tmp_path):
+    drawn = [
+        generate(
+            "--random-prompt", "--steps", 1, "--seed", seed, "--format", "webp", "--interval", "0,1", "--out", tmp_path
+        )
+        for seed in (1, 2, 1)
+    ]
+    prompts = [found["prompt"] for found in drawn]
+    assert prompts[0] == prompts[2] != prompts[1]
+    assert json.loads(Path(drawn[0]["manifest"]).read_text())["generation"]["prompts"] == [prompts[0]]
+
+
+def test_a_forced_prompt_is_sampled_and_reproduced_without_a_word(run, tiny_model, tmp_path):
+    words = ("generate", "two circles", "--steps", 3, "--model", tiny_model, "--device", "cpu", "--format", "webp")
+    code, _, err = run(*words, "--out", tmp_path / "refused")
+    assert code == 2
+    assert "--force samples it anyway" in err
+    assert not (tmp_path / "refused").exists()
+    code, _, err = run(*words, "--force", "--out", tmp_path / "a")
+    assert code == 0
+    assert "'two circles' asks for another number of objects" in err
+    assert err.count("\n") == 1
+    (manifest,) = (tmp_path / "a").glob("*.json")
+    code, _, err = run("generate", "--from", manifest, "--out", tmp_path / "b", "--format", "webp", "--device", "cpu")
+    assert (code, err) == (0, "")
+    first, second = (next((tmp_path / name).glob("*.webp")).read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_a_prompt_that_cannot_be_followed_is_refused_before_torch_is_imported(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr("guidon.pipeline.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    message = refused("generate", "a cat playing piano", "--out", tmp_path / "out")
+    assert "unknown words 'cat', 'playing', 'piano'. It knows shapes: circle, square" in message
+    assert not (tmp_path / "out").exists()

@@ -274,10 +274,10 @@ class Family(ABC):
         """The preset of a folder of weights; None where the folder is not of this family."""
         return None
 
-    def describe_use(self, preset: Preset[Any]) -> list[str]:
-        """What a user of one of its models needs to know, as lines of text: its words, or the files to get.
+    def describe_words(self, preset: Preset[Any]) -> dict[str, str]:
+        """What the prompts of one of its models may say, by kind of word; empty where they may say anything.
 
         Raises:
-            InputError: a file of the model is damaged.
+            InputError: a file of the model is missing or damaged.
         """
-        return []
+        return {}

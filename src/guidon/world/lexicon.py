@@ -54,16 +54,16 @@ THINGS = frozenset(_words("object objects shape shapes thing things figure figur
 
 # word of the world -> what people also say; read as that word
 ALSO: dict[str, tuple[str, ...]] = {
-    "circle": ("sphere", "orb", "circular", "round"), "square": ("cube", "quadratic"), "triangle": ("triangular",),
+    "circle": ("sphere", "orb", "circular", "round"), "square": ("cube",), "triangle": ("triangular",),
     "red": ("reddish",), "green": ("greenish",), "blue": ("bluish",), "yellow": ("yellowish",),
-    "small": ("mini", "miniature", "smaller", "smallest", "minuscule"),
+    "small": ("mini", "miniature", "smaller", "smallest"),
     "large": ("giant", "gigantic", "enormous", "massive", "larger", "largest", "bigger", "biggest"),
-    "slowly": ("slower", "leisurely", "calmly", "sluggishly"),
+    "slowly": ("slower", "leisurely", "calmly"),
     "quickly": ("faster", "swiftly", "swift", "speedily", "rapid", "quicker", "hurriedly"),
     "still": ("static", "immobile", "frozen", "unmoving", "fixed"),
     "stays still": ("sits", "sit", "sitting", "waits", "wait", "waiting"),
-    "background": ("bg", "wall", "canvas", "backgrounds", "backdrops", "wallpaper"), "up": ("upwardly",),
-    "down": ("downwardly",), "diagonally": ("diagonal", "obliquely"), "a": ("one",), "the": ("this",), "is": ("are",),
+    "background": ("bg", "wall", "canvas", "backgrounds", "backdrops", "wallpaper"), "diagonally": ("diagonal",),
+    "a": ("one",), "the": ("this",), "is": ("are",),
     "does": ("do", "did"), "that": ("who",), "on": ("onto", "upon", "atop"), "over": ("across",),
 }  # fmt: skip
 VERBS = _words(

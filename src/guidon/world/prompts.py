@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from . import lexicon
-from .captions import Wanted, direction, vocabulary
+from .captions import SYNONYMS, Wanted, direction, vocabulary
 from .lexicon import Attribute
 from .scene import AREAS, BACKGROUNDS, COLOURS, SHAPES, SPEEDS, STILL, UNSEEN_SPEED
 
@@ -103,7 +103,7 @@ class Prompt:
         if self.faults[0].kind in ("empty", "long"):
             return _explained(self.faults[0], self.text)
         # Unknown words are all named, of the rest what alone is a reason to refuse.
-        shown = [fault for fault in self.faults if fault.serious or fault.kind == "unknown"]
+        shown = [f for f in self.faults if f.kind == "unknown" or (f.serious and f.kind != "long")]
         if any(fault.kind == "unknown" for fault in shown):
             shown = [fault for fault in shown if fault.kind != "missing"]
         problems = "; ".join(_sentences(shown))
@@ -118,7 +118,7 @@ class Prompt:
 
     def _offer(self) -> str:
         """What can be said: the attributes that are at fault; all of them where that is not clear."""
-        serious = [fault for fault in self.faults if fault.serious]
+        serious = [fault for fault in self.faults if fault.serious and fault.kind != "long"]
         if any(fault.kind in ("second object", "number", "negation", "sequence") for fault in serious):
             return f"Say what one object looks like and does: {EXAMPLE!r}"
         concerned: list[Attribute] = [fault.attribute for fault in serious if fault.attribute is not None]
@@ -267,7 +267,7 @@ class PromptReader:
         }
         self.known["motion"] = (*ways, *((STILL,) if STILL in canonical else ()))
         self._seen: dict[str, list[_Word]] = {}
-        self._near = lexicon.nearest_meanings()
+        self._near, self._world = lexicon.nearest_meanings(), vocabulary()
         self._also = {word: text for word, text in lexicon.meanings().items() if set(text.split()) <= self.words.keys()}
         spelled = (*self.words, *self._also)
         nouns = {word for word in spelled if _CANONICAL.get(self._canonical(word)) in ("shape", "background")}
@@ -294,8 +294,9 @@ class PromptReader:
         length = sum(word in self.words for word in _tokens(read_as))
         if not words:
             faults = [Fault("empty")]
-        elif length > self.most_words:
-            faults = [Fault("long", (str(length), str(self.most_words)))]
+        elif length > self.most_words:  # named first, unless there is more to mend
+            long, others = Fault("long", (str(length), str(self.most_words))), [f for f in faults if f.serious]
+            faults = [*faults, long] if others else [long]
         return Prompt(text, asks, read_as, tuple(faults), self.known)
 
     def negative(self, text: str) -> Prompt:
@@ -308,6 +309,30 @@ class PromptReader:
             if fault.kind in ("unknown", "empty", "long")
         ]
         return replace(read, read_as=read_as, faults=tuple(faults))
+
+    def describe(self) -> dict[str, str]:
+        """What a prompt may say, by attribute, each word with the others that are read as it."""
+        also: dict[str, list[str]] = {}
+        for word in itertools.chain(*SYNONYMS.values(), *lexicon.ALSO.values()):
+            if word not in self.words and word not in self._also:
+                continue
+            canonical = self._canonical(word)
+            verb = canonical == "moves" and not word.endswith("s")  # other forms of a verb that is listed
+            if word != canonical and not verb and not word.endswith(("ing", "ward")):
+                also.setdefault(canonical, []).append(word)
+
+        def listed(words: Sequence[str]) -> str:
+            return "; ".join(f"{word} ({', '.join(also[word])})" if word in also else word for word in words)
+
+        found = {f"{name}s": listed(self.known[name]) for name in ("size", "colour", "shape") if self.known[name]}
+        if self.known["motion"]:
+            ways = [word for word in self.known["motion"] if word != STILL]
+            verbs = [word for word in ("moves", *also.get("moves", ()), "flies", "runs", "rolls") if ways]
+            rest = f"stays still; {listed([STILL])}" if STILL in self.known["motion"] else ""
+            found["motions"] = "; ".join(part for part in (", ".join(verbs), rest) if part)
+            found["directions"] = f"{listed(ways)}; two together, such as up and to the left"
+        found |= {f"{name}s": listed(self.known[name]) for name in ("speed", "background") if self.known[name]}
+        return found
 
     def _said_again(self, asks: Wanted) -> str:
         """What a prompt asks for, as the plainest caption says it, in words that the model knows."""
@@ -364,6 +389,8 @@ class PromptReader:
             attribute, near = self._near[word]
             kind = "motion" if attribute == "motion" else "thing" if attribute == "shape" else "unknown"
             return [_Word(lexicon.SAID.get(word, word), kind, attribute=attribute, near=near)]
+        if word in self._world:  # the model knows fewer words than the world has
+            return [_unknown(word, self._world[word])]
         return [self._misspelt(word)]
 
     def _misspelt(self, word: str) -> _Word:
@@ -375,11 +402,14 @@ class PromptReader:
         if not close:
             return _Word(word, "unknown")
         value = self._canonical(self._plurals.get(close[0], close[0]))
-        kind = _CANONICAL.get(value, "plain")
-        attribute = _ATTRIBUTE_OF.get(kind)
-        near = (value,) if kind != "plain" else ()
-        slip = {"shape": "thing", "motion": "motion", "background": "scenery"}.get(attribute or "", "unknown")
-        return _Word(word, slip, attribute=attribute, near=near)
+        return _unknown(word, value, near=(value,))
+
+
+def _unknown(word: str, canonical: str, near: tuple[str, ...] = ()) -> _Word:
+    """An unknown word that stands where a word of the world could."""
+    attribute = _ATTRIBUTE_OF.get(_CANONICAL.get(canonical, "plain"))
+    kind = {"shape": "thing", "motion": "motion", "background": "scenery"}.get(attribute or "", "unknown")
+    return _Word(word, kind, attribute=attribute, near=near if attribute else ())
 
 
 def _known_words(words: Sequence[_Word]) -> str:

@@ -66,6 +66,12 @@ class SmallFamily(Family):
     def files(self, folder: Path) -> list[Path]:
         return [folder / name for name in (DENOISER, LOW_NOISE, TEXT, VAE) if (folder / name).is_file()]
 
+    def describe_words(self, preset: Preset[Path]) -> dict[str, str]:
+        from .facts import read_words
+
+        words = read_words(preset)
+        return {} if words is None else words.describe()
+
     def adopt(self, folder: Path) -> Preset[Path] | None:
         if not any((folder / name).is_file() for name in (DENOISER, TEXT, VAE)):
             return None

@@ -37,6 +37,16 @@ def read_facts(preset: Preset[Path], sources: Sources) -> Facts:
     return facts_of(preset, *configs)
 
 
+def read_words(preset: Preset[Path]) -> Words | None:
+    """The words that a model folder's text encoder knows; None if its configuration does not say them.
+
+    Raises:
+        InputError: files are missing, or the file's header is damaged.
+    """
+    refuse_incomplete(preset.weights)
+    return Words.of(read_config(preset.weights / TEXT, "text"))
+
+
 def facts_of(
     preset: Preset[Path], denoiser: Mapping[str, Any], text: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> Facts:

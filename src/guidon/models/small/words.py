@@ -47,6 +47,10 @@ class Words:
         read = [self.reader.negative(prompt) if negative else self.reader(prompt) for prompt in prompts]
         return [ReadPrompt(found.read_as, found.refusal, found.warning, found.can_be_sampled) for found in read]
 
+    def describe(self) -> dict[str, str]:
+        """What prompts may say, by kind of word."""
+        return {"words": ", ".join(sorted(self.vocabulary))} if self.reader is None else self.reader.describe()
+
     def _read_words(self, prompt: str) -> ReadPrompt:
         """A prompt in words of which nothing is known but whether the model has them."""
         words = re.findall(r"[^\W_]+", prompt.lower())
