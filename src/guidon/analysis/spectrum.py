@@ -94,7 +94,13 @@ class Spectrum:
 
 
 def spectrum(
-    pipe: Pipeline, prompts: Sequence[str], *, looks: int = 8, on_step: OnStep | None = None, **choices: Unpack[Choices]
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    *,
+    looks: int = 8,
+    on_step: OnStep | None = None,
+    force: bool = False,
+    **choices: Unpack[Choices],
 ) -> Spectrum:
     """Sample each prompt once, and measure guidance by channel, step and frame.
 
@@ -103,6 +109,7 @@ def spectrum(
         prompts: the prompts.
         looks: number of steps, evenly spaced, at which influence is measured. Each costs two decoded clips per channel.
         on_step: called as ``on_step(done, total)`` after every denoising step.
+        force: sample prompts that the model cannot follow, too, with a warning.
         choices: see ``guidon.request.Choices``. All channels are measured, guided or not.
 
     Raises:
@@ -111,7 +118,7 @@ def spectrum(
     if looks < 1:
         raise InputError(f"{setting('looks')} is {looks}: give at least 1 step at which influence is measured")
     # Sample, and record a trace of guidance.
-    request = pipe.plan(tuple(prompts), **choices)
+    request = pipe.plan(tuple(prompts), force=force, **choices)
     if request.guidance.scales_for(pipe.channels).is_identity:
         raise guides_nothing(request.guidance.scales_for(pipe.channels), "measure")
     trace = GuidanceTrace(keep_x0=True)

@@ -45,9 +45,7 @@ def generate(
         bool,
         option("Prompt", None, "Draw a prompt that guidon-small follows; --seed chooses which.", "--random-prompt"),
     ] = False,
-    force: Annotated[
-        bool, option("Prompt", None, "Sample a prompt that the model cannot follow, too.", "--force")
-    ] = False,
+    force: options.Force = False,
     negative_prompt: Annotated[
         str | None,
         option("Prompt", "TEXT", "What to steer away from, in place of the null caption.", default="the null caption"),

@@ -74,6 +74,9 @@ def of_model(value: str) -> str:
 
 OUT = ("--out", "-o", "--output")
 
+# Prompt
+Force = Annotated[bool, option("Prompt", None, "Sample a prompt that the model cannot follow, too.", "--force")]
+
 # Guidance
 _SCALE = ("--cfg-scale", "--guidance-scale")
 CHANNELS = ("--cfg-channels", "--cfg-channel")

@@ -20,6 +20,7 @@ def spectrum(
         list[str],
         typer.Argument(metavar="PROMPT", help="What to show; several are averaged.", rich_help_panel="Prompt"),
     ],
+    force: options.Force = False,
     looks: Annotated[
         int, option("Measuring", "N", "Number of steps at which the effect on pixels is measured.", min=1)
     ] = 8,
@@ -56,7 +57,7 @@ def spectrum(
         prepare_folder(out)
     pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     with progress("sampling") as on_step:
-        found = measured(pipe, prompts, looks=looks, on_step=on_step, **choices)
+        found = measured(pipe, prompts, looks=looks, on_step=on_step, force=force, **choices)
     print(found.table())
     print("energy: share of the squared cond - uncond; the rest: RMS change of the video per unit of scale, 1/1000")
     for path in found.write(out) if out is not None else ():
