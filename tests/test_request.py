@@ -84,9 +84,9 @@ def test_a_request_with_lists_is_read_back_from_its_json():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"seed": [1, 2, 3]}, "seed holds 3 seeds: give one, or one for each of 2 prompts or of 4 clips"),
-        ({"seed": []}, "holds 0 seeds"), ({"seed": [1, -2]}, "-2 is not a whole number"), ({"seed": 1.5}, "seed 1.5 is not"), ({"seed": 2**63}, "2^63"),
-        ({"seed": "7"}, "seed '7' is not"), ({"seed": [1, 2], "seed_per_prompt": True}, "seed_per_prompt needs one"), ({"seed": [1, 2], "exact": "dit"}, "exact needs one"),
+        ({"seed": [1, 2, 3]}, "seed holds 3 seeds: give one, or one for each of 2 prompts or 4 clips"),
+        ({"seed": []}, "holds 0 seeds"), ({"seed": [1, -2]}, "give a whole number from 0"), ({"seed": 1.5}, "seed 1.5 is no seed: give a whole"), ({"seed": 2**63}, "2^63 - 1"),
+        ({"seed": "7"}, "seed '7' is no seed: give a whole"), ({"seed": [1, 2], "seed_per_prompt": True}, "seed_per_prompt needs one"), ({"seed": [1, 2], "exact": "dit"}, "exact needs one"),
         ({"negative_prompt": ["c"]}, "negative_prompt holds 1 texts for 2 prompts"), ({"negative_prompt": ["c", 3]}, "give a text"), ({"negative_prompt": 3}, "give a text"),
     ],
 )  # fmt: skip

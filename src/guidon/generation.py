@@ -26,7 +26,8 @@ from .models.stages import Stage
 from .models.text.prompts import Prompts
 from .models.vae import Autoencoder
 from .request import Computation, Request, latent_shape
-from .samplers import LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
+from .samplers import AfterStep, LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
+from .steering import Interrupted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +36,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Denoised:
     """The latents of one clip, and how they were computed."""
 
+    prompt: int
+    """The number of its prompt."""
+    sample: int
+    """Its sample index."""
     latent: Tensor
     """(1, C, ...)."""
     batch: int
@@ -53,8 +58,17 @@ class Generation:
     request: Request
     prompts: Prompts
     """Those of the request, encoded."""
-    trace: GuidanceTrace | None
+    trace: GuidanceTrace | None = None
     """Collects what guidance did. All the clips are then one batch."""
+    latents: Tensor | None = None
+    """The noise to start from, (clips, C, ...); None to draw it."""
+    after_step: AfterStep | None = None
+    """Called after every step. All the clips are then one batch."""
+
+    @property
+    def in_one_batch(self) -> bool:
+        """Whether what is asked for needs the clips in the batch that was asked for."""
+        return self.request.exact is not None or self.trace is not None or self.after_step is not None
 
     def denoise(
         self, clips: Sequence[tuple[int, int]], like: Computation, on_step: OnStep | None
@@ -65,7 +79,7 @@ class Generation:
         """
         request, trace = self.request, self.trace
         # A clip that was made beside others is made beside copies of itself: the number of rows alone decides the bits.
-        copies = like.batch if len(clips) == 1 and request.exact is None and trace is None else 1
+        copies = like.batch if len(clips) == 1 and not self.in_one_batch else 1
         size = request.batch_size or like.batch
         sequential, empty_trace = like.sequential, trace is not None and not len(trace)
         waiting, done, guided = list(clips), list[Denoised](), 0
@@ -77,16 +91,19 @@ class Generation:
                 noise = replay or SampleNoise(*zip(*(request.noise_of(*clip) for clip in batch), strict=True))
                 before, after = -(-len(done) // size), -(-len(waiting) // size)  # batches that are done, and to do
                 report = part_of(on_step, before, before + after)
-                found = attempt(partial(self._sample, network, numbers, noise, sequential, report))
+                rows = slice(len(done), len(done) + len(batch) // copies)
+                start = None if self.latents is None else torch.cat([self.latents[rows]] * copies)
+                found = attempt(partial(self._sample, network, numbers, noise, start, sequential, report))
                 if found is not None:
                     latents, guided_steps = found
-                    done += [Denoised(each[None], len(batch), sequential) for each in latents[: len(batch) // copies]]
+                    made = zip(waiting[:size], latents[: len(batch) // copies], strict=True)
+                    done += [Denoised(*clip, each[None], len(batch), sequential) for clip, each in made]
                     guided, waiting = guided + guided_steps, waiting[size:]
                     continue
                 # Memory ran out: do it again with fewer rows, then with one branch at a time.
                 if trace is not None and empty_trace:
                     trace.forget()
-                if len(batch) > 1 and request.exact is None and trace is None:
+                if len(batch) > 1 and not self.in_one_batch:
                     size, copies = max(1, len(batch) // copies // 2), 1
                 elif not sequential and not request.guidance.is_conditional:
                     sequential = True
@@ -123,6 +140,7 @@ class Generation:
         network: Network[Any],
         numbers: Sequence[int],
         noise: LegacyNoise | SampleNoise,
+        start: Tensor | None,
         sequential: bool,
         on_step: OnStep | None,
     ) -> tuple[Tensor, int]:
@@ -153,7 +171,8 @@ class Generation:
         solver = request.sampler == "dpm-solver"  # it chooses its levels between those of the full schedule
         schedule = self.model.schedule if solver else self.model.schedule.respaced(request.steps)
         shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
-        x = noise.initial(shape, self.device, len(numbers))
+        x = noise.initial(shape, self.device, len(numbers))  # also where it is given: later draws stay the same
+        x = x if start is None else start.to(self.device)
         called = network
         if request.exact:
             exact = find_replay(request.exact)
@@ -170,7 +189,11 @@ class Generation:
             sample = partial(sample_dpm_solver, steps=request.steps)
         else:
             sample = partial(sample_ddim, eta=request.eta) if request.sampler == "ddim" else sample_ddpm
-        latents = sample(denoiser, schedule, x, noise, process=self.model.process, on_step=on_step)
+        options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
+        try:
+            latents = sample(denoiser, schedule, x, noise, **options)
+        except Interrupted as stop:
+            latents = stop.latents
         return latents, denoiser.memory.guided
 
 

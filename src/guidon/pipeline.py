@@ -5,30 +5,61 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 import torch
 
 from .bridges.diffusers.networks import Frequencies, adopt
+from .calls import (
+    BATCH,
+    CallOptions,
+    ClipOptions,
+    OutputType,
+    Prompted,
+    RunOptions,
+    check_run,
+    read_call,
+    read_plan,
+)
 from .core.devices import cpu_threads, pick_device
-from .core.errors import InputError, setting
-from .core.progress import OnStep
+from .core.errors import InputError, quoted, setting
+from .core.progress import late_progress
 from .core.settings import validated
 from .core.version import VERSION
-from .generation import Generation, decode, warn_of_fallback
-from .guidance import GuidanceTrace
+from .generation import Denoised, Generation, decode, warn_of_fallback
 from .media import Video
+from .media.layouts import DiffusersOutput, frames_as
 from .models.catalogue import find_model, find_preset
 from .models.family import Preset
 from .models.model import Model
 from .models.sources import Sources
 from .models.text.prompts import PromptMemory
-from .request import Choices, Computation, Planner, Request, latent_shape, require_room
+from .request import Choices, Computation, Planner, Request, require_room
+from .spellings import ATTRIBUTES, DTYPES, no_attribute
+from .steering import Steering, start_from
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The latents of a request's clips, and how they were computed."""
+
+    request: Request
+    asked: Computation
+    """How they were to be computed."""
+    clips: list[Denoised]
+    size: int
+    """Clips of the last batch."""
+    threads: int
+
+    def computed(self, clip: Denoised, micro_batch: int) -> Computation:
+        """How one clip was computed."""
+        return Computation(batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=self.threads)
 
 
 class Pipeline:
@@ -38,55 +69,74 @@ class Pipeline:
         preset: the settings of what a call leaves out.
         model: the three stages, and the diffusion that the network was trained for.
         device: where they run.
+        sources: where the model's files are; None where the weights are another pipeline's.
     """
 
-    def __init__(self, preset: Preset[Any], model: Model, device: torch.device) -> None:
-        self.preset, self.model, self.device = preset, model, device
-        self.planner = Planner(preset, model.facts)
+    def __init__(self, preset: Preset[Any], model: Model, device: torch.device, sources: Sources | None = None) -> None:
+        self.preset, self.sources = preset, sources
+        self._shows_progress, self._interrupt = True, False
+        self._use(model, device)
+
+    def _use(self, model: Model, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.channels, self.hashes = model.facts.channels, model.hashes
         self._prompts = PromptMemory(model.text)
 
+    @property
+    def planner(self) -> Planner:
+        """Makes the requests of this model."""
+        return Planner(self.preset, self.model.facts)
+
+    @overload
+    def __call__(self, prompts: str, *, output_type: None = None, **options: Unpack[ClipOptions]) -> Video: ...
+    @overload
     def __call__(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        num_samples: int = 1,
-        batch_size: int = 8,
-        sequential: bool = False,
-        on_step: OnStep | None = None,
-        trace: GuidanceTrace | None = None,
-        force: bool = False,
-        **choices: Unpack[Choices],
-    ) -> Video | list[Video]:
+        self, prompts: Prompted = None, *, output_type: None = None, **options: Unpack[CallOptions]
+    ) -> Any: ...
+    @overload
+    def __call__(
+        self, prompts: Prompted = None, *, output_type: OutputType, **options: Unpack[CallOptions]
+    ) -> DiffusersOutput: ...
+    def __call__(
+        self, prompts: Prompted = None, *, output_type: OutputType | None = None, **options: Unpack[CallOptions]
+    ) -> Any:
         """Videos of the prompts. One prompt and one sample give a Video, else a list with prompts outermost.
+
+        Work over two seconds shows its progress in a terminal and in a notebook, unless ``on_step`` is given.
 
         Args:
             prompts: what to show; for a class-conditional model, the class numbers as text.
-            num_samples: samples 0 to ``num_samples - 1`` of the seed, for each prompt.
-            batch_size: how many clips are denoised together. It changes memory, and pixels by at most 1/255; with
-                ``exact`` it decides the samples.
-            sequential: run guidance's branches one after the other, in the memory of one branch.
-            on_step: called as ``on_step(done, total)`` after every denoising step.
-            trace: collects what guidance did. All the clips must then fit one batch.
-            force: sample a prompt that the model cannot follow, too, with a warning.
-            choices: the settings; see ``guidon.request.Choices``.
+            output_type: "np", "pt", "pil" or "latent" gives a ``DiffusersOutput``; None gives videos.
+            options: the settings (``guidon.request.Choices``); how to run (``guidon.calls.RunOptions``);
+                ``num_samples``, for samples 0 to ``num_samples - 1`` of each prompt; and what diffusers calls these
+                (``guidon.calls.CallOptions``).
 
         Raises:
-            InputError: a choice is not valid for this model, it cannot follow a prompt, or the clips need more memory
-                than there is.
+            InputError: an option is not valid for this model, or the clips need more memory than there is.
         """
-        single = isinstance(prompts, str) and num_samples == 1
-        texts = (prompts,) if isinstance(prompts, str) else prompts
-        request = self.plan(texts, range(num_samples), batch_size=batch_size, force=force, **choices)
-        videos = self.generate(request, batch_size=batch_size, sequential=sequential, on_step=on_step, trace=trace)
-        return videos[0] if single else videos
+        call = read_call(prompts, output_type, options)
+        samples = range(call.num_samples)
+        request = self.plan(call.prompts, samples, batch_size=call.batch_size, force=call.force, **call.choices)
+        own = call.run.get("on_step")
+        shows = own is None and self._shows_progress
+        with late_progress("denoising") if shows else nullcontext(own) as on_step:
+            run = self._denoise(request, None, {**call.run, "on_step": on_step})
+        if output_type == "latent":
+            latents = torch.cat([clip.latent for clip in run.clips])
+            manifests = [self._manifest(run, clip, run.asked.micro_batch) for clip in run.clips]
+            return call.form(DiffusersOutput(latents, tuple(manifests), self.preset.is_image))
+        videos = self._decode(run)
+        if output_type is None:
+            return call.form(videos)
+        manifests = tuple(video.manifest for video in videos)
+        return call.form(DiffusersOutput(frames_as(videos, output_type), manifests, self.preset.is_image))
 
     def plan(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         samples: Sequence[int] = (0,),
         *,
-        batch_size: int = 8,
+        batch_size: int = BATCH,
         force: bool = False,
         **choices: Unpack[Choices],
     ) -> Request:
@@ -97,30 +147,28 @@ class Pipeline:
         Raises:
             InputError: a choice is not valid for this model, or it cannot follow a prompt.
         """
-        return self.planner.plan(prompts, samples, batch_size=batch_size, device=self.device, force=force, **choices)
+        asked = read_plan(prompts, samples, batch_size, choices)
+        return self.planner.plan(**asked, device=self.device, force=force)
 
     def complete(
-        self, prompts: Sequence[str], samples: Sequence[int] = (0,), *, batch_size: int = 8, **choices: Unpack[Choices]
+        self,
+        prompts: str | Sequence[str],
+        samples: Sequence[int] = (0,),
+        *,
+        batch_size: int = BATCH,
+        **choices: Unpack[Choices],
     ) -> Request:
         """``plan`` for captions of a bench: whether the model can follow them is not asked.
 
         Raises:
             InputError: a choice is not valid for this model.
         """
-        return self.planner.complete(prompts, samples, batch_size=batch_size, device=self.device, **choices)
+        return self.planner.complete(**read_plan(prompts, samples, batch_size, choices), device=self.device)
 
-    @torch.inference_mode()
     def generate(
-        self,
-        request: Request,
-        *,
-        batch_size: int = 8,
-        sequential: bool = False,
-        on_step: OnStep | None = None,
-        trace: GuidanceTrace | None = None,
-        like: Computation | None = None,
+        self, request: Request, *, like: Computation | None = None, **options: Unpack[RunOptions]
     ) -> list[Video]:
-        """The videos of a complete request, prompts outermost; most arguments are those of a call.
+        """The videos of a complete request, prompts outermost.
 
         Where memory runs out, clips are denoised in smaller batches, then one branch after the other, then fewer frames
         are decoded at a time. A warning says so, and the manifests.
@@ -129,24 +177,31 @@ class Pipeline:
             request: what to make.
             like: how the clip of the request was computed before, from its manifest. It is then computed in the same
                 way, which gives the same bits. ``batch_size`` and ``sequential`` have no effect.
+            options: how to run; see ``guidon.calls.RunOptions``.
 
         Raises:
             InputError: weights cannot be read or do not fit, a class is not in the model, the clips of a trace do not
                 fit one batch, numbers overflow, or there is not enough memory.
         """
+        return self._decode(self._denoise(request, like, options))
+
+    @torch.inference_mode()
+    def _denoise(self, request: Request, like: Computation | None, options: RunOptions) -> _Run:
         # what is asked for, and whether there is room for it
-        count = len(request.prompts) * len(request.samples)
-        batch_size = request.batch_size or (batch_size if like is None else like.batch)
-        if batch_size < 1:
-            raise InputError(f"{setting('batch_size')} is {batch_size}: give at least 1")
-        shape = latent_shape(self.preset, self.model.facts, request)
+        check_run(request, options)
+        trace, callback = options.get("trace"), options.get("callback_on_step_end")
+        steering = None if callback is None else Steering(self, callback)
+        count, shape = len(request.prompts) * len(request.samples), self.planner.latent_shape(request)
+        batch_size = request.batch_size or (options.get("batch_size", BATCH) if like is None else like.batch)
         require_room(self.model.facts, shape, count, batch_size, self.device)
-        if trace is not None and count > batch_size:
-            raise InputError(
-                f"a trace needs its {count} clips in one batch: raise {setting('batch_size')} from {batch_size}"
-            )
+        for what, given in (("a trace", trace), ("a callback", callback)):
+            if given is not None and count > batch_size:
+                raise InputError(
+                    f"{what} needs its {count} clips in one batch: raise {setting('batch_size')} from {batch_size}"
+                )
+        request, latents = start_from(request, options.get("latents"), shape)
         if like is None:
-            like = Computation(batch=min(batch_size, count), sequential=sequential)
+            like = Computation(batch=min(batch_size, count), sequential=options.get("sequential", False))
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
         texts, avoided = (tuple(map(request.text_of, each)) for each in (request.prompts, request.negatives))
         of_each = isinstance(request.negative_prompt, tuple)
@@ -154,19 +209,27 @@ class Pipeline:
         if self.model.vae.keep:  # where stages are dropped after use, it waits for its turn
             self.model.vae.prepare_in_background()
 
-        # latents, then frames
+        # latents
+        self._interrupt = False
+        generation = Generation(self.preset, self.model, self.device, request, prompts, trace, latents, steering)
         with nullcontext() if like.threads is None else cpu_threads(like.threads):
-            run = Generation(self.preset, self.model, self.device, request, prompts, trace)
-            denoised, size = run.denoise(clips, like, on_step)
-            latents = [clip.latent for clip in denoised]
-            frames, micro_batch = decode(self.model.vae, latents, like.micro_batch, self.device)
+            denoised, size = generation.denoise(clips, like, options.get("on_step"))
             threads = torch.get_num_threads()
-        found = [
-            Computation(batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=threads)
-            for clip in denoised
+        if steering is not None and steering.changed:
+            request = request.model_copy(update={"callback": True})
+        return _Run(request, like, denoised, size, threads)
+
+    @torch.inference_mode()
+    def _decode(self, run: _Run) -> list[Video]:
+        with cpu_threads(run.threads):
+            latents = [clip.latent for clip in run.clips]
+            frames, micro_batch = decode(self.model.vae, latents, run.asked.micro_batch, self.device)
+        computed = [run.computed(clip, micro_batch) for clip in run.clips]
+        warn_of_fallback(run.asked, run.size, computed, run.request.closeness)
+        return [
+            Video(each, self.preset.fps, self._manifest(run, clip, micro_batch) | {"frames": list(each.shape)})
+            for clip, each in zip(run.clips, frames, strict=True)
         ]
-        warn_of_fallback(like, size, found, request.closeness)
-        return [self._video(request, *made) for made in zip(clips, frames, found, strict=True)]
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show."""
@@ -174,25 +237,91 @@ class Pipeline:
         with self.model.vae.in_use() as vae:
             return ((vae.decode(vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
 
-    def _video(self, request: Request, clip: tuple[int, int], frames: np.ndarray, computed: Computation) -> Video:
-        manifest = {
+    def _manifest(self, run: _Run, clip: Denoised, micro_batch: int) -> dict[str, Any]:
+        return {
             "guidon": VERSION,
-            "generation": request.alone(*clip).model_dump(mode="json"),
-            "computed": computed.model_dump(mode="json"),
+            "generation": run.request.alone(clip.prompt, clip.sample).model_dump(mode="json"),
+            "computed": run.computed(clip, micro_batch).model_dump(mode="json"),
             "weights": self.hashes,
             "torch": torch.__version__,
             "python": sys.version.split()[0],
             "device": str(self.device),
             "fps": self.preset.fps,
-            "frames": list(frames.shape),
         }
-        return Video(frames, self.preset.fps, manifest)
+
+    def set_progress_bar_config(self, *, disable: bool = False) -> None:
+        """Show the progress of calls (the default), or never."""
+        self._shows_progress = not disable
+
+    def to(self, *where: str | torch.device | torch.dtype, dtype: torch.dtype | None = None) -> Pipeline:
+        """Run on another device, or in another precision, from now on: ``pipe.to("cuda", torch.float16)``.
+
+        Args:
+            where: a device, a dtype of torch, or both.
+            dtype: the precision of the network, where a call does not choose it.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            InputError: the device is not there, the dtype is not float32, bfloat16 or float16, or the weights are those
+                of a diffusers pipeline, which then stays where it is.
+        """
+        for value in (*where, *(() if dtype is None else (dtype,))):
+            if isinstance(value, torch.dtype):
+                name = str(value).removeprefix("torch.")
+                if name not in DTYPES:
+                    raise InputError(f"a model does not run in {value}: give torch.float32, bfloat16 or float16")
+                self.preset = replace(self.preset, dtype=DTYPES[name])
+                continue
+            device = pick_device(str(value))
+            if device == self.device:
+                continue
+            if self.sources is None:
+                raise InputError(
+                    f"the weights are a diffusers pipeline's: move that one to {device}, and adopt it again"
+                )
+            self._use(find_model(self.preset, self.sources, device), device)
+        return self
+
+    def __repr__(self) -> str:
+        own, shape, unit = self.preset, self.model.facts.latent_shape, self.model.facts.downsampling
+        size = f"{shape[-2] * unit}x{shape[-1] * unit}" + (f", {shape[1]} frames" if len(shape) == 4 else "")
+        settings = f"cfg_scale {own.cfg_scale}, {own.sampler}, {own.steps} steps, {own.dtype}"
+        return f"<Pipeline {own.name!r}, {size}, {settings}, on {self.device}>"
+
+    def __copy__(self) -> Pipeline:
+        return Pipeline(self.preset, self.model, self.device, self.sources)
+
+    def __reduce__(self) -> Any:
+        if self.sources is None:
+            raise InputError("the weights are a diffusers pipeline's: copy or pickle that one, and adopt it again")
+        return _load_again, (self.preset.name, self.sources, str(self.device), self.preset.dtype, self._shows_progress)
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(no_attribute(name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ATTRIBUTES:  # it would have no effect
+            raise AttributeError(no_attribute(name))
+        super().__setattr__(name, value)
+
+
+def _load_again(name: str, sources: Sources, device: str, dtype: str, shows_progress: bool) -> Pipeline:
+    """A pipeline from what its pickle holds: where its files are."""
+    place = pick_device(device)
+    preset = replace(find_preset(name), dtype=dtype)
+    pipe = Pipeline(preset, find_model(preset, sources, place), place, sources)
+    pipe.set_progress_bar_config(disable=not shows_progress)
+    return pipe
 
 
 def load(
     model: str | Path = "guidon-small",
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     checkpoint: str | Path | None = None,
     text_encoder: str | Path | None = None,
     vae: str | Path | None = None,
@@ -216,10 +345,13 @@ def load(
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
     """
+    if not isinstance(model, str | Path):
+        raise InputError(f"model is {quoted(model)}: give the name of a preset, or a folder of weights")
+    preset, place = find_preset(str(model)), pick_device(str(device))
     given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
     given |= {"text_dtype": text_dtype, "download": download, "offload": offload}
-    preset, sources, place = find_preset(str(model)), validated(Sources, given, None), pick_device(device)
-    return Pipeline(preset, find_model(preset, sources, place), place)
+    sources = validated(Sources, given, None)
+    return Pipeline(preset, find_model(preset, sources, place), place, sources)
 
 
 def from_diffusers(

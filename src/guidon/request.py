@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from .core.errors import InputError, nearest, setting
+from .core.errors import InputError, nearest, quoted, setting
 from .core.limits import as_count, available_memory, require_memory
 from .core.settings import Settings, validated
 from .core.warn import warn
@@ -79,7 +79,7 @@ class Choices(TypedDict, total=False):
     """Where an exact replay draws its noise."""
 
 
-_KEYWORDS = tuple(Choices.__annotations__)
+KEYWORDS = tuple(Choices.__annotations__)
 _CLIP_BYTES = 4096  # what a clip takes beside its pixels: its manifest and its objects
 
 
@@ -128,6 +128,10 @@ class Request(Settings):
     """Where an exact replay draws noise: "device" where it runs, or as a CUDA device does, such as "cuda:h100"."""
     batch_size: Count | None = None
     """Clips denoised together; set only for an exact replay, where it decides the frames."""
+    latents: tuple[str, ...] | None = None
+    """A hash of each clip's first noise, where a caller in Python gave it. It must be given again."""
+    callback: bool = False
+    """Whether a callback changed the latents or stopped the run. It must be given again."""
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +154,8 @@ class Request(Settings):
         flat: dict[str, Any] = {}
         guidance = self.guidance.to_settings()
         for name, value in handler(self).items():
+            if name in ("latents", "callback") and not value:  # what an earlier version did not know
+                continue
             if name == "guidance":
                 flat |= {key: guidance[key] for key in ("cfg_scale", "cfg_channels") if key in guidance}
             elif name == "dtype":
@@ -168,7 +174,7 @@ class Request(Settings):
     def _negative_texts(cls, value: Any) -> str | tuple[str, ...] | None:
         texts = tuple(value) if is_list(value) else (value,)
         if value is not None and not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{setting('negative_prompt')} is {value!r:.60}: give a text, or one text for each prompt")
+            raise InputError(f"{setting('negative_prompt')} is {quoted(value)}: give a text, or one for each prompt")
         return texts if is_list(value) else texts[0]
 
     @field_validator("exact")
@@ -196,15 +202,18 @@ class Request(Settings):
         prompts, clips = len(self.prompts), len(self.prompts) * len(self.samples)
         if isinstance(self.seed, tuple):
             if len(self.seed) not in (prompts, clips):
-                each = f"each of {prompts} prompts" + (f" or of {clips} clips" if clips > prompts else "")
-                raise InputError(f"{setting('seed')} holds {len(self.seed)} seeds: give one, or one for {each}")
+                several = [f"{n} {what}" for n, what in ((prompts, "prompts"), (clips, "clips")) if n > 1]
+                each = f", or one for each of {' or '.join(dict.fromkeys(several))}" if several else ""
+                raise InputError(f"{setting('seed')} holds {len(self.seed)} seeds: give one{each}")
             if self.seed_per_prompt or self.exact:
                 other = setting("seed_per_prompt" if self.seed_per_prompt else "exact")
                 raise InputError(f"{setting('seed')} holds several seeds, {other} needs one: give one")
+        if self.latents is not None and len(self.latents) != clips:
+            raise InputError(f"{setting('latents')} holds {len(self.latents)} hashes for {clips} clips")
         if isinstance(self.negative_prompt, tuple) and len(self.negative_prompt) != prompts:
             raise InputError(
-                f"{setting('negative_prompt')} holds {len(self.negative_prompt)} texts for {prompts} prompts: give "
-                "one, or one for each"
+                f"{setting('negative_prompt')} holds {len(self.negative_prompt)} texts for {prompts} "
+                f"prompt{'s' * (prompts > 1)}: give one{', or one for each' * (prompts > 1)}"
             )
         return self
 
@@ -263,9 +272,12 @@ class Request(Settings):
             return self
         seed, index = self.noise_of(prompt, sample)
         text, negative = self.prompts[prompt], self.negative_of(prompt)
-        read_as = {key: value for key, value in self.read_as.items() if key in (text, negative)}
-        own = {"prompts": (text,), "read_as": read_as, "negative_prompt": negative}
-        return self.model_copy(update=own | {"samples": (index,), "seed": seed, "seed_per_prompt": False})
+        own: dict[str, Any] = {"prompts": (text,), "negative_prompt": negative, "samples": (index,), "seed": seed}
+        own["read_as"] = {key: value for key, value in self.read_as.items() if key in (text, negative)}
+        if self.latents is not None:
+            clip = prompt * len(self.samples) + self.samples.index(sample)
+            own["latents"] = self.latents[clip : clip + 1]
+        return self.model_copy(update=own | {"seed_per_prompt": False})
 
 
 class Computation(Settings):
@@ -319,8 +331,8 @@ def make_request(
         InputError: a choice is not valid for this model, or the run needs more memory than there is.
     """
     for name in choices:
-        if name not in _KEYWORDS:
-            raise InputError(f"{name!r} is not a setting{nearest(name, _KEYWORDS)}")
+        if name not in KEYWORDS:
+            raise InputError(f"{name!r} is not a setting{nearest(name, KEYWORDS)}")
     # what was chosen; None stands for the preset's own
     values = {name: value for name, value in choices.items() if value is not None and name not in GUIDANCE_KEYS}
     # what the preset recommends, and what the call fixes
@@ -452,7 +464,7 @@ def _read_seed(value: Any) -> int:
     except TypeError:
         seed = -1
     if not 0 <= seed < 2**63:
-        raise InputError(f"{setting('seed')} {value!r:.60} is not a whole number from 0 to 2^63 - 1")
+        raise InputError(f"{setting('seed')} {quoted(value)} is no seed: give a whole number from 0 to 2^63 - 1")
     return seed
 
 

@@ -40,10 +40,10 @@ def written(value: object, write: Callable[[object], str] = repr) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as text for a message, cut if it is long."""
+    """A value as text for a message, on one line, cut if it is long."""
     if isinstance(value, str):
         return repr(value if len(value) <= LONGEST else f"{value[:LONGEST]}…")
-    text = written(value)
+    text = " ".join(written(value).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

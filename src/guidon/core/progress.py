@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,3 +26,37 @@ def progress(what: str) -> Iterator[OnStep]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         line = bar.add_task("", total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)
+
+
+@contextmanager
+def late_progress(what: str, after: float = 2.0) -> Iterator[OnStep]:
+    """Show a line that counts steps, where stderr is a terminal or a notebook's. Yields the ``OnStep`` that updates it.
+
+    It is one plain line that is written again and again, which terminals and notebooks both show.
+
+    Args:
+        what: what is done, such as "denoising".
+        after: seconds. Work that is done earlier shows nothing.
+    """
+    stream, begun, shown = sys.stderr, time.monotonic(), 0.0
+    if not (stream.isatty() or type(stream).__module__.startswith("ipykernel")):
+        yield lambda done, total: None
+        return
+
+    def on_step(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - begun < after or (now - shown < 0.1 and done < total):
+            return
+        shown, left = now, round((now - begun) * (total - done) / done)
+        bar = "#" * round(20 * done / total)
+        text = f"{what} [{bar:<20}] {done}/{total}, {left // 60}:{left % 60:02d} left"
+        stream.write(f"\r{text:<60}")
+        stream.flush()
+
+    try:
+        yield on_step
+    finally:
+        if shown:
+            stream.write("\n")
+            stream.flush()

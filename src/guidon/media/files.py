@@ -67,16 +67,16 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
 
     if format == "frames":
         with atomic_folder(path) as folder:
-            for k, image in enumerate(_images(frames)):
+            for k, image in enumerate(as_images(frames)):
                 image.save(folder / f"{k:04d}.png")
         return path
     with atomic_path(path) as temporary:
         if format == "mp4":
             _write_mp4(frames, temporary, fps)
         elif format == "png":
-            _images(frames)[0].save(temporary)
+            as_images(frames)[0].save(temporary)
         else:
-            first, *rest = _images(frames)
+            first, *rest = as_images(frames)
             timing = f"{len(frames)} frames at {float(fps)} fps"
             if format == "webp":
                 exif = Image.Exif()
@@ -201,7 +201,7 @@ def need_pillow() -> None:
     require("PIL", "an image file", "video", package="pillow")
 
 
-def _images(frames: np.ndarray) -> list[Image.Image]:
+def as_images(frames: np.ndarray) -> list[Image.Image]:
     from PIL import Image
 
     return [Image.fromarray(frame) for frame in frames]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.atomic import write_json
-from ..core.errors import InputError
+from ..core.errors import InputError, quoted
 from .files import check_fps, check_upscale, enlarge, format_of, save_video
 from .preview import preview_html
 
@@ -43,7 +43,7 @@ class Video:
             InputError: the format does not exist, the path cannot be written, or a number is out of range.
         """
         if not isinstance(path, str | Path):
-            raise InputError(f"a video was to be saved as {path!r:.60}: give a path such as 'circle.mp4'")
+            raise InputError(f"a video was to be saved as {quoted(path)}: give a path such as 'circle.mp4'")
         path, fps = Path(path), self.fps if fps is None else fps
         format = format_of(path) if format is None else format
         check_fps(fps)

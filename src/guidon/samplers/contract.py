@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
 Noise: TypeAlias = "Callable[[Tensor], Tensor]"
 """``noise(x)`` gives standard normal values shaped like x."""
+AfterStep: TypeAlias = "Callable[[int, NoiseLevel, Tensor], Tensor]"
+"""``after_step(step, level, x)`` is called at the end of step 0, 1, ..., which began at ``level``. It returns the x
+(B, C, ...) that sampling goes on with."""
 
 
 class Denoiser(Protocol):

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, eps_from_x0, predicted_x0, split_prediction
-from .contract import Denoiser, Noise, checked
+from .contract import AfterStep, Denoiser, Noise, checked
 
 
 def ddim_step(
@@ -46,6 +46,7 @@ def sample_ddim(
     *,
     process: Process = Process(),
     on_step: OnStep | None = None,
+    after_step: AfterStep | None = None,
     eta: float = 0.0,
 ) -> Tensor:
     """From noise x (B, C, ...) to x_0, through every level of the schedule. At eta 0 no noise is drawn.
@@ -58,6 +59,8 @@ def sample_ddim(
     predict = checked(denoiser)
     for done, level in enumerate(schedule.levels, 1):
         x, _ = ddim_step(predict(x, level), x, level, noise(x) if eta else None, process, eta)
+        if after_step:
+            x = after_step(done - 1, level, x)
         if on_step:
             on_step(done, len(schedule))
     predict.finish()

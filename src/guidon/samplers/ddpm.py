@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core.broadcasting import per_sample
 from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, p_mean_variance
-from .contract import Denoiser, Noise, checked
+from .contract import AfterStep, Denoiser, Noise, checked
 
 
 def ddpm_step(
@@ -30,6 +30,7 @@ def sample_ddpm(
     *,
     process: Process = Process(),
     on_step: OnStep | None = None,
+    after_step: AfterStep | None = None,
 ) -> Tensor:
     """From noise x (B, C, ...) to x_0, through every level of the schedule. Noise is drawn at every step.
 
@@ -39,6 +40,8 @@ def sample_ddpm(
     predict = checked(denoiser)
     for done, level in enumerate(schedule.levels, 1):
         x, _ = ddpm_step(predict(x, level), x, level, noise(x), process)
+        if after_step:
+            x = after_step(done - 1, level, x)
         if on_step:
             on_step(done, len(schedule))
     predict.finish()

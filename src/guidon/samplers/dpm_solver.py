@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..diffusion import NoiseLevel, NoiseSchedule, Process, convert, split_prediction
-from .contract import Denoiser, Noise, checked
+from .contract import AfterStep, Denoiser, Noise, checked
 
 
 def _half_log_snr(level: NoiseLevel) -> float:
@@ -29,6 +29,7 @@ def sample_dpm_solver(
     *,
     process: Process = Process(),
     on_step: OnStep | None = None,
+    after_step: AfterStep | None = None,
     steps: int = 20,
 ) -> Tensor:
     """From noise x (B, C, ...) to x_0 in ``steps`` evaluations. No noise is drawn.
@@ -60,6 +61,8 @@ def sample_dpm_solver(
         # one step of the exponential integrator
         x = (after.sigma / level.sigma) * x - after.alpha * math.expm1(-h) * direction
         previous, previous_h = x_0, h
+        if after_step:
+            x = after_step(k, level, x)
         if on_step:
             on_step(k + 1, steps)
     predict.finish()

@@ -1,0 +1,138 @@
+"""Latents that a caller gives, and changes after a step."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import guidon
+from guidon.core.errors import InputError
+from guidon.request import Request
+from guidon.samplers import SampleNoise
+
+PROMPT = "a red circle moves left on a white background"
+OTHER = "a blue square moves up on a black background"
+OPTIONS = {"steps": 3, "cfg_scale": 3.0, "timing": "constant"}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return guidon.load(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def noise(pipe):
+    return SampleNoise([5, 6], [0, 0]).initial(pipe.model.facts.latent_shape)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+def test_the_noise_of_a_seed_given_as_latents_gives_the_clips_of_the_seed(pipe, noise, sampler):
+    drawn = pipe([PROMPT, OTHER], seed=[5, 6], sampler=sampler, **OPTIONS)
+    for size in (8, 1):
+        given = pipe([PROMPT, OTHER], seed=[5, 6], sampler=sampler, latents=noise, batch_size=size, **OPTIONS)
+        for ours, theirs in zip(given, drawn, strict=True):
+            assert np.abs(ours.frames.astype(int) - theirs.frames).max() <= (1 if size == 1 else 0)
+
+
+def test_a_manifest_holds_the_hash_of_each_clips_latents_and_needs_them_again(pipe, noise):
+    first, second = pipe([PROMPT, OTHER], latents=noise, **OPTIONS)
+    request = Request(**json.loads(json.dumps(second.manifest["generation"])))
+    assert np.abs(pipe.generate(request, latents=noise[1:])[0].frames.astype(int) - second.frames).max() <= 1
+    assert first.manifest["generation"]["latents"] != second.manifest["generation"]["latents"]
+    with pytest.raises(InputError, match="give the same tensor as latents"):
+        pipe.generate(request)
+    with pytest.raises(InputError, match="not those that the request was made with"):
+        pipe.generate(request, latents=noise[:1])
+    assert "latents" not in pipe.plan(PROMPT).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[0], "give noise of the shape"), (lambda x: x, "give noise of the shape"), (lambda x: x[:1].long(), "latents is int64"),
+        (lambda x: x[:1] * float("nan"), "not finite"), (lambda x: x[:1].numpy(), "of type ndarray"), (lambda x: x[:1, :, :8], "give noise of the shape"),
+    ],
+)  # fmt: skip
+def test_latents_of_another_shape_or_type_are_refused(pipe, noise, change, message):
+    with pytest.raises(InputError, match=message):
+        pipe(PROMPT, latents=change(noise), **OPTIONS)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+def test_a_callback_that_looks_on_changes_nothing(pipe, sampler):
+    seen = []
+
+    def callback(given, step, timestep, tensors):
+        seen.append((given is pipe, step, float(timestep), tuple(tensors["latents"].shape)))
+        return tensors if step else None
+
+    watched = pipe([PROMPT, OTHER], callback_on_step_end=callback, sampler=sampler, **OPTIONS)
+    assert watched == pipe([PROMPT, OTHER], sampler=sampler, **OPTIONS)
+    shape = (2, *pipe.model.facts.latent_shape)
+    assert [(mine, step, size) for mine, step, _, size in seen] == [(True, step, shape) for step in range(3)]
+    assert [time for _, _, time, _ in seen] == sorted((time for _, _, time, _ in seen), reverse=True)
+
+
+def return_others(pipe, step, timestep, tensors):
+    return {"latents": tensors["latents"] + step}
+
+
+def change_in_place(pipe, step, timestep, tensors):
+    tensors["latents"] += step
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+def test_latents_that_a_callback_returns_or_changes_are_gone_on_with(pipe, sampler):
+    plain = pipe(PROMPT, sampler=sampler, **OPTIONS)
+    changed, in_place = (
+        pipe(PROMPT, sampler=sampler, callback_on_step_end=callback, **OPTIONS)
+        for callback in (return_others, change_in_place)
+    )
+    assert changed == in_place
+    assert not np.array_equal(changed.frames, plain.frames)
+    assert changed.manifest["generation"] == plain.manifest["generation"] | {"callback": True}
+    request = Request(**changed.manifest["generation"])
+    assert pipe.generate(request, callback_on_step_end=return_others)[0] == changed
+    with pytest.raises(InputError, match="give the same callback"):
+        pipe.generate(request)
+
+
+def test_a_callback_may_stop_the_run(pipe):
+    steps, states = [], []
+
+    def stop(given, step, timestep, tensors):
+        steps.append(step)
+        states.append(tensors["latents"].clone())
+        given._interrupt = step == 1
+        return {}
+
+    stopped = pipe(PROMPT, callback_on_step_end=stop, output_type="latent", **OPTIONS)
+    assert steps == [0, 1]
+    assert torch.equal(stopped.frames, states[-1])
+    assert stopped.manifests[0]["generation"]["callback"] is True
+    assert pipe(PROMPT, **OPTIONS).manifest["generation"].get("callback") is None  # the next run is whole
+
+
+class NeedsEmbeddings:
+    tensor_inputs = ("prompt_embeds",)
+
+    def __call__(self, *_):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (lambda *_: 3, "returned 3: return a dict"), (lambda *_: {"latents": 3}, "returned the latents 3"), (lambda *_: {"latents": torch.zeros(2)}, r"returned the latents \(2,\)"),
+        (lambda *_: {"prompt_embeds": 3}, "not 'prompt_embeds'"), (NeedsEmbeddings(), "not 'prompt_embeds'"),
+    ],
+)  # fmt: skip
+def test_what_a_callback_cannot_do_is_refused(pipe, callback, message):
+    with pytest.raises(InputError, match=message):
+        pipe(PROMPT, callback_on_step_end=callback, **OPTIONS)
+
+
+def test_a_callback_sees_all_clips_in_one_batch(pipe):
+    with pytest.raises(InputError, match="a callback needs its 3 clips in one batch"):
+        pipe(PROMPT, num_samples=3, batch_size=2, callback_on_step_end=return_others, **OPTIONS)
