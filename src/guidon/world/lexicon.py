@@ -68,7 +68,7 @@ ALSO: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 VERBS = _words(
     """fly run roll walk drive sail swim crawl travel wander shift head drift slide glide float go move proceed
-    pass march stroll progress scroll flow race rush zoom dash creep advance"""
+    pass march stroll progress scroll flow race rush come zoom dash creep advance"""
 )
 """Verbs that are read as "moves"; the direction is said elsewhere."""
 FALLS = {"moves down": ("fall", "drop", "sink", "descend"), "moves up": ("rise", "climb", "ascend", "lift")}
@@ -76,8 +76,8 @@ FALLS = {"moves down": ("fall", "drop", "sink", "descend"), "moves up": ("rise",
 IRREGULAR = {
     "fly": "flies flew flown", "run": "ran running", "go": "went gone", "swim": "swam swimming",
     "drive": "drove driven", "fall": "fell fallen", "drop": "dropped dropping", "sink": "sank", "rise": "rose risen",
-    "travel": "travelled", "slide": "slid", "creep": "crept", "rush": "rushes", "pass": "passes", "march": "marches",
-    "dash": "dashes", "spin": "spinning spun", "stop": "stops stopped stopping",
+    "travel": "travelled", "slide": "slid", "creep": "crept", "come": "came", "rush": "rushes", "pass": "passes",
+    "march": "marches", "dash": "dashes", "spin": "spinning spun", "stop": "stops stopped stopping",
     "hop": "hopped hopping", "shake": "shook", "swing": "swung", "jump": "jumped", "grow": "grew", "shrink": "shrank",
     "sit": "sat", "flip": "flipped flipping", "bounce": "bouncy", "disappear": "vanish vanishes", "turn": "turns",
     "begin": "began beginning", "get": "getting",
@@ -180,6 +180,12 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"(from )?(the )?right( side| edge)? (over )?to (the )?left( side| edge)?", "to the left"),
     (r"(from )?(the )?top( side| edge)? to (the )?bottom( side| edge)?", "down"),
     (r"(from )?(the )?bottom( side| edge)? to (the )?top( side| edge)?", "up"),
+    (r"(in )?from (the )?left( side| edge)?", "to the right"),
+    (r"(in )?from (the )?right( side| edge)?", "to the left"),
+    (r"(in )?from (above|(the )?top)", "down"),
+    (r"(in )?from (below|(the )?bottom)", "up"),
+    (r"(pointing|facing|looking) (to the )?(left|right|up|down)(wards?)?", "pointing"),
+    (r"upside down", "upside-down"),
     (r"to(ward|wards)? (the )?(upper|top) (left|right)( corner)?", r"up and to the \4"),
     (r"to(ward|wards)? (the )?(lower|bottom) (left|right)( corner)?", r"down and to the \4"),
     (r"to(ward|wards)? (the )?top", "up"),
@@ -192,7 +198,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
 )
 
 
-SAID = {"in-a-circle": "in a circle"}
+SAID = {"in-a-circle": "in a circle", "upside-down": "upside down"}
 """What the user wrote for a word that stands for a phrase."""
 
 

@@ -391,6 +391,8 @@ class PromptReader:
             return [_Word(lexicon.SAID.get(word, word), kind, attribute=attribute, near=near)]
         if word in self._world:  # the model knows fewer words than the world has
             return [_unknown(word, self._world[word])]
+        if word in lexicon.SAID:
+            return [_Word(lexicon.SAID[word], "unknown")]
         return [self._misspelt(word)]
 
     def _misspelt(self, word: str) -> _Word:
