@@ -33,6 +33,9 @@ ROOT = get_command(app)
         (["spectrum", PROMPT, "--guidance", "apg"], "is an option of `guidon generate`, not of `guidon spectrum`"),
         (["--seed", "3", "generate"], "--seed is an option of `guidon generate`: write it after the command"),
         (["study", "--out", "x", "run"], "--out is an option of `guidon study run`: write it after the command"),
+        (["generate", PROMPT, "--seeds", "3"], "(did you mean --seed?)"),
+        (["generate", PROMPT, "--quiet"], "--quiet is not an option of guidon generate: see guidon generate --help"),
+        (["train", "x.yaml", "--steps", "3"], "not of `guidon train`: leave it out; RECIPE.yaml holds the settings"),
         (["study", "run", "x.yaml", "--resume"], "leave it out; the same command resumes"),
         # texts that begin with a dash
         (["generate", "-a red circle"], "write it last, after --, as in guidon generate -- '-a red circle'"),

@@ -57,7 +57,9 @@ def header_length(path: Path) -> int:
     with reading(path, "safetensors", AGAIN):
         # The first 8 bytes are the length of the header, which is JSON.
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
+        if brace not in (b"{", b""):
+            raise InputError(f"{path} is not a safetensors file: give one, or a path where nothing is yet")
         if length > size - 8:
             raise ValueError(f"its header should have {length:,} bytes, the file has {size:,}")
         TEXT_BYTES.check(length, path)

@@ -276,12 +276,14 @@ def generate(
 
     # What to make: prompts and choices, or all that a manifest says.
     manifest, texts = None, ()
+    own = {"prompts": prompts, "classes": classes, "prompts_file": prompts_file, "random_prompt": random_prompt}
+    own |= {"force": force, "model": model, "num_samples": num_samples != 1}
     if from_manifest is None:
         drawn = [draw_prompt(seed or 0)] if random_prompt else []
         texts = read_prompts([*(prompts or ()), *map(str, classes or ()), *drawn], prompts_file)
-    elif prompts or classes or prompts_file or random_prompt or force or choices or model or num_samples != 1:
+    elif more := [*(name for name, value in own.items() if value), *choices]:
         raise InputError(
-            f"{setting('from_manifest')} takes every setting from the manifest: give no prompt, model or setting too"
+            f"{setting('from_manifest')} takes every setting from the manifest: leave out {setting(more[0])}"
         )
     else:
         manifest = read_manifest(from_manifest)
@@ -296,20 +298,20 @@ def generate(
         raise InputError(
             f"{setting('classes')} is for a class-conditional model, {preset.name} takes text: give a prompt"
         )
+    from ..media.files import check_fps, check_upscale
+
+    format = checked_format(format, preset)
+    if fps is not None:
+        check_fps(fps)
+    prepare_folder(out)
     if manifest is None:
         asked = {"batch_size": batch_size or BATCH, "device": known_device(device)}
         request = planner.plan(texts, range(num_samples), **asked, **choices, **given(force=force or None))
     else:
         request = manifest.request
         planner.check(request)
-    from ..media.files import check_fps, check_upscale
-
-    format = checked_format(format, preset)
     shape, unit = planner.latent_shape(request), facts.downsampling
     check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
-    if fps is not None:
-        check_fps(fps)
-    prepare_folder(out)
 
     # Load the model.
     from ..guidance import GuidanceTrace

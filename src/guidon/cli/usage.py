@@ -126,14 +126,19 @@ def _unknown_option(name: str, command: Any, context: Any, words: Sequence[str])
     theirs = ELSEWHERE.get(key.lower())
     if theirs in valid:
         return f"{option} is not an option of {where} (did you mean {theirs}?)"
-    # an option of another command
+    # a slip in one of its own, or an option of another command
+    long = sorted(valid) if option.startswith("--") else []
+    if slip := difflib.get_close_matches(option, long, n=1, cutoff=0.9):
+        return f"{option} is not an option of {where} (did you mean {slip[0]}?)"
     others = [path for path, other in _commands(_root(context)) if option in option_names(other)]
     if others and option.startswith("--"):
         below = [path for path in others if hasattr(command, "commands") and f"guidon {path}".startswith(where)]
         if below:
             return f"{option} is an option of `guidon {below[0]}`: write it after the command"
-        return f"{option} is an option of `guidon {others[0]}`, not of `{where}`: leave it out"
-    close = difflib.get_close_matches(option, sorted(valid), n=1, cutoff=0.6) if option.startswith("--") else []
+        files = [param.metavar for param in command.params if str(param.metavar).endswith(".yaml")]
+        instead = f"leave it out; {files[0]} holds the settings" if files else "leave it out"
+        return f"{option} is an option of `guidon {others[0]}`, not of `{where}`: {instead}"
+    close = difflib.get_close_matches(option, long, n=1, cutoff=0.75)
     hint = f" (did you mean {close[0]}?)" if close else f": see {where} --help"
     dashed = " ('-' begins an option; a text that begins with one comes last, after --)" if takes_text else ""
     return f"{option} is not an option of {where}{hint}{dashed if not option.startswith('--') else ''}"

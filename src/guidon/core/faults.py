@@ -92,13 +92,14 @@ def _expected(fault: Any) -> str:
     type, given = fault["type"], fault.get("ctx", {})
     if type in _BOUNDS:
         words, key = _BOUNDS[type]
-        return f"expected {words} {given[key]}"
+        bound = given[key]
+        return f"expected {words} {f'{bound:g}' if isinstance(bound, float) else bound}"
     if type == "literal_error":
         names = re.findall("'(.*?)'", given["expected"])
         close = nearest(str(fault.get("input")), names)
         return f"expected {given['expected']}" + (close if close.startswith(" (") else "")
     if type == "too_short":
-        return f"expected {given['min_length']} or more"
+        return f"expected a list of at least {given['min_length']}"
     kind = _KINDS.get(type.partition("_")[0])
     return f"expected {kind}" if kind else fault["msg"].removeprefix("Value error, ")
 

@@ -406,7 +406,7 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
         try:
             requests[name] = pipe.complete(captions[:1], **_choices(study, arm))
         except InputError as error:
-            raise InputError(f"the setting {name!r}: {error}") from None
+            raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
     settings: dict[str, dict[str, Any]] = {}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
