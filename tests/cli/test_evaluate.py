@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from guidon import world
-from guidon.media import save_video
+from guidon.media import Video, save_video
 
 
 def test_a_model_is_measured_at_every_setting(run, tiny_model, tmp_path):
@@ -44,3 +44,11 @@ def test_files_are_measured(run, tmp_path):
 )
 def test_what_cannot_be_measured_is_refused(refused, words, message):
     assert message in refused("evaluate", *words)
+
+
+def test_an_enlarged_clip_that_is_not_its_manifests_is_refused(refused, tmp_path):
+    frames = np.zeros((4, 64, 64, 3), np.uint8)
+    Video(frames, 8, {"frames": [4, 64, 64, 3]}).save(tmp_path / "a.webp", upscale=2)
+    save_video(frames, tmp_path / "a.webp")
+    message = refused("evaluate", tmp_path / "a.webp")
+    assert "its frames are 64x64, its manifest says 64x64 enlarged 2 times" in message

@@ -131,3 +131,48 @@ def test_help_imports_nothing_heavy(words):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "Usage: guidon" in result.stdout
+
+
+def test_defaults_that_depend_on_the_model_name_those_of_the_package(help_of):
+    from guidon.models.catalogue import presets
+
+    small, text = presets()["guidon-small"], help_of("generate")
+    for option, value in (
+        ("--cfg-scale", f"{small.cfg_scale:g}"), ("--cfg-channels", small.cfg_channels), ("--seed", small.seed),
+        ("--interval", small.timing.removeprefix("interval:")), ("--steps", small.steps), ("--fps", small.fps),
+        ("--sampler", small.sampler), ("--dtype", small.dtype),
+    ):  # fmt: skip
+        row = next(line for line in text.splitlines() if line.startswith(f"  {option} "))
+        assert f"[default: the model's: {value} for guidon-small" in row
+
+
+def test_completions_are_what_there_is():
+    from guidon.cli import options
+    from guidon.cli.values import RAMPS
+    from guidon.guidance import RULES
+    from guidon.guidance.channels import ChannelChoice
+    from guidon.media import FORMATS
+    from guidon.models.text.t5 import DTYPES
+    from guidon.request import DtypeName, SamplerName
+
+    assert set(options.SAMPLERS) == set(get_args(SamplerName))
+    assert set(options.RULES) == set(RULES)
+    assert options.FORMATS == FORMATS
+    assert options.RAMPS == RAMPS
+    assert set(options.DTYPES) == set(get_args(DtypeName))
+    assert set(options.TEXT_DTYPES) == set(DTYPES)
+    for text in options.CHOICES_OF_CHANNELS:
+        assert ChannelChoice.parse(text).indices_for(4) is not None
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_the_help_is_as_wide_as_the_terminal(monkeypatch, capsys, columns):
+    from guidon import cli
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "-h"])
+    lines = capsys.readouterr().out.splitlines()
+    example = lines.index("  Example:")
+    assert columns - 12 < max(map(len, lines[:example])) <= columns
