@@ -20,6 +20,7 @@ from guidon.core.errors import InputError, setting
 
 SOURCE = Path(guidon.__file__).parent
 WRITES_COMMANDS = {"studies/report/command.py"}  # a report shows the command that makes each clip again
+WRITES_CSS = {"studies/report/page.py"}  # variables of a style begin with two dashes too
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_below_the_command_line_no_text_spells_a_flag():
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
-        if name.startswith("cli/") or name in WRITES_COMMANDS:
+        if name.startswith("cli/") or name in WRITES_COMMANDS | WRITES_CSS:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and (spelled := flag.search(node.value)):
