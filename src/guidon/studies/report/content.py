@@ -53,7 +53,9 @@ class Forest:
 
     metric: Metric
     rows: list[tuple[Row, Markup]]
-    """Every setting that was compared, with its bar."""
+    """The settings that differ on a prompt, with their bars."""
+    equal: list[Row]
+    """The settings that are equal on every prompt."""
     ticks: Markup
     ends: tuple[str, str]
     """The words at the ends of the axis."""
@@ -216,9 +218,10 @@ def _forests(compared: Sequence[Sequence[Row]], settings: Mapping[str, Setting])
                 ),
             )
             for row in rows
-            if row.comparison
+            if row.comparison and row.differs
         ]
-        forests.append(Forest(metric, bars, figures.ticks(axis, metric.unit), figures.directions(metric)))
+        equal = [row for row in rows if row.comparison and not row.differs]
+        forests.append(Forest(metric, bars, equal, figures.ticks(axis, metric.unit), figures.directions(metric)))
     return forests
 
 

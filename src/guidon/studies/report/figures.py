@@ -33,12 +33,12 @@ class Axis:
     high: float
 
     @classmethod
-    def over(cls, values: Sequence[float]) -> Axis:
-        """An axis that shows all finite values."""
+    def over(cls, values: Sequence[float], margin: float = 0.08) -> Axis:
+        """An axis that shows all finite values, with a margin at both ends as a share of their range."""
         known = [value for value in values if math.isfinite(value)] or [0.0]
         low, high = min(known), max(known)
-        margin = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
-        return cls(low - margin, high + margin)
+        room = margin * (high - low) or abs(high) * 0.1 or 1.0
+        return cls(low - room, high + room)
 
     def __call__(self, value: float) -> float:
         return 100 * (value - self.low) / (self.high - self.low)
@@ -100,14 +100,14 @@ def scatter(points: Sequence[Point], metrics: tuple[Metric, Metric]) -> Markup:
     known = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if not known:
         return Markup("")
-    across, up = Axis.over([point.x for point in known]), Axis.over([point.y for point in known])
+    across, up = Axis.over([point.x for point in known]), Axis.over([point.y for point in known], 0.16)
     places = [(across(point.x), HEIGHT * (1 - up(point.y) / 100)) for point in known]
     parts: list[Markup] = []
     # Axes: grid lines with their values.
     for value in up.ticks():
         y = HEIGHT * (1 - up(value) / 100)
         parts += [_line(0, y, 100, y, "axis"), _text(-1.5, y + 4, write_value(value, metrics[1].unit), "end")]
-    for value in across.ticks():
+    for value in across.ticks(5):
         parts += _tick(across(value), HEIGHT, write_value(value, metrics[0].unit))
     # Points, and labels where there is room for them.
     for point, (x, y), at in zip(known, places, _labels(known, places), strict=True):

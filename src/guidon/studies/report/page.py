@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -129,8 +130,7 @@ def _render(content: Mapping[str, Any], clips: Mapping[int, Sequence[Clip]]) -> 
     html, css = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css"))
     js = "\n".join(folder.joinpath("scripts", name).read_text("utf-8") for name in SCRIPTS)
     frames, height, width, _ = content["frames"]
-    sizes = f"--frames: {frames}; --duration: {frames / content['fps']:.6g}s; --ratio: {width} / {height};"
-    css = f":root {{ {sizes} }}\n{css}"
+    css = Template(css).substitute(frames=frames, seconds=f"{frames / content['fps']:.6g}", width=width, height=height)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(html).render(
         **content, clips=clips, css=Markup(css), js=Markup(js), css_digest=_digest(css), js_digest=_digest(js),
