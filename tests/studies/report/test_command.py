@@ -3,7 +3,6 @@
 import html
 import re
 import shlex
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,20 +13,20 @@ from guidon.studies.report import write_report
 from guidon.studies.report.command import generate_command
 from studies.written import SETTINGS, frozen, write_study
 
+CAPTIONS = ["a red circle moves left", "a blue square moves up"]
+
 
 def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
     """Each command of the page, parsed by the command line itself, asks for what the cell's manifest says."""
-    folder = write_study(tmp_path / "results", prompts=2, seeds=2)
+    folder = write_study(tmp_path / "results", prompts=2, seeds=2, captions=CAPTIONS)
     page = write_report(folder)[0].read_text()
     asked = []
 
     class Pipe:
         """Notes what it is asked for, and makes nothing."""
 
-        preset = SimpleNamespace(is_image=False)
-
-        def plan(self, prompts, samples, **choices):
-            asked.append(choices | {"prompt": prompts[0], "samples": len(samples)})
+        def generate(self, request, **_):
+            asked.append(request.model_dump(mode="json"))
             raise InputError("noted")
 
     monkeypatch.setattr("guidon.pipeline.load", lambda *_, **__: Pipe())
@@ -38,11 +37,11 @@ def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
     for command in commands:
         with pytest.raises(SystemExit):
             cli.main(shlex.split(command)[1:])
-    made = {(r["prompt"], r["samples"], r["cfg_channels"], r["cfg_scale"]) for r in asked}
-    assert made == {(f"prompt number {cell.prompt}", cell.sample + 1, *SETTINGS[cell.setting]) for cell in cells}
+    made = {(*r["prompts"], len(r["samples"]), r["cfg_channels"], r["cfg_scale"]) for r in asked}
+    assert made == {(CAPTIONS[cell.prompt], cell.sample + 1, *SETTINGS[cell.setting]) for cell in cells}
     assert {(r["steps"], r["sampler"]) for r in asked} == {(5, "ddim")}
     assert {r["timing"] for r in asked} == {"interval:0,1"}  # as the cells' constant, whatever the model's own
-    assert {(r["prompt"], r["seed"]) for r in asked} == {("prompt number 0", 3), ("prompt number 1", 4)}
+    assert {(*r["prompts"], r["seed"]) for r in asked} == {(CAPTIONS[0], 3), (CAPTIONS[1], 4)}
 
 
 def test_what_the_command_line_has_no_option_for_is_made_from_the_manifest():
