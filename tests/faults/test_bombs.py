@@ -239,10 +239,17 @@ def good(path, **changes):
         ("vae", {"scaling_factor": 0.0}),
     ],
 )
+@pytest.mark.usefixtures("imported")
 def test_components_that_ask_for_another_network(tiny_model, tmp_path, part, changes):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     good(folder / f"{part}.safetensors", **changes)
     refused(sampled, folder)
+
+
+@pytest.fixture(scope="module")
+def imported(tiny_model):
+    """All that sampling imports is imported here, and not in each child."""
+    sampled(tiny_model)
 
 
 def sampled(folder):

@@ -10,9 +10,9 @@ import torch
 import guidon
 from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
-from guidon.training import run_recipe
+from guidon.training import loop, run_recipe
 from guidon.training.tasks.vae import VAETask
-from recipes import assert_equal_weights, at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
+from recipes import SHAPE, assert_equal_weights, at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
 
 
 def test_the_trained_folder_is_a_model(trained):
@@ -63,7 +63,8 @@ def test_a_run_can_be_exported_before_it_ends(tmp_path, tiny_model, monkeypatch)
     assert load_component(folder / "denoiser.safetensors", "denoiser").record["steps"] == 3
 
 
-def test_training_is_looked_at_and_drawn(tmp_path, tiny_model):
+def test_training_is_looked_at_and_drawn(tmp_path, tiny_model, monkeypatch, draw_curves):
+    monkeypatch.setattr(loop, "draw_curves", draw_curves)
     looked = []
 
     def look(folder, step):
@@ -112,10 +113,20 @@ def test_what_draws_a_batch_wrongly_stops_the_run(tmp_path, monkeypatch):
         run_recipe(vae_recipe(tmp_path))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_train_to_the_same_file(tmp_path, tiny_model):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compiled_blocks_train_to_the_same_file(tmp_path, tiny_model, monkeypatch, backend):
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    compile_, compiled_blocks = torch.nn.Module.compile, []
+
+    def compile_with(module):
+        compiled_blocks.append(module)
+        compile_(module, backend=backend)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with)
     vae = tiny_model / "vae.safetensors"
     compiled = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, steps=2, compile=True)))
     eager = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, steps=2, out=str(tmp_path / "plain"))))
+    assert len(compiled_blocks) == SHAPE["depth"]
     assert compiled.keys() == eager.keys()
     assert all(torch.allclose(compiled[name], eager[name], atol=2e-3) for name in eager)

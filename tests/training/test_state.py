@@ -1,5 +1,6 @@
 import pickle
 import resource
+import shutil
 import signal
 import zipfile
 
@@ -15,11 +16,19 @@ from guidon.training.state import Checkpoint, Progress, read_state
 from recipes import VAE, assert_equal_weights, at_step, denoiser_recipe, rows_of, vae_recipe, vae_task, weights_of
 
 
-def checkpoint_of(tmp_path):
-    """The checkpoint of a finished run of an autoencoder, with the recipe."""
-    config = vae_recipe(tmp_path)
-    run_recipe(config)
-    return config, tmp_path / "vae" / "checkpoint.pt"
+@pytest.fixture(scope="module")
+def vae_run(tmp_path_factory):
+    """The folder of a finished run of an autoencoder."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_recipe(vae_recipe(folder))
+    return folder / "vae"
+
+
+@pytest.fixture
+def finished(vae_run, tmp_path):
+    """The recipe of that run and its checkpoint, in a copy for one test."""
+    shutil.copytree(vae_run, tmp_path / "vae")
+    return vae_recipe(tmp_path), tmp_path / "vae" / "checkpoint.pt"
 
 
 def refused(config, match):
@@ -28,14 +37,14 @@ def refused(config, match):
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_checkpoint_is_refused_not_trained_over(tmp_path):
-    config, checkpoint = checkpoint_of(tmp_path)
+def test_a_damaged_checkpoint_is_refused_not_trained_over(finished):
+    config, checkpoint = finished
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
     refused(config, r"checkpoint.pt cannot be read as a checkpoint: .*; delete it to train again")
 
 
-def test_damage_with_good_checksums_is_refused_by_the_digest(tmp_path):
-    config, checkpoint = checkpoint_of(tmp_path)
+def test_damage_with_good_checksums_is_refused_by_the_digest(finished):
+    config, checkpoint = finished
     whole = torch.load(checkpoint, weights_only=True)
     assert read_state(checkpoint).step == 4
     weight = next(iter(whole["module"]))
@@ -127,16 +136,16 @@ def test_a_log_may_be_longer_than_the_pickle_of_foreign_weights(tmp_path, monkey
         ({"ema": {"a": torch.tensor([1.0, float("inf")])}}, "its ema.a holds NaN or infinity"),
     ],
 )  # fmt: skip
-def test_fields_that_no_run_wrote_are_refused_in_one_line(tmp_path, change, message):
-    config, checkpoint = checkpoint_of(tmp_path)
+def test_fields_that_no_run_wrote_are_refused_in_one_line(finished, change, message):
+    config, checkpoint = finished
     state = torch.load(checkpoint, weights_only=True)
     del state["digest"]
     torch.save(state | change, checkpoint)
     refused(config, message)
 
 
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
-    config, checkpoint = checkpoint_of(tmp_path)
+def test_what_is_no_checkpoint_is_refused_in_one_line(finished):
+    config, checkpoint = finished
     for content in ([], {}, {"step": 3}, "text", torch.zeros(3), {"digest": 3}):
         torch.save(content, checkpoint)
         refused(config, "cannot be read as a checkpoint")
@@ -149,8 +158,8 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     refused(config, "it is a folder")
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
-    _, checkpoint = checkpoint_of(tmp_path)
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, finished):
+    _, checkpoint = finished
     before = checkpoint.read_bytes()
     longer = vae_recipe(tmp_path, steps=6)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -205,9 +214,9 @@ SAID = {"steps", *(f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_ste
 UNSEEN = {"log_every", "checkpoint_every", "evaluate_every"}
 
 
-def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_path, capsys):
+def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_path, finished, capsys):
     """The table above is complete: a new setting must be added to it."""
-    config, checkpoint = checkpoint_of(tmp_path)
+    config, checkpoint = finished
     names = {name for name, _ in leaves(load_recipe(config))} - {"task", "out", "device", "redraw"}
     assert names == OTHER.keys()
     identity, before = read_state(checkpoint).identity, checkpoint.read_bytes()
@@ -228,8 +237,7 @@ def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_p
         assert not said or f" {name} " in said[0]
 
 
-def test_a_run_does_not_go_on_past_its_recipe(tmp_path):
-    checkpoint_of(tmp_path)
+def test_a_run_does_not_go_on_past_its_recipe(tmp_path, finished):
     shorter = vae_recipe(tmp_path, steps=2)
     refused(shorter, "checkpoint.pt is of step 4, the recipe ends at step 2: raise steps, or export it")
     assert run_recipe(shorter, export_only=True) is not None
