@@ -234,6 +234,7 @@ PREPARED = {"docs/diffusers.md": names_of_diffusers, "docs/dit.md": names_of_dit
 """The names that a page's snippets find."""
 SMALLER = {
     "README.md": [(r"seed=0\)", "seed=0, steps=2)"), (r"steps=20", "steps=2"), (r"num_samples=4", "num_samples=2")],
+    "docs/python.md": [(r"seed=0\)", "seed=0, steps=2)"), (r"steps=20", "steps=2")],
     "docs/diffusers.md": [(r"pipe\(prompt, ", "call(")],
     "docs/dit.md": [(r"seed=0\)", "seed=0, steps=2)")],
 }
@@ -245,7 +246,17 @@ def check_diffusers(names):
     assert len(names["images"]) == 1
 
 
+def check_python(names):
+    import numpy as np
+
+    assert names["frames"].shape == (16, 64, 64, 3)
+    assert np.abs(names["again"].frames.astype(int) - names["second"].frames).max() <= 1
+    assert names["latents"].ndim == 5
+    assert names["faded"].manifest["generation"]["callback"]
+
+
 CHECKS = {
+    "docs/python.md": [check_python],
     "README.md": [lambda names: Path("circle.mp4").stat().st_size > 0],
     "docs/diffusers.md": [check_diffusers],
 }

@@ -369,3 +369,10 @@ def test_seeds_and_negative_prompts_may_be_one_for_each_prompt(pipe):
     assert (np.abs(second.frames.astype(int) - pipe(PROMPT, seed=9, steps=3).frames) <= 1).mean() > 0.999
     with pytest.raises(InputError, match="holds 2 seeds"):
         pipe(PROMPT, seed=[4, 9], steps=3)
+
+
+def test_an_empty_negative_prompt_and_frames_of_another_kind_are_refused(pipe):
+    with pytest.raises(InputError, match=r"negative_prompt is empty, which .* cannot read: leave it out"):
+        pipe(PROMPT, steps=2, negative_prompt=" ")
+    with pytest.raises(InputError, match="give an array"):
+        pipe.autoencode(3)

@@ -98,6 +98,21 @@ def test_the_seed_of_a_generator_is_in_the_manifest_and_reproduces_the_clip(pipe
         assert pipe.plan([PROMPT, OTHER], seed=array, **options) == pipe.plan([PROMPT, OTHER], seed=seeds, **options)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: guidon.load(3), "model is 3"), (lambda: guidon.load(None), "model is None"), (lambda: guidon.load("nope"), "neither a preset nor a folder"),
+        (lambda: guidon.load(device=3), "not a device"), (lambda: guidon.Guidance("3"), "is not a number"), (lambda: guidon.Guidance(3, object()), "not a choice of channels"),
+        (lambda: guidon.load_checkpoint(3), "give the path"), (lambda: guidon.inspect_checkpoint(None), "give the path"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_refused_in_one_line(call, message):
+    with pytest.raises(InputError) as error:
+        call()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_attributes_of_diffusers_say_what_to_do(pipe):
     for name, hint in ATTRIBUTES.items():
         with pytest.raises(AttributeError, match=name) as error:

@@ -232,7 +232,13 @@ class Pipeline:
         ]
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show."""
+        """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show.
+
+        Raises:
+            InputError: they are no array of that shape.
+        """
+        if not isinstance(frames, np.ndarray) or frames.ndim != 4:
+            raise InputError(f"frames are {quoted(frames)}: give an array (time, height, width, 3) in [0, 1]")
         x = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None].to(self.device) * 2 - 1
         with self.model.vae.in_use() as vae:
             return ((vae.decode(vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, quoted
 from ..core.reading import TEXT_BYTES, is_there, read_object, reading
 from .finding import AGAIN, WHAT, header_length, locate, shards_of
 from .pickles import MOST_STEPS, refuse_bombs
@@ -61,6 +61,8 @@ def read_tensors(path: str | Path, *, checksums: bool = True) -> TensorFile:
     Raises:
         InputError: the file does not exist, is no checkpoint, is truncated or damaged, or holds more than tensors.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"the checkpoint is {quoted(path)}: give the path of a file or folder")
     path = locate(Path(path))
     metadata: dict[str, str] = {}
     with reading(path, WHAT), path.open("rb") as file:

@@ -60,6 +60,8 @@ class ChannelChoice:
         if isinstance(given, str):
             return cls._parse_text(given)
         sequence: Any = given
+        if not hasattr(sequence, "__iter__"):
+            raise _refusal(given, "is not a choice of channels")
         listed: list[Any] = list(sequence)
         if any(isinstance(index, bool) or not isinstance(index, Integral) for index in listed):
             raise _refusal(given, "must hold whole numbers")

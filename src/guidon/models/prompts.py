@@ -34,7 +34,9 @@ def check_prompts(
         new = [text for text in dict.fromkeys(texts) if text not in found]
         found |= zip(new, facts.read_prompts(new, avoided), strict=True)
     warnings: list[str] = []
-    for read in found.values():
+    for text, read in found.items():
+        if read.refusal is not None and not text.strip() and text in negative:
+            raise InputError(f"{setting('negative_prompt')} is empty, which {name} cannot read: leave it out")
         if read.refusal is None:
             warnings += [read.warning] if read.warning is not None else []
         elif force and read.can_be_sampled:
