@@ -255,7 +255,7 @@ def imported(tiny_model):
 def sampled(folder):
     import guidon
 
-    return guidon.load(folder, device="cpu")("a red circle moves left", steps=1, sampler="ddim")[0].fps
+    return guidon.load(folder, device="cpu")("a red circle moves left", steps=1, sampler="ddim").fps
 
 
 @pytest.mark.parametrize(
