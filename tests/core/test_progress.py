@@ -1,28 +1,89 @@
 import io
+import time
 
+import pytest
 from rich.console import Console
 
-from guidon.core.progress import late_progress, progress
+from guidon.core import progress as module
+from guidon.core.progress import as_time, late_progress, progress
 
 
-def test_where_stderr_is_no_terminal_nothing_is_shown(capsys):
-    with progress("denoising") as on_step:
+@pytest.fixture
+def soon(monkeypatch):
+    """Lines come a hundred times sooner."""
+    for name in ("QUICK", "BETWEEN", "SILENT", "_LOOK"):
+        monkeypatch.setattr(module, name, getattr(module, name) / 100)
+
+
+def wait_for(capsys, text):
+    """Everything that was printed on stderr until ``text`` came."""
+    said, end = "", time.monotonic() + 20
+    while text not in said:
+        assert time.monotonic() < end, said
+        time.sleep(0.005)
+        said += capsys.readouterr().err
+    return said
+
+
+def test_short_work_says_nothing_where_stderr_is_no_terminal(capsys):
+    with progress("denoising", "steps") as on_step:
         on_step(1, 2)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_shows_what_is_done(monkeypatch):
+def test_long_work_says_that_it_begins_how_long_it_takes_and_that_it_is_done(soon, capsys):
+    with progress("denoising 4 clips", "steps") as on_step:
+        assert wait_for(capsys, "\n").startswith("guidon: denoising 4 clips: ")
+        on_step(1, 20)
+        on_step(5, 20)
+        assert "denoising 4 clips: 5 of 20 steps, about " in wait_for(capsys, "left\n")
+        on_step(6, 20)  # too little for another line
+        on_step(15, 20)
+        assert wait_for(capsys, "15 of 20").count("6 of 20") == 0
+    assert "guidon: denoising 4 clips: done in 1 s\n" in capsys.readouterr().err
+
+
+def test_work_without_a_unit_shows_per_cent_and_a_failure_is_not_done(soon, capsys):
+    def fail():
+        with progress("evaluating") as on_step:
+            on_step(0, 1000)
+            on_step(250, 1000)
+            assert "evaluating: 25%, about " in wait_for(capsys, "left")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert "done" not in capsys.readouterr().err
+
+
+def test_other_ranks_are_silent(soon, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with progress("training") as on_step:
+        on_step(1, 2)
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_a_bar(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda stderr: Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr("sys.stderr", Screen())
     with progress("denoising") as on_step:
         on_step(3, 7)
     assert "denoising" in screen.getvalue()
     assert "3/7" in screen.getvalue()
 
 
-class Screen(io.StringIO):
-    def isatty(self):
-        return True
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (150, "2 min"), (3600, "60 min"), (11100, "3 h 5 min")]
+)
+def test_a_duration_is_written_for_people(seconds, text):
+    assert as_time(seconds) == text
 
 
 def test_a_line_of_progress_is_shown_for_long_work_alone(monkeypatch):

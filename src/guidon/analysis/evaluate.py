@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -25,11 +25,14 @@ from ..media import contact_sheet, load_video
 from ..media.files import shrink
 from ..metrics import video, world
 from ..metrics.bench import find_bench
-from ..metrics.metric import EVALUATION_SEED, SHARE, Bench, Values
+from ..metrics.metric import EVALUATION_SEED, SHARE, Bench, Examples, Metric, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval, metric_interval
-from ..pipeline import Pipeline
-from ..request import Choices, Request
-from ..world import SIZE
+from ..request import Choices, Planner, Request
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipeline import Pipeline
 
 TRUTH, CEILING = "truth", "truth through the VAE"
 BATCH = 16  # clips denoised together. Guidance doubles the rows; larger batches no longer fit a CPU's caches
@@ -59,13 +62,14 @@ class Evaluation:
 
     bench: Bench
     model: str
-    split: str
+    split: str | None
+    """The split of the bench's captions; None where prompts were given as texts."""
     captions: tuple[str, ...]
     seeds: int
     sampling: dict[str, Any]
     """The choices that all settings share."""
     values: dict[str, Values]
-    """setting -> metric -> (prompts, seeds). ``TRUTH`` and ``CEILING`` are also settings here, with one seed."""
+    """setting -> metric -> (prompts, seeds). For captions of a split ``TRUTH`` and ``CEILING`` are settings too."""
     over_seeds: dict[str, Values]
     """setting -> name -> (prompts,): statistics over the samples of a prompt. Empty with one seed."""
     pictures: dict[str, list[np.ndarray]] = field(repr=False, default_factory=dict[str, list[np.ndarray]])
@@ -100,12 +104,17 @@ class Evaluation:
         if math.isnan(found.value):
             return "undefined"
         share = metric.unit == SHARE
-        digits = (lambda x: f"{100 * x:.0f}") if share else (lambda x: f"{x:.2g}" if abs(x) < 0.1 else f"{x:.2f}")
+        digits = (lambda x: f"{100 * x:.0f}") if share else readable
         text = digits(found.value) + ("%" if share else "")
         if setting in self.sampled and math.isfinite(found.low):
             text += f" [{digits(found.low)}, {digits(found.high)}]"
         undefined = float(np.isnan(self.values[setting][name]).mean())
         return text + (f", {100 * undefined:.0f}% undefined" if undefined and metric.counts_undefined else "")
+
+    def legend(self, metrics: Sequence[str] | None = None) -> str:
+        """What the columns of the table say, one line each, and what the brackets hold."""
+        lines = [explained(self.bench.metrics[name]) for name in metrics or self.bench.shown]
+        return "\n".join([*lines, "[low, high] is the 95% interval of the mean over prompts"])
 
     def write(self, out: Path) -> list[Path]:
         """Write metrics.csv (one row for each clip), summary.json, and sheet.png with the first prompts."""
@@ -171,26 +180,74 @@ def _compared_as_json(found: Comparison) -> dict[str, Any]:
     }
 
 
+def readable(value: float) -> str:
+    """A number for people: two or three decimals, and no exponent."""
+    if abs(value) >= 0.1:
+        return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
+    text = f"{value:.3f}"
+    return "0" if float(text) == 0 else text
+
+
+def explained(metric: Metric) -> str:
+    """What a metric measures, in a line."""
+    better = "" if metric.better is None else f"; {metric.better} is better"
+    return f"{metric.name}: {metric.meaning}{better}"
+
+
+def check_evaluation(
+    planner: Planner,
+    settings: Sequence[Setting],
+    choices: Choices,
+    *,
+    split: str | None = None,
+    prompts: int | Sequence[str] = 100,
+    seeds: int = 1,
+    device: torch.device | None = None,
+) -> tuple[str, ...]:
+    """The captions of an evaluation whose settings are valid. It needs neither the model's weights nor torch.
+
+    The arguments are those of ``evaluate``; ``planner`` is that of its model, and ``device`` where it runs, if known.
+
+    Raises:
+        InputError: a setting is not valid for the model, or its bench has no captions or no such split.
+    """
+    if not settings:
+        raise InputError("there is no setting to evaluate: give at least one")
+    bench = find_bench(planner.facts.bench)
+    if isinstance(prompts, int):
+        first = bench.captions(split, EVALUATION_SEED, 1)
+    else:
+        for text in prompts:
+            bench.check_prompt(text)
+        planner.facts.check_prompts(prompts)
+        first = tuple(prompts[:1])
+    for setting in settings:
+        planner.complete(first, range(seeds), device=device, **_at(setting, choices))
+    return bench.captions(split, EVALUATION_SEED, prompts) if isinstance(prompts, int) else tuple(prompts)
+
+
 def evaluate(
     pipe: Pipeline,
     settings: Sequence[Setting],
     *,
     split: str | None = None,
-    prompts: int = 100,
+    prompts: int | Sequence[str] = 100,
     seeds: int = 1,
+    batch_size: int = BATCH,
     pictures: int = 8,
     on_step: OnStep | None = None,
     **choices: Unpack[Choices],
 ) -> Evaluation:
-    """Sample ``prompts`` captions of a split ``seeds`` times at every setting, and measure.
+    """Sample prompts ``seeds`` times at every setting, and measure.
 
     Args:
-        pipe: a model of a bench that has captions with exact truth.
+        pipe: the model.
         settings: settings of guidance. All others are compared with the first one.
         split: of the bench's captions; None for its default one. The world has "L0" new seeds, "L1" and "L2" held-out
             combinations, "L3" an unseen speed.
-        prompts: how many captions.
+        prompts: how many captions of the split, for a model whose bench has captions with exact truth; or texts.
         seeds: samples of each caption.
+        batch_size: clips denoised together.
         pictures: for how many prompts the frames of the first sample are kept.
         on_step: called as ``on_step(done, 1000)`` over all sampling.
         choices: choices that all settings share, such as sampler and steps. The seed of prompt k is ``seed + k``.
@@ -198,39 +255,40 @@ def evaluate(
     Raises:
         InputError: a setting is not valid for the model, or its bench has no captions or no such split.
     """
-    if not settings:
-        raise InputError("there is no setting to evaluate: give at least one")
-    bench = find_bench(pipe.model.facts.bench)
-    _, split = bench.own_examples(split)
     seed = choices.pop("seed", None)
     first = pipe.preset.seed if seed is None else seed
     if not isinstance(first, int):
         raise InputError(f"seed {first!r:.60} is not one whole number: prompt k gets the seed seed + k")
-    for setting in settings:  # refuse an invalid setting before anything is sampled
-        pipe.complete([""], range(seeds), **_at(setting, choices))
+    # Refuse an invalid setting before anything is sampled.
+    captions = check_evaluation(
+        pipe.planner, settings, choices, split=split, prompts=prompts, seeds=seeds, device=pipe.device
+    )
     # Measure the upper bounds: truth, and truth through the autoencoder.
-    captions = bench.captions(split, EVALUATION_SEED, prompts)
-    values, shown = _ceilings(pipe, bench, split, captions, pictures)
+    bench, count = find_bench(pipe.model.facts.bench), len(captions)
+    values, shown, exact = dict[str, Values](), dict[str, list[np.ndarray]](), None
+    if isinstance(prompts, int):
+        exact = bench.own_examples(split)
+        values, shown = _ceilings(pipe, bench, *exact, captions, pictures)
     # Sample and measure every setting, block by block.
     over_seeds: dict[str, Values] = {}
     sampling: dict[str, Any] = {}
-    per_block = max(1, BATCH // seeds)
+    per_block = max(1, batch_size // seeds)
     for number, setting in enumerate(settings):
         blocks: list[_Block] = []
-        for start in range(0, prompts, per_block):
-            done, size = number * prompts + start, len(captions[start : start + per_block])
+        for start in range(0, count, per_block):
+            done, size = number * count + start, len(captions[start : start + per_block])
             own: Choices = {**_at(setting, choices), "seed": first + start, "seed_per_prompt": True}
             request = pipe.complete(captions[start : start + per_block], tuple(range(seeds)), **own)
-            report = _share_of(on_step, done, size, len(settings) * prompts)
-            blocks.append(_sample_block(pipe, bench, split, start, request, report))
+            report = _share_of(on_step, done, size, len(settings) * count)
+            blocks.append(_sample_block(pipe, bench, exact, start, request, batch_size, report))
             sampling = {key: value for key, value in request.model_dump(mode="json").items() if key in RECORDED}
         name = str(setting)
-        values[name] = {key: found.reshape(prompts, seeds) for key, found in _joined(b.values for b in blocks).items()}
+        values[name] = {key: found.reshape(count, seeds) for key, found in _joined(b.values for b in blocks).items()}
         shown[name] = [frames for block in blocks for frames in block.first_samples][:pictures]
-        if seeds > 1:
+        if blocks[0].over_seeds:
             over_seeds[name] = _joined(block.over_seeds for block in blocks)
     return Evaluation(
-        bench, pipe.preset.name, split, captions, seeds, sampling | {"seed": first}, values, over_seeds,
+        bench, pipe.preset.name, exact and exact[1], captions, seeds, sampling | {"seed": first}, values, over_seeds,
         shown if pictures else {},
     )  # fmt: skip
 
@@ -241,13 +299,12 @@ def _at(setting: Setting, choices: Choices) -> Choices:
 
 
 def _ceilings(
-    pipe: Pipeline, bench: Bench, split: str, captions: Sequence[str], pictures: int
+    pipe: Pipeline, bench: Bench, examples: Examples, split: str, captions: Sequence[str], pictures: int
 ) -> tuple[dict[str, Values], dict[str, list[np.ndarray]]]:
     """Truth and truth through the autoencoder: their values (prompts, 1), and frames of truth.
 
     Both are rounded to 8 bits as samples are, so that rounding affects all rows equally.
     """
-    examples, _ = bench.own_examples(split)
     measured: dict[str, list[Values]] = {TRUTH: [], CEILING: []}
     shown: dict[str, list[np.ndarray]] = {TRUTH: [], CEILING: []}
     for start in range(0, len(captions), BATCH):  # block by block, so that memory does not grow with the captions
@@ -279,18 +336,28 @@ class _Block:
 
 
 def _sample_block(
-    pipe: Pipeline, bench: Bench, split: str, start: int, request: Request, on_step: OnStep | None
+    pipe: Pipeline,
+    bench: Bench,
+    exact: tuple[Examples, str] | None,
+    start: int,
+    request: Request,
+    batch_size: int,
+    on_step: OnStep | None,
 ) -> _Block:
-    """Sample and measure the prompts of a request. The first one is caption number ``start`` of the split."""
+    """Sample and measure the prompts of a request.
+
+    If ``exact`` names the examples and the split of the captions, the first prompt is caption number ``start``.
+    """
     seeds = len(request.samples)
-    videos = pipe.generate(request, batch_size=BATCH, on_step=on_step)
+    videos = pipe.generate(request, batch_size=batch_size, on_step=on_step)
     frames = np.stack([video.frames for video in videos])
     values = bench.measure(frames, [prompt for prompt in request.prompts for _ in range(seeds)])
-    examples, _ = bench.own_examples(split)
-    together = [
-        examples.over_seeds(split, EVALUATION_SEED, start + k, frames[k * seeds : (k + 1) * seeds])
-        for k in range(len(request.prompts) if seeds > 1 else 0)
-    ]
+    together: list[dict[str, float]] = []
+    if exact is not None and seeds > 1:
+        examples, split = exact
+        for k in range(len(request.prompts)):
+            own = frames[k * seeds : (k + 1) * seeds]
+            together.append(examples.over_seeds(split, EVALUATION_SEED, start + k, own))
     over_seeds = {name: np.array([row[name] for row in together]) for name in (together[0] if together else ())}
     return _Block(values, over_seeds, [video.frames for video in videos[::seeds]])
 
@@ -306,49 +373,101 @@ def _share_of(on_step: OnStep | None, before: int, size: int, total: int) -> OnS
     return on_step and (lambda done, steps: on_step(round(1000 * (before + size * done / steps) / total), 1000))
 
 
-def measure_files(paths: Sequence[Path], caption: str | None, out: Path | None) -> str:
+@dataclass(frozen=True)
+class MeasuredFiles:
+    """The measurements of video files."""
+
+    values: dict[Path, dict[str, float]]
+    """file -> metric -> value; NaN where undefined."""
+    left_out: dict[Path, str]
+    """Files that were not measured, or not against a caption, and why."""
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics of all files, in the order of the tables."""
+        known = {**world.BENCH.metrics, **video.BENCH.metrics}
+        return {name: known[name] for name in dict.fromkeys(name for row in self.values.values() for name in row)}
+
+    def table(self) -> str:
+        """A Markdown table with one row for each metric, one column for each file, and what the metric says."""
+        lines = [
+            "| metric | " + " | ".join(path.name for path in self.values) + " | what it says |",
+            "|---" * (2 + len(self.values)) + "|",
+        ]
+        for name, metric in self.metrics.items():
+            cells = " | ".join(_written(row.get(name), metric) for row in self.values.values())
+            head = name if metric.unit == SHARE else f"{name} ({metric.unit})"
+            lines.append(f"| {head} | {cells} | {explained(metric).partition(': ')[2]} |")
+        return "\n".join(lines)
+
+    def write(self, path: Path) -> Path:
+        """Write the values as JSON; undefined ones are null."""
+        clean = {str(p): {n: _number(v) for n, v in row.items()} for p, row in self.values.items()}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(clean, indent=1) + "\n", encoding="utf-8")
+        return path
+
+
+def _written(value: float | None, metric: Metric) -> str:
+    """A value in a table; empty where the file was not measured in this metric."""
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "undefined"
+    return f"{100 * value:.0f}%" if metric.unit == SHARE else readable(value)
+
+
+def measure_files(paths: Sequence[Path], caption: str | None = None) -> MeasuredFiles:
     """Measure video files with the bench "video", and with the bench "world" if there is a caption.
+
+    What cannot be measured is left out, and named.
 
     Args:
         paths: the files.
         caption: what they should show; None for the prompt in the manifest beside each.
-        out: a folder for metrics.json, or None.
-
-    Returns:
-        A Markdown table with one row for each metric and one column for each file.
 
     Raises:
-        InputError: a file is no video, or a caption's clip is not of the world's size.
+        InputError: the caption asks for nothing that can be measured, or no file could be measured.
     """
-    found: dict[str, dict[str, float]] = {}
-    for path in paths:
-        frames = _frames_as_made(path)
-        text = caption or _caption_of(path)
-        values = {} if text is None else _measure_file(path, world.BENCH, frames, text)
-        found[str(path)] = values | _measure_file(path, video.BENCH, frames, "")
-    if out is not None:
-        clean = {p: {n: _number(v) for n, v in row.items()} for p, row in found.items()}
-        with atomic_path(out / "metrics.json") as temporary:
-            temporary.write_text(json.dumps(clean, indent=1) + "\n", encoding="utf-8")
-    metrics = {**world.BENCH.metrics, **video.BENCH.metrics}
-    lines = [
-        "| metric | unit | " + " | ".join(Path(path).name for path in found) + " |",
-        "|---" * (2 + len(found)) + "|",
-    ]
-    for name in dict.fromkeys(name for row in found.values() for name in row):
-        cells = [row.get(name, math.nan) for row in found.values()]
-        texts = " | ".join("undefined" if math.isnan(value) else f"{value:.3g}" for value in cells)
-        lines.append(f"| {name} | {metrics[name].unit} | {texts} |")
-    return "\n".join(lines)
+    if caption is not None:
+        world.BENCH.check_prompt(caption)
+    found, left_out = dict[Path, dict[str, float]](), dict[Path, str]()
+    for path in dict.fromkeys(paths):
+        if path.name.endswith(("-sheet.png", ".json", ".npz")):
+            left_out[path] = "it is a contact sheet" if path.suffix == ".png" else f"it is {path.suffix[1:]}, no video"
+            continue
+        try:
+            frames = _frames_as_made(path)
+            values = _measured(video.BENCH, frames, "")
+        except InputError as error:
+            left_out[path] = str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
+            continue
+        aligned, why = _against_caption(path, frames, caption)
+        found[path] = aligned | values
+        if why is not None:
+            left_out[path] = f"measured without a caption: {why}"
+    if not found:
+        first, why = next(iter(left_out.items()))
+        more = f", and {len(left_out) - 1} others were not either" if len(left_out) > 1 else ""
+        raise InputError(f"no file could be measured: {first}: {why}{more}")
+    return MeasuredFiles(found, left_out)
 
 
-def _measure_file(path: Path, bench: Bench, frames: np.ndarray, caption: str) -> dict[str, float]:
-    """The metrics of one clip."""
-    bench.check_prompt(caption)
+def _against_caption(path: Path, frames: np.ndarray, caption: str | None) -> tuple[dict[str, float], str | None]:
+    """The metrics of a clip against its caption; none, and why, where there is nothing to compare it with."""
     try:
-        return {name: float(value[0]) for name, value in bench.measure(frames[None], [caption]).items()}
+        text = _caption_of(path) if caption is None else caption
+        if text is None:
+            return {}, "there is no manifest with one prompt beside it"
+        world.BENCH.check_prompt(text)
+        return _measured(world.BENCH, frames, text), None
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        return {}, str(error)
+
+
+def _measured(bench: Bench, frames: np.ndarray, caption: str) -> dict[str, float]:
+    """The metrics of one clip."""
+    return {name: float(value[0]) for name, value in bench.measure(frames[None], [caption]).items()}
 
 
 def _frames_as_made(path: Path) -> np.ndarray:
@@ -363,12 +482,10 @@ def _frames_as_made(path: Path) -> np.ndarray:
 
 
 def _caption_of(path: Path) -> str | None:
-    """The prompt in the manifest beside a video of the world's size, as the model read it; None if there is none."""
+    """The prompt in the manifest beside a video, as the model read it; None if there is none."""
     content = _manifest_beside(path)
     prompts = content["generation"]["prompts"] if content else []
-    if len(prompts) != 1 or content["frames"][1] != SIZE:
-        return None
-    return content["generation"]["read_as"].get(prompts[0], prompts[0])
+    return content["generation"]["read_as"].get(prompts[0], prompts[0]) if len(prompts) == 1 else None
 
 
 def _manifest_beside(path: Path) -> dict[str, Any]:

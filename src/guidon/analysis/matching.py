@@ -23,7 +23,7 @@ from ..guidance import added_energy, parse_channels
 from ..metrics.bench import find_bench
 from ..metrics.metric import TUNING_SEED, Metric
 from ..metrics.statistics import by_prompt
-from ..pipeline import Pipeline
+from ..request import Planner
 from ..studies.cells import Cell, cells_of
 from ..studies.plan import Arm, Contrast, Plan, Study, check_size
 from ..studies.results import results
@@ -81,7 +81,7 @@ def thumb(scale: float, cfg_channels: str, to: str, channels: int) -> float:
 
 
 def matching_study(
-    pipe: Pipeline,
+    planner: Planner,
     model: str,
     scales: Sequence[float],
     cfg_channels: str,
@@ -96,7 +96,7 @@ def matching_study(
     """The study that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
 
     Args:
-        pipe: the model.
+        planner: that of the model.
         model: its name, or its folder.
         scales: the scales to match, each above 1.
         cfg_channels: the channels that these scales guide.
@@ -108,7 +108,7 @@ def matching_study(
     Raises:
         InputError: a scale guides nothing, both choices are the same, or the bench has no captions of its own.
     """
-    chosen = [parse_channels(cfg_channels, pipe.channels), parse_channels(to, pipe.channels, "to")]
+    chosen = [parse_channels(cfg_channels, planner.channels), parse_channels(to, planner.channels, "to")]
     if not all(chosen):
         raise InputError(
             f"{setting('to' if chosen[0] else 'cfg_channels')} none guides no channel, so there is nothing to match: "
@@ -121,7 +121,7 @@ def matching_study(
     for scale in scales:
         if not math.isfinite(scale) or scale <= 1:
             raise InputError(f"{setting('cfg_scale')} {scale:g} guides nothing to match: give numbers above 1")
-    bench = find_bench(pipe.model.facts.bench)
+    bench = find_bench(planner.facts.bench)
     count = prompts if isinstance(prompts, int) else len(prompts)
     check_size(len(set(scales)) * (2 + len(STEPS_OF_GRID)), count, 1)
     if isinstance(prompts, int):
@@ -129,7 +129,7 @@ def matching_study(
     if len(prompts) < 2:
         raise InputError(f"{len(prompts)} prompt gives no band: give at least 2")
     # The grid: scales around the rule of thumb, and the given scales themselves.
-    near = [thumb(scale, cfg_channels, to, pipe.channels) for scale in scales]
+    near = [thumb(scale, cfg_channels, to, planner.channels) for scale in scales]
     grid = {round(1 + step * (scale - 1), 3) for scale in near for step in STEPS_OF_GRID}
     grid |= {round(scale, 3) for scale in scales}
     start, end = (f"from {min(scales):g}", f"to {max(grid):g}")

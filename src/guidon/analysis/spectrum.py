@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..core.atomic import atomic_path
 from ..core.broadcasting import per_sample
 from ..core.errors import InputError, setting
 from ..core.extras import require
 from ..core.progress import OnStep
-from ..guidance import GuidanceTrace, guides_nothing
-from ..pipeline import Pipeline
-from ..request import Choices
+from ..guidance import guides_nothing
+from ..request import Choices, Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..pipeline import Pipeline
 
 ASPECTS = {
     "luminance": "change of brightness, Rec. 709",
@@ -33,7 +35,7 @@ ASPECTS = {
 }
 NUDGE = 0.05  # RMS of a channel's finite-difference step; latents have an RMS of about 1
 LUMA = (0.2126, 0.7152, 0.0722)  # Rec. ITU-R BT.709
-Decode = Callable[[Tensor], Tensor]
+Decode: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,18 @@ class Spectrum:
         return [out / "spectrum.npz", _draw(self, out / "spectrum.png")]
 
 
+def check_spectrum(request: Request, channels: int, looks: int) -> None:
+    """Refuse what cannot be measured. It needs neither the model's weights nor torch.
+
+    Raises:
+        InputError: the request guides nothing, or no step is looked at.
+    """
+    if looks < 1:
+        raise InputError(f"{setting('looks')} is {looks}: give at least 1 step at which influence is measured")
+    if (scales := request.guidance.scales_for(channels)).is_identity:
+        raise guides_nothing(scales, "measure")
+
+
 def spectrum(
     pipe: Pipeline,
     prompts: Sequence[str],
@@ -115,12 +129,11 @@ def spectrum(
     Raises:
         InputError: a choice is not valid, or no step is guided.
     """
-    if looks < 1:
-        raise InputError(f"{setting('looks')} is {looks}: give at least 1 step at which influence is measured")
+    from ..guidance import GuidanceTrace
+
     # Sample, and record a trace of guidance.
     request = pipe.plan(tuple(prompts), force=force, **choices)
-    if request.guidance.scales_for(pipe.channels).is_identity:
-        raise guides_nothing(request.guidance.scales_for(pipe.channels), "measure")
+    check_spectrum(request, pipe.channels, looks)
     trace = GuidanceTrace(keep_x0=True)
     pipe.generate(request, batch_size=len(request.prompts), trace=trace, on_step=on_step)
     if not len(trace):
@@ -163,6 +176,8 @@ def gains(decode: Decode, x0: Tensor, direction: Tensor) -> np.ndarray:
     Returns:
         (C, A), for each of ``ASPECTS``.
     """
+    import torch
+
     channels = len(x0)
     size = direction.flatten(1).square().mean(1).sqrt()
     unit = direction / per_sample(size.clamp_min(1e-12), direction)
@@ -177,6 +192,8 @@ def gains(decode: Decode, x0: Tensor, direction: Tensor) -> np.ndarray:
 
 def _aspects(change: Tensor) -> Tensor:
     """The RMS of a change of RGB (B, 3, T, H, W) in each of ``ASPECTS``: (B, A)."""
+    import torch
+
     luma = torch.einsum("bcthw,c->bthw", change, torch.tensor(LUMA))
     blue, red = (change[:, 2] - luma) / 1.8556, (change[:, 0] - luma) / 1.5748  # Cb and Cr of Rec. 709
     edges = luma.diff(dim=2).square().flatten(1).mean(1) + luma.diff(dim=3).square().flatten(1).mean(1)

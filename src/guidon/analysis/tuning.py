@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,9 +26,11 @@ from ..guidance import CfgChannels, ChannelScale, guides_nothing
 from ..metrics.bench import find_bench
 from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Goal, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval
-from ..pipeline import Pipeline
-from ..request import Choices
+from ..request import Choices, Planner
 from .evaluate import BATCH
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
 
 optimize = Later("scipy.optimize", "tuning", "study")
 
@@ -97,6 +99,35 @@ def _text(scales: Sequence[float]) -> str:
     return ",".join(f"{scale:g}" for scale in scales)
 
 
+def check_tuning(
+    planner: Planner,
+    cfg_scale: float | Sequence[float],
+    cfg_channels: CfgChannels,
+    *,
+    evaluations: int,
+    choices: Choices,
+) -> tuple[Goal, ChannelScale]:
+    """The goal and the start of a search. It needs neither the model's weights nor torch.
+
+    Raises:
+        InputError: the bench has no captions or no goal, a choice is not valid, or the start guides nothing.
+    """
+    bench = find_bench(planner.facts.bench)
+    captions = bench.captions(None, TUNING_SEED, 1)
+    if bench.goal is None:
+        raise InputError(f"the bench {bench.name!r} does not say what good scales are: choose them by hand")
+    start = ChannelScale.parse(cfg_scale, cfg_channels, channels=planner.channels)
+    if max(start.scales) <= 1:
+        raise guides_nothing(start, "tune")
+    if evaluations < planner.channels + 2:
+        raise InputError(
+            f"{setting('evaluations')} {evaluations} cannot tune {planner.channels} scales: give at least "
+            f"{planner.channels + 2}"
+        )
+    planner.complete(captions, **_with(choices, start.scales))
+    return bench.goal, start
+
+
 def tune(
     pipe: Pipeline,
     cfg_scale: float | Sequence[float],
@@ -131,22 +162,12 @@ def tune(
     Raises:
         InputError: the bench has no captions or no goal, the start guides nothing, or the journal is another search's.
     """
+    given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing}
+    choices = cast("Choices", given | {"seed_per_prompt": True})
+    goal, start = check_tuning(pipe.planner, cfg_scale, cfg_channels, evaluations=evaluations, choices=choices)
     bench = find_bench(pipe.model.facts.bench)
     captions = bench.captions(None, TUNING_SEED, prompts)
     judges = bench.captions(None, EVALUATION_SEED, held_out)
-    goal = bench.goal
-    if goal is None:
-        raise InputError(f"the bench {bench.name!r} does not say what good scales are: choose them by hand")
-    start = ChannelScale.parse(cfg_scale, cfg_channels, channels=pipe.channels)
-    if max(start.scales) <= 1:
-        raise guides_nothing(start, "tune")
-    if evaluations < pipe.channels + 2:
-        raise InputError(
-            f"{setting('evaluations')} {evaluations} cannot tune {pipe.channels} scales: give at least "
-            f"{pipe.channels + 2}"
-        )
-    given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing, "seed_per_prompt": True}
-    choices = cast("Choices", given)
     request = pipe.complete(captions, **_with(choices, start.scales))
     measured = {"weights": pipe.hashes, "quantities": [goal.keep, *goal.lower]}
     memory = _Journal(journal, request.model_dump(mode="json") | measured)

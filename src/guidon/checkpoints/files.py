@@ -22,12 +22,10 @@ from torch import Tensor
 
 from ..core.errors import InputError, quoted
 from ..core.reading import TEXT_BYTES, is_there, read_object, reading
-from .finding import AGAIN, WHAT, header_length, locate, shards_of
+from .finding import AGAIN, WHAT, ZIP, header_length, kind_of, locate, shards_of
 from .pickles import MOST_STEPS, refuse_bombs
 
 LEGACY_PICKLES = 4  # a magic number, a version, the system, the content; the names of the values follow
-ZIP = b"PK\x03\x04"
-MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number at the start of a torch file that is no zip, as a pickle holds it
 SHARED = 4  # times that the values of a torch file may be used by several of its tensors, on average
 WRAPPINGS = ("ema", "state_dict_ema", "state_dict", "model", "module")  # the first one present holds the weights
 MOST_WRAPPINGS = 8  # a mapping in a pickle may even hold itself
@@ -65,19 +63,13 @@ def read_tensors(path: str | Path, *, checksums: bool = True) -> TensorFile:
         raise InputError(f"the checkpoint is {quoted(path)}: give the path of a file or folder")
     path = locate(Path(path))
     metadata: dict[str, str] = {}
-    with reading(path, WHAT), path.open("rb") as file:
-        head = file.read(64)
-    if path.name.endswith(".index.json"):
-        kind, content = "shards", _shards(path, checksums)
-    elif head[:4] == ZIP:
-        kind, content = "torch zip", _torch_file(path, checksums)
-    elif head[:1] == b"\x80" and MAGIC in head:
-        kind, content = "torch legacy", _torch_file(path, checksums)
-    elif head[8:9] == b"{" or path.suffix == ".safetensors":
-        kind = "safetensors"
+    kind = kind_of(path)
+    if kind == "shards":
+        content = _shards(path, checksums)
+    elif kind == "safetensors":
         content, metadata = read_safetensors(path)
     else:
-        raise InputError(f"{path} is not a checkpoint: {_guess(head)}; expected safetensors, .pt or .pth")
+        content = _torch_file(path, checksums)
     tensors, wrapping = _unwrap(content, path)
     config = path.parent / "config.json"
     values = read_object(config, "a configuration") if config.is_file() else {}
@@ -87,22 +79,6 @@ def read_tensors(path: str | Path, *, checksums: bool = True) -> TensorFile:
 def count_values(tensors: Mapping[str, Tensor]) -> int:
     """How many numbers the tensors hold together."""
     return sum(value.numel() for value in tensors.values())
-
-
-def _guess(head: bytes) -> str:
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, fetch the file itself with `git lfs pull`"
-    if head.lstrip()[:1] == b"<":
-        return "it is a web page, the download went wrong"
-    if head[:1] == b"\x80":
-        return "it is a pickle that torch.save did not write, and pickles can run code, so it was not loaded"
-    if head[4:8] == b"ftyp":
-        return "it is a video"
-    if head[:1] in (b"{", b"["):
-        return "it is JSON"
-    if head and all(9 <= byte < 127 for byte in head):
-        return "it is a text file"
-    return "it is empty" if not head else f"it starts with {head[:8]!r}"
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

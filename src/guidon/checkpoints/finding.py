@@ -7,6 +7,8 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.reading import TEXT_BYTES, is_there, parse_json, read_object, reading, regular_file
 
+ZIP = b"PK\x03\x04"
+MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number at the start of a torch file that is no zip, as a pickle holds it
 WHAT = "a checkpoint"
 AGAIN = "it is truncated or damaged: copy or download it again"
 WEIGHTS = (
@@ -33,6 +35,41 @@ def locate(path: Path) -> Path:
         parts = sorted(part.name for part in path.iterdir() if part.is_dir())
         raise InputError(f"the folder {path} is a pipeline of diffusers: give one of its folders, {', '.join(parts)}")
     raise InputError(f"the folder {path} holds none of {', '.join(WEIGHTS)}, nor an index of their shards")
+
+
+def kind_of(path: Path) -> str:
+    """How a file of weights is stored: "safetensors", "shards" (an index of them), "torch zip" or "torch legacy".
+
+    Raises:
+        InputError: it is no such file.
+    """
+    with reading(path, WHAT), path.open("rb") as file:
+        head = file.read(64)
+    if path.name.endswith(".index.json"):
+        return "shards"
+    if head[:4] == ZIP:
+        return "torch zip"
+    if head[:1] == b"\x80" and MAGIC in head:
+        return "torch legacy"
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return "safetensors"
+    raise InputError(f"{path} is not a checkpoint: {_guess(head)}; expected safetensors, .pt or .pth")
+
+
+def _guess(head: bytes) -> str:
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, fetch the file itself with `git lfs pull`"
+    if head.lstrip()[:1] == b"<":
+        return "it is a web page, the download went wrong"
+    if head[:1] == b"\x80":
+        return "it is a pickle that torch.save did not write, and pickles can run code, so it was not loaded"
+    if head[4:8] == b"ftyp":
+        return "it is a video"
+    if head[:1] in (b"{", b"["):
+        return "it is JSON"
+    if head and all(9 <= byte < 127 for byte in head):
+        return "it is a text file"
+    return "it is empty" if not head else f"it starts with {head[:8]!r}"
 
 
 def shards_of(index: Path) -> tuple[list[str], list[Path]]:

@@ -37,7 +37,7 @@ def audit(
     from ..analysis.audit import audit as audited
     from ..core.progress import progress
 
-    with progress("reading") as on_step:
+    with progress("reading", "files") as on_step:
         result = audited(paths, on_step)
     if json:
         print(_as_json(result))

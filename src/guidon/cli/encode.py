@@ -10,6 +10,7 @@ import typer
 from ..core.errors import InputError, setting
 from . import options
 from .options import option
+from .outputs import prepare_folder, stopped
 
 EXAMPLE = 'guidon encode "a lighthouse" --text-encoder t5-v1_1-xxl --out captions.safetensors'
 
@@ -40,11 +41,20 @@ def encode(
 
     `guidon generate` takes the file in place of T5 (--features).
     """
-    from ..core.devices import pick_device
+    # Check everything before torch is imported and gigabytes are read.
+    from ..core.devices import check_device, pick_device
+    from ..models.finding import caption_header, check_t5
+
+    check_device(device)
+    check_t5(text_encoder, max_length, dtype)
+    if out.exists():
+        caption_header(out)
+    prepare_folder(out.parent)
+
+    from ..core.progress import progress
     from ..models.text.features import load_features, save_features
     from ..models.text.t5 import T5Encoder
 
-    # Refuse what cannot be added to the file before gigabytes are read.
     if out.exists():
         before = load_features(out, max_length).encoder
         if before.get("dtype") != dtype:
@@ -52,4 +62,7 @@ def encode(
                 f"{out} was encoded in {before.get('dtype')}, {setting('dtype')} is {dtype}: write to a new file"
             )
     encoder = T5Encoder.load(text_encoder, max_length=max_length, dtype=dtype, device=pick_device(device))
-    print(save_features(out, prompts, *encoder.encode(prompts), encoder=encoder.description))
+    what = f"encoding {len(prompts)} {'caption' if len(prompts) == 1 else 'captions'}"
+    with stopped(f"nothing was added to {out}"), progress(what, "captions") as on_caption:
+        features, mask = encoder.encode(prompts, on_caption)
+    print(save_features(out, prompts, features, mask, encoder=encoder.description))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..core.errors import InputError, setting
 from . import options
+from .generate import read_prompts
 from .options import given, option
-from .outputs import prepare_folder
+from .outputs import prepare_folder, say, stopped
+from .planning import find_planner
 from .values import parse_timing
 
-EXAMPLE = "guidon evaluate --prompts 100 --cfg-scale 1 --cfg-scale 2 --cfg-channels 3 --cfg-channels all"
+if TYPE_CHECKING:
+    from ..request import Choices
+
+EXAMPLE = "guidon evaluate --prompts 40 --cfg-scale 1 --cfg-scale 3 --cfg-channels 3 --cfg-channels all"
 
 
 def evaluate(
@@ -35,15 +41,39 @@ def evaluate(
         ),
     ] = "L0",
     prompts: Annotated[int, option("Measuring", "N", "Number of captions of the split.", min=2)] = 100,
+    prompts_file: Annotated[
+        Path | None,
+        option(
+            "Measuring",
+            "FILE",
+            "A text file of prompts, one per line, in place of captions; for a model of another domain.",
+            default="none",
+        ),
+    ] = None,
     seeds: Annotated[int, option("Measuring", "N", "Number of samples per caption.", min=1)] = 1,
     cfg_scale: options.CfgScales = None,
     cfg_channels: Annotated[
-        list[str] | None, option("Guidance", "CHANNELS", "Guided channels; repeatable.", *options.CHANNELS, default="3")
+        list[str] | None,
+        option(
+            "Guidance", "CHANNELS", "Guided channels; repeatable.", *options.CHANNELS, default=options.of_model("3")
+        ),
     ] = None,
+    guidance: options.Rule = None,
     interval: options.Interval = None,
+    ramp: options.Ramp = None,
+    oscillate: options.Oscillate = None,
+    seed: options.Seed = None,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
+    batch_size: Annotated[
+        int,
+        option("Sampling", "N", "Number of clips that are denoised together; it changes memory.", min=1),
+    ] = 16,
     model: options.Model = "guidon-small",
+    checkpoint: options.Checkpoint = None,
+    text_encoder: options.TextEncoder = None,
+    vae: options.VAE = None,
+    features: options.Features = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -53,28 +83,58 @@ def evaluate(
     """Measure a model on held-out captions, or measure video files.
 
     Every setting is sampled with the same noise. Without --cfg-scale these are no guidance and the model's scale.
+    Files that cannot be measured are named and left out.
     """
-    from ..analysis import evaluate as evaluation
-    from ..core.progress import progress
-    from ..pipeline import load
-
-    sampling = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
-    if out is not None:
-        prepare_folder(out)
+    sampling = given(
+        guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler
+    )
+    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     if videos:
-        for name in given(cfg_scale=cfg_scale, cfg_channels=cfg_channels, **sampling):
+        for name in given(
+            cfg_scale=cfg_scale, cfg_channels=cfg_channels, prompts_file=prompts_file, **sampling, **parts
+        ):
             raise InputError(f"{setting(name)} belongs to a model, and video files were given: leave it out")
-        print(evaluation.measure_files(videos, caption, out))
+        measure_files(videos, caption, out)
         return
     if caption is not None:
         raise InputError(f"{setting('caption')} belongs to video files, and none was given")
-    pipe = load(model, device=device)
-    settings = evaluation.settings_of(cfg_scale or [1.0, pipe.preset.cfg_scale], cfg_channels or ["3"])
-    with progress("evaluating") as on_step:
-        found = evaluation.evaluate(
-            pipe, settings, split=split, prompts=prompts, seeds=seeds, on_step=on_step, **sampling
-        )
+
+    # Check everything before torch is imported.
+    planner = find_planner(model, device, parts)
+    texts = prompts if prompts_file is None else read_prompts((), prompts_file)
+    scales, channels = cfg_scale or [1.0, planner.preset.cfg_scale], cfg_channels or [planner.preset.cfg_channels]
+    from ..analysis import evaluate as evaluation
+
+    settings = evaluation.settings_of(scales, channels)
+    asked = {"split": None if prompts_file else split, "prompts": texts, "seeds": seeds}
+    captions = evaluation.check_evaluation(planner, settings, cast("Choices", sampling), **asked)
+    if out is not None:
+        prepare_folder(out)
+
+    # Sample and measure.
+    from ..core.progress import progress
+    from ..pipeline import load
+
+    pipe = load(model, device=device, **parts)
+    clips = len(settings) * len(captions) * seeds
+    with stopped("nothing was written"), progress(f"sampling and measuring {clips} clips") as on_step:
+        found = evaluation.evaluate(pipe, settings, batch_size=batch_size, on_step=on_step, **asked, **sampling)
     print(found.table())
-    print("{sampler}, {steps} steps, guidance {guidance}, {timing}".format_map(found.sampling))
+    print("\nsampled with {sampler}, {steps} steps, guidance {guidance}, {timing}\n".format_map(found.sampling))
+    print(found.legend())
     for path in found.write(out) if out is not None else ():
         print(path)
+
+
+def measure_files(videos: Sequence[Path], caption: str | None, out: Path | None) -> None:
+    """Measure files, and name those that are left out on stderr."""
+    from ..analysis import evaluate as evaluation
+
+    if out is not None:
+        prepare_folder(out)
+    found = evaluation.measure_files(videos, caption)
+    for path, why in found.left_out.items():
+        say(f"{path}: {why}")
+    print(found.table())
+    if out is not None:
+        print(found.write(out / "metrics.json"))

@@ -13,7 +13,7 @@ import typer
 from ..core.errors import InputError, setting
 from . import options
 from .options import given, of_model, option
-from .outputs import prepare_folder, run_name, say, write_trace, write_videos
+from .outputs import prepare_folder, run_name, say, stopped, write_trace, write_videos
 from .planning import find_planner, known_device
 from .values import parse_scale, parse_size, parse_timing
 
@@ -63,33 +63,11 @@ def generate(
     ] = None,
     cfg_scale: options.CfgScalePerChannel = None,
     cfg_channels: options.CfgChannels = None,
-    guidance: Annotated[
-        str | None,
-        option(
-            "Guidance",
-            "RULE",
-            "Guidance rule: cfg, rescale, apg, cfg-zero, cfg++, fdg or perp-neg; its settings follow a colon, as "
-            "in apg:momentum=0.",
-            default="cfg",
-            values=options.RULES,
-        ),
-    ] = None,
+    guidance: options.Rule = None,
     interval: options.Interval = None,
-    ramp: Annotated[
-        str | None,
-        option(
-            "Guidance",
-            "SHAPE",
-            "Let the scale grow during sampling: linear or cosine.",
-            default="off",
-            values=options.RAMPS,
-        ),
-    ] = None,
-    oscillate: Annotated[
-        int | None,
-        option("Guidance", "N", "From step N on, guide every second step only.", default="off"),
-    ] = None,
-    seed: Annotated[int | None, option("Sampling", "N", "Seed of the noise.", min=0, default=of_model("0"))] = None,
+    ramp: options.Ramp = None,
+    oscillate: options.Oscillate = None,
+    seed: options.Seed = None,
     num_samples: Annotated[
         int,
         option(
@@ -329,7 +307,9 @@ def generate(
         batch_size = max(batch_size or BATCH, len(request.prompts) * len(request.samples))
     from ..core.progress import progress
 
-    with progress("denoising") as on_step:
+    clips = len(request.prompts) * len(request.samples)
+    what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
+    with stopped("nothing was written"), progress(what, "steps") as on_step:
         videos = pipe.generate(
             request, batch_size=batch_size or BATCH, sequential=sequential, on_step=on_step, trace=traced, like=like
         )

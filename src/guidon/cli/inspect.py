@@ -30,6 +30,12 @@ def inspect(
 
     Prints its architecture, size, channels and precision, and what is unusual about it.
     """
-    from ..models.checkpoint import files_of, inspect_checkpoint
+    from ..checkpoints.finding import kind_of, locate
+    from ..models.catalogue import files_of
 
-    print(*(inspect_checkpoint(path, **given(num_heads=num_heads)) for path in files_of(checkpoint)), sep="\n\n")
+    files = files_of(checkpoint)
+    for path in files:  # refuse what is no checkpoint before torch is imported
+        kind_of(locate(path))
+    from ..models.checkpoint import inspect_checkpoint
+
+    print(*(inspect_checkpoint(path, **given(num_heads=num_heads)) for path in files), sep="\n\n")

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from . import options
-from .options import option
-from .outputs import say
+from .options import given, option
+from .outputs import prepare_folder, say, stopped
+from .planning import find_planner
 from .values import parse_timing
 
 EXAMPLE = "guidon match --cfg-scale 3 --cfg-channels 3 --to all"
@@ -62,27 +63,35 @@ def match(
 
     Prints which scale on other channels does what a scale on some channels does, and how certain that is.
     """
+    # Plan a study of both choices of channels, over a grid of scales. Check it before torch is imported.
+    timing = parse_timing(interval)
+    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    planner = find_planner(model, device, parts)
     from ..analysis import matching
+    from ..metrics.bench import find_bench
+    from ..studies.plan import check_study, make_plan
+
+    matching.check_metrics(metric or (), find_bench(planner.facts.bench).metrics)
+    study = matching.matching_study(
+        planner, model, cfg_scale or [planner.preset.cfg_scale], cfg_channels, to,
+        prompts=prompts or captions, steps=steps, sampler=sampler, timing=timing, block=block,
+    )  # fmt: skip
+    check_study(study, planner)
+    if out is not None:
+        prepare_folder(out)
+
+    # Run it, and find where the curves meet.
     from ..core.progress import progress
     from ..pipeline import load
     from ..studies.cells import threads_of
-    from ..studies.plan import make_plan
     from ..studies.run import run_study
 
-    # Plan a study of both choices of channels, over a grid of scales.
-    timing = parse_timing(interval)
-    pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
-    study = matching.matching_study(
-        pipe, model, cfg_scale or [pipe.preset.cfg_scale], cfg_channels, to,
-        prompts=prompts or captions, steps=steps, sampler=sampler, timing=timing, block=block,
-    )  # fmt: skip
+    pipe = load(model, device=device, **parts)
     plan = make_plan(study, pipe, threads=None if out is None else threads_of(out))
-    matching.check_metrics(metric or (), plan.metrics)
-
-    # Run it, and find where the curves meet.
+    kept = "nothing is kept" if out is None else f"what is done is kept in {out}: the same command goes on"
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary) / "match"
-        with progress("matching") as on_cell:
+        with stopped(kept), progress(f"matching on {plan.cells} clips", "clips") as on_cell:
             run_study(plan, pipe, folder, on_cell=on_cell, say=say)
         found = matching.equivalents(plan, folder, pipe.channels, metric or ())
 

@@ -110,8 +110,34 @@ Interval = Annotated[
         default=of_model("0,0.5"),
     ),
 ]
+Rule = Annotated[
+    str | None,
+    option(
+        "Guidance",
+        "RULE",
+        "Guidance rule: cfg, rescale, apg, cfg-zero, cfg++, fdg or perp-neg; its settings follow a colon, as "
+        "in apg:momentum=0.",
+        default="cfg",
+        values=RULES,
+    ),
+]
+Ramp = Annotated[
+    str | None,
+    option(
+        "Guidance",
+        "SHAPE",
+        "Let the scale grow during sampling: linear or cosine.",
+        default="off",
+        values=RAMPS,
+    ),
+]
+Oscillate = Annotated[
+    int | None,
+    option("Guidance", "N", "From step N on, guide every second step only.", default="off"),
+]
 
 # Sampling
+Seed = Annotated[int | None, option("Sampling", "N", "Seed of the noise.", min=0, default=of_model("0"))]
 Steps = Annotated[
     int | None,
     option("Sampling", "N", "Number of denoising steps.", "--steps", "--num-inference-steps", default=of_model("50")),

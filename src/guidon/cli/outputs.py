@@ -10,10 +10,12 @@ import shlex
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from ..core.errors import InputError, setting
 from ..core.hashing import hash_text
@@ -36,6 +38,15 @@ def say(message: str) -> None:
     """
     with suppress(OSError):  # a message that cannot be written must not end a run, nor change its exit code
         print("guidon: " + printable(" ".join(message.split())), file=sys.stderr)
+
+
+@contextmanager
+def stopped(kept: str) -> Iterator[None]:
+    """Where Ctrl-C ends the block, say what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Abort(f"stopped; {kept}") from None
 
 
 def prepare_folder(out: Path) -> None:

@@ -9,7 +9,8 @@ import typer
 
 from . import options
 from .options import given, option
-from .outputs import prepare_folder
+from .outputs import prepare_folder, stopped
+from .planning import find_planner, known_device
 from .values import parse_timing
 
 EXAMPLE = 'guidon spectrum "a red circle moves left on a white background" --out spectrum'
@@ -45,18 +46,29 @@ def spectrum(
 
     Shows how much of the guidance each latent channel carries, and how much of that the decoder turns into pixels.
     """
-    from ..analysis.spectrum import spectrum as measured
-    from ..core.progress import progress
-    from ..pipeline import load
-
     choices = given(
         cfg_scale=cfg_scale, cfg_channels=cfg_channels, timing=parse_timing(interval), seed=seed, steps=steps,
         sampler=sampler,
     )  # fmt: skip
+    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+
+    # Check everything before torch is imported.
+    planner = find_planner(model, device, parts)
+    request = planner.plan(prompts, device=known_device(device), force=force, **choices)
+    from ..analysis.spectrum import check_spectrum
+    from ..analysis.spectrum import spectrum as measured
+
+    check_spectrum(request, planner.channels, looks)
     if out is not None:
         prepare_folder(out)
-    pipe = load(model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
-    with progress("sampling") as on_step:
+
+    from ..core.progress import progress
+    from ..pipeline import load
+
+    pipe = load(model, device=device, **parts)
+    count = len(request.prompts)
+    what = f"sampling {count} {'clip' if count == 1 else 'clips'}"
+    with stopped("nothing was written"), progress(what, "steps") as on_step:
         found = measured(pipe, prompts, looks=looks, on_step=on_step, force=force, **choices)
     print(found.table())
     print("energy: share of the squared cond - uncond; the rest: RMS change of the video per unit of scale, 1/1000")

@@ -10,7 +10,8 @@ import typer
 
 from . import options
 from .options import option
-from .outputs import say
+from .outputs import prepare_folder, say, stopped
+from .planning import find_planner
 
 EXAMPLE_RUN = "guidon study run studies/quick.yaml --out results"
 EXAMPLE_REPORT = "guidon study report results"
@@ -33,21 +34,29 @@ def run(
 
     Stop it at any time: the same command resumes. The same study always gives the same bytes.
     """
+    # Check everything before torch is imported.
+    from ..studies.plan import check_study, load_study, make_plan, outline
+
+    study = load_study(file)
+    parts = study.sources.model_dump()
+    check_study(study, find_planner(study.model, device, parts))
+    if not dry_run:
+        prepare_folder(out)
+
     from ..core.progress import progress
     from ..pipeline import load
     from ..studies.answer import answer
     from ..studies.cells import threads_of
-    from ..studies.plan import load_study, make_plan, outline
     from ..studies.results import results, write_csv
     from ..studies.run import run_study, seconds_per_cell
 
-    study = load_study(file)
-    pipe = load(study.model, device=device, **study.sources.model_dump())
+    pipe = load(study.model, device=device, **parts)
     plan = make_plan(study, pipe, threads=threads_of(out))
     if dry_run:
         print(outline(plan, seconds_per_cell(plan, pipe)))
         return
-    with progress("study") as bar:
+    kept = f"the cells that are done are kept in {out}: the same command goes on"
+    with stopped(kept), progress(f"study of {plan.cells} cells") as bar:
         run_study(plan, pipe, out, on_cell=bar, on_solve=bar, say=say)
 
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, the first rank prints the answer
@@ -78,7 +87,7 @@ def report(
     from ..core.progress import progress
     from ..studies.report import write_report
 
-    with progress("writing MP4s") as on_cell:
+    with stopped("what was written whole is kept"), progress("writing MP4s", "clips") as on_cell:
         paths = write_report(folder, out, max_mb=max_mb, videos=videos, on_cell=on_cell, say=print)
     for path in paths:
         print(path)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from . import options
 from .options import option
-from .outputs import prepare_folder
+from .outputs import prepare_folder, stopped
+from .planning import find_planner
 from .values import parse_timing
+
+if TYPE_CHECKING:
+    from ..request import Choices
 
 EXAMPLE = "guidon tune --cfg-scale 3 --evaluations 40 --out tuned"
 
@@ -43,18 +47,25 @@ def tune(
 
     The search starts from --cfg-scale and wants less oversaturation and drift at the same alignment with the prompt.
     """
+    sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
+
+    # Check everything before torch is imported.
+    planner = find_planner(model, device)
+    scale = planner.preset.cfg_scale if cfg_scale is None else cfg_scale
     from ..analysis import tuning
+
+    tuning.check_tuning(planner, scale, cfg_channels, evaluations=evaluations, choices=cast("Choices", sampling))
+    if out is not None:
+        prepare_folder(out)
+
     from ..core.progress import progress
     from ..pipeline import load
 
-    sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
-    if out is not None:
-        prepare_folder(out)
     pipe = load(model, device=device)
-    with progress("tuning") as on_evaluation:
+    kept = "nothing is kept" if out is None else f"what is measured is kept in {out}: the same command goes on"
+    with stopped(kept), progress(f"tuning over {evaluations} settings", "settings") as on_evaluation:
         found = tuning.tune(
-            pipe, pipe.preset.cfg_scale if cfg_scale is None else cfg_scale, cfg_channels,
-            prompts=captions, held_out=held_out, evaluations=evaluations,
+            pipe, scale, cfg_channels, prompts=captions, held_out=held_out, evaluations=evaluations,
             journal=None if out is None else out / "tuning.json", on_evaluation=on_evaluation, **sampling,
         )  # fmt: skip
     print(f"--cfg-scale {found.cfg_scale}\n{found.verdict}")

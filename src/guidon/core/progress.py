@@ -1,13 +1,21 @@
-"""Progress of long work: the callback type, and a progress bar on stderr."""
+"""Progress of long work: the callback type, a bar on a terminal, and now and then a line where stderr is none."""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 OnStep = Callable[[int, int], None]  # called with (steps done, total steps)
+
+QUICK = 2.0  # seconds: work that takes less says nothing
+BETWEEN = 30.0  # seconds between two lines, at the least
+SHARE = 0.1  # of the work between two lines, at the least
+SILENT = 600.0  # seconds after which a line comes, however little was done
+_LOOK = 0.25  # seconds between two looks at what is done
 
 
 def part_of(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
@@ -15,15 +23,26 @@ def part_of(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
     return on_step and (lambda done, total: on_step(number * total + done, parts * total))
 
 
+def progress(what: str, unit: str = "") -> AbstractContextManager[OnStep]:
+    """Show the progress of the block on stderr: a bar on a terminal, lines elsewhere. Yields the ``OnStep`` to call.
+
+    Lines come only if the block takes over ``QUICK`` seconds: one that says what is done, one with an estimate as soon
+    as there is one, then one each ``BETWEEN`` seconds or ``SHARE`` of the work, whichever is later, and one at the end.
+
+    Args:
+        what: what is done and how much of it: "denoising 4 clips".
+        unit: what ``OnStep`` counts, in the plural; empty to show per cent.
+    """
+    return _bar(what) if sys.stderr.isatty() else lines(what, unit)
+
+
 @contextmanager
-def progress(what: str) -> Iterator[OnStep]:
-    """Show a progress bar while the block runs, if stderr is a terminal. Yields the ``OnStep`` that updates it."""
+def _bar(what: str) -> Iterator[OnStep]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         line = bar.add_task("", total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)
 
@@ -60,3 +79,78 @@ def late_progress(what: str, after: float = 2.0) -> Iterator[OnStep]:
         if shown:
             stream.write("\n")
             stream.flush()
+
+
+@contextmanager
+def lines(what: str, unit: str = "") -> Iterator[OnStep]:
+    """The lines of ``progress``, also on a terminal. Under torchrun the first rank alone prints them."""
+    work = _Work(what, unit)
+    watch = threading.Thread(target=work.watch, daemon=True)
+    if int(os.environ.get("RANK", "0")) == 0:
+        watch.start()
+    try:
+        yield work.note
+        work.finished = True
+    finally:
+        work.ended.set()
+        if watch.ident is not None:
+            watch.join()
+
+
+class _Work:
+    """What is done of some work. Another thread prints it, because a single step can take long."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self.what, self.unit = what, unit
+        self.begun, self.done, self.total = time.monotonic(), 0, 0
+        self.first = 0.0, 0  # when a number was first reported, and the number: work that goes on begins above 0
+        self.ended, self.finished = threading.Event(), False
+
+    def note(self, done: int, total: int) -> None:
+        if total != self.total:
+            self.first = time.monotonic(), done
+        self.done, self.total = done, total
+
+    def watch(self) -> None:
+        """Print lines until the work ends."""
+        last, told = 0.0, 0.0  # when the last line came, and the share of the work that it named
+        while not self.ended.wait(_LOOK):
+            now, left = time.monotonic() - self.begun, self._left()
+            if now < QUICK:
+                continue
+            since, share = now - last, 0.0 if left is None else self.done / self.total
+            # without an estimate, lines become rare
+            regular = since >= BETWEEN and share - told >= SHARE if share else since >= max(BETWEEN, last)
+            if not last or (share and not told) or regular or since >= SILENT:
+                _say(f"{self.what}: {self._state(now, left)}")
+                last, told = now, share
+        if last and self.finished:
+            _say(f"{self.what}: done in {as_time(time.monotonic() - self.begun)}")
+
+    def _left(self) -> float | None:
+        """Seconds to the end; None where nothing tells."""
+        when, before = self.first
+        if self.done <= before:
+            return None
+        return (self.total - self.done) * (time.monotonic() - when) / (self.done - before)
+
+    def _state(self, now: float, left: float | None) -> str:
+        if left is None:
+            return "begun" if now < 2 * QUICK else f"{as_time(now)} so far"
+        done = f"{self.done} of {self.total} {self.unit}" if self.unit else f"{100 * self.done / self.total:.0f}%"
+        return f"{done}, about {as_time(left)} left"
+
+
+def as_time(seconds: float) -> str:
+    """A duration for people: "40 s", "12 min", "3 h 5 min"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # stderr is full or closed: that must not end the work
+        print(f"guidon: {line}", file=sys.stderr, flush=True)

@@ -40,6 +40,21 @@ def find_preset(name: str) -> Preset[Any]:
     raise InputError(f"{folder} is not a model folder: it holds no {layouts}")
 
 
+def files_of(path: Path) -> list[Path]:
+    """What ``inspect_checkpoint`` describes one by one: the files of a model folder, or the path itself.
+
+    Args:
+        path: a file, a folder, or the name of a preset whose weights are in the package.
+    """
+    preset = presets().get(str(path))
+    if preset is not None and isinstance(preset.weights, Path) and not path.exists():
+        path = preset.weights
+    for family in registry.FAMILIES:
+        if found := family.files(path):
+            return found
+    return [path]
+
+
 def find_facts(preset: Preset[Any], sources: Sources) -> Facts:
     """What is known of a preset's model before its weights are read. It needs no torch, and downloads nothing.
 

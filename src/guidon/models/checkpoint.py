@@ -16,7 +16,6 @@ from ..core.errors import InputError
 from ..core.hashing import hash_files
 from ..core.reading import reading
 from . import registry
-from .catalogue import presets
 from .family import Checkpoint, Family
 from .parts.others import describe_part
 
@@ -88,21 +87,6 @@ def _recognised(file: TensorFile) -> tuple[Family, Checkpoint] | None:
         if checkpoint is not None:
             return family, checkpoint
     return None
-
-
-def files_of(path: Path) -> list[Path]:
-    """What ``inspect_checkpoint`` describes one by one: the files of a model folder, or the path itself.
-
-    Args:
-        path: a file, a folder, or the name of a preset whose weights are in the package.
-    """
-    preset = presets().get(str(path))
-    if preset is not None and isinstance(preset.weights, Path) and not path.exists():
-        path = preset.weights
-    for family in registry.FAMILIES:
-        if found := family.files(path):
-            return found
-    return [path]
 
 
 def inspect_checkpoint(path: str | Path, **known: Any) -> Report:

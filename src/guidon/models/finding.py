@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from ..checkpoints.finding import locate, read_header
-from ..core.errors import InputError, first_line, setting
+from ..core.errors import InputError, first_line, nearest, setting
 from ..core.extras import require
+from ..core.progress import lines
 from ..core.reading import is_there, parse_json
 from .family import Facts, Preset, Released, any_prompts
 from .sources import Sources
 
 T5 = "DeepFloyd/t5-v1_1-xxl"
+T5_DTYPES = ("fp32", "bf16", "fp16", "int8")
 T5_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("spiece.model", "tokenizer.json")
 AUTOENCODER = "stabilityai/sd-vae-ft-ema"
@@ -114,6 +117,19 @@ def find_t5(folder: str | Path) -> tuple[Path, Path]:
     return weights, words
 
 
+def check_t5(folder: str | Path, max_length: int, dtype: str) -> tuple[Path, Path]:
+    """Where the weights of T5's encoder and its tokenizer are, after a check of how captions are to be encoded.
+
+    Raises:
+        InputError: one of them is not there, or a setting is not valid.
+    """
+    if dtype not in T5_DTYPES:
+        raise InputError(f"{setting('dtype')} {dtype!r} does not exist for T5{nearest(dtype, T5_DTYPES)}")
+    if max_length < 1:
+        raise InputError(f"{setting('max_length')} {max_length} is not a number of tokens: give 120, 200 or 300")
+    return find_t5(folder)
+
+
 def _part(root: Path, name: str, files: Sequence[str], what: str) -> Path:
     """The folder itself or its subfolder, whichever holds one of the files."""
     if not root.is_dir():
@@ -205,9 +221,10 @@ def find_on_hub(repository: str, file: str | None, download: bool, source: str) 
     purpose = f"looking for {repository} on the hub, as {setting(source)} is not given,"
     hub, errors = (require(name, purpose, "video") for name in ("huggingface_hub", "huggingface_hub.errors"))
     patterns = None if file is None else [file, f"{file}/*"]
-    folder = None
+    folder, what = None, f"downloading {_of(repository, file)} from huggingface.co"
     try:
-        folder = Path(hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=not download))
+        with lines(what) if download else nullcontext():
+            folder = Path(hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=not download))
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
         if download:
             raise InputError(f"cannot download {repository} from the hub: {first_line(error)}") from None

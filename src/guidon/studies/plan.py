@@ -12,10 +12,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-import torch
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ..core.errors import InputError, nearest
@@ -27,8 +27,12 @@ from ..metrics.bench import find_bench
 from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Metric
 from ..metrics.statistics import pairs_needed, smallest_effect
 from ..models.sources import Sources
-from ..pipeline import Pipeline
-from ..request import Choices, Request
+from ..request import Choices, Planner, Request
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipeline import Pipeline
 
 FIRST_FORMAT = "guidon study 1"  # "of_the_world" in place of "bench"; solved scales are in its settings
 EARLIER_FORMATS = (FIRST_FORMAT, "guidon study 2")  # "world" is the bench that is called "world-1" now
@@ -385,6 +389,52 @@ def _placeholder_request(own: Mapping[str, Any], source: str) -> Request:
     return make_request(choices, ("",), (0,), 0, source)
 
 
+@dataclass(frozen=True)
+class CheckedStudy:
+    """A study whose settings are valid for its model. Neither the weights nor torch were needed to find out."""
+
+    bench: Bench
+    captions: tuple[str, ...]
+    """The prompts."""
+    tuning: tuple[str, ...]
+    """The prompts on which scales are solved."""
+    settings: dict[str, dict[str, Any]]
+    """See ``Plan.settings``."""
+
+
+def check_study(study: Study, planner: Planner, device: torch.device | None = None) -> CheckedStudy:
+    """Expand and validate a study.
+
+    Args:
+        study: the content of a study file.
+        planner: that of its model.
+        device: where the model runs; None where it is not known yet.
+
+    Raises:
+        InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
+    """
+    bench, chosen = find_bench(planner.facts.bench), arms(study)
+    bench.find_metric(study.primary.metric)
+    _check_names(study.primary, chosen)
+    solves = any(arm.energy_of is not None for arm in chosen.values())
+    captions, tuning = _prompts(study, bench, solves)
+    planner.facts.check_prompts(captions)
+    requests: dict[str, Request] = {}
+    for name, arm in chosen.items():
+        try:
+            requests[name] = planner.complete(captions[:1], device=device, **_choices(study, arm))
+        except InputError as error:
+            raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
+    settings: dict[str, dict[str, Any]] = {}
+    for name, arm in chosen.items():
+        settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
+        if arm.energy_of is not None:
+            _check_energy(name, chosen, requests, planner.channels)
+            del settings[name]["cfg_scale"]
+            settings[name]["energy_of"] = arm.energy_of
+    return CheckedStudy(bench, captions, tuning, settings)
+
+
 def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Plan:
     """Expand, validate and complete a study.
 
@@ -396,28 +446,13 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
     Raises:
         InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
     """
-    bench, chosen = find_bench(pipe.model.facts.bench), arms(study)
-    solves = any(arm.energy_of is not None for arm in chosen.values())
-    captions, tuning = _prompts(study, bench, solves)
-    bench.find_metric(study.primary.metric)
-    _check_names(study.primary, chosen)
-    requests: dict[str, Request] = {}
-    for name, arm in chosen.items():
-        try:
-            requests[name] = pipe.complete(captions[:1], **_choices(study, arm))
-        except InputError as error:
-            raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
-    settings: dict[str, dict[str, Any]] = {}
-    for name, arm in chosen.items():
-        settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
-        if arm.energy_of is not None:
-            _check_energy(name, chosen, requests, pipe.channels)
-            del settings[name]["cfg_scale"]
-            settings[name]["energy_of"] = arm.energy_of
+    import torch
+
+    checked = check_study(study, pipe.planner, pipe.device)
     plan = Plan(
-        title=study.title, model=study.model, weights=pipe.hashes, bench=bench.name, captions=captions,
-        tuning=tuning, seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
-        device=pipe.device.type, torch=torch.__version__, settings=settings, primary=study.primary,
+        title=study.title, model=study.model, weights=pipe.hashes, bench=checked.bench.name, captions=checked.captions,
+        tuning=checked.tuning, seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
+        device=pipe.device.type, torch=torch.__version__, settings=checked.settings, primary=study.primary,
     )  # fmt: skip
     _check_texts(plan)
     return plan

@@ -130,7 +130,7 @@ def train(
     step, end, skipped, saved = begun.step, begun.step if export_only else run.steps, begun.skipped, begun.step
     with (
         _interrupts() as interrupts,
-        progress("training") as on_step,
+        progress(f"training {run.steps} steps", "steps") as on_step,
         closing(prefetched(draw, step, end)) as batches,
     ):
         for batch in batches:

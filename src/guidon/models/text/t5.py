@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ...checkpoints import count_values, on_meta, read_tensors
 from ...checkpoints.finding import AGAIN
-from ...core.errors import InputError, nearest, setting
+from ...core.errors import InputError
 from ...core.extras import require
 from ...core.limits import require_memory
+from ...core.progress import OnStep
 from ...core.reading import read_object, reading
 from ...core.warn import warn
-from ..finding import find_t5
+from ..finding import check_t5
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
 
@@ -58,11 +59,7 @@ class T5Encoder:
             InputError: a file is missing, damaged or incomplete, the tokenizer is another model's, the model is no
                 T5, or a library is missing.
         """
-        if dtype not in DTYPES:
-            raise InputError(f"{setting('dtype')} {dtype!r} does not exist for T5{nearest(dtype, DTYPES)}")
-        if max_length < 1:
-            raise InputError(f"max_length {max_length} is not a number of tokens: give 120, 200 or 300")
-        weights, words = find_t5(folder)
+        weights, words = check_t5(folder, max_length, dtype)
         transformers = require("transformers", "the T5 text encoder", "t5")
         if clean:
             _require_cleaning()
@@ -107,13 +104,17 @@ class T5Encoder:
         return batch.input_ids, batch.attention_mask
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features (B, max_length, F) and token mask (B, max_length). Every prompt is encoded by itself."""
+    def encode(self, prompts: Sequence[str], on_step: OnStep | None = None) -> tuple[Tensor, Tensor]:
+        """Features (B, max_length, F) and token mask (B, max_length). Every prompt is encoded by itself.
+
+        ``on_step`` is called as ``on_step(done, total)`` after every prompt.
+        """
         ids, mask = (part.to(self.model.device) for part in self.tokenize(prompts))
-        rows = [
-            self.model(input_ids=ids[k : k + 1], attention_mask=mask[k : k + 1]).last_hidden_state
-            for k in range(len(ids))
-        ]
+        rows: list[Tensor] = []
+        for k in range(len(ids)):
+            rows.append(self.model(input_ids=ids[k : k + 1], attention_mask=mask[k : k + 1]).last_hidden_state)
+            if on_step:
+                on_step(k + 1, len(ids))
         return torch.cat(rows), mask
 
 
