@@ -28,7 +28,46 @@ def test_files_are_measured(run, tmp_path):
     code, out, _ = run("evaluate", path, "--caption", clip.caption)
     assert code == 0
     assert "clip.webp" in out
-    assert "| joint | share | 1 |" in out
+    assert "| joint | 100% | one_object, colour, shape" in out
+
+
+def test_what_cannot_be_measured_is_named_and_left_out(run, tmp_path):
+    clip = world.clip("L0", 5, 3)
+    frames = (clip.frames() * 255).round().astype(np.uint8)
+    whole = save_video(frames, tmp_path / "whole.webp")
+    wide = save_video(frames.repeat(2, axis=2), tmp_path / "wide.webp")
+    for path, prompt in ((whole, clip.caption), (wide, clip.caption)):
+        manifest = {"generation": {"prompts": [prompt]}, "frames": [16, 64, 64, 3]}
+        path.with_name(path.name + ".json").write_text(json.dumps(manifest))
+    bare = save_video(frames, tmp_path / "bare.webp")
+    for name in ("a-sheet.png", "notes.mp4"):
+        (tmp_path / name).write_text("no video")
+    code, out, err = run("evaluate", *sorted(tmp_path.iterdir()), "--out", tmp_path / "out")
+    assert code == 0
+    head, *_, last = out.splitlines()
+    assert head == "| metric | bare.webp | whole.webp | wide.webp | what it says |"
+    assert "| joint |  | 100% |  | one_object, colour" in out
+    assert last == str(tmp_path / "out" / "metrics.json")
+    told = {line.split(": ")[1].rpartition("/")[2]: line for line in err.splitlines()}
+    assert "it is a contact sheet" in told["a-sheet.png"]
+    assert "cannot be read as video" in told["notes.mp4"]
+    assert "measured without a caption: there is no manifest with one prompt beside it" in told["bare.webp"]
+    assert "measured without a caption: the video is 128x64" in told["wide.webp"]
+    assert "it is json, no video" in told["wide.webp.json"]
+    assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())) == {str(p) for p in (bare, whole, wide)}
+    assert "joint" not in json.loads((tmp_path / "out" / "metrics.json").read_text())[str(bare)]
+
+
+def test_prompts_of_a_file_are_measured_without_truth(run, tiny_model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle moves left on a white background\n")
+    code, out, _ = run(
+        "evaluate", "--model", tiny_model, "--prompts-file", tmp_path / "prompts.txt", "--cfg-scale", 2, "--guidance",
+        "apg", "--ramp", "linear", "--seed", 3, "--batch-size", 1, "--steps", 2, "--device", "cpu", "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    assert "truth" not in out
+    sampling = json.loads((tmp_path / "summary.json").read_text())["sampling"]
+    assert (sampling["guidance"].partition(":")[0], sampling["timing"], sampling["seed"]) == ("apg", "linear", 3)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +78,10 @@ def test_files_are_measured(run, tmp_path):
         (("a.mp4", "--interval", "0,1"), "--interval belongs to a model"),
         (("--caption", "a red circle"), "--caption belongs to video files"),
         (("--prompts", 1), "--prompts"),
-        (("none.mp4",), "none.mp4 cannot be read as video: it is not there"),
+        (("--guidance", "nope"), "--guidance"),
+        (("--features", "f"), "brings its own weights: leave out --features"),
+        (("a.mp4", "--guidance", "apg"), "--guidance belongs to a model"),
+        (("none.mp4",), "no file could be measured: none.mp4: cannot be read as video: it is not there"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(refused, words, message):

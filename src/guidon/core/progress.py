@@ -138,7 +138,7 @@ class _Work:
         if left is None:
             return "begun" if now < 2 * QUICK else f"{as_time(now)} so far"
         done = f"{self.done} of {self.total} {self.unit}" if self.unit else f"{100 * self.done / self.total:.0f}%"
-        return f"{done}, about {as_time(left)} left"
+        return f"{done}, " + (f"about {as_time(left)} left" if left else "finishing")
 
 
 def as_time(seconds: float) -> str:
