@@ -1,3 +1,4 @@
+import math
 import resource
 from collections import Counter
 
@@ -53,6 +54,12 @@ def pytest_terminal_summary(terminalreporter):
     tests = sum(_cpu_of_test.values())
     terminalreporter.write_line(f"{tests:8.1f} s  all {len(_cpu_of_test)} tests")
     terminalreporter.write_line(f"{_cpu_seconds():8.1f} s  with start and collection")
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """A slow machine prints nothing that a fast one does not."""
+    monkeypatch.setattr("guidon.core.progress.QUICK", math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ def test_plans_differ_where_they_ask_for_something_else(plan, unsampled, tmp_pat
 
 
 def test_a_model_of_another_bench_brings_its_own_prompts(pipe, tmp_path, tiny_model):
-    model = dataclasses.replace(pipe.model, bench="video")
+    model = dataclasses.replace(pipe.model, facts=dataclasses.replace(pipe.model.facts, bench="video"))
     other = type(pipe)(pipe.preset, model, pipe.device)
     with pytest.raises(InputError, match="'video' has no captions with exact truth: give prompts"):
         make_plan(study(tmp_path, tiny_model), other)

@@ -414,6 +414,8 @@ def check_study(study: Study, planner: Planner, device: torch.device | None = No
         InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
     """
     bench, chosen = find_bench(planner.facts.bench), arms(study)
+    if isinstance(study.prompts, int):
+        bench.own_examples(study.split)
     bench.find_metric(study.primary.metric)
     _check_names(study.primary, chosen)
     solves = any(arm.energy_of is not None for arm in chosen.values())
