@@ -90,7 +90,7 @@ def matched(tiny_model, tmp_path_factory):
     """A tiny model's scale 3 on three channels, matched on all four and on the same three in another order."""
     out = tmp_path_factory.mktemp("matched") / "cells"
     pipe = guidon.load(str(tiny_model))
-    study = matching_study(pipe, str(tiny_model), [3.0], "3", "all", prompts=4, steps=3, sampler="ddim")
+    study = matching_study(pipe.planner, str(tiny_model), [3.0], "3", "all", prompts=4, steps=3, sampler="ddim")
     plan = make_plan(study, pipe, threads=1)
     run_study(plan, pipe, out)
     return plan, out
@@ -119,7 +119,7 @@ def test_matches_are_written_as_a_table_and_a_picture(matched, tmp_path):
 def test_the_same_channels_match_themselves(tiny_model, tmp_path):
     """The nearest video is at the same scale, at distance 0."""
     pipe = guidon.load(str(tiny_model))
-    study = matching_study(pipe, str(tiny_model), [3.0], "3", "all", prompts=2, steps=2, sampler="ddim")
+    study = matching_study(pipe.planner, str(tiny_model), [3.0], "3", "all", prompts=2, steps=2, sampler="ddim")
     same = [arm.model_copy(update={"cfg_channels": "3"}) for arm in study.settings]
     plan = make_plan(study.model_copy(update={"settings": tuple(same)}), pipe, threads=1)
     run_study(plan, pipe, tmp_path / "cells")
@@ -142,18 +142,22 @@ def test_the_same_channels_match_themselves(tiny_model, tmp_path):
 def test_what_cannot_be_matched_is_refused(tiny_model, changes, message):
     values = {"scales": [3.0], "cfg_channels": "3", "to": "all", "prompts": 4} | changes
     with pytest.raises(InputError, match=message):
-        matching_study(guidon.load(str(tiny_model)), "tiny", **values)
+        matching_study(guidon.load(str(tiny_model)).planner, "tiny", **values)
 
 
 def test_captions_and_metrics_are_the_benchs(tiny_model):
     pipe = guidon.load(str(tiny_model))
-    study = matching_study(pipe, str(tiny_model), [3.0], "3", "all", prompts=3)
+    study = matching_study(pipe.planner, str(tiny_model), [3.0], "3", "all", prompts=3)
     assert study.prompts == find_bench("world").captions(None, TUNING_SEED, 3)
     assert study.primary.metric == "joint"
-    other = type(pipe)(pipe.preset, dataclasses.replace(pipe.model, bench="video"), pipe.device)
+    other = type(pipe)(
+        pipe.preset,
+        dataclasses.replace(pipe.model, facts=dataclasses.replace(pipe.model.facts, bench="video")),
+        pipe.device,
+    )
     with pytest.raises(InputError, match="give prompts"):
-        matching_study(other, str(tiny_model), [3.0], "3", "all", prompts=3)
-    study = matching_study(other, str(tiny_model), [3.0], "3", "all", prompts=["a red ball", "a cross"])
+        matching_study(other.planner, str(tiny_model), [3.0], "3", "all", prompts=3)
+    study = matching_study(other.planner, str(tiny_model), [3.0], "3", "all", prompts=["a red ball", "a cross"])
     assert study.primary.metric == "dynamics"
 
 
@@ -186,7 +190,7 @@ def test_where_nothing_is_told_apart_any_scale_matches():
 
 def test_the_grid_holds_the_rule_of_thumb_and_its_ends_are_open(tiny_model):
     pipe = guidon.load(str(tiny_model))
-    study = matching_study(pipe, str(tiny_model), [3.0], "all", "only:3", prompts=2)
+    study = matching_study(pipe.planner, str(tiny_model), [3.0], "all", "only:3", prompts=2)
     scales = [arm.cfg_scale for arm in study.settings[1:]]
     assert min(scales) < thumb(3, "all", "only:3", 4) < max(scales)
     far = nearest_scale(SCALES, np.abs(SCALES[:, None] - 9) + np.zeros(6))

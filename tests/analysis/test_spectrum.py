@@ -100,13 +100,13 @@ def test_a_spectrum_is_written_and_printed(taken_apart, tmp_path):
 
 def test_what_guides_nothing_is_refused(tiny_model):
     pipe = guidon.load(str(tiny_model))
-    with pytest.raises(InputError, match="scale 1 guides nothing"):
+    with pytest.raises(InputError, match="cfg_scale 1 guides nothing"):
         spectrum(pipe, PROMPTS, cfg_scale=1.0)
     with pytest.raises(InputError, match="give at least 1"):
         spectrum(pipe, PROMPTS, looks=0)
     with (
         pytest.warns(UserWarning, match="no step was guided"),
-        pytest.raises(InputError, match="guidance was on at none of the steps"),
+        pytest.raises(InputError, match="guides none of the 2 steps"),
     ):
         spectrum(pipe, PROMPTS, steps=2, cfg_scale=2.0, timing="interval:0.4,0.5")
 

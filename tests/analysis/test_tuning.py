@@ -96,7 +96,7 @@ def test_an_unguided_channel_may_be_taken_up(pipe, monkeypatch):
     ("scale", "options", "message"),
     [
         (1.0, {}, "scale 1 guides nothing"),
-        (2.0, {"evaluations": 3}, "3 evaluations cannot tune 4 scales: give 6 or more"),
+        (2.0, {"evaluations": 3}, "evaluations 3 cannot tune 4 scales: give at least 6"),
         (2.0, {"sampler": "euler"}, "euler"),
     ],
 )
@@ -106,7 +106,11 @@ def test_what_cannot_be_tuned_is_refused(pipe, scale, options, message):
 
 
 def test_a_bench_without_captions_or_without_a_goal_is_refused(pipe, monkeypatch):
-    other = type(pipe)(pipe.preset, dataclasses.replace(pipe.model, bench="video"), pipe.device)
+    other = type(pipe)(
+        pipe.preset,
+        dataclasses.replace(pipe.model, facts=dataclasses.replace(pipe.model.facts, bench="video")),
+        pipe.device,
+    )
     with pytest.raises(InputError, match="'video' has no captions"):
         tune(other, 2.0, prompts=2, held_out=2)
     monkeypatch.setitem(BENCHES, "world", dataclasses.replace(BENCHES["world"], goal=None))

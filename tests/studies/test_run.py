@@ -157,7 +157,7 @@ def test_a_third_bench_is_studied_reported_evaluated_matched_and_tuned(tmp_path,
     measured = evaluate(toy, [Setting(1.0, "3"), Setting(2.0, "3")], prompts=2, seeds=2, steps=2)
     assert measured.values["truth"]["error"] == pytest.approx(np.zeros((2, 1)), abs=1e-2)
     assert "| truth |" in measured.table()
-    grid = matching_study(toy, str(tiny_model), [2.0], "3", "all", prompts=2, steps=2)
+    grid = matching_study(toy.planner, str(tiny_model), [2.0], "3", "all", prompts=2, steps=2)
     plan = make_plan(grid, toy, threads=1)
     run_study(plan, toy, tmp_path / "grid")
     assert {row.metric for row in equivalents(plan, tmp_path / "grid", 4)} == {"video", "energy", "light"}
