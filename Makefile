@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint test-wheel test-gpu test-browser test-comfyui test-long test-faults support-matrix lock clean
+.PHONY: help demo test lint docs test-wheel test-gpu test-browser test-comfyui test-long test-faults support-matrix lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-docs  ## build the documentation site into site/, which works from disk; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict --clean
+	@echo "file://$(CURDIR)/site/index.html"
 
 test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in an empty environment, generate a video there
 	$(BIN)/python -m pytest -q -m wheel
@@ -54,13 +58,13 @@ support-matrix: $(VENV)/.installed-dev  ## measure the pipelines of the installe
 
 lock: $(VENV)/.installed-dev  ## write constraints.txt anew: the newest releases that fit, with the torch of pyproject.toml
 	$(PIP) install -q --group lock
-	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --group browser --universal --no-header --no-annotate -o $(VENV)/lock.txt --upgrade
+	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --group browser --group docs --universal --no-header --no-annotate -o $(VENV)/lock.txt --upgrade
 	{ echo "# The tested environment, written by \`make lock\`. The CUDA libraries that some builds of torch need are left to torch."; \
 	  grep -vE '^(nvidia|cuda|triton)' $(VENV)/lock.txt; } > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
 
-clean:  ## remove the environment and caches; weights and outputs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean:  ## remove the environment, the site and caches; weights and outputs stay
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -75,4 +79,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q 'pip>=25.1'
 	$(PIP) install -q -c constraints.txt -e '.[all]' --group dev
+	@touch $@
+
+# The site reads the source and imports nothing of it, so that its packages are all that it needs.
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q 'pip>=25.1'
+	$(PIP) install -q -c constraints.txt --group docs
 	@touch $@

@@ -1,31 +1,75 @@
-"""What guidance does, in one moving picture: prompts with no guidance, three channels, all channels, on the same noise.
+"""Moving pictures for the documentation: a row for each prompt, a column for each choice of guided channels, one noise.
 
-python examples/compare_channels.py docs/guidance.webp
+python examples/compare_channels.py channels docs/channels.webp
+python examples/compare_channels.py guidance docs/guidance.webp
+
+The prompts of ``guidance`` were taken as they came. Those of ``channels`` were chosen from 24, because in them one sees
+what each channel does: scale 6 at all steps, which is stronger and longer than the model's own setting.
 """
 
 import sys
+from dataclasses import dataclass, field
+from typing import Any
 
 import guidon
 from guidon.media import contact_sheet
 
-PROMPTS = [
-    "a red circle moves left on a white background",
-    "a small yellow square moves up on a black background",
-    "a purple triangle moves down and to the left quickly on a gray background",
-    "a large cyan cross stays still on a brown background",
-]
-SETTINGS = {"no guidance": "none", "3 channels": 3, "all channels": "all"}
+
+@dataclass(frozen=True)
+class Picture:
+    prompts: list[str]
+    columns: dict[str, int | str]
+    """Label -> the guided channels."""
+    seed: int
+    choices: dict[str, Any] = field(default_factory=dict)
+    """What else the pipeline is called with."""
 
 
-def main(path: str, steps: int | None = None) -> None:
-    pipe = guidon.load("guidon-small")
+PICTURES = {
+    "guidance": Picture(
+        [
+            "a red circle moves left on a white background",
+            "a small yellow square moves up on a black background",
+            "a purple triangle moves down and to the left quickly on a gray background",
+            "a large cyan cross stays still on a brown background",
+        ],
+        {"no guidance": "none", "3 channels": 3, "all channels": "all"},
+        seed=3,
+    ),
+    "channels": Picture(
+        [
+            "there is a little green box that travels up and right on a brown background",
+            "a large green wedge glides up quickly on a gray background",
+            "the large green circle does not move over a black background",
+            "a huge blue wedge goes down and right on a white background",
+        ],
+        {
+            "no guidance": "none",
+            "channel 3 alone": "only:3",
+            "channel 0 alone": "only:0",
+            "channel 2 alone": "only:2",
+            "the first three": 3,
+            "all four": "all",
+        },
+        seed=5,
+        choices={"cfg_scale": 6, "timing": "interval:0,1", "steps": 20},
+    ),
+}
+
+
+def main(name: str, path: str, **choices: Any) -> None:
+    """Write a picture. ``choices`` take the place of its own."""
+    picture, pipe = PICTURES[name], guidon.load("guidon-small")
     columns = [
-        [video.frames for video in pipe(PROMPTS, cfg_channels=channels, seed=3, steps=steps)]
-        for channels in SETTINGS.values()
+        [
+            video.frames
+            for video in pipe(picture.prompts, cfg_channels=channels, seed=picture.seed, **picture.choices | choices)
+        ]
+        for channels in picture.columns.values()
     ]
     rows = [list(row) for row in zip(*columns, strict=True)]
-    print(contact_sheet(rows, PROMPTS, list(SETTINGS), path=path))
+    print(contact_sheet(rows, picture.prompts, list(picture.columns), path=path))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "guidance.webp")
+    main(*(sys.argv[1:] or ["channels", "channels.webp"]))

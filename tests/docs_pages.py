@@ -18,8 +18,9 @@ class Block:
     """The path from the root of the repository."""
     line: int
     """The number of its first line."""
-    language: str
     text: str
+    file: str
+    """The file that the line above says to write it as, as in "Write this as `mine.yaml`:"."""
 
     @property
     def name(self) -> str:
@@ -71,7 +72,8 @@ def blocks(language: str) -> list[Block]:
         text = path.read_text()
         for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.S | re.M):
             line = text.count("\n", 0, match.start(1)) + 1
-            found.append(Block(path.relative_to(ROOT).as_posix(), line, language, match[1]))
+            file = re.search(r" as `([\w./-]+)`[:,.]\s*\Z", text[: match.start()])
+            found.append(Block(path.relative_to(ROOT).as_posix(), line, match[1], file[1] if file else ""))
     return found
 
 
@@ -86,3 +88,15 @@ def commands() -> list[Command]:
                 found.append(Command(block.page, line, command.replace("\0", "")))
             line += 1 + command.count("\0")
     return found
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links and pictures, but for those on the web."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    return [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

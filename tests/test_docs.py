@@ -8,18 +8,19 @@ import re
 import runpy
 import shlex
 import shutil
+import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from docs_pages import ROOT, blocks, commands
+from docs_pages import PAGES, ROOT, anchors, blocks, commands, links
 from guidon import cli
 from released import make_checkpoints, make_t5, make_vae
 
-COMMANDS, SNIPPETS = commands(), blocks("python")
-README = (ROOT / "README.md").read_text()
+COMMANDS, SNIPPETS, FILES = commands(), blocks("python"), blocks("yaml")
 
 FEWER = {
     "--steps": 2,
@@ -69,10 +70,10 @@ def folder_of(tmp_path_factory):
             folders[page] = folder = tmp_path_factory.mktemp("page")
             (folder / "studies").mkdir()
             for path in (ROOT / "studies").glob("*.yaml"):
-                few = re.sub(r"^(prompts|steps): \d+", r"\1: 2", path.read_text(), flags=re.MULTILINE)
-                (folder / "studies" / path.name).write_text(few)
-            for name in ("integrations", "examples", "recipes"):
-                (folder / name).symlink_to(ROOT / name)
+                (folder / "studies" / path.name).write_text(smaller_study(path.read_text()))
+            for block in FILES:
+                if block.page == page and block.file:
+                    (folder / block.file).write_text(smaller_study(block.text))
             (folder / "src").mkdir()
             (folder / "src" / "model.py").write_text(AUDITED)
         return folders[page]
@@ -99,6 +100,10 @@ def tiny(tiny_model, monkeypatch):
         monkeypatch.setattr(SmallFamily, "find_model", lambda self, preset, *more: find(self, replace(preset, weights=tiny_model), *more))  # fmt: skip
 
     return put
+
+
+def smaller_study(text):
+    return re.sub(r"^(prompts|steps): \d+", r"\1: 2", text, flags=re.MULTILINE)
 
 
 def few(words):
@@ -154,14 +159,44 @@ def run_guidon(words, tiny):
 
 def clip():
     """A video file."""
-    import numpy as np
-
     from guidon.media import Video
 
     return Video(np.zeros((4, 32, 32, 3), np.uint8), 8, {}).save("clip.mp4")
 
 
-HANDLERS = {"guidon": run_guidon}
+def check_make(words, tiny):
+    """``make TARGET``: the target exists, and the help names it."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [word for word in words[1:] if "=" not in word]
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:.*  ## ", makefile, re.M), target
+
+
+def check_pip(words, tiny):
+    """``pip install 'guidon-diffusion[EXTRA]'``: the name and the extra exist."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert words[1] == "install"
+    named = re.fullmatch(r"([\w-]+)(?:\[(.*)\])?", words[-1])
+    assert named[1] == project["name"]
+    assert set(filter(None, (named[2] or "").split(","))) <= project["optional-dependencies"].keys()
+
+
+def check_copy(words, tiny):
+    """``cp -r FOLDER ELSEWHERE``: the folder exists in the repository."""
+    assert (ROOT / words[-2]).exists()
+
+
+def check_python(words, tiny):
+    """``python -m pip ...``, or ``python SCRIPT``, whose script exists and is run by a test of its own."""
+    if words[1:3] == ["-m", "pip"]:
+        check_pip(words[2:], tiny)
+    else:
+        assert (ROOT / words[1]).is_file()
+
+
+HANDLERS = {"guidon": run_guidon, "make": check_make, "pip": check_pip, "cp": check_copy, "python": check_python}
+"""What a test does with a command, by its first word."""
 
 
 @pytest.mark.filterwarnings("ignore:.*makes latents of", "ignore:.*was trained on another size")
@@ -183,23 +218,27 @@ def namespaces():
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
-def test_the_snippet_runs(snippet, namespaces, folder_of, monkeypatch):
-    """After the snippets above it, in one namespace a page."""
+def test_the_snippet_runs(snippet, namespaces, folder_of, run, monkeypatch):
+    """After the snippets above it, in one namespace a page, and after the commands that write the folders that it names."""
+    for command in COMMANDS:
+        if command.page == snippet.page and command.line < snippet.line and f'"{command.writes}"' in snippet.text:
+            run(command)
     monkeypatch.chdir(folder_of(snippet.page))
-    names, ran = namespaces.get(snippet.page, (PREPARED.get(snippet.page, dict)(), 0))
+    if snippet.page not in namespaces:
+        namespaces[snippet.page] = PREPARED.get(snippet.page, lambda monkeypatch: {})(monkeypatch), 0
+    names, ran = namespaces[snippet.page]
     own = [other for other in SNIPPETS if other.page == snippet.page]
-    for other in own[ran : own.index(snippet) + 1]:
+    for number, other in enumerate(own[ran : own.index(snippet) + 1], ran + 1):
         text = other.text
         for given, instead in SMALLER.get(snippet.page, ()):
             text = re.sub(given, instead, text)
         exec(compile("\n" * (other.line - 1) + text, str(ROOT / other.page), "exec"), names)
-        namespaces[snippet.page] = names, own.index(other) + 1
-    for check in CHECKS.get(snippet.page, ()):
-        if snippet is own[-1]:
-            check(names)
+        namespaces[snippet.page] = names, number
+    if snippet is own[-1] and snippet.page in CHECKS:
+        CHECKS[snippet.page](names)
 
 
-def names_of_diffusers():
+def names_of_diffusers(monkeypatch):
     """A tiny Wan 2.2 of 16 channels, and a way to call it without a text encoder."""
     from tiny_pipelines import PIPELINES
     from tiny_pipelines import run as run_tiny
@@ -210,33 +249,42 @@ def names_of_diffusers():
     return {"pipe": pipe, "call": lambda guidance_scale, **more: run_tiny(tiny_wan, pipe, guidance_scale, **more)}
 
 
-def names_of_dit():
-    """A class of pipelines whose pretrained one is tiny."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+def names_of_dit(monkeypatch):
+    """Puts a tiny pipeline in the place of the pretrained one."""
+    import diffusers
 
-    import guidon
-
-    class Tiny(DiTPipeline):
+    class Tiny(diffusers.DiTPipeline):
         @classmethod
         def from_pretrained(cls, name, **settings):
-            network = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8)  # fmt: skip
-            vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
-            return cls(network, vae, DDIMScheduler(), id2label={207: "golden retriever"})
+            network = diffusers.DiTTransformer2DModel(
+                num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8
+            )
+            vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+            return cls(network, vae, diffusers.DDIMScheduler(), id2label={207: "golden retriever"})
 
         def to(self, device):
             return super().to("cpu")
 
-    return {"DiTPipeline": Tiny, "guidon": guidon, "torch": torch}
+    monkeypatch.setattr(diffusers, "DiTPipeline", Tiny)
+    return {}
 
 
-PREPARED = {"docs/diffusers.md": names_of_diffusers, "docs/dit.md": names_of_dit}
+def names_of_readme(monkeypatch):
+    """A pipeline of diffusers as ``wan``, and a way to call it without a text encoder."""
+    names = names_of_diffusers(monkeypatch)
+    return {"wan": names["pipe"], "call": names["call"]}
+
+
+PREPARED = {"README.md": names_of_readme, "docs/diffusers.md": names_of_diffusers, "docs/dit.md": names_of_dit}
 """The names that a page's snippets find."""
+FEW_STEPS = (r"(seed=\d+)", r"\1, steps=2")
 SMALLER = {
-    "README.md": [(r"seed=0\)", "seed=0, steps=2)"), (r"steps=20", "steps=2"), (r"num_samples=4", "num_samples=2")],
-    "docs/python.md": [(r"seed=0\)", "seed=0, steps=2)"), (r"steps=20", "steps=2")],
+    "README.md": [FEW_STEPS, (r"wan\(prompt, ", "call(")],
+    "docs/tutorial.md": [FEW_STEPS],
+    "docs/python.md": [FEW_STEPS, (r"steps=20", "steps=2")],
+    "docs/generate.md": [(r"steps=20", "steps=2"), (r"num_samples=4", "num_samples=2")],
     "docs/diffusers.md": [(r"pipe\(prompt, ", "call(")],
-    "docs/dit.md": [(r"seed=0\)", "seed=0, steps=2)")],
+    "docs/dit.md": [FEW_STEPS],
 }
 """What takes the place of what in a page's snippets."""
 
@@ -247,23 +295,31 @@ def check_diffusers(names):
 
 
 def check_python(names):
-    import numpy as np
-
     assert names["frames"].shape == (16, 64, 64, 3)
     assert np.abs(names["again"].frames.astype(int) - names["second"].frames).max() <= 1
     assert names["latents"].ndim == 5
     assert names["faded"].manifest["generation"]["callback"]
 
 
+def check_tutorial(names):
+    """The clip that was made again in Python equals the file that the command line wrote, and the file it wrote again."""
+    from guidon.media import load_video
+
+    [first], [again] = (list(Path(folder).glob("*.mp4")) for folder in ("mine", "again"))
+    assert np.array_equal(load_video(first)[0], load_video(again)[0])
+    assert np.array_equal(load_video(first)[0], load_video(Path("again.mp4"))[0])
+
+
 CHECKS = {
-    "docs/python.md": [check_python],
-    "README.md": [lambda names: Path("circle.mp4").stat().st_size > 0],
-    "docs/diffusers.md": [check_diffusers],
+    "README.md": lambda names: Path("circle.mp4").stat().st_size > 0,
+    "docs/diffusers.md": check_diffusers,
+    "docs/tutorial.md": check_tutorial,
+    "docs/python.md": check_python,
 }
 """What holds after the last snippet of a page."""
 
 
-@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.name)
+@pytest.mark.parametrize("block", FILES, ids=lambda block: block.name)
 def test_the_settings_are_valid(block):
     from guidon.core.settings import validated
     from guidon.studies.plan import Study
@@ -272,6 +328,29 @@ def test_the_settings_are_valid(block):
     settings.setdefault("settings", [{"cfg_scale": 1}, {"cfg_scale": 2}])
     settings.setdefault("primary", {"metric": "saturation", "baseline": "no guidance", "against": "scale 2"})
     validated(Study, settings, block.page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_links_lead_somewhere(page):
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = page if not path else page.parent / path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_the_site_has_every_page():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    named = re.findall(r"[\w-]+\.md", str(nav))
+    assert sorted(named) == sorted(page.name for page in PAGES if page.parent == ROOT / "docs")
+
+
+def test_the_reference_has_every_public_name():
+    import guidon
+
+    assert sorted(re.findall(r"^::: guidon\.(\w+)", (ROOT / "docs" / "reference.md").read_text(), re.M)) == sorted(
+        guidon.__all__
+    )
 
 
 def test_the_page_of_rules_has_them_all_with_their_settings():
@@ -294,15 +373,8 @@ def test_the_page_of_metrics_has_every_metric_as_the_code_says_it():
         assert row in page, metric.name
 
 
-def test_the_readme_names_every_room():
-    tree = README.split("## What is where")[1]
-    named = set(re.findall(r"^ +([a-z_]+(?:/|\.py)) ", tree, re.MULTILINE))
-    package = {f"{path.name}/" for path in (ROOT / "src" / "guidon").iterdir() if path.is_dir()} - {"__pycache__/"}
-    modules = {path.name for path in (ROOT / "src" / "guidon").glob("*.py") if not path.name.startswith("__")}
-    folders = {f"{name}/" for name in ("integrations", "recipes", "studies", "examples", "benchmarks", "docs", "tests")}
-    assert named == package | modules | folders
-
-
-def test_the_example_makes_its_picture(tmp_path):
-    runpy.run_path(str(ROOT / "examples" / "compare_channels.py"))["main"](str(tmp_path / "guidance.webp"), steps=1)
-    assert (tmp_path / "guidance.webp").stat().st_size > 10_000
+@pytest.mark.parametrize("picture", ["channels", "guidance"])
+def test_the_example_makes_its_pictures(picture, tmp_path, tiny):
+    tiny()
+    runpy.run_path(str(ROOT / "examples" / "compare_channels.py"))["main"](picture, str(tmp_path / "it.webp"), steps=2)
+    assert (tmp_path / "it.webp").stat().st_size > 10_000
