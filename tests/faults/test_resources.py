@@ -205,7 +205,7 @@ def test_a_real_allocation_that_fails_is_one_line_and_exit_code_2(pipe, tiny_mod
 
     with trials("an allocation that fails on the CPU") as found:
         ended = child(work, memory=1 << 30, cpu=20)
-        held = ended.one_line and "memory is full" in ended.output
+        held = ended.one_line and re.search("memory (of cpu )?is full", ended.output)
         (found.refused if held else found.failed)(f"in the pipeline: {ended}", ended)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
