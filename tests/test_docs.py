@@ -127,10 +127,9 @@ def run(request, folder_of, done, tiny, monkeypatch):
     def run(command):
         if command in done:
             return
-        for earlier in reversed(COMMANDS[: COMMANDS.index(command)]):
+        for earlier in COMMANDS[: COMMANDS.index(command)]:
             if earlier.page == command.page and command.reads(earlier):
                 run(earlier)
-                break
         monkeypatch.chdir(folder_of(command.page))
         if "--model" in command.words or "--checkpoint" in command.words or command.words[1] in ("inspect", "encode"):
             for path in request.getfixturevalue("released").iterdir():
