@@ -179,7 +179,7 @@ def check_run(request: Any, options: RunOptions) -> None:
     if request.callback and options.get("callback_on_step_end") is None:
         raise InputError(
             "a callback changed the latents of this clip, which no manifest holds: give the same callback as "
-            f"{setting('callback_on_step_end')}"
+            "callback_on_step_end"
         )
 
 

@@ -40,7 +40,7 @@ class Steering:
     def __init__(self, pipe: Any, callback: StepCallback) -> None:
         if not callable(callback):
             raise InputError(
-                f"{setting('callback_on_step_end')} is {quoted(callback)}: give a function of the pipeline, the step, "
+                f"callback_on_step_end is {quoted(callback)}: give a function of the pipeline, the step, "
                 "the timestep and a dict of the latents"
             )
         check_inputs(getattr(callback, "tensor_inputs", ["latents"]))
@@ -66,7 +66,7 @@ class Steering:
 
     def _latents(self, returned: Any, x: Tensor) -> Tensor:
         """The latents of the dict that the callback returned; x where it holds none."""
-        name = setting("callback_on_step_end")
+        name = "callback_on_step_end"
         if not isinstance(returned, dict):
             raise InputError(f"{name} returned {quoted(returned)}: return a dict of latents, or nothing")
         check_inputs(returned)
@@ -99,24 +99,22 @@ def start_from(request: Request, latents: Any, shape: Sequence[int]) -> tuple[Re
         if request.latents is not None:
             raise InputError(
                 "the first noise of this clip was given in Python, and its manifest holds a hash alone: give the same "
-                f"tensor as {setting('latents')}"
+                "tensor as latents"
             )
         return request, None
     if request.exact is not None:
         raise InputError(f"{setting('exact')} {request.exact!r} draws the original's noise: leave out latents")
     wanted = (len(request.prompts) * len(request.samples), *shape)
     if not isinstance(latents, Tensor):
-        raise InputError(
-            f"{setting('latents')} is of type {type(latents).__name__}: give a tensor {wanted}, one row for each clip"
-        )
+        raise InputError(f"latents is of type {type(latents).__name__}: give a tensor {wanted}, one row for each clip")
     if latents.shape != wanted or not latents.is_floating_point():
         kind = str(latents.dtype).removeprefix("torch.")
-        given = f"{setting('latents')} is {kind} {tuple(latents.shape)}"
+        given = f"latents is {kind} {tuple(latents.shape)}"
         raise InputError(f"{given}: give noise of the shape {wanted}, one row for each clip")
     if not bool(latents.isfinite().all()):
-        raise InputError(f"{setting('latents')} holds values that are not finite: give standard normal noise")
+        raise InputError("latents holds values that are not finite: give standard normal noise")
     latents = latents.detach().float()
     hashes = tuple(hash_tensors({"latents": clip.cpu().contiguous()}) for clip in latents)
     if request.latents not in (None, hashes):
-        raise InputError(f"{setting('latents')} are not those that the request was made with: give the same tensor")
+        raise InputError("latents are not those that the request was made with: give the same tensor")
     return request.model_copy(update={"latents": hashes}), latents
