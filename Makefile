@@ -27,7 +27,7 @@ docs: $(VENV)/.installed-docs  ## build the documentation site into site/, which
 	@echo "file://$(CURDIR)/site/index.html"
 
 test-wheel: $(VENV)/.installed-dev  ## build the wheel, install it in an empty environment, generate a video there
-	$(BIN)/python -m pytest -q -m wheel
+	$(BIN)/python -m pytest -q -m wheel tests/packaging
 
 test-gpu: $(VENV)/.installed-dev  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
