@@ -163,18 +163,17 @@ def ends(folder: Path) -> dict[str, str]:
 
     A damaged checkpoint or log raises.
     """
-    found: dict[str, str] = {}
-    for name, data in tree(folder / "out").items():
-        path = folder / "out" / name
-        if path.name == "checkpoint.pt":
-            found[name] = content(read_state(path))
-        elif path.name == "log.csv":
-            found[name] = _rows(read_rows(path))
-        elif path.name not in UNEQUAL:
-            found[name] = hashlib.sha256(data).hexdigest()
-        else:
-            found[name] = "written"
-    return found
+    out = folder / "out"
+    return {name: _end(out / name, data) for name, data in tree(out).items()}
+
+
+def _end(path: Path, data: bytes) -> str:
+    """What counts of a file that a training writes, as a digest."""
+    if path.name == "checkpoint.pt":
+        return content(read_state(path))
+    if path.name == "log.csv":
+        return _rows(read_rows(path))
+    return "written" if path.name in UNEQUAL else hashlib.sha256(data).hexdigest()
 
 
 def content(state: State, but: str = "") -> str:
@@ -189,10 +188,14 @@ def _rows(rows: Any) -> str:
 
 
 def parts(folder: Path) -> dict[str, str]:
-    """``ends`` for a run that may not have ended: a checkpoint, a log and the clips of a run are whole or raise."""
+    """``ends`` for a run that may not have ended: a checkpoint, a log and the clips of a run are whole or raise.
+
+    Hidden files are left out: a writer may have ended within one.
+    """
     found: dict[str, str] = {}
-    for name, digest in ends(folder).items():
+    for name, data in tree(folder / "out").items():
         if not any(part.startswith(".") for part in Path(name).parts):
-            between = Path(name).name in ("checkpoint.pt", "log.csv")
-            found[name] = "whole" if between else digest
+            path = folder / "out" / name
+            digest = _end(path, data)
+            found[name] = "whole" if path.name in ("checkpoint.pt", "log.csv") else digest
     return found

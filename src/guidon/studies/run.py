@@ -69,7 +69,9 @@ def run_study(
         plan = solve_scales(plan, pipe, out, on_step=on_solve, say=say)
         missing = sum(cell.damage() is not None for block in blocks_of(plan, out) for cell in block)
         require_disk(f"{missing:,} cells", missing * CELL_BYTES, out, lower="choose another disk, or make room")
-        return _do_blocks(plan, pipe, out, on_cell, say)
+        written = _do_blocks(plan, pipe, out, on_cell, say)
+        held_blocks(out)  # deletes the lock of a process that was killed when its block was done
+        return written
 
 
 def _clear(out: Path) -> None:
