@@ -96,15 +96,6 @@ def test_files_are_measured_with_and_without_captions(tmp_path, capsys):
     assert "| direction | 100% |" in capsys.readouterr().out
 
 
-def test_the_command_prints_a_table_and_writes(tiny_model, tmp_path, capsys):
-    command(
-        f"evaluate --model {tiny_model} --prompts 2 --steps 2 --cfg-scale 1 --cfg-scale 2 --cfg-channels all --out {tmp_path}"
-    )
-    out = capsys.readouterr().out
-    assert "| scale 2, channels all |" in out
-    assert (tmp_path / "summary.json").exists()
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

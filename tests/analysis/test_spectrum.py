@@ -4,7 +4,6 @@ import torch
 
 import guidon
 from guidon.analysis.spectrum import ASPECTS, LUMA, gains, spectrum
-from guidon.cli import main
 from guidon.core.errors import InputError
 
 PROMPTS = ["a red circle moves left on a white background", "a blue square stays still on a black background"]
@@ -109,18 +108,3 @@ def test_what_guides_nothing_is_refused(tiny_model):
         pytest.raises(InputError, match="guides none of the 2 steps"),
     ):
         spectrum(pipe, PROMPTS, steps=2, cfg_scale=2.0, timing="interval:0.4,0.5")
-
-
-def test_the_command(tiny_model, tmp_path, capsys):
-    words = ["spectrum", PROMPTS[0], "--model", str(tiny_model), "--steps", "3", "--looks", "2"]
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--cfg-scale", "2", "--interval", "0,1", "--out", str(tmp_path)])
-    assert stop.value.code == 0
-    with np.load(tmp_path / "spectrum.npz") as arrays:
-        assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 3  # the model's channels
-    printed = capsys.readouterr().out
-    assert "| channel | energy | cosine with cond | luminance | chroma | structure | motion |" in printed
-    assert (tmp_path / "spectrum.png").exists()
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--cfg-scale", "1"])
-    assert stop.value.code == 2

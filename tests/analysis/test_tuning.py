@@ -7,7 +7,6 @@ import pytest
 import guidon
 from guidon.analysis import tuning
 from guidon.analysis.tuning import FORGIVEN, MARGIN, tune
-from guidon.cli import main
 from guidon.core.errors import InputError
 from guidon.metrics.bench import BENCHES
 from guidon.metrics.metric import TUNING_SEED
@@ -116,18 +115,6 @@ def test_a_bench_without_captions_or_without_a_goal_is_refused(pipe, monkeypatch
     monkeypatch.setitem(BENCHES, "world", dataclasses.replace(BENCHES["world"], goal=None))
     with pytest.raises(InputError, match="does not say what good scales are"):
         tune(pipe, 2.0, prompts=2, held_out=2)
-
-
-def test_the_command_prints_a_setting_that_generate_takes(tiny_model, tmp_path, capsys):
-    words = ["--model", str(tiny_model), "--steps", "2", "--sampler", "ddim"]
-    with pytest.raises(SystemExit) as stop:
-        main(["tune", *words, "--captions", "2", "--held-out", "2", "--evaluations", "6", "--out", str(tmp_path)])
-    assert stop.value.code == 0
-    option, scales = capsys.readouterr().out.split()[:2]
-    assert option == "--cfg-scale"
-    with pytest.raises(SystemExit) as stop:
-        main(["generate", "a red circle stays still", *words, option, scales, "--out", str(tmp_path / "clips")])
-    assert stop.value.code == 0
 
 
 def test_verified_needs_a_p_and_excludes_a_loss(pipe, monkeypatch):

@@ -9,7 +9,7 @@ def test_guidance_is_split_by_channel(run, tiny_model, tmp_path):
         "0-2", "--interval", "0,1", "--device", "cpu", "--out", tmp_path,
     )  # fmt: skip
     assert code == 0
-    assert "| channel | energy |" in out
+    assert "| channel | energy | cosine with cond | luminance | chroma | structure | motion |" in out
     assert {"spectrum.npz", "spectrum.png"} == {path.name for path in tmp_path.iterdir()}
     with np.load(tmp_path / "spectrum.npz") as arrays:
         assert arrays["scale"].tolist() == [[2, 2, 2, 1]] * 3
