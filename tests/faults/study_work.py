@@ -52,7 +52,11 @@ def place() -> Path:
 def pipe() -> Pipeline:
     """The model, which makes clips of the toy bench. Load it once, before anything is forked."""
     loaded = guidon.load(place() / "model", device="cpu")
-    return type(loaded)(loaded.preset, dataclasses.replace(loaded.model, bench="toy"), loaded.device)
+    return type(loaded)(
+        loaded.preset,
+        dataclasses.replace(loaded.model, facts=dataclasses.replace(loaded.model.facts, bench="toy")),
+        loaded.device,
+    )
 
 
 @contextmanager
