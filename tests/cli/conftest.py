@@ -57,6 +57,9 @@ def asked(monkeypatch):
                 calls["find"] = {"model": model} | parts
                 return cls()
 
+            def complete(self, prompts, samples, **choices):
+                return None
+
             def plan(self, prompts, samples, **choices):
                 calls["plan"] = {"prompts": prompts, "samples": tuple(samples)} | choices
                 raise Asked

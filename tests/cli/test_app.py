@@ -14,8 +14,7 @@ from typer.main import get_command
 
 import guidon
 from guidon import cli
-from guidon.cli import app
-from guidon.cli.app import main
+from guidon.cli.app import app, main
 from guidon.core.errors import InputError, setting
 
 SOURCE = Path(guidon.__file__).parent

@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 
 import guidon
-from guidon.cli import app
+from guidon.cli.app import app
 from guidon.cli.crash import write_report
 
 SECRET = "my secret plan for a film"

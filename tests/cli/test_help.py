@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from typer.main import get_command
 
-from guidon.cli import app
+from guidon.cli.app import app
 
 ROOT = get_command(app)
 COMMANDS = [(name,) for name in ROOT.commands if name != "study"] + [("study", "run"), ("study", "report")]

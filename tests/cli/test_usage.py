@@ -3,7 +3,7 @@
 import pytest
 from typer.main import get_command
 
-from guidon.cli import app
+from guidon.cli.app import app
 from guidon.cli.usage import COMMANDS_ELSEWHERE, ELSEWHERE
 
 PROMPT = "a red circle moves left"

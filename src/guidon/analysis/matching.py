@@ -19,7 +19,7 @@ from ..core.atomic import atomic_path
 from ..core.errors import InputError, nearest, setting
 from ..core.extras import require
 from ..core.settings import validated
-from ..guidance import added_energy, parse_channels
+from ..guidance import parse_channels
 from ..metrics.bench import find_bench
 from ..metrics.metric import TUNING_SEED, Metric
 from ..metrics.statistics import by_prompt
@@ -195,6 +195,8 @@ def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (
 
 def _energy(cell: Cell) -> float:
     """The energy that guidance added to the cell's predictions."""
+    from ..guidance import added_energy
+
     trace = cell.trace()
     return added_energy(trace) if "difference" in trace else 0.0  # no step was guided
 

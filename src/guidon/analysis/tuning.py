@@ -99,6 +99,17 @@ def _text(scales: Sequence[float]) -> str:
     return ",".join(f"{scale:g}" for scale in scales)
 
 
+def goal_of(bench: str) -> Goal:
+    """What tuning aims at on a bench.
+
+    Raises:
+        InputError: the bench does not say it.
+    """
+    if (goal := find_bench(bench).goal) is None:
+        raise InputError(f"the bench {bench!r} does not say what good scales are: choose them by hand")
+    return goal
+
+
 def check_tuning(
     planner: Planner,
     cfg_scale: float | Sequence[float],
@@ -112,10 +123,8 @@ def check_tuning(
     Raises:
         InputError: the bench has no captions or no goal, a choice is not valid, or the start guides nothing.
     """
-    bench = find_bench(planner.facts.bench)
-    captions = bench.captions(None, TUNING_SEED, 1)
-    if bench.goal is None:
-        raise InputError(f"the bench {bench.name!r} does not say what good scales are: choose them by hand")
+    captions = find_bench(planner.facts.bench).captions(None, TUNING_SEED, 1)
+    goal = goal_of(planner.facts.bench)
     start = ChannelScale.parse(cfg_scale, cfg_channels, channels=planner.channels)
     if max(start.scales) <= 1:
         raise guides_nothing(start, "tune")
@@ -125,7 +134,7 @@ def check_tuning(
             f"{planner.channels + 2}"
         )
     planner.complete(captions, **_with(choices, start.scales))
-    return bench.goal, start
+    return goal, start
 
 
 def tune(

@@ -16,12 +16,11 @@ import typer
 from ..core.errors import InputError, shortened
 from ..core.limits import is_out_of_memory
 from ..core.version import VERSION
-from . import audit, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
+from . import STOPPED, audit, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
 from .command import Command, Group
 from .outputs import say
 
 DEFECT = 70  # the exit code of a defect, EX_SOFTWARE of sysexits.h
-STOPPED = 130  # the exit code after Ctrl-C
 _STYLE: dict[str, Any] = {"cls": Group, "rich_markup_mode": None}
 _ONE_LINE = 1000  # columns of help that is no terminal's: each option is on one line, for grep
 
@@ -95,7 +94,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         _require_working_folder()
         with _warnings_in_one_line():
-            code = app(arguments, prog_name="guidon", standalone_mode=False, terminal_width=width)
+            ended = app(arguments, prog_name="guidon", standalone_mode=False, terminal_width=width)
+        sys.stdout.flush()  # what cannot be printed is an error of the command
+        code = ended
         if code == STOPPED:  # typer was stopped while it read the arguments
             say("stopped")
     except InputError as error:
@@ -127,10 +128,37 @@ def _open_closed_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    if sys.stdout is not None and sys.stdout is sys.__stdout__ and not sys.stdout.isatty():
+        sys.stdout = _for_any_reader(sys.__stdout__)
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+class _Stdout(io.FileIO):
+    """Stdout whose reader may go away, as ``head`` does: what is printed then is dropped, and the work goes on.
+
+    Any other fault is raised once, and not again when Python ends.
+    """
+
+    broken = False
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return memoryview(data).nbytes if self.broken else super().write(data)
+        except OSError as error:
+            self.broken = True
+            if not isinstance(error, BrokenPipeError):
+                raise
+            return memoryview(data).nbytes
+
+
+def _for_any_reader(stream: Any) -> io.TextIOWrapper:
+    """Stdout that does not fail once nobody reads it."""
+    stream.flush()
+    file = io.BufferedWriter(_Stdout(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
 
 
 def _require_working_folder() -> None:

@@ -276,6 +276,9 @@ def generate(
         raise InputError(
             f"{setting('classes')} is for a class-conditional model, {preset.name} takes text: give a prompt"
         )
+    asked = {"batch_size": batch_size or BATCH, "device": known_device(device)}
+    if manifest is None:
+        planner.complete(texts[:1], range(num_samples), **asked, **choices)
     from ..media.files import check_fps, check_upscale
 
     format = checked_format(format, preset)
@@ -283,7 +286,6 @@ def generate(
         check_fps(fps)
     prepare_folder(out)
     if manifest is None:
-        asked = {"batch_size": batch_size or BATCH, "device": known_device(device)}
         request = planner.plan(texts, range(num_samples), **asked, **choices, **given(force=force or None))
     else:
         request = manifest.request

@@ -31,6 +31,10 @@ def train(
 
     Stop it at any time: the same command resumes. Stages that are done are not trained again.
     """
+    from ..training.recipe import check_recipe
+
+    check_recipe(recipe, stage)  # before torch is imported
+
     from ..analysis.evaluate import look_during_training
     from ..training import plan_recipe, run_recipe
 

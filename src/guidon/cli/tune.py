@@ -50,10 +50,12 @@ def tune(
     sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
 
     # Check everything before torch is imported.
+    from ..analysis import tuning
+    from ..models.catalogue import find_preset
+
+    tuning.goal_of(find_preset(model).bench)  # before weights are asked for that could not be tuned
     planner = find_planner(model, device)
     scale = planner.preset.cfg_scale if cfg_scale is None else cfg_scale
-    from ..analysis import tuning
-
     tuning.check_tuning(planner, scale, cfg_channels, evaluations=evaluations, choices=cast("Choices", sampling))
     if out is not None:
         prepare_folder(out)

@@ -8,12 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from ..core.errors import InputError, nearest, quoted
+from ..core.devices import check_device
+from ..core.errors import InputError, nearest, quoted, setting
 from ..core.settings import Settings, read_mapping, validated
 from ..guidance import Guidance
 from ..world import SHAPES, SIZE
 from .terms import Terms
-from .terms.mse import MSESettings
+from .terms.settings import MSESettings
 
 DIFFUSION_STEPS = 1000
 SWAPPED_FROM = 350  # the first timestep of shape_swap; below it the noise is too weak to hide a shape
@@ -527,6 +528,25 @@ def load_recipe(path: Path) -> Recipe | StagedRecipe:
     if not isinstance(task, str) or task not in RECIPES:
         raise InputError(f"{path}: {_no_task(task)}")
     return validated(RECIPES[task], values, str(path))
+
+
+def check_recipe(path: Path, stage: str | None = None) -> Recipe | StagedRecipe:
+    """Read and validate a recipe, and the stage that is asked for. It needs no torch.
+
+    Raises:
+        InputError: as ``load_recipe``; or the recipe has no such stage.
+    """
+    recipe = load_recipe(path)
+    if not isinstance(recipe, StagedRecipe):
+        if stage is not None:
+            raise InputError(f"{path} has no stages: leave out {setting('stage')}")
+        check_device(recipe.device)
+        return recipe
+    if stage is not None and stage not in recipe.stages:
+        raise InputError(f"{setting('stage')} {stage!r} is not in {path}{nearest(stage, recipe.stages)}")
+    for name in recipe.order(stage):
+        check_device(recipe.settings(name).get("device", "auto"))
+    return recipe
 
 
 def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from typing import Any, Literal
 from ..checkpoints.files import read_safetensors
 from ..core.atomic import sweep, write_json
 from ..core.devices import pick_device
-from ..core.errors import InputError, nearest, setting
+from ..core.errors import InputError
 from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
 from ..core.limits import is_out_of_memory
 from ..core.locks import held
 from ..core.reading import read_object
 from .demand import require_resources
 from .loop import Look, train
-from .recipe import Recipe, StagedRecipe, VAERecipe, load_recipe
+from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
 from .state import read_state
 from .tasks import prepare
 from .tasks.export import COMPONENTS, model_folder
@@ -119,11 +119,9 @@ def run_recipe(
         InputError: the recipe, a file that it names or a checkpoint is wrong, another run uses the folder, or memory
             ran out.
     """
-    recipe = load_recipe(path)
+    recipe = check_recipe(path, stage)
     if isinstance(recipe, StagedRecipe):
-        return _run_stages(recipe, _known(recipe, stage, path), export_only=export_only, look=look)
-    if stage is not None:
-        raise InputError(f"{path} has no stages: leave out {setting('stage')}")
+        return _run_stages(recipe, stage, export_only=export_only, look=look)
     return _run(recipe, export_only=export_only, look=look)
 
 
@@ -133,11 +131,11 @@ def plan_recipe(path: Path, *, stage: str | None = None) -> list[PlannedStage]:
     Raises:
         InputError: the recipe is wrong, or has no stages.
     """
-    recipe = load_recipe(path)
+    recipe = check_recipe(path, stage)
     if not isinstance(recipe, StagedRecipe):
         raise InputError(f"{path} has no stages to plan: it is the recipe of one run")
     planned: list[PlannedStage] = []
-    for name, found in _walk(recipe, _known(recipe, stage, path)):
+    for name, found in _walk(recipe, stage):
         if found is None:
             planned.append(PlannedStage(name, "later", recipe.settings(name)["steps"]))
             continue
@@ -261,9 +259,3 @@ def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
     lineage = [earlier[other] for other in recipe.order() if other in earlier]
     folder = recipe.out / f"{name}-{key[:KEY_LENGTH]}"
     return Stage(name, recipe.recipe(name, folder, results), (*lineage, own))
-
-
-def _known(recipe: StagedRecipe, stage: str | None, path: Path) -> str | None:
-    if stage is not None and stage not in recipe.stages:
-        raise InputError(f"{setting('stage')} {stage!r} is not in {path}{nearest(stage, recipe.stages)}")
-    return stage

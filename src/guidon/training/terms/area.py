@@ -4,25 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import PositiveFloat
-
 from .loss_level import LossLevel
-from .term import Loss, Term, TermSettings, TrainingStep
-
-
-class AreaSettings(TermSettings):
-    """The squared coefficient of variation of the decoded object's area over the frames, to first order.
-
-    It is divided by its running mean at that noise level, as ``weighting: balanced`` does with the squared error.
-    """
-
-    needs = frozenset({"areas"})
-    weight: PositiveFloat
-    """Weight of the term."""
-
-    def build(self) -> Area:
-        """The term with these settings."""
-        return Area(self.weight)
+from .term import Loss, Term, TrainingStep
 
 
 class Area(Term):

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
 from ...diffusion import p_mean_variance
 from ...diffusion.losses import bound_term
-from .term import Loss, Term, TermSettings, TrainingStep
-
-
-class BoundSettings(TermSettings):
-    """The variational bound with a detached mean (Nichol & Dhariwal 2021, eq. 16): it trains only the variance."""
-
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the bound, which is in bits per dimension."""
-
-    def build(self) -> Bound:
-        """The term with these settings."""
-        return Bound(self.weight)
+from .term import Loss, Term, TrainingStep
 
 
 class Bound(Term):

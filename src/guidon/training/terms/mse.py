@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor
 
 from ...core.broadcasting import per_sample
 from ...diffusion import target
 from .loss_level import LossLevel
-from .term import Loss, Term, TermSettings, TrainingStep
+from .settings import Weighting
+from .term import Loss, Term, TrainingStep
 
 MIN_SNR = 5  # gamma of Hang et al. 2303.09556
-Weighting = Literal["uniform", "min-snr", "balanced"]
-
-
-class MSESettings(TermSettings):
-    """The squared error of the network's own prediction (eps, v or x_0)."""
-
-    weighting: Weighting = "uniform"
-    """Weight of each noise level. "min-snr" is Hang et al. 2303.09556. "balanced" divides the error by its running mean
-    at that noise level, so that all noise levels count equally."""
-    foreground: PositiveFloat = 1.0
-    """Weight of an error at the object, relative to 1 elsewhere. At high noise, where x_t does not show the object's
-    position, the weight falls to 1."""
-
-    def build(self) -> MSE:
-        """The term with these settings."""
-        return MSE(self.weighting, self.foreground)
 
 
 class MSE(Term):

@@ -4,26 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import PositiveFloat
 from torch import Tensor
 
-from .term import Loss, Term, TermSettings, TrainingStep
-
-
-class ShapeContrastSettings(TermSettings):
-    """Gives more weight to errors in the differences between the clips of a family, which differ only in shape.
-
-    All clips of a family have the same noise, timestep and caption dropout. The error from what the noise hides is
-    therefore nearly equal in all of them and cancels in the differences. What remains is the error in the shape.
-    """
-
-    needs = frozenset({"families"})
-    weight: PositiveFloat
-    """Weight of errors in the differences. With 1, clips are drawn in families and the loss does not change."""
-
-    def build(self) -> ShapeContrast:
-        """The term with these settings."""
-        return ShapeContrast(self.weight - 1)  # the term mse counts them once already
+from .term import Loss, Term, TrainingStep
 
 
 class ShapeContrast(Term):

@@ -1,4 +1,4 @@
-"""The interface of a loss term: its settings in a recipe, its input (a training step) and its result (a loss)."""
+"""The interface of a loss term: its input (a training step) and its result (a loss)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from ...core.settings import Settings
 from ...diffusion import DiscreteLevel, Process, predicted_x0
 
 SHOWN_FROM = 0.1  # the alphas_cumprod above which x_t shows the object's position
@@ -110,15 +107,3 @@ class Term(nn.Module, ABC):
     @abstractmethod
     def forward(self, step: TrainingStep, earlier: Mapping[str, Loss]) -> Loss:
         """This term's loss of a step. ``earlier``: losses of the terms before it in ``Terms``, by name."""
-
-
-class TermSettings(Settings, ABC):
-    """Base of the settings of a term, a section of a recipe."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
-    needs: ClassVar[frozenset[Literal["areas", "families"]]] = frozenset()
-    """Data that the term needs: gradients of areas, or families of clips that differ only in shape."""
-
-    @abstractmethod
-    def build(self) -> Term:
-        """The term with these settings."""
