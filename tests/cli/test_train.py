@@ -16,7 +16,6 @@ def trained(monkeypatch):
             calls.append((path, options["stage"], options["export_only"], callable(options["look"])))
             return result
 
-        monkeypatch.setattr("guidon.training.recipe.check_recipe", lambda path, stage: None)
         monkeypatch.setattr("guidon.training.run_recipe", run_recipe)
         return calls
 
@@ -25,15 +24,15 @@ def trained(monkeypatch):
 
 def test_the_weights_path_is_printed(run, trained):
     calls = trained(Path("runs/weights"))
-    assert run("train", "a.yaml") == (0, "runs/weights\n", "")
-    assert run("train", "a.yaml", "--stage", "vae", "--export")[0] == 0
-    assert calls == [(Path("a.yaml"), None, False, True), (Path("a.yaml"), "vae", True, True)]
+    assert run("train", RECIPE) == (0, "runs/weights\n", "")
+    assert run("train", RECIPE, "--stage", "vae", "--export")[0] == 0
+    assert calls == [(RECIPE, None, False, True), (RECIPE, "vae", True, True)]
 
 
 def test_an_interrupted_run_says_how_it_resumes(run, trained):
     trained(None)
     resumes = "guidon: stopped; the checkpoint is saved: the same command resumes from it\n"
-    assert run("train", "a.yaml") == (130, "", resumes)
+    assert run("train", RECIPE) == (130, "", resumes)
 
 
 def test_a_dry_run_prints_the_stages_and_trains_nothing(run, trained, tmp_path, monkeypatch):
