@@ -146,11 +146,8 @@ def test_a_third_bench_is_studied_reported_evaluated_matched_and_tuned(tmp_path,
 
     bench = toy_bench()
     monkeypatch.setitem(BENCHES, "toy", bench)
-    toy = type(pipe)(
-        pipe.preset,
-        dataclasses.replace(pipe.model, facts=dataclasses.replace(pipe.model.facts, bench="toy")),
-        pipe.device,
-    )
+    facts = dataclasses.replace(pipe.model.facts, bench="toy")
+    toy = type(pipe)(pipe.preset, dataclasses.replace(pipe.model, facts=facts), pipe.device)
     primary = {"metric": "error", "baseline": "three", "against": "all"}
     plan = make_plan(study(tmp_path, tiny_model, **(MATCHED | {"primary": primary, "split": "all"})), toy, threads=1)
     assert plan.captions == ("a green circle", "a blue circle", "a yellow circle")

@@ -75,7 +75,7 @@ def report(
     max_mb: Annotated[
         float,
         option("Output", "MB", "Largest size of the page; clips beyond it are small ones.", min=0.1),
-    ] = 10,
+    ] = 14,
     videos: Annotated[
         bool, option("Output", None, "Also write the clips as MP4, into the folder.", "--videos/--no-videos")
     ] = True,

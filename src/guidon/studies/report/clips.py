@@ -26,7 +26,7 @@ Image = require("PIL.Image", "the clips of a report", "study", package="pillow")
 SMALL = (64, 32)
 """The longest sides of a small clip's frame in px, the better one first."""
 QUALITY = 60  # of a small clip, 0 to 100
-SMALL_SHARE = 0.6  # the share of a page's clips that small ones may take before the next smaller side is used
+SMALL_SHARE = 0.7  # the share of a page's clips that small ones may take before the next smaller side is used
 WEBP_PIXELS = 16383  # the widest picture that WebP holds
 
 

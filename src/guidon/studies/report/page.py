@@ -36,7 +36,7 @@ def write_report(
     folder: Path,
     out: Path | None = None,
     *,
-    max_mb: float = 10,
+    max_mb: float = 14,
     videos: bool = True,
     on_cell: OnStep | None = None,
     say: Callable[[str], None] | None = None,

@@ -125,7 +125,7 @@ const reveal = (prompt) => {
   $("goto").value = prompt;
   choose();
   layout();
-  rows[number].scrollIntoView({ block: "center" });
+  rows[number].scrollIntoView({ block: rows[number].offsetHeight > innerHeight ? "start" : "center" });
 };
 
 $("play").addEventListener("click", () => play(timer === null));
