@@ -87,7 +87,7 @@ def report(
     from ..core.progress import progress
     from ..studies.report import write_report
 
-    with stopped("what was written whole is kept"), progress("writing MP4s", "clips") as on_cell:
+    with stopped("what was written whole is kept"), progress("report", "MP4s") as on_cell:
         paths = write_report(folder, out, max_mb=max_mb, videos=videos, on_cell=on_cell, say=print)
     for path in paths:
         print(path)

@@ -107,7 +107,7 @@ def scatter(points: Sequence[Point], metrics: tuple[Metric, Metric]) -> Markup:
     for value in up.ticks():
         y = HEIGHT * (1 - up(value) / 100)
         parts += [_line(0, y, 100, y, "axis"), _text(-1.5, y + 4, write_value(value, metrics[1].unit), "end")]
-    for value in across.ticks(5):
+    for value in across.ticks():
         parts += _tick(across(value), HEIGHT, write_value(value, metrics[0].unit))
     # Points, and labels where there is room for them.
     for point, (x, y), at in zip(known, places, _labels(known, places), strict=True):
