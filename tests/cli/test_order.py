@@ -39,6 +39,7 @@ REFUSED = [
         ("--format avi", "--format"),
         ("--format png", "--format png holds one image"),
         ("--exact dit", "guidon-small cannot replay --exact"),
+        ("--exact dit --exact-noise nope", "--exact-noise 'nope' does not exist"),
         ("--device quantum", "is not a device"),
         ("--vae none", "brings its own weights: leave out --vae"),
         (f"--model {VIDEO}", "OpenSora-v1-HQ-16x256x256.pth of hpcai-tech/Open-Sora as --checkpoint, "

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 256  # threads in a block of torch's distribution kernels
 # Blocks that a GPU runs at once, multiprocessors times blocks on each; draws of over 256 times as many depend on it.
@@ -50,6 +52,8 @@ class CudaGenerator:
 
     def randn(self, shape: Sequence[int]) -> Tensor:
         """The next draw, fp32, on the CPU."""
+        import torch
+
         count = math.prod(shape)
         if count == 0:
             return torch.empty(tuple(shape))
