@@ -25,7 +25,7 @@ from guidon.training.ema import EMA
 from guidon.training.log import read_rows
 from guidon.training.loop import TRAINING
 from guidon.training.state import State, _digest, read_state
-from guidon.training.tasks import vae
+from guidon.training.tasks import denoiser, vae
 from guidon.training.tasks.denoiser import DenoiserTask
 from guidon.training.tasks.rollout import RolloutTask
 from guidon.training.tasks.vae import VAETask
@@ -96,6 +96,7 @@ def train(task: str, folder: Path, poison: tuple[str, frozenset[int]] | None = N
         patch.setattr(loop, "draw_curves", _no_picture)
         patch.setattr(rollouts, "redraw", redraw_truth)
         patch.setattr(vae, "HELD_OUT", 1)
+        patch.setattr(denoiser, "HELD_OUT", 2)
         if poison is not None:
             _poisoned(patch, *poison)
         run_recipe(recipe_of(task, folder, **changes))

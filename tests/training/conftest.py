@@ -2,20 +2,22 @@ import pytest
 
 from guidon.core.atomic import write_bytes
 from guidon.training import loop, run_recipe
-from guidon.training.tasks import vae
+from guidon.training.tasks import denoiser, vae
 from recipes import denoiser_recipe
 
 
-@pytest.fixture(autouse=True)
-def draw_curves(monkeypatch):
-    """Leave out what takes longer than a tiny run: the picture of its curves, and most of the held-out batches.
+@pytest.fixture(scope="module", autouse=True)
+def draw_curves():
+    """Leave out what takes longer than a tiny run: the picture of its curves, and most held-out clips.
 
     Returns what draws the picture, for a test that looks at it.
     """
     drawn = loop.draw_curves
-    monkeypatch.setattr(loop, "draw_curves", lambda rows, picture: write_bytes(picture, b"no picture"))
-    monkeypatch.setattr(vae, "HELD_OUT", 2)
-    return drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_curves", lambda rows, picture: write_bytes(picture, b"no picture"))
+        patch.setattr(vae, "HELD_OUT", 2)
+        patch.setattr(denoiser, "HELD_OUT", 4)
+        yield drawn
 
 
 @pytest.fixture(scope="session")
