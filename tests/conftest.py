@@ -34,13 +34,13 @@ def pytest_runtest_makereport():
     """Add to the report of each phase the CPU time since the one before. pytest-xdist carries it to the main process."""
     report = yield
     now = _cpu_seconds()
-    report.user_properties = [("cpu", now - _clock["mark"])]
+    report.user_properties.append(("cpu", now - _clock["mark"]))
     _clock["mark"] = now
     return report
 
 
 def pytest_runtest_logreport(report):
-    _cpu_of_test[report.nodeid] += dict(report.user_properties)["cpu"]
+    _cpu_of_test[report.nodeid] += dict(report.user_properties).get("cpu", 0.0)  # a worker that died told nothing
 
 
 def pytest_terminal_summary(terminalreporter):
