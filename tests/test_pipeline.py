@@ -376,3 +376,47 @@ def test_an_empty_negative_prompt_and_frames_of_another_kind_are_refused(pipe):
         pipe(PROMPT, steps=2, negative_prompt=" ")
     with pytest.raises(InputError, match="give an array"):
         pipe.autoencode(3)
+
+
+def test_a_clip_of_a_batch_is_reproduced_bit_for_bit(pipe, tmp_path):
+    """From its file, its manifest's file or the manifest's content, and by hand with ``like``."""
+    _, video, _ = pipe([OTHER, PROMPT, OTHER], steps=2, seed=4, cfg_scale=3.0)
+    path = video.save(tmp_path / "a.gif")
+    ways = path, str(path), tmp_path / "a.gif.json", video.manifest, json.loads((tmp_path / "a.gif.json").read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = [pipe.reproduce(each)[0] for each in ways] + [guidon.reproduce(path, device="cpu")]
+    request = Request(**video.manifest["generation"])
+    again.append(pipe.generate(request, like=video.manifest["computed"])[0])
+    for each in again:
+        assert np.array_equal(each.frames, video.frames)
+        assert each.manifest["computed"] == video.manifest["computed"]
+    assert again[0].save(tmp_path / "b.gif").read_bytes() == path.read_bytes()
+
+
+def test_what_differs_from_a_manifest_is_said(pipe):
+    manifest = pipe(PROMPT, steps=1, seed=4).manifest
+    manifest |= {"weights": manifest["weights"] | {"vae": "0" * 64}, "torch": "2.5.0"}
+    with pytest.warns(UserWarning, match="the manifest was made with") as said:
+        pipe.reproduce(manifest, batch_size=1)
+    lines = [str(each.message) for each in said]
+    assert "the manifest was made with other vae weights: frames will differ" in lines
+    expected = "made with torch 2.5.0, 1 clip together, its branches together: frames may differ by 1/255"
+    assert any(expected in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda pipe: pipe.reproduce({"cfg_scale": 3}), "the mapping is not the whole manifest of a clip"),
+        (lambda pipe: pipe.reproduce(3), "the manifest is 3: give its path"),
+        (lambda pipe: pipe.reproduce("a.mp4"), "a.mp4 is a video without its manifest, a.mp4.json"),
+        (lambda pipe: pipe.generate({"generation": {}}), "give a manifest to pipe.reproduce"),
+        (lambda pipe: pipe.generate(pipe.plan(PROMPT), like=3), "like is 3: give the part 'computed' of a manifest"),
+        (lambda pipe: pipe.generate(pipe.plan(PROMPT), like={"computed": {}}), "like is a whole manifest"),
+        (lambda pipe: pipe.generate(pipe.plan(PROMPT), like={"batches": 3}), "batches.*did you mean 'batch'"),
+    ],
+)
+def test_what_is_no_manifest_is_refused_in_one_line(pipe, wrong, message):
+    with pytest.raises(InputError, match=message):
+        wrong(pipe)

@@ -36,6 +36,7 @@ _ROOMS = {
     "load": "pipeline",
     "load_checkpoint": "models.checkpoint",
     "remove": "bridges.diffusers.apply",
+    "reproduce": "pipeline",
 }
 __all__ = [
     "IDDPM",
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "remove",
+    "reproduce",
 ]
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
     from .media import Video
     from .models.checkpoint import inspect_checkpoint, load_checkpoint
-    from .pipeline import Pipeline, from_diffusers, load
+    from .pipeline import Pipeline, from_diffusers, load, reproduce
     from .request import Request
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
 from .core.errors import InputError, nearest, quoted, setting
@@ -164,6 +165,10 @@ def check_run(request: Any, options: RunOptions) -> None:
     from .guidance import GuidanceTrace
 
     if not isinstance(request, Request):
+        if isinstance(request, str | Path | Mapping):
+            raise InputError(
+                "generate takes a Request: give a manifest to pipe.reproduce, and prompts to pipe.plan or pipe itself"
+            )
         raise InputError(f"the request is {quoted(request)}: make one with pipe.plan(prompts)")
     for name, value in options.items():
         if name not in RunOptions.__annotations__:

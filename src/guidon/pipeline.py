@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,9 @@ from .core.errors import InputError, quoted, setting
 from .core.progress import late_progress
 from .core.settings import validated
 from .core.version import VERSION
+from .core.warn import warn
 from .generation import Denoised, Generation, decode, warn_of_fallback
+from .manifests import Manifest, read_computation
 from .media import Video
 from .media.layouts import DiffusersOutput, frames_as
 from .models.catalogue import find_model, find_preset
@@ -166,7 +168,11 @@ class Pipeline:
         return self.planner.complete(**read_plan(prompts, samples, batch_size, choices), device=self.device)
 
     def generate(
-        self, request: Request, *, like: Computation | None = None, **options: Unpack[RunOptions]
+        self,
+        request: Request,
+        *,
+        like: Computation | Mapping[str, Any] | None = None,
+        **options: Unpack[RunOptions],
     ) -> list[Video]:
         """The videos of a complete request, prompts outermost.
 
@@ -175,15 +181,39 @@ class Pipeline:
 
         Args:
             request: what to make.
-            like: how the clip of the request was computed before, from its manifest. It is then computed in the same
-                way, which gives the same bits. ``batch_size`` and ``sequential`` have no effect.
+            like: how the clip of the request was computed before: the part "computed" of its manifest. It is then
+                computed in the same way, which gives the same bits. ``batch_size`` and ``sequential`` have no effect.
             options: how to run; see ``guidon.calls.RunOptions``.
 
         Raises:
             InputError: weights cannot be read or do not fit, a class is not in the model, the clips of a trace do not
                 fit one batch, numbers overflow, or there is not enough memory.
         """
-        return self._decode(self._denoise(request, like, options))
+        return self._decode(self._denoise(request, read_computation(like), options))
+
+    def reproduce(
+        self, manifest: str | Path | Mapping[str, Any] | Manifest, **options: Unpack[RunOptions]
+    ) -> list[Video]:
+        """The clips of a manifest, computed as they were before: one, or all those of an exact replay.
+
+        The bits are the same with the same versions, threads and kind of device. A warning says what differs.
+
+        Args:
+            manifest: its file, the clip that it lies beside, or its content, such as ``video.manifest``.
+            options: how to run. With ``batch_size``, or ``sequential=True``, clips are not computed as before: pixels
+                may differ by 1/255.
+
+        Raises:
+            InputError: it is no manifest of a clip, or this model cannot make it; and as ``generate``.
+        """
+        found = Manifest.read(manifest)
+        self.planner.check(found.request)
+        check_run(found.request, options)
+        anew = options.get("batch_size") is not None or options.get("sequential")
+        like = None if anew else found.computed_on(self.device)
+        for line in found.differences(like, self.device, self.hashes):
+            warn(line)
+        return self.generate(found.request, like=like, **options)
 
     @torch.inference_mode()
     def _denoise(self, request: Request, like: Computation | None, options: RunOptions) -> _Run:
@@ -358,6 +388,43 @@ def load(
     given |= {"text_dtype": text_dtype, "download": download, "offload": offload}
     sources = validated(Sources, given, None)
     return Pipeline(preset, find_model(preset, sources, place), place, sources)
+
+
+def reproduce(
+    manifest: str | Path | Mapping[str, Any],
+    *,
+    device: str | torch.device = "auto",
+    checkpoint: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    features: str | Path | None = None,
+    text_dtype: str = "fp32",
+    **options: Unpack[RunOptions],
+) -> Video | list[Video]:
+    """Make a clip again from its manifest, as ``guidon generate --from`` does.
+
+    The frames are the same bit for bit on the same version of torch, with as many threads and on the same kind of
+    device. Elsewhere pixels may differ by 1/255 in fp32. A warning says what differs: versions, weights, device.
+
+    Args:
+        manifest: its file, the clip that it lies beside, or its content, such as ``video.manifest``.
+        device, checkpoint, text_encoder, vae, features, text_dtype: as in ``load``. The model is the manifest's. Where
+            it is loaded already, ``pipe.reproduce(manifest)`` does not load it again.
+        options: as in ``Pipeline.reproduce``.
+
+    Returns:
+        The clip; for an exact replay of several clips, the list of them.
+
+    Raises:
+        InputError: it is no manifest of a clip; and as ``load`` and ``Pipeline.generate``.
+    """
+    found = Manifest.read(manifest)
+    pipe = load(
+        found.request.model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae,
+        features=features, text_dtype=text_dtype,
+    )  # fmt: skip
+    videos = pipe.reproduce(found, **options)
+    return videos[0] if len(videos) == 1 else videos
 
 
 def from_diffusers(

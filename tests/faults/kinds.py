@@ -500,9 +500,9 @@ def _manifests(folder: Path) -> None:
 
 @kind("manifests to make again", "*.json", make=_manifests, structure=mutations.as_json, share=0.8)
 def _(folder: Path) -> str:
-    from guidon.cli.generate import read_manifest
+    from guidon.manifests import Manifest
 
-    return digest(read_manifest(folder / "a.webp.json"))
+    return digest(Manifest.read(folder / "a.webp.json"))
 
 
 @kind("manifests beside videos", "*.json", make=_manifests, structure=mutations.as_json, share=0.8)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,19 +11,16 @@ import typer
 from ..core.errors import InputError, setting
 from . import options
 from .options import given, of_model, option
-from .outputs import prepare_folder, run_name, say, stopped, write_trace, write_videos
+from .outputs import prepare_folder, run_name, stopped, write_trace, write_videos
 from .planning import find_planner, known_device
 from .values import parse_scale, parse_size, parse_timing
 
 if TYPE_CHECKING:
     from ..models.family import Preset
-    from ..pipeline import Pipeline
-    from ..request import Computation, Output, Request
 
 EXAMPLE = 'guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3'
 DEFAULT_MODEL = "guidon-small"  # used if neither a model nor a manifest is given
 BATCH = 8  # clips that are denoised together, where neither the user nor a manifest says it
-MOST_THREADS = 4  # for each core: a manifest that asks for more is not followed
 MOST_PROMPTS = 1 << 20  # of one file: each is held in memory with its clips
 
 
@@ -264,7 +259,9 @@ def generate(
             f"{setting('from_manifest')} takes every setting from the manifest: leave out {setting(more[0])}"
         )
     else:
-        manifest = read_manifest(from_manifest)
+        from ..manifests import Manifest
+
+        manifest = Manifest.read(from_manifest)
         format, fps = format or manifest.output.format, fps or manifest.output.fps
         upscale = upscale or manifest.output.upscale
 
@@ -297,24 +294,23 @@ def generate(
     from ..guidance import GuidanceTrace
     from ..pipeline import load
 
-    pipe, like = load(model, device=device, **parts), None
-    if manifest is not None:
-        if manifest.computed is not None and not batch_size and not sequential:
-            like = computed_here(manifest.computed, pipe)
-        warn_of_differences(manifest, like, pipe)
+    pipe = load(model, device=device, **parts)
 
     # Generate and write.
-    traced = GuidanceTrace() if trace else None
-    if traced is not None:  # a trace can hold only one batch
-        batch_size = max(batch_size or BATCH, len(request.prompts) * len(request.samples))
     from ..core.progress import progress
 
     clips = len(request.prompts) * len(request.samples)
+    traced = GuidanceTrace() if trace else None
+    together = max(batch_size or BATCH, clips) if trace else batch_size or BATCH  # a trace can hold only one batch
     what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
     with stopped("nothing was written"), progress(what, "steps") as on_step:
-        videos = pipe.generate(
-            request, batch_size=batch_size or BATCH, sequential=sequential, on_step=on_step, trace=traced, like=like
-        )
+        run: dict[str, Any] = {"sequential": sequential, "on_step": on_step, "trace": traced}
+        if manifest is None:
+            videos = pipe.generate(request, batch_size=together, **run)
+        elif batch_size or manifest.computed is None:
+            videos = pipe.reproduce(manifest, batch_size=together, **run)
+        else:
+            videos = pipe.reproduce(manifest, **run)
     write_videos(videos, request, pipe.hashes, out, format, upscale or 1, fps)
     if traced is not None:
         write_trace(traced, out / f"{run_name(request, pipe.hashes)}-trace.npz")
@@ -369,101 +365,3 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     if not found:
         raise InputError('no prompt was given: guidon generate "a red circle moves left on a white background"')
     return tuple(found)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a manifest says about its video."""
-
-    request: Request
-    computed: Computation | None
-    """How the video was computed; None if an earlier version wrote the manifest."""
-    output: Output
-    """How the video was written."""
-    weights: dict[str, str]
-    """The hash of each part of its model."""
-    torch: str | None
-    """The version of torch."""
-    device: str | None
-    """Where it was made, such as "cuda:0"."""
-
-
-def manifest_of(path: Path) -> Path:
-    """The manifest that a path means: itself, or the one beside a video or a folder of frames.
-
-    Raises:
-        InputError: it is a video or a folder without one.
-    """
-    from ..core.reading import is_there
-
-    beside = path.with_name(f"{path.name}.json") if path.name else path
-    if path.suffix != ".json" and is_there(beside, "a manifest"):
-        return beside
-    if path.suffix.lower() in (".mp4", ".gif", ".webp", ".png") or path.is_dir():
-        what = "is a folder without" if path.is_dir() else "is a video without"
-        raise InputError(f"{path} {what} its manifest, {beside.name}: give the manifest that was written beside it")
-    return path
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The content of a manifest.
-
-    Raises:
-        InputError: the file is no manifest of `guidon generate`.
-    """
-    from ..core.settings import read_mapping, validated
-    from ..request import Computation, Output, Request
-
-    path = manifest_of(path)
-    found = read_mapping(path)
-    if not isinstance(found, dict) or "generation" not in found:
-        raise InputError(f"{path} is not a manifest that `guidon generate` wrote: it has no 'generation'")
-    weights = found.get("weights", {})
-    if not isinstance(weights, dict):
-        raise InputError(f"{path}: weights is {weights!r:.40}, expected hashes by name")
-    request = validated(Request, found["generation"], str(path))
-    computed = validated(Computation, found["computed"], str(path)) if "computed" in found else None
-    output = validated(Output, found.get("output", {}), str(path))
-    torch, device = (value if isinstance(value := found.get(name), str) else None for name in ("torch", "device"))
-    return Manifest(request, computed, output, weights, torch, device)
-
-
-def computed_here(computed: Computation, pipe: Pipeline) -> Computation:
-    """How a manifest's clip is computed here: as it says. Threads are followed on a CPU, if they are not too many."""
-    threads = computed.threads
-    followed = pipe.device.type == "cpu" and (threads is None or threads <= MOST_THREADS * (os.cpu_count() or 1))
-    return computed if followed else computed.model_copy(update={"threads": None})
-
-
-def warn_of_differences(manifest: Manifest, like: Computation | None, pipe: Pipeline) -> None:
-    """Print on stderr how this run differs from the one that made a manifest's video.
-
-    Args:
-        manifest: what it says.
-        like: how its clip is computed here; None for another way than the manifest says.
-        pipe: the model.
-    """
-    # other weights: other frames
-    for name in sorted(manifest.weights.keys() | pipe.hashes.keys()) if manifest.weights else ():
-        if pipe.hashes.get(name) != manifest.weights.get(name):
-            other = f"another {name}" if name == "text_dtype" else f"other {name} weights"
-            say(f"the manifest was made with {other}: frames will differ")
-    # another arithmetic: other last bits
-    import torch
-
-    others: list[str] = []
-    if manifest.torch not in (None, torch.__version__):
-        others.append(f"torch {manifest.torch}")
-    if manifest.device is not None and manifest.device.partition(":")[0] != pipe.device.type:
-        others.append(f"the device {manifest.device}")
-    if (computed := manifest.computed) is not None:
-        if like is None:
-            others.append(f"{computed.batch} clip{'s' * (computed.batch > 1)} together, {_branches(computed)}")
-        elif pipe.device.type == "cpu" and like.threads != computed.threads:
-            others.append(f"{computed.threads} threads")
-    if others:
-        say(f"the manifest was made with {', '.join(others)}: frames may differ by {manifest.request.closeness}")
-
-
-def _branches(computed: Computation) -> str:
-    return "one branch after the other" if computed.sequential else "its branches together"

@@ -1,0 +1,138 @@
+"""The manifest of a clip: what it says, and how its clip is computed again. It is read without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .core.errors import InputError, quoted, setting
+from .core.reading import is_there
+from .core.settings import read_mapping, validated
+from .request import Computation, Output, Request
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_THREADS = 4  # for each core: a manifest that asks for more is not followed
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says about its clip."""
+
+    request: Request
+    computed: Computation | None
+    """How the clip was computed; None if an earlier version wrote the manifest."""
+    output: Output
+    """How the clip was written."""
+    weights: dict[str, str]
+    """The hash of each part of its model."""
+    torch: str | None
+    """The version of torch."""
+    device: str | None
+    """Where it was made, such as "cuda:0"."""
+
+    @classmethod
+    def read(cls, given: Any) -> Manifest:
+        """A manifest from its file, from the clip that it lies beside, or from its content, such as ``video.manifest``.
+
+        Raises:
+            InputError: it is no manifest of a clip.
+        """
+        if isinstance(given, Manifest):
+            return given
+        if isinstance(given, Mapping):
+            return cls._from(dict(given), None)
+        if not isinstance(given, str | Path):
+            raise InputError(f"the manifest is {quoted(given)}: give its path, the path of its clip, or its content")
+        path = manifest_of(Path(given))
+        return cls._from(read_mapping(path), str(path))
+
+    @classmethod
+    def _from(cls, found: Any, source: str | None) -> Manifest:
+        name = source or "the mapping"
+        if not isinstance(found, dict) or "generation" not in found:
+            what = "is not a manifest that `guidon generate` wrote" if source else "is not the whole manifest of a clip"
+            raise InputError(f"{name} {what}: it has no 'generation'")
+        weights = found.get("weights", {})
+        if not isinstance(weights, dict):
+            raise InputError(f"{name}: weights is {weights!r:.40}, expected hashes by name")
+        request = validated(Request, found["generation"], source)
+        computed = validated(Computation, found["computed"], source) if "computed" in found else None
+        output = validated(Output, found.get("output", {}), source)
+        torch, device = (value if isinstance(value := found.get(key), str) else None for key in ("torch", "device"))
+        return cls(request, computed, output, weights, torch, device)
+
+    def computed_on(self, device: torch.device) -> Computation | None:
+        """How the clip is computed on a device: as before. Threads are followed on a CPU, if they are not too many."""
+        if self.computed is None:
+            return None
+        threads = self.computed.threads
+        followed = device.type == "cpu" and (threads is None or threads <= MOST_THREADS * (os.cpu_count() or 1))
+        return self.computed if followed else self.computed.model_copy(update={"threads": None})
+
+    def differences(self, like: Computation | None, device: torch.device, hashes: Mapping[str, str]) -> list[str]:
+        """How a run differs from the one that made the clip, a line for each kind of difference.
+
+        Args:
+            like: how the clip is computed; None for another way than the manifest says.
+            device: where the model runs.
+            hashes: those of the model's parts.
+        """
+        import torch
+
+        lines: list[str] = []
+        # other weights: other frames
+        for name in sorted(self.weights.keys() | hashes.keys()) if self.weights else ():
+            if hashes.get(name) != self.weights.get(name):
+                other = f"another {name}" if name == "text_dtype" else f"other {name} weights"
+                lines.append(f"the manifest was made with {other}: frames will differ")
+        # another arithmetic: other last bits
+        others: list[str] = []
+        if self.torch not in (None, torch.__version__):
+            others.append(f"torch {self.torch}")
+        if self.device is not None and self.device.partition(":")[0] != device.type:
+            others.append(f"the device {self.device}")
+        if (computed := self.computed) is not None:
+            if like is None:
+                branches = "one branch after the other" if computed.sequential else "its branches together"
+                others.append(f"{computed.batch} clip{'s' * (computed.batch > 1)} together, {branches}")
+            elif device.type == "cpu" and like.threads != computed.threads:
+                others.append(f"{computed.threads} threads")
+        if others:
+            how = f"frames may differ by {self.request.closeness}"
+            lines.append(f"the manifest was made with {', '.join(others)}: {how}")
+        return lines
+
+
+def manifest_of(path: Path) -> Path:
+    """The manifest that a path means: itself, or the one beside a video or a folder of frames.
+
+    Raises:
+        InputError: it is a video or a folder without one.
+    """
+    beside = path.with_name(f"{path.name}.json") if path.name else path
+    if path.suffix != ".json" and is_there(beside, "a manifest"):
+        return beside
+    if path.suffix.lower() in (".mp4", ".gif", ".webp", ".png") or path.is_dir():
+        what = "is a folder without" if path.is_dir() else "is a video without"
+        raise InputError(f"{path} {what} its manifest, {beside.name}: give the manifest that was written beside it")
+    return path
+
+
+def read_computation(given: Any) -> Computation | None:
+    """How a clip was computed, from a ``Computation`` or from the part "computed" of a manifest.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if given is None or isinstance(given, Computation):
+        return given
+    if not isinstance(given, Mapping):
+        raise InputError(f"{setting('like')} is {quoted(given)}: give the part 'computed' of a manifest")
+    if "computed" in given:
+        raise InputError(f"{setting('like')} is a whole manifest: give its part 'computed'")
+    return validated(Computation, dict(given), None)
