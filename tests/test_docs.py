@@ -125,12 +125,12 @@ def run(request, folder_of, done, tiny, monkeypatch):
     """Runs a command, after those of its page that write what it reads."""
 
     def run(command):
+        monkeypatch.chdir(folder_of(command.page))
         if command in done:
             return
         for earlier in COMMANDS[: COMMANDS.index(command)]:
             if earlier.page == command.page and command.reads(earlier):
                 run(earlier)
-        monkeypatch.chdir(folder_of(command.page))
         if "--model" in command.words or "--checkpoint" in command.words or command.words[1] in ("inspect", "encode"):
             for path in request.getfixturevalue("released").iterdir():
                 if not Path(path.name).exists():
