@@ -1,5 +1,5 @@
 """``python -m guidon``."""
 
-from .cli import main
+from .cli import program
 
-main()
+program()

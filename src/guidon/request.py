@@ -378,7 +378,10 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     request.guidance.rule.check_size(*shape[-2:])
     facts.check_prompts([*request.prompts, *request.negatives])
     if shape != facts.latent_shape and not preset.is_image:
-        warn(f"{preset.name} was trained on another size or length: look at what it makes")
+        warn(
+            f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "
+            f"clip, give {setting('upscale')}"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from guidon.cli.outputs import _on_the_sheet, output_name, prepare_folder, run_name
+from guidon.cli.outputs import _on_the_sheet, output_name, prepare_folder, run_name, write_videos
 from guidon.core.errors import InputError
+from guidon.media import Video
 from guidon.request import Request
 
 REQUEST = Request(prompts=("A red circle!", "a square"), samples=(0, 3), seed=7)
@@ -67,6 +70,17 @@ def test_letters_that_file_names_cannot_hold_are_left_out(monkeypatch):
 def test_prompts_without_letters_have_different_names():
     names = {output_name(Request(prompts=(prompt,)), WEIGHTS, 0, 0) for prompt in ("🙂", "🙃", "!", "?")}
     assert len(names) == 4
+
+
+def test_many_samples_are_in_several_rows_of_the_sheet(tmp_path):
+    request = Request(prompts=("a circle", "a square"), samples=tuple(range(5)))
+    videos = [Video(np.full((4, 64, 64, 3), 20 * number, np.uint8), 8.0, {}) for number in range(10)]
+    write_videos(videos, request, WEIGHTS, tmp_path, "gif")
+    (sheet,) = tmp_path.glob("*-sheet.png")
+    with Image.open(sheet) as picture:
+        assert picture.width < 1700
+        colours = {red for _, (red, green, blue) in picture.getcolors(1 << 20) if red == green == blue}
+    assert {20 * number for number in range(10)} <= colours
 
 
 def test_a_contact_sheet_stays_a_picture_that_can_be_opened():

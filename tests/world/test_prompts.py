@@ -139,6 +139,7 @@ REFUSED = {
     f"moves left {WHITE}": "it names no shape or colour. It knows shapes",
     "a white background": "it names no shape or colour",
     "a": "it names no shape or colour",
+    f"a red circle moves left {WHITE} " * 3: "is a second object, and the model draws one; it has 27 known words, and the model reads 20",
     "a " * 30 + "red circle": "the prompt has 32 known words, this model reads 20: shorten",
 }  # fmt: skip
 

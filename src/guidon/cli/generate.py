@@ -253,6 +253,7 @@ def generate(
     own |= {"force": force, "model": model, "num_samples": num_samples != 1}
     if from_manifest is None:
         drawn = [draw_prompt(seed or 0)] if random_prompt else []
+        require_quotes(prompts or ())
         texts = read_prompts([*(prompts or ()), *map(str, classes or ()), *drawn], prompts_file)
     elif more := [*(name for name, value in own.items() if value), *choices]:
         raise InputError(
@@ -340,6 +341,20 @@ def draw_prompt(seed: int) -> str:
     text = world.clip("L0", seed, 0).caption
     print(f"{'prompt:':<14} {text}")
     return text
+
+
+def require_quotes(prompts: Sequence[str]) -> None:
+    """Refuse the words of a prompt that was written without quotes.
+
+    Raises:
+        InputError: there are at least three prompts, each of one word.
+    """
+    if len(prompts) > 2 and not any(" " in prompt for prompt in prompts):
+        sentence = " ".join(prompts)
+        raise InputError(
+            f"these are {len(prompts)} prompts of one word each: write a prompt in quotes, guidon generate "
+            f'"{sentence}", or prompts of one word in {setting("prompts_file")}'
+        )
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:

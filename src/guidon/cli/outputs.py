@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _IN_NAMES = {"Ll", "Lu", "Lt", "Lo", "Lm", "Mn", "Mc", "Nd"}  # letters, their marks, digits: kept in file names
 _SHEET = 1 << 26  # pixels of a contact sheet at the most, unless it shows a single clip
+_SHEET_WIDTH = 1600  # pixels of its clips side by side: further samples go below
 _STRIP = 4  # frames of a clip that a contact sheet shows
 
 
@@ -133,6 +134,8 @@ def write_videos(
 
     A video whose frames are enlarged, or that plays at another rate, says so in its name. It replaces no other one.
     """
+    import numpy as np
+
     from ..media import contact_sheet
     from ..media.sheet import enlargement
 
@@ -148,11 +151,19 @@ def write_videos(
         video.save(path, format, upscale=upscale, fps=fps)
         print(f"{kind:<14} {path}\nmanifest:      {path}.json")
     height, width = videos[0].frames.shape[1:3]
-    rows, columns = _on_the_sheet(len(request.prompts), samples, height * width * enlargement(width) ** 2)
-    shown = [[video.frames for video in videos[i * samples : i * samples + columns]] for i in range(rows)]
-    labels = [f"sample {number}" for number in request.samples[:columns]]
+    zoom = enlargement(width)
+    rows, columns = _on_the_sheet(len(request.prompts), samples, height * width * zoom**2)
+    across = max(1, min(columns, _SHEET_WIDTH // (_STRIP * width * zoom)))
+    clips, titles = [], []
+    for prompt, text in enumerate(request.prompts[:rows]):
+        for first in range(0, columns, across):
+            line = range(first, min(first + across, columns))
+            own = [videos[prompt * samples + number].frames for number in line]
+            clips.append(own + [np.full_like(own[0], 255)] * (across - len(line)))
+            numbers = [str(request.samples[number]) for number in line]
+            titles.append(text if samples == 1 else f"{text}, sample{'s' * (len(line) > 1)} {', '.join(numbers)}")
     path = out / f"{run_name(request, weights)}-sheet.png"
-    path = contact_sheet(shown, list(request.prompts[:rows]), labels, path=path, shown=_STRIP)
+    path = contact_sheet(clips, titles, [""] * across, path=path, shown=_STRIP)
     part = f" (the first {rows * columns} of {len(videos)} clips)" if rows * columns < len(videos) else ""
     print(f"contact sheet: {path}{part}")
 

@@ -92,7 +92,8 @@ class ChannelChoice:
     @classmethod
     def _first(cls, count: int, given: object) -> ChannelChoice:
         if count < 1:
-            raise _refusal(given, "is not a count of channels")
+            alone = ": channel 0 alone is 'only:0'" if count == 0 else ""
+            raise _refusal(given, f"is not a count of channels{alone}")
         return cls(count=count)
 
     @classmethod

@@ -43,6 +43,8 @@ def check_prompts(
             warnings.append(f"{read.refusal}; it is sampled anyway")
         else:
             force_it = f"; {setting('force')} samples it anyway" if read.can_be_sampled else ""
+            if force:
+                force_it = f"; {setting('force')} cannot help, because the model can read nothing of it, or not all"
             raise InputError(f"{read.refusal}; `guidon models {name}` lists all words{force_it}")
     for text in warnings[:WARNED]:
         warn(text)

@@ -103,7 +103,7 @@ class Prompt:
         if self.faults[0].kind in ("empty", "long"):
             return _explained(self.faults[0], self.text)
         # Unknown words are all named, of the rest what alone is a reason to refuse.
-        shown = [f for f in self.faults if f.kind == "unknown" or (f.serious and f.kind != "long")]
+        shown = [fault for fault in self.faults if fault.serious or fault.kind == "unknown"]
         if any(fault.kind == "unknown" for fault in shown):
             shown = [fault for fault in shown if fault.kind != "missing"]
         problems = "; ".join(_sentences(shown))
@@ -183,6 +183,8 @@ def _explained(fault: Fault, text: str) -> str:
     match fault.kind:
         case "empty":
             return f"the prompt {cut(text)!r} is empty: describe a scene, e.g. {EXAMPLE!r}"
+        case "long" if not text:
+            return f"it has {fault.said[0]} known words, and the model reads {fault.said[1]}"
         case "long":
             return (
                 f"the prompt has {fault.said[0]} known words, this model reads {fault.said[1]}: shorten {cut(text)!r}"
