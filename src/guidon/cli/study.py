@@ -55,7 +55,7 @@ def run(
     if dry_run:
         print(outline(plan, seconds_per_cell(plan, pipe)))
         return
-    kept = f"the cells that are done are kept in {out}: the same command goes on"
+    kept = f"blocks of {plan.block} clips that are done are kept in {out}: the same command goes on"
     with stopped(kept), progress(f"study of {plan.cells} cells") as bar:
         run_study(plan, pipe, out, on_cell=bar, on_solve=bar, say=say)
 

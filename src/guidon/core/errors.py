@@ -67,4 +67,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a mistyped name: `` (did you mean 'x'?)``, or the valid names when none is close."""
     names = [str(v) for v in valid]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else f"; valid: {', '.join(names)}"
+    return f" (did you mean {close[0]!r}?)" if close else f"; valid: {', '.join(map(_listed, names))}"
+
+
+def _listed(name: str) -> str:
+    """A name in a list of names: quoted if it holds spaces or commas, which would not show where it ends."""
+    return repr(name) if set(name) & set(" ,") else name

@@ -28,6 +28,10 @@ def refusal(
     """
     faults = [(*_place(values, fault), fault) for fault in error.errors()]
     place, union, first = faults[0]
+    if (
+        first["type"] == "missing"
+    ):  # a misspelt key is unknown, and the key that it should be is missing: say the former
+        place, union, first = next((each for each in faults if each[2]["type"] == "extra_forbidden"), faults[0])
     if union is not None:  # a value that fits no type of a union has a fault for each: take the one that came furthest
         faults = [each for each in faults if each[0][: len(union)] == union and each[1] == union]
         place, _, first = max(faults, key=lambda each: len(each[0]))
