@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guidon.metrics.world import METRICS
-from guidon.studies.answer import Pairing, answer
+from guidon.studies.answer import NO_DIFFERENCE, NOT_CERTAIN, Pairing, answer
 
 ZEROS = np.zeros(12)
 
@@ -33,8 +33,8 @@ def test_no_difference_is_said_with_both_values_and_with_what_could_be_seen(plan
         "Twelve prompts can only detect large differences (about 60 points)."
     )
     assert found.numbers == (
-        "Difference in all as asked (joint): 0 points [0, 0] (95% interval), p = 1. scale 3, all channels against "
-        "scale 3, first 3 channels: better on 0, worse on 0, equal on 12 of 12 prompts."
+        "Difference in all as asked (joint): no prompt differs (0 of 12), so the interval cannot be estimated. By the "
+        "rule of three (3/12), the true difference may be up to about 25 points. scale 3, all channels against scale 3, first 3 channels: better on 0, worse on 0, equal on 12 of 12 prompts."
     )
 
 
@@ -49,6 +49,28 @@ def test_a_difference_says_which_is_better_and_by_how_much(plan):
     speed = answered(plan, "speed", low, high).headline
     assert speed.startswith("Higher with all channels than")
     assert speed.endswith("(neither way is better by itself).")
+
+
+def test_an_interval_without_zero_is_not_called_no_difference_where_the_corrected_p_is_large():
+    found = pairing("joint", [1.0] * 12, [1.0] * 6 + [0.0] * 6)
+    assert found.comparison.difference.high < 0
+    assert found.comparison.p == 2 / 2**6
+    assert found.verdict(1.0) == NOT_CERTAIN
+    assert found.sentence(("three", "none"), 1.0, 64) == (
+        "Worse here with none than with three, but not certain: 50% against 100% of clips show all that was asked. "
+        "With 64 comparisons, twelve prompts cannot rule out chance (p = 0.031 before the correction, p = 1 after it)."
+    )
+    assert found.sentence(("three", "none"), 0.06).endswith("Twelve prompts cannot rule out chance (p = 0.06).")
+    assert found.sentence(("three", "none"), 0.03).startswith("Worse with none than with three: 50% against")
+    around = pairing("joint", [1.0] * 12, [1.0] * 11 + [0.0])
+    assert around.verdict(around.comparison.p) == NO_DIFFERENCE
+
+
+def test_no_interval_is_given_where_no_prompt_differs():
+    same = pairing("joint", np.ones(30), np.ones(30))
+    assert same.change() == "no prompt differs (0 of 30)"
+    assert same.numbers().endswith("(3/30), the true difference may be up to about 10 points.")
+    assert pairing("speed", ZEROS, ZEROS).numbers().endswith("so the interval cannot be estimated.")
 
 
 def test_too_few_prompts_and_undefined_values_are_said(plan):

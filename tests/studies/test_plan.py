@@ -168,6 +168,12 @@ def test_an_outline_tells_cells_cost_and_what_can_be_detected(unsampled, tmp_pat
     assert "with 3 prompts no effect can reach p = 0.05 (d_z = 0.3 needs 90)" in text
     many = made.model_copy(update={"captions": tuple(map(str, range(96)))})
     assert "with 96 prompts, effects of d_z = 0.29 or more are detected with 80% power" in outline(many, 0.001)
+    assert "in points" not in text + outline(many, 0.001)  # the primary metric is no share
+    primary = made.primary.model_copy(update={"metric": "joint"})
+    few = made.model_copy(update={"captions": many.captions[:12], "seeds": 1, "primary": primary})
+    assert outline(few, 0.001).endswith(
+        "in points: a difference in all as asked (joint) must be at least about 60 points to be detected with 80% power"
+    )
 
 
 ENERGY = {"name": "m", "energy_of": "scale 3, channels 3"}

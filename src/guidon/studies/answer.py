@@ -11,11 +11,12 @@ from ..metrics.metric import SHARE, Metric
 from ..metrics.statistics import Comparison, by_prompt, compare, detectable_difference
 from .plan import Plan
 from .results import Results
-from .words import spell_count, spell_settings, tell_apart, write_interval, write_p, write_value
+from .words import round_points, spell_count, spell_settings, tell_apart, write_interval, write_p, write_value
 
 LARGE_POINTS = 0.2  # a share's difference from which only "large" ones are detected
 LARGE_RATIO = 0.5  # the same for other units, as a share of the mean
 NO_DIFFERENCE = "no difference found"
+NOT_CERTAIN = "seen here, but not certain"
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,47 @@ class Pairing:
         return self.comparison.pairs - self.higher - self.lower
 
     def verdict(self, p: float) -> str:
-        """ "better", "worse", "higher" or "lower" of b; ``NO_DIFFERENCE`` where p is not below 0.05."""
-        if not p < 0.05:
-            return NO_DIFFERENCE
+        """ "better", "worse", "higher" or "lower" of b, where p is below 0.05.
+
+        Otherwise ``NOT_CERTAIN`` if the interval, which is not corrected, excludes 0; else ``NO_DIFFERENCE``.
+        """
+        if p < 0.05:
+            return self._direction()
+        change = self.comparison.difference
+        return NOT_CERTAIN if change.low > 0 or change.high < 0 else NO_DIFFERENCE
+
+    def _direction(self) -> str:
         higher = self.comparison.difference.value > 0
         if self.metric.better is None:
             return "higher" if higher else "lower"
         return "better" if higher == (self.metric.better == "higher") else "worse"
 
-    def sentence(self, names: tuple[str, str], p: float) -> str:
-        """The result in words, without a power statement. ``names`` are those of a and b."""
+    def sentence(self, names: tuple[str, str], p: float, comparisons: int = 1) -> str:
+        """The result in words, without a power statement.
+
+        Args:
+            names: of a and b.
+            p: the p value, corrected for the number of comparisons.
+            comparisons: for how many comparisons p is corrected.
+        """
         (a, b), (x, y) = tell_apart(*names), (write_value(mean, self.metric.unit) for mean in self.means)
         verdict = self.verdict(p)
         if verdict == NO_DIFFERENCE:
             return f"No difference found between {a} and {b}: {self._measured(x, 'and', y)}."
         aside = "" if self.metric.better else " (neither way is better by itself)"
-        return f"{verdict.capitalize()} with {b} than with {a}: {self._measured(y, 'against', x)}{aside}."
+        result = self._direction().capitalize()
+        measured = f"{self._measured(y, 'against', x)}{aside}."
+        if verdict != NOT_CERTAIN:
+            return f"{result} with {b} than with {a}: {measured}"
+        unsure = f"{result} here with {b} than with {a}, but not certain: {measured}"
+        prompts = spell_count(self.comparison.pairs, "prompt")
+        if comparisons == 1:
+            return f"{unsure} {prompts} cannot rule out chance ({write_p(p)})."
+        return (
+            f"{unsure} With {comparisons} comparisons, {prompts[0].lower()}"
+            f"{prompts[1:]} cannot rule out chance ({write_p(self.comparison.p)} before the correction, {write_p(p)} "
+            "after it)."
+        )
 
     def _measured(self, first: str, joint: str, second: str) -> str:
         if self.metric.unit == SHARE:
@@ -87,6 +113,32 @@ class Pairing:
         first, second = (self.lower, self.higher) if self.metric.better == "lower" else (self.higher, self.lower)
         return f"{up} on {first}, {down} on {second}, equal on {self.equal} of {self.comparison.pairs} prompts"
 
+    @property
+    def differs(self) -> bool:
+        """Whether any prompt has different values."""
+        return self.equal < self.comparison.pairs
+
+    def change(self) -> str:
+        """The difference with its interval. Where no prompt differs there is nothing to estimate an interval from."""
+        if self.differs:
+            return write_interval(self.comparison.difference, self.metric.unit)
+        return f"no prompt differs (0 of {self.comparison.pairs})"
+
+    def numbers(self) -> str:
+        """The difference, its interval and its p value; a bound of the difference where no prompt differs."""
+        result = self.comparison
+        if self.differs:
+            effect = f", d_z = {result.d_z:.2f}" if math.isfinite(result.d_z) else ""
+            return f"{self.change()} (95% interval), {write_p(result.p)}{effect}."
+        text = f"{self.change()}, so the interval cannot be estimated."
+        if self.metric.unit == SHARE and result.pairs > 3:
+            # No prompt changes a share by more than 1, so the share of prompts that differ bounds the difference.
+            text += (
+                f" By the rule of three (3/{result.pairs}), the true difference may be up to about "
+                f"{300 / result.pairs:.2g} points."
+            )
+        return text
+
     def power(self) -> str:
         """What so many prompts could have shown, in words."""
         prompts = spell_count(self.comparison.pairs, "prompt")
@@ -95,12 +147,7 @@ class Pairing:
         if math.isnan(self.detectable):
             return f"The two settings have the same value on all {self.comparison.pairs} prompts."
         if self.metric.unit == SHARE:
-            points = 100 * self.detectable
-            about, large = (
-                f"{points:.0f}" if points < 10 or math.isinf(points) else f"{5 * round(points / 5)}",
-                LARGE_POINTS,
-            )
-            size, seen = f"{about} points", self.detectable
+            size, large, seen = round_points(self.detectable), LARGE_POINTS, self.detectable
         else:
             size, large = f"{self.detectable:.2g} {self.metric.unit}", LARGE_RATIO
             seen = self.detectable / abs(self.means[0]) if self.means[0] else math.inf
@@ -136,15 +183,13 @@ def answer(plan: Plan, found: Results) -> Answer:
         )
     result = pair.comparison
     headline = pair.sentence((names[primary.baseline], names[primary.against]), result.p)
-    if pair.verdict(result.p) == NO_DIFFERENCE:
+    if pair.verdict(result.p) in (NO_DIFFERENCE, NOT_CERTAIN):
         headline += f" {pair.power()}"
     left_out = f" {spell_count(result.undefined, 'prompt')} left out: no value in one of the two." * bool(
         result.undefined
     )
-    effect = f", d_z = {result.d_z:.2f}" if math.isfinite(result.d_z) else ""
     return Answer(
         headline,
-        f"Difference in {metric.label} ({metric.name}): {write_interval(result.difference, metric.unit)} "
-        f"(95% interval), {write_p(result.p)}{effect}. {names[primary.against]} against {names[primary.baseline]}: "
-        f"{pair.counts()}.{left_out}",
+        f"Difference in {metric.label} ({metric.name}): {pair.numbers()} {names[primary.against]} against "
+        f"{names[primary.baseline]}: {pair.counts()}.{left_out}",
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
+import numpy as np
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ..core.errors import InputError, nearest
@@ -24,10 +25,11 @@ from ..core.limits import as_text
 from ..core.reading import Limit
 from ..core.settings import Settings, read_mapping, validated
 from ..metrics.bench import find_bench
-from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Metric
-from ..metrics.statistics import pairs_needed, smallest_effect
+from ..metrics.metric import EVALUATION_SEED, SHARE, TUNING_SEED, Bench, Metric
+from ..metrics.statistics import detectable_difference, pairs_needed, smallest_effect
 from ..models.sources import Sources
 from ..request import Choices, Planner, Request
+from .words import round_points
 
 if TYPE_CHECKING:
     import torch
@@ -536,6 +538,7 @@ def outline(plan: Plan, seconds_per_cell: float) -> str:
             f"{cells}, {cost}",
             f"primary: {primary.metric} of {primary.against!r} against {primary.baseline!r}; {detectable(count)} "
             f"(d_z = 0.3 needs {pairs_needed(0.3)})",
+            *_in_points(plan),
         ]
     )
 
@@ -545,6 +548,18 @@ def _how_solved(plan: Plan, name: str) -> str:
     if other is None:
         return ""
     return f": the scale that adds the energy of {other!r}; it is solved at the start of the run"
+
+
+def _in_points(plan: Plan) -> list[str]:
+    """The smallest difference that can be detected in points, where a prompt's value is yes or no."""
+    metric, prompts = plan.metrics[plan.primary.metric], len(plan.captions)
+    smallest = detectable_difference(np.zeros(prompts), share=True) if prompts > 1 else math.inf
+    if metric.unit != SHARE or metric.kind != "alignment" or plan.seeds > 1 or not math.isfinite(smallest):
+        return []
+    return [
+        f"in points: a difference in {metric.label} ({metric.name}) must be at least about {round_points(smallest)} "
+        "to be detected with 80% power"
+    ]
 
 
 def detectable(prompts: int) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from ..core.errors import InputError
 from ..guidance.channels import ChannelChoice
 from ..metrics.metric import SHARE, Metric
 from ..metrics.statistics import Interval
-from .plan import Plan
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 SMALL_NUMBERS = (
     "no",
@@ -138,6 +141,12 @@ def write_interval(interval: Interval, unit: str) -> str:
     largest = max((abs(number) for number in numbers if math.isfinite(number)), default=0.0)
     value, low, high = (write_change(number, unit, largest) for number in numbers)
     return f"{value} {change_unit(unit)} [{low}, {high}]"
+
+
+def round_points(share: float) -> str:
+    """A difference of shares in points, roughly: "60 points"."""
+    points = 100 * share
+    return f"{points:.0f} points" if points < 10 or math.isinf(points) else f"{5 * round(points / 5)} points"
 
 
 def change_unit(unit: str) -> str:

@@ -134,6 +134,19 @@ def test_settings_are_named_in_words_and_by_a_letter(tmp_path):
     assert not re.search(r"(?<!--cfg-)channels only:1", page)
 
 
+def test_what_only_guidance_has_is_not_said_of_a_setting_without_it(page, tmp_path):
+    assert re.search(r"The same in all: guided at every step, sampler ddim, 5 steps\.", page)
+    settings = {"three": ("3", 2.0), "all": ("all", 2.0), "none": ("all", 1.0)}
+    mixed = write_report(write_study(tmp_path / "r", settings=settings), videos=False)[0].read_text()
+    assert "The same in all: sampler ddim, 5 steps. The same in all guided settings: guided at every step." in mixed
+
+
+def test_grey_says_for_how_many_comparisons_it_is_corrected(page):
+    count = 3 * (len(METRICS) - 1) - 1  # three settings against the baseline; law_residual has no value
+    assert f"grey is not certain after correcting for {count} comparisons. The intervals are not corrected" in page
+    assert "[0, 0]" not in page
+
+
 def test_it_says_which_weights_and_version_it_is_of(study, page):
     assert f"denoiser <code>{read_plan(study).weights['denoiser']}</code>" in page
     assert f"Guidon {VERSION} for this page" in page

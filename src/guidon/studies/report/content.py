@@ -29,6 +29,8 @@ LEVELS = 8  # strengths of colour in a grid
 SAID = ("cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "sampler", "steps", "eta",
         "negative_prompt", "dtype")  # fmt: skip
 """The choices that are said in words, in order."""
+OF_GUIDANCE = {"cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "negative_prompt"}
+"""The choices that act only where there is guidance."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def make_content(
         "metrics": [plan.metrics[name] for name in names],
         "settings": settings,
         "shared_choices": _shared_choices(plan),
+        "comparisons": max((row.comparisons for row in rows), default=1),
         "rows": rows,
         "table": {s: [r for m in names for r in rows if (r.setting, r.metric.name) == (s, m)] for s in settings},
         "fps": manifest.fps,
@@ -154,11 +157,19 @@ def _different_choices(plan: Plan) -> set[str]:
     return {key for key in keys if len({json.dumps(own.get(key)) for own in plan.settings.values()}) > 1}
 
 
-def _shared_choices(plan: Plan) -> str:
-    """What all settings have in common, in words."""
+def _shared_choices(plan: Plan) -> dict[str, str]:
+    """What all settings have in common, in words, by whom it is of. A setting without guidance has no choices of it."""
     guided = [own for own in plan.settings.values() if own.get("cfg_scale") != 1]
     own = guided[0] if guided else next(iter(plan.settings.values()))
-    return _say_choices(own, own.keys() - _different_choices(plan))
+    shared = own.keys() - _different_choices(plan)
+    if len(guided) in (0, len(plan.settings)):
+        parts = {"all": _say_choices(own, shared)}
+    else:
+        parts = {
+            "all": _say_choices(own, shared - OF_GUIDANCE),
+            "all guided settings": _say_choices(own, shared & OF_GUIDANCE),
+        }
+    return {whose: words for whose, words in parts.items() if words}
 
 
 def _say_choices(own: Mapping[str, Any], keys: set[str]) -> str:

@@ -20,7 +20,7 @@ from ..words import spell_settings
 
 COLUMNS = (
     "setting", "metric", "unit", "better", "mean", "low", "high", "undefined", "difference", "difference_low",
-    "difference_high", "p", "d_z", "improves", "pairs", "primary", "verdict", "in_words",
+    "difference_high", "p_uncorrected", "p_corrected", "d_z", "improves", "pairs", "primary", "verdict", "in_words",
 )  # fmt: skip
 
 
@@ -34,10 +34,14 @@ class Row:
     """Mean over prompts."""
     undefined: float
     """The share of clips without a value."""
+    clips: int
+    """How many clips there are, with and without a value."""
     pairing: Pairing | None
     """Setting against the baseline; None for the baseline, or if fewer than two prompts have both values."""
     p: float
     """p value of the comparison. All but the primary one are adjusted together by Holm's method."""
+    comparisons: int
+    """For how many comparisons p is adjusted; 1 for the primary one."""
     primary: bool
     """Whether this is the study's primary contrast."""
 
@@ -51,6 +55,16 @@ class Row:
         """The share of prompts on which the setting is better; NaN for a metric that only describes."""
         return self.comparison.improves.value if self.comparison and self.metric.better else math.nan
 
+    def counted(self, seeds: int) -> str:
+        """How many clips have a value, or have none, in words; empty if all have one. ``seeds``: clips of a prompt."""
+        missing = round(self.undefined * self.clips)
+        if not missing:
+            return ""
+        what = "prompts" if seeds == 1 else "clips"
+        if self.metric.counts_undefined:
+            return f"{missing} of {self.clips} {what} undefined"
+        return f"{self.clips - missing} of {self.clips} {what}"
+
     @property
     def verdict(self) -> str:
         """How the setting differs from the baseline, as ``Pairing.verdict`` says it; empty without a comparison."""
@@ -59,7 +73,7 @@ class Row:
     @property
     def differs(self) -> bool:
         """Whether any prompt has another value than in the baseline."""
-        return self.pairing is not None and self.pairing.equal < self.pairing.comparison.pairs
+        return self.pairing is not None and self.pairing.differs
 
 
 def summarise(plan: Plan, found: Results) -> list[Row]:
@@ -71,13 +85,13 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
             pairing = None if setting == baseline else Pairing.of(metric, found[baseline][name], values[name])
             p = pairing.comparison.p if pairing else math.nan
             primary = (setting, name) == (plan.primary.against, plan.primary.metric)
-            undefined = float(np.isnan(values[name]).mean())
+            undefined, clips = float(np.isnan(values[name]).mean()), np.size(values[name])
             mean = metric_interval(values[name], share=metric.unit == SHARE)
-            rows.append(Row(setting, metric, mean, undefined, pairing, p, primary))
+            rows.append(Row(setting, metric, mean, undefined, clips, pairing, p, 1, primary))
     # Holm's correction over all comparisons but the primary one
     family = [number for number, row in enumerate(rows) if row.pairing is not None and not row.primary]
     for number, p in zip(family, holm([rows[number].p for number in family]) if family else (), strict=True):
-        rows[number] = replace(rows[number], p=float(p))
+        rows[number] = replace(rows[number], p=float(p), comparisons=len(family))
     return rows
 
 
@@ -89,15 +103,14 @@ def write_summary(plan: Plan, rows: Sequence[Row], answer: Answer, path: Path) -
         writer.writerow(COLUMNS)
         for row in rows:
             c = row.comparison
-            compared = (
-                [c.difference.value, c.difference.low, c.difference.high, row.p, c.d_z, row.improves] if c else []
-            )
+            # Where no prompt differs there is nothing to estimate an interval from.
+            ends = (c.difference.low, c.difference.high) if c and row.differs else (math.nan, math.nan)
+            compared = [c.difference.value, *ends, c.p, row.p, c.d_z, row.improves] if c else []
             numbers = [f"{value:.6g}" for value in (row.mean.value, row.mean.low, row.mean.high, row.undefined)]
-            others = [f"{value:.6g}" for value in compared] or [""] * 6
+            others = [f"{value:.6g}" for value in compared] or [""] * 7
             pairs = c.pairs if c else ""
-            sentence = (
-                row.pairing.sentence((names[plan.primary.baseline], names[row.setting]), row.p) if row.pairing else ""
-            )
+            both = (names[plan.primary.baseline], names[row.setting])
+            sentence = row.pairing.sentence(both, row.p, row.comparisons) if row.pairing else ""
             writer.writerow(
                 [row.setting, row.metric.name, row.metric.unit, row.metric.better or "", *numbers, *others, pairs,
                  int(row.primary), row.verdict, answer.headline if row.primary else sentence]

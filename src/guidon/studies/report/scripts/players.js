@@ -96,7 +96,8 @@ const play = (on) => {
   $("play").setAttribute("aria-pressed", String(timer !== null));
 };
 
-// Which rows and columns are shown, and how large.
+// Which rows and columns are shown, in which order, and how large.
+const columns = [...document.querySelectorAll("#grid thead [data-slug]")].map((head) => head.dataset.slug);
 const layout = () => {
   const only = $("only").value, pinned = $("pin").value;
   first = Math.max(0, Math.min(first, rows.length - 1));
@@ -104,10 +105,12 @@ const layout = () => {
   for (const cell of document.querySelectorAll("#grid [data-slug]")) {
     cell.hidden = only !== "" && cell.dataset.slug !== only && cell.dataset.slug !== pinned;
   }
-  // The pinned setting stands first.
+  // The pinned setting stands first; the baseline does so only where another is compared with it.
+  const leads = only || $("mode").value === "difference" || !$("pin").selectedOptions[0].defaultSelected;
   for (const row of document.querySelectorAll("#grid tr")) {
-    const at = row.querySelector(`:scope > [data-slug="${CSS.escape(pinned)}"]`);
-    if (at) row.firstElementChild.after(at);
+    const cells = columns.map((slug) => row.querySelector(`:scope > [data-slug="${CSS.escape(slug)}"]`));
+    const at = leads && cells[columns.indexOf(pinned)];
+    row.append(...(at ? [at, ...cells.filter((cell) => cell !== at)] : cells));
   }
   document.documentElement.style.setProperty("--clip", `${$("zoom").value}px`);
   const last = Math.min(first + PER_PAGE, rows.length);
@@ -133,7 +136,7 @@ $("back").addEventListener("click", () => (play(false), step(-1)));
 $("forth").addEventListener("click", () => (play(false), step(1)));
 $("scrub").addEventListener("input", () => (play(false), (frame = Number($("scrub").value)), draw()));
 for (const id of ["zoom", "pin", "only"]) $(id).addEventListener("change", layout);
-$("mode").addEventListener("change", draw);
+$("mode").addEventListener("change", layout);
 $("goto").addEventListener("change", () => reveal($("goto").value));
 $("earlier").addEventListener("click", () => ((first -= PER_PAGE), layout()));
 $("later").addEventListener("click", () => ((first += PER_PAGE), layout()));
