@@ -95,3 +95,19 @@ def test_lists_that_fit_nothing_are_refused(values, message):
         several(**values)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompts": ["a"], "steps": 0}, "steps is 0"),
+        ({"prompts": ["a"], "stepz": 5}, "unknown key 'stepz' .did you mean 'steps'"),
+        ({}, "the key 'prompts' is missing"),
+        ({"guidon": "0.1", "generation": {"prompts": ["a"]}}, "a whole manifest: give its part 'generation'"),
+    ],
+)
+def test_a_request_that_is_made_by_hand_is_refused_in_one_line(values, message):
+    for make in (lambda: Request(**values), lambda: validated(Request, values, None)):
+        with pytest.raises(InputError, match=message) as error:
+            make()
+        assert "\n" not in str(error.value)

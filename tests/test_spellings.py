@@ -50,7 +50,7 @@ def test_a_name_that_is_left_at_none_is_left_out(name):
         ({"height": 48}, "height is given without width"), ({"width": 48}, "width is given without height"),
         ({"guidance_scale": 0.5}, "means no guidance in diffusers: give cfg_scale 1"), ({"guidance_scal": None}, "did you mean 'guidance_scale'"),
         ({"stepz": None}, "did you mean 'steps'"), ({"num_sample": 2}, "did you mean 'num_samples'"), ({"xyz": 3}, "valid: seed, "),
-        ({"guidance_rescale": 0.7}, "guidance='rescale:phi=0.7'"), ({"max_sequence_length": 120}, "the model's own"), ({"output_typ": "np"}, "not a setting"),
+        ({"guidance_rescale": 0.4}, "guidance='rescale:phi=0.4'"), ({"ramp": "linear"}, "give timing='linear'"), ({"interval": (0, 0.5)}, "give timing='interval:0,0.5'"), ({"oscillate": 10}, "'oscillation:10'"), ({"max_sequence_length": 120}, "the model's own"), ({"output_typ": "np"}, "not a setting"),
         ({"num_samples": "2"}, "num_samples is '2'"), ({"num_samples": 0}, "at least 1"), ({"num_samples": 1.5}, "whole number"), ({"num_samples": True}, "at least 1"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "not 'prompt_embeds'"), ({"output_type": "numpy"}, "did you mean 'np'"), ({"output_type": 3}, "valid: np"),
     ],
@@ -164,3 +164,32 @@ def test_options_of_a_run_of_another_type_are_refused(pipe, options, message):
         pipe.generate(pipe.plan(PROMPT), trase=None)
     with pytest.raises(InputError, match="give sample indices"):
         pipe.plan(PROMPT, 3)
+
+
+def test_what_means_nothing_in_diffusers_means_nothing_here(pipe):
+    assert own_names({"guidance_rescale": 0.0}) == own_names({"guidance_rescale": None}) == {}
+    assert pipe.to(device="cpu") is pipe
+
+
+def test_scales_of_any_library_are_per_channel(pipe):
+    for scales in (torch.tensor([4, 4, 4, 1.5]), np.array([4, 4, 4, 1.5])):
+        for name in ("cfg_scale", "guidance_scale"):
+            plan = pipe.plan(PROMPT, **{name: scales})
+            assert plan == pipe.plan(PROMPT, cfg_scale=[4, 4, 4, 1.5])
+
+
+def test_a_guidance_without_a_timing_has_the_models(pipe):
+    own = pipe.plan(PROMPT, cfg_scale=3)
+    assert own.guidance.timing.text == "interval:0,0.5"
+    assert pipe.plan(PROMPT, guidance=guidon.Guidance(3)) == own
+    constant = pipe.plan(PROMPT, guidance=guidon.Guidance(3, timing="constant"))
+    assert constant == pipe.plan(PROMPT, cfg_scale=3, timing="constant")
+
+
+def test_the_ways_in_of_diffusers_say_what_to_do():
+    with pytest.raises(InputError, match=r"load has no 'torch_dtype': call guidon.load\(...\).to\(torch.float16\)"):
+        guidon.load(torch_dtype=torch.float16)
+    with pytest.raises(InputError, match=r"load has no 'devic' .did you mean 'device'"):
+        guidon.load(devic="cpu")
+    with pytest.raises(AttributeError, match=r"has no attribute 'from_pretrained': call guidon.load"):
+        guidon.Pipeline.from_pretrained("a")

@@ -167,7 +167,7 @@ def check_run(request: Any, options: RunOptions) -> None:
     if not isinstance(request, Request):
         if isinstance(request, str | Path | Mapping):
             raise InputError(
-                "generate takes a Request: give a manifest to pipe.reproduce, and prompts to pipe.plan or pipe itself"
+                "generate takes a Request: give a manifest to pipe.reproduce; from prompts, make one with pipe.plan"
             )
         raise InputError(f"the request is {quoted(request)}: make one with pipe.plan(prompts)")
     for name, value in options.items():

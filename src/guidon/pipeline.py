@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Never, Unpack, overload
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from .models.model import Model
 from .models.sources import Sources
 from .models.text.prompts import PromptMemory
 from .request import Choices, Computation, Planner, Request, require_room
-from .spellings import ATTRIBUTES, DTYPES, no_attribute
+from .spellings import ATTRIBUTES, DTYPES, no_attribute, no_option_of_load
 from .steering import Steering, start_from
 
 if TYPE_CHECKING:
@@ -64,7 +64,16 @@ class _Run:
         return Computation(batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=self.threads)
 
 
-class Pipeline:
+class _Named(type):
+    """Says what to do where a class method of diffusers is looked for, such as ``from_pretrained``."""
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(cls, name: str) -> Any:
+            raise AttributeError(no_attribute(name))
+
+
+class Pipeline(metaclass=_Named):
     """A text encoder, a network and an autoencoder, one after the other, with a preset's recommended settings.
 
     Args:
@@ -289,11 +298,17 @@ class Pipeline:
         """Show the progress of calls (the default), or never."""
         self._shows_progress = not disable
 
-    def to(self, *where: str | torch.device | torch.dtype, dtype: torch.dtype | None = None) -> Pipeline:
+    def to(
+        self,
+        *where: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Pipeline:
         """Run on another device, or in another precision, from now on: ``pipe.to("cuda", torch.float16)``.
 
         Args:
             where: a device, a dtype of torch, or both.
+            device: the device, by name.
             dtype: the precision of the network, where a call does not choose it.
 
         Returns:
@@ -303,7 +318,7 @@ class Pipeline:
             InputError: the device is not there, the dtype is not float32, bfloat16 or float16, or the weights are those
                 of a diffusers pipeline, which then stays where it is.
         """
-        for value in (*where, *(() if dtype is None else (dtype,))):
+        for value in (*where, *(each for each in (device, dtype) if each is not None)):
             if isinstance(value, torch.dtype):
                 name = str(value).removeprefix("torch.")
                 if name not in DTYPES:
@@ -365,6 +380,7 @@ def load(
     text_dtype: str = "fp32",
     download: bool = False,
     offload: str | None = None,
+    **other: Never,
 ) -> Pipeline:
     """The pipeline of a preset's name, or of a folder of weights.
 
@@ -377,10 +393,13 @@ def load(
         text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB), "bf16", "fp16" or "int8".
         download: fetch what is missing from the hub.
         offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.
+        other: names that do not exist; the error says what to give.
 
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
     """
+    for name in other:
+        raise InputError(f"load has no {name!r}{no_option_of_load(name)}")
     if not isinstance(model, str | Path):
         raise InputError(f"model is {quoted(model)}: give the name of a preset, or a folder of weights")
     preset, place = find_preset(str(model)), pick_device(str(device))

@@ -24,7 +24,7 @@ from .core.errors import InputError, nearest, quoted, setting
 from .core.limits import as_count, available_memory, require_memory
 from .core.settings import Settings, validated
 from .core.warn import warn
-from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from
+from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from, plain_scale
 from .models.catalogue import find_facts, find_preset
 from .models.family import Facts, Preset
 from .models.prompts import check_prompts
@@ -139,6 +139,8 @@ class Request(Settings):
         """Make one ``Guidance`` of the keys that hold its parts."""
         if not isinstance(values, Mapping):
             return values
+        if "generation" in values:
+            raise InputError("this is a whole manifest: give its part 'generation', or the whole to guidon.reproduce")
         parts = {key: values[key] for key in GUIDANCE_KEYS if key in values}
         rest = {key: value for key, value in values.items() if key not in parts}
         given = rest.pop("guidance", "cfg")
@@ -484,13 +486,15 @@ def _choose_guidance(preset: Preset[Any], channels: int, choices: Choices) -> Gu
         named = [key for key, value in parts.items() if value is not None]
         if named:
             raise InputError(f"{setting('guidance')} holds the {setting(named[0])} already: leave one of them out")
-        return given.resolved(channels)
+        return given.with_timing(preset.timing).resolved(channels)
     scale, timing = (parts.get(key) for key in ("cfg_scale", "timing"))
-    scale = preset.cfg_scale if scale is None else scale
+    scale = preset.cfg_scale if scale is None else plain_scale(scale)
     chosen = cfg_channels_from(parts)  # here None is a choice: all channels
     if isinstance(chosen, Unset) and not isinstance(scale, Sequence):
         chosen = preset.cfg_channels
-    return Guidance(scale, chosen, given or "cfg", preset.timing if timing is None else timing).resolved(channels)
+    settings = {"cfg_scale": scale, "cfg_channels": chosen, "guidance": given or "cfg"}
+    settings["timing"] = preset.timing if timing is None else timing
+    return Guidance.from_settings(settings).resolved(channels)
 
 
 def latent_shape(

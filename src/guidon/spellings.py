@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .core.errors import InputError, nearest, quoted
+from .guidance import plain_scale
+from .models.sources import Sources
 from .request import KEYWORDS, DtypeName, is_list
 
 RENAMED = {
@@ -40,9 +42,9 @@ ELSEWHERE = {
     "device": "give it to guidon.load, or call pipe.to(device)",
     "fps": _RATE,
     "frame_rate": _RATE,
-    "guidance_rescale": "give guidance='rescale:phi=0.7'",
     "guidance_scale_2": "give cfg_scale, and a timing if it is to change on the way",
     "image": _FROM_TEXT,
+    "interval": "give timing='interval:0,0.5'",
     "max_sequence_length": "the length of a text is the model's own",
     "latents": _RUN,
     "negative_prompt_attention_mask": _EMBEDDED,
@@ -51,8 +53,10 @@ ELSEWHERE = {
     "num_samples": _SAMPLES,
     "num_videos_per_prompt": _SAMPLES,
     "on_step": _RUN,
+    "oscillate": "give timing='oscillation:10'",
     "prompt_attention_mask": _EMBEDDED,
     "prompt_embeds": _EMBEDDED,
+    "ramp": "give timing='linear' or 'cosine'",
     "scheduler": "give sampler",
     "sequential": _RUN,
     "sigmas": _EVENLY,
@@ -64,6 +68,16 @@ ELSEWHERE = {
     "video": _FROM_TEXT,
 }
 """Keywords that diffusers' pipelines, or ours in another place, take; and what to do where they are not valid."""
+
+LOADED = {
+    "cache_dir": "give the folders as checkpoint, text_encoder and vae",
+    "device_map": "give device",
+    "dtype": "call guidon.load(...).to(torch.float16), or give dtype in the call",
+    "torch_dtype": "call guidon.load(...).to(torch.float16), or give dtype in the call",
+    "use_safetensors": "both kinds of file are read",
+    "variant": "give the file as checkpoint",
+}
+"""Keywords of diffusers' ``from_pretrained``, and what to do at ``guidon.load``."""
 
 ATTRIBUTES = {
     "_guidance_scale": "give a timing in the call, such as 'interval:0,0.5'",
@@ -100,10 +114,15 @@ def own_names(options: Mapping[str, Any], also: Collection[str] = (), prompts: A
         InputError: a name does not exist, or a setting is given twice with different values.
     """
     valid = (*KEYWORDS, *also)
+    options = dict(options)
+    _check_rescale(options.pop("guidance_rescale", None))
     theirs = [name for name, ours in RENAMED.items() if ours in valid]
     for name in options:
         if name not in valid and name not in theirs:
             raise InputError(f"{name!r} is not a setting{_hint(name, valid, theirs)}")
+    for name in ("cfg_scale", "guidance_scale"):
+        if name in options:
+            options[name] = plain_scale(options[name])
     own = {name: value for name, value in options.items() if name in valid}
     for name in theirs:
         value = options.get(name)
@@ -134,6 +153,14 @@ def no_attribute(name: str) -> str:
     return f"a Pipeline of guidon has no attribute {name!r}{hint}"
 
 
+def no_option_of_load(name: str) -> str:
+    """What to do about a keyword that ``guidon.load`` has not."""
+    if name in LOADED:
+        return f": {LOADED[name]}"
+    valid = (*Sources.model_fields, "device")
+    return nearest(name, valid)
+
+
 def _hint(name: str, valid: Collection[str], theirs: Collection[str]) -> str:
     if name in ELSEWHERE:
         return f" here: {ELSEWHERE[name]}"
@@ -148,6 +175,12 @@ def _check_guidance_scale(value: Any) -> None:
             f"guidance_scale {value:g} means no guidance in diffusers: give cfg_scale 1 for that, or cfg_scale "
             f"{value:g} for less than the conditional prediction"
         )
+
+
+def _check_rescale(value: Any) -> None:
+    if value is not None and value != 0:  # 0 is none, and diffusers' default
+        number = f"{value:g}" if isinstance(value, int | float) else "0.7"
+        raise InputError(f"'guidance_rescale' is not a setting here: give guidance='rescale:phi={number}'")
 
 
 def _both_sides(options: Mapping[str, Any]) -> tuple[Any, Any]:

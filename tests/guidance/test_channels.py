@@ -79,11 +79,11 @@ def test_bad_choices_say_what_was_given_what_there_is_and_what_would_do(bad):
 
 @pytest.mark.parametrize("bad", BAD_FORMS)
 def test_bad_choices_are_refused_before_it_is_known_how_many_channels_there_are(bad):
-    for read in (ChannelChoice.parse, lambda bad: Guidance(3, bad)):
+    for name, read in (("cfg_channels", ChannelChoice.parse), ("channels", lambda bad: Guidance(3, bad))):
         with pytest.raises(InputError) as error:
             read(bad)
         message = str(error.value)
-        assert message.startswith(f"cfg_channels {bad!r} ")
+        assert message.startswith(f"{name} {bad!r} ")
         assert "give a count such as 3, 'all', 'none', indices such as '0,2' or '0-2', or 'only:3'" in message
         assert "\n" not in message
 

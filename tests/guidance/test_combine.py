@@ -2,7 +2,9 @@ import dataclasses
 import itertools
 import json
 import pickle
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from guidon.guidance import (
     Oscillation,
     RotatedGuidance,
     parse_rule,
+    parse_timing,
     random_rotation,
 )
 from guidon.guidance.rules import APG, CFG, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
@@ -339,11 +342,12 @@ def test_a_level_for_every_sample_is_refused_in_one_line():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": "3"}, "cfg_scale '3' is not a number"), ({"scale": -1}, "cfg_scale -1 is not valid"),
+        ({"scale": "3"}, "scale '3' is not a number"), ({"scale": -1}, "scale -1 is not valid"),
         ({"rule": "abg"}, "did you mean 'apg'"), ({"timing": "liner"}, "did you mean 'linear'"),
-        ({"channels": "0,x"}, "cfg_channels '0,x' cannot be read"), ({"scale": 2.0, "rule": "cfg++"}, "from 0 to 1, such as 0.6: 2 was given"),
+        ({"channels": "0,x"}, "channels '0,x' cannot be read"), ({"scale": 2.0, "rule": "cfg++"}, "from 0 to 1, such as 0.6: 2 was given"),
         ({"scale": [0.5, 2.0], "rule": "cfg++"}, "from 0 to 1, such as 0.6: 2 was given"),
         ({"scale": 0.5, "rule": "cfg++", "timing": "linear"}, "cfg++ changes its scale during sampling: give no ramp (linear)"),
+        ({"interval": (0, 0.5)}, "Guidance has no 'interval': give timing='interval:0,0.5'"), ({"cfg_channels": 3}, "did you mean 'channels'"), ({"chanels": 3}, "did you mean 'channels'"),
         ({"scale": 0.5, "rule": "cfg++", "timing": "cosine"}, "give no ramp (cosine)"),
     ],
 )  # fmt: skip
@@ -351,7 +355,9 @@ def test_settings_that_are_not_valid_are_refused_when_guidance_is_made(options, 
     with pytest.raises(InputError) as error:
         Guidance(**{"scale": 3.0} | options)
     assert message in str(error.value)
+    assert "cfg_s" not in message
     assert "\n" not in str(error.value)
+    assert type(error.value) is InputError
 
 
 # settings
@@ -472,5 +478,54 @@ def test_a_velocity_is_the_one_of_the_path(s):
 @pytest.mark.parametrize("value", [3, 10**400, 1.5, [1], None])
 def test_a_rule_or_timing_that_is_no_text_is_refused_in_one_line(value):
     for wrong in ({"rule": value}, {"timing": value}):
-        with pytest.raises(InputError, match=r"^(guidance rule|timing) '.*' does not exist"):
+        with pytest.raises(
+            InputError,
+            match=r"^((guidance rule|timing) '.*' does not exist|guidance names a rule, and '.*' is a number)",
+        ):
             Guidance(2.0, "all", **wrong)
+
+
+@pytest.mark.parametrize(("name", "ours"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v"), ("flow_prediction", "flow")])  # fmt: skip
+def test_diffusers_names_of_parameterisations_mean_the_same(name, ours):
+    level, guidance = NoiseLevel(700, 0.6, 0.8, 0.3), Guidance(3, "all", "apg")
+    cond, uncond, x = torch.randn(3, 2, 4, 3, 4, 4).unbind()
+    theirs, _ = guidance.combine(cond, uncond, x, level, parameterization=name)
+    assert torch.equal(theirs, guidance.combine(cond, uncond, x, level, parameterization=ours)[0])
+
+
+@pytest.mark.parametrize(
+    ("level", "parameterization", "message"),
+    [
+        (700, "eps", r"level is 700: give a NoiseLevel\("),
+        (None, "eps", "level is None"),
+        (NoiseLevel(700, 0.6, 0.8, 0.3), "banana", "parameterization 'banana' does not exist; valid: eps, x0, v, flow"),
+        (NoiseLevel(700, 0.6, 0.8, 0.3), "velocity", r"'velocity' does not exist; valid: v \(.*\), flow \("),
+        (NoiseLevel(700, 0.6, 0.8, 0.3), None, "parameterization None does not exist"),
+    ],
+)
+def test_what_is_no_level_or_no_parameterisation_is_refused(level, parameterization, message):
+    cond, uncond, x = torch.randn(3, 1, 4, 4, 4).unbind()
+    with pytest.raises(InputError, match=message):
+        Guidance(3).combine(cond, uncond, x, level, parameterization=parameterization)
+
+
+@pytest.mark.parametrize(("key", "meant"), [("scale", "cfg_scale"), ("channels", "cfg_channels"), ("rule", "guidance"), ("timings", "timing")])  # fmt: skip
+def test_a_key_that_is_no_setting_is_refused(key, meant):
+    with pytest.raises(InputError, match=f"'{key}' is not a setting of guidance .did you mean '{meant}'"):
+        Guidance.from_settings({key: 3})
+
+
+def test_a_timing_that_is_left_out_gives_way_to_a_models():
+    left_out, chosen = Guidance(3), Guidance(3, timing="constant")
+    assert left_out == chosen
+    for copied in (left_out, pickle.loads(pickle.dumps(left_out)), replace(left_out, channels=2)):
+        assert copied.with_timing("linear").timing == parse_timing("linear")
+    assert chosen.with_timing("linear") == chosen
+
+
+def test_scales_may_be_an_array_or_a_tensor():
+    for scales in (torch.tensor([4.0, 4, 4, 1.5]), np.array([4, 4, 4, 1.5])):
+        assert Guidance(scales) == Guidance([4, 4, 4, 1.5])
+    assert Guidance(torch.tensor(3.0)) == Guidance(3.0)
+    with pytest.raises(InputError, match="scale"):
+        Guidance(torch.ones(2, 2))

@@ -46,6 +46,11 @@ def test_a_video_can_be_enlarged_for_looking_and_is_shrunk_to_what_it_was(tmp_pa
     [
         ({"upscale": 0}, "upscale 0 is not a factor: give a whole number of at least 1"),
         ({"upscale": 4096}, "upscale 4096 makes 3 frames of 65536x65536 pixels.* give at most 512"),
+        ({"upscale": 2.5}, "upscale 2.5 is not a factor"),
+        ({"upscale": True}, "upscale True is not a factor"),
+        ({"upscale": "4"}, "upscale '4' is not a factor"),
+        ({"fps": "8"}, "fps '8' is not a rate"),
+        ({"fps": True}, "fps True is not a rate"),
         ({"fps": 0}, "fps 0 is not a rate: give a number from 0.1 to 1000"),
         ({"fps": float("nan")}, "fps nan is not a rate"),
     ],
@@ -54,6 +59,11 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path, choice, message):
     with pytest.raises(InputError, match=message):
         Video(FRAMES, 8, {}).save(tmp_path / "a.webp", **choice)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_takes_no_file_is_refused():
+    with pytest.raises(InputError, match="the folder /proc is not writable"):
+        Video(FRAMES, 8, {}).save("/proc/x.gif")
 
 
 def test_the_format_may_be_given_in_place_of_a_suffix(tmp_path):

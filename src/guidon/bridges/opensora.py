@@ -33,7 +33,7 @@ from ..diffusion import (
     q_sample,
     training_losses,
 )
-from ..guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Unset, cfg_channels_from
+from ..guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Unset
 from ..samplers import LegacyNoise, ddim_reverse_step, ddim_step, ddpm_step
 
 Model = Callable[..., Any]
@@ -100,7 +100,8 @@ class IDDPM:
         self.process = Process("x0" if predict_xstart else "eps", "learned_range" if learn_sigma else fixed)
         self.loss_kind: LossKind = "rescaled_kl" if use_kl else "rescaled_mse" if rescale_learned_sigmas else "mse"
         given = {"cfg_channels": cfg_channels, "cfg_channel": cfg_channel}
-        self.guidance = Guidance(cfg_scale, cfg_channels_from({k: v for k, v in given.items() if v is not UNSET}))
+        channels = {name: value for name, value in given.items() if value is not UNSET}
+        self.guidance = Guidance.from_settings({"cfg_scale": cfg_scale, **channels})
         self.generator = generator
 
     def __getattr__(self, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -25,6 +25,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     also_read: ClassVar[tuple[str, ...]] = ()
     """Keys that are no fields but that a validator of the class reads. Hints for a mistyped key may name them."""
+
+    if not TYPE_CHECKING:  # a type checker reads the arguments from the fields
+
+        def __init__(self, **values: Any) -> None:
+            """Make an object of the settings by name.
+
+            Raises:
+                InputError: they are not valid.
+            """
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise InputError(refusal(type(self), values, error, setting)[0]) from None
+
+        __init__.__pydantic_base_init__ = True  # so that pydantic validates fields of this class without it
 
     @field_validator("*")
     @classmethod

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
         q_sample,
         x0_from_eps,
     )
-    from .prediction import Parameterization, convert, split_prediction, target
+    from .prediction import Parameterization, convert, find_parameterization, split_prediction, target
     from .schedule import NoiseSchedule, space_timesteps
 
 __all__ = [
     "CLEAN", "BitsPerDimension", "DiscreteLevel", "LossKind", "NoiseLevel", "NoiseSchedule", "Parameterization",
-    "Posterior", "Process", "bits_per_dimension", "convert", "eps_from_x0", "p_mean_variance", "predicted_x0",
-    "q_mean_variance", "q_posterior", "q_sample", "space_timesteps", "split_prediction", "target", "training_losses",
-    "x0_from_eps",
+    "Posterior", "Process", "bits_per_dimension", "convert", "eps_from_x0", "find_parameterization", "p_mean_variance",
+    "predicted_x0", "q_mean_variance", "q_posterior", "q_sample", "space_timesteps", "split_prediction", "target",
+    "training_losses", "x0_from_eps",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "level", "losses", "posterior", "prediction", "schedule")

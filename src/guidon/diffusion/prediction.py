@@ -10,14 +10,30 @@ At a given x_t and level each parameterisation is an affine function of any othe
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, nearest, quoted
 from .level import NoiseLevel
 
 Parameterization = Literal["eps", "x0", "v", "flow"]
+IN_DIFFUSERS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+"""The names that diffusers gives to them."""
+
+
+def find_parameterization(name: object) -> Parameterization:
+    """A parameterisation by its name, or by that of diffusers.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    valid = get_args(Parameterization)
+    found = IN_DIFFUSERS.get(name, name) if isinstance(name, str) else None
+    if found in valid:
+        return cast("Parameterization", found)
+    hint = "; valid: v (alpha eps - sigma x_0), flow (eps - x_0)" if name == "velocity" else nearest(str(name), valid)
+    raise InputError(f"parameterization {quoted(name)} does not exist{hint}")
 
 
 def convert(

@@ -12,6 +12,7 @@ from .channels import (
     cfg_channels_from,
     guides_nothing,
     parse_channels,
+    plain_scale,
 )
 from .combine import START, Combines, Guidance, GuidedStep, Memory, Observe
 from .rules import RULES, Branches, Rule, parse_rule, rule_text
@@ -26,7 +27,7 @@ __all__ = [
     "CONSTANT", "RULES", "START", "UNSET", "Branches", "CfgChannels", "ChannelChoice", "ChannelScale", "Combines",
     "Condition", "Constant", "CosineRamp", "Guidance", "GuidanceTrace", "GuidedDenoiser", "GuidedStep", "Interval",
     "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing", "Unset", "added_energy",
-    "cfg_channels_from", "guides_nothing", "parse_channels", "parse_rule", "parse_timing", "random_rotation",
-    "rule_text",
+    "cfg_channels_from", "guides_nothing", "parse_channels", "parse_rule", "parse_timing", "plain_scale",
+    "random_rotation", "rule_text",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "denoiser", "rotation", "trace")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Final
@@ -16,6 +16,7 @@ from typing import Any, Final
 from ..core.errors import InputError, setting, written
 
 CfgChannels = int | str | Sequence[int] | None
+Refuse = Callable[[str], InputError]  # the error of a choice of channels, from why it is not valid
 
 
 @dataclass(frozen=True)
@@ -43,67 +44,76 @@ class ChannelChoice:
     """Exactly these channels, increasing; empty for none. Without count and indices the choice is all channels."""
 
     @classmethod
-    def parse(cls, given: CfgChannels | ChannelChoice) -> ChannelChoice:
+    def parse(cls, given: CfgChannels | ChannelChoice, name: str = "cfg_channels") -> ChannelChoice:
         """A choice from what a user says; see ``ChannelScale.parse``.
+
+        Args:
+            given: what was said.
+            name: the setting that holds it, for the message.
 
         Raises:
             InputError: it cannot be read.
         """
+        return cls.read(given, lambda why: _refusal(given, why, name=name))
+
+    @classmethod
+    def read(cls, given: CfgChannels | ChannelChoice, refuse: Refuse) -> ChannelChoice:
+        """``parse``, with an error of the caller's."""
         if isinstance(given, ChannelChoice):
             return given
         if given is None:
             return cls()
         if isinstance(given, bool | float):
-            raise _refusal(given, "is not a choice of channels")
+            raise refuse("is not a choice of channels")
         if isinstance(given, Integral):
-            return cls._first(int(given), given)
+            return cls._first(int(given), refuse)
         if isinstance(given, str):
-            return cls._parse_text(given)
+            return cls._parse_text(given, refuse)
         sequence: Any = given
         if not hasattr(sequence, "__iter__"):
-            raise _refusal(given, "is not a choice of channels")
+            raise refuse("is not a choice of channels")
         listed: list[Any] = list(sequence)
         if any(isinstance(index, bool) or not isinstance(index, Integral) for index in listed):
-            raise _refusal(given, "must hold whole numbers")
-        return cls._exactly([int(index) for index in listed], given)
+            raise refuse("must hold whole numbers")
+        return cls._exactly([int(index) for index in listed], refuse)
 
     @classmethod
-    def _parse_text(cls, given: str) -> ChannelChoice:
+    def _parse_text(cls, given: str, refuse: Refuse) -> ChannelChoice:
         text = given.strip().lower()
         if text in ("all", "none"):
             return cls() if text == "all" else cls(indices=())
         if re.fullmatch(DIGITS, text):
-            return cls._first(int(text), given)
+            return cls._first(int(text), refuse)
         if match := re.fullmatch(rf"only:({DIGITS})", text):
-            return cls._exactly([int(match[1])], given)
+            return cls._exactly([int(match[1])], refuse)
         indices: list[int] = []
         for part in text.split(","):
             match = re.fullmatch(rf"\s*({DIGITS})(?:-({DIGITS}))?\s*", part)
             if not match:
-                raise _refusal(given, "cannot be read")
+                raise refuse("cannot be read")
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
-                raise _refusal(given, "holds a range that runs backwards")
+                raise refuse("holds a range that runs backwards")
             if last >= MOST_CHANNELS:
-                raise _refusal(given, f"names channel {last}, and no latent has so many")
+                raise refuse(f"names channel {last}, and no latent has so many")
             indices += range(first, last + 1)
-        return cls._exactly(indices, given)
+        return cls._exactly(indices, refuse)
 
     @classmethod
-    def _first(cls, count: int, given: object) -> ChannelChoice:
+    def _first(cls, count: int, refuse: Refuse) -> ChannelChoice:
         if count < 1:
             alone = ": channel 0 alone is 'only:0'" if count == 0 else ""
-            raise _refusal(given, f"is not a count of channels{alone}")
+            raise refuse(f"is not a count of channels{alone}")
         return cls(count=count)
 
     @classmethod
-    def _exactly(cls, indices: list[int], given: object) -> ChannelChoice:
+    def _exactly(cls, indices: list[int], refuse: Refuse) -> ChannelChoice:
         if not indices:
-            raise _refusal(given, "chooses no channel")
+            raise refuse("chooses no channel")
         if len(set(indices)) != len(indices):
-            raise _refusal(given, "names a channel twice")
+            raise refuse("names a channel twice")
         if min(indices) < 0:
-            raise _refusal(given, f"names channel {written(min(indices))}, but they are numbered from 0")
+            raise refuse(f"names channel {written(min(indices))}, but they are numbered from 0")
         return cls(indices=tuple(sorted(indices)))
 
     @property
@@ -124,15 +134,19 @@ class ChannelChoice:
         Raises:
             InputError: the model has no such channels.
         """
+        return self.find(channels, lambda why: _refusal(self, why, channels))
+
+    def find(self, channels: int, refuse: Refuse) -> tuple[int, ...]:
+        """``indices_for``, with an error of the caller's."""
         if self.count is not None:
             if self.count > channels:
-                raise _refusal(self, "asks for more channels than the model has", channels)
+                raise refuse("asks for more channels than the model has")
             return tuple(range(self.count))
         if self.indices is None:
             return tuple(range(channels))
         if self.indices and self.indices[-1] >= channels:
             wrong = next(index for index in self.indices if index >= channels)
-            raise _refusal(self, f"names channel {written(wrong)}, but they are numbered 0 to {channels - 1}", channels)
+            raise refuse(f"names channel {written(wrong)}, but they are numbered 0 to {channels - 1}")
         return self.indices
 
 
@@ -165,8 +179,8 @@ class ChannelScale:
         Raises:
             InputError: with what was given, what the model has and what would be valid.
         """
-        per_channel = not isinstance(cfg_scale, Real)
         given = parse_scale(cfg_scale)
+        per_channel = isinstance(given, tuple)
         scales = given if isinstance(given, tuple) else (given,) * channels
         if len(scales) != channels:
             raise InputError(
@@ -231,10 +245,11 @@ def parse_channels(given: CfgChannels | ChannelChoice, channels: int, name: str 
     Raises:
         InputError: it cannot be read, or the model has no such channels.
     """
-    try:
-        return ChannelChoice.parse(given).indices_for(channels)
-    except _Refusal as refusal:
-        raise _refusal(given, refusal.why, channels, name) from None
+
+    def refuse(why: str) -> InputError:
+        return _refusal(given, why, channels, name)
+
+    return ChannelChoice.read(given, refuse).find(channels, refuse)
 
 
 def guides_nothing(scales: ChannelScale, purpose: str) -> InputError:
@@ -249,13 +264,22 @@ def guides_nothing(scales: ChannelScale, purpose: str) -> InputError:
     )
 
 
-def parse_scale(given: Any) -> float | tuple[float, ...]:
+def plain_scale(given: Any) -> Any:
+    """A scale as Python's own number or list, where it is an array of numpy or a tensor."""
+    return given.tolist() if hasattr(given, "tolist") else given
+
+
+def parse_scale(given: Any, name: str = "cfg_scale") -> float | tuple[float, ...]:
     """One scale, or one per channel, each finite and at least 0.
+
+    Args:
+        given: a number or a sequence of numbers; also an array of numpy, or a tensor.
+        name: the setting that holds it, for the message.
 
     Raises:
         InputError: it is no number, nor a sequence of numbers.
     """
-    name = setting("cfg_scale")
+    name, given = setting(name), plain_scale(given)
     if isinstance(given, str | bool) or not isinstance(given, Real | Sequence):
         raise InputError(
             f"{name} {given!r} is not a number: give one of at least 0 (1 is no guidance), or one per channel"
@@ -291,17 +315,11 @@ def cfg_channels_from(settings: Mapping[str, Any]) -> CfgChannels | ChannelChoic
     return settings[spellings[0]] if spellings else UNSET
 
 
-class _Refusal(InputError):
-    """A choice of channels that is not valid, and why."""
-
-    why: str
-
-
 def _shown(given: object) -> str:
     return written(given, lambda value: repr(value.text if isinstance(value, ChannelChoice) else value))
 
 
-def _refusal(given: object, why: str, channels: int | None = None, name: str = "cfg_channels") -> _Refusal:
+def _refusal(given: object, why: str, channels: int | None = None, name: str = "cfg_channels") -> InputError:
     valid = f"give {_FORMS}"
     if channels is not None:
         last = channels - 1
@@ -309,6 +327,4 @@ def _refusal(given: object, why: str, channels: int | None = None, name: str = "
             f"this model has {channels} latent channels: give a count from 1 to {channels}, 'all', 'none', "
             f"indices such as '0,2' or '0-{last}', or 'only:{last}'"
         )
-    refusal = _Refusal(f"{setting(name)} {_shown(given)} {why}; {valid}")
-    refusal.why = why
-    return refusal
+    return InputError(f"{setting(name)} {_shown(given)} {why}; {valid}")

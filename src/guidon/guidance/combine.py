@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Never, Protocol
 
-from ..core.errors import InputError, setting, written
+from ..core.errors import InputError, nearest, quoted, setting, written
 from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_scale
 from .rules import Branches, Rule, parse_rule, rule_text
-from .timing import Timing, parse_timing
+from .timing import LEFT_OUT, Constant, Timing, parse_timing
 
 if TYPE_CHECKING:  # guidance is read and checked without torch, which takes seconds to import
     import torch
@@ -36,6 +36,16 @@ class Memory:
 
 
 START = Memory()
+PAIRS = (("cfg_scale", "scale"), ("cfg_channels", "channels"), ("guidance", "rule"))
+"""The settings of guidance: their keys in JSON and in a call, and the arguments of ``Guidance``."""
+KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "guidance", "timing")
+TIMINGS = {
+    "interval": "interval:0,0.5",
+    "ramp": "linear",
+    "oscillate": "oscillation:10",
+    "oscillation": "oscillation:10",
+}
+"""Names of timings, which are options of the command line, and what ``timing`` is given for them."""
 
 
 @dataclass(frozen=True, init=False)
@@ -62,7 +72,8 @@ class Guidance:
         scale: float | Sequence[float],
         channels: CfgChannels | ChannelChoice | Unset = UNSET,
         rule: str | Rule = "cfg",
-        timing: str | Timing = "constant",
+        timing: str | Timing = LEFT_OUT,
+        **other: Never,
     ) -> None:
         """Read the user's values, once.
 
@@ -71,13 +82,23 @@ class Guidance:
             channels: ``3`` the first three; ``"all"`` or None; ``"none"``; ``[0, 2]``, ``"0,2"``, ``"0-2"`` exactly
                 these; ``"only:3"``.
             rule: a rule, or its name and settings such as ``"apg:momentum=0"``.
-            timing: a timing, or its text such as ``"interval:0,0.5"``, ``"linear"``, ``"oscillation:10"``.
+            timing: a timing, or its text such as ``"constant"``, ``"interval:0,0.5"``, ``"linear"``,
+                ``"oscillation:10"``. Left out, a model of Guidon's takes the timing that is recommended for it
+                (guidon-small: ``"interval:0,0.5"``). Everywhere else, as in ``combine``, ``guidon.apply`` and
+                ``guidon.Request``, it is ``"constant"``.
+            other: names that do not exist; the error says which one is meant.
 
         Raises:
-            InputError: a value is not valid, or two of them do not go together.
+            InputError: a value is not valid, two of them do not go together, or a name does not exist.
         """
-        parsed = parse_scale(scale)
-        choice = channels if isinstance(channels, Unset) else ChannelChoice.parse(channels)
+        for name in other:
+            raise InputError(f"Guidance has no {name!r}{_hint(name, ('scale', 'channels', 'rule', 'timing'))}")
+        self._read(scale, channels, rule, timing, ("scale", "channels"))
+
+    def _read(self, scale: Any, channels: Any, rule: Any, timing: Any, names: tuple[str, str]) -> None:
+        """Set the fields. ``names`` are those under which scale and channels were given, for messages."""
+        parsed = parse_scale(scale, names[0])
+        choice = channels if isinstance(channels, Unset) else ChannelChoice.parse(channels, names[1])
         rule = rule if isinstance(rule, Rule) else parse_rule(written(rule, str))
         timing = timing if isinstance(timing, Timing) else parse_timing(written(timing, str))
         rule.check(parsed if isinstance(parsed, tuple) else [parsed])
@@ -92,13 +113,23 @@ class Guidance:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Guidance:
-        """From the keys ``cfg_scale``, ``cfg_channels`` (or ``cfg_channel``), ``guidance`` and ``timing``."""
-        return cls(
+        """From the keys ``cfg_scale``, ``cfg_channels`` (or ``cfg_channel``), ``guidance`` and ``timing``.
+
+        Raises:
+            InputError: a key does not exist, or as for the constructor.
+        """
+        for name in settings:
+            if name not in KEYS:
+                raise InputError(f"{quoted(name)} is not a setting of guidance{_hint(str(name), KEYS)}")
+        made = cls.__new__(cls)
+        made._read(
             settings.get("cfg_scale", 1.0),
             cfg_channels_from(settings),
             settings.get("guidance", "cfg"),
             settings.get("timing", "constant"),
+            ("cfg_scale", "cfg_channels"),
         )
+        return made
 
     def to_settings(self) -> dict[str, Any]:
         """Plain values under the same keys; ``from_settings`` reads them back."""
@@ -114,6 +145,11 @@ class Guidance:
             InputError: the model has other channels.
         """
         return _scales(self.scale, self.channels, channels)
+
+    def with_timing(self, timing: str) -> Guidance:
+        """The same guidance with this timing, where none was given."""
+        left_out = isinstance(self.timing, Constant) and self.timing.left_out
+        return replace(self, timing=parse_timing(timing)) if left_out else self
 
     def resolved(self, channels: int) -> Guidance:
         """The same guidance, its choice of channels in the canonical form for a model of so many channels.
@@ -163,19 +199,23 @@ class Guidance:
             cond: the conditional prediction (B, C or 2C, ...); of 2C channels the last C are a learned variance.
             uncond: the unconditional prediction, shaped like ``cond``; may be None where ``acts`` is false.
             x: the noisy latents (B, C, ...).
-            level: how noisy x is. Its numbers are floats: one level for the whole batch.
+            level: how noisy x is, a ``guidon.NoiseLevel``. Its numbers are floats: one level for the whole batch.
             memory: what the step before returned.
             negative: the negative prompt's prediction, for a rule that needs it.
-            parameterization: what the predictions stand for.
+            parameterization: what the predictions stand for: "eps" the noise, "x0" the clean sample, "v" the
+                velocity alpha eps - sigma x_0, "flow" the velocity eps - x_0 of rectified flow. The names of diffusers,
+                "epsilon", "sample", "v_prediction" and "flow_prediction", mean the same.
 
         Returns:
             The prediction, shaped like ``cond`` and in its dtype, and the memory.
 
         Raises:
-            InputError: a branch is missing, or the shapes or channels do not fit.
+            InputError: a branch is missing, the shapes or channels do not fit, ``level`` is no level, or the
+                parameterization does not exist.
         """
-        from ..diffusion import convert, split_prediction
+        from ..diffusion import convert, find_parameterization, split_prediction
 
+        parameterization = find_parameterization(parameterization)
         channels = x.shape[1]
         scale, acted_on = self._acting(level, memory, channels)
         if not acted_on:
@@ -217,7 +257,7 @@ class Guidance:
         """The scales in effect, and the channels that the rule is given: none where the result is the conditional
         prediction.
         """
-        weight = self.timing(_one(level.progress), memory.calls)
+        weight = self.timing(_progress(level), memory.calls)
         scale = self.scales_for(channels).weighted(weight)
         if weight == 0:
             return scale, ()
@@ -306,9 +346,24 @@ def _view(channels: tuple[int, ...]) -> slice | list[int]:
     return slice(first, last + 1) if last - first + 1 == len(channels) else list(channels)
 
 
-def _one(progress: float | Tensor) -> float:
+def _hint(name: str, valid: Sequence[str]) -> str:
+    """What is meant by a name that does not exist."""
+    if name in TIMINGS:
+        return f": give timing={TIMINGS[name]!r}"
+    pairs = dict(PAIRS) | {theirs: ours for ours, theirs in PAIRS}
+    if (other := pairs.get(name)) in valid:
+        return f" (did you mean {other!r}?)"
+    return nearest(name, valid)
+
+
+def _progress(level: object) -> float:
     from torch import Tensor
 
+    from ..diffusion import NoiseLevel
+
+    if not isinstance(level, NoiseLevel):
+        raise InputError(f"level is {quoted(level)}: give a NoiseLevel(timestep=, alpha=, sigma=, progress=)")
+    progress = level.progress
     if isinstance(progress, Tensor):
         raise InputError("guidance needs one level for the whole batch: its numbers are floats, not tensors")
     return progress

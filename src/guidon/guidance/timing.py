@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..core.errors import InputError, nearest, setting
@@ -36,6 +36,8 @@ class Constant(Timing):
     """The same scale throughout."""
 
     name = "constant"
+    left_out: bool = field(default=False, compare=False, repr=False)
+    """Whether nobody chose it. A model of Guidon then takes its own timing."""
 
     def __call__(self, progress: float, number: int = 0) -> float:
         return 1.0
@@ -108,6 +110,7 @@ class Oscillation(Timing):
 
 
 CONSTANT = Constant()
+LEFT_OUT = Constant(left_out=True)
 _WITHOUT_NUMBERS: dict[str, Timing] = {timing.name: timing for timing in (CONSTANT, LinearRamp(), CosineRamp())}
 
 

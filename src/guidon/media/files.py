@@ -5,19 +5,20 @@ Frames are uint8 RGB arrays (time, height, width, 3).
 
 from __future__ import annotations
 
+import errno
 import math
-import os
 import re
 import stat
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.atomic import atomic_folder, atomic_path
-from ..core.errors import InputError, nearest, setting
+from ..core.errors import InputError, nearest, quoted, setting
 from ..core.extras import require
 from ..core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
 
@@ -117,15 +118,15 @@ def shrink(frames: np.ndarray, factor: int, height: int, width: int) -> np.ndarr
     return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
 
 
-def check_upscale(factor: int, frames: int, height: int, width: int) -> None:
+def check_upscale(factor: Any, frames: int, height: int, width: int) -> None:
     """Refuse an enlargement that Guidon itself would not read again.
 
     Raises:
         InputError: the message says how large the frames would be, and what fits.
     """
     name = setting("upscale")
-    if factor < 1:
-        raise InputError(f"{name} {factor} is not a factor: give a whole number of at least 1")
+    if isinstance(factor, bool) or not isinstance(factor, int | np.integer) or factor < 1:
+        raise InputError(f"{name} {quoted(factor)} is not a factor: give a whole number of at least 1")
     most = math.isqrt(min(PIXELS.value // (frames * height * width), FRAME_PIXELS.value // (height * width)))
     if factor > max(most, 1):
         raise InputError(
@@ -134,14 +135,14 @@ def check_upscale(factor: int, frames: int, height: int, width: int) -> None:
         )
 
 
-def check_fps(fps: float) -> None:
+def check_fps(fps: Any) -> None:
     """Refuse a rate that files cannot hold.
 
     Raises:
         InputError: it is not from 0.1 to 1000.
     """
-    if not 0.1 <= fps <= 1000:
-        raise InputError(f"{setting('fps')} {fps!r} is not a rate: give a number from 0.1 to 1000")
+    if isinstance(fps, bool) or not isinstance(fps, int | float | np.number | Fraction) or not 0.1 <= fps <= 1000:
+        raise InputError(f"{setting('fps')} {quoted(fps)} is not a rate: give a number from 0.1 to 1000")
 
 
 def format_of(path: Path) -> str:
@@ -172,8 +173,13 @@ def check_place(path: Path, format: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent} cannot be made: {error.strerror}; choose another folder") from None
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"the folder {path.parent} is not writable: choose another")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # the folder is right, the disk is not
+            raise
+        raise InputError(f"the folder {path.parent} is not writable ({error.strerror}): choose another") from None
 
 
 def _what_is(path: Path) -> str | None:

@@ -48,6 +48,7 @@ class Video:
         format = format_of(path) if format is None else format
         check_fps(fps)
         check_upscale(upscale, *self.frames.shape[:3])
+        fps, upscale = fps if isinstance(fps, int) else float(fps), int(upscale)  # numbers that JSON holds
         save_video(enlarge(self.frames, upscale), path, fps, format)
         output = {"format": format, "fps": fps, "upscale": upscale}
         write_json(path.with_name(path.name + ".json"), self.manifest | {"output": output})

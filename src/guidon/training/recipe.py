@@ -348,7 +348,8 @@ class Sampling(Section):
 
     @model_validator(mode="after")
     def _guidance_exists(self) -> Sampling:
-        Guidance(self.cfg_scale, self.cfg_channels, timing=self.timing)
+        settings = {"cfg_scale": self.cfg_scale, "cfg_channels": self.cfg_channels, "timing": self.timing}
+        Guidance.from_settings(settings)
         return self
 
 
