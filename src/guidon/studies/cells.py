@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, FiniteFloat, PositiveInt, Strict
 
-from ..core.atomic import atomic_folder, write_json
+from ..core.atomic import atomic_folder, sweep, write_json
 from ..core.errors import InputError, setting
 from ..core.extras import require
 from ..core.hashing import hash_files, hash_settings
@@ -258,6 +258,14 @@ def cells_of(plan: Plan, out: Path) -> list[Cell]:
                 folder = out / "cells" / f"{number:02}-{slug}" / f"{prompt:04}-{sample}"
                 found.append(Cell(name, prompt, sample, folder, plan))
     return found
+
+
+def delete_leftovers(out: Path) -> None:
+    """Delete what killed processes left in a results folder: temporary files, and locks that nobody holds."""
+    inside = (path for name in ("cells", "videos") for path in out.glob(f"{name}/*") if path.is_dir())
+    for folder in (out, out / "videos", *inside):
+        sweep(folder)
+    held_blocks(out)
 
 
 def held_blocks(out: Path) -> list[str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.atomic import sweep
 from ..core.devices import cpu_threads
 from ..core.errors import InputError, setting
 from ..core.limits import require_disk
@@ -27,7 +26,7 @@ from ..core.progress import OnStep
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..pipeline import Pipeline
-from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, held_blocks, open_plan
+from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, held_blocks, open_plan
 from .energy import solve_scales
 from .plan import ANY_SCALE, CELL_BYTES, Plan
 
@@ -65,20 +64,13 @@ def run_study(
     _check_weights(plan, pipe)
     with cpu_threads(plan.threads):
         plan = open_plan(plan, out)
-        _clear(out)
+        delete_leftovers(out)
         plan = solve_scales(plan, pipe, out, on_step=on_solve, say=say)
         missing = sum(cell.damage() is not None for block in blocks_of(plan, out) for cell in block)
         require_disk(f"{missing:,} cells", missing * CELL_BYTES, out, lower="choose another disk, or make room")
         written = _do_blocks(plan, pipe, out, on_cell, say)
         held_blocks(out)  # deletes the lock of a process that was killed when its block was done
         return written
-
-
-def _clear(out: Path) -> None:
-    """Delete what killed processes left in a results folder: temporary files, and locks that nobody holds."""
-    for folder in (out, out / "videos", *(path for path in out.glob("cells/*") if path.is_dir())):
-        sweep(folder)
-    held_blocks(out)
 
 
 def _do_blocks(plan: Plan, pipe: Pipeline, out: Path, on_cell: OnStep | None, say: Callable[[str], None]) -> int:

@@ -19,7 +19,7 @@ from ...core.hashing import hash_text
 from ...core.progress import OnStep
 from ...core.version import VERSION
 from ..answer import answer
-from ..cells import cells_of, read_plan
+from ..cells import cells_of, delete_leftovers, read_plan
 from ..plan import Plan
 from ..results import results
 from ..words import write_change, write_direction, write_interval, write_p, write_value
@@ -56,6 +56,7 @@ def write_report(
         InputError: the folder holds no finished study, or the page does not fit or cannot be written.
     """
     plan = read_plan(folder)
+    delete_leftovers(folder)
     found = results(plan, folder)
     out = folder / "report.html" if out is None else out
     rows, answered = summarise(plan, found), answer(plan, found)
