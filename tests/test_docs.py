@@ -302,10 +302,8 @@ def check_python(names):
 
 def check_tutorial(names):
     """The file that Python wrote of the clip made again equals the one that the command line wrote."""
-    from guidon.media import load_video
-
     [first] = Path("mine").glob("*.mp4")
-    assert np.array_equal(load_video(first)[0], load_video(Path("again.mp4"))[0])
+    assert Path("again.mp4").read_bytes() == first.read_bytes()
 
 
 CHECKS = {

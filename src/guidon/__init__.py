@@ -5,6 +5,32 @@
     video = pipe("a red circle moves left on a white background", cfg_scale=3, cfg_channels=3, seed=0)
     video.save("circle.mp4")
 
+Models and clips:
+    load: a model's pipeline, by its name or from a folder of weights.
+    Pipeline: a text encoder, a network and an autoencoder; call it with a prompt.
+    reproduce: make a clip again from its manifest.
+    Video: a clip and its manifest.
+    Request: all choices that decide the frames.
+
+Guidance:
+    Guidance: channel scales, rule and timing; ``combine`` joins the predictions of a step.
+    ChannelScale: one scale per latent channel.
+    GuidanceTrace: collects what guidance did.
+    GuidedDenoiser: a network under guidance, for a sampler.
+
+Pipelines of diffusers:
+    apply, remove: put guidance on a pipeline, and take it off.
+    channel_scale: scales per channel in the place of a pipeline's number.
+    ChannelGuidance: a guider for modular pipelines.
+    IDDPMScheduler: the sampler of IDDPM as a scheduler.
+    from_diffusers: Guidon's pipeline on the weights of a diffusers pipeline.
+
+Other:
+    IDDPM: Open-Sora's scheduler, with ``cfg_channels``.
+    inspect_checkpoint, load_checkpoint: what a checkpoint is, and its network.
+    NoiseLevel, NoiseSchedule: how noisy a sample is, and the levels of a training schedule.
+    InputError: bad input; the message says what to do.
+
 Names are imported when they are first used, so that importing guidon costs nothing.
 """
 

@@ -42,7 +42,10 @@ GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON k
 
 
 class Choices(TypedDict, total=False):
-    """What a caller may choose. What is left out, or None, is the model's own; ``cfg_channels=None`` is all."""
+    """What a caller may choose. A key that is left out, or None, takes the model's own value.
+
+    The one exception is ``cfg_channels=None``, which means all channels.
+    """
 
     seed: int | Sequence[int] | None
     """Seed of the noise: one for all clips, one for each prompt, or one for each clip."""
