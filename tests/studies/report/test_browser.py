@@ -201,6 +201,29 @@ def test_a_point_of_a_plot_opens_its_setting_beside_the_pinned_one(opened):
     assert opened.input_value("#b") == "03-all-strong"
 
 
+def test_clips_keep_the_order_of_the_settings_until_one_is_compared(chromium, tmp_path):
+    folder = write_study(tmp_path / "results", names={"three": "all", "all": "three"})  # the baseline is the second
+    write_report(folder, videos=False)
+    page = chromium.new_page()
+    page.goto((folder / "report.html").as_uri())
+    page.wait_for_selector("body[data-ready]")
+
+    def order():
+        slugs = "[...row.querySelectorAll(':scope > [data-slug]')].map(cell => cell.dataset.slug.slice(0, 2))"
+        found = page.eval_on_selector_all("#grid tr", f"rows => rows.map(row => {slugs})")
+        assert all(row == found[0] for row in found)
+        return found[0]
+
+    assert order() == ["00", "01", "02", "03"]
+    page.select_option("#mode", "difference")
+    assert order() == ["01", "00", "02", "03"]
+    page.select_option("#mode", "clip")
+    assert order() == ["00", "01", "02", "03"]
+    page.select_option("#pin", "02-three-strong")
+    assert order() == ["02", "00", "01", "03"]
+    page.close()
+
+
 def test_a_vote_is_blind_and_saved_with_who_stood_left(opened, tmp_path):
     opened.click("#begin")
     text = opened.inner_text("#ballot")
