@@ -167,7 +167,8 @@ def _keep_permissions(target: Path, temporary: Path) -> None:
 
 
 def _sync_all(folder: Path) -> None:
-    """Wait until a folder and everything in it is on the disk."""
+    """Wait until a folder and everything in it is on the disk. What a writer inside could not delete is deleted."""
+    sweep(folder)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             _sync_all(path)
