@@ -420,7 +420,7 @@ def reproduce(
     text_dtype: str = "fp32",
     **options: Unpack[RunOptions],
 ) -> Video | list[Video]:
-    """Make a clip again from its manifest, as ``guidon generate --from`` does.
+    """Make a clip again from its manifest, as ``guidon generate`` does with a manifest.
 
     The frames are the same bit for bit on the same version of torch, with as many threads and on the same kind of
     device. Elsewhere pixels may differ by 1/255 in fp32. A warning says what differs: versions, weights, device.

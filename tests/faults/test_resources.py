@@ -55,9 +55,9 @@ LINES = {
     "frames": (["--frames", 1600000000], r"1600000000 frames of 64x64 pixels need at least \d+ TB of memory, .* lower --size or --frames"),
     "frames beyond 2^31": (["--frames", 10**12], "less than 2147483648"),
     "frames of thousands of digits": (["--frames", DIGITS], "--frames"),
-    "steps": (["--steps", BILLION], "there are 1000: ask for at most 1000"),
-    "steps of ddim": (["--steps", BILLION, "--sampler", "ddim"], "there are 1000: ask for at most 1000"),
-    "steps of dpm-solver": (["--steps", BILLION, "--sampler", "dpm-solver"], "there are 1000: ask for at most 1000"),
+    "steps": (["--steps", BILLION], "was trained for: give at most 1000"),
+    "steps of ddim": (["--steps", BILLION, "--sampler", "ddim"], "was trained for: give at most 1000"),
+    "steps of dpm-solver": (["--steps", BILLION, "--sampler", "dpm-solver"], "was trained for: give at most 1000"),
     "batch-size": (["--batch-size", BILLION], r"the latents of 1,000,000,000 clips that are denoised together need at least [\d.]+ TB of memory, .* lower --batch-size"),
     "batch-size beyond 2^64": (["--batch-size", 10**30], "lower --batch-size"),
     "channels of thousands of digits": (["--cfg-channels", DIGITS], "--cfg-channels"),
@@ -106,7 +106,7 @@ MANIFESTS = {
     "steps": ({"steps": BILLION}, {}, "at most 1000"),
     "samples": ({"samples": list(range(600_000))}, {}, r"600,000 clips .* at least \d+ GB of memory"),
     "batch": ({}, {"batch": BILLION}, r"the latents of 1,000,000,000 clips .* TB of memory"),
-    "threads": ({}, {"threads": BILLION}, "less than or equal to 4096"),
+    "threads": ({}, {"threads": BILLION}, "threads is 1000000000: expected at most 4096"),
     "micro-batch": ({}, {"micro_batch": 10**12}, "less than 2147483648"),
 }
 

@@ -58,7 +58,7 @@ def test_a_prompt_of_which_nothing_can_be_read_is_refused_even_by_force(folder):
     for prompt in ("xyzzy", "", "🐱", "a " * 30):
         with pytest.raises(InputError) as error:
             plan([prompt], force=True)
-        assert "force" not in str(error.value)
+        assert "force samples it" not in str(error.value)
     with pytest.warns(UserWarning, match="cannot be followed: unknown word 'cat'.*sampled anyway"):
         assert plan(["a red cat"], force=True).read_as == {"a red cat": "a red"}
 
