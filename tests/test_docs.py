@@ -173,12 +173,11 @@ def check_make(words, tiny):
 
 
 def check_pip(words, tiny):
-    """``pip install 'guidon-diffusion[EXTRA]'``: the name and the extra exist."""
+    """``pip install '.[EXTRA]'``, in a checkout: the extra exists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert words[1] == "install"
-    named = re.fullmatch(r"([\w-]+)(?:\[(.*)\])?", words[-1])
-    assert named[1] == project["name"]
-    assert set(filter(None, (named[2] or "").split(","))) <= project["optional-dependencies"].keys()
+    named = re.fullmatch(r"\.(?:\[(.*)\])?", words[-1])
+    assert set(filter(None, (named[1] or "").split(","))) <= project["optional-dependencies"].keys()
 
 
 def check_copy(words, tiny):
