@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
 from .core.errors import InputError, nearest, quoted, setting
-from .request import Choices, Request, is_list
+from .request import BATCH, Choices, Request, is_list
 from .spellings import own_names
 from .steering import check_inputs
 
@@ -26,7 +26,6 @@ OutputType = Literal["np", "pt", "pil", "latent"]
 
 
 Prompted: TypeAlias = "str | Sequence[str] | None"
-BATCH = 8  # clips that are denoised together, where a call does not say it
 
 
 class RunOptions(TypedDict, total=False):

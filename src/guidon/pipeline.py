@@ -14,7 +14,6 @@ import torch
 
 from .bridges.diffusers.networks import Frequencies, adopt
 from .calls import (
-    BATCH,
     CallOptions,
     ClipOptions,
     OutputType,
@@ -39,7 +38,7 @@ from .models.family import Preset
 from .models.model import Model
 from .models.sources import Sources
 from .models.text.prompts import PromptMemory
-from .request import Choices, Computation, Planner, Request, require_room
+from .request import BATCH, Choices, Computation, Planner, Request, require_room
 from .spellings import ATTRIBUTES, DTYPES, no_attribute, no_option_of_load
 from .steering import Steering, start_from
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+BATCH = 8  # clips that are denoised together, where a call does not say it
 DtypeName = Literal["fp32", "bf16", "fp16"]
 GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON keys of the guidance, but for the rule
 
@@ -420,7 +421,7 @@ class Planner:
         prompts: Sequence[str],
         samples: Sequence[int] = (0,),
         *,
-        batch_size: int = 8,
+        batch_size: int = BATCH,
         device: torch.device | str | None = None,
         force: bool = False,
         **choices: Unpack[Choices],
@@ -444,7 +445,7 @@ class Planner:
         prompts: Sequence[str],
         samples: Sequence[int] = (0,),
         *,
-        batch_size: int = 8,
+        batch_size: int = BATCH,
         device: torch.device | str | None = None,
         **choices: Unpack[Choices],
     ) -> Request:

@@ -26,7 +26,7 @@ from ..core.progress import OnStep
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..pipeline import Pipeline
-from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, held_blocks, open_plan
+from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, open_plan
 from .energy import solve_scales
 from .plan import ANY_SCALE, CELL_BYTES, Plan
 
@@ -69,7 +69,7 @@ def run_study(
         missing = sum(cell.damage() is not None for block in blocks_of(plan, out) for cell in block)
         require_disk(f"{missing:,} cells", missing * CELL_BYTES, out, lower="choose another disk, or make room")
         written = _do_blocks(plan, pipe, out, on_cell, say)
-        held_blocks(out)  # deletes the lock of a process that was killed when its block was done
+        delete_leftovers(out)  # again: others may have been killed since
         return written
 
 

@@ -170,10 +170,6 @@ def _decimal(value: float) -> str:
     """A number with one decimal below 10, without needless zeros."""
     if 0 < abs(value) < 0.05:
         return "under 0.1"
-    return (
-        f"{value:.1f}".removesuffix(".0")
-        if abs(value) < 10
-        else f"{value:.3g}"
-        if abs(value) >= 1e6
-        else f"{value:.0f}"
-    )
+    if abs(value) < 10:
+        return f"{value:.1f}".removesuffix(".0")
+    return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:.0f}"
