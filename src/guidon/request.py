@@ -382,7 +382,6 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
         )
     request.guidance.scales_for(facts.channels)
     request.guidance.rule.check_size(*shape[-2:])
-    facts.check_prompts([*request.prompts, *request.negatives])
     if shape != facts.latent_shape and not preset.is_image:
         warn(
             f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "
@@ -437,6 +436,7 @@ class Planner:
             InputError: a choice is not valid for this model, or it cannot follow a prompt.
         """
         request = self.complete(prompts, samples, batch_size=batch_size, device=device, **choices)
+        self.facts.check_prompts([*request.prompts, *request.negatives])
         read_as = check_prompts(self.preset.name, self.facts, request.prompts, request.negatives, force=force)
         return request.model_copy(update={"read_as": read_as}) if read_as else request
 
@@ -449,7 +449,7 @@ class Planner:
         device: torch.device | str | None = None,
         **choices: Unpack[Choices],
     ) -> Request:
-        """``plan`` for captions of a bench: whether the model can follow them is not asked."""
+        """``plan`` without a look at the prompts: whether the model can be given and follow them is not asked."""
         return make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
 
     def latent_shape(self, request: Request) -> tuple[int, ...]:
@@ -459,6 +459,7 @@ class Planner:
     def check(self, request: Request) -> None:
         """Refuse a complete request that the model cannot fulfil; see ``check_request``."""
         check_request(self.preset, self.facts, request)
+        self.facts.check_prompts([*request.prompts, *request.negatives])
 
 
 def is_list(value: Any) -> TypeGuard[Sequence[Any]]:

@@ -10,6 +10,8 @@ STOPPED = 130  # the exit code after Ctrl-C
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit; see ``guidon.cli.app.main``. Ctrl-C is answered in one line during imports too."""
+    # pydantic looks for plugins in all packages that are installed, which takes time, and Guidon has none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         from .app import main as run
     except KeyboardInterrupt:

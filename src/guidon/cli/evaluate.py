@@ -103,6 +103,9 @@ def evaluate(
     planner = find_planner(model, device, parts)
     texts = prompts if prompts_file is None else read_prompts((), prompts_file)
     scales, channels = cfg_scale or [1.0, planner.preset.cfg_scale], cfg_channels or [planner.preset.cfg_channels]
+    for scale in scales:  # the settings first: what measures needs numpy
+        for choice in channels:
+            planner.complete([""], range(seeds), cfg_scale=scale, cfg_channels=choice, **sampling)
     from ..analysis import evaluate as evaluation
 
     settings = evaluation.settings_of(scales, channels)

@@ -277,7 +277,7 @@ def generate(
     asked = {"batch_size": batch_size or BATCH, "device": known_device(device)}
     if manifest is None:
         planner.complete(texts[:1], range(num_samples), **asked, **choices)
-    from ..media.files import check_fps, check_upscale
+    from ..media.formats import check_fps, check_library, check_upscale
 
     format = checked_format(format, preset)
     if fps is not None:
@@ -290,6 +290,8 @@ def generate(
         planner.check(request)
     shape, unit = planner.latent_shape(request), facts.downsampling
     check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
+
+    check_library(format)
 
     # Load the model.
     from ..guidance import GuidanceTrace
@@ -321,9 +323,9 @@ def checked_format(format: str | None, preset: Preset[Any]) -> str:
     """The format to write: the given one, or the one that suits the model.
 
     Raises:
-        InputError: it does not exist, cannot be written here, or is a picture's and the model makes videos.
+        InputError: it does not exist, or is a picture's and the model makes videos.
     """
-    from ..media.files import check_format
+    from ..media.formats import check_format
 
     format = format or ("png" if preset.is_image else "mp4")
     if format == "png" and not preset.is_image:

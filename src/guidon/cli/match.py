@@ -67,13 +67,17 @@ def match(
     timing = parse_timing(interval)
     parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     planner = find_planner(model, device, parts)
+    scales = cfg_scale or [planner.preset.cfg_scale]
+    sampling = given(steps=steps, sampler=sampler, timing=timing)
+    for scale in scales:  # the settings first: what measures needs numpy
+        planner.complete([""], cfg_scale=scale, cfg_channels=cfg_channels, **sampling)
     from ..analysis import matching
     from ..metrics.bench import find_bench
     from ..studies.plan import check_study, make_plan
 
     matching.check_metrics(metric or (), find_bench(planner.facts.bench).metrics)
     study = matching.matching_study(
-        planner, model, cfg_scale or [planner.preset.cfg_scale], cfg_channels, to,
+        planner, model, scales, cfg_channels, to,
         prompts=prompts or captions, steps=steps, sampler=sampler, timing=timing, block=block,
     )  # fmt: skip
     check_study(study, planner)

@@ -84,6 +84,10 @@ def report(
 
     It holds the answer, figures, all clips side by side and a blind vote, and works offline.
     """
+    from ..studies.cells import read_plan
+
+    read_plan(folder)  # it is a study's
+
     from ..core.progress import progress
     from ..studies.report import write_report
 

@@ -50,12 +50,19 @@ def tune(
     sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
 
     # Check everything before torch is imported.
-    from ..analysis import tuning
     from ..models.catalogue import find_preset
+    from ..models.family import Released
 
-    tuning.goal_of(find_preset(model).bench)  # before weights are asked for that could not be tuned
+    preset = find_preset(model)
+    if isinstance(preset.weights, Released):  # before weights are asked for that could not be tuned
+        from ..analysis import tuning
+
+        tuning.goal_of(preset.bench)
     planner = find_planner(model, device)
     scale = planner.preset.cfg_scale if cfg_scale is None else cfg_scale
+    planner.complete([""], cfg_scale=scale, cfg_channels=cfg_channels, **sampling)  # first: what measures needs numpy
+    from ..analysis import tuning
+
     tuning.check_tuning(planner, scale, cfg_channels, evaluations=evaluations, choices=cast("Choices", sampling))
     if out is not None:
         prepare_folder(out)

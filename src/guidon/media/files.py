@@ -13,19 +13,19 @@ import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.atomic import atomic_folder, atomic_path
-from ..core.errors import InputError, nearest, quoted, setting
+from ..core.errors import InputError
 from ..core.extras import require
 from ..core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
+from .formats import check_format, check_fps, check_library
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("mp4", "gif", "webp", "frames", "png")
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}  # suffix -> format, as Pillow names it
 # Formats of one file. A playlist is a video to FFmpeg too, and FFmpeg would read the files that it names.
 _CONTAINERS = (
@@ -55,6 +55,7 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
     path = Path(path)
     format = format_of(path) if format is None else format
     check_format(format)
+    check_library(format)
     if not isinstance(frames, np.ndarray):
         raise InputError(f"frames are a {type(frames).__name__}: expected a uint8 array (time, height, width, 3)")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
@@ -118,48 +119,9 @@ def shrink(frames: np.ndarray, factor: int, height: int, width: int) -> np.ndarr
     return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
 
 
-def check_upscale(factor: Any, frames: int, height: int, width: int) -> None:
-    """Refuse an enlargement that Guidon itself would not read again.
-
-    Raises:
-        InputError: the message says how large the frames would be, and what fits.
-    """
-    name = setting("upscale")
-    if isinstance(factor, bool) or not isinstance(factor, int | np.integer) or factor < 1:
-        raise InputError(f"{name} {quoted(factor)} is not a factor: give a whole number of at least 1")
-    most = math.isqrt(min(PIXELS.value // (frames * height * width), FRAME_PIXELS.value // (height * width)))
-    if factor > max(most, 1):
-        raise InputError(
-            f"{name} {factor} makes {frames} frames of {height * factor}x{width * factor} pixels, more than Guidon "
-            f"reads: give at most {max(most, 1)}"
-        )
-
-
-def check_fps(fps: Any) -> None:
-    """Refuse a rate that files cannot hold.
-
-    Raises:
-        InputError: it is not from 0.1 to 1000.
-    """
-    if isinstance(fps, bool) or not isinstance(fps, int | float | np.number | Fraction) or not 0.1 <= fps <= 1000:
-        raise InputError(f"{setting('fps')} {quoted(fps)} is not a rate: give a number from 0.1 to 1000")
-
-
 def format_of(path: Path) -> str:
     """The format that a path's suffix stands for; "frames", a folder, where it has none."""
     return path.suffix[1:].lower() or "frames"
-
-
-def check_format(format: str) -> None:
-    """Refuse a format that does not exist, or whose library is not installed.
-
-    Raises:
-        InputError: the message says which formats exist, or what to install.
-    """
-    if format not in FORMATS:
-        raise InputError(f"{setting('format')} {format!r} does not exist{nearest(format, FORMATS)}")
-    if format == "mp4":
-        require("av", "writing mp4", "video")
 
 
 def check_place(path: Path, format: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..core.atomic import write_json
 from ..core.errors import InputError, quoted
-from .files import check_fps, check_upscale, enlarge, format_of, save_video
+from .files import enlarge, format_of, save_video
+from .formats import check_fps, check_upscale
 from .preview import preview_html
 
 _TOLD = ("cfg_scale", "cfg_channels", "guidance", "steps", "seed")  # settings that the description of a clip names

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-import numpy as np
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from ..core.errors import InputError, nearest
@@ -24,9 +23,6 @@ from ..core.hashing import hash_settings
 from ..core.limits import as_text
 from ..core.reading import Limit
 from ..core.settings import Settings, read_mapping, validated
-from ..metrics.bench import find_bench
-from ..metrics.metric import EVALUATION_SEED, SHARE, TUNING_SEED, Bench, Metric
-from ..metrics.statistics import detectable_difference, pairs_needed, smallest_effect
 from ..models.sources import Sources
 from ..request import Choices, Planner, Request
 from .words import round_points
@@ -34,6 +30,7 @@ from .words import round_points
 if TYPE_CHECKING:
     import torch
 
+    from ..metrics.metric import Bench, Metric
     from ..pipeline import Pipeline
 
 FIRST_FORMAT = "guidon study 1"  # "of_the_world" in place of "bench"; solved scales are in its settings
@@ -265,6 +262,8 @@ class Plan(Settings):
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """What is measured."""
+        from ..metrics.bench import find_bench
+
         return find_bench(self.bench).metrics
 
     @property
@@ -365,6 +364,8 @@ def check_plan(plan: Plan, source: str) -> None:
     try:
         check_size(len(plan.settings), len(plan.captions), plan.seeds)
         _check_texts(plan)
+        from ..metrics.bench import find_bench
+
         find_bench(plan.bench).find_metric(plan.primary.metric)
         _check_names(plan.primary, plan.settings)
         energy_of = {name: own.get("energy_of") for name, own in plan.settings.items()}
@@ -415,20 +416,23 @@ def check_study(study: Study, planner: Planner, device: torch.device | None = No
     Raises:
         InputError: a setting is not valid for the model, a name does not exist, or the bench cannot measure a prompt.
     """
-    bench, chosen = find_bench(planner.facts.bench), arms(study)
-    if isinstance(study.prompts, int):
-        bench.own_examples(study.split)
-    bench.find_metric(study.primary.metric)
+    # The settings first: the metrics need numpy.
+    chosen = arms(study)
     _check_names(study.primary, chosen)
-    solves = any(arm.energy_of is not None for arm in chosen.values())
-    captions, tuning = _prompts(study, bench, solves)
-    planner.facts.check_prompts(captions)
     requests: dict[str, Request] = {}
     for name, arm in chosen.items():
         try:
-            requests[name] = planner.complete(captions[:1], device=device, **_choices(study, arm))
+            requests[name] = planner.complete(("",), device=device, **_choices(study, arm))
         except InputError as error:
             raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
+    from ..metrics.bench import find_bench
+
+    bench, solves = find_bench(planner.facts.bench), any(arm.energy_of is not None for arm in chosen.values())
+    if isinstance(study.prompts, int):
+        bench.own_examples(study.split)
+    bench.find_metric(study.primary.metric)
+    captions, tuning = _prompts(study, bench, solves)
+    planner.facts.check_prompts(captions)
     settings: dict[str, dict[str, Any]] = {}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
@@ -473,6 +477,8 @@ def _choices(study: Study, arm: Arm) -> Choices:
 
 def _prompts(study: Study, bench: Bench, solves: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The prompts for results, and the prompts on which scales are solved, if any are."""
+    from ..metrics.metric import EVALUATION_SEED, TUNING_SEED
+
     tuning = study.tuning_prompts if solves else 0
     if isinstance(study.prompts, int):
         captions = bench.captions(study.split, EVALUATION_SEED, study.prompts)
@@ -526,6 +532,8 @@ def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, R
 
 def outline(plan: Plan, seconds_per_cell: float) -> str:
     """The text that a dry run prints: settings, number of cells, time, and the effects that can be detected."""
+    from ..metrics.statistics import pairs_needed
+
     count, minutes = len(plan.captions), plan.cells * seconds_per_cell / 60
     cells = f"{len(plan.settings)} settings x {count} prompts x {plan.seeds} seeds = {plan.cells} cells"
     cost = f"about {minutes:.0f} minutes here" if minutes >= 1 else "under a minute here"
@@ -553,6 +561,10 @@ def _how_solved(plan: Plan, name: str) -> str:
 def _in_points(plan: Plan) -> list[str]:
     """The smallest difference that can be detected in points, where a prompt's value is yes or no."""
     metric, prompts = plan.metrics[plan.primary.metric], len(plan.captions)
+
+    from ..metrics.metric import SHARE
+    from ..metrics.statistics import detectable_difference
+
     smallest = detectable_difference(np.zeros(prompts), share=True) if prompts > 1 else math.inf
     if metric.unit != SHARE or metric.kind != "alignment" or plan.seeds > 1 or not math.isfinite(smallest):
         return []
@@ -564,6 +576,8 @@ def _in_points(plan: Plan) -> list[str]:
 
 def detectable(prompts: int) -> str:
     """A sentence that says which effects a study with this number of prompts can detect."""
+    from ..metrics.statistics import smallest_effect
+
     smallest = smallest_effect(prompts)
     if not math.isfinite(smallest):
         return f"with {prompts} prompts no effect can reach p = 0.05"

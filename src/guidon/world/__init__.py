@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from .captions import Wanted, caption, plain_caption, read_caption, vocabulary
 from .dataset import SPLITS, Attributes, Clip, clip, combinations, coverage_table, family, holds, mistaken
-from .prompts import Fault, Prompt, PromptReader
 from .scene import (
     AREAS,
     BACKGROUNDS,
@@ -28,6 +27,7 @@ from .scene import (
 
 if TYPE_CHECKING:
     from .drawing import coverage, foreground, render
+    from .prompts import Fault, Prompt, PromptReader
 
 __all__ = [
     "AREAS", "BACKGROUNDS", "COLOURS", "DIRECTIONS", "FPS", "FRAMES", "MOTIONS", "SHAPES", "SIZE", "SPEEDS", "SPLITS",
@@ -38,8 +38,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("coverage", "foreground", "render"):  # they need numpy, which captions and prompts do not wait for
+    # Settings are checked without these: the one module needs numpy, the other holds many words.
+    if name in ("coverage", "foreground", "render"):
         from . import drawing
 
         return getattr(drawing, name)
+    if name in ("Fault", "Prompt", "PromptReader"):
+        from . import prompts
+
+        return getattr(prompts, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
