@@ -25,7 +25,6 @@ from ..core.reading import Limit
 from ..core.settings import Settings, read_mapping, validated
 from ..models.sources import Sources
 from ..request import Choices, Planner, Request
-from .words import round_points
 
 if TYPE_CHECKING:
     import torch
@@ -562,8 +561,11 @@ def _in_points(plan: Plan) -> list[str]:
     """The smallest difference that can be detected in points, where a prompt's value is yes or no."""
     metric, prompts = plan.metrics[plan.primary.metric], len(plan.captions)
 
+    import numpy as np
+
     from ..metrics.metric import SHARE
     from ..metrics.statistics import detectable_difference
+    from .words import round_points
 
     smallest = detectable_difference(np.zeros(prompts), share=True) if prompts > 1 else math.inf
     if metric.unit != SHARE or metric.kind != "alignment" or plan.seeds > 1 or not math.isfinite(smallest):
