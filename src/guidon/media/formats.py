@@ -42,10 +42,8 @@ def check_upscale(factor: Any, frames: int, height: int, width: int) -> None:
     name = setting("upscale")
     if isinstance(factor, bool) or not isinstance(factor, Integral) or int(factor) < 1:
         raise InputError(f"{name} {quoted(factor)} is not a factor: give a whole number of at least 1")
-    factor, most = (
-        int(factor),
-        math.isqrt(min(PIXELS.value // (frames * height * width), FRAME_PIXELS.value // (height * width))),
-    )
+    factor = int(factor)
+    most = math.isqrt(min(PIXELS.value // (frames * height * width), FRAME_PIXELS.value // (height * width)))
     if factor > max(most, 1):
         raise InputError(
             f"{name} {factor} makes {frames} frames of {height * factor}x{width * factor} pixels, more than Guidon "
