@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
@@ -141,6 +142,14 @@ CORRUPTIONS = [
 ]  # fmt: skip
 
 
+@cache
+def measured(corruption):
+    """All metrics of all clips with a corruption. No warning is given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return measure(np.stack([corruption(scene) for scene in SCENES]), WANTED)
+
+
 def test_truth_is_perfect_to_the_stated_floors():
     for name in ("joint", "one_object", "colour", "shape", "direction", "background", "size"):
         assert (PERFECT[name] == 1).all(), name
@@ -171,16 +180,13 @@ def test_a_corruption_is_ranked_below_truth_by_the_metric_meant_for_it(corruptio
     moving = (
         [k for k, want in enumerate(WANTED) if want.motion != world.STILL] if name == "direction" else range(len(CLIPS))
     )
-    frames = np.stack([corruption(SCENES[k]) for k in moving])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        seen = measure(frames, [WANTED[k] for k in moving])[name]
+    seen = measured(corruption)[name][list(moving)]
     sign = 1 if METRICS[name].better == "higher" else -1
     assert (sign * seen < sign * PERFECT[name][list(moving)]).all(), seen
 
 
 def test_sizes_of_the_corruptions_are_measured():
-    values = {f.__name__: measure(np.stack([f(s) for s in SCENES]), WANTED) for f, _ in CORRUPTIONS}
+    values = {corruption.__name__: measured(corruption) for corruption, _ in CORRUPTIONS}
     assert np.allclose(values["vanishing"]["vanished"], 0.25)
     assert np.allclose(values["blank"]["vanished"], 1)
     assert 0.5 < np.median(values["jitter"]["law_residual"]) < 0.9

@@ -185,7 +185,7 @@ def test_bf16(tiny: TinyPipeline) -> None:
     assert (received(tiny, steps[0]).float() - wanted).norm() < 0.01 * wanted.norm()
 
 
-COMPILED = ("dit", "sd-1.5", "flux", "cogvideox", "ltx", "wan-2.2", "kandinsky-5", "cosmos-2", "pixart-sigma")
+COMPILED = ("dit", "flux", "cogvideox", "ltx", "wan-2.2", "kandinsky-5", "cosmos-2", "pixart-sigma")
 """One pipeline for each order of branches, place of the channels, number of networks and formula."""
 
 
