@@ -500,7 +500,7 @@ def _manifests(folder: Path) -> None:
 
 @kind("manifests to make again", "*.json", make=_manifests, structure=mutations.as_json, share=0.8)
 def _(folder: Path) -> str:
-    from guidon.manifests import Manifest
+    from guidon.pipeline.manifests import Manifest
 
     return digest(Manifest.read(folder / "a.webp.json"))
 

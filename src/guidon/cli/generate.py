@@ -260,7 +260,7 @@ def generate(
             f"{setting('from_manifest')} takes every setting from the manifest: leave out {setting(more[0])}"
         )
     else:
-        from ..manifests import Manifest
+        from ..pipeline.manifests import Manifest
 
         manifest = Manifest.read(from_manifest)
         format, fps = format or manifest.output.format, fps or manifest.output.fps

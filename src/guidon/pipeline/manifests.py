@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import InputError, quoted, setting
-from .core.reading import is_there
-from .core.settings import read_mapping, validated
-from .request import Computation, Output, Request
+from ..core.errors import InputError, quoted, setting
+from ..core.reading import is_there
+from ..core.settings import read_mapping, validated
+from ..request import Computation, Output, Request
 
 if TYPE_CHECKING:
     import torch

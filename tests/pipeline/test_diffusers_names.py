@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import guidon
-from guidon.calls import read_call
 from guidon.core.errors import InputError
-from guidon.spellings import ATTRIBUTES, ELSEWHERE, RENAMED, own_names
+from guidon.pipeline.calls import read_call
+from guidon.pipeline.diffusers_names import ATTRIBUTES, ELSEWHERE, RENAMED, own_names
 
 PROMPT = "a red circle moves left on a white background"
 OTHER = "a blue square moves up on a black background"

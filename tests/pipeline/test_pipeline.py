@@ -328,7 +328,7 @@ def test_combine_on_bare_tensors_is_the_pipelines_guided_prediction(pipe, monkey
             self.seen = [None if part is None else part.clone() for part in found]
             return found
 
-    monkeypatch.setattr("guidon.generation.GuidedDenoiser", Recorded)
+    monkeypatch.setattr("guidon.pipeline.generation.GuidedDenoiser", Recorded)
     values = {"steps": 5, "cfg_scale": 4.0, "timing": "constant"} | choices
     request = pipe.plan([PROMPT, OTHER], **values)
     pipe.generate(request)

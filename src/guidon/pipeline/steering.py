@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.errors import InputError, quoted, setting
-from .core.hashing import hash_tensors
-from .diffusion import NoiseLevel
-from .request import Request
+from ..core.errors import InputError, quoted, setting
+from ..core.hashing import hash_tensors
+from ..diffusion import NoiseLevel
+from ..request import Request
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """``callback(pipe, step, timestep, {"latents": x})``, as in diffusers. What it returns may hold other ``latents``."""

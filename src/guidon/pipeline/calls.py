@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
-from .core.errors import InputError, nearest, quoted, setting
-from .request import BATCH, Choices, Request, is_list
-from .spellings import own_names
+from ..core.errors import InputError, nearest, quoted, setting
+from ..request import BATCH, Choices, Request, is_list
+from .diffusers_names import own_names
 from .steering import check_inputs
 
 if TYPE_CHECKING:
     import torch
 
-    from .core.progress import OnStep
-    from .guidance import GuidanceTrace
-    from .media import Video
-    from .media.layouts import DiffusersOutput
+    from ..core.progress import OnStep
+    from ..guidance import GuidanceTrace
+    from ..media import Video
+    from ..media.layouts import DiffusersOutput
     from .steering import StepCallback
 
 OutputType = Literal["np", "pt", "pil", "latent"]
@@ -161,7 +161,7 @@ def check_run(request: Any, options: RunOptions) -> None:
     Raises:
         InputError: the message says what was given.
     """
-    from .guidance import GuidanceTrace
+    from ..guidance import GuidanceTrace
 
     if not isinstance(request, Request):
         if isinstance(request, str | Path | Mapping):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .core.errors import InputError, nearest, quoted
-from .guidance import plain_scale
-from .models.sources import Sources
-from .request import KEYWORDS, DtypeName, is_list
+from ..core.errors import InputError, nearest, quoted
+from ..guidance import plain_scale
+from ..models.sources import Sources
+from ..request import KEYWORDS, DtypeName, is_list
 
 RENAMED = {
     "guidance_scale": "cfg_scale", "num_inference_steps": "steps", "num_frames": "frames", "generator": "seed",

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core.errors import InputError, setting
-from .core.limits import attempt
-from .core.progress import OnStep, part_of
-from .core.warn import warn
-from .diffusion import NoiseLevel
-from .guidance import GuidanceTrace, GuidedDenoiser, RotatedGuidance, random_rotation
-from .models.family import Preset
-from .models.model import Model
-from .models.network import Network
-from .models.registry import find_replay
-from .models.stages import Stage
-from .models.text.prompts import Prompts
-from .models.vae import Autoencoder
-from .request import Computation, Request, latent_shape
-from .samplers import AfterStep, LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
+from ..core.errors import InputError, setting
+from ..core.limits import attempt
+from ..core.progress import OnStep, part_of
+from ..core.warn import warn
+from ..diffusion import NoiseLevel
+from ..guidance import GuidanceTrace, GuidedDenoiser, RotatedGuidance, random_rotation
+from ..models.family import Preset
+from ..models.model import Model
+from ..models.network import Network
+from ..models.registry import find_replay
+from ..models.stages import Stage
+from ..models.text.prompts import Prompts
+from ..models.vae import Autoencoder
+from ..request import Computation, Request, latent_shape
+from ..samplers import AfterStep, LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
 from .steering import Interrupted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,124 @@
+"""The ways to a pipeline: a preset's name or a folder of weights, a manifest, a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Never, Unpack
+
+import torch
+
+from ..bridges.diffusers.networks import Frequencies, adopt
+from ..core.devices import pick_device
+from ..core.errors import InputError, quoted
+from ..core.settings import validated
+from ..media import Video
+from ..models.catalogue import find_model, find_preset
+from ..models.sources import Sources
+from .calls import RunOptions
+from .diffusers_names import no_option_of_load
+from .manifests import Manifest
+from .pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+def load(
+    model: str | Path = "guidon-small",
+    *,
+    device: str | torch.device = "auto",
+    checkpoint: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    features: str | Path | None = None,
+    text_dtype: str = "fp32",
+    download: bool = False,
+    offload: str | None = None,
+    **other: Never,
+) -> Pipeline:
+    """The pipeline of a preset's name, or of a folder of weights.
+
+    Args:
+        model: a preset (``guidon models`` lists them), or a folder that ``guidon train`` wrote.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        checkpoint: the released weights of a preset that the package does not hold.
+        text_encoder, vae: folders in hub layout.
+        features: caption features kept by ``guidon encode``, in place of the text encoder.
+        text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB), "bf16", "fp16" or "int8".
+        download: fetch what is missing from the hub.
+        offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.
+        other: names that do not exist; the error says what to give.
+
+    Raises:
+        InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
+    """
+    for name in other:
+        raise InputError(f"load has no {name!r}{no_option_of_load(name)}")
+    if not isinstance(model, str | Path):
+        raise InputError(f"model is {quoted(model)}: give the name of a preset, or a folder of weights")
+    preset, place = find_preset(str(model)), pick_device(str(device))
+    given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
+    given |= {"text_dtype": text_dtype, "download": download, "offload": offload}
+    sources = validated(Sources, given, None)
+    return Pipeline(preset, find_model(preset, sources, place), place, sources)
+
+
+def reproduce(
+    manifest: str | Path | Mapping[str, Any],
+    *,
+    device: str | torch.device = "auto",
+    checkpoint: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    features: str | Path | None = None,
+    text_dtype: str = "fp32",
+    **options: Unpack[RunOptions],
+) -> Video | list[Video]:
+    """Make a clip again from its manifest, as ``guidon generate`` does with a manifest.
+
+    The frames are the same bit for bit on the same version of torch, with as many threads and on the same kind of
+    device. Elsewhere pixels may differ by 1/255 in fp32. A warning says what differs: versions, weights, device.
+
+    Args:
+        manifest: its file, the clip that it lies beside, or its content, such as ``video.manifest``.
+        device, checkpoint, text_encoder, vae, features, text_dtype: as in ``load``. The model is the manifest's. Where
+            it is loaded already, ``pipe.reproduce(manifest)`` does not load it again.
+        options: as in ``Pipeline.reproduce``.
+
+    Returns:
+        The clip; for an exact replay of several clips, the list of them.
+
+    Raises:
+        InputError: it is no manifest of a clip; and as ``load`` and ``Pipeline.generate``.
+    """
+    found = Manifest.read(manifest)
+    pipe = load(
+        found.request.model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae,
+        features=features, text_dtype=text_dtype,
+    )  # fmt: skip
+    videos = pipe.reproduce(found, **options)
+    return videos[0] if len(videos) == 1 else videos
+
+
+def from_diffusers(
+    pipe: DiffusionPipeline, *, features: str | Path | None = None, frequencies: Frequencies = "original"
+) -> Pipeline:
+    """The pipeline of the weights in a diffusers pipeline: Guidon's network, samplers and guidance on the same tensors.
+
+    ``guidon.from_diffusers(DiTPipeline.from_pretrained("facebook/DiT-XL-2-256"))("white shark", cfg_channels=3)``
+
+    Device, precision, autoencoder, text encoder and class names are the pipeline's. Weights are shared with it, except
+    for the attention projections, which are copied joined. If you change the weights, call this function again.
+
+    Args:
+        pipe: a DiTPipeline, PixArtAlphaPipeline or PixArtSigmaPipeline, or one with the same parts.
+        features: caption features kept by ``guidon encode``, in place of the text encoder.
+        frequencies: those of DiT's timestep embedding, "original" or "diffusers". The released weights were trained
+            with the original ones, which diffusers does not use; weights that were trained in diffusers need its own.
+
+    Raises:
+        InputError: the pipeline is of another family, or one of its parts is missing or unsuitable.
+    """
+    adopted = adopt(pipe, features=None if features is None else Path(features), frequencies=frequencies)
+    return Pipeline(adopted.preset, adopted.model, adopted.device)
