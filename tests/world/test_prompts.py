@@ -107,8 +107,8 @@ REFUSED = {
     f"a red circle bounces {WHITE}": "unknown word 'bounces'. It knows motions",
     f"a red square moves in a circle {WHITE}": "unknown word 'in a circle'. It knows motions",
     "a red circle moves left on a pink background": "unknown word 'pink'. It knows backgrounds: white, black, gray, brown",
-    "a white circle moves left on a black background": "an object cannot be white (nearest: yellow, cyan). It knows colours",
-    "a red circle moves left on a blue background": "a background cannot be blue (nearest: black, gray). It knows backgrounds",
+    "a white circle moves left on a black background": "an object cannot be white. It knows colours",
+    "a red circle moves left on a blue background": "a background cannot be blue. It knows backgrounds",
     "two circles": "'two circles' asks for another number of objects, and the model draws one. Say what one object",
     "3 squares": "'3 squares' asks for another number",
     "a group of red circles": "'group of red circles' asks for another number",
@@ -247,6 +247,31 @@ def test_what_may_be_said_is_described_with_synonyms():
     assert list(found) == ["sizes", "colours", "shapes", "motions", "directions", "speeds", "backgrounds"]
     assert found["shapes"].startswith("circle (ball, disk, disc, dot, sphere")
     assert found["backgrounds"] == "white; black; gray (grey); brown"
+
+
+# word -> its nearest words, in a prompt that is else complete
+NEAREST = {
+    "a red {} moves left on a white background": dict.fromkeys(
+        ("heart", "flower", "butterfly", "robot", "leaf", "cloud", "man", "cat", "bell"), ()
+    ) | {"hexagon": ("circle",), "ring": ("circle",), "oval": ("circle",), "diamond": ("square",), "star": ("cross",)},
+    "a {} circle moves left on a white background": dict.fromkeys(
+        ("transparent", "silver", "striped", "chrome", "rainbow"), ()
+    ) | {"gold": ("yellow",), "beige": ("yellow",), "maroon": ("red",), "mustard": ("yellow",), "khaki": ()},
+    "a red circle moves left on a {} background": {
+        "transparent": (), "gradient": (), "silver": ("gray", "white"), "beige": ("white", "brown"), "pink": (),
+    },
+    "a red circle {} on a white background": {
+        "dives": ("down",), "soars": ("up",), "loops": (), "slows down": (), "sleeps": ("still",), "moves forward": (),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt", "word"), [(prompt, word) for prompt, words in NEAREST.items() for word in words])
+def test_a_word_that_shows_something_else_is_not_offered_as_near(prompt, word):
+    found = READ(prompt.format(word))
+    unknown = [fault for fault in found.faults if fault.kind == "unknown"]
+    assert found.refusal is not None
+    assert [fault.nearest for fault in unknown] == [NEAREST[prompt][word]]
 
 
 def test_the_lexicon_has_no_word_of_captions_and_every_near_word_exists():

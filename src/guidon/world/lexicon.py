@@ -56,10 +56,10 @@ THINGS = frozenset(_words("object objects shape shapes thing things figure figur
 ALSO: dict[str, tuple[str, ...]] = {
     "circle": ("sphere", "orb", "circular", "round"), "square": ("cube",), "triangle": ("triangular",),
     "red": ("reddish",), "green": ("greenish",), "blue": ("bluish",), "yellow": ("yellowish",),
-    "small": ("mini", "miniature", "smaller", "smallest"),
-    "large": ("giant", "gigantic", "enormous", "massive", "larger", "largest", "bigger", "biggest"),
-    "slowly": ("slower", "leisurely", "calmly"),
-    "quickly": ("faster", "swiftly", "swift", "speedily", "rapid", "quicker", "hurriedly"),
+    "small": ("mini", "miniature", "microscopic", "smaller", "smallest"),
+    "large": ("giant", "gigantic", "enormous", "massive", "colossal", "larger", "largest", "bigger", "biggest"),
+    "slowly": ("slower", "leisurely", "calmly", "lazily", "gradually"),
+    "quickly": ("faster", "swiftly", "swift", "speedily", "rapid", "quicker", "hurriedly", "briskly"),
     "still": ("static", "immobile", "frozen", "unmoving", "fixed"),
     "stays still": ("sits", "sit", "sitting", "waits", "wait", "waiting"),
     "background": ("bg", "wall", "canvas", "backgrounds", "backdrops", "wallpaper"), "diagonally": ("diagonal",),
@@ -86,26 +86,26 @@ IRREGULAR = {
 # no equal in the world -> the nearest of its words, best first
 NEAR_SHAPES: dict[str, tuple[str, ...]] = {
     "square": _words(
-    """rectangle rectangular oblong quadrilateral diamond rhombus parallelogram trapezoid rhomboid brick house
-    car truck bus building book window door tv card cylinder robot table train van container package"""
-),
+        """rectangle rectangular oblong quadrilateral diamond rhombus parallelogram trapezoid trapeze rhomboid brick
+    tile building house book window door card package container"""
+    ),
     "circle": _words(
-    """oval ellipse elliptical ring donut doughnut wheel sun moon planet coin button egg apple football
-    basketball balloon bubble marble pearl eye earth globe blob pizza clock plate heart hexagon octagon
-    pentagon polygon cloud"""
-),
-    "triangle": _words(
-    """cone pyramid arrow arrowhead tent mountain roof tree rocket spaceship ship boat trapeze prism spike"""
-),
-    "cross": _words(
-    """star x crucifix t plane airplane aeroplane aircraft sword flower snowflake asterisk bird butterfly"""
-),
+        """oval ellipse elliptical ring donut doughnut torus wheel sun moon planet coin button egg apple football
+    basketball balloon bubble marble pearl puck earth globe clock plate pizza hexagon octagon"""
+    ),
+    "triangle": _words("""cone pyramid arrow arrowhead tent mountain roof spike"""),
+    "cross": _words("""star x crucifix t asterisk snowflake"""),
     "": _words(
-    """cat dog horse cow pig sheep lion tiger bear elephant monkey mouse rabbit fish shark whale duck frog snake
-    insect spider dragon unicorn animal kitten puppy person man woman boy girl child baby people human
-    astronaut dancer player hand face character lighthouse castle line curve spiral"""
-),
-}  # fmt: skip
+        """heart pentagon polygon semicircle crescent spiral line curve cylinder prism pill kite tear teardrop leaf
+    flower cloud lightning blob letter arc
+    cat dog horse cow pig sheep lion tiger bear elephant monkey mouse rabbit fish shark whale duck frog snake bee ant
+    insect spider dragon unicorn animal kitten puppy bird butterfly fox panda penguin turtle dinosaur
+    person man woman boy girl child baby people human astronaut dancer player hand face eye character robot ghost
+    car truck bus train van ship boat rocket spaceship plane airplane aeroplane aircraft ufo sword
+    tree lighthouse castle tv table bell"""
+    ),
+}
+"""No nearest word is better than one that would show something else. So only outlines are near to shapes."""
 NEAR_COLOURS: dict[str, tuple[str, ...]] = {
     "pink": ("purple", "red"), "orange": ("red", "yellow", "brown"), "navy": ("blue", "black"),
     "azure": ("blue", "cyan"), "indigo": ("purple", "blue"), "lilac": ("purple", "white"),
@@ -116,21 +116,21 @@ NEAR_COLOURS: dict[str, tuple[str, ...]] = {
     "aqua": ("cyan", "blue"), "aquamarine": ("cyan", "green"), "gold": ("yellow", "brown"),
     "golden": ("yellow", "brown"), "lemon": ("yellow",), "amber": ("yellow", "red", "brown"),
     "ochre": ("yellow", "brown"), "beige": ("yellow", "white", "brown"), "cream": ("yellow", "white"),
-    "ivory": ("yellow", "white"), "silver": ("cyan", "gray", "white"), "charcoal": ("blue", "black", "gray"),
+    "ivory": ("yellow", "white"), "silver": ("gray", "white"), "charcoal": ("black", "gray"), "steel": ("gray",),
+    "slate": ("gray",), "taupe": ("gray", "brown"), "khaki": ("brown",), "mustard": ("yellow",),
+    "rust": ("red", "brown"), "wine": ("red",),
     "tan": ("yellow", "brown"), "bronze": ("yellow", "brown"), "copper": ("red", "brown"),
     "chocolate": ("red", "brown"), "sapphire": ("blue",), "ultramarine": ("blue",), "cobalt": ("blue",),
     "rainbow": (), "multicolored": (), "multicoloured": (), "colorful": (), "colourful": (),
-    "transparent": ("cyan", "white"), "invisible": (), "peach": ("red", "yellow"),
+    "transparent": (), "translucent": (), "invisible": (), "glass": (), "chrome": (), "peach": ("red", "yellow"),
+    "striped": (), "stripy": (), "dotted": (), "spotted": (), "checkered": (), "chequered": (), "patterned": (),
+    "gradient": (), "multicolor": (), "multicolour": (),
 }  # fmt: skip
-OTHER_COLOURS: dict[str, tuple[str, ...]] = {
-    # colours of backgrounds, for an object
-    "white": ("yellow", "cyan"), "black": ("blue", "purple"), "gray": ("cyan", "blue"), "brown": ("red", "yellow"),
-    # colours of objects, for a background
-    "red": ("brown", "black"), "green": ("gray", "brown"), "blue": ("black", "gray"), "yellow": ("white", "brown"),
-    "purple": ("black", "brown"), "cyan": ("white", "gray"),
-}  # fmt: skip
+OTHER_COLOURS: dict[str, tuple[str, ...]] = {"brown": ("red", "yellow"), "red": ("brown",)}
+"""Colours of backgrounds that are near to colours of objects, and the other way round."""
 NEAR_SIZES: dict[str, tuple[str, ...]] = {
-    "medium": ("small", "large"), "average": ("small", "large"), "short": ("small",), "thin": ("small",),
+    "medium": ("small", "large"), "average": ("small", "large"), "normal": ("small", "large"),
+    "short": ("small",), "thin": ("small",),
     "narrow": ("small",), "tall": ("large",), "wide": ("large",), "long": ("large",), "fat": ("large",),
     "thick": ("large",),
 }  # fmt: skip
@@ -140,21 +140,23 @@ NEAR_MOTIONS: dict[str, tuple[str, ...]] = {
     "westward": ("left",), "westwards": ("left",), "northeast": ("up right",), "northwest": ("up left",),
     "southeast": ("down right",), "southwest": ("down left",), "sideways": ("left", "right"),
     "sideway": ("left", "right"), "horizontally": ("left", "right"), "horizontal": ("left", "right"),
-    "vertically": ("up", "down"), "vertical": ("up", "down"), "forward": ("right", "left"),
-    "forwards": ("right", "left"), "backward": ("left", "right"), "backwards": ("left", "right"),
-    "ahead": ("right", "left"), "around": (), "away": (), "in-a-circle": (), "randomly": (), "random": (),
+    "vertically": ("up", "down"), "vertical": ("up", "down"), "forward": (), "forwards": (),
+    "backward": (), "backwards": (), "ahead": (), "slows-down": (), "speeds-up": (),
+    "around": (), "away": (), "in-a-circle": (), "randomly": (), "random": (),
     "everywhere": (), "anywhere": (), "closer": (), "zigzag": (), "zigzags": (), "zigzagging": (), "back": (),
     "forth": (), "clockwise": (), "counterclockwise": (),
 }  # fmt: skip
 MOTION_VERBS: dict[str, tuple[str, ...]] = {
     "jump": ("up",), "hop": ("up",), "leap": ("up",), "launch": ("up",), "crash": ("down",), "stop": ("still",),
-    "pause": ("still",), "halt": ("still",), "hover": ("still",), "hang": ("still",), "bounce": (), "spin": (),
+    "pause": ("still",), "halt": ("still",), "hover": ("still",), "hang": ("still",), "idle": ("still",),
+    "sleep": ("still",), "park": ("still",), "soar": ("up",), "dive": ("down",), "plunge": ("down",),
+    "bounce": (), "spin": (),
     "rotate": (), "turn": (), "grow": (), "shrink": (), "fade": (), "explode": (), "dance": (), "shake": (),
     "vibrate": (), "wiggle": (), "swing": (), "orbit": (), "curve": (), "accelerate": (), "decelerate": (),
     "morph": (), "change": (), "blink": (), "flash": (), "pulse": (), "pulsate": (), "disappear": (), "appear": (),
     "flip": (), "tumble": ("down",), "oscillate": (), "return": (), "reverse": (), "collide": (), "split": (),
     "transform": (), "expand": (), "teleport": (), "wobble": (), "enter": (), "leave": (), "exit": (), "chase": (),
-    "follow": (),
+    "follow": (), "approach": (), "recede": (), "loop": (), "bend": (),
 }  # fmt: skip
 """What no object of the world does."""
 MODIFIERS = frozenset(
@@ -195,10 +197,20 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"at rest|in place", "still"),
     (r"(from )?side to side", "sideways"),
     (r"in (a circle|circles)", "in-a-circle"),
+    (r"(slows|slowing|slowed) down", "slows-down"),
+    (r"(speeds|speeding) up", "speeds-up"),
+    (r"at (a )?(high|full|top) speed", "quickly"),
+    (r"at (a )?low speed", "slowly"),
+    (r"(middle|mid) sized?", "medium"),
 )
 
 
-SAID = {"in-a-circle": "in a circle", "upside-down": "upside down"}
+SAID = {
+    "in-a-circle": "in a circle",
+    "upside-down": "upside down",
+    "slows-down": "slows down",
+    "speeds-up": "speeds up",
+}
 """What the user wrote for a word that stands for a phrase."""
 
 

@@ -10,7 +10,6 @@ between them. Attributes are read from the phrases, directions and negations fro
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 import unicodedata
@@ -22,6 +21,7 @@ from . import lexicon
 from .captions import SYNONYMS, Wanted, direction, vocabulary
 from .lexicon import Attribute
 from .scene import AREAS, BACKGROUNDS, COLOURS, SHAPES, SPEEDS, STILL, UNSEEN_SPEED
+from .spelling import intended
 
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "motion", "background", "size", "speed")
 ALWAYS_SAID: tuple[Attribute, ...] = ATTRIBUTES[:4]  # every caption that a model was trained on says these
@@ -399,13 +399,10 @@ class PromptReader:
 
     def _misspelt(self, word: str) -> _Word:
         """An unknown word, and the known one that it may be a slip of."""
-        same_start = [other for other in self._guessable if other[0] == word[0]]
-        close = difflib.get_close_matches(word[:SHOWN], same_start, n=1, cutoff=0.75)
-        close = close or [other for other in same_start if sorted(word) == sorted(other)][:1]
-        close = close or difflib.get_close_matches(word[:SHOWN], self._guessable, n=1, cutoff=0.88)
-        if not close:
+        meant = intended(word, self._guessable)
+        if meant is None:
             return _Word(word, "unknown")
-        value = self._canonical(self._plurals.get(close[0], close[0]))
+        value = self._canonical(self._plurals.get(meant, meant))
         return _unknown(word, value, near=(value,))
 
 
@@ -681,7 +678,7 @@ class _Reading:
         """A colour of objects for a background, or the other way round."""
         for value in dict.fromkeys(values):
             if value not in valid:
-                near = tuple(word for word in lexicon.OTHER_COLOURS[value] if word in self.known[attribute])
+                near = tuple(word for word in lexicon.OTHER_COLOURS.get(value, ()) if word in self.known[attribute])
                 self._add(Fault("unavailable", (value,), attribute, near))
 
     def _motion(self) -> str | None:
