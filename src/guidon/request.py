@@ -425,20 +425,13 @@ class Planner:
         force: bool = False,
         **choices: Unpack[Choices],
     ) -> Request:
-        """The complete request of some samples; see ``make_request``.
-
-        A warning says what of a prompt the model does not follow.
-
-        Args:
-            force: sample a prompt that the model cannot follow, too, with a warning.
+        """The complete request of some samples, with its prompts read: ``complete``, then ``read_prompts``.
 
         Raises:
             InputError: a choice is not valid for this model, or it cannot follow a prompt.
         """
         request = self.complete(prompts, samples, batch_size=batch_size, device=device, **choices)
-        self.facts.check_prompts([*request.prompts, *request.negatives])
-        read_as = check_prompts(self.preset.name, self.facts, request.prompts, request.negatives, force=force)
-        return request.model_copy(update={"read_as": read_as}) if read_as else request
+        return self.read_prompts(request, force=force)
 
     def complete(
         self,
@@ -449,8 +442,28 @@ class Planner:
         device: torch.device | str | None = None,
         **choices: Unpack[Choices],
     ) -> Request:
-        """``plan`` without a look at the prompts: whether the model can be given and follow them is not asked."""
+        """The complete request of some samples; see ``make_request``. The prompts are not read.
+
+        Raises:
+            InputError: a choice is not valid for this model.
+        """
         return make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
+
+    def read_prompts(self, request: Request, *, force: bool = False) -> Request:
+        """A complete request, with what the text encoder is given where it is not the prompt itself.
+
+        A warning says what of a prompt the model does not follow.
+
+        Args:
+            request: the request of ``complete``.
+            force: sample a prompt that the model cannot follow, too, with a warning.
+
+        Raises:
+            InputError: the model cannot be given a prompt, or cannot follow it.
+        """
+        self.facts.check_prompts([*request.prompts, *request.negatives])
+        read_as = check_prompts(self.preset.name, self.facts, request.prompts, request.negatives, force=force)
+        return request.model_copy(update={"read_as": read_as}) if read_as else request
 
     def latent_shape(self, request: Request) -> tuple[int, ...]:
         """The shape of a request's latents; see ``latent_shape``."""

@@ -58,10 +58,10 @@ def asked(monkeypatch):
                 return cls()
 
             def complete(self, prompts, samples, **choices):
-                return None
+                return {"prompts": prompts, "samples": tuple(samples)} | choices
 
-            def plan(self, prompts, samples, **choices):
-                calls["plan"] = {"prompts": prompts, "samples": tuple(samples)} | choices
+            def read_prompts(self, request, *, force):
+                calls["plan"] = request | {"force": force}
                 raise Asked
 
         monkeypatch.setattr(guidon.request, "Planner", Planner)

@@ -108,7 +108,7 @@ def test_weights_other_than_the_manifests_are_named(run, generate, tmp_path):
 def test_what_is_left_out_is_the_models(asked, tmp_path):
     find, plan = asked("generate", PROMPT, "--out", tmp_path)
     assert find == {"model": "guidon-small"}
-    assert plan == {"prompts": (PROMPT,), "samples": (0,), "batch_size": 8, "device": None}
+    assert plan == {"prompts": (PROMPT,), "samples": (0,), "batch_size": 8, "device": None, "force": False}
 
 
 def test_every_option_reaches_the_model(asked, tmp_path):

@@ -274,9 +274,13 @@ def generate(
         raise InputError(
             f"{setting('classes')} is for a class-conditional model, {preset.name} takes text: give a prompt"
         )
-    asked = {"batch_size": batch_size or BATCH, "device": known_device(device)}
     if manifest is None:
-        planner.complete(texts[:1], range(num_samples), **asked, **choices)
+        request = planner.complete(
+            texts, range(num_samples), batch_size=batch_size or BATCH, device=known_device(device), **choices
+        )
+    else:
+        request = manifest.request
+        planner.check(request)
     from ..media.formats import check_fps, check_library, check_upscale
 
     format = checked_format(format, preset)
@@ -284,13 +288,9 @@ def generate(
         check_fps(fps)
     prepare_folder(out)
     if manifest is None:
-        request = planner.plan(texts, range(num_samples), **asked, **choices, **given(force=force or None))
-    else:
-        request = manifest.request
-        planner.check(request)
+        request = planner.read_prompts(request, force=force)
     shape, unit = planner.latent_shape(request), facts.downsampling
     check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
-
     check_library(format)
 
     # Load the model.
