@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 OnStep = Callable[[int, int], None]  # called with (steps done, total steps)
 
@@ -16,6 +17,7 @@ BETWEEN = 30.0  # seconds between two lines, at the least
 SHARE = 0.1  # of the work between two lines, at the least
 SILENT = 600.0  # seconds after which a line comes, however little was done
 _LOOK = 0.25  # seconds between two looks at what is done
+_REDRAW = 0.1  # seconds between two drawings of a bar
 
 
 def part_of(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
@@ -36,49 +38,42 @@ def progress(what: str, unit: str = "") -> AbstractContextManager[OnStep]:
     return _bar(what) if sys.stderr.isatty() else lines(what, unit)
 
 
-@contextmanager
-def _bar(what: str) -> Iterator[OnStep]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        line = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)
-
-
-@contextmanager
-def late_progress(what: str, after: float = 2.0) -> Iterator[OnStep]:
-    """Show a line that counts steps, where stderr is a terminal or a notebook's. Yields the ``OnStep`` that updates it.
-
-    It is one plain line that is written again and again, which terminals and notebooks both show.
+def late_progress(what: str, after: float = QUICK) -> AbstractContextManager[OnStep]:
+    """Show the progress of a call in Python on stderr: a bar in a terminal or a notebook, nothing elsewhere.
 
     Args:
         what: what is done, such as "denoising".
         after: seconds. Work that is done earlier shows nothing.
     """
-    stream, begun, shown = sys.stderr, time.monotonic(), 0.0
-    if not (stream.isatty() or type(stream).__module__.startswith("ipykernel")):
-        yield lambda done, total: None
-        return
+    notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    return _bar(what, after) if notebook or sys.stderr.isatty() else nullcontext(lambda done, total: None)
+
+
+@contextmanager
+def _bar(what: str, after: float = 0.0) -> Iterator[OnStep]:
+    """A bar on one plain line that is written again and again, which terminals and notebooks both show."""
+    work, width, shown = _Work(what, ""), shutil.get_terminal_size().columns - 1, 0.0
+
+    def draw() -> None:
+        nonlocal shown
+        shown = time.monotonic()
+        # the cursor goes back to the start of the line, so that a message takes the bar's place
+        _write(f"\r{work.bar():<{width}.{width}}\r")
 
     def on_step(done: int, total: int) -> None:
-        nonlocal shown
+        work.note(done, total)
         now = time.monotonic()
-        if now - begun < after or (now - shown < 0.1 and done < total):
-            return
-        shown, left = now, round((now - begun) * (total - done) / done)
-        bar = "#" * round(20 * done / total)
-        text = f"{what} [{bar:<20}] {done}/{total}, {left // 60}:{left % 60:02d} left"
-        stream.write(f"\r{text:<60}")
-        stream.flush()
+        if now - work.begun >= after and (now - shown >= _REDRAW or done == total):
+            draw()
 
+    if not after:
+        draw()
     try:
         yield on_step
     finally:
         if shown:
-            stream.write("\n")
-            stream.flush()
+            draw()
+            _write("\n")
 
 
 @contextmanager
@@ -98,7 +93,7 @@ def lines(what: str, unit: str = "") -> Iterator[OnStep]:
 
 
 class _Work:
-    """What is done of some work. Another thread prints it, because a single step can take long."""
+    """What is done of some work, in words."""
 
     def __init__(self, what: str, unit: str) -> None:
         self.what, self.unit = what, unit
@@ -112,7 +107,7 @@ class _Work:
         self.done, self.total = done, total
 
     def watch(self) -> None:
-        """Print lines until the work ends."""
+        """Print lines until the work ends. A thread does this, because a single step can take long."""
         last, told = 0.0, 0.0  # when the last line came, and the share of the work that it named
         while not self.ended.wait(_LOOK):
             now, left = time.monotonic() - self.begun, self._left()
@@ -140,6 +135,13 @@ class _Work:
         done = f"{self.done} of {self.total} {self.unit}" if self.unit else f"{100 * self.done / self.total:.0f}%"
         return f"{done}, " + (f"about {as_time(left)} left" if left else "finishing")
 
+    def bar(self) -> str:
+        """A bar, the numbers and the time that is left, as far as they are known."""
+        if not self.total:
+            return self.what
+        drawn, left = "#" * round(20 * self.done / self.total), self._left()
+        return f"{self.what} [{drawn:<20}] {self.done}/{self.total}" + (f", {as_time(left)} left" if left else "")
+
 
 def as_time(seconds: float) -> str:
     """A duration for people: "40 s", "12 min", "3 h 5 min"."""
@@ -152,5 +154,9 @@ def as_time(seconds: float) -> str:
 
 
 def _say(line: str) -> None:
+    _write(f"guidon: {line}\n")
+
+
+def _write(text: str) -> None:
     with suppress(OSError, ValueError):  # stderr is full or closed: that must not end the work
-        print(f"guidon: {line}", file=sys.stderr, flush=True)
+        print(text, end="", file=sys.stderr, flush=True)
