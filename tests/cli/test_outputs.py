@@ -1,13 +1,10 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from guidon.cli.outputs import _on_the_sheet, output_name, prepare_folder, run_name, write_videos
+from guidon.cli.outputs import output_name, prepare_folder, run_name
 from guidon.core.errors import InputError
-from guidon.media import Video
 from guidon.request import Request
 
 REQUEST = Request(prompts=("A red circle!", "a square"), samples=(0, 3), seed=7)
@@ -72,25 +69,11 @@ def test_prompts_without_letters_have_different_names():
     assert len(names) == 4
 
 
-def test_many_samples_are_in_several_rows_of_the_sheet(tmp_path):
-    request = Request(prompts=("a circle", "a square"), samples=tuple(range(5)))
-    videos = [Video(np.full((4, 64, 64, 3), 20 * number, np.uint8), 8.0, {}) for number in range(10)]
-    write_videos(videos, request, WEIGHTS, tmp_path, "gif")
-    (sheet,) = tmp_path.glob("*-sheet.png")
-    with Image.open(sheet) as picture:
-        assert picture.width < 1700
-        colours = {red for _, (red, green, blue) in picture.getcolors(1 << 20) if red == green == blue}
-    assert {20 * number for number in range(10)} <= colours
-
-
-def test_a_contact_sheet_stays_a_picture_that_can_be_opened():
-    assert _on_the_sheet(3, 2, 64 * 64) == (3, 2)
-    assert _on_the_sheet(1, 1, 8192 * 8192) == (1, 1)
-    for prompts, samples, pixels in ((10**5, 1, 4096), (1, 10**5, 4096), (10**4, 10**4, 65536), (100, 100, 1 << 24)):
-        rows, columns = _on_the_sheet(prompts, samples, pixels)
-        assert 1 <= rows <= prompts
-        assert 1 <= columns <= samples
-        assert rows * columns * 4 * pixels <= 1 << 26
+def test_output_of_a_whole_run_says_how_many_clips_it_holds():
+    one, two = Request(prompts=("a circle",)), Request(prompts=("a circle", "a square"))
+    assert run_name(one, WEIGHTS) == output_name(one, WEIGHTS, 0, 0)
+    assert run_name(two, WEIGHTS).startswith("a-circle-and-1-more-clips-")
+    assert run_name(two, WEIGHTS) != run_name(two, {"network": "b"})
 
 
 @pytest.mark.parametrize("out", ["", "a", "a/b/c"])

@@ -5,6 +5,7 @@ from PIL import Image
 from guidon import world
 from guidon.core.errors import InputError
 from guidon.media import contact_sheet, load_video
+from guidon.media.sheet import _fitting, sheet_of_samples
 
 CLIP = (world.clip("train", 0, 3).frames() * 255).round().astype(np.uint8)
 
@@ -68,3 +69,23 @@ def test_a_contact_sheet_is_a_picture_in_a_folder_that_it_makes(tmp_path, name):
     with pytest.raises(InputError, match=r"ends in \.png, \.gif or \.webp"):
         contact_sheet(clips, ["a"], ["b"], path=tmp_path / name)
     assert contact_sheet(clips, ["a"], ["b"], path=tmp_path / "new" / "sheet.png").exists()
+
+
+def test_many_samples_are_in_several_rows_of_the_sheet(tmp_path):
+    clips = [[np.full((4, 64, 64, 3), 100 * row + 20 * k, np.uint8) for k in range(5)] for row in range(2)]
+    shown = sheet_of_samples(clips, ["a circle", "a square"], range(5), path=tmp_path / "sheet.png")
+    assert shown == 10
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.width < 1700
+        colours = {red for _, (red, green, blue) in picture.getcolors(1 << 20) if red == green == blue}
+    assert {20 * number for number in range(10)} <= colours
+
+
+def test_a_contact_sheet_stays_a_picture_that_can_be_opened():
+    assert _fitting(3, 2, 64 * 64) == (3, 2)
+    assert _fitting(1, 1, 8192 * 8192) == (1, 1)
+    for prompts, samples, pixels in ((10**5, 1, 4096), (1, 10**5, 4096), (10**4, 10**4, 65536), (100, 100, 1 << 24)):
+        rows, columns = _fitting(prompts, samples, pixels)
+        assert 1 <= rows <= prompts
+        assert 1 <= columns <= samples
+        assert rows * columns * 4 * pixels <= 1 << 26

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from ..request import Request
 
 _IN_NAMES = {"Ll", "Lu", "Lt", "Lo", "Lm", "Mn", "Mc", "Nd"}  # letters, their marks, digits: kept in file names
-_SHEET = 1 << 26  # pixels of a contact sheet at the most, unless it shows a single clip
-_SHEET_WIDTH = 1600  # pixels of its clips side by side: further samples go below
-_STRIP = 4  # frames of a clip that a contact sheet shows
 
 
 def say(message: str) -> None:
@@ -110,11 +106,11 @@ def _slug(prompt: str) -> str:
 
 
 def run_name(request: Request, weights: Mapping[str, str]) -> str:
-    """The file name of output that belongs to all samples of a run, without suffix."""
-    name = output_name(request, weights, 0, request.samples[0])
-    if len(request.prompts) * len(request.samples) == 1:
-        return name
-    return name[:-8] + _digest(request.model_dump_json(), weights)
+    """The file name, without suffix, of output that holds all clips of a run: the first prompt and how many more."""
+    clips = len(request.prompts) * len(request.samples)
+    if clips == 1:
+        return output_name(request, weights, 0, request.samples[0])
+    return f"{_slug(request.prompts[0])}-and-{clips - 1}-more-clips-{_digest(request.model_dump_json(), weights)}"
 
 
 def _digest(made_by: str, weights: Mapping[str, str]) -> str:
@@ -134,10 +130,7 @@ def write_videos(
 
     A video whose frames are enlarged, or that plays at another rate, says so in its name. It replaces no other one.
     """
-    import numpy as np
-
-    from ..media import contact_sheet
-    from ..media.sheet import enlargement
+    from ..media.sheet import sheet_of_samples
 
     samples = len(request.samples)
     command = shlex.join(sys.argv).encode(errors="backslashreplace").decode()  # a path may be no UTF-8
@@ -150,34 +143,12 @@ def write_videos(
         path = out / (name if format == "frames" else f"{name}.{format}")
         video.save(path, format, upscale=upscale, fps=fps)
         print(f"{kind:<14} {path}\nmanifest:      {path}.json")
-    height, width = videos[0].frames.shape[1:3]
-    zoom = enlargement(width)
-    rows, columns = _on_the_sheet(len(request.prompts), samples, height * width * zoom**2)
-    across = max(1, min(columns, _SHEET_WIDTH // (_STRIP * width * zoom)))
-    clips, titles = [], []
-    for prompt, text in enumerate(request.prompts[:rows]):
-        for first in range(0, columns, across):
-            line = range(first, min(first + across, columns))
-            own = [videos[prompt * samples + number].frames for number in line]
-            clips.append(own + [np.full_like(own[0], 255)] * (across - len(line)))
-            numbers = [str(request.samples[number]) for number in line]
-            titles.append(text if samples == 1 else f"{text}, sample{'s' * (len(line) > 1)} {', '.join(numbers)}")
+    frames = [video.frames for video in videos]
+    rows = [frames[first : first + samples] for first in range(0, len(frames), samples)]
     path = out / f"{run_name(request, weights)}-sheet.png"
-    path = contact_sheet(clips, titles, [""] * across, path=path, shown=_STRIP)
-    part = f" (the first {rows * columns} of {len(videos)} clips)" if rows * columns < len(videos) else ""
+    shown = sheet_of_samples(rows, request.prompts, request.samples, path=path)
+    part = f" (the first {shown} of {len(videos)} clips)" if shown < len(videos) else ""
     print(f"contact sheet: {path}{part}")
-
-
-def _on_the_sheet(prompts: int, samples: int, pixels: int) -> tuple[int, int]:
-    """How many prompts and samples a contact sheet shows. A larger picture could not be opened.
-
-    Args:
-        prompts, samples: how many there are.
-        pixels: of a frame on the sheet.
-    """
-    cells = max(1, _SHEET // (_STRIP * pixels))
-    columns = min(samples, max(1, math.isqrt(cells)))
-    return min(prompts, max(1, cells // columns)), columns
 
 
 def write_trace(trace: GuidanceTrace, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,9 @@ from .files import check_place, enlarge, need_pillow, save_video
 
 MOVING = (".gif", ".webp")
 LEGIBLE = 160  # pixels: the width to which narrow clips are enlarged at least
-
-
-def enlargement(width: int) -> int:
-    """The integer factor by which a sheet enlarges clips of this width."""
-    return -(-LEGIBLE // width) if width < LEGIBLE else 1
+STRIP = 4  # frames of a clip that a sheet shows, unless it moves
+WIDTH = 1600  # pixels of the samples side by side: further samples go below
+MOST_PIXELS = 1 << 26  # of a run's sheet, unless it shows a single clip
 
 
 def contact_sheet(
@@ -28,7 +27,7 @@ def contact_sheet(
     column_labels: Sequence[str],
     *,
     path: str | Path,
-    shown: int = 4,
+    shown: int = STRIP,
     fps: float = 8,
 ) -> Path:
     """Write a labelled picture: one row per prompt, and one column per sample or setting.
@@ -71,7 +70,7 @@ def contact_sheet(
     # Lay out: the size of a cell, the lines of every label, the size of the sheet.
     font = ImageFont.load_default(size=14)
     gap, line = 10, 20
-    zoom = enlargement(clips[0][0].shape[2])
+    zoom = _enlargement(clips[0][0].shape[2])
     frame_height, frame_width = (side * zoom for side in clips[0][0].shape[1:3])
     length = max(len(clip) for row in clips for clip in row) if moves else shown
     pixels = len(row_labels) * frame_height * len(column_labels) * length * frame_width
@@ -115,6 +114,52 @@ def contact_sheet(
     with atomic_path(path) as temporary:
         Image.fromarray(frames[0]).save(temporary)
     return path
+
+
+def sheet_of_samples(
+    clips: Sequence[Sequence[np.ndarray]], prompts: Sequence[str], samples: Sequence[int], *, path: str | Path
+) -> int:
+    """Write the contact sheet of a run as PNG: the samples of a prompt side by side, in several rows if they are many.
+
+    A run of very many clips shows its first ones, because programs cannot open a larger picture.
+
+    Args:
+        clips: a row for each prompt with a clip for each sample, as in ``contact_sheet``.
+        prompts: the text of each row.
+        samples: the index of each sample.
+        path: the file.
+
+    Returns:
+        How many clips it shows.
+
+    Raises:
+        InputError: as in ``contact_sheet``.
+    """
+    height, width = clips[0][0].shape[1:3]
+    zoom = _enlargement(width)
+    shown_prompts, shown_samples = _fitting(len(prompts), len(samples), height * width * zoom**2)
+    across = max(1, min(shown_samples, WIDTH // (STRIP * width * zoom)))
+    rows, labels = [], []
+    for row, prompt in zip(clips[:shown_prompts], prompts[:shown_prompts], strict=True):
+        for first in range(0, shown_samples, across):
+            line = slice(first, min(first + across, shown_samples))
+            own, numbers = list(row[line]), ", ".join(map(str, samples[line]))
+            rows.append(own + [np.full_like(own[0], 255)] * (across - len(own)))
+            labels.append(prompt if len(samples) == 1 else f"{prompt}, sample{'s' * (len(own) > 1)} {numbers}")
+    contact_sheet(rows, labels, [""] * across, path=path)
+    return shown_prompts * shown_samples
+
+
+def _fitting(prompts: int, samples: int, pixels: int) -> tuple[int, int]:
+    """How many prompts and samples fit a sheet of ``MOST_PIXELS``; ``pixels`` are those of a frame on it."""
+    cells = max(1, MOST_PIXELS // (STRIP * pixels))
+    columns = min(samples, max(1, math.isqrt(cells)))
+    return min(prompts, max(1, cells // columns)), columns
+
+
+def _enlargement(width: int) -> int:
+    """The integer factor by which a sheet enlarges clips of this width."""
+    return -(-LEGIBLE // width) if width < LEGIBLE else 1
 
 
 def _strip(clip: np.ndarray, shown: int, zoom: int) -> np.ndarray:
