@@ -71,9 +71,25 @@ def test_what_cannot_be_written_is_refused_before_it_is_made(refused, tiny_model
     assert "--fps 5000.0 is not a rate: give a number from 0.1 to 1000" in refused(*words, "--fps", 5000)
     (tmp_path / "clip.mp4").write_bytes(b"")
     message = refused("generate", "--from", tmp_path / "clip.mp4")
-    assert "is a video without its manifest, clip.mp4.json: give the manifest" in message
+    assert "is a video without its manifest, clip.mp4.json: give the JSON file that was written beside" in message
+    message = refused("generate", "--from", ".")
+    assert f". is a folder without its manifest, {Path.cwd().name}.json: give the JSON file that was written" in message
     assert "--class is for a class-conditional model" in refused("generate", "--class", 3, "--model", tiny_model)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_fault_in_a_file_of_prompts_names_its_line(refused, tiny_model, tmp_path):
+    file, good = tmp_path / "prompts.txt", b"a red circle moves left on a white background"
+    words = ("--prompts-file", file, "--model", "guidon-small", "--out", tmp_path / "out")
+    for command, bad in (("generate", b"a red heart moves left on a white background"), ("evaluate", b"zzz")):
+        file.write_bytes(b"\xef\xbb\xbf" + good + b"\r\n\n" + bad + b"\n")
+        assert f"{file}, line 3: " in refused(command, *words)
+        file.write_bytes(good + b"\r" + good + b"\n\n\xff\xfe\n")
+        assert f"{file} cannot be read as --prompts-file, a prompt a line: line 4 is not text" in refused(
+            command, *words
+        )
+    file.write_bytes(good)
+    assert "line" not in refused("generate", *words, "--steps", 5000)  # what is wrong is no prompt
 
 
 def test_prompts_and_samples_come_together_in_one_sheet(run, tiny_model, tmp_path):
@@ -206,7 +222,10 @@ def test_bad_models_manifests_and_folders(refused, tmp_path):
         ((PROMPT, "--model", "guidon-smal", "--out", tmp_path), "did you mean 'guidon-small'"),
         ((PROMPT, "--out", tmp_path / "file" / "sub"), "cannot be written"),
         (("--from", tmp_path / "not.json", "--out", tmp_path), "not a manifest"),
-        (("--from", tmp_path / "none.json", "--out", tmp_path), "none.json cannot be read as JSON: it is not there"),
+        (
+            ("--from", tmp_path / "none.json", "--out", tmp_path),
+            "none.json cannot be read as a manifest: it is not there",
+        ),
         (("--from", tmp_path / "weights.json", "--out", tmp_path), "weights is 3, expected hashes by name"),
         (("--from", tmp_path / "key.json", "--out", tmp_path), "key.json: unknown key 'stepz' (did you mean 'steps'?)"),
         (

@@ -97,7 +97,7 @@ def test_a_setting_that_moved_to_a_term_names_it(tmp_path, name, value, now):
 
 def test_a_date_that_is_none_is_bad_yaml(tmp_path):
     (tmp_path / "r.yaml").write_text("task: vae\nsteps: 2024-13-45\n")
-    with pytest.raises(InputError, match=r"cannot be read as YAML: .*month must be in"):
+    with pytest.raises(InputError, match=r"cannot be read as a recipe: .*month must be in"):
         load_recipe(tmp_path / "r.yaml")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..core.errors import InputError, setting
 from . import options
-from .generate import read_prompts
+from .generate import lines_named, read_prompts
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
 from .planning import find_planner
@@ -109,8 +110,10 @@ def evaluate(
     from ..analysis import evaluate as evaluation
 
     settings = evaluation.settings_of(scales, channels)
-    asked = {"split": None if prompts_file else split, "prompts": texts, "seeds": seeds}
-    captions = evaluation.check_evaluation(planner, settings, cast("Choices", sampling), **asked)
+    asked: dict[str, Any] = {"split": None if prompts_file else split, "prompts": texts, "seeds": seeds}
+    check = partial(evaluation.check_evaluation, planner, settings, cast("Choices", sampling))
+    with lines_named(prompts_file, lambda prompt: check(prompts=[prompt], seeds=seeds)):
+        captions = check(**asked)
     if out is not None:
         prepare_folder(out)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -288,7 +290,11 @@ def generate(
         check_fps(fps)
     prepare_folder(out)
     if manifest is None:
-        request = planner.read_prompts(request, force=force)
+        asked = request
+        with lines_named(
+            prompts_file, lambda text: planner.read_prompts(asked.model_copy(update={"prompts": (text,)}), force=force)
+        ):
+            request = planner.read_prompts(asked, force=force)
     shape, unit = planner.latent_shape(request), facts.downsampling
     check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
     check_library(format)
@@ -368,17 +374,51 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise InputError(f"the prompt {prompt!r} is not UTF-8 text")
-    found = list(prompts)
-    if file is not None:
-        from ..core.reading import TEXT_BYTES, reading, regular_file
-
-        what = f"{setting('prompts_file')}, a prompt a line"
-        regular_file(file, what, TEXT_BYTES)
-        with reading(file, what), file.open(encoding="utf-8-sig") as lines:
-            for line in lines:  # the whole text is never held beside its lines
-                found += [prompt for part in line.splitlines() if (prompt := part.strip())]
-                if len(found) > MOST_PROMPTS:
-                    raise InputError(f"{file} has over {MOST_PROMPTS:,} prompts: divide it into several files")
+    found = [*prompts, *(prompt for _, prompt in (read_lines(file) if file is not None else ()))]
     if not found:
         raise InputError('no prompt was given: guidon generate "a red circle moves left on a white background"')
     return tuple(found)
+
+
+def read_lines(file: Path) -> list[tuple[int, str]]:
+    """The prompts of a file, each with the number of its line. Empty lines hold none.
+
+    Raises:
+        InputError: there are too many, or the file is no text.
+    """
+    from ..core.reading import TEXT_BYTES, reading, regular_file
+
+    found, number, what = list[tuple[int, str]](), 0, f"{setting('prompts_file')}, a prompt a line"
+    regular_file(file, what, TEXT_BYTES)
+    with reading(file, what, "save it as UTF-8"), file.open("rb") as lines:
+        for line in lines:  # the whole text is never held beside its lines
+            try:
+                parts = line.decode("utf-8" if number else "utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise ValueError(f"line {number + 1} is not text in UTF-8") from None
+            found += [(number + k, prompt) for k, part in enumerate(parts, 1) if (prompt := part.strip())]
+            number += len(parts)
+            if len(found) > MOST_PROMPTS:
+                raise InputError(f"{file} has over {MOST_PROMPTS:,} prompts: divide it into several files")
+    return found
+
+
+@contextmanager
+def lines_named(file: Path | None, check: Callable[[str], object]) -> Iterator[None]:
+    """Where the block refuses a prompt of a file, name the file and the line in the message.
+
+    Args:
+        file: the file of prompts; None for none.
+        check: refuses one prompt, as the block does.
+    """
+    try:
+        yield
+    except InputError:
+        for number, prompt in read_lines(file) if file is not None else ():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    check(prompt)
+            except InputError as error:
+                raise InputError(f"{file}, line {number}: {error.args[0]}") from error
+        raise

@@ -103,16 +103,22 @@ def _line_of(source: str, place: Place) -> int | None:
     return None if line is None else line + 1
 
 
-def read_mapping(path: Path) -> Any:
+def read_mapping(path: Path, what: str | None = None) -> Any:
     """The content of a YAML or JSON file (JSON if its suffix is ``.json``).
+
+    Args:
+        path: the file.
+        what: what it should be, with an article: "a study"; None for the name of its format.
 
     Raises:
         InputError: the file cannot be read, is not text, is not valid, gives a key twice, or is too large.
     """
     if path.suffix == ".json":
-        return parse_json(read_text(path, "JSON"), path, "JSON")
-    text = read_text(path, "YAML", YAML_BYTES)
-    with reading(path, "YAML", "correct it"):
+        what = what or "JSON"
+        return parse_json(read_text(path, what), path, what)
+    what = what or "YAML"
+    text = read_text(path, what, YAML_BYTES)
+    with reading(path, what, "correct it"):
         loader = _Loader(text)
         try:
             node = loader.get_single_node()

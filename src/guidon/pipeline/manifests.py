@@ -16,6 +16,7 @@ from ..request import Computation, Output, Request
 if TYPE_CHECKING:
     import torch
 
+VIDEOS = (".mp4", ".gif", ".webp", ".png")  # what a manifest lies beside, but for a folder of frames
 MOST_THREADS = 4  # for each core: a manifest that asks for more is not followed
 
 
@@ -49,7 +50,7 @@ class Manifest:
         if not isinstance(given, str | Path):
             raise InputError(f"the manifest is {quoted(given)}: give its path, the path of its clip, or its content")
         path = manifest_of(Path(given))
-        return cls._from(read_mapping(path), str(path))
+        return cls._from(read_mapping(path, "a manifest"), str(path))
 
     @classmethod
     def _from(cls, found: Any, source: str | None) -> Manifest:
@@ -114,12 +115,16 @@ def manifest_of(path: Path) -> Path:
     Raises:
         InputError: it is a video or a folder without one.
     """
-    beside = path.with_name(f"{path.name}.json") if path.name else path
+    named = path if path.name else path.resolve()  # "." and ".." have a name of their own
+    beside = named.with_name(f"{named.name}.json") if named.name else named
     if path.suffix != ".json" and is_there(beside, "a manifest"):
         return beside
-    if path.suffix.lower() in (".mp4", ".gif", ".webp", ".png") or path.is_dir():
-        what = "is a folder without" if path.is_dir() else "is a video without"
-        raise InputError(f"{path} {what} its manifest, {beside.name}: give the manifest that was written beside it")
+    what = "a folder" if path.is_dir() else "a video" if path.suffix.lower() in VIDEOS else None
+    if what:
+        raise InputError(
+            f"{path} is {what} without its manifest, {beside.name or 'FILE.json'}: give the JSON file that was written "
+            f"beside a clip, or the clip itself"
+        )
     return path
 
 

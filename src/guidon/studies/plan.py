@@ -152,7 +152,7 @@ def check_size(settings: int, prompts: int, seeds: int) -> None:
 
 def load_study(path: Path) -> Study:
     """The validated content of a STUDY.yaml."""
-    return validated(Study, read_mapping(path), str(path))
+    return validated(Study, read_mapping(path, "a study"), str(path))
 
 
 def arms(study: Study) -> dict[str, Arm]:
