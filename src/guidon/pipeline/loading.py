@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import torch
 
@@ -24,57 +24,50 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
-def load(
-    model: str | Path = "guidon-small",
-    *,
-    device: str | torch.device = "auto",
-    checkpoint: str | Path | None = None,
-    text_encoder: str | Path | None = None,
-    vae: str | Path | None = None,
-    features: str | Path | None = None,
-    text_dtype: str = "fp32",
-    download: bool = False,
-    offload: str | None = None,
-    **other: Never,
-) -> Pipeline:
+class LoadOptions(TypedDict, total=False):
+    """The keywords of ``load``, which says what they mean."""
+
+    device: str | torch.device
+    checkpoint: str | Path | None
+    text_encoder: str | Path | None
+    vae: str | Path | None
+    features: str | Path | None
+    text_dtype: str
+    download: bool
+    offload: str | None
+
+
+class ReproduceOptions(LoadOptions, RunOptions, total=False):
+    """The keywords of ``reproduce``: those of ``load``, and how to run."""
+
+
+def load(model: str | Path = "guidon-small", **options: Unpack[LoadOptions]) -> Pipeline:
     """The pipeline of a preset's name, or of a folder of weights.
 
     Args:
         model: a preset (``guidon models`` lists them), or a folder that ``guidon train`` wrote.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto" (the default), "cpu", "cuda", "cuda:N" or "mps".
         checkpoint: the released weights of a preset that the package does not hold.
         text_encoder, vae: folders in hub layout.
         features: caption features kept by ``guidon encode``, in place of the text encoder.
-        text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB), "bf16", "fp16" or "int8".
-        download: fetch what is missing from the hub.
+        text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB, the default), "bf16", "fp16" or "int8".
+        download: True to fetch what is missing from the hub.
         offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.
-        other: names that do not exist; the error says what to give.
 
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
     """
-    for name in other:
-        raise InputError(f"load has no {name!r}{no_option_of_load(name)}")
+    for name in options:
+        if name not in LoadOptions.__annotations__:
+            raise InputError(f"load has no {name!r}{no_option_of_load(name)}")
     if not isinstance(model, str | Path):
         raise InputError(f"model is {quoted(model)}: give the name of a preset, or a folder of weights")
-    preset, place = find_preset(str(model)), pick_device(str(device))
-    given = {"checkpoint": checkpoint, "text_encoder": text_encoder, "vae": vae, "features": features}
-    given |= {"text_dtype": text_dtype, "download": download, "offload": offload}
-    sources = validated(Sources, given, None)
+    preset, place = find_preset(str(model)), pick_device(str(options.pop("device", "auto")))
+    sources = validated(Sources, options, None)
     return Pipeline(preset, find_model(preset, sources, place), place, sources)
 
 
-def reproduce(
-    manifest: str | Path | Mapping[str, Any],
-    *,
-    device: str | torch.device = "auto",
-    checkpoint: str | Path | None = None,
-    text_encoder: str | Path | None = None,
-    vae: str | Path | None = None,
-    features: str | Path | None = None,
-    text_dtype: str = "fp32",
-    **options: Unpack[RunOptions],
-) -> Video | list[Video]:
+def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[ReproduceOptions]) -> Video | list[Video]:
     """Make a clip again from its manifest, as ``guidon generate`` does with a manifest.
 
     The frames are the same bit for bit on the same version of torch, with as many threads and on the same kind of
@@ -82,9 +75,8 @@ def reproduce(
 
     Args:
         manifest: its file, the clip that it lies beside, or its content, such as ``video.manifest``.
-        device, checkpoint, text_encoder, vae, features, text_dtype: as in ``load``. The model is the manifest's. Where
-            it is loaded already, ``pipe.reproduce(manifest)`` does not load it again.
-        options: as in ``Pipeline.reproduce``.
+        options: the keywords of ``load`` and of ``Pipeline.reproduce``. The model is the manifest's. Where it is loaded
+            already, ``pipe.reproduce(manifest)`` does not load it again.
 
     Returns:
         The clip; for an exact replay of several clips, the list of them.
@@ -93,11 +85,10 @@ def reproduce(
         InputError: it is no manifest of a clip; and as ``load`` and ``Pipeline.generate``.
     """
     found = Manifest.read(manifest)
-    pipe = load(
-        found.request.model, device=device, checkpoint=checkpoint, text_encoder=text_encoder, vae=vae,
-        features=features, text_dtype=text_dtype,
-    )  # fmt: skip
-    videos = pipe.reproduce(found, **options)
+    parts = {name: value for name, value in options.items() if name in LoadOptions.__annotations__}
+    pipe = load(found.request.model, **cast("LoadOptions", parts))
+    run = {name: value for name, value in options.items() if name not in parts}
+    videos = pipe.reproduce(found, **cast("RunOptions", run))
     return videos[0] if len(videos) == 1 else videos
 
 
