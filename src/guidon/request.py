@@ -31,13 +31,12 @@ from .models.prompts import check_prompts
 from .models.registry import find_replay
 from .models.sources import Sources
 from .models.vae import FRAMES_TOGETHER
-from .samplers import SamplerName
+from .samplers import CLIPS_TOGETHER, SamplerName
 
 if TYPE_CHECKING:
     import torch
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-BATCH = 8  # clips that are denoised together, where a call does not say it
 DtypeName = Literal["fp32", "bf16", "fp16"]
 GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON keys of the guidance, but for the rule
 
@@ -420,7 +419,7 @@ class Planner:
         prompts: Sequence[str],
         samples: Sequence[int] = (0,),
         *,
-        batch_size: int = BATCH,
+        batch_size: int = CLIPS_TOGETHER,
         device: torch.device | str | None = None,
         force: bool = False,
         **choices: Unpack[Choices],
@@ -438,7 +437,7 @@ class Planner:
         prompts: Sequence[str],
         samples: Sequence[int] = (0,),
         *,
-        batch_size: int = BATCH,
+        batch_size: int = CLIPS_TOGETHER,
         device: torch.device | str | None = None,
         **choices: Unpack[Choices],
     ) -> Request:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import InputError, setting
+from ..samplers import CLIPS_TOGETHER
 from . import options
 from .options import given, of_model, option
 from .outputs import prepare_folder, run_name, stopped, write_trace, write_videos
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3'
 DEFAULT_MODEL = "guidon-small"  # used if neither a model nor a manifest is given
-BATCH = 8  # clips that are denoised together, where neither the user nor a manifest says it
 MOST_PROMPTS = 1 << 20  # of one file: each is held in memory with its clips
 
 
@@ -138,7 +138,7 @@ def generate(
             "Number of clips that are denoised together. It changes memory, and pixels by at most 1/255, except with "
             "--exact, where it decides the clips.",
             min=1,
-            default=f"{BATCH}, or the manifest's",
+            default=f"{CLIPS_TOGETHER}, or the manifest's",
         ),
     ] = None,
     sequential: Annotated[
@@ -276,9 +276,10 @@ def generate(
         raise InputError(
             f"{setting('classes')} is for a class-conditional model, {preset.name} takes text: give a prompt"
         )
+    together = batch_size or CLIPS_TOGETHER
     if manifest is None:
         request = planner.complete(
-            texts, range(num_samples), batch_size=batch_size or BATCH, device=known_device(device), **choices
+            texts, range(num_samples), batch_size=together, device=known_device(device), **choices
         )
     else:
         request = manifest.request
@@ -310,7 +311,7 @@ def generate(
 
     clips = len(request.prompts) * len(request.samples)
     traced = GuidanceTrace() if trace else None
-    together = max(batch_size or BATCH, clips) if trace else batch_size or BATCH  # a trace can hold only one batch
+    together = max(together, clips) if trace else together  # a trace can hold only one batch
     what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
     with stopped("nothing was written"), progress(what, "steps") as on_step:
         run: dict[str, Any] = {"sequential": sequential, "on_step": on_step, "trace": traced}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
 from ..core.errors import InputError, nearest, quoted, setting
-from ..request import BATCH, Choices, Request, is_list
+from ..request import Choices, Request, is_list
+from ..samplers import CLIPS_TOGETHER
 from .diffusers_names import own_names
 from .steering import check_inputs
 
@@ -104,7 +105,7 @@ class Call:
     @property
     def batch_size(self) -> int:
         """How many clips are denoised together."""
-        return self.run.get("batch_size", BATCH)
+        return self.run.get("batch_size", CLIPS_TOGETHER)
 
     def form(self, made: list[Video] | DiffusersOutput) -> Any:
         """What was made, in the form that the call asks for."""

@@ -24,7 +24,8 @@ from ..models.family import Preset
 from ..models.model import Model
 from ..models.sources import Sources
 from ..models.text.prompts import PromptMemory
-from ..request import BATCH, Choices, Computation, Planner, Request, require_room
+from ..request import Choices, Computation, Planner, Request, require_room
+from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
 from .diffusers_names import ATTRIBUTES, DTYPES, no_attribute
 from .generation import Denoised, Generation, decode, warn_of_fallback
@@ -132,7 +133,7 @@ class Pipeline(metaclass=_Named):
         prompts: str | Sequence[str],
         samples: Sequence[int] = (0,),
         *,
-        batch_size: int = BATCH,
+        batch_size: int = CLIPS_TOGETHER,
         force: bool = False,
         **choices: Unpack[Choices],
     ) -> Request:
@@ -151,7 +152,7 @@ class Pipeline(metaclass=_Named):
         prompts: str | Sequence[str],
         samples: Sequence[int] = (0,),
         *,
-        batch_size: int = BATCH,
+        batch_size: int = CLIPS_TOGETHER,
         **choices: Unpack[Choices],
     ) -> Request:
         """``plan`` for captions of a bench: whether the model can follow them is not asked.
@@ -216,7 +217,7 @@ class Pipeline(metaclass=_Named):
         trace, callback = options.get("trace"), options.get("callback_on_step_end")
         steering = None if callback is None else Steering(self, callback)
         count, shape = len(request.prompts) * len(request.samples), self.planner.latent_shape(request)
-        batch_size = request.batch_size or (options.get("batch_size", BATCH) if like is None else like.batch)
+        batch_size = request.batch_size or (options.get("batch_size", CLIPS_TOGETHER) if like is None else like.batch)
         require_room(self.model.facts, shape, count, batch_size, self.device)
         for what, given in (("a trace", trace), ("a callback", callback)):
             if given is not None and count > batch_size:

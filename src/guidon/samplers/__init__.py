@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..core.lazy import imported_later
-from .contract import AfterStep, CheckedDenoiser, Denoiser, Noise, SamplerName, checked
+from .contract import CLIPS_TOGETHER, AfterStep, CheckedDenoiser, Denoiser, Noise, SamplerName, checked
 
 if TYPE_CHECKING:
     from .ddim import ddim_reverse_step, ddim_step, sample_ddim
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .philox import CudaGenerator
 
 __all__ = [
-    "AfterStep", "CheckedDenoiser", "CudaGenerator", "Denoiser", "LegacyNoise", "Noise", "SampleNoise", "SamplerName",
-    "checked", "ddim_reverse_step", "ddim_step", "ddpm_step", "replayed_noise", "sample_ddim", "sample_ddpm",
-    "sample_dpm_solver",
+    "CLIPS_TOGETHER", "AfterStep", "CheckedDenoiser", "CudaGenerator", "Denoiser", "LegacyNoise", "Noise",
+    "SampleNoise", "SamplerName", "checked", "ddim_reverse_step", "ddim_step", "ddpm_step", "replayed_noise",
+    "sample_ddim", "sample_ddpm", "sample_dpm_solver",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "ddim", "ddpm", "dpm_solver", "noise", "philox")

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from ..diffusion import NoiseLevel
 
+CLIPS_TOGETHER = 8
+"""How many clips are denoised together where a call does not say it."""
 SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
 Noise: TypeAlias = "Callable[[Tensor], Tensor]"
 """``noise(x)`` gives standard normal values shaped like x."""
