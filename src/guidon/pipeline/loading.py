@@ -93,7 +93,7 @@ def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[Reprod
 
 
 def from_diffusers(
-    pipe: DiffusionPipeline, *, features: str | Path | None = None, frequencies: Frequencies = "original"
+    pipe: DiffusionPipeline, *, features: str | Path | None = None, frequencies: Frequencies | None = None
 ) -> Pipeline:
     """The pipeline of the weights in a diffusers pipeline: Guidon's network, samplers and guidance on the same tensors.
 
@@ -107,6 +107,8 @@ def from_diffusers(
         features: caption features kept by ``guidon encode``, in place of the text encoder.
         frequencies: those of DiT's timestep embedding, "original" or "diffusers". The released weights were trained
             with the original ones, which diffusers does not use; weights that were trained in diffusers need its own.
+            Left out: diffusers' where the embedders of the blocks differ, which only training in diffusers makes,
+            and the original ones elsewhere.
 
     Raises:
         InputError: the pipeline is of another family, or one of its parts is missing or unsuitable.

@@ -40,14 +40,17 @@ def vae(hub):
     return AutoencoderKL.from_pretrained(hub / "vae")
 
 
-def make_dit_network(**config):
-    """A random DiT of diffusers, all of its weights shaken, whose blocks hold one embedder as converted ones do."""
+def make_dit_network(own_embedders=False, **config):
+    """A random DiT of diffusers, all of its weights shaken.
+
+    Its blocks hold one embedder, as those of converted weights do, or embedders of their own, as after training.
+    """
     from diffusers import DiTTransformer2DModel
 
     shape = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 8, "num_layers": 2}
     network = shaken(lambda: DiTTransformer2DModel(**shape | {"sample_size": 8, "norm_eps": 1e-6} | config))
     first = network.transformer_blocks[0].norm1.emb.state_dict()
-    for block in network.transformer_blocks:
+    for block in () if own_embedders else network.transformer_blocks:
         block.norm1.emb.load_state_dict(first)
     return network
 
@@ -144,20 +147,41 @@ def test_whole_runs_are_the_originals(vae, name):
     assert relative_error(sample(denoiser, schedule, z, noise), g["sample"]) < 1e-4
 
 
+def calls_of(pipe, classes=(1, 500)):
+    """What the pipeline gives its network in a run of its own, and what it gets: (latents, t, y, output) each."""
+    calls = []
+    hook = pipe.transformer.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append((*args, kwargs["timestep"], kwargs["class_labels"], out[0])),
+        with_kwargs=True,
+    )
+    pipe(list(classes), guidance_scale=4.0, num_inference_steps=7, output_type="pt", generator=torch.Generator())
+    hook.remove()
+    assert len(calls) == 7
+    return calls
+
+
 @torch.no_grad()
 def test_with_diffusers_frequencies_every_call_of_its_own_dit_pipeline_is_reproduced(vae):
     pipe = make_dit(vae)
-    calls = []
-    pipe.transformer.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append((args, kwargs, output[0])), with_kwargs=True
-    )
-    pipe([1, 500], guidance_scale=4.0, num_inference_steps=7, output_type="pt", generator=torch.Generator())
     same, original = network_of(pipe, frequencies="diffusers"), network_of(pipe)
-    assert len(calls) == 7
-    for (x,), kwargs, expected in calls:
-        t, y = kwargs["timestep"], kwargs["class_labels"]
+    for x, t, y, expected in calls_of(pipe):
         assert relative_error(same(x, t, y), expected) < 1e-6
         assert t[0] < 100 or relative_error(original(x, t, y), expected) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
+def test_a_dit_that_was_trained_in_diffusers_is_reproduced_with_no_option(vae, epsilon):
+    pipe = make_dit(vae, make_dit_network(own_embedders=True, num_layers=3, norm_eps=epsilon))
+    network = network_of(pipe)
+    assert network.config.own_embedders
+    original = network_of(pipe, frequencies="original")
+    for x, t, y, expected in calls_of(pipe):
+        assert relative_error(network(x, t, y), expected) < 1e-6
+        assert t[0] < 100 or relative_error(original(x, t, y), expected) > 1e-3
+    # guidance and sampling are on it as on any other
+    pipe.transformer.requires_grad_(False)
+    assert guidon.from_diffusers(pipe)("1", steps=2, cfg_channels=3, seed=0).frames.shape == (1, 64, 64, 3)
 
 
 @torch.no_grad()
@@ -170,10 +194,8 @@ def test_the_frequencies_are_the_only_difference_but_for_an_epsilon(vae):
     assert relative_error(network_of(make_dit(vae, network))(x, t, y), network(x, t, y).sample) < 1e-6
     # 1e-5 in the second norm of every block is diffusers' default, DiT has 1e-6
     network = make_dit_network(norm_eps=1e-5)
-    error = relative_error(
-        network_of(make_dit(vae, network), frequencies="diffusers")(x, t, y), network(x, t, y).sample
-    )
-    assert 1e-7 < error < 1e-4
+    same = network_of(make_dit(vae, network), frequencies="diffusers")
+    assert relative_error(same(x, t, y), network(x, t, y).sample) < 1e-6
 
 
 def test_at_timestep_0_both_formulas_agree_and_they_part_as_it_grows():

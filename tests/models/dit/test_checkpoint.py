@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from goldens import relative_error
-from guidon import load_checkpoint
+from guidon import inspect_checkpoint, load_checkpoint
 from guidon.core.errors import InputError
 
 
@@ -35,5 +35,15 @@ def test_diffusers_dit_is_translated_and_equals_diffusers_once_its_timestep_freq
     weights = theirs.state_dict()
     weights["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] += 1
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(InputError, match="differs from the first block's copy"):
+    # blocks whose embedders differ were trained in diffusers, with its frequencies and its epsilon
+    own = load_checkpoint(tmp_path)
+    for block in theirs.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 1
+    theirs.load_state_dict(weights)
+    with torch.no_grad():
+        assert relative_error(own(x, t, y), theirs(x, timestep=t, class_labels=y).sample) < 1e-5
+    assert "embedders of its own" in str(inspect_checkpoint(tmp_path))
+    del weights["transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.bias"]
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(InputError, match=r"blocks\.1\.t_embedder\.mlp\.2\.bias"):
         load_checkpoint(tmp_path)

@@ -61,7 +61,7 @@ class Adopted:
     """Where the pipeline runs."""
 
 
-def adopt(pipe: DiffusionPipeline, *, features: Path | None, frequencies: Frequencies) -> Adopted:
+def adopt(pipe: DiffusionPipeline, *, features: Path | None, frequencies: Frequencies | None) -> Adopted:
     """The model in a diffusers pipeline; see ``guidon.from_diffusers``.
 
     Raises:
@@ -223,17 +223,21 @@ def _find_dtype(transformer: nn.Module) -> torch.dtype:
     return next(transformer.parameters()).dtype
 
 
-def _find_settings(pipe: DiffusionPipeline, family: str, frequencies: Frequencies) -> dict[str, Any]:
+def _find_settings(pipe: DiffusionPipeline, family: str, frequencies: Frequencies | None) -> dict[str, Any]:
     """Configuration values that the weights do not give.
 
     Raises:
         InputError: the frequencies do not exist, or are not a matter of this family.
     """
     valid = get_args(Frequencies)
-    if frequencies not in valid:
+    if frequencies is not None and frequencies not in valid:
         raise InputError(f"{setting('frequencies')} {frequencies!r} does not exist{nearest(frequencies, valid)}")
     if family == "DiT":
-        return {"frequency_shift": int(frequencies == "diffusers")}
+        if frequencies is None:
+            return {}
+        if frequencies == "original":
+            return {"frequency_shift": 0}
+        return {"frequency_shift": 1, "mlp_norm_eps": cast("Any", pipe).transformer.config.get("norm_eps", 1e-5)}
     if frequencies == "diffusers":
         raise InputError(f"PixArt has the same frequencies in diffusers: leave out {setting('frequencies')}")
     return {"any_size": any("Sigma" in kind for kind in _kinds(pipe))}

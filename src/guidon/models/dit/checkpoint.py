@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ...core.errors import InputError
 from ..parts.diffusers import TRANSLATED, translate
 from ..parts.reading import Tensors, TransformerReader, image_values
 from . import NAME
@@ -31,30 +30,49 @@ BLOCK = {
     "ff.net.0.proj": "mlp.fc1",
     "ff.net.2": "mlp.fc2",
 }
+EMBEDDERS = {  # of the blocks behind the first, where they differ from its own
+    "norm1.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "norm1.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "norm1.emb.class_embedder.embedding_table": "y_embedder.embedding_table",
+}
 JOINED = {"attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v")}
 
 
-def from_diffusers(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]] | None:
-    """See ``TransformerReader.from_diffusers``. diffusers gives every block a copy of the embedders.
+OWN_EMBEDDERS = "blocks.1.t_embedder.mlp.0.weight"
+"""The tensor that tells a network whose blocks have embedders of their own."""
 
-    Raises:
-        InputError: the copies differ.
+
+def from_diffusers(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]] | None:
+    """See ``TransformerReader.from_diffusers``.
+
+    In diffusers every block has embedders. Those of a converted network are copies of the first block's, and are left
+    out. A network that was trained in diffusers has other weights in each.
     """
     if not all(name in tensors for name in DIFFUSERS):
         return None
-    copies = {name for name in tensors if re.match(r"transformer_blocks\.(?!0\.)\d+\.norm1\.emb\.", name)}
-    for name in sorted(copies):
-        first = re.sub(r"transformer_blocks\.\d+", "transformer_blocks.0", name)
-        if first not in tensors or not torch.equal(tensors[first], tensors[name]):
-            raise InputError(f"{name} differs from the first block's copy: it is not a DiT that diffusers converted")
-    rest = {name: value for name, value in tensors.items() if name not in copies}
-    left_out = f"{len(copies)} copies of the timestep and class embedders, all equal, left out"
-    return translate(rest, LAYERS, BLOCK, JOINED), (TRANSLATED, *([left_out] if copies else []))
+    others = {name for name in tensors if re.match(r"transformer_blocks\.(?!0\.)\d+\.norm1\.emb\.", name)}
+    if not all(_is_copy(tensors, name) for name in others):
+        own = "every block has timestep and class embedders of its own: it was trained in diffusers"
+        return translate(tensors, LAYERS, BLOCK | EMBEDDERS, JOINED), (TRANSLATED, own)
+    rest = {name: value for name, value in tensors.items() if name not in others}
+    left_out = f"{len(others)} copies of the timestep and class embedders, all equal, left out"
+    return translate(rest, LAYERS, BLOCK, JOINED), (TRANSLATED, *([left_out] if others else []))
+
+
+def _is_copy(tensors: Tensors, name: str) -> bool:
+    first = tensors.get(re.sub(r"transformer_blocks\.\d+", "transformer_blocks.0", name))
+    return first is not None and torch.equal(first, tensors[name])
 
 
 def shapes(tensors: Tensors, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """Patch size and number of classes; also the side of the latents if positions or ``config.json`` give it."""
-    return image_values(tensors, hub) | {"num_classes": tensors["y_embedder.embedding_table.weight"].shape[0] - 1}
+    """Patch size and number of classes; also the side of the latents if positions or ``config.json`` give it.
+
+    A network that was trained in diffusers has diffusers' frequencies and its epsilon.
+    """
+    values = image_values(tensors, hub) | {"num_classes": tensors["y_embedder.embedding_table.weight"].shape[0] - 1}
+    if OWN_EMBEDDERS in tensors:
+        values |= {"own_embedders": True, "frequency_shift": 1, "mlp_norm_eps": hub.get("norm_eps", 1e-5)}
+    return values
 
 
 READER = TransformerReader(

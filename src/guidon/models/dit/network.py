@@ -8,6 +8,7 @@ parameter, as in the original.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -41,6 +42,11 @@ class DiTConfig:
     frequency_shift: int = 0
     """Frequencies of the timestep embedding: 0 as in DiT, 1 as in diffusers' ``DiTTransformer2DModel``. A network needs
     those that it was trained with."""
+    own_embedders: bool = False
+    """Whether every block embeds timestep and class with weights of its own, as a DiT that was trained in diffusers.
+    In the original all blocks share one embedding."""
+    mlp_norm_eps: float = 1e-6
+    """Epsilon of the norm before a block's MLP; the default of diffusers' ``DiTTransformer2DModel`` is 1e-5."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class ClassEmbedding:
     """A batch of class labels, embedded."""
 
     embedding: Tensor
-    """(B, D)."""
+    """(B, D), or (B, blocks, D) where every block has an embedder of its own."""
 
     def cat(self, other: ClassEmbedding) -> ClassEmbedding:
         """Concatenate the rows: those of this object, then those of ``other``."""
@@ -79,16 +85,24 @@ class Modulation(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, both modulated by timestep and class."""
+    """Self-attention and MLP, both modulated by timestep and class.
 
-    def __init__(self, config: DiTConfig) -> None:
+    Args:
+        config: the network's.
+        embeds: whether it holds embedders of its own.
+    """
+
+    def __init__(self, config: DiTConfig, embeds: bool = False) -> None:
         super().__init__()
         d = config.hidden_size
         self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(d, config.num_heads)
-        self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(d, eps=config.mlp_norm_eps, elementwise_affine=False)
         self.mlp = Mlp(d, int(d * config.mlp_ratio), d)
         self.adaLN_modulation = Modulation(d, 6)
+        if embeds:
+            self.t_embedder = TimestepEmbedder(d, config.frequency_shift)
+            self.y_embedder = LabelEmbedder(config.num_classes, d)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (B, N, D), condition (B, D)."""
@@ -123,7 +137,8 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(d, config.frequency_shift)
         self.y_embedder = LabelEmbedder(config.num_classes, d)
         self.pos_embed = nn.Parameter(self.position_tables()["pos_embed"], requires_grad=False)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        # the embedders of the network are the first block's, and the head's
+        self.blocks = nn.ModuleList(Block(config, config.own_embedders and k > 0) for k in range(config.depth))
         self.final_layer = Head(d, patch**2 * self.out_channels)
         self._initialise()
 
@@ -142,7 +157,7 @@ class DiT(nn.Module):
             elif isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(module.out_channels, -1))
         for name, parameter in self.named_parameters():
-            if name.startswith(("t_embedder", "y_embedder")) and name.endswith("weight"):
+            if ("t_embedder" in name or "y_embedder" in name) and name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
 
     @property
@@ -168,7 +183,15 @@ class DiT(nn.Module):
                 f"class {int(y.max())} is not in this model: it has 0 to {self.config.num_classes - 1}, "
                 f"and {self.config.num_classes} for none"
             )
-        return ClassEmbedding(self.y_embedder(y))
+        return ClassEmbedding(
+            torch.stack([part.y_embedder(y) for part in self._embedding_parts()], dim=1)
+            if self.config.own_embedders
+            else self.y_embedder(y)
+        )
+
+    def _embedding_parts(self) -> list[Any]:
+        """What holds the embedders of each block: the network itself for the first."""
+        return [self, *self.blocks[1:]]
 
     def null(self, rows: int, mask: Tensor | None = None) -> ClassEmbedding:
         """The null class, ``rows`` times."""
@@ -194,10 +217,15 @@ class DiT(nn.Module):
         if x.shape[-2:] != (size, size):
             raise InputError(f"this DiT was made for latents of {size} x {size}, given {tuple(x.shape[-2:])}")
         h = self.x_embedder(x.to(self.dtype)) + self.pos_embed
-        condition = self.t_embedder(timesteps_of(timestep, x)) + label.embedding
-        for block in self.blocks:
+        t = timesteps_of(timestep, x)
+        if self.config.own_embedders:
+            parts = zip(self._embedding_parts(), label.embedding.unbind(1), strict=True)
+            conditions = [part.t_embedder(t) + embedding for part, embedding in parts]
+        else:
+            conditions = [self.t_embedder(t) + label.embedding] * len(self.blocks)
+        for block, condition in zip(self.blocks, conditions, strict=True):
             h = block(h, condition)
         return rearrange(
-            self.final_layer(h, condition).float(),
+            self.final_layer(h, conditions[0]).float(),
             "b (nh nw) (ph pw c) -> b c (nh ph) (nw pw)", nh=size // patch, nw=size // patch, ph=patch, pw=patch,
         )  # fmt: skip
