@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidon import world
-from guidon.world.spelling import edits, intended
+from guidon.world.prompts.spelling import edits, intended
 
 KNOWN = [word for word in world.vocabulary() if len(word) > 2]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guidon import world
-from guidon.world import lexicon
+from guidon.world.prompts import lexicon
 
 READ = world.PromptReader()
 WHITE = "on a white background"
