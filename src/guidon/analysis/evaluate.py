@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from ..core import errors
 from ..core.atomic import atomic_path
+from ..core.devices import pick_device
 from ..core.errors import InputError
 from ..core.progress import OnStep
 from ..core.reading import read_object, reading
 from ..media import contact_sheet, load_video
 from ..media.files import shrink
 from ..metrics import video, world
-from ..metrics.bench import find_bench
+from ..metrics.bench import find_bench, open_bench
+from ..metrics.choice import BenchChoice, find_weights, learned_parts
 from ..metrics.metric import EVALUATION_SEED, SHARE, Bench, Examples, Metric, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval, metric_interval
 from ..request import Choices, Planner, Request
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
 TRUTH, CEILING = "truth", "truth through the VAE"
+MODELS_OWN = BenchChoice()
 BATCH = 16  # clips denoised together. Guidance doubles the rows; larger batches no longer fit a CPU's caches
 RECORDED = ("sampler", "steps", "eta", "guidance", "timing")  # keys of a request that an evaluation records
 
@@ -114,6 +118,7 @@ class Evaluation:
     def legend(self, metrics: Sequence[str] | None = None) -> str:
         """What the columns of the table say, one line each, and what the brackets hold."""
         lines = [explained(self.bench.metrics[name]) for name in metrics or self.bench.shown]
+        lines += said_weights(self.bench)
         return "\n".join([*lines, "[low, high] is the 95% interval of the mean over prompts"])
 
     def write(self, out: Path) -> list[Path]:
@@ -156,6 +161,8 @@ class Evaluation:
         }
         described = {"model": self.model, "split": self.split, "prompts": len(self.captions), "seeds": self.seeds}
         against = {"against": self.sampled[0], "compared": compared}
+        weights = {part: own.model_dump() for part, own in self.bench.weights.items()}
+        described |= {"bench": self.bench.name, "bench_weights": weights} if weights else {}
         return described | {"sampling": self.sampling, "settings": settings} | against
 
 
@@ -188,6 +195,11 @@ def readable(value: float) -> str:
     return "0" if float(text) == 0 else text
 
 
+def said_weights(bench: Bench) -> list[str]:
+    """A line for each learned part of a bench: the weights with which it measures."""
+    return [f"{part} measures with {own.name}, SHA-256 {own.hash[:12]}" for part, own in bench.weights.items()]
+
+
 def explained(metric: Metric) -> str:
     """What a metric measures, in a line."""
     better = "" if metric.better is None else f"; {metric.better} is better"
@@ -202,6 +214,7 @@ def check_evaluation(
     split: str | None = None,
     prompts: int | Sequence[str] = 100,
     seeds: int = 1,
+    bench: BenchChoice = MODELS_OWN,
     device: torch.device | None = None,
 ) -> tuple[str, ...]:
     """The captions of an evaluation whose settings are valid. It needs neither the model's weights nor torch.
@@ -209,21 +222,23 @@ def check_evaluation(
     The arguments are those of ``evaluate``; ``planner`` is that of its model, and ``device`` where it runs, if known.
 
     Raises:
-        InputError: a setting is not valid for the model, or its bench has no captions or no such split.
+        InputError: a setting is not valid for the model, its bench has no captions or no such split, or weights of the
+            bench are missing.
     """
     if not settings:
         raise InputError("there is no setting to evaluate: give at least one")
-    bench = find_bench(planner.facts.bench)
+    judge = find_bench(bench.full_name(planner.facts.bench))
+    find_weights(bench, judge.name)
     if isinstance(prompts, int):
-        first = bench.captions(split, EVALUATION_SEED, 1)
+        first = judge.captions(split, EVALUATION_SEED, 1)
     else:
         for text in prompts:
-            bench.check_prompt(text)
+            judge.check_prompt(text)
         planner.facts.check_prompts(prompts)
         first = tuple(prompts[:1])
     for setting in settings:
         planner.complete(first, range(seeds), device=device, **_at(setting, choices))
-    return bench.captions(split, EVALUATION_SEED, prompts) if isinstance(prompts, int) else tuple(prompts)
+    return judge.captions(split, EVALUATION_SEED, prompts) if isinstance(prompts, int) else tuple(prompts)
 
 
 def evaluate(
@@ -233,6 +248,7 @@ def evaluate(
     split: str | None = None,
     prompts: int | Sequence[str] = 100,
     seeds: int = 1,
+    bench: BenchChoice = MODELS_OWN,
     batch_size: int = BATCH,
     pictures: int = 8,
     on_step: OnStep | None = None,
@@ -247,13 +263,15 @@ def evaluate(
             combinations, "L3" an unseen speed.
         prompts: how many captions of the split, for a model whose bench has captions with exact truth; or texts.
         seeds: samples of each caption.
+        bench: what measures, with its weights; by default the model's own bench.
         batch_size: clips denoised together.
         pictures: for how many prompts the frames of the first sample are kept.
         on_step: called as ``on_step(done, 1000)`` over all sampling.
         choices: choices that all settings share, such as sampler and steps. The seed of prompt k is ``seed + k``.
 
     Raises:
-        InputError: a setting is not valid for the model, or its bench has no captions or no such split.
+        InputError: a setting is not valid for the model, its bench has no captions or no such split, or weights of the
+            bench are missing or cannot be read.
     """
     seed = choices.pop("seed", None)
     first = pipe.preset.seed if seed is None else seed
@@ -261,14 +279,15 @@ def evaluate(
         raise InputError(f"seed {first!r:.60} is not one whole number: prompt k gets the seed seed + k")
     # Refuse an invalid setting before anything is sampled.
     captions = check_evaluation(
-        pipe.planner, settings, choices, split=split, prompts=prompts, seeds=seeds, device=pipe.device
+        pipe.planner, settings, choices, split=split, prompts=prompts, seeds=seeds, bench=bench, device=pipe.device
     )
     # Measure the upper bounds: truth, and truth through the autoencoder.
-    bench, count = find_bench(pipe.model.facts.bench), len(captions)
+    judge = open_bench(bench, pipe.model.facts.bench, device=pipe.device, keep=pipe.model.vae.keep)
+    count = len(captions)
     values, shown, exact = dict[str, Values](), dict[str, list[np.ndarray]](), None
     if isinstance(prompts, int):
-        exact = bench.own_examples(split)
-        values, shown = _ceilings(pipe, bench, *exact, captions, pictures)
+        exact = judge.own_examples(split)
+        values, shown = _ceilings(pipe, judge, *exact, captions, pictures)
     # Sample and measure every setting, block by block.
     over_seeds: dict[str, Values] = {}
     sampling: dict[str, Any] = {}
@@ -280,7 +299,7 @@ def evaluate(
             own: Choices = {**_at(setting, choices), "seed": first + start, "seed_per_prompt": True}
             request = pipe.complete(captions[start : start + per_block], tuple(range(seeds)), **own)
             report = _share_of(on_step, done, size, len(settings) * count)
-            blocks.append(_sample_block(pipe, bench, exact, start, request, batch_size, report))
+            blocks.append(_sample_block(pipe, judge, exact, start, request, batch_size, report))
             sampling = {key: value for key, value in request.model_dump(mode="json").items() if key in RECORDED}
         name = str(setting)
         values[name] = {key: found.reshape(count, seeds) for key, found in _joined(b.values for b in blocks).items()}
@@ -288,7 +307,7 @@ def evaluate(
         if blocks[0].over_seeds:
             over_seeds[name] = _joined(block.over_seeds for block in blocks)
     return Evaluation(
-        bench, pipe.preset.name, exact and exact[1], captions, seeds, sampling | {"seed": first}, values, over_seeds,
+        judge, pipe.preset.name, exact and exact[1], captions, seeds, sampling | {"seed": first}, values, over_seeds,
         shown if pictures else {},
     )  # fmt: skip
 
@@ -381,11 +400,13 @@ class MeasuredFiles:
     """file -> metric -> value; NaN where undefined."""
     left_out: dict[Path, str]
     """Files that were not measured, or not against a caption, and why."""
+    bench: Bench = video.BENCH
+    """What measured all files; those with a caption of the world were also measured by the bench "world"."""
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """The metrics of all files, in the order of the tables."""
-        known = {**world.BENCH.metrics, **video.BENCH.metrics}
+        known = {**world.BENCH.metrics, **self.bench.metrics}
         return {name: known[name] for name in dict.fromkeys(name for row in self.values.values() for name in row)}
 
     def table(self) -> str:
@@ -398,7 +419,8 @@ class MeasuredFiles:
             cells = " | ".join(_written(row.get(name), metric) for row in self.values.values())
             head = name if metric.unit == SHARE else f"{name} ({metric.unit})"
             lines.append(f"| {head} | {cells} | {explained(metric).partition(': ')[2]} |")
-        return "\n".join(lines)
+        said = said_weights(self.bench)
+        return "\n".join([*lines, *(["", *said] if said else [])])
 
     def write(self, path: Path) -> Path:
         """Write the values as JSON; undefined ones are null."""
@@ -417,32 +439,58 @@ def _written(value: float | None, metric: Metric) -> str:
     return f"{100 * value:.0f}%" if metric.unit == SHARE else readable(value)
 
 
-def measure_files(paths: Sequence[Path], caption: str | None = None) -> MeasuredFiles:
-    """Measure video files with the bench "video", and with the bench "world" if there is a caption.
+def check_files_bench(bench: BenchChoice) -> None:
+    """Refuse a bench that does not measure any video, or whose weights are missing.
+
+    Raises:
+        InputError: the message says which one to give.
+    """
+    full = bench.full_name(video.BENCH.name)
+    if full.partition("+")[0] != video.BENCH.name:
+        name = errors.setting("bench")
+        raise InputError(f"{name} {full!r} is for a model: files are measured by video and learned parts")
+    find_weights(bench, full)
+
+
+def measure_files(
+    paths: Sequence[Path], caption: str | None = None, bench: BenchChoice = MODELS_OWN, device: str = "auto"
+) -> MeasuredFiles:
+    """Measure video files with the bench "video", and with the bench "world" if there is a caption of it.
 
     What cannot be measured is left out, and named.
 
     Args:
         paths: the files.
         caption: what they should show; None for the prompt in the manifest beside each.
+        bench: learned parts that measure too, with their weights.
+        device: where these run.
 
     Raises:
-        InputError: the caption asks for nothing that can be measured, or no file could be measured.
+        InputError: the caption asks for nothing that can be measured, weights are missing, or no file could be
+            measured.
     """
-    if caption is not None:
+    check_files_bench(bench)
+    learned = learned_parts(bench.full_name(video.BENCH.name))
+    judge = open_bench(bench, video.BENCH.name, device=pick_device(device) if learned else "cpu")
+    reads_any = "clip" in learned  # it compares with captions that the world does not know
+    if caption is not None and not reads_any:
         world.BENCH.check_prompt(caption)
     found, left_out = dict[Path, dict[str, float]](), dict[Path, str]()
     for path in dict.fromkeys(paths):
         if path.name.endswith(("-sheet.png", ".json", ".npz")):
             left_out[path] = "it is a contact sheet" if path.suffix == ".png" else f"it is {path.suffix[1:]}, no video"
             continue
+        text, why = (caption, None) if caption is not None else _caption_of(path)
         try:
             frames = _frames_as_made(path)
-            values = _measured(video.BENCH, frames, "")
+            values = _measured(judge, frames, text or "")
         except InputError as error:
             left_out[path] = str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
             continue
-        aligned, why = _against_caption(path, frames, caption)
+        aligned: dict[str, float] = {}
+        if text is not None:
+            aligned, unlike = _against_caption(frames, text)
+            why = None if reads_any else unlike
         found[path] = aligned | values
         if why is not None:
             left_out[path] = f"measured without a caption: {why}"
@@ -450,15 +498,12 @@ def measure_files(paths: Sequence[Path], caption: str | None = None) -> Measured
         first, why = next(iter(left_out.items()))
         more = f", and {len(left_out) - 1} others were not either" if len(left_out) > 1 else ""
         raise InputError(f"no file could be measured: {first}: {why}{more}")
-    return MeasuredFiles(found, left_out)
+    return MeasuredFiles(found, left_out, judge)
 
 
-def _against_caption(path: Path, frames: np.ndarray, caption: str | None) -> tuple[dict[str, float], str | None]:
-    """The metrics of a clip against its caption; none, and why, where there is nothing to compare it with."""
+def _against_caption(frames: np.ndarray, text: str) -> tuple[dict[str, float], str | None]:
+    """The metrics of a clip of the world against its caption; none, and why, where they do not fit the world."""
     try:
-        text = _caption_of(path) if caption is None else caption
-        if text is None:
-            return {}, "there is no manifest with one prompt beside it"
         world.BENCH.check_prompt(text)
         return _measured(world.BENCH, frames, text), None
     except InputError as error:
@@ -481,11 +526,16 @@ def _frames_as_made(path: Path) -> np.ndarray:
         return shrink(frames, upscale, *content["frames"][1:3])
 
 
-def _caption_of(path: Path) -> str | None:
-    """The prompt in the manifest beside a video, as the model read it; None if there is none."""
-    content = _manifest_beside(path)
+def _caption_of(path: Path) -> tuple[str | None, str | None]:
+    """The prompt in the manifest beside a video, as the model read it; or None, and why there is none."""
+    try:
+        content = _manifest_beside(path)
+    except InputError as error:
+        return None, str(error)
     prompts = content["generation"]["prompts"] if content else []
-    return content["generation"]["read_as"].get(prompts[0], prompts[0]) if len(prompts) == 1 else None
+    if len(prompts) != 1:
+        return None, "there is no manifest with one prompt beside it"
+    return content["generation"]["read_as"].get(prompts[0], prompts[0]), None
 
 
 def _manifest_beside(path: Path) -> dict[str, Any]:

@@ -52,6 +52,32 @@ def evaluate(
         ),
     ] = None,
     seeds: Annotated[int, option("Measuring", "N", "Number of samples per caption.", min=1)] = 1,
+    bench: Annotated[
+        str | None,
+        option(
+            "Measuring",
+            "NAME",
+            "What measures: video, world, or with learned parts video+clip+dino; learned stands for all of these.",
+            default="the model's, and the parts whose weights are given",
+            values=options.BENCHES,
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        option("Measuring", "FOLDER", "CLIP or SigLIP for the bench: fit to the prompt.", default="none"),
+    ] = None,
+    dino: Annotated[
+        Path | None,
+        option("Measuring", "FOLDER", "DINOv2 for the bench: consistency of the subject.", default="none"),
+    ] = None,
+    lpips: Annotated[
+        Path | None,
+        option("Measuring", "FOLDER", "The two files of LPIPS for the bench: visible change.", default="none"),
+    ] = None,
+    aesthetic: Annotated[
+        Path | None,
+        option("Measuring", "FILE", "LAION's aesthetic head for the bench and its CLIP.", default="none"),
+    ] = None,
     cfg_scale: options.CfgScales = None,
     cfg_channels: Annotated[
         list[str] | None,
@@ -75,6 +101,7 @@ def evaluate(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    download: options.Download = False,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -90,17 +117,19 @@ def evaluate(
         guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler
     )
     parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
     if videos:
         for name in given(
             cfg_scale=cfg_scale, cfg_channels=cfg_channels, prompts_file=prompts_file, **sampling, **parts
         ):
             raise InputError(f"{setting(name)} belongs to a model, and video files were given: leave it out")
-        measure_files(videos, caption, out)
+        measure_files(videos, caption, weights | {"download": download}, device, out)
         return
     if caption is not None:
         raise InputError(f"{setting('caption')} belongs to video files, and none was given")
 
     # Check everything before torch is imported.
+    parts |= given(download=download or None)
     planner = find_planner(model, device, parts)
     texts = prompts if prompts_file is None else read_prompts((), prompts_file)
     scales, channels = cfg_scale or [1.0, planner.preset.cfg_scale], cfg_channels or [planner.preset.cfg_channels]
@@ -108,11 +137,14 @@ def evaluate(
         for choice in channels:
             planner.complete([""], range(seeds), cfg_scale=scale, cfg_channels=choice, **sampling)
     from ..analysis import evaluate as evaluation
+    from ..metrics.choice import BenchChoice
 
+    chosen = BenchChoice(**weights, download=download)
     settings = evaluation.settings_of(scales, channels)
     asked: dict[str, Any] = {"split": None if prompts_file else split, "prompts": texts, "seeds": seeds}
+    asked["bench"] = chosen
     check = partial(evaluation.check_evaluation, planner, settings, cast("Choices", sampling))
-    with lines_named(prompts_file, lambda prompt: check(prompts=[prompt], seeds=seeds)):
+    with lines_named(prompts_file, lambda prompt: check(prompts=[prompt], seeds=seeds, bench=chosen)):
         captions = check(**asked)
     if out is not None:
         prepare_folder(out)
@@ -132,13 +164,18 @@ def evaluate(
         print(path)
 
 
-def measure_files(videos: Sequence[Path], caption: str | None, out: Path | None) -> None:
+def measure_files(
+    videos: Sequence[Path], caption: str | None, weights: dict[str, Any], device: str, out: Path | None
+) -> None:
     """Measure files, and name those that are left out on stderr."""
     from ..analysis import evaluate as evaluation
+    from ..metrics.choice import BenchChoice
 
+    bench = BenchChoice(**weights)
+    evaluation.check_files_bench(bench)
     if out is not None:
         prepare_folder(out)
-    found = evaluation.measure_files(videos, caption)
+    found = evaluation.measure_files(videos, caption, bench, device)
     for path, why in found.left_out.items():
         say(f"{path}: {why}")
     print(found.table())

@@ -194,9 +194,7 @@ def generate(
             values=("stages", "none"),
         ),
     ] = None,
-    download: Annotated[
-        bool, option("Model and weights", None, "Fetch missing weights from the hub.", "--download")
-    ] = False,
+    download: options.Download = False,
     device: options.Device = "auto",
     out: Annotated[
         Path, option("Output", "FOLDER", "Folder for videos, manifests and the contact sheet.", *options.OUT)

@@ -23,6 +23,7 @@ TEXT_DTYPES = (*DTYPES, "int8")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CHOICES_OF_CHANNELS = ("3", "all", "none", "only:3", "0,2", "0-2")
 SPLITS = ("L0", "L1", "L2", "L3")
+BENCHES = ("video", "world", "learned", "video+clip", "video+dino", "video+clip+dino")
 
 
 def models() -> list[str]:
@@ -175,6 +176,7 @@ Features = Annotated[
     Path | None,
     option("Model and weights", "FILE", "Caption features from `guidon encode`; replaces T5.", default="none"),
 ]
+Download = Annotated[bool, option("Model and weights", None, "Fetch missing weights from the hub.", "--download")]
 Device = Annotated[str, option("Model and weights", "DEVICE", "auto, cpu, cuda, cuda:N or mps.", values=DEVICES)]
 
 

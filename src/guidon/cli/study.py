@@ -44,6 +44,7 @@ def run(
         prepare_folder(out)
 
     from ..core.progress import progress
+    from ..metrics.bench import open_bench
     from ..pipeline import load
     from ..studies.answer import answer
     from ..studies.cells import threads_of
@@ -55,9 +56,10 @@ def run(
     if dry_run:
         print(outline(plan, seconds_per_cell(plan, pipe)))
         return
+    bench = open_bench(study.bench, pipe.model.facts.bench, device=pipe.device, keep=pipe.model.vae.keep)
     kept = f"blocks of {plan.block} clips that are done are kept in {out}: the same command goes on"
     with stopped(kept), progress(f"study of {plan.cells} cells") as bar:
-        run_study(plan, pipe, out, on_cell=bar, on_solve=bar, say=say)
+        run_study(plan, pipe, out, bench=bench, on_cell=bar, on_solve=bar, say=say)
 
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, the first rank prints the answer
         return

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.errors import InputError, nearest
 from ..core.reading import Limit
+from .choice import Weights
 
 EVALUATION_SEED = 1  # seed of the captions for reported results; training uses other seeds
 TUNING_SEED = 1001  # seed of the captions on which scales are chosen; no result is reported on them
@@ -115,6 +116,8 @@ class Bench:
     """The bench's own captions and clips; None if the user must give prompts."""
     goal: Goal | None = None
     """The goal of `guidon tune`; None if scales cannot be tuned on this bench."""
+    weights: Mapping[str, Weights] = field(default_factory=dict[str, Weights])
+    """The weights with which its learned parts measure, by part."""
 
     def find_metric(self, name: str) -> Metric:
         """The metric of that name. Raises InputError, with the nearest name, if there is none."""

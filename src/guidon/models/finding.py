@@ -70,7 +70,7 @@ def _check_parts(preset: Preset[Released], sources: Sources) -> None:
     wrong, missing = list[str](), list[str]()
     for name, given, find, repository, file in parts:
         if given is None:
-            if not sources.download and not _is_cached(repository, file, name):
+            if not sources.download and not is_cached(repository, file, name):
                 missing.append(f"{_of(repository, file)} as {setting(name)}")
             continue
         try:
@@ -192,8 +192,9 @@ def _of(repository: str, file: str | None) -> str:
     return f"{file} of {repository}" if file else repository
 
 
-def _is_cached(repository: str, file: str | None, source: str) -> bool:
-    """Whether the hub's local cache holds a part. The hub's library, which is slow, is asked only if it may."""
+def is_cached(repository: str, file: str | None, source: str, only: Sequence[str] = ()) -> bool:
+    """Whether the hub's local cache holds a part. The hub's library, which is slow, is asked only if it may. The
+    arguments are those of ``find_on_hub``."""
     try:
         constants = import_module("huggingface_hub.constants")
     except ImportError:
@@ -201,26 +202,27 @@ def _is_cached(repository: str, file: str | None, source: str) -> bool:
     if not (Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}").is_dir():
         return False
     try:
-        return bool(find_on_hub(repository, file, False, source))
+        return bool(find_on_hub(repository, file, False, source, only))
     except InputError:
         return False
 
 
-def find_on_hub(repository: str, file: str | None, download: bool, source: str) -> Path:
+def find_on_hub(repository: str, file: str | None, download: bool, source: str, only: Sequence[str] = ()) -> Path:
     """A file or folder of a hub repository, from the local cache, or downloaded if that is allowed.
 
     Args:
         repository: its name on the hub.
         file: a file or folder in it; None for all of it.
         download: whether it may be downloaded.
-        source: the field of ``Sources`` with which a user can name it.
+        source: the setting with which a user can name it.
+        only: patterns of the files to take, where ``file`` is None; if empty, all of them.
 
     Raises:
         InputError: it is not in the cache, or cannot be downloaded.
     """
     purpose = f"looking for {repository} on the hub, as {setting(source)} is not given,"
     hub, errors = (require(name, purpose, "video") for name in ("huggingface_hub", "huggingface_hub.errors"))
-    patterns = None if file is None else [file, f"{file}/*"]
+    patterns = [file, f"{file}/*"] if file is not None else list(only) or None
     folder, what = None, f"downloading {_of(repository, file)} from huggingface.co"
     try:
         with lines(what) if download else nullcontext():

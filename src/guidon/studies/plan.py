@@ -23,6 +23,7 @@ from ..core.hashing import hash_settings
 from ..core.limits import as_text
 from ..core.reading import Limit
 from ..core.settings import Settings, read_mapping, validated
+from ..metrics.choice import BenchChoice, Weights, describe_weights, find_weights
 from ..models.sources import Sources
 from ..request import Choices, Planner, Request
 
@@ -104,6 +105,10 @@ class Study(Settings):
     """The split of the bench from which captions are taken; None for its default split."""
     prompts: PositiveInt | Annotated[tuple[Text, ...], Field(min_length=1)]
     """The number of captions to take from the bench; or a list of prompts, as texts or class numbers."""
+    bench: Annotated[
+        BenchChoice, BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)
+    ] = BenchChoice()
+    """What measures the clips, and with which weights; its name alone is enough where it needs none."""
     tuning_prompts: PositiveInt = 8
     """Number of prompts on which scales are solved, if a setting gives energy_of."""
     seeds: PositiveInt = 1
@@ -212,6 +217,8 @@ class Plan(Settings):
     """The hash of each part of the model."""
     bench: str
     """The bench that measures its clips."""
+    bench_weights: dict[str, Weights] = Field(default_factory=dict[str, Weights])
+    """By learned part of the bench, the weights that it measures with."""
     captions: Annotated[tuple[str, ...], Field(min_length=1)]
     """The prompts."""
     tuning: tuple[str, ...] = ()
@@ -251,6 +258,8 @@ class Plan(Settings):
         if self.format == FIRST_FORMAT:
             values["of_the_world"] = values.pop("bench") == "world"
             del values["tuning"]
+        if not self.bench_weights:  # plans of earlier versions do not have them
+            del values["bench_weights"]
         return values
 
     @property
@@ -311,7 +320,7 @@ class Plan(Settings):
         metrics of then.
         """
         first = FIRST_FORMAT in (self.format, other.format)
-        left_out = {"format", "scales", "settings"} | ({"tuning"} if first else set())
+        left_out = {"format", "scales", "settings", "bench_weights"} | ({"tuning"} if first else set())
         ours, theirs = self, other
         if {self.format, other.format} & set(EARLIER_FORMATS):
             ours, theirs = (plan.model_copy(update={"bench": _name_of_then(plan.bench)}) for plan in (self, other))
@@ -320,6 +329,9 @@ class Plan(Settings):
         same = list(self.settings) == list(other.settings) and all(
             _same_setting(own, other.settings[name], first) for name, own in self.settings.items()
         )
+        hashes = [{part: own.hash for part, own in plan.bench_weights.items()} for plan in (self, other)]
+        if hashes[0] != hashes[1]:  # folders may be renamed
+            found.append("bench_weights")
         return found if same else [*found, "settings"]
 
 
@@ -396,6 +408,9 @@ class CheckedStudy:
     """A study whose settings are valid for its model. Neither the weights nor torch were needed to find out."""
 
     bench: Bench
+    """It measures only if it has no learned parts; see ``metrics.bench.open_bench``."""
+    weights: dict[str, Path]
+    """Where the weights of its learned parts are."""
     captions: tuple[str, ...]
     """The prompts."""
     tuning: tuple[str, ...]
@@ -426,7 +441,9 @@ def check_study(study: Study, planner: Planner, device: torch.device | None = No
             raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
     from ..metrics.bench import find_bench
 
-    bench, solves = find_bench(planner.facts.bench), any(arm.energy_of is not None for arm in chosen.values())
+    bench = find_bench(study.bench.full_name(planner.facts.bench))
+    weights = find_weights(study.bench, bench.name)
+    solves = any(arm.energy_of is not None for arm in chosen.values())
     if isinstance(study.prompts, int):
         bench.own_examples(study.split)
     bench.find_metric(study.primary.metric)
@@ -439,7 +456,7 @@ def check_study(study: Study, planner: Planner, device: torch.device | None = No
             _check_energy(name, chosen, requests, planner.channels)
             del settings[name]["cfg_scale"]
             settings[name]["energy_of"] = arm.energy_of
-    return CheckedStudy(bench, captions, tuning, settings)
+    return CheckedStudy(bench, weights, captions, tuning, settings)
 
 
 def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Plan:
@@ -457,8 +474,9 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
 
     checked = check_study(study, pipe.planner, pipe.device)
     plan = Plan(
-        title=study.title, model=study.model, weights=pipe.hashes, bench=checked.bench.name, captions=checked.captions,
-        tuning=checked.tuning, seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
+        title=study.title, model=study.model, weights=pipe.hashes, bench=checked.bench.name,
+        bench_weights=describe_weights(study.bench, checked.weights), captions=checked.captions, tuning=checked.tuning,
+        seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
         device=pipe.device.type, torch=torch.__version__, settings=checked.settings, primary=study.primary,
     )  # fmt: skip
     _check_texts(plan)
@@ -542,6 +560,7 @@ def outline(plan: Plan, seconds_per_cell: float) -> str:
         [
             f"{plan.title or 'study'}: plan {plan.hash[:12]}",
             *(f"  {name}{_how_solved(plan, name)}" for name in plan.settings),
+            *(f"{part} measures with {own.name}, SHA-256 {own.hash[:12]}" for part, own in plan.bench_weights.items()),
             f"{cells}, {cost}",
             f"primary: {primary.metric} of {primary.against!r} against {primary.baseline!r}; {detectable(count)} "
             f"(d_z = 0.3 needs {pairs_needed(0.3)})",

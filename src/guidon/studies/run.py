@@ -25,6 +25,7 @@ from ..core.locks import try_held
 from ..core.progress import OnStep
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
+from ..metrics.metric import Bench
 from ..pipeline import Pipeline
 from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, open_plan
 from .energy import solve_scales
@@ -38,6 +39,7 @@ def run_study(
     pipe: Pipeline,
     out: Path,
     *,
+    bench: Bench | None = None,
     on_cell: OnStep | None = None,
     on_solve: OnStep | None = None,
     say: Callable[[str], None] = print,
@@ -51,6 +53,7 @@ def run_study(
         plan: the plan to run. If the folder holds results of this plan, it is resumed.
         pipe: the plan's model.
         out: the results folder.
+        bench: what measures, from ``open_bench``. A plan whose bench has no learned parts finds its own.
         on_cell: called as ``on_cell(done, total)`` over the cells of the study.
         on_solve: called as ``on_solve(done, total)`` over the denoising steps that solve scales, before any cell.
         say: called with each message for the user, one line.
@@ -62,18 +65,24 @@ def run_study(
         InputError: the weights or the folder belong to another plan, a scale has no solution, or the disk is full.
     """
     _check_weights(plan, pipe)
+    bench = bench or find_bench(plan.bench)
+    _check_bench(plan, bench)
     with cpu_threads(plan.threads):
         plan = open_plan(plan, out)
+        if plan.bench != bench.name:  # a folder of an earlier format goes on with the metrics of then
+            bench = find_bench(plan.bench)
         delete_leftovers(out)
         plan = solve_scales(plan, pipe, out, on_step=on_solve, say=say)
         missing = sum(cell.damage() is not None for block in blocks_of(plan, out) for cell in block)
         require_disk(f"{missing:,} cells", missing * CELL_BYTES, out, lower="choose another disk, or make room")
-        written = _do_blocks(plan, pipe, out, on_cell, say)
+        written = _do_blocks(plan, pipe, bench, out, on_cell, say)
         delete_leftovers(out)  # again: others may have been killed since
         return written
 
 
-def _do_blocks(plan: Plan, pipe: Pipeline, out: Path, on_cell: OnStep | None, say: Callable[[str], None]) -> int:
+def _do_blocks(
+    plan: Plan, pipe: Pipeline, bench: Bench, out: Path, on_cell: OnStep | None, say: Callable[[str], None]
+) -> int:
     """Do every block that no other process does, until all are done. Returns how many cells were written here."""
     blocks = blocks_of(plan, out)
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -96,7 +105,7 @@ def _do_blocks(plan: Plan, pipe: Pipeline, out: Path, on_cell: OnStep | None, sa
                     continue
                 missing = _missing(block, say)  # the last owner may have done it between our look and our lock
                 if missing:
-                    _do(plan, pipe, block, missing)
+                    _do(plan, pipe, bench, block, missing)
                 written += len(missing)
         refused = 0
         done += len(block)
@@ -115,6 +124,18 @@ def _check_weights(plan: Plan, pipe: Pipeline) -> None:
         )
 
 
+def _check_bench(plan: Plan, bench: Bench) -> None:
+    """Refuse a bench that would measure with other weights than the plan's, or without weights."""
+    parts = plan.bench_weights.keys() | bench.weights.keys()
+    known = {name: (plan.bench_weights.get(name), bench.weights.get(name)) for name in sorted(parts)}
+    changed = [name for name, (a, b) in known.items() if a is None or b is None or a.hash != b.hash]
+    if bench.name != plan.bench or changed:
+        raise InputError(
+            f"the plan measures by {plan.bench}, with weights that are not those of this bench "
+            f"({', '.join(changed) or bench.name}): give the weights of the plan, or use another {setting('out')}"
+        )
+
+
 def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
     """The cells of a block that are absent or damaged."""
     missing = []
@@ -128,13 +149,13 @@ def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
     return missing
 
 
-def _do(plan: Plan, pipe: Pipeline, block: list[Cell], missing: list[Cell]) -> None:
+def _do(plan: Plan, pipe: Pipeline, bench: Bench, block: list[Cell], missing: list[Cell]) -> None:
     """Sample and measure a block, and write those of its cells that are missing."""
     request = plan.request(block[0].setting, slice(block[0].prompt, block[-1].prompt + 1))
     trace = GuidanceTrace()
     videos = pipe.generate(request, batch_size=len(block), trace=trace)
     captions = [plan.captions[cell.prompt] for cell in block]
-    values = find_bench(plan.bench).measure(np.stack([video.frames for video in videos]), captions)
+    values = bench.measure(np.stack([video.frames for video in videos]), captions)
     arrays = trace.as_arrays()
     for number, cell in enumerate(block):
         if cell not in missing:

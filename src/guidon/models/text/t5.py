@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints import count_values, on_meta, read_tensors
-from ...checkpoints.finding import AGAIN
 from ...core.errors import InputError
 from ...core.extras import require
-from ...core.limits import require_memory
 from ...core.progress import OnStep
-from ...core.reading import read_object, reading
+from ...core.reading import read_object
 from ...core.warn import warn
 from ..finding import check_t5
+from ..pretrained import read_network, reading_quietly
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": None}
 
@@ -63,12 +60,12 @@ class T5Encoder:
         transformers = require("transformers", "the T5 text encoder", "t5")
         if clean:
             _require_cleaning()
-        if not sys.stderr.isatty():
-            transformers.utils.logging.disable_progress_bar()
-        config = _quietly(lambda: _read_config(transformers, weights), weights)
-        tokenizer = _quietly(lambda: _read_tokenizer(transformers, words, config), words)
-        model = _quietly(lambda: _read_model(transformers, weights, config, dtype, device), weights)
-        model = model.eval().requires_grad_(False)
+        with reading_quietly(weights, "T5"):
+            config = _read_config(transformers, weights)
+        with reading_quietly(words, "T5"):
+            tokenizer = _read_tokenizer(transformers, words, config)
+        with reading_quietly(weights, "T5"):
+            model = _read_model(transformers, weights, config, dtype, device)
         description = {"encoder": model.config.architectures, "max_length": max_length, "clean": clean, "dtype": dtype}
         description |= {"features": model.config.d_model, "weights": _fingerprint(model)}
         return cls(model if dtype == "int8" else model.to(device), tokenizer, max_length, clean, description)
@@ -149,48 +146,17 @@ def _read_tokenizer(transformers: Any, folder: Path, config: Any) -> Any:
 
 
 def _read_model(transformers: Any, folder: Path, config: Any, dtype: str, device: torch.device | str) -> Any:
-    options: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    options: dict[str, Any] = {}
     if dtype == "int8":
         missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
         if missing:  # they are not in our extras, because they are useful only with a GPU
             raise InputError(f"T5 in 8 bits needs {' and '.join(missing)}: pip install {' '.join(missing)}")
         options = {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
-        options["device_map"] = {"": str(device)}
-    # The library would fill a model of any size with random numbers.
-    given = read_tensors(folder, checksums=False).tensors
-    with on_meta(len(given)):
-        wanted = count_values(transformers.T5EncoderModel(config).state_dict())
-    if wanted > 2 * count_values(given):
-        raise ValueError(f"config.json asks for {wanted:,} values, there are {count_values(given):,}")
-    if (kind := DTYPES[dtype]) is not None:
-        require_memory(f"the weights in {folder} in {dtype}", wanted * kind.itemsize)
-    model, found = transformers.T5EncoderModel.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
-    # The library fills missing tensors with random numbers and raises no error.
-    unread = sorted(found["missing_keys"]) + sorted(name for name, *_ in found["mismatched_keys"])
-    if unread:
-        raise InputError(
-            f"the weights in {folder} are incomplete or another model's: {len(unread)} of the tensors that its "
-            f"config.json asks for are missing or of another shape, such as {unread[0]}"
-        )
-    return model
+        options |= {"device_map": {"": str(device)}, "dtype": None}
+    return read_network(transformers.T5EncoderModel, folder, config, DTYPES[dtype], **options)
 
 
 def _fingerprint(model: Any) -> str:
     """A short hash of the first embeddings. It distinguishes models of one architecture without reading gigabytes."""
     rows = model.get_input_embeddings().weight[:64].float().cpu()
     return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
-
-
-def _quietly(read: Callable[[], Any], folder: Path) -> Any:
-    """Call ``read``. An error of transformers, with its log output, becomes a one-line error that names the folder."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with reading(folder, "T5", AGAIN):
-            return read()
-    finally:
-        logging.set_verbosity(verbosity)
