@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
@@ -11,6 +12,7 @@ from string import Template
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from jinja2 import Template as PageTemplate
 from markupsafe import Markup
 
 from ...core.atomic import atomic_path
@@ -128,16 +130,23 @@ def _fit(content: dict[str, Any], sources: Mapping[int, Sequence[Source]], order
 
 def _render(content: Mapping[str, Any], clips: Mapping[int, Sequence[Clip]]) -> str:
     folder = resources.files(__package__ or "guidon.studies.report")
-    html, css = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css"))
+    css = folder.joinpath("page.css").read_text("utf-8")
     js = "\n".join(folder.joinpath("scripts", name).read_text("utf-8") for name in SCRIPTS)
     frames, height, width, _ = content["frames"]
     css = Template(css).substitute(frames=frames, seconds=f"{frames / content['fps']:.6g}", width=width, height=height)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(html).render(
+    return _page().render(
         **content, clips=clips, css=Markup(css), js=Markup(js), css_digest=_digest(css), js_digest=_digest(js),
         version=VERSION, write_value=write_value, write_change=write_change, write_interval=write_interval,
         write_p=write_p, write_direction=write_direction,
     )  # fmt: skip
+
+
+@cache
+def _page() -> PageTemplate:
+    """The page's template. To compile it takes longer than to fill it."""
+    html = resources.files(__package__ or "guidon.studies.report").joinpath("page.html").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(html)
 
 
 def _digest(text: str) -> str:
