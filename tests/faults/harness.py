@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import random
@@ -173,6 +174,7 @@ def _be_child(
     work: Callable[..., Any], arguments: Sequence[Any], memory: int | None, cpu: float | None, output: int, writer: int
 ) -> None:
     """Run the function, send how it ended, and end this process. Nothing of the parent's is run at the end."""
+    gc.freeze()  # a collection would write to the pages of all that the parent holds, and so copy them
     how, value, message = "raised", None, ""
     os.write(writer, _pages()[1].to_bytes(8, "little"))
     try:
