@@ -1,3 +1,4 @@
+import gc
 import math
 import resource
 from collections import Counter
@@ -14,6 +15,7 @@ settings.load_profile("repeatable")
 
 CPU_LIMIT = 20.0  # seconds that one test may take; the summary names the tests above it
 CPU_SHOWN = 10
+CPU_BUDGET = 300.0  # seconds that `make test` may take; the summary warns above it
 
 _clock = {"mark": 0.0}
 _cpu_of_test: Counter[str] = Counter()
@@ -23,6 +25,12 @@ def _cpu_seconds() -> float:
     """CPU time so far of this process and of its children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def pytest_collection_finish():
+    """Take the modules and tests, which live until the end, out of garbage collection: Guidon collects after each stage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logstart():
@@ -53,7 +61,13 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{seconds:8.1f} s  {test}{above}")
     tests = sum(_cpu_of_test.values())
     terminalreporter.write_line(f"{tests:8.1f} s  all {len(_cpu_of_test)} tests")
-    terminalreporter.write_line(f"{_cpu_seconds():8.1f} s  with start and collection")
+    total, has_budget = _cpu_seconds(), "not long" in terminalreporter.config.option.markexpr
+    allowed = f", of {CPU_BUDGET:g} s allowed" if has_budget else ""
+    terminalreporter.write_line(f"{total:8.1f} s  with start and collection{allowed}")
+    if has_budget and total > CPU_BUDGET:
+        terminalreporter.write_line(
+            f"Warning: {total - CPU_BUDGET:.0f} s above the budget. Make the slowest tests cheaper.", yellow=True
+        )
 
 
 @pytest.fixture(autouse=True)
