@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
 from typing import Any
 
 import numpy as np
@@ -188,6 +190,36 @@ def test_guidance_is_taken_off_a_copy() -> None:
     guidon.remove(twin)
     assert torch.equal(run(tiny, twin), own)
     assert not torch.equal(run(tiny, pipe), own)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"]
+)
+def test_copies_and_pickles_of_a_pipeline_keep_its_guidance(copied: Any) -> None:
+    tiny = BY_NAME["wan-2.2"]  # two networks with one memory
+    pipe, seen = tiny.make(), []
+    own = run(tiny, pipe)
+    guidon.apply(pipe, Guidance(per_channel(tiny), rule="apg"), observe=seen.append)
+    guided, steps = run(tiny, pipe), len(seen)
+    twin = copied(pipe)
+    assert not torch.equal(guided, own)
+    assert torch.equal(run(tiny, twin), guided)
+    assert len(seen) == (2 * steps if copied is copy.deepcopy else steps) > 0  # a pickle leaves the observer behind
+    guidon.remove(twin)
+    assert torch.equal(run(tiny, twin), own)
+    assert torch.equal(run(tiny, pipe), guided)
+    guidon.remove(pipe)
+    assert not any(part._forward_hooks for part in (pipe.transformer, pipe.transformer_2, twin.transformer))
+
+
+def test_a_copy_keeps_its_guidance_where_the_pipeline_is_gone() -> None:
+    tiny = BY_NAME["sd3"]
+    pipe = tiny.make()
+    guidon.apply(pipe, Guidance(per_channel(tiny)))
+    guided, twin = run(tiny, pipe), copy.deepcopy(pipe)
+    del pipe
+    gc.collect()
+    assert torch.equal(run(tiny, twin), guided)
 
 
 def test_guidance_is_taken_off_a_network_that_was_replaced() -> None:

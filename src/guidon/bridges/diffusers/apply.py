@@ -9,6 +9,7 @@ A forward hook of torch's own sits on the pipeline's denoisers; ``hook.py`` says
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -36,6 +37,7 @@ def apply(
     it is, at its own scale, and acts on these channels; so it does under a plain guidance whose scale is the number
     that the pipeline is called with. Unguided channels are the conditional prediction. A guidance sits on the networks:
     another pipeline that shares them is guided too, and a pipeline whose network is replaced needs ``apply`` again.
+    Copies and pickles keep the guidance; a pickle leaves out ``observe``, which belongs to this process.
 
     Args:
         pipe: a pipeline of diffusers. Pipelines of ``families.FAMILIES`` take any guidance. An unknown one takes
@@ -73,17 +75,22 @@ def apply(
         raise InputError(f"{_name(pipe)} has one denoiser: leave out second")
     remove(pipe)
     choice = ChannelChoice() if isinstance(channels, Unset) else ChannelChoice.parse(channels)
-    after_network = GuidanceHook(ref(pipe), guidances or None, choice, observe, family).after_network
-
-    # traced by the compiler, the hook would cost a recompilation
-    @torch.compiler.disable
-    def guidon_hook(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return after_network(network, args, kwargs, output)
-
-    setattr(guidon_hook, _OURS, True)
+    hook = GuidanceHook(ref(pipe), guidances or None, choice, observe, family)
     for network in networks:
-        network.register_forward_hook(guidon_hook, with_kwargs=True)
+        network.register_forward_hook(partial(after_network, hook), with_kwargs=True)
     _GUIDED[pipe] = WeakSet(networks)
+
+
+# A function of the module, so that pickle finds it. Traced by the compiler, it would cost a recompilation.
+@torch.compiler.disable
+def after_network(hook: GuidanceHook, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """The forward hook that ``apply`` registers, once it knows its ``GuidanceHook``."""
+    return hook.after_network(network, args, kwargs, output)
+
+
+def _is_ours(hook: Any) -> bool:
+    """Whether a forward hook is one of ``apply``, also on the copy of a network."""
+    return isinstance(hook, partial) and hook.func is after_network
 
 
 def _check(pipe: Any, family: Family, guidance: Guidance) -> None:
@@ -115,7 +122,7 @@ def remove(pipe: Any) -> None:
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     for part in (*parts, *_GUIDED.pop(pipe, ())):
         for module in part.modules():
-            for number in [number for number, hook in module._forward_hooks.items() if hasattr(hook, _OURS)]:
+            for number in [number for number, hook in module._forward_hooks.items() if _is_ours(hook)]:
                 del module._forward_hooks[number]
                 del module._forward_hooks_with_kwargs[number]
 
@@ -124,7 +131,5 @@ def _name(pipe: Any) -> str:
     return pipe.__name__ if isinstance(pipe, type) else type(pipe).__name__
 
 
-_OURS = "is_of_guidon"
-"""The attribute that marks our hook, so that it is found on copies of a network too."""
 _GUIDED: WeakKeyDictionary[Any, WeakSet[torch.nn.Module]] = WeakKeyDictionary()
 """The networks of every pipeline that guidance was applied to."""

@@ -11,10 +11,9 @@ The hook sees the predictions of both branches before the pipeline combines them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -108,7 +107,7 @@ class GuidanceHook:
     """One application of guidance to a pipeline. It carries the rule's memory through a run.
 
     Args:
-        pipe: the pipeline.
+        pipe: gives the pipeline, or None once it is gone.
         guidances: one for each denoiser, in the order of ``Family.networks``; the last one holds for those that
             follow. None keeps the pipeline's own guidance, on ``channels``.
         channels: see ``guidances``.
@@ -118,7 +117,7 @@ class GuidanceHook:
 
     def __init__(
         self,
-        pipe: ref[Any],
+        pipe: Callable[[], Any],
         guidances: Sequence[Guidance] | None,
         channels: ChannelChoice,
         observe: Observe | None,
@@ -133,6 +132,13 @@ class GuidanceHook:
         self.paired = False
         self.size = 0
         self.seen: _Seen | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GuidanceHook:
+        """The same guidance without what is of a run: a copy of a pipeline may run beside it."""
+        return GuidanceHook(self.pipe, self.guidances, self.channels, self.observe, self.family)
+
+    def __reduce__(self) -> Any:
+        return _without_pipeline, (self.guidances, self.channels, self.family)
 
     def _begin(self) -> None:
         """Forget the run before."""
@@ -366,6 +372,13 @@ class GuidanceHook:
 
 
 # a pipeline's tensors
+
+
+def _without_pipeline(
+    guidances: Sequence[Guidance] | None, channels: ChannelChoice, family: Family | None
+) -> GuidanceHook:
+    """A hook from its pickle. It acts in the calls of a pipeline; a loop of the user's own needs ``apply`` again."""
+    return GuidanceHook(lambda: None, guidances, channels, None, family)
 
 
 def _latents(run: _Run, cond: Tensor, noisy: Tensor) -> Tensor:
