@@ -27,16 +27,33 @@ def test_the_output_types_of_diffusers_hold_the_same_frames(pipe, videos):
     assert torch.equal(made["pt"].frames, torch.from_numpy(made["np"].frames).permute(0, 1, 4, 2, 3))
     assert np.array_equal(np.asarray(made["pil"].frames[1][3]), expected[1, 3])
     for output in made.values():
-        assert output[0] is output.frames
+        assert output[0] is output["frames"] is output.frames
         assert list(output.manifests) == [video.manifest for video in videos]
         with pytest.raises(AttributeError, match="has 'frames', not 'images'"):
             output.images  # noqa: B018
         with pytest.raises(IndexError):
             output[1]
+        with pytest.raises(KeyError, match="has 'frames' and 'manifests', not 'images'"):
+            output["images"]
+        with pytest.raises(AttributeError, match="2 clips were made: take manifests"):
+            output.manifest  # noqa: B018
     (frames,) = pipe(PROMPTS, output_type="np", return_dict=False, **OPTIONS)
     assert np.array_equal(frames, made["np"].frames)
     assert pipe(PROMPTS, return_dict=False, **OPTIONS) == (videos,)
     assert pipe(PROMPTS[0], return_dict=False, **OPTIONS) == (pipe([PROMPTS[0]], **OPTIONS),)
+
+
+def test_the_manifest_of_one_clip_comes_with_every_output_type(pipe, videos):
+    for kind in ("np", "pt", "pil", "latent"):
+        output = pipe(PROMPTS[0], output_type=kind, **OPTIONS)
+        assert output.manifest == output["manifest"] == output.manifests[0]
+        assert output.manifest["generation"] == videos[0].manifest["generation"]
+
+
+@pytest.mark.parametrize("key", [0, "frames"])
+def test_a_video_that_is_taken_for_an_output_of_diffusers_says_what_to_do(videos, key):
+    with pytest.raises(TypeError, match=r"is one clip and has no .*: take video\.frames, .* output_type='np'"):
+        videos[0][key]
 
 
 def test_latents_come_out_as_a_plain_tensor_that_the_autoencoder_decodes_to_the_frames(pipe, videos):
@@ -52,7 +69,7 @@ def test_latents_come_out_as_a_plain_tensor_that_the_autoencoder_decodes_to_the_
 def test_a_model_of_images_gives_them_without_the_axis_of_time():
     frames = np.zeros((2, 1, 8, 8, 3), np.float32)
     output = DiffusersOutput(frames, ({}, {}), is_image=True)
-    assert output.images.shape == output[0].shape == (2, 8, 8, 3)
+    assert output.images.shape == output[0].shape == output["images"].shape == (2, 8, 8, 3)
     assert DiffusersOutput([["a"], ["b"]], ({}, {}), True).images == ["a", "b"]
     latents = torch.zeros(2, 4, 8, 8)
     assert DiffusersOutput(latents, ({}, {}), True).images is latents

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class DiffusersOutput:
-    """What a call with ``output_type`` gives. ``output[0]`` is the same as its frames or images, as in diffusers."""
+    """What a call with ``output_type`` gives. As in diffusers, ``output.frames``, ``output["frames"]`` and ``output[0]``
+    are the same; a model of images has ``images``. ``output.frames[0]`` is the first clip."""
 
     frames: np.ndarray | Tensor | list[list[Image.Image]]
     """All clips, by ``output_type``:
@@ -45,8 +46,28 @@ class DiffusersOutput:
             return [clip[0] for clip in self.frames]
         return self.frames[:, 0] if self.frames.ndim == 5 else self.frames
 
-    def __getitem__(self, index: int) -> Any:
-        return ((self.images if self.is_image else self.frames),)[index]
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The settings of the only clip.
+
+        Raises:
+            AttributeError: there are several clips.
+        """
+        if len(self.manifests) != 1:
+            raise AttributeError(f"{len(self.manifests)} clips were made: take manifests[0] to manifests[-1]")
+        return self.manifests[0]
+
+    def __getitem__(self, key: int | str) -> Any:
+        if not isinstance(key, str):
+            return ((self.images if self.is_image else self.frames),)[key]
+        if key not in (self._name, "manifest", "manifests"):
+            raise KeyError(f"the output has {self._name!r} and 'manifests', not {key!r}")
+        return getattr(self, key)
+
+    @property
+    def _name(self) -> str:
+        """What diffusers calls the output of such a model."""
+        return "images" if self.is_image else "frames"
 
 
 def frames_as(videos: Sequence[Video], output_type: str) -> np.ndarray | Tensor | list[list[Image.Image]]:

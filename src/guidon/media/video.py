@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -54,6 +54,12 @@ class Video:
         output = {"format": format, "fps": fps, "upscale": upscale}
         write_json(path.with_name(path.name + ".json"), self.manifest | {"output": output})
         return path
+
+    def __getitem__(self, key: object) -> NoReturn:
+        raise TypeError(
+            f"a Video is one clip and has no [{key!r}]: take video.frames, uint8 (time, height, width, 3), or call the "
+            "pipeline with output_type='np' for an output as in diffusers"
+        )
 
     @property
     def prompt(self) -> str | None:
