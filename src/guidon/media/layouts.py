@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class DiffusersOutput:
-    """What a call with ``output_type`` gives. As in diffusers, ``output.frames``, ``output["frames"]`` and ``output[0]``
-    are the same; a model of images has ``images``. ``output.frames[0]`` is the first clip."""
+    """What a call with ``output_type`` gives.
+
+    As in diffusers, ``output.frames``, ``output["frames"]`` and ``output[0]`` are the same; a model of images has
+    ``images``. ``output.frames[0]`` is the first clip.
+    """
 
     frames: np.ndarray | Tensor | list[list[Image.Image]]
     """All clips, by ``output_type``:
