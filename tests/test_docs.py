@@ -367,7 +367,8 @@ def test_the_page_of_rules_has_them_all_with_their_settings():
     for name, rule in RULES.items():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         for setting in fields(rule):
-            assert f"`{setting.name}` {setting.default:g}" in row
+            value = setting.default if isinstance(setting.default, str) else f"{setting.default:.3g}"
+            assert f"`{setting.name}` {value}" in row
 
 
 def test_the_page_of_metrics_has_every_metric_as_the_code_says_it():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from guidon.diffusion import NoiseLevel, NoiseSchedule, convert
-from guidon.guidance import GuidedDenoiser
+from guidon.guidance import Branches, Guidance, GuidedDenoiser
 
 SCHEDULE = NoiseSchedule.named().respaced("20")
 SHAPE = (2, 4, 2, 4, 4)
@@ -28,6 +28,8 @@ def caption(*values, tokens=3):
     return Caption(torch.tensor(values), mask)
 
 
+GENTLE = {"mambo-g": "mambo-g:alpha=0.5"}
+"""Settings under which a rule guides the toy network, whose branches are far apart."""
 COND, UNCOND, NEGATIVE = caption(1.0, 0.5), caption(-1.0, -1.0), caption(0.2, -0.3)
 
 
@@ -86,3 +88,27 @@ def denoiser(guidance, network=None, *, cond=COND, uncond=UNCOND, **options):
     return GuidedDenoiser(
         network, guidance, cond, uncond, negative=negative, parameterization=parameterization, **options
     )
+
+
+def draw(*seeds, shape=(2, 3, 2, 4, 4)):
+    """What branches predict of the guided channels."""
+    return [normal(*shape, seed=seed) for seed in seeds]
+
+
+def branches(progress=0.5, **changes):
+    """What a rule sees of a step of rectified flow."""
+    cond, uncond, negative = draw(0, 1, 2)
+    level = flow_level(1 - progress, after=(1 - progress) / 2)
+    return Branches(**{"cond": cond, "uncond": uncond, "negative": negative, "level": level} | changes)
+
+
+def of_images(cond, uncond):
+    return Branches(cond, uncond, None, flow_level(0.5))
+
+
+def plain(b, scale):
+    return b.uncond + scale * (b.cond - b.uncond)
+
+
+def guided(rule, scale=3.0, channels="all", predicts="eps", network=None, **options):
+    return denoiser(Guidance(scale, channels, rule), network or Network(predicts), **options)

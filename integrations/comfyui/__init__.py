@@ -79,7 +79,7 @@ class GuidanceRule(io.ComfyNode):
                 io.String.Input("channels", default="all", tooltip=CHANNELS),
                 io.String.Input(
                     "timing", default="constant",
-                    tooltip="constant, linear, cosine, interval:0.1,0.8 or oscillation:10.",
+                    tooltip="constant, linear, cosine, exponential:0.7, interval:0.1,0.8 or oscillation:10.",
                 ),
                 io.String.Input(
                     "settings", default="", optional=True,

@@ -30,9 +30,9 @@ from guidon.guidance import (
     random_rotation,
 )
 from guidon.guidance.rules import APG, CFG, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
-from toy_network import SCHEDULE, Network, denoiser, flow_level, latents, level_at, normal
+from toy_network import GENTLE, SCHEDULE, Network, denoiser, flow_level, latents, level_at, normal
 
-RULE_TEXTS = [*RULES, "apg:norm_limit=0,momentum=0.3", "cfg-zero:zeroed=0.5"]
+RULE_TEXTS = [*(GENTLE.get(name, name) for name in RULES), "apg:norm_limit=0,momentum=0.3", "cfg-zero:zeroed=0.5"]
 SHAPES = {"image": (2, 4, 8, 8), "video": (2, 4, 2, 8, 8), "sequence": (2, 4, 9)}
 PER_CHANNEL = (0.6, 1.0, 0.2, 0.9)
 SETTINGS = [(0.7, 3), (0.7, "all"), (0.7, "0,2"), (0.7, "only:3"), (PER_CHANNEL, UNSET)]

@@ -9,10 +9,38 @@ from hypothesis import strategies as st
 
 from guidon.core.errors import InputError
 from guidon.diffusion import Process, convert
-from guidon.guidance import RULES, Branches, Guidance, parse_rule, rule_text
-from guidon.guidance.rules import APG, CFG, CFGPlusPlus, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
+from guidon.guidance import RULES, parse_rule, rule_text
+from guidon.guidance.rules import (
+    APG,
+    CFG,
+    CFGPlusPlus,
+    CFGZero,
+    FrequencyDecoupled,
+    MagnitudeAware,
+    Momentum,
+    PerpendicularNegative,
+    Renormalised,
+    Rescale,
+    SpatialAdaptive,
+    TangentialDamping,
+    TemporalFrequencies,
+)
 from guidon.samplers import ddim_step, sample_ddim
-from toy_network import COND, SCHEDULE, UNCOND, Network, denoiser, flow_level, latents, level_at, normal, predicted
+from toy_network import (
+    COND,
+    GENTLE,
+    SCHEDULE,
+    UNCOND,
+    Network,
+    branches,
+    draw,
+    guided,
+    latents,
+    level_at,
+    of_images,
+    plain,
+    predicted,
+)
 
 SETTINGS_OF = {
     "rescale": st.builds(Rescale, st.floats(0, 1)),
@@ -20,40 +48,35 @@ SETTINGS_OF = {
     "cfg-zero": st.builds(CFGZero, st.floats(0, 1), st.floats(0, 1)),
     "fdg": st.builds(FrequencyDecoupled, st.floats(0, 1e6), st.integers(1, 16)),
     "perp-neg": st.builds(PerpendicularNegative, st.floats(0, 1e6)),
+    "tcfg": st.builds(TangentialDamping, st.floats(0, 1)),
+    "mambo-g": st.builds(MagnitudeAware, st.floats(0, 1e6)),
+    "momentum": st.builds(Momentum, st.floats(0, 1e6), st.floats(0, 1)),
+    "samg": st.builds(SpatialAdaptive, st.floats(0, 1e6), st.floats(0, 1e6)),
+    "renorm": st.builds(Renormalised, st.just("token"), st.integers(1, 16), st.floats(0, 1), st.integers(0, 1))
+    | st.builds(Renormalised, st.sampled_from(["row", "sample"])),
+    "fdg-time": st.builds(TemporalFrequencies, st.floats(0, 1e6), st.floats(0, 1e6), st.integers(1, 16)),
 }
 NEUTRAL = {
     "cfg": CFG(), "rescale": Rescale(phi=0), "apg": APG(eta=1, norm_limit=0, momentum=0), "fdg": FrequencyDecoupled(low=1),
-    "cfg-zero": CFGZero(project=0, zeroed=0), "perp-neg": PerpendicularNegative(weight=0),
+    "cfg-zero": CFGZero(project=0, zeroed=0), "perp-neg": PerpendicularNegative(weight=0), "tcfg": TangentialDamping(0),
+    "mambo-g": MagnitudeAware(0), "momentum": Momentum(0), "samg": SpatialAdaptive(1, 1), "renorm": Renormalised(phi=0),
+    "fdg-time": TemporalFrequencies(1, 1),
 }  # fmt: skip
-
-
-def draw(*seeds, shape=(2, 3, 2, 4, 4)):
-    return [normal(*shape, seed=seed) for seed in seeds]
-
-
-def branches(progress=0.5, **changes):
-    cond, uncond, negative = draw(0, 1, 2)
-    level = flow_level(1 - progress, after=(1 - progress) / 2)
-    return Branches(**{"cond": cond, "uncond": uncond, "negative": negative, "level": level} | changes)
-
-
-def of_images(cond, uncond):
-    return Branches(cond, uncond, None, flow_level(0.5))
-
-
-def plain(b, scale):
-    return b.uncond + scale * (b.cond - b.uncond)
-
-
-def guided(rule, scale=3.0, channels="all", predicts="eps", network=None, **options):
-    return denoiser(Guidance(scale, channels, rule), network or Network(predicts), **options)
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_every_rule_is_plain_guidance_at_its_neutral_setting(name):
+    assert NEUTRAL[name].is_plain
     for predicts in ("eps", "x0", "v"):
         ours, cfg = (guided(rule, predicts=predicts)(latents(), level_at(12)) for rule in (NEUTRAL[name], CFG()))
-        assert torch.allclose(ours, cfg, atol=2e-5)
+        assert torch.equal(ours, cfg)
+    # the rule's own formula says so too, up to rounding
+    assert torch.allclose(NEUTRAL[name](branches(), 3.0), CFG()(branches(), 3.0), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_no_rule_is_plain_by_default(name):
+    assert RULES[name]().is_plain == (name == "cfg")
 
 
 def test_the_neutral_settings_are_of_all_rules_but_the_one_that_has_none():
@@ -67,7 +90,7 @@ def test_the_neutral_settings_are_of_all_rules_but_the_one_that_has_none():
 def test_unguided_channels_and_variance_are_the_conditional_ones_bit_for_bit(name, channels, others):
     for predicts in ("eps", "x0", "v", "flow"):
         alone = predicted(COND, 7, predicts)
-        out = guided(RULES[name](), 0.7, channels, predicts)(latents(), level_at(7))
+        out = guided(GENTLE.get(name, name), 0.7, channels, predicts)(latents(), level_at(7))
         assert torch.equal(out[:, others], alone[:, others])
         assert torch.equal(out[:, 4:], alone[:, 4:])
         if channels == "3":
@@ -104,7 +127,7 @@ def test_one_scale_per_channel_equals_one_for_all(name):
     assert torch.allclose(each, RULES[name]()(branches(), 0.6), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cfg", "apg", "cfg-zero", "fdg", "perp-neg"])
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ("rescale", "cfg++")])
 def test_rules_mean_the_same_whatever_the_network_predicts(name):
     x, level = latents(), level_at(9)
     found = {}
@@ -146,17 +169,18 @@ def test_apg_limits_the_norm_of_the_update():
 def test_apg_adds_its_earlier_updates_with_momentum():
     rule, first = APG(eta=1, norm_limit=0, momentum=-0.5), branches()
     cond, uncond = draw(5, 6)
-    assert torch.allclose(rule.keeps(first)["update"], first.cond - first.uncond)
-    second = branches(cond=cond, uncond=uncond, kept=rule.keeps(first))
+    assert torch.allclose(rule.keeps(first, 3.0)["update"], first.cond - first.uncond)
+    second = branches(cond=cond, uncond=uncond, kept=rule.keeps(first, 3.0))
     update = (cond - uncond) - 0.5 * (first.cond - first.uncond)
     assert torch.allclose(rule(second, 3.0), cond + 2 * update, atol=1e-5)
-    assert torch.allclose(rule.keeps(second)["update"], update, atol=1e-6)
+    assert torch.allclose(rule.keeps(second, 3.0)["update"], update, atol=1e-6)
 
 
 def test_only_momentum_is_kept_from_step_to_step():
     for name, kind in RULES.items():
-        assert kind().keeps(branches()).keys() == ({"update"} if name == "apg" else set())
-    assert not APG(momentum=0).keeps(branches())
+        kept = {"apg": {"update"}, "momentum": {"mean"}}.get(name, set())
+        assert kind().keeps(branches(), 3.0).keys() == kept
+    assert not APG(momentum=0).keeps(branches(), 3.0)
 
 
 @settings(deadline=None, max_examples=20)
@@ -264,6 +288,8 @@ def test_rules_are_read_with_their_settings_and_written_whole():
         ("abg", "did you mean 'apg'"), ("apg:moment=1", "'moment' is not a setting: apg has eta, norm_limit, momentum"),
         ("cfg:eta=1", "cfg has no settings"), ("apg:eta", "cannot be read"), ("apg:eta=x", "cannot be read"), ("apg:eta=1,eta=2", "once"),
         ("rescale:phi=2", "from 0 to 1"), ("apg:eta=nan", "eta is nan"), ("fdg:levels=0", "from 1 to 16"), ("fdg:levels=1.5", "cannot be read"),
+        ("renorm:over=rows", "renorm: over=rows does not exist (did you mean 'row'?)"), ("renorm:over", "give over=NAME, once"),
+        ("renorm:over=row,patch=2", "renorm: patch is of over=token"), ("samg:low=-1", "low is -1: give a number at least 0"),
         ("fdg:levels=" + "1" * 12, "levels is 1.11111e+11: give a number from 1 to 16"), ("fdg:levels=" + "1" * 400, "levels is inf"),
     ],
 )  # fmt: skip

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from guidon.guidance import (
     CONSTANT,
     Constant,
     CosineRamp,
+    Exponential,
     Guidance,
     Interval,
     LinearRamp,
@@ -16,13 +19,14 @@ from guidon.guidance import (
     Timing,
     parse_timing,
 )
-from toy_network import SCHEDULE, Network, denoiser, latents
+from toy_network import SCHEDULE, Network, denoiser, flow_level, latents
 
 INTERVALS = st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda ends: ends[0] < ends[1])
 TIMINGS = st.one_of(
     st.sampled_from([CONSTANT, LinearRamp(), CosineRamp()]),
     INTERVALS.map(lambda ends: Interval(*ends)),
     st.builds(Oscillation, st.integers(0, 1000)),
+    st.builds(Exponential, st.floats(0, 10)),
 )
 
 
@@ -47,7 +51,8 @@ def test_a_timing_is_read_back_from_its_text(timing: Timing):
 
 @pytest.mark.parametrize(
     ("timing", "text"),
-    [(Interval(0, 1), "interval:0,1"), (Interval(0.0, 0.5), "interval:0,0.5"), (Oscillation(), "oscillation:10"), (LinearRamp(), "linear")],
+    [(Interval(0, 1), "interval:0,1"), (Interval(0.0, 0.5), "interval:0,0.5"), (Oscillation(), "oscillation:10"), (LinearRamp(), "linear"),
+     (Exponential(1), "exponential:1")],
 )  # fmt: skip
 def test_the_text_of_a_timing_is_as_short_as_people_write_it(timing, text):
     assert timing.text == text
@@ -67,6 +72,10 @@ def test_the_text_of_a_timing_is_as_short_as_people_write_it(timing, text):
         "liner",
         "oscillation:x",
         "oscillation:-1",
+        "exponential:x",
+        "exponential:-1",
+        "exponential:11",
+        "exponential:nan",
     ],
 )
 def test_bad_timings_are_refused_in_one_line(bad):
@@ -111,3 +120,20 @@ def test_a_ramp_moves_the_scale_from_1():
     for scales, level in zip(found, SCHEDULE.levels, strict=True):
         assert scales[3] == 1
         assert scales[:3] == pytest.approx([1 + 2 * level.progress * 4] * 3)
+
+
+def test_the_exponential_timing_is_the_papers():
+    """C2FG's w(t) = w_0 exp(rate (1 - t / t_max)) at rate ln 2: from the scale that is given to twice as much."""
+    doubling = parse_timing("exponential")
+    assert doubling == Exponential(math.log(2))
+    at = {
+        p: Guidance([3.0, 1.0, 5.0, 3.0], timing=doubling).scale_at(flow_level(1 - p), Memory(), 4) for p in (0, 0.5, 1)
+    }
+    for progress, scale in at.items():
+        grown = 2**progress
+        assert np.allclose(scale.scales, [3 * grown, 1, 5 * grown, 3 * grown])  # scale 1 stays unguided
+    assert Guidance(4.0, "only:2", timing=doubling).scale_at(flow_level(0.0), Memory(), 4).scales == (1, 1, 8.0, 1)
+    flat = Guidance(3.0, "all", timing=Exponential(0)).scale_at(flow_level(0.3), Memory(), 4)
+    assert flat == Guidance(3.0, "all").scale_at(flow_level(0.3), Memory(), 4)
+    with pytest.raises(InputError, match=r"cfg\+\+ changes its scale during sampling"):
+        Guidance(0.6, "all", "cfg++", doubling)

@@ -15,9 +15,12 @@ Panel = Literal["Prompt", "Guidance", "Sampling", "Measuring", "Model and weight
 
 # The values of options, for completion in a shell. Their own modules would load torch.
 SAMPLERS = ("ddpm", "ddim", "dpm-solver")
-RULES = ("cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg")
+RULES = (
+    "cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg", "tcfg", "mambo-g", "momentum", "samg", "renorm",
+    "fdg-time",
+)  # fmt: skip
 FORMATS = ("mp4", "gif", "webp", "frames", "png")
-RAMPS = ("linear", "cosine")
+RAMPS = ("linear", "cosine", "exponential")
 DTYPES = ("fp32", "bf16", "fp16")
 TEXT_DTYPES = (*DTYPES, "int8")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -116,8 +119,7 @@ Rule = Annotated[
     option(
         "Guidance",
         "RULE",
-        "Guidance rule: cfg, rescale, apg, cfg-zero, cfg++, fdg or perp-neg; its settings follow a colon, as "
-        "in apg:momentum=0.",
+        f"Guidance rule: {', '.join(RULES[:-1])} or {RULES[-1]}; its settings follow a colon, as in apg:momentum=0.",
         default="cfg",
         values=RULES,
     ),
@@ -127,7 +129,7 @@ Ramp = Annotated[
     option(
         "Guidance",
         "SHAPE",
-        "Let the scale grow during sampling: linear or cosine.",
+        "Let the scale grow during sampling: linear, cosine, or exponential:RATE.",
         default="off",
         values=RAMPS,
     ),

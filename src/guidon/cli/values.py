@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.errors import InputError, nearest, setting
 
 DIGITS = 18  # no size has more, and Python does not read thousands of them
-RAMPS = ("linear", "cosine")
+RAMPS = ("linear", "cosine", "exponential")
 
 
 def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
@@ -44,7 +44,7 @@ def parse_timing(interval: str | None, ramp: str | None = None, oscillate: int |
     if sum(option is not None for option in (interval, ramp, oscillate)) > 1:
         names = f"{setting('interval')}, {setting('ramp')} and {setting('oscillate')}"
         raise InputError(f"{names} all say when to guide: choose one")
-    if ramp is not None and ramp not in RAMPS:
+    if ramp is not None and ramp.partition(":")[0] not in RAMPS:
         raise InputError(f"{setting('ramp')} {ramp!r} does not exist{nearest(ramp, RAMPS)}")
     if oscillate is not None:
         return f"oscillation:{oscillate}"

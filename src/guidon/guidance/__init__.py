@@ -16,7 +16,17 @@ from .channels import (
 )
 from .combine import START, Combines, Guidance, GuidedStep, Memory, Observe
 from .rules import RULES, Branches, Rule, parse_rule, rule_text
-from .timing import CONSTANT, Constant, CosineRamp, Interval, LinearRamp, Oscillation, Timing, parse_timing
+from .timing import (
+    CONSTANT,
+    Constant,
+    CosineRamp,
+    Exponential,
+    Interval,
+    LinearRamp,
+    Oscillation,
+    Timing,
+    parse_timing,
+)
 
 if TYPE_CHECKING:
     from .denoiser import Condition, GuidedDenoiser
@@ -25,9 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONSTANT", "RULES", "START", "UNSET", "Branches", "CfgChannels", "ChannelChoice", "ChannelScale", "Combines",
-    "Condition", "Constant", "CosineRamp", "Guidance", "GuidanceTrace", "GuidedDenoiser", "GuidedStep", "Interval",
-    "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing", "Unset", "added_energy",
-    "cfg_channels_from", "guides_nothing", "parse_channels", "parse_rule", "parse_timing", "plain_scale",
-    "random_rotation", "rule_text",
+    "Condition", "Constant", "CosineRamp", "Exponential", "Guidance", "GuidanceTrace", "GuidedDenoiser", "GuidedStep",
+    "Interval", "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing", "Unset",
+    "added_energy", "cfg_channels_from", "guides_nothing", "parse_channels", "parse_rule", "parse_timing",
+    "plain_scale", "random_rotation", "rule_text",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "denoiser", "rotation", "trace")

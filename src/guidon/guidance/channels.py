@@ -220,14 +220,20 @@ class ChannelScale:
         """The choice as text; ``parse`` reads it back."""
         return self.choice.text
 
-    def weighted(self, weight: float) -> ChannelScale:
-        """Every guided scale's distance from 1, multiplied: 1 + weight (scale - 1)."""
+    def weighted(self, weight: float, *, whole: bool = False) -> ChannelScale:
+        """Every guided scale's distance from 1, multiplied: 1 + weight (scale - 1).
+
+        Args:
+            weight: the factor.
+            whole: multiply the scale itself: weight scale. A channel of scale 1 stays unguided.
+        """
         if weight == 1:
             return self
-        return ChannelScale(
-            tuple(1 + weight * (scale - 1) if c in self.guided else 1.0 for c, scale in enumerate(self.scales)),
-            self.guided,
-        )
+        guided = (scale != 1 and c in self.guided for c, scale in enumerate(self.scales))
+        scales = zip(guided, self.scales, strict=True)
+        if whole:
+            return ChannelScale(tuple(weight * scale if acts else 1.0 for acts, scale in scales), self.guided)
+        return ChannelScale(tuple(1 + weight * (scale - 1) if acts else 1.0 for acts, scale in scales), self.guided)
 
     def active(self) -> tuple[int, ...]:
         """Indices of the channels whose scale is not 1."""

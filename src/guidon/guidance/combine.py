@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Never, Protocol
 
 from ..core.errors import InputError, nearest, quoted, setting, written
 from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_scale
-from .rules import Branches, Rule, parse_rule, rule_text
+from .rules import Branches, Rule, cfg, parse_rule, rule_text
 from .timing import LEFT_OUT, Constant, Timing, parse_timing
 
 if TYPE_CHECKING:  # guidance is read and checked without torch, which takes seconds to import
@@ -83,9 +83,9 @@ class Guidance:
                 these; ``"only:3"``.
             rule: a rule, or its name and settings such as ``"apg:momentum=0"``.
             timing: a timing, or its text such as ``"constant"``, ``"interval:0,0.5"``, ``"linear"``,
-                ``"oscillation:10"``. Left out, a model of Guidon's takes the timing that is recommended for it
-                (guidon-small: ``"interval:0,0.5"``). Everywhere else, as in ``combine``, ``guidon.apply`` and
-                ``guidon.Request``, it is ``"constant"``.
+                ``"exponential:0.7"``, ``"oscillation:10"``. Left out, a model of Guidon's takes the timing that is
+                recommended for it (guidon-small: ``"interval:0,0.5"``). Everywhere else, as in ``combine``,
+                ``guidon.apply`` and ``guidon.Request``, it is ``"constant"``.
             other: names that do not exist; the error says which one is meant.
 
         Raises:
@@ -237,7 +237,8 @@ class Guidance:
                 )
         # the guided channels alone, in the space in which the rule works
         where = _view(acted_on)
-        space = _space(self.rule, level, parameterization)
+        rule = cfg if self.rule.is_plain else self.rule
+        space = _space(rule, level, parameterization)
         noisy = x[:, where].float()
 
         def seen(prediction: Tensor) -> Tensor:
@@ -247,18 +248,19 @@ class Guidance:
             seen(cond), seen(uncond), None if negative is None or not self.needs_negative else seen(negative),
             level, memory.kept,
         )  # fmt: skip
-        guided = self.rule(branches, _factor(tuple(scale.scales[c] for c in acted_on), x.device, x.ndim))
+        factor = _factor(tuple(scale.scales[c] for c in acted_on), x.device, x.ndim)
+        guided = rule(branches, factor)
         # back to what the network predicts, beside the channels that are not guided
         result = cond.clone()
         result[:, where] = convert(guided, noisy, level, space, parameterization).to(cond.dtype)
-        return result, Memory(memory.calls + 1, memory.guided + 1, self.rule.keeps(branches))
+        return result, Memory(memory.calls + 1, memory.guided + 1, rule.keeps(branches, factor))
 
     def _acting(self, level: NoiseLevel, memory: Memory, channels: int) -> tuple[ChannelScale, tuple[int, ...]]:
         """The scales in effect, and the channels that the rule is given: none where the result is the conditional
         prediction.
         """
         weight = self.timing(_progress(level), memory.calls)
-        scale = self.scales_for(channels).weighted(weight)
+        scale = self.scales_for(channels).weighted(weight, whole=self.timing.of_whole_scale)
         if weight == 0:
             return scale, ()
         return scale, scale.active() if self.rule.by_scale_one else scale.guided
@@ -331,13 +333,24 @@ def _space(rule: Rule, level: NoiseLevel, predicted: Parameterization) -> Parame
     """The parameterisation in which a rule works at a level, on predictions of a network."""
     if rule.space == "own":
         return predicted
-    if rule.space != "velocity":
+    if rule.space not in ("velocity", "noise"):
         return rule.space
+    preserving = _preserves_variance(level)
+    if preserving is None and level.next is not None:  # both kinds of path end at pure noise: the next level tells
+        preserving = _preserves_variance(level.next)
+    if preserving is None:
+        preserving = predicted not in ("flow", "x0")  # ComfyUI's x_0 at pure noise is a flow's
+    if rule.space == "velocity":
+        return "v" if preserving else "flow"
+    # pure noise shows no x_0: eps there is the latents, whatever x_0 or v is predicted
+    return ("eps" if level.alpha or predicted == "eps" else predicted) if preserving else "flow"
+
+
+def _preserves_variance(level: NoiseLevel) -> bool | None:
+    """Whether a level is one of alpha^2 + sigma^2 = 1, not of alpha + sigma = 1; None at an end, where it is both."""
     alpha, sigma = float(level.alpha), float(level.sigma)
     preserving, straight = abs(alpha**2 + sigma**2 - 1) < 1e-6, abs(alpha + sigma - 1) < 1e-6
-    if preserving and straight:  # pure noise or pure data, where both kinds of path end
-        return "flow" if predicted == "flow" else "v"
-    return "v" if preserving else "flow"
+    return None if preserving and straight else preserving
 
 
 def _view(channels: tuple[int, ...]) -> slice | list[int]:

@@ -56,7 +56,7 @@ ELSEWHERE = {
     "oscillate": "give timing='oscillation:10'",
     "prompt_attention_mask": _EMBEDDED,
     "prompt_embeds": _EMBEDDED,
-    "ramp": "give timing='linear' or 'cosine'",
+    "ramp": "give timing='linear', 'cosine' or 'exponential:0.7'",
     "scheduler": "give sampler",
     "sequential": _RUN,
     "sigmas": _EVENLY,

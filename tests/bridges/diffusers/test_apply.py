@@ -18,7 +18,7 @@ import guidon
 from guidon import Guidance, GuidanceTrace, InputError
 from guidon.bridges.diffusers.families import FAMILIES, family_of
 from guidon.bridges.diffusers.levels import DETERMINISTIC, RunLevels
-from guidon.guidance import RULES, START
+from guidon.guidance import RULES, START, Memory
 from tiny_pipelines import IMAGE, PIPELINES, VIDEO, TinyPipeline, in_dtype, record, run
 
 BY_NAME = {tiny.name: tiny for tiny in PIPELINES}
@@ -140,18 +140,24 @@ def test_a_rule_of_memory_is_what_the_scheduler_receives(tiny: TinyPipeline) -> 
     guidance = Guidance(tiny.scale, 3, "apg:norm_limit=2", "interval:0,0.8")
     guidon.apply(pipe, guidance)
     for _ in range(2):  # a second run begins anew
-        _, steps = record(tiny, pipe)
-        course, memory = RunLevels.of(pipe.scheduler), START
-        # these pipelines join predictions of x_0, Cosmos 1 in units of sigma_data
-        parameterization = "x0" if tiny.name in JOIN_X0 else course.parameterization
-        unit = JOIN_X0.get(tiny.name, course.sign)
-        assert parameterization is not None
-        for level, step in zip(course.levels[-len(steps) :], steps, strict=True):
-            cond, uncond = (tiny.to_channels(branch) / unit for branch in tiny.branches(step))
-            noisy = network_input(pipe, tiny.to_channels(tiny.noisy(step)), float(level.alpha))
-            wanted, memory = guidance.combine(cond, uncond, noisy, level, memory, parameterization=parameterization)
-            torch.testing.assert_close(received(tiny, step), unit * wanted, rtol=1e-4, atol=1e-4)
-        assert 0 < memory.guided <= memory.calls
+        assert follows(tiny, pipe, guidance).guided
+
+
+def follows(tiny: TinyPipeline, pipe: Any, guidance: Guidance) -> Memory:
+    """Run a pipeline, and compare what its scheduler receives with ``combine`` on the branches, step by step."""
+    _, steps = record(tiny, pipe)
+    course, memory = RunLevels.of(pipe.scheduler), START
+    # these pipelines join predictions of x_0, Cosmos 1 in units of sigma_data
+    parameterization = "x0" if tiny.name in JOIN_X0 else course.parameterization
+    unit = JOIN_X0.get(tiny.name, course.sign)
+    assert parameterization is not None
+    for level, step in zip(course.levels[-len(steps) :], steps, strict=True):
+        cond, uncond = (tiny.to_channels(branch) / unit for branch in tiny.branches(step))
+        noisy = network_input(pipe, tiny.to_channels(tiny.noisy(step)), float(level.alpha))
+        wanted, memory = guidance.combine(cond, uncond, noisy, level, memory, parameterization=parameterization)
+        torch.testing.assert_close(received(tiny, step), unit * wanted, rtol=1e-4, atol=1e-4)
+    assert memory.guided <= memory.calls
+    return memory
 
 
 JOIN_X0 = {"ltx-2": 1.0, "cosmos-1": 0.5, "cosmos-2": 1.0, "cosmos-2-video-to-world": 1.0}
@@ -231,13 +237,32 @@ def test_every_rule_runs(name: str, rule: str) -> None:
             run(tiny, pipe)
         return
     own = run(tiny, pipe)
-    guidon.apply(pipe, Guidance(0.6 if rule == "cfg++" else tiny.scale, "all", rule))
+    guidance = Guidance(0.6 if rule == "cfg++" else tiny.scale, "all", rule)
+    guidon.apply(pipe, guidance)
     latents = run(tiny, pipe)
     assert latents.isfinite().all()
-    if rule == "cfg":
-        assert torch.equal(latents, own)
-    else:
-        assert not torch.allclose(latents, own)
+    assert torch.equal(latents, own) == (rule == "cfg" or (rule == "fdg-time" and tiny in IMAGE))
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name not in ("cfg", "perp-neg", "cfg++")])
+@pytest.mark.parametrize("name", ["wan-2.1", "pixart-sigma"])
+def test_every_rule_on_three_channels_is_what_the_scheduler_receives(name: str, rule: str) -> None:
+    """In two calls, and in a doubled batch."""
+    tiny = BY_NAME[name]
+    pipe, guidance = tiny.make(), Guidance(tiny.scale, 3, rule)
+    guidon.apply(pipe, guidance)
+    assert follows(tiny, pipe, guidance).guided
+
+
+@pytest.mark.parametrize(("name", "rule"), [("qwen-image", "renorm:patch=2"), ("lumina-2", "renorm:over=row")])
+def test_renorm_is_the_pipelines_own_normalisation(name: str, rule: str) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    own = run(tiny, pipe)
+    guidon.apply(pipe, Guidance(tiny.scale, "all", rule))
+    assert torch.allclose(run(tiny, pipe), own, atol=1e-4)
+    guidon.apply(pipe, Guidance(tiny.scale, "all", "renorm:phi=0.5"))
+    assert not torch.allclose(run(tiny, pipe), own, atol=1e-2)
 
 
 def test_applied_again_the_new_guidance_takes_its_place() -> None:

@@ -60,7 +60,7 @@ def rule_guide(
         rule: one of ``offered_rules()``.
         scale: the scale of every guided channel.
         channels: as in ``channel_guide``.
-        timing: ``constant``, ``linear``, ``cosine``, ``interval:0.1,0.8`` or ``oscillation:10``.
+        timing: ``constant``, ``linear``, ``cosine``, ``exponential:0.7``, ``interval:0.1,0.8`` or ``oscillation:10``.
         settings: the rule's settings where they are not its defaults, such as ``momentum=0,norm_limit=10``.
         scales: one scale per latent channel, in ``scale``'s place; empty for ``scale``.
 

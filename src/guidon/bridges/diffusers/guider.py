@@ -22,7 +22,7 @@ from ...core.errors import InputError, setting
 from ...core.extras import require
 from ...diffusion import NoiseLevel, Parameterization
 from ...guidance import CONSTANT, START, UNSET, CfgChannels, ChannelChoice, ChannelScale, Guidance, Unset, rule_text
-from ...guidance.rules import CFG, CFGPlusPlus
+from ...guidance.rules import CFGPlusPlus
 from .layouts import Layout
 from .scale import factor_tensor, multiply
 from .scheduler import BetaSchedule, betas_of
@@ -226,7 +226,7 @@ class ChannelGuidance(BaseGuidance):
         self._inside = False
         if pred_uncond is None or not acts:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
-        if type(self.guidance.rule) is not CFG:
+        if not self.guidance.rule.is_plain:
             pred = self._by_rule(pred_cond, pred_uncond)
             return GuiderOutput(pred=pred, pred_cond=pred, pred_uncond=pred_uncond)
         scale = self._scales(pred_cond)
@@ -273,10 +273,11 @@ class ChannelGuidance(BaseGuidance):
     @property
     def _needs_latents(self) -> bool:
         """Whether the rule works in another parameterisation than the network's, which takes the latents to reach."""
-        space = self.guidance.rule.space
-        return space not in ("own", self.parameterization) and not (
-            space == "velocity" and self.parameterization == "flow" and self._ratios is None
-        )
+        space = "own" if self.guidance.rule.is_plain else self.guidance.rule.space
+        if space in ("velocity", "noise"):
+            of_path = "flow" if self._ratios is None else "v" if space == "velocity" else "eps"
+            return self.parameterization != of_path
+        return space not in ("own", self.parameterization)
 
     def _scales(self, prediction: Tensor) -> ChannelScale:
         """The scales in effect."""

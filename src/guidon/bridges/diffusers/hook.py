@@ -21,7 +21,6 @@ from torch import Tensor
 from ...core.errors import InputError, setting
 from ...diffusion import NoiseLevel, Parameterization, split_prediction
 from ...guidance import START, ChannelChoice, ChannelScale, Guidance, GuidedStep, Memory, Observe
-from ...guidance.rules import CFG
 from ...guidance.timing import CONSTANT
 from .calls import PipelineCall, is_same
 from .families import Family, family_of
@@ -33,7 +32,7 @@ Output = TypeVar("Output")
 
 def is_plain(guidance: Guidance) -> bool:
     """Whether a guidance is uncond + s (cond - uncond) with one s throughout, on some of the channels."""
-    return isinstance(guidance.rule, CFG) and guidance.timing == CONSTANT and isinstance(guidance.scale, float)
+    return guidance.rule.is_plain and guidance.timing == CONSTANT and isinstance(guidance.scale, float)
 
 
 @dataclass(eq=False)

@@ -31,7 +31,7 @@ def generate_command(generation: dict[str, Any]) -> str:
         "constant": ["--interval", "0,1"],  # written out, because the model's default may differ
         "interval": ["--interval", values],
         "oscillation": ["--oscillate", values or "10"],
-    }.get(timing, ["--ramp", timing])
+    }.get(timing, ["--ramp", generation["timing"]])
     if generation["samples"] != [0]:
         words += ["--num-samples", str(generation["samples"][0] + 1)]
     return shlex.join(words)

@@ -1,0 +1,26 @@
+"""Guidance rules: how the predictions of a step become one.
+
+contract      what a rule is, and what it sees
+plain         cfg
+norms         rescale, renorm: the size of the conditional prediction is kept
+projections   apg, cfg-zero, tcfg, perp-neg: a direction is taken away
+strengths     mambo-g, samg: the scale follows from how far apart the branches are
+steps         cfg++, momentum: the steps before or after
+frequencies   fdg, fdg-time: slow and fast variations over a frame or over time
+spelling      rules as text
+"""
+
+from .contract import Branches, Rule, Scale, Space
+from .frequencies import FrequencyDecoupled, TemporalFrequencies
+from .norms import Renormalised, Rescale
+from .plain import CFG, cfg
+from .projections import APG, CFGZero, PerpendicularNegative, TangentialDamping
+from .spelling import RULES, parse_rule, rule_text
+from .steps import CFGPlusPlus, Momentum
+from .strengths import MagnitudeAware, SpatialAdaptive
+
+__all__ = [
+    "APG", "CFG", "RULES", "Branches", "CFGPlusPlus", "CFGZero", "FrequencyDecoupled", "MagnitudeAware", "Momentum",
+    "PerpendicularNegative", "Renormalised", "Rescale", "Rule", "Scale", "Space", "SpatialAdaptive",
+    "TangentialDamping", "TemporalFrequencies", "cfg", "parse_rule", "rule_text",
+]  # fmt: skip
