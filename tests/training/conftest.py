@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pytest
 
 from guidon.core.atomic import write_bytes
@@ -6,11 +8,12 @@ from guidon.training.tasks import denoiser, vae
 from recipes import denoiser_recipe
 
 
-@pytest.fixture(scope="module", autouse=True)
-def draw_curves():
+@contextmanager
+def tiny_runs():
     """Leave out what takes longer than a tiny run: the picture of its curves, and most held-out clips.
 
-    Returns what draws the picture, for a test that looks at it.
+    The held-out clips of an autoencoder decide its scaling factor: runs that are compared all need this, also those of
+    fixtures of a wider scope.
     """
     drawn = loop.draw_curves
     with pytest.MonkeyPatch.context() as patch:
@@ -20,7 +23,15 @@ def draw_curves():
         yield drawn
 
 
+@pytest.fixture(scope="module", autouse=True)
+def draw_curves():
+    """Runs are tiny in every test. Returns what draws the picture, for a test that looks at it."""
+    with tiny_runs() as drawn:
+        yield drawn
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_model):
     """The model folder of a run that was not interrupted."""
-    return run_recipe(denoiser_recipe(tmp_path_factory.mktemp("whole"), tiny_model / "vae.safetensors"))
+    with tiny_runs():
+        return run_recipe(denoiser_recipe(tmp_path_factory.mktemp("whole"), tiny_model / "vae.safetensors"))
