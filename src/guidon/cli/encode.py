@@ -43,7 +43,8 @@ def encode(
     """
     # Check everything before torch is imported and gigabytes are read.
     from ..core.devices import check_device, pick_device
-    from ..models.finding import caption_header, check_t5
+    from ..models.finding import check_t5
+    from ..models.text.headers import caption_header
 
     check_device(device)
     check_t5(text_encoder, max_length, dtype)

@@ -8,13 +8,13 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from ..checkpoints.finding import locate, read_header
+from ..checkpoints.finding import locate
 from ..core.errors import InputError, first_line, nearest, setting
 from ..core.extras import require
 from ..core.progress import lines
-from ..core.reading import is_there, parse_json
 from .family import Facts, Preset, Released, any_prompts
 from .sources import Sources
+from .text.headers import refuse_unstored, stored_prompts
 
 T5 = "DeepFloyd/t5-v1_1-xxl"
 T5_DTYPES = ("fp32", "bf16", "fp16", "int8")
@@ -22,8 +22,6 @@ T5_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("spiece.model", "tokenizer.json")
 AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 AUTOENCODER_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
-
 DOWNSAMPLING = 8  # pixels per latent pixel in Stable Diffusion's autoencoder, along one side
 TIMESTEPS = 1000  # of the diffusion that all released models were trained for
 
@@ -142,50 +140,6 @@ def _part(root: Path, name: str, files: Sequence[str], what: str) -> Path:
 
 def _where(root: Path) -> str:
     return f"download the hub repository {T5} (config.json, spiece.model, weights) and give its folder"
-
-
-CAPTIONS = "caption features"
-CAPTION_FORMATS = ("guidon captions 2", "guidon captions")
-"""The format of a file of caption features: now, and in earlier versions, which wrote no digest."""
-
-
-def caption_header(path: Path) -> dict[str, str]:
-    """The text fields in the header of a file of caption features.
-
-    Raises:
-        InputError: it is not there, or is something else.
-    """
-    if not is_there(path, CAPTIONS):
-        raise InputError(f"{path} is not there: make it with `guidon encode`, {setting('out')} {path}")
-    header = read_header(path)
-    if header.get("format") not in CAPTION_FORMATS:
-        raise InputError(f"{path} is a safetensors file, but holds no caption features")
-    return header
-
-
-def stored_prompts(path: Path) -> list[str]:
-    """The prompts in a file of caption features. The features are not read.
-
-    Raises:
-        InputError: it is not there, is damaged, or is something else.
-    """
-    prompts = parse_json(caption_header(path).get("prompts", ""), path, CAPTIONS)
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError(f"{path} is damaged: its prompts are {prompts!r:.60}, expected a list of texts")
-    return prompts
-
-
-def refuse_unstored(path: Path, stored: Sequence[str], prompts: Sequence[str]) -> None:
-    """Refuse prompts whose features a file does not hold.
-
-    Raises:
-        InputError: one of them is not stored.
-    """
-    missing = [prompt for prompt in prompts if prompt not in stored]
-    if missing:
-        raise InputError(
-            f"{path} holds no features of {missing[0]!r}: add them with `guidon encode`, {setting('out')} {path}"
-        )
 
 
 def _of(repository: str, file: str | None) -> str:

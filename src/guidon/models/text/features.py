@@ -20,7 +20,7 @@ from ...core.atomic import write_bytes
 from ...core.errors import InputError, setting
 from ...core.hashing import hash_tensors
 from ...core.reading import parse_json, reading
-from ..finding import CAPTION_FORMATS, CAPTIONS, caption_header, refuse_unstored
+from .headers import CAPTION_FORMATS, CAPTIONS, caption_header, refuse_unstored
 
 FORMAT = CAPTION_FORMATS[0]
 AGAIN = "it is truncated or damaged: encode the captions again"
