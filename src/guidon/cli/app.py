@@ -16,7 +16,7 @@ import typer
 from ..core.errors import InputError, shortened
 from ..core.limits import is_out_of_memory
 from ..core.version import VERSION
-from . import STOPPED, audit, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
+from . import STOPPED, audit, channels, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
 from .command import Command, Group
 from .outputs import say
 
@@ -51,6 +51,7 @@ def add(to: typer.Typer, command: Callable[..., None], example: str, panel: str 
 add(app, generate.generate, generate.EXAMPLE, MAKE)
 add(app, evaluate.evaluate, evaluate.EXAMPLE, MEASURE)
 add(app, spectrum.spectrum, spectrum.EXAMPLE, MEASURE)
+add(app, channels.channels, channels.EXAMPLE, MEASURE)
 add(app, match.match, match.EXAMPLE, MEASURE)
 add(app, tune.tune, tune.EXAMPLE, MEASURE)
 app.add_typer(studies, name="study", rich_help_panel=MEASURE)
