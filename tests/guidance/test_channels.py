@@ -94,11 +94,14 @@ def test_bad_choices_are_refused_before_it_is_known_how_many_channels_there_are(
 ])  # fmt: skip
 def test_channels_that_a_model_does_not_have_are_refused_once_it_is_known(given_, shown, why):
     choice = ChannelChoice.parse(given_)
-    for read in (choice.indices_for, Guidance(3, given_).scales_for, Guidance(3, given_).resolved):
+    guidance = Guidance(3, given_)
+    for name, read in (
+        ("cfg_channels", choice.indices_for), ("channels", guidance.scales_for), ("channels", guidance.resolved),
+    ):  # fmt: skip
         with pytest.raises(InputError) as error:
             read(4)
         message = str(error.value)
-        assert message.startswith(f"cfg_channels {shown!r} {why}")
+        assert message.startswith(f"{name} {shown!r} {why}")
         assert "this model has 4 latent channels: give a count from 1 to 4, 'all', 'none'" in message
 
 

@@ -319,8 +319,8 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line():
         (plain, (cond, uncond, x[:, :, None]), r"predictions \(2, 4, 8, 8\) do not fit latents \(2, 4, 1, 8, 8\)"),
         (plain, (cond, uncond, x[:1]), r"do not fit latents \(1, 4, 8, 8\)"),
         (Guidance(3.0, 3, "perp-neg"), (cond, uncond, x), "guidance perp-neg needs a negative prompt"),
-        (Guidance([3, 3]), (cond, uncond, x), "cfg_scale has 2 values, but this model has 4 latent channels"),
-        (Guidance(3.0, 5), (cond, uncond, x), "cfg_channels '5' asks for more channels than the model has"),
+        (Guidance([3, 3]), (cond, uncond, x), "^scale has 2 values, but this model has 4 latent channels"),
+        (Guidance(3.0, 5), (cond, uncond, x), "^channels '5' asks for more channels than the model has"),
     ]  # fmt: skip
     for guidance, (c, u, z), message in cases:
         with pytest.raises(InputError, match=message) as error:
@@ -444,8 +444,19 @@ def test_choices_that_mean_the_same_are_resolved_to_one():
     assert len({Guidance(3, form).resolved(4) for form in ("all", None, 4, "0-3")}) == 1
     assert Guidance(3).resolved(2) == Guidance(3, "all")
     assert Guidance([3, 2, 1, 4]).resolved(4) == Guidance([3, 2, 1, 4], "all")
-    with pytest.raises(InputError, match="cfg_scale has 2 values, but this model has 4 latent channels"):
+    with pytest.raises(InputError, match="^scale has 2 values, but this model has 4 latent channels"):
         Guidance([3, 3]).resolved(4)
+
+
+def test_a_message_names_scale_and_channels_as_they_were_given():
+    settings = Guidance.from_settings({"cfg_scale": [3, 3]})
+    for guidance, scale, channels in ((Guidance([3, 3]), "scale", "channels"), (settings, "cfg_scale", "cfg_channels")):
+        for same in (guidance, guidance.with_timing("linear"), guidance.with_timing("linear").resolved(2)):
+            with pytest.raises(InputError, match=f"^{scale} has 2 values"):
+                same.scales_for(4)
+        assert guidance == Guidance([3, 3])
+    with pytest.raises(InputError, match=r"^scale gives channel 1 .* but channels 'only:0' leaves it unguided"):
+        Guidance([3, 3], "only:0").scales_for(2)
 
 
 def test_settings_are_those_of_manifests():

@@ -28,6 +28,8 @@ class Unset:
 
 
 UNSET: Final = Unset()
+NAMES = ("cfg_scale", "cfg_channels")
+"""The settings of scale and channels, as requests and manifests name them."""
 DEFAULT_COUNT = 3
 MOST_CHANNELS = 65536  # no latent has more; a range of indices ends here
 DIGITS = r"\d{1,20}"  # Python refuses to read numbers of thousands of digits
@@ -128,13 +130,13 @@ class ChannelChoice:
         text = ",".join(map(str, self.indices))
         return text if len(self.indices) > 1 else f"only:{text}"
 
-    def indices_for(self, channels: int) -> tuple[int, ...]:
-        """The indices that are chosen of a model's channels, increasing.
+    def indices_for(self, channels: int, name: str = "cfg_channels") -> tuple[int, ...]:
+        """The indices that are chosen of a model's channels, increasing; ``name`` as in ``parse``.
 
         Raises:
             InputError: the model has no such channels.
         """
-        return self.find(channels, lambda why: _refusal(self, why, channels))
+        return self.find(channels, lambda why: _refusal(self, why, channels, name))
 
     def find(self, channels: int, refuse: Refuse) -> tuple[int, ...]:
         """``indices_for``, with an error of the caller's."""
@@ -166,6 +168,7 @@ class ChannelScale:
         cfg_channels: CfgChannels | ChannelChoice | Unset = UNSET,
         *,
         channels: int,
+        names: tuple[str, str] = NAMES,
     ) -> ChannelScale:
         """From what a user says, in Python or on the command line.
 
@@ -175,28 +178,30 @@ class ChannelScale:
                 exactly these; ``"only:3"``. A bare number in text is a count too. Left out: the first three (all of
                 a model with fewer), or every channel when ``cfg_scale`` is given per channel.
             channels: how many latent channels the model has.
+            names: under which scale and channels were given, for the message.
 
         Raises:
             InputError: with what was given, what the model has and what would be valid.
         """
-        given = parse_scale(cfg_scale)
+        of_scale, of_channels = names
+        given = parse_scale(cfg_scale, of_scale)
         per_channel = isinstance(given, tuple)
         scales = given if isinstance(given, tuple) else (given,) * channels
         if len(scales) != channels:
             raise InputError(
-                f"{setting('cfg_scale')} has {len(scales)} values, but this model has {channels} latent channels: "
+                f"{setting(of_scale)} has {len(scales)} values, but this model has {channels} latent channels: "
                 f"give one number or {channels}"
             )
         if isinstance(cfg_channels, Unset):
             chosen = tuple(range(channels if per_channel else min(DEFAULT_COUNT, channels)))
         else:
-            chosen = parse_channels(cfg_channels, channels)
+            chosen = parse_channels(cfg_channels, channels, of_channels)
             stray = [c for c in range(channels) if per_channel and c not in chosen and scales[c] != 1]
             if stray:
                 raise InputError(
-                    f"{setting('cfg_scale')} gives channel {stray[0]} the scale {scales[stray[0]]:g}, but "
-                    f"{setting('cfg_channels')} {_shown(cfg_channels)} leaves it unguided: give it scale 1, or leave "
-                    f"{setting('cfg_channels')} out"
+                    f"{setting(of_scale)} gives channel {stray[0]} the scale {scales[stray[0]]:g}, but "
+                    f"{setting(of_channels)} {_shown(cfg_channels)} leaves it unguided: give it scale 1, or leave "
+                    f"{setting(of_channels)} out"
                 )
         return cls(tuple(scales[c] if c in chosen else 1.0 for c in range(channels)), chosen)
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Never, Protocol
 
 from ..core.errors import InputError, nearest, quoted, setting, written
-from .channels import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_scale
+from .channels import NAMES, UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset, cfg_channels_from, parse_scale
 from .rules import Branches, Rule, cfg, parse_rule, rule_text
 from .timing import LEFT_OUT, Constant, Timing, parse_timing
 
@@ -66,6 +66,8 @@ class Guidance:
     """How the branches are combined."""
     timing: Timing
     """When guidance acts."""
+    _names: tuple[str, str] = field(init=False, compare=False, repr=False)
+    """The names under which scale and channels were given, for messages."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Guidance:
         self._read(scale, channels, rule, timing, ("scale", "channels"))
 
     def _read(self, scale: Any, channels: Any, rule: Any, timing: Any, names: tuple[str, str]) -> None:
-        """Set the fields. ``names`` are those under which scale and channels were given, for messages."""
+        """Set the fields from the user's values."""
         parsed = parse_scale(scale, names[0])
         choice = channels if isinstance(channels, Unset) else ChannelChoice.parse(channels, names[1])
         rule = rule if isinstance(rule, Rule) else parse_rule(written(rule, str))
@@ -106,7 +108,9 @@ class Guidance:
             raise InputError(
                 f"{setting('guidance')} {rule.name} changes its scale during sampling: give no ramp ({timing.text})"
             )
-        for name, value in (("scale", parsed), ("channels", choice), ("rule", rule), ("timing", timing)):
+        for name, value in (
+            ("scale", parsed), ("channels", choice), ("rule", rule), ("timing", timing), ("_names", names),
+        ):  # fmt: skip
             object.__setattr__(self, name, value)
 
     # the settings, as JSON and manifests hold them
@@ -127,8 +131,14 @@ class Guidance:
             cfg_channels_from(settings),
             settings.get("guidance", "cfg"),
             settings.get("timing", "constant"),
-            ("cfg_scale", "cfg_channels"),
+            NAMES,
         )
+        return made
+
+    def _with(self, **changes: Any) -> Guidance:
+        """The same guidance with other fields, under the names that the user knows."""
+        made = replace(self, **changes)
+        object.__setattr__(made, "_names", self._names)
         return made
 
     def to_settings(self) -> dict[str, Any]:
@@ -144,12 +154,12 @@ class Guidance:
         Raises:
             InputError: the model has other channels.
         """
-        return _scales(self.scale, self.channels, channels)
+        return _scales(self.scale, self.channels, channels, self._names)
 
     def with_timing(self, timing: str) -> Guidance:
         """The same guidance with this timing, where none was given."""
         left_out = isinstance(self.timing, Constant) and self.timing.left_out
-        return replace(self, timing=parse_timing(timing)) if left_out else self
+        return self._with(timing=parse_timing(timing)) if left_out else self
 
     def resolved(self, channels: int) -> Guidance:
         """The same guidance, its choice of channels in the canonical form for a model of so many channels.
@@ -157,7 +167,7 @@ class Guidance:
         Raises:
             InputError: the model has other channels.
         """
-        return replace(self, channels=self.scales_for(channels).choice)
+        return self._with(channels=self.scales_for(channels).choice)
 
     @property
     def needs_negative(self) -> bool:
@@ -314,8 +324,10 @@ Observe = Callable[[GuidedStep], None]
 
 
 @lru_cache(maxsize=256)
-def _scales(scale: float | tuple[float, ...], channels: ChannelChoice | Unset, count: int) -> ChannelScale:
-    return ChannelScale.parse(scale, channels, channels=count)
+def _scales(
+    scale: float | tuple[float, ...], channels: ChannelChoice | Unset, count: int, names: tuple[str, str]
+) -> ChannelScale:
+    return ChannelScale.parse(scale, channels, channels=count, names=names)
 
 
 @lru_cache(maxsize=256)

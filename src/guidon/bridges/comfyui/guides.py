@@ -209,7 +209,7 @@ class ChannelGuide(Guide):
         """The channels on which guidance acts at a call."""
         channels = call.cond.shape[1]
         scales = 1.0 if self.scales is None else self.scales
-        guided = ChannelScale.parse(scales, self.channels, channels=channels).guided
+        guided = ChannelScale.parse(scales, self.channels, channels=channels, names=("scales", "channels")).guided
         acts = self.interval is None or self.interval(progress_at(call.sampling, call.sigma))
         return guided if acts else ()
 

@@ -93,11 +93,11 @@ def parse_scales(text: str) -> float | tuple[float, ...] | None:
         raise InputError(
             f"scales {text!r} cannot be read: give one number, or one per channel such as 7,7,7,1"
         ) from None
-    return parse_scale(values[0] if len(values) == 1 else values)
+    return parse_scale(values[0] if len(values) == 1 else values, "scales")
 
 
 def _choice(channels: str, *, needed: bool) -> ChannelChoice | Unset:
     """The choice of channels; unset where the text is empty and the scales say all."""
     if not channels.strip() and not needed:
         return UNSET
-    return ChannelChoice.parse(channels)
+    return ChannelChoice.parse(channels, "channels")

@@ -74,7 +74,7 @@ def apply(
     if second is not None and len(networks) < 2:
         raise InputError(f"{_name(pipe)} has one denoiser: leave out second")
     remove(pipe)
-    choice = ChannelChoice() if isinstance(channels, Unset) else ChannelChoice.parse(channels)
+    choice = ChannelChoice() if isinstance(channels, Unset) else ChannelChoice.parse(channels, "channels")
     hook = GuidanceHook(ref(pipe), guidances or None, choice, observe, family)
     for network in networks:
         network.register_forward_hook(partial(after_network, hook), with_kwargs=True)

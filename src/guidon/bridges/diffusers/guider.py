@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError, setting
 from ...core.extras import require
-from ...diffusion import NoiseLevel, Parameterization
+from ...diffusion import NoiseLevel, Parameterization, find_parameterization
 from ...guidance import CONSTANT, START, UNSET, CfgChannels, ChannelChoice, ChannelScale, Guidance, Unset, rule_text
 from ...guidance.rules import CFGPlusPlus
 from .layouts import Layout
@@ -107,10 +107,7 @@ class ChannelGuidance(BaseGuidance):
                 f"{setting('guidance')} {guidance.rule.name} needs {needs}, which no guider has: use Guidon's own "
                 "pipeline"
             )
-        if parameterization not in get_args(Parameterization):
-            raise InputError(
-                f"parameterization {parameterization!r} does not exist; valid: {', '.join(get_args(Parameterization))}"
-            )
+        parameterization = find_parameterization(parameterization)
         if parameterization in ("eps", "v") and beta_schedule is None:
             raise InputError(
                 f"a network that predicts {parameterization} has a noise schedule of betas: give beta_schedule, "

@@ -268,7 +268,7 @@ class GuidanceHook:
         latents = _latents(run, cond, noisy)
         channels = layout.channels(latents)
         choice = self.channels if guidance is None else guidance.scales_for(channels).choice
-        chosen, theirs = choice.indices_for(channels), family.guided.indices_for(channels)
+        chosen, theirs = choice.indices_for(channels, "channels"), family.guided.indices_for(channels)
         rescale = _rescale(run.call)
         mixes = family.mixes(run.call) or (f"guidance_rescale={rescale:g}" if rescale else None)
 
@@ -351,7 +351,7 @@ class GuidanceHook:
                 f"{run.name} does not say the scale of every step, so it cannot be traced: give a guidance"
             )
         layout = run.family.layout
-        scales = ChannelScale.parse(scale, choice, channels=layout.channels(latents))
+        scales = ChannelScale.parse(scale, choice, channels=layout.channels(latents), names=("scale", "channels"))
         level, parameterization = run.course.levels[run.index], run.course.parameterization or "eps"
         grid = layout.grid(run.given) if layout.grid else None
         self._show(level, scales, *_as_latents(run, grid, latents, cond, uncond), parameterization)

@@ -20,6 +20,7 @@ from ...core.errors import InputError
 from ...guidance import UNSET, CfgChannels, ChannelChoice, ChannelScale, Unset
 from ...guidance.channels import parse_scale
 
+NAMES = ("scale", "channels")  # of what a user gives
 Form = Literal["s", "s - 1", "1 - s", "s + 1"]
 FORMS: dict[Form, tuple[int, int]] = {"s": (1, 0), "s - 1": (1, -1), "1 - s": (-1, 1), "s + 1": (1, 1)}
 """Sign and offset of each form of a scale that pipelines multiply with."""
@@ -61,8 +62,8 @@ def channel_scale(
         InputError: a value is not valid. When the pipeline runs: its tensor has other channels, or its axis is not
             certain, or the pipeline uses the scale in another way.
     """
-    parsed = parse_scale(scale)
-    choice = channels if isinstance(channels, Unset) else ChannelChoice.parse(channels)
+    parsed = parse_scale(scale, "scale")
+    choice = channels if isinstance(channels, Unset) else ChannelChoice.parse(channels, "channels")
     for name, value in (("latent_channels", latent_channels), ("patch", patch)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: give a whole number of at least 1")
@@ -116,7 +117,7 @@ class ChannelNumber:
         if isinstance(self.scale, tuple):
             if len(self.scale) != channels:
                 raise InputError(f"{self!r} has {len(self.scale)} scales, but the latents have {channels} channels")
-            guided = ChannelScale.parse((1.0,) * channels, self.channels, channels=channels).guided
+            guided = ChannelScale.parse((1.0,) * channels, self.channels, channels=channels, names=NAMES).guided
             stray = [c for c in range(channels) if c not in guided and self.scale[c] != self.neutral]
             if stray:
                 raise InputError(
@@ -125,7 +126,7 @@ class ChannelNumber:
                 )
             values = self.scale
         else:
-            guided = ChannelScale.parse(self.scale, self.channels, channels=channels).guided
+            guided = ChannelScale.parse(self.scale, self.channels, channels=channels, names=NAMES).guided
             values = (self.scale,) * channels
         return tuple(self._factor(values[c] if c in guided else self.neutral) for c in range(channels))
 
