@@ -159,7 +159,7 @@ def test_networks_that_do_not_fit_are_refused():
             wrong = denoiser(guidance, lambda x, level, cond: torch.zeros(len(x), 6, *x.shape[2:]), batched=batched)
             with pytest.raises(InputError, match="gave 6 channels for 4 latent channels: expected 4 or 8"):
                 wrong(latents(), level_at(3))
-    with pytest.raises(InputError, match="^scale has 4 values, but this model has 3 latent channels"):
+    with pytest.raises(InputError, match=r"^scale has 4 values, but this model has 3 latent channels"):
         denoiser(Guidance([2.0] * 4))(torch.zeros(2, 3, 2, 3, 3), level_at(3))
     with pytest.raises(InputError, match="this model has 3 latent channels"):
         denoiser(Guidance(2.0, 4))(torch.zeros(2, 3, 2, 3, 3), level_at(3))
