@@ -1,4 +1,13 @@
-"""Prompt to video: how a pipeline is found, called and run, and what the manifests of its clips say."""
+"""Prompt to video: how a pipeline is loaded, called and run, and what the manifests of its clips say.
+
+loading            the ways to a pipeline: a name, a folder, a manifest, a diffusers pipeline
+pipeline           a call, from top to bottom
+calls              every keyword of a call, with its type
+diffusers_names    what diffusers calls these, and what a pipeline of diffusers has that this one has not
+steering           latents that a caller gives, and changes after a step
+generation         the clips of a complete request, in the memory that there is
+manifests          what a manifest says, and how its clip is computed again
+"""
 
 from typing import TYPE_CHECKING
 

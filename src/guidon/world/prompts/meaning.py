@@ -14,6 +14,7 @@ from .phrases import ADJECTIVES, HEIGHTS, NOUNS, SIDES, Phrase, Word
 
 _ON = ("on", "over", "against", "in", "with")  # before a background
 _SCENIC = ("on", "over", "against", "in", "to", "toward", *sorted(lexicon.PREPOSITIONS))  # before a place
+# kinds of words that say what to show
 _CONTENT = ("shape", "colour", "size", "direction", "speed", "moves", "stays", STILL, "background", "object")
 
 
