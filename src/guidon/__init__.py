@@ -23,6 +23,7 @@ Pipelines of diffusers:
     channel_scale: scales per channel in the place of a pipeline's number.
     ChannelGuidance: a guider for modular pipelines.
     IDDPMScheduler: the sampler of IDDPM as a scheduler.
+    wrap: a pipeline as a model that studies and analyses can measure.
     from_diffusers: Guidon's pipeline on the weights of a diffusers pipeline.
 
 Other:
@@ -63,6 +64,7 @@ _ROOMS = {
     "load_checkpoint": "models.checkpoint",
     "remove": "bridges.diffusers.apply",
     "reproduce": "pipeline",
+    "wrap": "pipeline",
 }
 __all__ = [
     "IDDPM",
@@ -86,6 +88,7 @@ __all__ = [
     "load_checkpoint",
     "remove",
     "reproduce",
+    "wrap",
 ]
 
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ if TYPE_CHECKING:
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
     from .media import Video
     from .models.checkpoint import inspect_checkpoint, load_checkpoint
-    from .pipeline import Pipeline, from_diffusers, load, reproduce
+    from .pipeline import Pipeline, from_diffusers, load, reproduce, wrap
     from .request import Request
 
 

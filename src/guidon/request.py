@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 DtypeName = Literal["fp32", "bf16", "fp16"]
+BLOCK = 16  # clips of a study that are denoised together, where it does not say it
+DIFFUSERS = "diffusers:"
+"""How the name of a model begins that is the folder of a diffusers pipeline."""
 GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON keys of the guidance, but for the rule
 
 
@@ -114,7 +117,8 @@ class Request(Settings):
     """Prompt k has the seed ``seed + k``, so that prompts share no noise."""
     samples: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     """Sample indices. Sample k of a seed starts from the same noise whatever is generated beside it."""
-    sampler: SamplerName = "ddpm"
+    sampler: SamplerName | None = "ddpm"
+    """The sampler; None for the scheduler of a diffusers pipeline."""
     steps: Count = 50
     """Denoising steps."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -135,6 +139,8 @@ class Request(Settings):
     """A hash of each clip's first noise, where a caller in Python gave it. It must be given again."""
     callback: bool = False
     """Whether a callback changed the latents or stopped the run. It must be given again."""
+    call: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Further arguments of a diffusers pipeline's call, such as height, its defaults included."""
 
     @model_validator(mode="before")
     @classmethod
@@ -159,7 +165,7 @@ class Request(Settings):
         flat: dict[str, Any] = {}
         guidance = self.guidance.to_settings()
         for name, value in handler(self).items():
-            if name in ("latents", "callback") and not value:  # what an earlier version did not know
+            if name in ("latents", "callback", "call") and not value:  # what an earlier version did not know
                 continue
             if name == "guidance":
                 flat |= {key: guidance[key] for key in ("cfg_scale", "cfg_channels") if key in guidance}
@@ -225,9 +231,15 @@ class Request(Settings):
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Request:
         rule, name = self.guidance.rule, setting
+        if (self.sampler is None) != self.model.startswith(DIFFUSERS) or (self.call and self.sampler):
+            raise InputError(
+                f"{name('model')} {self.model!r} goes with {name('sampler')} {self.sampler} and {name('call')} "
+                f"{quoted(self.call)} only if it is a diffusers pipeline: name a sampler, or {DIFFUSERS}FOLDER"
+            )
         if self.eta and self.sampler != "ddim":
-            raise InputError(f"{name('eta')} {self.eta:g} is for ddim, the sampler is {self.sampler}: leave it out")
-        if rule.name == "cfg++" and (self.sampler != "ddim" or self.eta):
+            sampler = self.sampler or "the pipeline's own"
+            raise InputError(f"{name('eta')} {self.eta:g} is for ddim, the sampler is {sampler}: leave it out")
+        if rule.name == "cfg++" and self.sampler is not None and (self.sampler != "ddim" or self.eta):
             raise InputError(f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0: give them")
         if rule.needs_negative and self.negative_prompt is None:
             raise InputError(
@@ -345,7 +357,8 @@ def make_request(
     own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt}
     texts = (prompts,) if isinstance(prompts, str) else prompts
     fixed: dict[str, Any] = {"model": preset.name}
-    fixed["guidance"] = _choose_guidance(preset, facts.channels, choices)
+    own_guidance = preset.cfg_scale, preset.cfg_channels, preset.timing
+    fixed["guidance"] = choose_guidance(choices, facts.channels, *own_guidance)
     count = len(texts) * _length(samples)
     if choices.get("exact"):
         fixed["batch_size"] = min(batch_size, count)
@@ -413,6 +426,25 @@ class Planner:
     def channels(self) -> int:
         """Latent channels of the model."""
         return self.facts.channels
+
+    @property
+    def bench(self) -> str:
+        """The bench (``guidon.metrics.bench``) that its videos are measured on."""
+        return self.facts.bench
+
+    @property
+    def cfg_scale(self) -> float:
+        """The guidance scale that is recommended."""
+        return self.preset.cfg_scale
+
+    @property
+    def block(self) -> int:
+        """How many clips a study denoises together where it does not say it."""
+        return BLOCK
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that the model cannot be given, such as a number that is no class."""
+        self.facts.check_prompts(prompts)
 
     def plan(
         self,
@@ -495,22 +527,26 @@ def _length(samples: Sequence[int]) -> int:
     return max(0, samples.stop - samples.start) if isinstance(samples, range) and samples.step == 1 else len(samples)
 
 
-def _choose_guidance(preset: Preset[Any], channels: int, choices: Choices) -> Guidance:
-    """The guidance that was chosen; scale, channels and timing are the preset's where they were not."""
+def choose_guidance(choices: Choices, channels: int, own_scale: float, own_channels: str, own_timing: str) -> Guidance:
+    """The guidance that was chosen; scale, channels and timing are the model's own where they were not.
+
+    Raises:
+        InputError: a choice is not valid, is given twice, or does not fit the model's channels.
+    """
     given = choices.get("guidance")
     parts: dict[str, Any] = {key: value for key, value in choices.items() if key in GUIDANCE_KEYS}
     if isinstance(given, Guidance):
         named = [key for key, value in parts.items() if value is not None]
         if named:
             raise InputError(f"{setting('guidance')} holds the {setting(named[0])} already: leave one of them out")
-        return given.with_timing(preset.timing).resolved(channels)
+        return given.with_timing(own_timing).resolved(channels)
     scale, timing = (parts.get(key) for key in ("cfg_scale", "timing"))
-    scale = preset.cfg_scale if scale is None else plain_scale(scale)
+    scale = own_scale if scale is None else plain_scale(scale)
     chosen = cfg_channels_from(parts)  # here None is a choice: all channels
     if isinstance(chosen, Unset) and not isinstance(scale, Sequence):
-        chosen = preset.cfg_channels
+        chosen = own_channels
     settings = {"cfg_scale": scale, "cfg_channels": chosen, "guidance": given or "cfg"}
-    settings["timing"] = preset.timing if timing is None else timing
+    settings["timing"] = own_timing if timing is None else timing
     return Guidance.from_settings(settings).resolved(channels)
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from ..guidance import parse_channels
 from ..metrics.bench import find_bench
 from ..metrics.metric import TUNING_SEED, Metric
 from ..metrics.statistics import by_prompt
-from ..request import Planner
+from ..pipeline.contract import ModelPlanner
+from ..request import DIFFUSERS
 from ..studies.cells import Cell, cells_of
 from ..studies.plan import Arm, Contrast, Plan, Study, check_size
 from ..studies.results import results
@@ -81,7 +83,7 @@ def thumb(scale: float, cfg_channels: str, to: str, channels: int) -> float:
 
 
 def matching_study(
-    planner: Planner,
+    planner: ModelPlanner,
     model: str,
     scales: Sequence[float],
     cfg_channels: str,
@@ -91,7 +93,8 @@ def matching_study(
     steps: int | None = None,
     sampler: str | None = None,
     timing: str | None = None,
-    block: int = 16,
+    block: int | None = None,
+    parts: Mapping[str, Any] = {},
 ) -> Study:
     """The study that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
 
@@ -103,7 +106,8 @@ def matching_study(
         to: the channels for which equivalent scales are found.
         prompts: texts; or the number of captions of the bench, taken from those on which no study reports results.
         steps, sampler, timing: the same for all settings; None for the model's own.
-        block: clips denoised together.
+        block: clips denoised together; None for the model's own.
+        parts: of a diffusers pipeline, how it is loaded: ``dtype``, ``offload`` and ``call``.
 
     Raises:
         InputError: a scale guides nothing, both choices are the same, or the bench has no captions of its own.
@@ -121,7 +125,7 @@ def matching_study(
     for scale in scales:
         if not math.isfinite(scale) or scale <= 1:
             raise InputError(f"{setting('cfg_scale')} {scale:g} guides nothing to match: give numbers above 1")
-    bench = find_bench(planner.facts.bench)
+    bench = find_bench(planner.bench)
     count = prompts if isinstance(prompts, int) else len(prompts)
     check_size(len(set(scales)) * (2 + len(STEPS_OF_GRID)), count, 1)
     if isinstance(prompts, int):
@@ -135,9 +139,14 @@ def matching_study(
     start, end = (f"from {min(scales):g}", f"to {max(grid):g}")
     arms = [Arm(name=f"from {s:g}", cfg_scale=s, cfg_channels=cfg_channels) for s in sorted(set(scales))]
     arms += [Arm(name=f"to {s:g}", cfg_scale=s, cfg_channels=to) for s in sorted(grid)]
+    named: Any = model
+    if model.startswith(DIFFUSERS):
+        kept = {name: parts[name] for name in ("dtype", "offload") if name in parts}
+        named = {"diffusers": model.removeprefix(DIFFUSERS)} | kept
     values = {
-        "title": f"channels {cfg_channels} matched by {to}", "model": model, "prompts": tuple(prompts),
-        "settings": tuple(arms), "steps": steps, "sampler": sampler, "timing": timing, "block": block,
+        "title": f"channels {cfg_channels} matched by {to}", "model": named, "prompts": tuple(prompts),
+        "call": parts.get("call") or {}, "settings": tuple(arms), "steps": steps, "sampler": sampler,
+        "timing": timing, "block": block,
         "primary": Contrast(metric=bench.primary, baseline=start, against=end),
     }  # fmt: skip
     return validated(Study, values, None)

@@ -19,13 +19,14 @@ from ..core.broadcasting import per_sample
 from ..core.errors import InputError, setting
 from ..core.extras import require
 from ..core.progress import OnStep
+from ..core.warn import warn
 from ..guidance import guides_nothing
 from ..request import Choices, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..pipeline import Pipeline
+    from ..pipeline.contract import ModelPipeline
 
 ASPECTS = {
     "luminance": "change of brightness, Rec. 709",
@@ -108,7 +109,7 @@ def check_spectrum(request: Request, channels: int, looks: int) -> None:
 
 
 def spectrum(
-    pipe: Pipeline,
+    pipe: ModelPipeline,
     prompts: Sequence[str],
     *,
     looks: int = 8,
@@ -119,7 +120,7 @@ def spectrum(
     """Sample each prompt once, and measure guidance by channel, step and frame.
 
     Args:
-        pipe: any model.
+        pipe: any model, of Guidon or of diffusers (``guidon.load``, ``guidon.wrap``).
         prompts: the prompts.
         looks: number of steps, evenly spaced, at which influence is measured. Each costs two decoded clips per channel.
         on_step: called as ``on_step(done, total)`` after every denoising step.
@@ -135,7 +136,7 @@ def spectrum(
     request = pipe.plan(tuple(prompts), force=force, **choices)
     check_spectrum(request, pipe.channels, looks)
     trace = GuidanceTrace(keep_x0=True)
-    pipe.generate(request, batch_size=len(request.prompts), trace=trace, on_step=on_step)
+    pipe.generate(request, trace=trace, on_step=on_step)
     if not len(trace):
         raise InputError(
             f"{setting('timing')} {request.guidance.timing.text} guides none of the {request.steps} steps: widen it, "
@@ -145,14 +146,17 @@ def spectrum(
     # Measure influence with the decoder at some of the steps.
     looked_at = np.unique(np.linspace(0, len(trace) - 1, looks).round().astype(int))
     cond, uncond = (branch.transpose(0, 1)[:, looked_at] for branch in trace.x0)  # (P, K, C, ...)
-    with pipe.model.vae.in_use() as vae:
-
-        def decode(latents: Tensor) -> Tensor:
-            return vae.decode(latents.to(pipe.device)).float().cpu()
-
-        found = [
-            [gains(decode, c, c - u) for c, u in zip(*pair, strict=True)] for pair in zip(cond, uncond, strict=True)
-        ]
+    if bool(cond.isfinite().all()):
+        with pipe.decoder(request) as decode:
+            found = np.array(
+                [
+                    [gains(decode, c, c - u) for c, u in zip(*pair, strict=True)]
+                    for pair in zip(cond, uncond, strict=True)
+                ]
+            )
+    else:  # a scheduler of diffusers whose noise levels are not known
+        warn("the noise levels of the scheduler are not known, so that the influence on pixels is not measured")
+        found = np.full((*cond.shape[:3], len(ASPECTS)), np.nan)
     return Spectrum(
         prompts=request.prompts,
         timestep=arrays["timestep"],
@@ -161,7 +165,7 @@ def spectrum(
         cosine=arrays["cosine"],
         looked_at=looked_at,
         moved=(cond - uncond).flatten(3).square().mean(3).sqrt().numpy(),
-        gain=np.array(found),
+        gain=found,
     )
 
 

@@ -26,11 +26,11 @@ from ..guidance import CfgChannels, ChannelScale, guides_nothing
 from ..metrics.bench import find_bench
 from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Goal, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval
-from ..request import Choices, Planner
+from ..request import Choices
 from .evaluate import BATCH
 
 if TYPE_CHECKING:
-    from ..pipeline import Pipeline
+    from ..pipeline.contract import ModelPipeline, ModelPlanner
 
 optimize = Later("scipy.optimize", "tuning", "study")
 
@@ -111,7 +111,7 @@ def goal_of(bench: str) -> Goal:
 
 
 def check_tuning(
-    planner: Planner,
+    planner: ModelPlanner,
     cfg_scale: float | Sequence[float],
     cfg_channels: CfgChannels,
     *,
@@ -123,8 +123,8 @@ def check_tuning(
     Raises:
         InputError: the bench has no captions or no goal, a choice is not valid, or the start guides nothing.
     """
-    captions = find_bench(planner.facts.bench).captions(None, TUNING_SEED, 1)
-    goal = goal_of(planner.facts.bench)
+    captions = find_bench(planner.bench).captions(None, TUNING_SEED, 1)
+    goal = goal_of(planner.bench)
     start = ChannelScale.parse(cfg_scale, cfg_channels, channels=planner.channels)
     if max(start.scales) <= 1:
         raise guides_nothing(start, "tune")
@@ -138,7 +138,7 @@ def check_tuning(
 
 
 def tune(
-    pipe: Pipeline,
+    pipe: ModelPipeline,
     cfg_scale: float | Sequence[float],
     cfg_channels: CfgChannels = "all",
     *,
@@ -174,7 +174,7 @@ def tune(
     given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing}
     choices = cast("Choices", given | {"seed_per_prompt": True})
     goal, start = check_tuning(pipe.planner, cfg_scale, cfg_channels, evaluations=evaluations, choices=choices)
-    bench = find_bench(pipe.model.facts.bench)
+    bench = find_bench(pipe.planner.bench)
     captions = bench.captions(None, TUNING_SEED, prompts)
     judges = bench.captions(None, EVALUATION_SEED, held_out)
     request = pipe.complete(captions, **_with(choices, start.scales))
@@ -232,11 +232,13 @@ def _with(choices: Choices, scales: Sequence[float]) -> Choices:
     return {**choices, "cfg_scale": tuple(scales)}
 
 
-def _measured(pipe: Pipeline, goal: Goal, captions: Sequence[str], scales: Sequence[float], choices: Choices) -> Values:
+def _measured(
+    pipe: ModelPipeline, goal: Goal, captions: Sequence[str], scales: Sequence[float], choices: Choices
+) -> Values:
     """Sample one clip for each caption; return the values (P,) of the goal's quantities, by name."""
     request = pipe.complete(captions, **_with(choices, scales))
     frames = np.stack([video.frames for video in pipe.generate(request, batch_size=BATCH)])
-    found = find_bench(pipe.model.facts.bench).measure(frames, captions)
+    found = find_bench(pipe.planner.bench).measure(frames, captions)
     return {goal.keep: found[goal.keep]} | {name: of(found) for name, of in goal.lower.items()}
 
 

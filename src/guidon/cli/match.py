@@ -11,8 +11,8 @@ import typer
 from . import options
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
-from .planning import find_planner
-from .values import parse_timing
+from .planning import find_any_planner
+from .values import parse_call, parse_timing
 
 EXAMPLE = "guidon match --cfg-scale 3 --cfg-channels 3 --to all"
 
@@ -41,8 +41,14 @@ def match(
     interval: options.Interval = None,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
-    block: options.Block = 16,
-    model: options.Model = "guidon-small",
+    block: Annotated[
+        int | None,
+        option("Sampling", "N", "Number of clips that are denoised together.", min=1, default="the model's: 16"),
+    ] = None,
+    model: options.AnyModel = "guidon-small",
+    call: options.Call = None,
+    dtype: options.Dtype = None,
+    offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
@@ -65,9 +71,12 @@ def match(
     """
     # Plan a study of both choices of channels, over a grid of scales. Check it before torch is imported.
     timing = parse_timing(interval)
-    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
-    planner = find_planner(model, device, parts)
-    scales = cfg_scale or [planner.preset.cfg_scale]
+    parts = given(
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
+        dtype=dtype, offload=offload,
+    )  # fmt: skip
+    planner = find_any_planner(model, device, parts)
+    scales = cfg_scale or [planner.cfg_scale]
     sampling = given(steps=steps, sampler=sampler, timing=timing)
     for scale in scales:  # the settings first: what measures needs numpy
         planner.complete([""], cfg_scale=scale, cfg_channels=cfg_channels, **sampling)
@@ -75,10 +84,10 @@ def match(
     from ..metrics.bench import find_bench
     from ..studies.plan import check_study, make_plan
 
-    matching.check_metrics(metric or (), find_bench(planner.facts.bench).metrics)
+    matching.check_metrics(metric or (), find_bench(planner.bench).metrics)
     study = matching.matching_study(
         planner, model, scales, cfg_channels, to,
-        prompts=prompts or captions, steps=steps, sampler=sampler, timing=timing, block=block,
+        prompts=prompts or captions, steps=steps, sampler=sampler, timing=timing, block=block, parts=parts,
     )  # fmt: skip
     check_study(study, planner)
     if out is not None:

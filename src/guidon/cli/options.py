@@ -23,6 +23,7 @@ FORMATS = ("mp4", "gif", "webp", "frames", "png")
 RAMPS = ("linear", "cosine", "exponential")
 DTYPES = ("fp32", "bf16", "fp16")
 TEXT_DTYPES = (*DTYPES, "int8")
+OFFLOADS = ("none", "model", "sequential")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CHOICES_OF_CHANNELS = ("3", "all", "none", "only:3", "0,2", "0-2")
 SPLITS = ("L0", "L1", "L2", "L3")
@@ -179,6 +180,44 @@ Features = Annotated[
     option("Model and weights", "FILE", "Caption features from `guidon encode`; replaces T5.", default="none"),
 ]
 Download = Annotated[bool, option("Model and weights", None, "Fetch missing weights from the hub.", "--download")]
+AnyModel = Annotated[
+    str,
+    option(
+        "Model and weights",
+        "NAME|FOLDER",
+        "A name that `guidon models` lists, a folder of weights, or diffusers:FOLDER.",
+        values=models,
+    ),
+]
+Call = Annotated[
+    list[str] | None,
+    option(
+        "Model and weights",
+        "NAME=VALUE",
+        "Argument of a diffusers pipeline's call, such as height=480; repeatable.",
+        default="the pipeline's own",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    option(
+        "Model and weights",
+        "DTYPE",
+        "Precision of a diffusers pipeline: fp32, bf16 or fp16.",
+        default="that of its weights",
+        values=DTYPES,
+    ),
+]
+Offload = Annotated[
+    str | None,
+    option(
+        "Model and weights",
+        "PART",
+        "What a diffusers pipeline keeps on the device: none (everything stays), model or sequential.",
+        default="none",
+        values=OFFLOADS,
+    ),
+]
 Device = Annotated[str, option("Model and weights", "DEVICE", "auto, cpu, cuda, cuda:N or mps.", values=DEVICES)]
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import InputError, setting
+
 if TYPE_CHECKING:
+    from ..pipeline.contract import ModelPlanner
     from ..request import Planner
 
 
@@ -25,6 +28,32 @@ def find_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> Plan
 
     check_device(device)
     return Planner.find(model, **parts)
+
+
+def find_any_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> ModelPlanner:
+    """``find_planner``, also of a diffusers pipeline: ``diffusers:FOLDER``.
+
+    Args:
+        model: a preset's name, a folder of weights, or ``diffusers:FOLDER``.
+        device: what the user gave; its name is checked.
+        parts: arguments of ``guidon.load``.
+
+    Raises:
+        InputError: as ``find_planner``.
+    """
+    from ..request import DIFFUSERS
+
+    if not model.startswith(DIFFUSERS):
+        for name in ("call", "dtype"):
+            if name in parts:
+                raise InputError(f"{setting(name)} is for diffusers pipelines: leave it out, or give {DIFFUSERS}FOLDER")
+        return find_planner(model, device, parts)
+    from ..core.devices import check_device
+    from ..pipeline.diffusers_planner import DiffusersPlanner, check_options
+
+    check_device(device)
+    check_options(model, parts)
+    return DiffusersPlanner.find(model.removeprefix(DIFFUSERS), call=parts.get("call"), dtype=parts.get("dtype"))
 
 
 def known_device(device: str) -> str | None:

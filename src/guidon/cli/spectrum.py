@@ -10,8 +10,8 @@ import typer
 from . import options
 from .options import given, option
 from .outputs import prepare_folder, stopped
-from .planning import find_planner, known_device
-from .values import parse_timing
+from .planning import find_any_planner, known_device
+from .values import parse_call, parse_timing
 
 EXAMPLE = 'guidon spectrum "a red circle moves left on a white background" --out spectrum'
 
@@ -31,7 +31,10 @@ def spectrum(
     seed: Annotated[int, option("Sampling", "N", "Seed of the noise.", min=0)] = 0,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
-    model: options.Model = "guidon-small",
+    model: options.AnyModel = "guidon-small",
+    call: options.Call = None,
+    dtype: options.Dtype = None,
+    offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
@@ -50,10 +53,13 @@ def spectrum(
         cfg_scale=cfg_scale, cfg_channels=cfg_channels, timing=parse_timing(interval), seed=seed, steps=steps,
         sampler=sampler,
     )  # fmt: skip
-    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    parts = given(
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
+        dtype=dtype, offload=offload,
+    )  # fmt: skip
 
     # Check everything before torch is imported.
-    planner = find_planner(model, device, parts)
+    planner = find_any_planner(model, device, parts)
     request = planner.plan(prompts, device=known_device(device), force=force, **choices)
     from ..analysis.spectrum import check_spectrum
     from ..analysis.spectrum import spectrum as measured

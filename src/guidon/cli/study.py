@@ -11,7 +11,7 @@ import typer
 from . import options
 from .options import option
 from .outputs import prepare_folder, say, stopped
-from .planning import find_planner
+from .planning import find_any_planner
 
 EXAMPLE_RUN = "guidon study run studies/quick.yaml --out results"
 EXAMPLE_REPORT = "guidon study report results"
@@ -38,8 +38,7 @@ def run(
     from ..studies.plan import check_study, load_study, make_plan, outline
 
     study = load_study(file)
-    parts = study.sources.model_dump()
-    check_study(study, find_planner(study.model, device, parts))
+    check_study(study, find_any_planner(study.model_name, device, study.parts))
     if not dry_run:
         prepare_folder(out)
 
@@ -51,12 +50,12 @@ def run(
     from ..studies.results import results, write_csv
     from ..studies.run import run_study, seconds_per_cell
 
-    pipe = load(study.model, device=device, **parts)
+    pipe = load(study.model_name, device=device, **study.parts)
     plan = make_plan(study, pipe, threads=threads_of(out))
     if dry_run:
         print(outline(plan, seconds_per_cell(plan, pipe)))
         return
-    bench = open_bench(study.bench, pipe.model.facts.bench, device=pipe.device, keep=pipe.model.vae.keep)
+    bench = open_bench(study.bench, pipe.planner.bench, device=pipe.device, keep=pipe.keeps_parts)
     kept = f"blocks of {plan.block} clips that are done are kept in {out}: the same command goes on"
     with stopped(kept), progress(f"study of {plan.cells} cells") as bar:
         run_study(plan, pipe, out, bench=bench, on_cell=bar, on_solve=bar, say=say)

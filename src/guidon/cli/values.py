@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 from ..core.errors import InputError, nearest, setting
 
 DIGITS = 18  # no size has more, and Python does not read thousands of them
@@ -37,6 +41,24 @@ def parse_size(text: str | None, height: int | None, width: int | None) -> tuple
             f"{setting('size')} {text[:40]!r} is not a size: give HEIGHTxWIDTH in pixels, such as 768x1344"
         )
     return int(parts[0]), int(parts[1])
+
+
+def parse_call(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """Arguments of a diffusers pipeline's call from texts such as ``height=480``. None if none is given."""
+    if not given:
+        return None
+    found: dict[str, Any] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name.strip().isidentifier():
+            raise InputError(f"{setting('call')} {text[:80]!r} is no argument: give NAME=VALUE, such as height=480")
+        if name.strip() in found:
+            raise InputError(f"{setting('call')} gives {name.strip()} twice: give it once")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:  # a text
+            found[name.strip()] = {"True": True, "False": False, "None": None}.get(value, value)
+    return found
 
 
 def parse_timing(interval: str | None, ramp: str | None = None, oscillate: int | None = None) -> str | None:

@@ -67,6 +67,21 @@ class GuidanceTrace:
     def __len__(self) -> int:
         return len(self._products)
 
+    def add_samples(self, other: GuidanceTrace) -> None:
+        """Put the samples of another run's trace beside those of this one: the same steps on other clips.
+
+        Raises:
+            InputError: the runs were guided at other steps.
+        """
+        if not len(self):
+            self._progress, self._timesteps, self._scales = other._progress, other._timesteps, other._scales
+            self._products, self._x0 = other._products, other._x0
+            return
+        if (self._timesteps, self._scales) != (other._timesteps, other._scales):
+            raise InputError("two runs were guided at other steps: trace each of them by itself")
+        self._products = [torch.cat(pair, 1) for pair in zip(self._products, other._products, strict=True)]
+        self._x0 = [torch.cat(pair, 1) for pair in zip(self._x0, other._x0, strict=True)]
+
     def forget(self) -> None:
         """Forget every step, so that the run can be made again from its start."""
         self._progress = -math.inf

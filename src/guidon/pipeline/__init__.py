@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from ..core.lazy import imported_later
 
 if TYPE_CHECKING:
+    from .diffusers_pipeline import DiffusersPipeline, wrap
     from .loading import from_diffusers, load, reproduce
     from .pipeline import Pipeline
 
-__all__ = ["Pipeline", "from_diffusers", "load", "reproduce"]
-__getattr__ = imported_later(__name__, "pipeline", "loading")
+__all__ = ["DiffusersPipeline", "Pipeline", "from_diffusers", "load", "reproduce", "wrap"]
+__getattr__ = imported_later(__name__, "pipeline", "loading", "diffusers_pipeline")

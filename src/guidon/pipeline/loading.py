@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
 
 import torch
 
@@ -15,8 +15,11 @@ from ..core.settings import validated
 from ..media import Video
 from ..models.catalogue import find_model, find_preset
 from ..models.sources import Sources
+from ..request import DIFFUSERS, DtypeName
 from .calls import RunOptions
 from .diffusers_names import no_option_of_load
+from .diffusers_pipeline import DiffusersPipeline, load_folder
+from .diffusers_planner import check_options
 from .manifests import Manifest
 from .pipeline import Pipeline
 
@@ -41,11 +44,33 @@ class ReproduceOptions(LoadOptions, RunOptions, total=False):
     """The keywords of ``reproduce``: those of ``load``, and how to run."""
 
 
-def load(model: str | Path = "guidon-small", **options: Unpack[LoadOptions]) -> Pipeline:
-    """The pipeline of a preset's name, or of a folder of weights.
+class DiffusersOptions(TypedDict, total=False):
+    """The keywords of ``load`` for the folder of a diffusers pipeline."""
+
+    device: str | torch.device
+    dtype: DtypeName | None
+    offload: str | None
+    call: Mapping[str, Any] | None
+
+
+@overload
+def load(
+    model: str,
+    *,
+    call: Mapping[str, Any],
+    device: str | torch.device = "auto",
+    dtype: DtypeName | None = None,
+    offload: str | None = None,
+) -> DiffusersPipeline: ...
+@overload
+def load(model: str | Path = "guidon-small", **options: Unpack[LoadOptions]) -> Pipeline: ...
+def load(model: str | Path = "guidon-small", **options: Any) -> Any:
+    """The pipeline of a preset's name, of a folder of weights, or of a diffusers pipeline's folder.
 
     Args:
-        model: a preset (``guidon models`` lists them), or a folder that ``guidon train`` wrote.
+        model: a preset (``guidon models`` lists them), a folder that ``guidon train`` wrote, or ``diffusers:FOLDER``
+            for a folder that diffusers' ``save_pretrained`` wrote. The last gives a ``DiffusersPipeline``, and takes
+            the keywords ``device``, ``dtype``, ``offload`` and ``call`` alone.
         device: "auto" (the default), "cpu", "cuda", "cuda:N" or "mps".
         checkpoint: the released weights of a preset that the package does not hold.
         text_encoder, vae: folders in hub layout.
@@ -53,15 +78,21 @@ def load(model: str | Path = "guidon-small", **options: Unpack[LoadOptions]) -> 
         text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB, the default), "bf16", "fp16" or "int8".
         download: True to fetch what is missing from the hub.
         offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.
+            Of a diffusers pipeline: "none" (the default), "model" or "sequential", as diffusers calls them.
+        dtype: of a diffusers pipeline: "fp32", "bf16" or "fp16". Left out, it is that of its weights.
+        call: of a diffusers pipeline: arguments of every call, such as ``{"height": 480, "num_frames": 81}``.
 
     Raises:
         InputError: unknown name; weights missing, truncated, foreign or not finite; a device that is not there.
     """
+    if not isinstance(model, str | Path):
+        raise InputError(f"model is {quoted(model)}: give the name of a preset, or a folder of weights")
+    if str(model).startswith(DIFFUSERS):
+        check_options(str(model), options)
+        return load_folder(str(model).removeprefix(DIFFUSERS), **options)
     for name in options:
         if name not in LoadOptions.__annotations__:
             raise InputError(f"load has no {name!r}{no_option_of_load(name)}")
-    if not isinstance(model, str | Path):
-        raise InputError(f"model is {quoted(model)}: give the name of a preset, or a folder of weights")
     preset, place = find_preset(str(model)), pick_device(str(options.pop("device", "auto")))
     sources = validated(Sources, options, None)
     return Pipeline(preset, find_model(preset, sources, place), place, sources)
@@ -85,7 +116,10 @@ def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[Reprod
         InputError: it is no manifest of a clip; and as ``load`` and ``Pipeline.generate``.
     """
     found = Manifest.read(manifest)
-    parts = {name: value for name, value in options.items() if name in LoadOptions.__annotations__}
+    of_load = (*LoadOptions.__annotations__, *DiffusersOptions.__annotations__)
+    parts = {name: value for name, value in options.items() if name in of_load}
+    if found.request.model.startswith(DIFFUSERS):
+        parts["dtype"] = found.request.dtype
     pipe = load(found.request.model, **cast("LoadOptions", parts))
     run = {name: value for name, value in options.items() if name not in parts}
     videos = pipe.reproduce(found, **cast("RunOptions", run))

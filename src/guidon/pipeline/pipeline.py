@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.devices import cpu_threads, pick_device
 from ..core.errors import InputError, quoted, setting
@@ -78,6 +79,11 @@ class Pipeline(metaclass=_Named):
         self.model, self.device = model, device
         self.channels, self.hashes = model.facts.channels, model.hashes
         self._prompts = PromptMemory(model.text)
+
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether the stages stay in memory after use."""
+        return self.model.vae.keep
 
     @property
     def planner(self) -> Planner:
@@ -217,7 +223,8 @@ class Pipeline(metaclass=_Named):
         trace, callback = options.get("trace"), options.get("callback_on_step_end")
         steering = None if callback is None else Steering(self, callback)
         count, shape = len(request.prompts) * len(request.samples), self.planner.latent_shape(request)
-        batch_size = request.batch_size or (options.get("batch_size", CLIPS_TOGETHER) if like is None else like.batch)
+        together = CLIPS_TOGETHER if trace is None else max(CLIPS_TOGETHER, count)  # a trace is of one batch
+        batch_size = request.batch_size or (options.get("batch_size", together) if like is None else like.batch)
         require_room(self.model.facts, shape, count, batch_size, self.device)
         for what, given in (("a trace", trace), ("a callback", callback)):
             if given is not None and count > batch_size:
@@ -255,6 +262,12 @@ class Pipeline(metaclass=_Named):
             Video(each, self.preset.fps, self._manifest(run, clip, micro_batch) | {"frames": list(each.shape)})
             for clip, each in zip(run.clips, frames, strict=True)
         ]
+
+    @contextmanager
+    def decoder(self, request: Request) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A function from latents (B, C, ...) to video (B, 3, T, H, W), or images (B, 3, H, W), in [-1, 1]."""
+        with self.model.vae.in_use() as vae:
+            yield lambda latents: vae.decode(latents.to(self.device)).float().cpu()
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show.

@@ -15,7 +15,7 @@ from typing import Any
 from ..core.errors import InputError
 from ..core.progress import OnStep, part_of
 from ..guidance import GuidanceTrace, added_energy
-from ..pipeline import Pipeline
+from ..pipeline.contract import ModelPipeline
 from .cells import Scales, read_plan, write_scales
 from .plan import ANY_SCALE, Plan, make_request
 
@@ -23,7 +23,7 @@ STEPS = 20  # denoising steps of the runs that measure energy
 
 
 def solve_scales(
-    plan: Plan, pipe: Pipeline, out: Path, *, on_step: OnStep | None = None, say: Callable[[str], None] = print
+    plan: Plan, pipe: ModelPipeline, out: Path, *, on_step: OnStep | None = None, say: Callable[[str], None] = print
 ) -> Plan:
     """The plan of a results folder with all its scales. Missing scales are solved and written to the folder.
 
@@ -52,7 +52,7 @@ def solve_scales(
     return read_plan(out)
 
 
-def _matching_scale(plan: Plan, pipe: Pipeline, name: str, on_step: OnStep | None) -> float:
+def _matching_scale(plan: Plan, pipe: ModelPipeline, name: str, on_step: OnStep | None) -> float:
     """The scale, to three decimals, at which a setting adds the same energy as the setting in its energy_of."""
     other = plan.settings[name]["energy_of"]
     wanted = _energy(plan, pipe, plan.choices(other), part_of(on_step, 0, 2))
@@ -62,7 +62,7 @@ def _matching_scale(plan: Plan, pipe: Pipeline, name: str, on_step: OnStep | Non
     return round(1 + (ANY_SCALE - 1) * math.sqrt(wanted / at_two), 3)
 
 
-def _energy(plan: Plan, pipe: Pipeline, choices: Mapping[str, Any], on_step: OnStep | None) -> float:
+def _energy(plan: Plan, pipe: ModelPipeline, choices: Mapping[str, Any], on_step: OnStep | None) -> float:
     """The energy that a setting adds, summed over one sample of each tuning prompt."""
     total, starts = 0.0, range(0, len(plan.tuning), plan.block)
     for number, first in enumerate(starts):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from ..core.errors import InputError, nearest
 from ..core.hashing import hash_settings
@@ -25,13 +25,13 @@ from ..core.reading import Limit
 from ..core.settings import Settings, read_mapping, validated
 from ..metrics.choice import BenchChoice, Weights, describe_weights, find_weights
 from ..models.sources import Sources
-from ..request import Choices, Planner, Request
+from ..request import DIFFUSERS, Choices, DtypeName, Request
 
 if TYPE_CHECKING:
     import torch
 
     from ..metrics.metric import Bench, Metric
-    from ..pipeline import Pipeline
+    from ..pipeline.contract import ModelPipeline, ModelPlanner
 
 FIRST_FORMAT = "guidon study 1"  # "of_the_world" in place of "bench"; solved scales are in its settings
 EARLIER_FORMATS = (FIRST_FORMAT, "guidon study 2")  # "world" is the bench that is called "world-1" now
@@ -92,15 +92,28 @@ class Contrast(Settings):
     """The name of another setting."""
 
 
+class DiffusersModel(Settings):
+    """A diffusers pipeline, in the folder that its ``save_pretrained`` wrote."""
+
+    diffusers: Annotated[str, Field(min_length=1)]
+    """The folder."""
+    dtype: DtypeName | None = None
+    """The precision to load it in; None for that of its weights."""
+    offload: Literal["none", "model", "sequential"] = "none"
+    """What stays on the device: everything, the part that computes, or the layer that computes."""
+
+
 class Study(Settings):
     """The content of a STUDY.yaml."""
 
     title: str = ""
     """The heading of reports."""
-    model: str = "guidon-small"
-    """A preset, or a folder of weights."""
+    model: str | DiffusersModel = "guidon-small"
+    """A preset, a folder of weights, or ``{diffusers: FOLDER}``."""
+    call: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Arguments of every call of a diffusers pipeline, such as height and num_frames."""
     sources: Sources = Sources()
-    """Where to find the parts of the model that do not come with the package."""
+    """Where to find the parts of a released model that do not come with the package."""
     split: str | None = None
     """The split of the bench from which captions are taken; None for its default split."""
     prompts: PositiveInt | Annotated[tuple[Text, ...], Field(min_length=1)]
@@ -121,12 +134,30 @@ class Study(Settings):
     """Denoising steps of settings that name none; None for the model's own."""
     timing: str | None = None
     """When guidance acts, for settings that do not say it; None for the model's own."""
-    block: PositiveInt = 16
-    """Clips that are denoised together."""
+    block: PositiveInt | None = None
+    """Clips that are denoised together; None for 16, or 1 of a diffusers pipeline."""
     settings: Annotated[tuple[Arm, ...], Field(min_length=1)]
     """The settings that are compared."""
     primary: Contrast
     """The main comparison, chosen before the study runs."""
+
+    @property
+    def model_name(self) -> str:
+        """The model as ``guidon.load`` takes it."""
+        return self.model if isinstance(self.model, str) else f"{DIFFUSERS}{self.model.diffusers}"
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """How the model is loaded: arguments of ``guidon.load``."""
+        found = self.sources.model_dump(exclude_unset=True)
+        found |= {} if isinstance(self.model, str) else self.model.model_dump(exclude={"diffusers"}, exclude_unset=True)
+        return found | ({"call": self.call} if self.call else {})
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _read_model(cls, value: Any) -> Any:
+        """One message for each fault, not one for each form of a model."""
+        return validated(DiffusersModel, dict(value), None) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _of_a_size_that_can_be_run(self) -> Study:
@@ -419,7 +450,7 @@ class CheckedStudy:
     """See ``Plan.settings``."""
 
 
-def check_study(study: Study, planner: Planner, device: torch.device | None = None) -> CheckedStudy:
+def check_study(study: Study, planner: ModelPlanner, device: torch.device | None = None) -> CheckedStudy:
     """Expand and validate a study.
 
     Args:
@@ -441,14 +472,14 @@ def check_study(study: Study, planner: Planner, device: torch.device | None = No
             raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
     from ..metrics.bench import find_bench
 
-    bench = find_bench(study.bench.full_name(planner.facts.bench))
+    bench = find_bench(study.bench.full_name(planner.bench))
     weights = find_weights(study.bench, bench.name)
     solves = any(arm.energy_of is not None for arm in chosen.values())
     if isinstance(study.prompts, int):
         bench.own_examples(study.split)
     bench.find_metric(study.primary.metric)
     captions, tuning = _prompts(study, bench, solves)
-    planner.facts.check_prompts(captions)
+    planner.check_prompts(captions)
     settings: dict[str, dict[str, Any]] = {}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
@@ -459,7 +490,7 @@ def check_study(study: Study, planner: Planner, device: torch.device | None = No
     return CheckedStudy(bench, weights, captions, tuning, settings)
 
 
-def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Plan:
+def make_plan(study: Study, pipe: ModelPipeline, *, threads: int | None = None) -> Plan:
     """Expand, validate and complete a study.
 
     Args:
@@ -474,9 +505,9 @@ def make_plan(study: Study, pipe: Pipeline, *, threads: int | None = None) -> Pl
 
     checked = check_study(study, pipe.planner, pipe.device)
     plan = Plan(
-        title=study.title, model=study.model, weights=pipe.hashes, bench=checked.bench.name,
+        title=study.title, model=study.model_name, weights=pipe.hashes, bench=checked.bench.name,
         bench_weights=describe_weights(study.bench, checked.weights), captions=checked.captions, tuning=checked.tuning,
-        seeds=study.seeds, block=study.block, threads=threads or os.cpu_count() or 1,
+        seeds=study.seeds, block=study.block or pipe.planner.block, threads=threads or os.cpu_count() or 1,
         device=pipe.device.type, torch=torch.__version__, settings=checked.settings, primary=study.primary,
     )  # fmt: skip
     _check_texts(plan)

@@ -26,7 +26,7 @@ from ..core.progress import OnStep
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench
-from ..pipeline import Pipeline
+from ..pipeline.contract import ModelPipeline
 from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, open_plan
 from .energy import solve_scales
 from .plan import ANY_SCALE, CELL_BYTES, Plan
@@ -36,7 +36,7 @@ POLL = 0.5  # seconds between two looks at blocks that other processes hold
 
 def run_study(
     plan: Plan,
-    pipe: Pipeline,
+    pipe: ModelPipeline,
     out: Path,
     *,
     bench: Bench | None = None,
@@ -81,7 +81,7 @@ def run_study(
 
 
 def _do_blocks(
-    plan: Plan, pipe: Pipeline, bench: Bench, out: Path, on_cell: OnStep | None, say: Callable[[str], None]
+    plan: Plan, pipe: ModelPipeline, bench: Bench, out: Path, on_cell: OnStep | None, say: Callable[[str], None]
 ) -> int:
     """Do every block that no other process does, until all are done. Returns how many cells were written here."""
     blocks = blocks_of(plan, out)
@@ -114,7 +114,7 @@ def _do_blocks(
     return written
 
 
-def _check_weights(plan: Plan, pipe: Pipeline) -> None:
+def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
     if pipe.hashes != plan.weights:
         names = plan.weights.keys() | pipe.hashes.keys()
         changed = sorted(name for name in names if pipe.hashes.get(name) != plan.weights.get(name))
@@ -149,7 +149,7 @@ def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
     return missing
 
 
-def _do(plan: Plan, pipe: Pipeline, bench: Bench, block: list[Cell], missing: list[Cell]) -> None:
+def _do(plan: Plan, pipe: ModelPipeline, bench: Bench, block: list[Cell], missing: list[Cell]) -> None:
     """Sample and measure a block, and write those of its cells that are missing."""
     request = plan.request(block[0].setting, slice(block[0].prompt, block[-1].prompt + 1))
     trace = GuidanceTrace()
@@ -171,7 +171,7 @@ def _do(plan: Plan, pipe: Pipeline, bench: Bench, block: list[Cell], missing: li
             ) from None
 
 
-def seconds_per_cell(plan: Plan, pipe: Pipeline) -> float:
+def seconds_per_cell(plan: Plan, pipe: ModelPipeline) -> float:
     """An estimate of the time for one cell. A block of each setting is timed over a few steps, all of them guided."""
     plan = plan.with_scales(dict.fromkeys(plan.unsolved, ANY_SCALE))
     size = min(plan.block, len(plan.captions) * plan.seeds)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True)
 class PipelineCall:
@@ -63,6 +61,8 @@ class PipelineCall:
 
 def owns(pipeline: Any, network: Any) -> bool:
     """Whether a network is a component of a pipeline, or inside of one that was wrapped."""
+    import torch
+
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     return any(is_same(part, network) for part in parts) or any(
         module is network for part in parts for module in part.modules()

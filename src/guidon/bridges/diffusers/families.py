@@ -8,8 +8,6 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
-
 from ...core.errors import InputError
 from ...guidance import ChannelChoice
 from .calls import PipelineCall
@@ -94,7 +92,7 @@ class Family:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if hasattr(value, "numel") and value.numel() == 1:  # a tensor; the table is read without torch
         return float(value)
     return float(value) if isinstance(value, Real) else None
 

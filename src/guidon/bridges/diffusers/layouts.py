@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Grid(Protocol):
@@ -77,8 +78,8 @@ def grid_of_sizes(given: Mapping[str, Any]) -> tuple[int, ...] | None:
 def grid_of_ids(given: Mapping[str, Any]) -> tuple[int, ...] | None:
     """From ``img_ids``, whose columns 1 and 2 number the rows and columns of tokens (Flux, Chroma). Column 0 tells the
     tokens of a reference image, which come after the others, from them."""
-    ids = given.get("img_ids")
-    if not isinstance(ids, Tensor):
+    ids: Any = given.get("img_ids")
+    if not hasattr(ids, "ndim"):  # it is no tensor; the table of families is read without torch
         return None
     ids = ids[0] if ids.ndim == 3 else ids
     ids = ids[ids[:, 0] == ids[0, 0]]

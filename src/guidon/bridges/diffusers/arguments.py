@@ -1,0 +1,162 @@
+"""What the ``__call__`` of a pipeline class takes, read from diffusers' source code, so that it is known without torch.
+
+A mistyped argument is then refused at once, before gigabytes of weights are loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from ...core.errors import InputError, nearest
+from ...core.extras import require
+from ...core.reading import read_text, reading
+
+REQUIRED: Final = object()
+"""In the place of the default of an argument that has none."""
+COMPUTED: Final = object()
+"""In the place of a default that is no plain value, such as a call."""
+EXPORTED_AT = 10.0
+"""Frames per second of ``diffusers.utils.export_to_video``, where a call of it gives no other."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a pipeline's call."""
+
+    pipeline: str
+    """The class."""
+    defaults: Mapping[str, Any]
+    """The default of every argument by name; ``REQUIRED`` or ``COMPUTED`` where it has no plain one."""
+    example_fps: float | None = None
+    """The frames per second at which the example in the pipeline's documentation is exported."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.defaults
+
+    def default(self, name: str) -> Any:
+        """The default of an argument; None where there is no such argument, or no plain default."""
+        found = self.defaults.get(name)
+        return None if found is REQUIRED or found is COMPUTED else found
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The defaults that say something: plain values that are not None."""
+        return {name: value for name in self.defaults if (value := self.default(name)) is not None}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The arguments that have no default."""
+        return tuple(name for name, value in self.defaults.items() if value is REQUIRED)
+
+    def check(self, name: str) -> None:
+        """Refuse an argument that does not exist.
+
+        Raises:
+            InputError: the message holds the nearest name.
+        """
+        if name not in self.defaults:
+            raise InputError(f"{self.pipeline} takes no argument {name!r}{nearest(name, self.defaults)}")
+
+
+@lru_cache(maxsize=64)
+def read_arguments(pipeline: str) -> Arguments:
+    """The arguments of a class of diffusers, from its source code. diffusers is not imported.
+
+    Raises:
+        InputError: diffusers is not installed, or this version of it has no such class.
+    """
+    root = _root()
+    for path in _files_with(root, pipeline):
+        text = read_text(path, "source code")
+        with reading(path, "source code"):
+            tree = ast.parse(text)
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == pipeline and (call := _call_of(node)) is not None:
+                return Arguments(pipeline, MappingProxyType(_defaults(call.args)), _example_fps(text))
+    raise InputError(
+        f"the installed diffusers ({_version(root)}) has no {pipeline}: install a version that has it, with pip "
+        "install -U diffusers"
+    )
+
+
+def arguments_of(pipe: Any) -> Arguments:
+    """The arguments of a pipeline that is loaded. Its class may be of the user's own."""
+    kind = type(pipe)
+    found: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(kind.__call__).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        value = parameter.default
+        plain = value is None or isinstance(value, bool | int | float | str)
+        found[name] = REQUIRED if value is parameter.empty else value if plain else COMPUTED
+    try:
+        text = inspect.getsource(inspect.getmodule(kind.__call__) or kind)
+    except (OSError, TypeError):  # no file holds it, such as a class of a notebook
+        text = ""
+    return Arguments(kind.__name__, MappingProxyType(found), _example_fps(text))
+
+
+def _root() -> Path:
+    """The folder of the installed diffusers."""
+    spec = find_spec("diffusers")
+    if spec is None or spec.origin is None:
+        return Path(str(require("diffusers", "a pipeline of diffusers", "diffusers").__file__)).parent  # raises
+    return Path(spec.origin).parent
+
+
+def _files_with(root: Path, pipeline: str) -> list[Path]:
+    """The modules that define a class; the ``__init__`` of each folder names the classes in it."""
+    found: list[Path] = []
+    for init in sorted((root / "pipelines").rglob("__init__.py")):
+        if f'"{pipeline}"' in read_text(init, "source code"):
+            modules = sorted(path for path in init.parent.glob("*.py") if path != init)
+            found += [path for path in modules if f"class {pipeline}(" in read_text(path, "source code")]
+    return found
+
+
+def _version(root: Path) -> str:
+    match = re.search(r'__version__ = "([^"]+)"', read_text(root / "__init__.py", "source code"))
+    return match[1] if match else "of an unknown version"
+
+
+def _call_of(node: ast.ClassDef) -> ast.FunctionDef | None:
+    found = (part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__call__")
+    return next(found, None)
+
+
+def _defaults(arguments: ast.arguments) -> dict[str, Any]:
+    """Every argument but the first, ``self``, with its default."""
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    found: dict[str, Any] = dict.fromkeys(names[1:], REQUIRED)
+    given = arguments.defaults
+    found |= zip(names[len(names) - len(given) :], map(_plain, given), strict=True)
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        found[argument.arg] = REQUIRED if default is None else _plain(default)
+    return found
+
+
+def _plain(node: ast.expr) -> Any:
+    """The value of a default that is a number, a text, a truth value or None; ``COMPUTED`` otherwise."""
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return COMPUTED
+    return value if value is None or isinstance(value, bool | int | float | str) else COMPUTED
+
+
+def _example_fps(text: str) -> float | None:
+    """The frames per second of the first export in an example; ``EXPORTED_AT`` where it does not say it."""
+    match = re.search(r"export_to_(?:video|gif)\(([^\n]*)\)", text)
+    if match is None:
+        return None
+    fps = re.search(r"fps=(\d+(?:\.\d+)?)", match[1])
+    return float(fps[1]) if fps else EXPORTED_AT

@@ -1,0 +1,140 @@
+"""A pipeline that diffusers' ``save_pretrained`` wrote, as far as its small files tell.
+
+It needs neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...core.errors import InputError, quoted
+from ...core.reading import read_object, reading, regular_file
+from .families import FAMILIES, Family
+
+INDEX = "model_index.json"
+Dtype = Literal["fp32", "bf16", "fp16"]
+_DTYPES: dict[str, Dtype] = {"F32": "fp32", "F64": "fp32", "BF16": "bf16", "F16": "fp16"}
+"""How safetensors calls precisions."""
+_HEADER = 1 << 26  # bytes: no header of tensors is longer
+_KNOWN: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A folder of a pipeline whose guidance is known."""
+
+    path: Path
+    pipeline: str
+    """The class that it was saved from."""
+    family: Family
+    channels: int
+    """Latent channels: those of its autoencoder."""
+    dtype: Dtype
+    """The precision in which the weights of its denoiser are stored."""
+    classes: Mapping[str, int]
+    """Class numbers by name, of a pipeline that is given classes and names them."""
+    guider_scale: float | None = None
+    """The scale of its guider, where the family guides by one."""
+
+
+def read_folder(path: Path) -> PipelineFolder:
+    """What a folder says of its pipeline.
+
+    Raises:
+        InputError: it is no folder, holds no pipeline or one that ``guidon.apply`` does not know, or a part is missing
+            or damaged.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder: give one that save_pretrained of a diffusers pipeline wrote")
+    if not (path / INDEX).exists():
+        raise InputError(
+            f"{path} holds no {INDEX}: give a folder that save_pretrained of a diffusers pipeline wrote, or that the "
+            "hub downloaded"
+        )
+    index = read_object(path / INDEX, "the index of a pipeline")
+    pipeline = index.get("_class_name")
+    if isinstance(pipeline, list):  # [module, class] of the user's own
+        pipeline = pipeline[-1] if pipeline else None
+    family = _KNOWN.get(pipeline) if isinstance(pipeline, str) else None
+    if family is None:
+        raise InputError(
+            f"{path} holds a {quoted(pipeline)}, whose guidance Guidon does not know: give one of the pipelines in "
+            "docs/diffusers-support.md"
+        )
+    for name, found in index.items():
+        used = isinstance(found, list) and len(found) == 2 and all(isinstance(part, str) for part in found)
+        if used and not name.startswith("_") and not (path / name).is_dir():
+            raise InputError(f"{path} misses the folder {name} that its {INDEX} names: download or save it whole")
+    network = next((name for name in family.networks if (path / name).is_dir()), None)
+    if network is None:
+        raise InputError(f"{path} has no {' or '.join(family.networks)}: download or save it whole")
+    guider = _guider_scale(path) if "." in family.argument else None
+    return PipelineFolder(path, str(pipeline), family, _channels(path), _stored_dtype(path / network),
+                          _classes(index), guider)  # fmt: skip
+
+
+def latent_channels(config: Mapping[str, Any]) -> int | None:
+    """The latent channels in the configuration of an autoencoder; None where it does not say them."""
+    found = config.get("latent_channels", config.get("z_dim"))
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def class_numbers(names: Any) -> dict[str, int]:
+    """Class numbers by name, from ``id2label``, in which a comma separates the names of one class."""
+    if not isinstance(names, Mapping):
+        return {}
+    return {
+        name.strip(): int(number) for number, label in names.items() for name in str(label).split(",") if name.strip()
+    }
+
+
+def _channels(path: Path) -> int:
+    config = path / "vae" / "config.json"
+    found = latent_channels(read_object(config, "the configuration of an autoencoder"))
+    if found is None:
+        raise InputError(f"{config} names no latent_channels and no z_dim: it is no autoencoder that Guidon knows")
+    return found
+
+
+def _classes(index: Mapping[str, Any]) -> dict[str, int]:
+    try:
+        return class_numbers(index.get("id2label"))
+    except ValueError:
+        return {}
+
+
+def _guider_scale(path: Path) -> float | None:
+    for config in sorted((path / "guider").glob("*.json")):
+        scale = read_object(config, "the configuration of a guider").get("guidance_scale")
+        if isinstance(scale, int | float):
+            return float(scale)
+    return None
+
+
+def _stored_dtype(folder: Path) -> Dtype:
+    """The precision of most values in a component's safetensors; single precision where there are none."""
+    counts: dict[Dtype, int] = {}
+    for path in sorted(folder.glob("*.safetensors"))[:1]:  # the parts of one network share a precision
+        for tensor in _header(path).values():
+            dtype = _DTYPES.get(tensor.get("dtype", "")) if isinstance(tensor, dict) else None
+            if dtype is not None:
+                counts[dtype] = counts.get(dtype, 0) + 1
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else "fp32"
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file."""
+    regular_file(path, "weights")
+    with reading(path, "weights"), path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _HEADER:
+            raise ValueError(f"its header claims {length:,} bytes")
+        found = json.loads(file.read(length))
+        if not isinstance(found, dict):
+            raise ValueError("its header is no object")
+        return found

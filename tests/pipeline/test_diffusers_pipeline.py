@@ -1,0 +1,220 @@
+"""Clips of a diffusers pipeline through its own call: the pipeline's own frames, paired noise, whole manifests."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import guidon
+from guidon.core.errors import InputError
+from tiny_pipelines.whole import WHOLE, make_pipeline, write_pipeline
+
+PROMPTS = ("a red ball", "blue cat")
+
+
+@pytest.fixture(scope="module")
+def wrapped():
+    """Pipelines of the user's own, by name, made when first asked for."""
+    made = {}
+
+    def wrapped(name):
+        if name not in made:
+            made[name] = guidon.wrap(make_pipeline(name), call=WHOLE[name][1])
+        return made[name]
+
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    return write_pipeline("wan", tmp_path_factory.mktemp("folders") / "wan")
+
+
+def call(name, pipe, prompt, seed, **more):
+    """What the pipeline gives by itself."""
+    given = WHOLE[name][1] | {"num_inference_steps": 2, "output_type": "np", "return_dict": False} | more
+    return pipe(prompt, generator=torch.Generator().manual_seed(seed), **given)[0]
+
+
+def frames(values):
+    found = (values[0] * 255).round().astype(int)
+    return found if found.ndim == 4 else found[None]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_frames_are_those_of_the_pipelines_own_call(wrapped, name):
+    """Guidance on all channels at a scale is the pipeline's own; scale 1 and no channel are the conditional alone."""
+    pipe = wrapped(name)
+    argument, negative = pipe.planner.family.argument, {"negative_prompt": ""} if name == "flux" else {}
+    for scale, choices in ((4.0, {"cfg_scale": 4, "cfg_channels": "all"}), (1.0, {"cfg_scale": 1})):
+        own = call(name, pipe.pipe, PROMPTS[0], 7, **{argument: scale}, **negative)
+        video = pipe(PROMPTS[0], steps=2, seed=7, **choices)
+        assert np.abs(video.frames.astype(int) - frames(own)).max() <= 1
+    none = pipe(PROMPTS[0], steps=2, seed=7, cfg_scale=4, cfg_channels="none")
+    assert np.array_equal(none.frames, video.frames)
+    three = pipe(PROMPTS[0], steps=2, seed=7, cfg_scale=4, cfg_channels=3)
+    assert not np.array_equal(three.frames, video.frames)
+    assert not any(part._forward_hooks for part in pipe.pipe.components.values() if isinstance(part, torch.nn.Module))
+
+
+def test_noise_is_of_the_clip_and_not_of_the_batch(wrapped):
+    pipe = wrapped("pixart")
+    request = pipe.plan(PROMPTS, range(2), steps=2, cfg_scale=3, seed=5, seed_per_prompt=True)
+    alone, together = (pipe.generate(request, batch_size=size) for size in (1, 4))
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one.frames.astype(int) - other.frames).max() <= 1
+    assert len({clip.frames.tobytes() for clip in alone}) == 4
+    second = pipe(PROMPTS[1], steps=2, cfg_scale=3, seed=6)  # the seed of prompt 1, by itself
+    assert np.array_equal(second.frames, alone[2].frames)
+
+
+def test_a_trace_holds_a_sample_for_each_clip(wrapped):
+    pipe, traces = wrapped("pixart"), []
+    request = pipe.plan(PROMPTS, steps=3, cfg_scale=3, timing="interval:0,0.7")
+    for size in (1, 2):
+        traces.append(guidon.GuidanceTrace(keep_x0=True))
+        pipe.generate(request, batch_size=size, trace=traces[-1])
+    one, two = (trace.as_arrays() for trace in traces)
+    assert one["difference"].shape[0] == 2
+    for name in one:
+        assert np.allclose(one[name], two[name], rtol=1e-3, atol=1e-4)
+    assert traces[0].x0[0].shape == traces[1].x0[0].shape
+
+
+def test_a_clip_is_reproduced_from_its_manifest(wan, tmp_path):
+    pipe = guidon.load(f"diffusers:{wan}", device="cpu", call=WHOLE["wan"][1])
+    request = pipe.plan(PROMPTS, steps=2, cfg_scale=3, guidance="apg", seed=3)
+    video, beside = pipe.generate(request)[1], pipe.generate(request, batch_size=2)[1]
+    manifest = json.loads(json.dumps(video.manifest))
+    assert manifest["pipeline"] == "WanPipeline"
+    assert {"torch", "diffusers", "transformers", "weights", "computed", "fps", "frames"} <= manifest.keys()
+    assert manifest["generation"]["call"] == {**WHOLE["wan"][1]}
+    assert video.fps == 16  # of the example in diffusers' documentation
+    again = guidon.reproduce(manifest, device="cpu")
+    assert np.array_equal(again.frames, video.frames)
+    (again,) = pipe.reproduce(beside.manifest)
+    assert again.manifest["computed"]["batch"] == 2
+    assert np.abs(again.frames.astype(int) - beside.frames).max() <= 1
+    # other weights are said
+    other = shutil.copytree(wan, tmp_path / "other")
+    tensors = other / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-4] ^= 1
+    tensors.write_bytes(content)
+    with pytest.warns(UserWarning, match="other transformer weights"):
+        guidon.load(f"diffusers:{other}", device="cpu").reproduce(manifest)
+
+
+def test_progress_is_of_the_scheduler_steps(wrapped):
+    seen = []
+    pipe = wrapped("pixart")
+    pipe.generate(pipe.plan(PROMPTS, steps=3, cfg_scale=2), on_step=lambda *done: seen.append(done))
+    assert seen == [(k, 6) for k in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"sampler": "ddim"}, "sampler 'ddim' cannot be set in PixArtSigmaPipeline: the scheduler is"),
+        ({"rotation": 1}, "rotation 1 cannot be set"),
+        ({"eta": 0.5}, "eta 0.5 cannot be set"),
+        ({"size": (32, 32)}, "give height and width in call"),
+        ({"frames": 3}, "give num_frames in call"),
+        ({"exact": "dit"}, "only Guidon's own models"),
+        ({"dtype": "bf16"}, "dtype bf16 is not that of the pipeline, fp32"),
+        ({"guidance": "perp-neg", "negative_prompt": "x"}, "needs a third branch"),
+        ({"cfg_channels": 5}, "4 latent channels"),
+        ({"cfg_scales": 5}, "'cfg_scales' is not a setting"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_settings_that_a_diffusers_pipeline_cannot_take_are_refused(wrapped, choices, message):
+    with pytest.raises(InputError, match=message):
+        wrapped("pixart").plan("a red ball", **choices)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"heigth": 32}, r"takes no argument 'heigth' \(did you mean 'height'\?\)"),
+        ({"guidance_scale": 3}, "call gives guidance_scale, which the settings decide: give cfg_scale"),
+        ({"num_images_per_prompt": 2}, "ask for more seeds"),
+        ({"prompt_embeds": 2}, "give prompts"),
+        ({"output_type": "pil"}, "leave it out"),
+        ({"num_inference_steps": "many"}, "num_inference_steps is 'many'"),
+        ({"height": object()}, "give a number, a text or a list"),
+    ],
+)
+def test_arguments_that_a_call_cannot_take_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        guidon.wrap(make_pipeline("pixart"), call=given)
+
+
+def test_steps_and_the_negative_prompt_of_a_call_are_defaults(wrapped):
+    given = WHOLE["pixart"][1] | {"num_inference_steps": 7, "negative_prompt": "grey"}
+    pipe = guidon.wrap(wrapped("pixart").pipe, call=given)
+    request = pipe.plan("a red ball")
+    assert (request.steps, request.negative_prompt) == (7, "grey")
+    assert request.guidance.to_settings() == {
+        "cfg_scale": 4.5, "cfg_channels": "all", "guidance": "cfg", "timing": "constant",
+    }  # fmt: skip
+    chosen = pipe.plan("a red ball", steps=2, negative_prompt="blue")
+    assert (chosen.steps, chosen.negative_prompt) == (2, "blue")
+    assert "num_inference_steps" not in request.call
+
+
+def test_what_the_pipeline_itself_refuses_is_one_line(wrapped):
+    pipe = guidon.wrap(wrapped("pixart").pipe, call=WHOLE["pixart"][1] | {"height": 33})
+    with pytest.raises(InputError, match=r"PixArtSigmaPipeline cannot make this: .*divisible by 8"):
+        pipe("a red ball", steps=2)
+
+
+def test_where_memory_is_too_small_fewer_clips_are_made_together(wrapped, monkeypatch):
+    pipe, most = wrapped("pixart"), 1
+    own = type(pipe.pipe).__call__
+
+    def small(self, prompt, **given):
+        if (1 if isinstance(prompt, str) else len(prompt)) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(self, prompt=prompt, **given)
+
+    monkeypatch.setattr(type(pipe.pipe), "__call__", small)
+    request = pipe.plan([*PROMPTS, "green"], steps=1, cfg_scale=2)
+    trace = guidon.GuidanceTrace()
+    with pytest.warns(UserWarning, match="memory ran out, so that 1 clips are made together"):
+        assert len(pipe.generate(request, batch_size=3, trace=trace)) == 3
+    assert trace.as_arrays()["difference"].shape[0] == 3
+    most = 0
+    with pytest.raises(InputError, match="memory of cpu is full where one clip is made: lower height"):
+        pipe.generate(request)
+
+
+def test_no_pipeline_is_refused(wrapped):
+    for given in (torch.nn.Linear(1, 1), "wan", None):
+        with pytest.raises(InputError, match="is not a pipeline"):
+            guidon.wrap(given)
+
+
+def test_classes_are_prompts():
+    from tiny_pipelines import PIPELINES
+
+    tiny = next(each for each in PIPELINES if each.name == "dit")
+    pipe = tiny.make()
+    pipe.vae.config.latent_channels = 4
+    pipe.vae.config = vars(pipe.vae.config)
+    model = guidon.wrap(pipe)
+    assert model.plan("207", steps=2, cfg_scale=2).prompts == ("207",)
+    with pytest.raises(InputError, match="'golden retriever' is no class of DiTPipeline: give its number"):
+        model.plan("golden retriever")
+
+
+def test_other_options_of_load_are_refused(wan):
+    with pytest.raises(InputError, match="vae is not for a diffusers pipeline"):
+        guidon.load(f"diffusers:{wan}", vae="x")
+    with pytest.raises(InputError, match="offload 'stages' does not exist; valid: none, model, sequential"):
+        guidon.load(f"diffusers:{wan}", offload="stages")
+    with pytest.raises(InputError, match="is no folder"):
+        guidon.load("diffusers:nowhere")
+    assert guidon.load(f"diffusers:{wan}", device="cpu", dtype="bf16").pipe.transformer.dtype == torch.bfloat16
