@@ -1,10 +1,16 @@
 """Studies under kills, races, faults and damage: the folder ends with the bytes of an undisturbed run, or is refused."""
 
+import io
 import json
+import math
 import os
 import shutil
 import socket
+import struct
 import time
+import zipfile
+import zlib
+from contextlib import chdir
 
 import numpy as np
 import pytest
@@ -148,7 +154,7 @@ DAMAGE = {
     "pipe": lambda path, random: replace(path, os.mkfifo),
     "endless": lambda path, random: replace(path, lambda path: path.symlink_to("/dev/zero")),
     "itself": lambda path, random: replace(path, lambda path: path.symlink_to(path.name)),
-    "socket": lambda path, random: replace(path, lambda path: socket.socket(socket.AF_UNIX).bind(str(path))),
+    "socket": lambda path, random: replace(path, lambda path: socket.socket(socket.AF_UNIX).bind(path.name)),
 }
 
 
@@ -159,8 +165,8 @@ def test_damaged_cells_are_found_and_done_again(tmp_path, whole):
             out = tmp_path / str(number)
             copied(out)
             cell = cells_of(read_plan(out), out)[k]
-            os.chdir(cell.folder)  # the name of a socket must be short
-            DAMAGE[kind](cell.folder / name, chance(f"{name} {kind} {k}"))
+            with chdir(cell.folder):  # the name of a socket must be short
+                DAMAGE[kind](cell.folder / name, chance(f"{name} {kind} {k}"))
             seen, ended = child(report, out, **LIMITS), child(run, out, **LIMITS)
             for other in ("report.html", "summary.csv"):
                 (out / other).unlink()
@@ -175,8 +181,8 @@ def test_a_damaged_plan_or_damaged_scales_are_refused(tmp_path):
         for number, (name, kind, k) in enumerate(sample(cases, in_ci=6)):
             out = tmp_path / str(number)
             copied(out)
-            os.chdir(out)
-            DAMAGE[kind](out / name, chance(f"{name} {kind} {k}"))
+            with chdir(out):
+                DAMAGE[kind](out / name, chance(f"{name} {kind} {k}"))
             for work in (report, run):
                 judge(found, child(work, out, **LIMITS), f"{name}, {kind}, {work.__name__}", out)
 
@@ -289,25 +295,63 @@ def save_png(path, size, mode="RGB"):
     Image.new(mode, size).save(path)
 
 
-def header_of(path, shape, dtype="<f8"):
-    """An .npz whose array claims a shape that its bytes do not have."""
-    import io
-    import zipfile
+def deflated(head, zeros):
+    """A raw deflate stream of some bytes and many zeros, without the time that it takes to pack these."""
+    packer, block = zlib.compressobj(wbits=-15), 1 << 20
+    stream = packer.compress(head) + packer.flush(
+        zlib.Z_FULL_FLUSH
+    )  # a block after a full flush depends on none before
+    stream += (packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)) * (zeros // block)
+    return stream + packer.compress(bytes(zeros % block)) + packer.flush()
 
+
+def large_png(path, side):
+    """A black picture, all of which is there."""
+    zeros = side * (3 * side + 1)
+    rows = b"\x78\x9c" + deflated(b"", zeros) + struct.pack(">HH", zeros % 65521, 1)  # Adler-32 of zeros
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with path.open("ab") as file:
+        for kind, data in (
+            (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
+            (b"IDAT", rows),
+            (b"IEND", b""),
+        ):
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def array_header(shape, dtype="<f8"):
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return head.getvalue()
+
+
+def header_of(path, shape, dtype="<f8"):
+    """An .npz whose array claims a shape that its bytes do not have."""
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("timestep.npy", head.getvalue() + bytes(80))
-        archive.writestr("scale.npy", head.getvalue() + bytes(80))
+        archive.writestr("timestep.npy", array_header(shape, dtype) + bytes(80))
+        archive.writestr("scale.npy", array_header(shape, dtype) + bytes(80))
 
 
 def bomb(path):
-    np.savez_compressed(path, timestep=np.zeros(1 << 27), scale=np.zeros((1 << 20, 4)))
+    """An .npz of two arrays, all of which is there."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, shape in (("timestep", (1 << 27,)), ("scale", (1 << 20, 4))):
+            head, zeros = array_header(shape), 8 * math.prod(shape)
+            member = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(member, deflated(head, zeros))
+            # What the reader trusts is written at the end: the member as it is, and not as it was given to zipfile.
+            member.compress_type, member.file_size, member.CRC = (
+                zipfile.ZIP_DEFLATED,
+                len(head) + zeros,
+                zlib.crc32(head),
+            )
+            for _ in range(zeros >> 20):
+                member.CRC = zlib.crc32(bytes(1 << 20), member.CRC)
 
 
 FILES = {
     "clip of another size": ("clip.png", lambda path: save_png(path, (64, 64))),
-    "clip of 20000 x 20000": ("clip.png", lambda path: save_png(path, (20_000, 20_000))),
+    "clip of 20000 x 20000": ("clip.png", lambda path: large_png(path, 20_000)),
     "clip without colour": ("clip.png", lambda path: save_png(path, (1024, 64), "L")),
     "clip that is a text": ("clip.png", lambda path: path.write_text("clip")),
     "clip without an end": ("clip.png", lambda path: path.write_bytes(path.read_bytes()[:60])),
