@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from faults import report
+from faults import report, shim
 from faults.harness import KINDS, as_plain, merge
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    """In a worker of pytest-xdist: hand the verdicts to the main process."""
+    """End the server of I/O faults. In a worker of pytest-xdist: hand the verdicts to the main process."""
+    shim.end_server()
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["faults"] = as_plain(KINDS)
 

@@ -1,7 +1,7 @@
 """I/O faults: makes one system call of a piece of work fail, or kills it there, and judges what is left.
 
-A ``Target`` names the work. ``inject`` runs it in a process of its own, in which the shim (``shim.c``) is preloaded.
-That process imports everything once, counts the calls, then forks a child for each fault:
+A ``Target`` names the work. ``inject`` runs it in a child of a server, a process in which the shim (``shim.c``) is
+preloaded, and which imports the libraries once. The child counts the calls, then forks a child of its own for each fault:
 
     inject("save_gif", "save_webp", folder=tmp_path, in_ci=20)
 """
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,7 +64,7 @@ class Target:
 
 @cache
 def library(folder: Path) -> Path:
-    """Compile the shim."""
+    """Compile the shim into a folder."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if sys.platform != "linux" or compiler is None:
         pytest.skip("the shim of I/O faults needs Linux and a C compiler")
@@ -71,6 +72,29 @@ def library(folder: Path) -> Path:
     source = Path(__file__).with_name("shim.c")
     subprocess.run([compiler, "-O1", "-fPIC", "-shared", "-o", str(built), str(source), "-ldl"], check=True)
     return built
+
+
+_servers: list[subprocess.Popen[str]] = []
+
+
+def _server(folder: Path) -> subprocess.Popen[str]:
+    """The server of this process, which is started where there is none. It ends when its input is closed."""
+    if not _servers:
+        environment = os.environ | {
+            "LD_PRELOAD": str(library(folder)), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "faults.shim"]
+        _servers.append(
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+    return _servers[0]
+
+
+def end_server() -> None:
+    """End the server, if there is one."""
+    while _servers:
+        _servers.pop().communicate()
 
 
 def inject(*targets: str, folder: Path, in_ci: int, module: str = "faults.targets") -> None:
@@ -85,14 +109,12 @@ def inject(*targets: str, folder: Path, in_ci: int, module: str = "faults.target
         AssertionError: a fault left something between old and new, or was told in more than one line, or the next
             run did not mend it.
     """
-    environment = os.environ | {
-        "LD_PRELOAD": str(library(folder)), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
-    }  # fmt: skip
-    verdicts = folder / "verdicts"
-    command = [sys.executable, "-m", "faults.shim", module, str(folder / "work"), str(verdicts), str(in_ci), *targets]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    server, verdicts = _server(folder), folder / "verdicts"
+    assert server.stdin
+    assert server.stdout
+    print(json.dumps([module, str(folder / "work"), str(verdicts), in_ci, *targets]), file=server.stdin, flush=True)
+    how, told = json.loads(server.stdout.readline())
+    assert how == "returned", told
     failed = []
     for target in targets:
         try:
@@ -106,12 +128,23 @@ def inject(*targets: str, folder: Path, in_ci: int, module: str = "faults.target
     assert not failed, "\n".join(failed)
 
 
-def _main(module: str, base: str, verdicts: str, in_ci: str, *targets: str) -> None:
-    """In the process with the shim: write a line of JSON for each fault, with the target, the verdict and the case."""
+def _serve() -> None:
+    """In the server: answer each line with how the child ended, and what it said."""
+    importlib.import_module("faults.targets")
+    for library, name in (("diffusers", "AutoencoderKL"), ("transformers", "T5EncoderModel")):
+        with suppress(ImportError):  # they are loaded where they are first used
+            getattr(importlib.import_module(library), name)
+    for line in sys.stdin:
+        ended = child(_write_verdicts, *json.loads(line), memory=None, cpu=None, timeout=1e6)
+        print(json.dumps([ended.how, ended.message or ended.output]), flush=True)
+
+
+def _write_verdicts(module: str, base: str, verdicts: str, in_ci: int, *targets: str) -> None:
+    """In a child of the server: write a line of JSON for each fault, with the target, the verdict and the case."""
     with Path(verdicts).open("w", buffering=1) as file:
         for target in targets:
             work = getattr(importlib.import_module(module), target)
-            for verdict, case in _fault_all(work, Path(base, target), int(in_ci)):
+            for verdict, case in _fault_all(work, Path(base, target), in_ci):
                 file.write(json.dumps([target, verdict, case]) + "\n")
 
 
@@ -185,4 +218,4 @@ def _both(name: str, old: dict[str, str], new: dict[str, str]) -> tuple[str | No
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _serve()

@@ -56,7 +56,7 @@ def _save(format: str) -> Target:
     frames = FRAMES[:1] if format == "png" else FRAMES
     return Target(
         f"save_video, {format}", partial(_video, format=format, frames=frames),
-        partial(_video, format=format, frames=255 - frames[:2]),
+        partial(_video, format=format, frames=255 - frames[:2]), warm=True,
     )  # fmt: skip
 
 
