@@ -8,6 +8,8 @@
 Models and clips:
     load: a model's pipeline, by its name or from a folder of weights.
     Pipeline: a text encoder, a network and an autoencoder; call it with a prompt.
+    Choices: the settings of a clip; help(guidon.Choices) lists them.
+    CallOptions: every keyword of a call, with those of diffusers.
     reproduce: make a clip again from its manifest.
     Video: a clip and its manifest.
     Request: all choices that decide the frames.
@@ -43,8 +45,10 @@ from .core.version import VERSION
 __version__ = VERSION
 
 _ROOMS = {
+    "CallOptions": "pipeline.calls",
     "ChannelGuidance": "bridges.diffusers.guider",
     "ChannelScale": "guidance",
+    "Choices": "pipeline.calls",
     "Guidance": "guidance",
     "GuidanceTrace": "guidance",
     "GuidedDenoiser": "guidance",
@@ -68,8 +72,10 @@ _ROOMS = {
 }
 __all__ = [
     "IDDPM",
+    "CallOptions",
     "ChannelGuidance",
     "ChannelScale",
+    "Choices",
     "Guidance",
     "GuidanceTrace",
     "GuidedDenoiser",
@@ -103,7 +109,8 @@ if TYPE_CHECKING:
     from .media import Video
     from .models.checkpoint import inspect_checkpoint, load_checkpoint
     from .pipeline import Pipeline, from_diffusers, load, reproduce, wrap
-    from .request import Request
+    from .pipeline.calls import CallOptions
+    from .request import Choices, Request
 
 
 def __getattr__(name: str) -> Any:

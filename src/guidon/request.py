@@ -61,6 +61,7 @@ class Choices(TypedDict, total=False):
     steps: int | None
     """Denoising steps."""
     sampler: SamplerName | None
+    """"ddpm", "ddim" or "dpm-solver"."""
     eta: float | None
     """How much noise ddim adds, 0 to 1."""
     guidance: Guidance | str | None

@@ -125,7 +125,7 @@ def spectrum(
         looks: number of steps, evenly spaced, at which influence is measured. Each costs two decoded clips per channel.
         on_step: called as ``on_step(done, total)`` after every denoising step.
         force: sample prompts that the model cannot follow, too, with a warning.
-        choices: see ``guidon.request.Choices``. All channels are measured, guided or not.
+        choices: see ``guidon.Choices``. All channels are measured, guided or not.
 
     Raises:
         InputError: a choice is not valid, or no step is guided.

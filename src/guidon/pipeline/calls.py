@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
 from ..core.errors import InputError, nearest, quoted, setting
+from ..core.fields import documented
 from ..request import Choices, Request, is_list
 from ..samplers import CLIPS_TOGETHER
 from .diffusers_names import own_names
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from .steering import StepCallback
 
 OutputType = Literal["np", "pt", "pil", "latent"]
-
+documented(Choices)  # here, because a command line that is refused should not wait for it
 
 Prompted: TypeAlias = "str | Sequence[str] | None"
 
 
+@documented
 class RunOptions(TypedDict, total=False):
     """How clips are made. Pixels change by at most 1/255, but for ``latents``, the callback, and ``exact``."""
 
@@ -53,6 +55,7 @@ class RunOptions(TypedDict, total=False):
     """
 
 
+@documented
 class ClipOptions(Choices, RunOptions, total=False):
     """The keywords of a call that gives one ``Video``, with those of diffusers."""
 
@@ -74,6 +77,7 @@ class ClipOptions(Choices, RunOptions, total=False):
     """["latents"] at the most."""
 
 
+@documented
 class CallOptions(ClipOptions, total=False):
     """The keywords of any call."""
 

@@ -110,9 +110,9 @@ class Pipeline(metaclass=_Named):
         Args:
             prompts: what to show; for a class-conditional model, the class numbers as text.
             output_type: "np", "pt", "pil" or "latent" gives a ``DiffusersOutput``; None gives videos.
-            options: the settings (``guidon.request.Choices``); how to run (``guidon.pipeline.calls.RunOptions``);
-                ``num_samples``, for samples 0 to ``num_samples - 1`` of each prompt; and what diffusers calls these
-                (``guidon.pipeline.calls.CallOptions``).
+            options: the settings, such as ``cfg_scale`` and ``seed``: ``help(guidon.Choices)`` lists them; how to run;
+                ``num_samples``, for samples 0 to ``num_samples - 1`` of each prompt; and what diffusers calls these:
+                ``help(guidon.CallOptions)`` lists all.
 
         Raises:
             InputError: an option is not valid for this model, or the clips need more memory than there is.
@@ -184,7 +184,7 @@ class Pipeline(metaclass=_Named):
             request: what to make.
             like: how the clip of the request was computed before: the part "computed" of its manifest. It is then
                 computed in the same way, which gives the same bits. ``batch_size`` and ``sequential`` have no effect.
-            options: how to run; see ``guidon.pipeline.calls.RunOptions``.
+            options: how to run; see ``guidon.CallOptions``.
 
         Raises:
             InputError: weights cannot be read or do not fit, a class is not in the model, the clips of a trace do not
