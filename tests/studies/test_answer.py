@@ -30,11 +30,10 @@ def test_no_difference_is_said_with_both_values_and_with_what_could_be_seen(plan
     found = answered(plan, "joint", right, right)
     assert found.headline == (
         "No difference found between first 3 channels and all channels: 92% and 92% of clips show all that was asked. "
-        "Twelve prompts can only detect large differences (about 60 points)."
+        "No prompt differs. With 12 prompts, the true difference may still be up to about 25 points (3/12, the rule of three)."
     )
     assert found.numbers == (
-        "Difference in all as asked (joint): no prompt differs (0 of 12), so the interval cannot be estimated. By the "
-        "rule of three (3/12), the true difference may be up to about 25 points. scale 3, all channels against scale 3, first 3 channels: better on 0, worse on 0, equal on 12 of 12 prompts."
+        "Difference in all as asked (joint): no prompt differs (0 of 12), so the interval cannot be estimated. scale 3, all channels against scale 3, first 3 channels: better on 0, worse on 0, equal on 12 of 12 prompts."
     )
 
 
@@ -69,7 +68,7 @@ def test_an_interval_without_zero_is_not_called_no_difference_where_the_correcte
 def test_no_interval_is_given_where_no_prompt_differs():
     same = pairing("joint", np.ones(30), np.ones(30))
     assert same.change() == "no prompt differs (0 of 30)"
-    assert same.numbers().endswith("(3/30), the true difference may be up to about 10 points.")
+    assert same.power().endswith("may still be up to about 10 points (3/30, the rule of three).")
     assert pairing("speed", ZEROS, ZEROS).numbers().endswith("so the interval cannot be estimated.")
 
 

@@ -130,18 +130,18 @@ class Pairing:
         if self.differs:
             effect = f", d_z = {result.d_z:.2f}" if math.isfinite(result.d_z) else ""
             return f"{self.change()} (95% interval), {write_p(result.p)}{effect}."
-        text = f"{self.change()}, so the interval cannot be estimated."
-        if self.metric.unit == SHARE and result.pairs > 3:
-            # No prompt changes a share by more than 1, so the share of prompts that differ bounds the difference.
-            text += (
-                f" By the rule of three (3/{result.pairs}), the true difference may be up to about "
-                f"{300 / result.pairs:.2g} points."
-            )
-        return text
+        return f"{self.change()}, so the interval cannot be estimated."
 
     def power(self) -> str:
         """What so many prompts could have shown, in words."""
-        prompts = spell_count(self.comparison.pairs, "prompt")
+        pairs = self.comparison.pairs
+        prompts = spell_count(pairs, "prompt")
+        if not self.differs and self.metric.unit == SHARE and pairs > 3:
+            # No prompt changes a share by more than 1, so the share of prompts that differ bounds the difference.
+            return (
+                f"No prompt differs. With {pairs} prompts, the true difference may still be up to about "
+                f"{300 / pairs:.2g} points (3/{pairs}, the rule of three)."
+            )
         if math.isinf(self.detectable):
             return f"{prompts} are too few: they cannot detect any difference."
         if math.isnan(self.detectable):
