@@ -85,6 +85,12 @@ def no_lines_of_progress(monkeypatch):
     monkeypatch.setattr("guidon.core.progress.QUICK", math.inf)
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """A study takes a thread for each core. Threads that wait for each other cost more CPU time than a tiny model."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A model folder of small random weights, whose output depends on its caption."""
