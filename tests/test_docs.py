@@ -1,7 +1,8 @@
 """Every command and snippet of the README and of docs/ runs, each in a test of its own, in the process of pytest.
 
 Steps, prompts and evaluations are made few. Commands that measure many clips run on a tiny model in place of
-``guidon-small``, and the released models' pages on tiny files of the released names.
+``guidon-small``, and so does all that makes clips, but for the README. The released models' pages run on tiny files of the
+released names.
 """
 
 import re
@@ -36,7 +37,7 @@ FEWER = {
 SAMPLING = ("generate", "evaluate", "spectrum", "match", "tune")
 """Commands that get ``--steps 2``, except where they read videos or a manifest."""
 MEASURING = ("evaluate", "spectrum", "match", "tune", "study")
-"""Commands that sample the tiny model."""
+"""Commands that sample the tiny model on every page. On all pages but the README, ``generate`` does so too."""
 RELEASED = {
     "OpenSora-v1-HQ-16x256x256.pth": "video.pth",
     "DiT-XL-2-256x256.pt": "class.pt",
@@ -138,6 +139,8 @@ def run(request, folder_of, done, tiny, monkeypatch):
         words = command.words
         while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             monkeypatch.setenv(*words.pop(0).split("=", 1))
+        if command.page != "README.md" and "--model" not in words and words[0] == "guidon":
+            tiny()
         HANDLERS[words[0]](words, tiny)
         done.add(command)
 
@@ -216,8 +219,10 @@ def namespaces():
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
-def test_the_snippet_runs(snippet, namespaces, folder_of, run, monkeypatch):
+def test_the_snippet_runs(snippet, namespaces, folder_of, run, tiny, monkeypatch):
     """After the snippets above it, in one namespace a page, and after the commands that write the folders that it names."""
+    if snippet.page != "README.md":
+        tiny()
     for command in COMMANDS:
         if command.page == snippet.page and command.line < snippet.line and f'"{command.writes}"' in snippet.text:
             run(command)
