@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## turn a prompt into a guided video with the model th
 	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --upscale 4 --out outputs/demo
 
 test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor released weights
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .

@@ -1,7 +1,4 @@
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faults.harness import Child
+from guidon.cli import main
 from guidon.media import load_video
 
 PROMPT = "a red circle moves left on a white background"
@@ -245,33 +244,16 @@ def test_without_av_mp4_is_refused_before_anything_is_made(refused, tiny_model, 
 
 
 def test_killed_at_any_moment_it_leaves_no_half_written_output(tiny_model, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "guidon",
-        "generate",
-        PROMPT,
-        "--steps",
-        "2",
-        "--num-samples",
-        "2",
-        "--model",
-        str(tiny_model),
-        "--out",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    """A kill while it samples, and one once the first video is written and the rest is under way."""
+    words = ["generate", PROMPT, "--steps", "2", "--num-samples", "2", "--model", tiny_model, "--out", tmp_path]
     finished = False
-    for delay in (0.5, None):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-        if delay is None:
-            process.stdout.readline()  # the first video is written, the rest is under way
-        else:
-            time.sleep(delay)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    for videos in (0, 1):
+        running = Child(main, [*map(str, words), "--device", "cpu"])
+        while len(list(tmp_path.glob("[!.]*.mp4"))) < videos and not running.has_ended():
+            time.sleep(0.001)
+        time.sleep(0.02)
+        running.kill()
+        running.wait()
         for path in tmp_path.iterdir():
             if path.name.startswith("."):
                 continue

@@ -402,7 +402,7 @@ def test_a_decoder_that_runs_out_takes_fewer_frames(pipe, monkeypatch, error, mo
 
 def test_a_real_memory_that_is_too_small_falls_back(pipe):
     """RLIMIT_AS leaves less than a run took: real allocations fail, and the clips are made in smaller parts."""
-    options = {"num_samples": 2, "steps": 1, "cfg_scale": 3.0, "timing": "constant", "size": (448, 448)}
+    options = {"num_samples": 2, "steps": 1, "cfg_scale": 3.0, "timing": "constant", "size": (320, 320)}
 
     def work(expected):
         with warnings.catch_warnings(record=True) as warned:

@@ -129,6 +129,7 @@ import sys
 {BLOCKED}
 import torch
 import guidon
+guidon.apply, guidon.remove
 scheduler = guidon.IDDPM(num_sampling_steps=4, cfg_scale=4.0, cfg_channels=3)
 x = torch.ones(1, 4, 2, 2, 2)
 model = lambda x, timestep, **condition: torch.cat([x * 0.5, torch.zeros_like(x)], dim=1)

@@ -272,9 +272,10 @@ sys.path.insert(0, {tests!r})
 from bridges.diffusers import test_guider
 
 torch.set_num_threads({threads})
-pipe = test_guider.{load}({folder!r})
-assert type(pipe.guider) is ChannelGuidance
-assert torch.equal(test_guider.{run}(pipe), torch.load({folder!r} + "/latents.pt"))
+for kind, folder in {folders!r}.items():
+    pipe = getattr(test_guider, f"loaded_{{kind}}")(folder)
+    assert type(pipe.guider) is ChannelGuidance, kind
+    assert torch.equal(getattr(test_guider, f"run_{{kind}}")(pipe), torch.load(f"{{folder}}/latents.pt")), kind
 """
 
 
@@ -299,31 +300,26 @@ def run_modular(pipe: Any) -> Tensor:
     return pipe(**inputs_of("sd3", pipe.blocks), output="latents")
 
 
-@pytest.mark.parametrize("kind", ["classic", "modular"])
-def test_it_is_saved_with_the_pipeline(kind: str, tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    guider = ChannelGuidance([2.0, 1.0, 3.0] + [1.0] * (1 if kind == "classic" else 13), rule="apg", start=0.1)
-    if kind == "classic":
-        pipe = FAMILIES["hunyuan-video-1.5"].make()
-        pipe.guider = guider
-        pipe.save_pretrained(folder)
-        again = loaded_classic(folder)
-        again.guider = guider
-        latents = run_classic(again)
-    else:
-        pipe, _, _ = modular("sd3", guider)
-        pipe.save_pretrained(folder, overwrite_modular_index=True)
-        again = loaded_modular(folder)
-        again.update_components(guider=guider)
-        latents = run_modular(again)
-    torch.save(latents, tmp_path / "latents.pt")
-    code = SAVED.format(
-        tests=str(Path(__file__).parents[2]),
-        folder=folder,
-        load=f"loaded_{kind}",
-        run=f"run_{kind}",
-        threads=torch.get_num_threads(),
-    )
+def test_it_is_saved_with_the_pipeline(tmp_path: Path) -> None:
+    """With a classic pipeline and with a modular one."""
+    folders = {kind: str(tmp_path / kind) for kind in ("classic", "modular")}
+    for kind, folder in folders.items():
+        guider = ChannelGuidance([2.0, 1.0, 3.0] + [1.0] * (1 if kind == "classic" else 13), rule="apg", start=0.1)
+        if kind == "classic":
+            pipe = FAMILIES["hunyuan-video-1.5"].make()
+            pipe.guider = guider
+            pipe.save_pretrained(folder)
+            again = loaded_classic(folder)
+            again.guider = guider
+            latents = run_classic(again)
+        else:
+            pipe, _, _ = modular("sd3", guider)
+            pipe.save_pretrained(folder, overwrite_modular_index=True)
+            again = loaded_modular(folder)
+            again.update_components(guider=guider)
+            latents = run_modular(again)
+        torch.save(latents, f"{folder}/latents.pt")
+    code = SAVED.format(tests=str(Path(__file__).parents[2]), folders=folders, threads=torch.get_num_threads())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
