@@ -61,7 +61,10 @@ def still_video(path, frames, side, container):
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
 def test_a_small_video_of_gigabytes(tmp_path, container, monkeypatch):
-    path = still_video(tmp_path / "a.mp4", 270, 1024, container)
+    frames = 270 if container == "mp4" else 27
+    if container != "mp4":  # a tenth of the video, and of the limit
+        monkeypatch.setenv("GUIDON_MAX_PIXELS", "26000000")
+    path = still_video(tmp_path / "a.mp4", frames, 1024, container)
     assert path.stat().st_size < 100_000
     assert "asks for" in refused(load_video, path)
     assert "GUIDON_MAX_PIXELS" in refused(load_video, path)
@@ -330,9 +333,8 @@ def test_headers_of_absurd_lengths(tmp_path, length):
 
 
 def test_headers_of_many_names(tmp_path):
-    header = json.dumps(
-        {f"a{k}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for k in range(400_000)}
-    ).encode()
+    entry = json.dumps({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
+    header = ("{" + ",".join(f'"a{k}":{entry}' for k in range(400_000)) + "}").encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     refused(read_tensors, tmp_path / "a.safetensors")
 
@@ -414,6 +416,8 @@ COMMANDS = {
 def test_what_is_no_file_is_not_opened(tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = COMMANDS[command]
+    with pytest.raises(SystemExit):  # imports what the command needs, so that it is not imported in each child
+        main([word.replace("FILE", "missing") for word in words])
     for place in places(tmp_path):
         given = (
             place.rename(f"{place}.gif")

@@ -132,7 +132,7 @@ def test_writers_that_are_killed_leave_a_whole_folder(tmp_path, monkeypatch, wha
             write_folder(target, f"{number} {k}")
 
     with trials(f"races: killed writers, {what}") as found:
-        for _ in range(count(200, 15)):
+        for _ in range(count(200, 8)):
             writers = [multiprocessing.get_context("fork").Process(target=work, args=(number,)) for number in range(3)]
             for writer in writers:
                 writer.start()
