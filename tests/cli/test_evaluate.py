@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+import judges
 from guidon import world
 from guidon.media import Video, save_video
 
@@ -94,3 +95,26 @@ def test_an_enlarged_clip_that_is_not_its_manifests_is_refused(refused, tmp_path
     save_video(frames, tmp_path / "a.webp")
     message = refused("evaluate", tmp_path / "a.webp")
     assert "its frames are 64x64, its manifest says 64x64 enlarged 2 times" in message
+
+
+def test_learned_metrics_of_a_model_and_of_files(run, refused, tiny_model, tmp_path):
+    weights = judges.make_all(tmp_path / "judges")
+    options = [word for name, path in weights.items() for word in (f"--{name}", path)]
+    sampled = ["--model", tiny_model, "--prompts", 2, "--steps", 1, "--cfg-scale", 1, "--device", "cpu"]
+    code, out, _ = run("evaluate", *sampled, "--bench", "learned", *options, "--out", tmp_path / "out")
+    assert code == 0
+    assert "| subject_consistency (cosine) |" in out.splitlines()[0]
+    assert "aesthetic measures with aesthetic.pth, SHA-256 " in out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["bench"] == "world+clip+dino+lpips+aesthetic"
+    assert set(summary["bench_weights"]) == {"clip", "dino", "lpips", "aesthetic"}
+    clip = save_video(np.zeros((4, 64, 64, 3), np.uint8), tmp_path / "waves.mp4")
+    code, out, err = run("evaluate", clip, "--caption", "waves roll", *options)
+    assert (code, err) == (0, "")
+    assert "| text_alignment (cosine) |" in out
+    assert "| dynamics (px/frame) | 0 |" in out
+    assert "clip measures with clip, SHA-256 " in out
+    assert "(did you mean 'learned'?)" in refused("evaluate", clip, "--bench", "leerned")
+    assert "--bench 'world' is for a model" in refused("evaluate", clip, "--bench", "world")
+    assert "give --clip, a CLIP or SigLIP such as" in refused("evaluate", clip, "--bench", "video+clip")
+    assert "leave out --download" in refused("evaluate", "--prompts", 2, "--download")

@@ -412,6 +412,60 @@ def _(folder: Path) -> str:
     return digest(*(part.numpy() for part in encoder.encode(["waves roll"])), encoder.description)
 
 
+# Networks that measure
+
+
+def _judges(folder: Path) -> None:
+    from judges import make_clip, make_dino
+
+    make_clip(folder / "clip")
+    make_dino(folder / "dino")
+
+
+def _hub_part(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    return (_hub_file if data[:1] == b"{" or data[8:9] == b"{" else mutations.flip)(data, other, rng)
+
+
+@kind("CLIP and DINO in hub layout", "*/*", make=_judges, structure=_hub_part, cost=10)
+def _(folder: Path) -> str:
+    from guidon.metrics.bench import open_bench
+    from guidon.metrics.choice import BenchChoice
+
+    bench = open_bench(BenchChoice(clip=folder / "clip", dino=folder / "dino"), "world")
+    return digest(bench.measure(_CLIP, ["a red circle"]), sorted(part.hash for part in bench.weights.values()))
+
+
+def _torch_judges(folder: Path) -> None:
+    from judges import make_aesthetic, make_lpips
+
+    make_lpips(folder / "lpips")
+    make_aesthetic(folder / "aesthetic.pth")
+
+
+@kind("LPIPS and the aesthetic head", "**/*.pth", make=_torch_judges, structure=mutations.as_zip)
+def _(folder: Path) -> str:
+    from guidon.metrics.networks import AestheticHead, Lpips
+
+    scores = AestheticHead.load(folder / "aesthetic.pth").score(np.ones((1, 16)))
+    return digest(scores, Lpips.load(folder / "lpips").changes(_CLIP[0]))
+
+
+_CLIP = np.random.default_rng(0).integers(0, 256, (1, 2, 64, 64, 3), np.uint8)
+
+
+def _pipeline_of_diffusers(folder: Path) -> None:
+    (folder / "vae").mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline", "_diffusers_version": "0.35.0"}')
+    (folder / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKLWan", "z_dim": 48}')
+
+
+@kind("the folder of a pipeline of diffusers", "**/*.json", make=_pipeline_of_diffusers, structure=mutations.as_json)
+def _(folder: Path) -> str:
+    from guidon.analysis.channels import published
+
+    return published(str(folder)).name
+
+
 # Caption features
 
 

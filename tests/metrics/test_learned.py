@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -222,9 +223,20 @@ def test_another_networks_weights_are_refused(parts, tmp_path):
     other = judges.make_lpips(tmp_path / "other", widths=(4, 4, 4, 4, 4))
     (other / "alex.pth").write_bytes((parts["lpips"] / "alex.pth").read_bytes())
     with pytest.raises(InputError, match=r"they are for \[8, 12, 16, 12, 8\] channels, the backbone has \[4, 4"):
-        open_bench(BenchChoice(lpips=other), "video").measure(CLIPS, CAPTIONS)
+        open_bench(BenchChoice(lpips=other), "video")
     with pytest.raises(InputError, match="holds no aesthetic head: expected linear layers"):
         networks.AestheticHead.load(parts["lpips"] / "alex.pth")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    import safetensors.torch
+
+    path = judges.make_dino(tmp_path) / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["layernorm.bias"][0] = math.nan
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match="give values that are not finite"):
+        open_bench(BenchChoice(dino=tmp_path), "video")
 
 
 def test_the_hash_of_weights_follows_the_files_and_not_the_folder(parts, tmp_path):
@@ -239,8 +251,22 @@ def test_networks_stay_or_go_after_use(parts, monkeypatch):
     loads = []
     read = networks.FrameEncoder.load
     monkeypatch.setattr(networks.FrameEncoder, "load", lambda *given: loads.append(1) or read(*given))
-    for keep, count in ((True, 1), (False, 3)):
+    for keep, count in ((True, 1), (False, 1 + 3)):  # opening reads them too
         bench = open_bench(BenchChoice(dino=parts["dino"]), "video", keep=keep)
-        for _ in range(count if keep else 2):
+        for _ in range(2):
             bench.measure(CLIPS[:1, :2], CAPTIONS[:1])
         assert len(loads) == count
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    message = r"the part dino of a bench needs transformers, which is not installed: pip install 'guidon-diffusion\[metrics\]'"
+    with pytest.raises(InputError, match=message):
+        open_bench(BenchChoice(dino=parts["dino"]), "video")
+    assert open_bench(BenchChoice(lpips=parts["lpips"]), "video").name == "video+lpips"
+
+
+def test_a_head_for_another_clip_is_refused_before_anything_is_measured(parts, tmp_path):
+    head = judges.make_aesthetic(tmp_path / "head.pth", sizes=(12, 1))
+    with pytest.raises(InputError, match="is for a CLIP with 12 features, clip has 16"):
+        open_bench(BenchChoice(clip=parts["clip"], aesthetic=head), "video")

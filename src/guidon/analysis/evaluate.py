@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -28,7 +29,7 @@ from ..media.files import shrink
 from ..metrics import video, world
 from ..metrics.bench import find_bench, open_bench
 from ..metrics.choice import BenchChoice, find_weights, learned_parts
-from ..metrics.metric import EVALUATION_SEED, SHARE, Bench, Examples, Metric, Values
+from ..metrics.metric import COSINE, EVALUATION_SEED, SHARE, Bench, Examples, Metric, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval, metric_interval
 from ..request import Choices, Planner, Request
 
@@ -108,7 +109,7 @@ class Evaluation:
         if math.isnan(found.value):
             return "undefined"
         share = metric.unit == SHARE
-        digits = (lambda x: f"{100 * x:.0f}") if share else readable
+        digits = (lambda x: f"{100 * x:.0f}") if share else partial(readable, unit=metric.unit)
         text = digits(found.value) + ("%" if share else "")
         if setting in self.sampled and math.isfinite(found.low):
             text += f" [{digits(found.low)}, {digits(found.high)}]"
@@ -187,9 +188,9 @@ def _compared_as_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def readable(value: float) -> str:
-    """A number for people: two or three decimals, and no exponent."""
-    if abs(value) >= 0.1:
+def readable(value: float, unit: str = "") -> str:
+    """A number for people: two or three decimals, and no exponent. Cosines are close to each other: they have three."""
+    if abs(value) >= 0.1 and unit != COSINE:
         return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
     text = f"{value:.3f}"
     return "0" if float(text) == 0 else text
@@ -436,7 +437,7 @@ def _written(value: float | None, metric: Metric) -> str:
         return ""
     if math.isnan(value):
         return "undefined"
-    return f"{100 * value:.0f}%" if metric.unit == SHARE else readable(value)
+    return f"{100 * value:.0f}%" if metric.unit == SHARE else readable(value, metric.unit)
 
 
 def check_files_bench(bench: BenchChoice) -> None:

@@ -56,6 +56,18 @@ def find_any_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> 
     return DiffusersPlanner.find(model.removeprefix(DIFFUSERS), call=parts.get("call"), dtype=parts.get("dtype"))
 
 
+def brings_weights(model: str) -> bool:
+    """Whether a model needs no weights from elsewhere, so that nothing of it can be downloaded.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from ..models.catalogue import find_preset
+    from ..models.family import Released
+
+    return not isinstance(find_preset(model).weights, Released)
+
+
 def known_device(device: str) -> str | None:
     """The device if its name alone tells which memory is used; else None, until torch is there to look."""
     return "cpu" if device == "cpu" else None

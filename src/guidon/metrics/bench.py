@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from . import video, world, world_1
 from .choice import BenchChoice, describe_weights, find_weights, learned_parts
 from .learned import Judges, with_learned
@@ -17,6 +19,7 @@ from .metric import Bench
 if TYPE_CHECKING:
     import torch
 
+BLANK = 64, 64  # px of the clip on which weights are tried
 BENCHES: dict[str, Bench] = {bench.name: bench for bench in (world.BENCH, world_1.BENCH, video.BENCH)}
 
 
@@ -35,7 +38,7 @@ def find_bench(name: str) -> Bench:
 
 
 def open_bench(choice: BenchChoice, default: str, *, device: torch.device | str = "cpu", keep: bool = True) -> Bench:
-    """A bench that measures. The weights of its learned parts are found now, and read when they are first used.
+    """A bench that measures. The weights of its learned parts are found, read, and tried on a blank clip.
 
     Args:
         choice: what the user wants.
@@ -44,13 +47,15 @@ def open_bench(choice: BenchChoice, default: str, *, device: torch.device | str 
         keep: whether they stay in memory after use.
 
     Raises:
-        InputError: there is no such bench, or weights are missing or of another kind.
+        InputError: there is no such bench, a library is not installed, or weights are missing, damaged or of another
+            kind, or do not fit each other.
     """
     bench = find_bench(choice.full_name(default))
     if not learned_parts(bench.name):
         return bench
     places = find_weights(choice, bench.name)
     base, judges = BENCHES[bench.name.partition("+")[0]], Judges.of(places, device, keep)
+    judges.measure(np.zeros((1, 2, *BLANK, 3), np.uint8), [""])  # before hours of sampling
     return replace(
         bench,
         measure=lambda frames, captions: judges.measure(frames, captions) | base.measure(frames, captions),

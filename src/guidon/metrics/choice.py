@@ -14,6 +14,7 @@ from pydantic import field_validator
 
 from ..checkpoints.finding import kind_of, locate, shards_of
 from ..core.errors import InputError, nearest, setting
+from ..core.extras import Later
 from ..core.hashing import hash_samples
 from ..core.reading import read_object
 from ..core.settings import Settings
@@ -139,7 +140,8 @@ def find_weights(choice: BenchChoice, bench: str) -> dict[str, Path]:
         bench: the full name.
 
     Raises:
-        InputError: weights are missing or of another kind. The message names every part, and where to get it.
+        InputError: weights are missing or of another kind, or a library is not installed. The message names every
+            part that misses weights, and where to get them.
     """
     found, missing = dict[str, Path](), list[str]()
     for name in learned_parts(bench):
@@ -159,6 +161,8 @@ def find_weights(choice: BenchChoice, bench: str) -> dict[str, Path]:
         )
     for name, place in found.items():
         files_of(name, place)
+        if name in ("clip", "dino"):
+            Later("transformers", f"the part {name} of a bench", "metrics")  # refuses if it is not installed
     return found
 
 

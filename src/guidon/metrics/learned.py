@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from .choice import PARTS, learned_parts
-from .metric import Bench, Metric, Values, named
+from .metric import COSINE, Bench, Metric, Values, named
 
 if TYPE_CHECKING:
     import torch
@@ -29,18 +29,18 @@ ONE_FRAME = "the clip has one frame"
 METRICS: dict[str, dict[str, Metric]] = {
     "clip": named(
         Metric(
-            "text_alignment", "alignment", "cosine", (-1, 1), "higher",
+            "text_alignment", "alignment", COSINE, (-1, 1), "higher",
             "cosine between the features of CLIP (or SigLIP) for the caption and for a frame, mean over frames",
             NO_CAPTION,
             label="fit to the prompt", words="how well the frames fit the prompt, by a network of pictures and texts",
         ),
         Metric(
-            "text_alignment_worst", "alignment", "cosine", (-1, 1), "higher", "text_alignment of its worst frame",
+            "text_alignment_worst", "alignment", COSINE, (-1, 1), "higher", "text_alignment of its worst frame",
             NO_CAPTION,
             label="fit of the worst frame", words="how well the frame that fits least fits the prompt",
         ),
         Metric(
-            "background_consistency", "temporal", "cosine", (0, 1), "higher",
+            "background_consistency", "temporal", COSINE, (0, 1), "higher",
             "cosine between CLIP's (or SigLIP's) features of a frame and of the first one, and of the one before; "
             "negative ones count as 0; mean of both and over frames",
             ONE_FRAME,
@@ -50,7 +50,7 @@ METRICS: dict[str, dict[str, Metric]] = {
     ),
     "dino": named(
         Metric(
-            "subject_consistency", "temporal", "cosine", (0, 1), "higher",
+            "subject_consistency", "temporal", COSINE, (0, 1), "higher",
             "as background_consistency, by the features of DINO",
             ONE_FRAME,
             label="consistency of the subject",

@@ -20,6 +20,7 @@ from .choice import Weights
 EVALUATION_SEED = 1  # seed of the captions for reported results; training uses other seeds
 TUNING_SEED = 1001  # seed of the captions on which scales are chosen; no result is reported on them
 SHARE = "share"  # unit of a fraction; tables show it in per cent
+COSINE = "cosine"  # unit of a cosine between features
 CAPTIONS = Limit("GUIDON_MAX_CAPTIONS", 1_000_000, "captions")
 """The captions that are made for one study or one measurement."""
 UNSAID = "the caption does not say it"

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checkpoints import read_tensors
+from ..checkpoints.finding import AGAIN
 from ..core.errors import InputError, setting
 from ..core.extras import require
 from ..core.reading import read_object, reading
@@ -126,6 +127,18 @@ def _tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
+def _finite(values: Tensor, source: Path) -> np.ndarray:
+    """The values, which would be read as undefined if they were not finite.
+
+    Raises:
+        InputError: they are not.
+    """
+    found = values.cpu().numpy()
+    if not np.isfinite(found).all():
+        raise InputError(f"the weights in {source} give values that are not finite: {AGAIN}")
+    return found
+
+
 def _batches(frames: np.ndarray) -> Iterator[np.ndarray]:
     return (frames[start : start + BATCH] for start in range(0, len(frames), BATCH))
 
@@ -137,8 +150,8 @@ def _library(part: str) -> Any:
 class FrameTextEncoder:
     """CLIP or SigLIP: features of frames and of texts that can be compared."""
 
-    def __init__(self, model: Any, tokenizer: Any, prepare: Preparation) -> None:
-        self.model, self.tokenizer, self.prepare = model, tokenizer, prepare
+    def __init__(self, model: Any, tokenizer: Any, prepare: Preparation, source: Path) -> None:
+        self.model, self.tokenizer, self.prepare, self.source = model, tokenizer, prepare, source
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> FrameTextEncoder:
@@ -159,14 +172,14 @@ class FrameTextEncoder:
             kind = transformers.CLIPModel if config.model_type == "clip" else transformers.SiglipModel
             model = read_network(kind, folder, config, torch.float32)
         prepare = Preparation.read(folder, config.vision_config.image_size)
-        return cls(model.to(device), tokenizer, prepare)
+        return cls(model.to(device), tokenizer, prepare, folder)
 
     @torch.inference_mode()
     def frames(self, frames: np.ndarray) -> np.ndarray:
         """Features of length 1, (T, F), of uint8 frames (T, H, W, 3)."""
         rows = [_tensor(self.model.get_image_features(pixel_values=self.prepare(own).to(self.model.device)))
                 for own in _batches(frames)]  # fmt: skip
-        return F.normalize(torch.cat(rows).double(), dim=-1).cpu().numpy()
+        return _finite(F.normalize(torch.cat(rows).double(), dim=-1), self.source)
 
     @torch.inference_mode()
     def text(self, caption: str) -> np.ndarray:
@@ -180,14 +193,14 @@ class FrameTextEncoder:
         batch = self.tokenizer([caption], padding=padding, max_length=most, truncation=True, return_tensors="pt")
         given = {"attention_mask": batch.attention_mask.to(self.model.device)} if clip else {}
         row = _tensor(self.model.get_text_features(input_ids=batch.input_ids.to(self.model.device), **given))
-        return F.normalize(row[0].double(), dim=-1).cpu().numpy()
+        return _finite(F.normalize(row[0].double(), dim=-1), self.source)
 
 
 class FrameEncoder:
     """DINO, DINOv2 or DINOv3: features of frames. It sees whole frames, of any proportions."""
 
-    def __init__(self, model: Any, prepare: Preparation) -> None:
-        self.model, self.prepare = model, prepare
+    def __init__(self, model: Any, prepare: Preparation, source: Path) -> None:
+        self.model, self.prepare, self.source = model, prepare, source
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> FrameEncoder:
@@ -209,7 +222,7 @@ class FrameEncoder:
                 getattr(transformers, kinds[config.model_type]), folder, config, torch.float32, **options
             )
         prepare = Preparation.read(folder, config.image_size, patch=config.patch_size)
-        return cls(model.to(device), prepare)
+        return cls(model.to(device), prepare, folder)
 
     @torch.inference_mode()
     def frames(self, frames: np.ndarray) -> np.ndarray:
@@ -217,7 +230,7 @@ class FrameEncoder:
         given = {"interpolate_pos_encoding": True} if self.model.config.model_type == "vit" else {}
         rows = [self.model(pixel_values=self.prepare(own).to(self.model.device), **given).last_hidden_state[:, 0]
                 for own in _batches(frames)]  # fmt: skip
-        return torch.cat(rows).double().cpu().numpy()
+        return _finite(torch.cat(rows).double(), self.source)
 
 
 def _read_config(transformers: Any, folder: Path, kinds: tuple[str, ...]) -> Any:
@@ -275,7 +288,7 @@ class AestheticHead:
         values = torch.from_numpy(features).float().to(self.layers[0][0].device)
         for weight, bias in self.layers:
             values = F.linear(values, weight, bias)
-        return values[:, 0].double().cpu().numpy()
+        return _finite(values[:, 0].double(), self.source)
 
 
 def _numbers(name: str) -> tuple[int, ...]:
@@ -307,8 +320,10 @@ SHIFT, RANGE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS v0.1: of
 class Lpips:
     """LPIPS v0.1 (1801.03924): weighted distances between the features of two frames in a classifier's stages."""
 
-    def __init__(self, backbone: Backbone, convolutions: dict[int, tuple[Tensor, Tensor]], heads: list[Tensor]) -> None:
-        self.backbone, self.convolutions, self.heads = backbone, convolutions, heads
+    def __init__(
+        self, backbone: Backbone, convolutions: dict[int, tuple[Tensor, Tensor]], heads: list[Tensor], source: Path
+    ) -> None:
+        self.backbone, self.convolutions, self.heads, self.source = backbone, convolutions, heads, source
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Lpips:
@@ -332,7 +347,7 @@ class Lpips:
             if [tuple(head.shape) for head in heads] != [(1, channels, 1, 1) for channels in wide]:
                 raise ValueError(f"they are for {[head.shape[1] for head in heads]} channels, the backbone has {wide}")
         moved = {number: (weight.to(device), bias.to(device)) for number, (weight, bias) in convolutions.items()}
-        return cls(backbone, moved, [head.to(device) for head in heads])
+        return cls(backbone, moved, [head.to(device) for head in heads], folder)
 
     @torch.inference_mode()
     def changes(self, frames: np.ndarray) -> tuple[float, float]:
@@ -364,8 +379,9 @@ class Lpips:
             last = [stage[-1:] for stage in own]
         if len(frames) < 2:
             return float("nan"), float("nan")
-        after_first = (torch.cat(part)[1:].double().mean().item() for part in (following, from_first))
-        return next(after_first), next(after_first)
+        both = torch.stack((torch.cat(following), torch.cat(from_first)))[:, 1:].double().mean(1)
+        next_one, first_one = _finite(both, self.source).tolist()
+        return next_one, first_one
 
     def distance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """LPIPS between frames, (T,), of uint8 (T, H, W, 3) each."""
