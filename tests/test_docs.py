@@ -377,11 +377,13 @@ def test_the_page_of_rules_has_them_all_with_their_settings():
 
 
 def test_the_page_of_metrics_has_every_metric_as_the_code_says_it():
+    from guidon.metrics import learned
     from guidon.metrics.video import VIDEO_METRICS
     from guidon.metrics.world import METRICS
 
     page = (ROOT / "docs" / "metrics.md").read_text()
-    for metric in (*METRICS.values(), *VIDEO_METRICS.values()):
+    parts = (metric for part in learned.METRICS.values() for metric in part.values())
+    for metric in (*METRICS.values(), *VIDEO_METRICS.values(), *parts):
         row = f"| `{metric.name}` | {metric.unit} | {metric.better or '-'} | {metric.meaning} | {metric.undefined} |"
         assert row in page, metric.name
 

@@ -190,6 +190,14 @@ def test_the_aesthetic_head_is_linear_layers_in_their_order(tmp_path, sizes, nam
         head.score(features[:, :7])
 
 
+def test_a_head_with_activations_is_refused(tmp_path):
+    path = judges.make_aesthetic(tmp_path / "relu.pth", sizes=(judges.WIDTH, 8, 4, 1))
+    apart = {name.replace("s.2.", "s.3.").replace("s.4.", "s.6."): value for name, value in torch.load(path).items()}
+    torch.save(apart, path)
+    with pytest.raises(InputError, match="holds an aesthetic head with activations"):
+        networks.AestheticHead.load(path)
+
+
 def test_names_of_benches_are_joined_in_one_order():
     assert BenchChoice().full_name("world") == "world"
     assert BenchChoice(name="dino+clip").full_name("world") == "world+clip+dino"

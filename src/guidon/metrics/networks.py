@@ -263,6 +263,10 @@ class AestheticHead:
         names = sorted((n.removesuffix("weight") for n in tensors if n.endswith("weight")), key=_numbers)
         layers = [(tensors[f"{n}weight"].float().to(device), tensors.get(f"{n}bias")) for n in names]
         sizes = [tuple(weight.shape) for weight, _ in layers]
+        places = [_numbers(n) for n in names]
+        if any(a and b and b[-1] - a[-1] > 2 for a, b in itertools.pairwise(places)):
+            # Between the layers of the linear heads is a dropout at the most; their variants have a ReLU too.
+            raise InputError(f"{path} holds an aesthetic head with activations: give one whose name says linear")
         whole = len(tensors) == 2 * len(layers) and all(
             bias is not None and weight.ndim == 2 and bias.shape == weight.shape[:1] for weight, bias in layers
         )
