@@ -227,6 +227,43 @@ def test_missing_weights_are_named_in_one_line(parts, tmp_path, monkeypatch):
         open_bench(BenchChoice(lpips=parts["dino"]), "video")
 
 
+def test_weights_are_fetched_only_if_asked_and_only_the_files_that_are_read(parts, tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(repository, allow_patterns, local_files_only):
+        asked.append((repository, allow_patterns, local_files_only))
+        if local_files_only:
+            raise OSError("it is not in the cache")
+        return str({"openai/clip-vit-large-patch14": parts["clip"], "facebook/dinov2-base": parts["dino"]}[repository])
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match="misses weights"):
+        open_bench(BenchChoice(name="video+clip"), "video")
+    assert asked == []
+    (tmp_path / "models--openai--clip-vit-large-patch14").mkdir()  # something of it is in the cache
+    with pytest.raises(InputError, match="misses weights"):
+        open_bench(BenchChoice(name="video+clip"), "video")
+    assert [local for *_, local in asked] == [True]
+    bench = open_bench(BenchChoice(name="video+clip+dino", download=True), "video")
+    assert {name: own.name for name, own in bench.weights.items()} == {
+        "clip": "openai/clip-vit-large-patch14",
+        "dino": "facebook/dinov2-base",
+    }
+    assert "model.safetensors" in asked[-1][1]
+    assert not any("*" in pattern for pattern in asked[-1][1])  # not the same weights in other formats
+    with pytest.raises(InputError, match="misses weights: give lpips, a folder with alexnet") as caught:
+        open_bench(BenchChoice(name="video+lpips", download=True), "video")
+    assert "set download" not in str(caught.value)
+
+
+@pytest.mark.gpu
+def test_a_gpu_measures_the_same(parts, bench, truth):
+    on_gpu = open_bench(BenchChoice(**parts), "video", device="cuda").measure(CLIPS, CAPTIONS)
+    for name, values in truth.items():
+        assert on_gpu[name] == pytest.approx(values, abs=2e-3, nan_ok=True), name
+
+
 def test_another_networks_weights_are_refused(parts, tmp_path):
     other = judges.make_lpips(tmp_path / "other", widths=(4, 4, 4, 4, 4))
     (other / "alex.pth").write_bytes((parts["lpips"] / "alex.pth").read_bytes())

@@ -155,10 +155,8 @@ def find_weights(choice: BenchChoice, bench: str) -> dict[str, Path]:
         else:
             missing.append(f"{setting(name)}, {part.what} such as {part.repository} (huggingface.co)")
     if missing:
-        raise InputError(
-            f"the bench {bench} misses weights: give {'; '.join(missing)}; or set {setting('download')} to fetch from "
-            "the hub what is published there"
-        )
+        rest = "" if choice.download else f"; or set {setting('download')} to fetch what is published on the hub"
+        raise InputError(f"the bench {bench} misses weights: give {'; '.join(missing)}{rest}")
     for name, place in found.items():
         files_of(name, place)
         if name in ("clip", "dino"):
