@@ -56,6 +56,14 @@ def test_intervals_cover_what_they_claim():
     assert 0.86 <= covered / 120 <= 0.99
 
 
+@pytest.fixture
+def fewer_draws(monkeypatch):
+    """A p value of 1,999 flips is as often below 0.05 as one of 19,999; hundreds of them are computed."""
+    monkeypatch.setattr("guidon.metrics.statistics.FLIPS", 1_999)
+    monkeypatch.setattr("guidon.metrics.statistics.RESAMPLES", 999)
+
+
+@pytest.mark.usefixtures("fewer_draws")
 def test_seeds_of_one_prompt_are_not_independent_evidence():
     rng = np.random.default_rng(3)
     rejected = 0
@@ -66,6 +74,7 @@ def test_seeds_of_one_prompt_are_not_independent_evidence():
     assert low <= 0.05 <= high
 
 
+@pytest.mark.usefixtures("fewer_draws")
 @pytest.mark.parametrize("kind", ["share", "px"])
 def test_two_equal_settings_are_told_apart_one_time_in_twenty(kind):
     """A/A: both settings are samples of one, prompts differ a lot, and shares have ties."""
@@ -79,6 +88,7 @@ def test_two_equal_settings_are_told_apart_one_time_in_twenty(kind):
     assert low <= 0.05 <= high
 
 
+@pytest.mark.usefixtures("fewer_draws")
 def test_a_planted_effect_is_found_at_the_stated_power():
     rng = np.random.default_rng(4)
     n, d_z = 30, 0.55
