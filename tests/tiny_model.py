@@ -12,14 +12,15 @@ from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
 
-def write_tiny_model(folder: Path, blots: bool = True) -> Path:
+def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0) -> Path:
     """Write the weights of a model whose output depends on its caption.
 
     Args:
         folder: where to.
         blots: the decoder draws large blots, and not noise, whose outlines take half a second a clip to measure.
+        seed: of the weights.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     text_config = CaptionEncoderConfig(world.vocabulary(), features=16, layers=1, heads=2)
     config = STDiTConfig(
         (16, 8, 8), patch_size=(4, 4, 4), hidden_size=32, depth=2, num_heads=2, caption_channels=16, model_max_length=20

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from guidon.diffusion import NoiseLevel, NoiseSchedule, convert
-from guidon.guidance import Branches, Guidance, GuidedDenoiser
+from guidon.guidance import Branches, Guidance, GuidedDenoiser, WeakModel
 
 SCHEDULE = NoiseSchedule.named().respaced("20")
 SHAPE = (2, 4, 2, 4, 4)
@@ -36,9 +36,9 @@ COND, UNCOND, NEGATIVE = caption(1.0, 0.5), caption(-1.0, -1.0), caption(0.2, -0
 class Network:
     """Mixes the channels, looks at the level and the condition, and notes what it was given and what it gave."""
 
-    def __init__(self, predicts="eps", channels=4, learned=True):
+    def __init__(self, predicts="eps", channels=4, learned=True, seed=3):
         self.predicts, self.learned = predicts, learned
-        self.weight = torch.randn(channels, channels, generator=torch.Generator().manual_seed(3)) / 2
+        self.weight = torch.randn(channels, channels, generator=torch.Generator().manual_seed(seed)) / 2
         self.rows = []
         self.seen = []
         self.given = []
@@ -81,13 +81,15 @@ def predicted(condition, step, predicts="eps", x=None):
 
 
 def denoiser(guidance, network=None, *, cond=COND, uncond=UNCOND, **options):
-    """A network under guidance, the negative condition given where the rule needs it."""
+    """A network under guidance, the negative condition and the weak network given where the rule needs them."""
     network = network or Network()
     negative = NEGATIVE if guidance.needs_negative else None
     parameterization = getattr(network, "predicts", "eps")
+    weak = WeakModel(Network(parameterization, seed=4), cond) if guidance.needs_weak else None
     return GuidedDenoiser(
-        network, guidance, cond, uncond, negative=negative, parameterization=parameterization, **options
-    )
+        network, guidance, cond, uncond, **{"negative": negative, "weak": weak} | options,
+        parameterization=parameterization,
+    )  # fmt: skip
 
 
 def draw(*seeds, shape=(2, 3, 2, 4, 4)):
@@ -97,9 +99,9 @@ def draw(*seeds, shape=(2, 3, 2, 4, 4)):
 
 def branches(progress=0.5, **changes):
     """What a rule sees of a step of rectified flow."""
-    cond, uncond, negative = draw(0, 1, 2)
+    cond, uncond, negative, weak = draw(0, 1, 2, 3)
     level = flow_level(1 - progress, after=(1 - progress) / 2)
-    return Branches(**{"cond": cond, "uncond": uncond, "negative": negative, "level": level} | changes)
+    return Branches(**{"cond": cond, "uncond": uncond, "negative": negative, "level": level, "weak": weak} | changes)
 
 
 def of_images(cond, uncond):

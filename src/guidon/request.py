@@ -394,7 +394,10 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
             f"{facts.timesteps}"
         )
     request.guidance.scales_for(facts.channels)
-    request.guidance.rule.check_size(*shape[-2:])
+    rule = request.guidance.rule
+    rule.check_size(*shape[-2:])
+    if rule.needs_weak and rule.weak == "model" and not facts.has_weak:
+        raise InputError(f"{setting('guidance')} {rule.name} needs a weaker model: give {setting('weak')}")
     if shape != facts.latent_shape and not preset.is_image:
         warn(
             f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "

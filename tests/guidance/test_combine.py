@@ -25,12 +25,13 @@ from guidon.guidance import (
     Memory,
     Oscillation,
     RotatedGuidance,
+    WeakModel,
     parse_rule,
     parse_timing,
     random_rotation,
 )
 from guidon.guidance.rules import APG, CFG, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
-from toy_network import GENTLE, SCHEDULE, Network, denoiser, flow_level, latents, level_at, normal
+from toy_network import GENTLE, NEGATIVE, SCHEDULE, Network, denoiser, flow_level, latents, level_at, normal
 
 RULE_TEXTS = [*(GENTLE.get(name, name) for name in RULES), "apg:norm_limit=0,momentum=0.3", "cfg-zero:zeroed=0.5"]
 SHAPES = {"image": (2, 4, 8, 8), "video": (2, 4, 2, 8, 8), "sequence": (2, 4, 9)}
@@ -69,10 +70,10 @@ def test_combine_changes_nothing_that_is_given_and_gives_the_same_again(rule, sh
         guidance = Guidance(scale, channels, rule)
         cond, uncond, negative, x = given_ = branches(SHAPES[shape], learned)
         before = [tensor.clone() for tensor in given_]
-        _, memory = guidance.combine(cond, uncond, x, level, negative=negative)
+        _, memory = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative)
         kept = {name: value.clone() for name, value in memory.kept.items()}
-        first, after_first = guidance.combine(cond, uncond, x, level, memory, negative=negative)
-        again, after_again = guidance.combine(cond, uncond, x, level, memory, negative=negative)
+        first, after_first = guidance.combine(cond, uncond, x, level, memory, negative=negative, weak=negative)
+        again, after_again = guidance.combine(cond, uncond, x, level, memory, negative=negative, weak=negative)
         # what was given is as before, bit for bit
         assert all(torch.equal(tensor, old) for tensor, old in zip(given_, before, strict=True))
         assert (memory.calls, memory.guided, memory.kept.keys()) == (1, 1, kept.keys())
@@ -92,7 +93,7 @@ def test_unguided_and_variance_channels_are_the_conditional_ones_bit_for_bit(rul
     for (scale, channels), learned in itertools.product(SETTINGS, (False, True)):
         guidance = Guidance(scale, channels, rule)
         cond, uncond, negative, x = branches(SHAPES["video"], learned)
-        out, _ = guidance.combine(cond, uncond, x, level, negative=negative)
+        out, _ = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative)
         guided = guidance.scales_for(4).guided if rule == "cfg++" else guidance.scales_for(4).active()
         others = [channel for channel in range(cond.shape[1]) if channel not in guided]
         assert torch.equal(out[:, others], cond[:, others])
@@ -105,9 +106,9 @@ def test_any_dtype_is_combined_in_fp32_and_given_back(rule, dtype):
     for (scale, channels), level in itertools.product(SETTINGS, HAND_MADE.values()):
         guidance = Guidance(scale, channels, rule)
         cond, uncond, negative, x = given_ = branches(SHAPES["image"], learned=True, dtype=dtype)
-        out, memory = guidance.combine(cond, uncond, x, level, negative=negative)
+        out, memory = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative)
         c, u, n, z = (tensor.float() for tensor in given_)
-        expected, _ = guidance.combine(c, u, z, level, negative=n)
+        expected, _ = guidance.combine(c, u, z, level, negative=n, weak=n)
         guided = list(guidance.scales_for(4).guided if rule == "cfg++" else guidance.scales_for(4).active())
         others = [channel for channel in range(8) if channel not in guided]
         assert out.dtype == dtype
@@ -128,10 +129,12 @@ def test_rows_are_combined_each_for_itself():
     cond, uncond, negative, x = branches((3, 4, 2, 8, 8))
     for rule in RULE_TEXTS:
         guidance = Guidance(0.7, 3, rule)
-        whole, _ = guidance.combine(cond, uncond, x, level_at(9), negative=negative)
+        whole, _ = guidance.combine(cond, uncond, x, level_at(9), negative=negative, weak=negative)
         for k in range(3):
             row = slice(k, k + 1)
-            alone, _ = guidance.combine(cond[row], uncond[row], x[row], level_at(9), negative=negative[row])
+            alone, _ = guidance.combine(
+                cond[row], uncond[row], x[row], level_at(9), negative=negative[row], weak=negative[row]
+            )
             assert torch.allclose(alone, whole[row], atol=1e-5), rule
 
 
@@ -149,20 +152,21 @@ def test_combine_on_bare_tensors_equals_the_denoiser_bit_for_bit(rule, timing):
     acted = set()
     for (scale, channels), predicts, batched in itertools.product(SETTINGS, ("eps", "x0", "v", "flow"), (True, False)):
         guidance, network = Guidance(scale, channels, rule, timing), Network(predicts, learned=batched)
-        run, memory = denoiser(guidance, network, batched=batched), START
-        count = 3 if guidance.needs_negative else 2
+        weak = WeakModel(network, NEGATIVE)
+        run, memory = denoiser(guidance, network, batched=batched, weak=weak), START
+        needed = (guidance.needs_uncond, guidance.needs_negative, guidance.needs_weak)
+        names = ["cond", *itertools.compress(("uncond", "negative", "weak"), needed)]
         for number, level in enumerate(levels):
             x = latents(number)
             network.given.clear()
             found = run(x, level)
             # what the network gave in this step, branch by branch
-            rows = list(torch.cat(network.given).chunk(len(network.given) * len(network.given[0]) // len(x)))
+            rows = torch.cat(network.given).split(len(x))
             acts = guidance.acts(level, memory, 4)
-            assert len(rows) == (count if acts else 1)
-            cond, uncond, negative = [*rows, None, None][:3]
-            expected, memory = guidance.combine(
-                cond, uncond, x, level, memory, negative=negative, parameterization=predicts
-            )
+            assert len(rows) == (len(names) if acts else 1)
+            seen = dict(zip(names, rows, strict=False))
+            cond, uncond = seen.pop("cond"), seen.pop("uncond", None)
+            expected, memory = guidance.combine(cond, uncond, x, level, memory, **seen, parameterization=predicts)
             assert torch.equal(found, expected)
             assert (run.memory.calls, run.memory.guided) == (memory.calls, memory.guided)
             acted.add(acts)
@@ -207,7 +211,7 @@ def test_an_affine_rule_in_flow_space_equals_itself_in_eps_space(rule, level):
     for (scale, channels), predicts in itertools.product(SETTINGS, ("eps", "x0", "flow")):
         found = {
             space: Guidance(scale, channels, moved(rule, space)).combine(
-                cond, uncond, x, level, negative=negative, parameterization=predicts
+                cond, uncond, x, level, negative=negative, weak=negative, parameterization=predicts
             )[0]
             for space in ("flow", "eps", "x0", "own")
         }
@@ -228,7 +232,14 @@ def test_a_rule_in_a_space_means_the_same_for_networks_of_flow_and_of_eps(rule, 
             found = {}
             for predicts, (cond, uncond, negative) in (("eps", eps), ("flow", flow)):
                 found[predicts], memory[predicts] = guidance.combine(
-                    cond, uncond, x, level, memory[predicts], negative=negative, parameterization=predicts
+                    cond,
+                    uncond,
+                    x,
+                    level,
+                    memory[predicts],
+                    negative=negative,
+                    weak=negative,
+                    parameterization=predicts,
                 )
             assert relative_error(convert(found["flow"], x, level, "flow", "eps"), found["eps"]) < 1e-5
 
@@ -319,6 +330,8 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line():
         (plain, (cond, uncond, x[:, :, None]), r"predictions \(2, 4, 8, 8\) do not fit latents \(2, 4, 1, 8, 8\)"),
         (plain, (cond, uncond, x[:1]), r"do not fit latents \(1, 4, 8, 8\)"),
         (Guidance(3.0, 3, "perp-neg"), (cond, uncond, x), "guidance perp-neg needs a negative prompt"),
+        (Guidance(3.0, 3, "autoguidance"), (cond, None, x), "guidance autoguidance needs a weak prediction: give weak"),
+        (Guidance(3.0, 3, "stg"), (cond, None, x), "needs the unconditional prediction"),
         (Guidance([3, 3]), (cond, uncond, x), "^scale has 2 values, but this model has 4 latent channels"),
         (Guidance(3.0, 5), (cond, uncond, x), "^channels '5' asks for more channels than the model has"),
     ]  # fmt: skip
@@ -328,6 +341,8 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line():
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="the negative prediction is"):
         Guidance(3.0, 3, "perp-neg").combine(cond, uncond, x, level, negative=negative[:1])
+    with pytest.raises(InputError, match="the weak prediction is"):
+        Guidance(3.0, 3, "stg").combine(cond, uncond, x, level, weak=negative[:1])
 
 
 def test_a_level_for_every_sample_is_refused_in_one_line():

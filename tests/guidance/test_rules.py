@@ -13,6 +13,7 @@ from guidon.guidance import RULES, parse_rule, rule_text
 from guidon.guidance.rules import (
     APG,
     CFG,
+    Autoguidance,
     CFGPlusPlus,
     CFGZero,
     FrequencyDecoupled,
@@ -21,6 +22,7 @@ from guidon.guidance.rules import (
     PerpendicularNegative,
     Renormalised,
     Rescale,
+    SkipGuidance,
     SpatialAdaptive,
     TangentialDamping,
     TemporalFrequencies,
@@ -55,12 +57,18 @@ SETTINGS_OF = {
     "renorm": st.builds(Renormalised, st.just("token"), st.integers(1, 16), st.floats(0, 1), st.integers(0, 1))
     | st.builds(Renormalised, st.sampled_from(["row", "sample"])),
     "fdg-time": st.builds(TemporalFrequencies, st.floats(0, 1e6), st.floats(0, 1e6), st.integers(1, 16)),
+    "autoguidance": st.builds(Autoguidance, st.floats(0, 1)),
+    "stg": st.builds(
+        SkipGuidance,
+        st.floats(0, 1e6),
+        st.from_regex(r"\d{1,4}(\+\d{1,4}){0,3}", fullmatch=True, alphabet="0123456789+") | st.just("middle"),
+    ),
 }
 NEUTRAL = {
     "cfg": CFG(), "rescale": Rescale(phi=0), "apg": APG(eta=1, norm_limit=0, momentum=0), "fdg": FrequencyDecoupled(low=1),
     "cfg-zero": CFGZero(project=0, zeroed=0), "perp-neg": PerpendicularNegative(weight=0), "tcfg": TangentialDamping(0),
     "mambo-g": MagnitudeAware(0), "momentum": Momentum(0), "samg": SpatialAdaptive(1, 1), "renorm": Renormalised(phi=0),
-    "fdg-time": TemporalFrequencies(1, 1),
+    "fdg-time": TemporalFrequencies(1, 1), "autoguidance": Autoguidance(0), "stg": SkipGuidance(0),
 }  # fmt: skip
 
 
@@ -117,7 +125,9 @@ def test_samples_do_not_depend_on_their_batch_mates(name):
     whole = RULES[name]()(b, 0.6)
     for k in range(2):
         row = slice(k, k + 1)
-        alone = RULES[name]()(branches(cond=b.cond[row], uncond=b.uncond[row], negative=b.negative[row]), 0.6)
+        alone = RULES[name]()(
+            branches(cond=b.cond[row], uncond=b.uncond[row], negative=b.negative[row], weak=b.weak[row]), 0.6
+        )
         assert torch.allclose(alone, whole[row], atol=1e-6)
 
 
@@ -289,6 +299,7 @@ def test_rules_are_read_with_their_settings_and_written_whole():
         ("cfg:eta=1", "cfg has no settings"), ("apg:eta", "cannot be read"), ("apg:eta=x", "cannot be read"), ("apg:eta=1,eta=2", "once"),
         ("rescale:phi=2", "from 0 to 1"), ("apg:eta=nan", "eta is nan"), ("fdg:levels=0", "from 1 to 16"), ("fdg:levels=1.5", "cannot be read"),
         ("renorm:over=rows", "renorm: over=rows does not exist (did you mean 'row'?)"), ("renorm:over", "give over=NAME, once"),
+        ("stg:blocks=8+", "blocks=8+ cannot be read: give numbers such as 8+9, or middle"), ("autoguidance:share=2", "from 0 to 1"),
         ("renorm:over=row,patch=2", "renorm: patch is of over=token"), ("samg:low=-1", "low is -1: give a number at least 0"),
         ("fdg:levels=" + "1" * 12, "levels is 1.11111e+11: give a number from 1 to 16"), ("fdg:levels=" + "1" * 400, "levels is inf"),
     ],

@@ -5,7 +5,7 @@ import torch
 
 from guidon import IDDPM
 from guidon.diffusion import NoiseSchedule, Process, bits_per_dimension, q_sample, training_losses
-from guidon.guidance import RULES, Guidance, GuidanceTrace, GuidedDenoiser, RotatedGuidance
+from guidon.guidance import RULES, Guidance, GuidanceTrace, GuidedDenoiser, RotatedGuidance, WeakModel
 from guidon.samplers import ddim_reverse_step, sample_ddim, sample_ddpm, sample_dpm_solver
 from toy_network import Caption
 
@@ -56,7 +56,13 @@ def test_guidance_runs_where_the_latents_are(schedule, latents, rule):
         plain = Guidance(scale, "all", rule)
         for guidance in (plain, RotatedGuidance(plain, torch.empty(4, 4, device=DEVICE))):
             run = GuidedDenoiser(
-                network(True), guidance, condition, condition, negative=condition, observe=GuidanceTrace()
+                network(True),
+                guidance,
+                condition,
+                condition,
+                negative=condition,
+                observe=GuidanceTrace(),
+                weak=WeakModel(network(True), condition),
             )
             assert all(run(latents, level).device.type == DEVICE for level in schedule.levels)
 

@@ -164,6 +164,15 @@ def generate(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    weak: Annotated[
+        Path | None,
+        option(
+            "Model and weights",
+            "FOLDER|FILE",
+            "A weaker model, for the rule autoguidance: a model folder, or a checkpoint for a released model.",
+            default="none",
+        ),
+    ] = None,
     text_dtype: Annotated[
         str | None,
         option(
@@ -243,7 +252,7 @@ def generate(
         size=parse_size(size, height, width), frames=frames, exact=exact, exact_noise=exact_noise, dtype=dtype,
     )  # fmt: skip
     parts = given(
-        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, text_dtype=text_dtype,
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, text_dtype=text_dtype,
         download=download or None, offload=offload,
     )  # fmt: skip
 
@@ -282,6 +291,10 @@ def generate(
     else:
         request = manifest.request
         planner.check(request)
+    if weak and request.guidance.rule.weak != "model":
+        raise InputError(
+            f"{setting('weak')} has an effect only with {setting('guidance')} autoguidance: give both, or leave it out"
+        )
     from ..media.formats import check_fps, check_library, check_upscale
 
     format = checked_format(format, preset)
@@ -319,9 +332,9 @@ def generate(
             videos = pipe.reproduce(manifest, batch_size=together, **run)
         else:
             videos = pipe.reproduce(manifest, **run)
-    write_videos(videos, request, pipe.hashes, out, format, upscale or 1, fps)
+    write_videos(videos, request, pipe.hashes_for(request), out, format, upscale or 1, fps)
     if traced is not None:
-        write_trace(traced, out / f"{run_name(request, pipe.hashes)}-trace.npz")
+        write_trace(traced, out / f"{run_name(request, pipe.hashes_for(request))}-trace.npz")
 
 
 def checked_format(format: str | None, preset: Preset[Any]) -> str:

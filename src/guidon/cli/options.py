@@ -17,7 +17,7 @@ Panel = Literal["Prompt", "Guidance", "Sampling", "Measuring", "Model and weight
 SAMPLERS = ("ddpm", "ddim", "dpm-solver")
 RULES = (
     "cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg", "tcfg", "mambo-g", "momentum", "samg", "renorm",
-    "fdg-time",
+    "fdg-time", "autoguidance", "stg",
 )  # fmt: skip
 FORMATS = ("mp4", "gif", "webp", "frames", "png")
 RAMPS = ("linear", "cosine", "exponential")

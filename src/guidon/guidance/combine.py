@@ -175,6 +175,16 @@ class Guidance:
         return self.rule.needs_negative
 
     @property
+    def needs_weak(self) -> bool:
+        """Whether a weaker conditional prediction is a branch too."""
+        return self.rule.needs_weak
+
+    @property
+    def needs_uncond(self) -> bool:
+        """Whether the unconditional prediction is looked at, where guidance acts."""
+        return self.rule.needs_uncond
+
+    @property
     def is_conditional(self) -> bool:
         """Whether the result is the conditional prediction at every level, so that no other branch need run."""
         if isinstance(self.channels, ChannelChoice) and self.channels.indices == ():
@@ -199,6 +209,7 @@ class Guidance:
         memory: Memory = START,
         *,
         negative: Tensor | None = None,
+        weak: Tensor | None = None,
         parameterization: Parameterization = "eps",
     ) -> tuple[Tensor, Memory]:
         """The guided prediction of one step, and the memory for the next one. Pure: nothing that is given changes.
@@ -207,11 +218,13 @@ class Guidance:
 
         Args:
             cond: the conditional prediction (B, C or 2C, ...); of 2C channels the last C are a learned variance.
-            uncond: the unconditional prediction, shaped like ``cond``; may be None where ``acts`` is false.
+            uncond: the unconditional prediction, shaped like ``cond``; may be None where ``acts`` is false, and for a
+                rule that does not need it (``needs_uncond``).
             x: the noisy latents (B, C, ...).
             level: how noisy x is, a ``guidon.NoiseLevel``. Its numbers are floats: one level for the whole batch.
             memory: what the step before returned.
             negative: the negative prompt's prediction, for a rule that needs it.
+            weak: a weaker conditional prediction, for a rule that needs it (``needs_weak``).
             parameterization: what the predictions stand for: "eps" the noise, "x0" the clean sample, "v" the
                 velocity alpha eps - sigma x_0, "flow" the velocity eps - x_0 of rectified flow. The names of diffusers,
                 "epsilon", "sample", "v_prediction" and "flow_prediction", mean the same.
@@ -230,16 +243,18 @@ class Guidance:
         scale, acted_on = self._acting(level, memory, channels)
         if not acted_on:
             return cond, Memory(memory.calls + 1, memory.guided, memory.kept)
-        if uncond is None:
+        if uncond is None and self.needs_uncond:
             raise InputError(
                 f"guidance on channels {self.scales_for(channels).text} needs the unconditional prediction"
             )
         if self.needs_negative and negative is None:
             raise InputError(f"{setting('guidance')} {self.rule.name} needs a negative prompt")
+        if self.needs_weak and weak is None:
+            raise InputError(f"{setting('guidance')} {self.rule.name} needs a weak prediction: give weak")
         prediction, _ = split_prediction(cond, channels)
         if prediction.shape != x.shape:
             raise InputError(f"predictions {tuple(cond.shape)} do not fit latents {tuple(x.shape)}: only C may differ")
-        for name, branch in (("unconditional", uncond), ("negative", negative)):
+        for name, branch in (("unconditional", uncond), ("negative", negative), ("weak", weak)):
             if branch is not None and branch.shape != cond.shape:
                 raise InputError(
                     f"the {name} prediction is {tuple(branch.shape)}, the conditional one {tuple(cond.shape)}: "
@@ -254,9 +269,13 @@ class Guidance:
         def seen(prediction: Tensor) -> Tensor:
             return convert(prediction[:, where].float(), noisy, level, parameterization, space)
 
+        weaker = seen(weak) if weak is not None and self.needs_weak else None
+        other = seen(uncond) if uncond is not None and self.needs_uncond else weaker
+        if other is None:
+            raise InputError(f"{setting('guidance')} {self.rule.name} needs another prediction")
         branches = Branches(
-            seen(cond), seen(uncond), None if negative is None or not self.needs_negative else seen(negative),
-            level, memory.kept,
+            seen(cond), other, None if negative is None or not self.needs_negative else seen(negative), level,
+            memory.kept, weaker,
         )  # fmt: skip
         factor = _factor(tuple(scale.scales[c] for c in acted_on), x.device, x.ndim)
         guided = rule(branches, factor)
@@ -283,6 +302,12 @@ class Combines(Protocol):
     def needs_negative(self) -> bool: ...
 
     @property
+    def needs_weak(self) -> bool: ...
+
+    @property
+    def needs_uncond(self) -> bool: ...
+
+    @property
     def is_conditional(self) -> bool: ...
 
     def acts(self, level: NoiseLevel, memory: Memory, channels: int) -> bool: ...
@@ -298,6 +323,7 @@ class Combines(Protocol):
         memory: Memory = START,
         *,
         negative: Tensor | None = None,
+        weak: Tensor | None = None,
         parameterization: Parameterization = "eps",
     ) -> tuple[Tensor, Memory]: ...
 
@@ -312,7 +338,7 @@ class GuidedStep:
     cond: Tensor
     """The conditional prediction (B, C, ...)."""
     uncond: Tensor
-    """The unconditional prediction (B, C, ...)."""
+    """The unconditional prediction (B, C, ...); the weak one for a rule that does without it."""
     x: Tensor
     """The noisy latents (B, C, ...)."""
     parameterization: Parameterization

@@ -6,6 +6,8 @@ It knows no model and no sampler. It is the only place that batches conditions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -16,6 +18,7 @@ from ..core.errors import InputError, setting
 from ..core.finite import FiniteCheck
 from ..diffusion import NoiseLevel, Parameterization, split_prediction
 from .combine import START, Combines, GuidedStep, Observe
+from .skipping import BlockSkip
 
 
 class Condition(Protocol):
@@ -26,9 +29,16 @@ class Condition(Protocol):
         ...
 
 
-BRANCHES = ("cond", "uncond", "negative")
 C = TypeVar("C", bound=Condition)
 Network = Callable[[Tensor, NoiseLevel, C], Tensor]  # (x, level, condition) -> prediction (B, C or 2C, ...)
+
+
+@dataclass(frozen=True, eq=False)
+class WeakModel(Generic[C]):
+    """A weaker network beside the one that is guided, and the prompts' condition as it reads them."""
+
+    network: Network[C]
+    cond: C
 
 
 class GuidedDenoiser(Generic[C]):
@@ -41,8 +51,9 @@ class GuidedDenoiser(Generic[C]):
         network: ``network(x, level, condition)`` gives a prediction of C or 2C channels.
         guidance: how the branches are combined.
         cond: the prompts' condition.
-        uncond: the condition of the null caption; may be None where guidance never acts.
+        uncond: the condition of the null caption; may be None where guidance never acts or does not need it.
         negative: the condition of the negative prompt, for a rule that needs it beside ``uncond``.
+        weak: where the weak prediction comes from, for a rule that needs it: another model, or blocks of ``network``.
         parameterization: what the network predicts.
         batched: all branches in one batch. False runs them one after the other, in the memory of one branch.
         observe: called with every step at which guidance acted.
@@ -60,24 +71,31 @@ class GuidedDenoiser(Generic[C]):
         uncond: C | None = None,
         *,
         negative: C | None = None,
+        weak: WeakModel[C] | BlockSkip | None = None,
         parameterization: Parameterization = "eps",
         batched: bool = True,
         observe: Observe | None = None,
         steps: int | None = None,
     ) -> None:
-        self.branches = [cond]
+        self.branches: dict[str, C] = {"cond": cond}
+        self.weak = weak if guidance.needs_weak and not guidance.is_conditional else None
         self.together: C | None = None
         if not guidance.is_conditional:
-            if uncond is None:
-                raise InputError("guidance needs an unconditional condition, and none was given")
-            self.branches.append(uncond)
+            if guidance.needs_uncond:
+                if uncond is None:
+                    raise InputError("guidance needs an unconditional condition, and none was given")
+                self.branches["uncond"] = uncond
             if guidance.needs_negative:
                 if negative is None:
                     raise InputError(f"this {setting('guidance')} rule needs a negative prompt")
-                self.branches.append(negative)
+                self.branches["negative"] = negative
+            if guidance.needs_weak and weak is None:
+                raise InputError(f"this {setting('guidance')} rule needs a weaker prediction, and none was given")
+            if isinstance(self.weak, BlockSkip):
+                self.branches["weak"] = cond
             if batched:
-                self.together = self.branches[0]
-                for other in self.branches[1:]:
+                self.together = cond
+                for other in list(self.branches.values())[1:]:
                     self.together = self.together.cat(other)
         self.network, self.guidance, self.observe, self.steps = network, guidance, observe, steps
         self.parameterization: Parameterization = parameterization
@@ -93,16 +111,18 @@ class GuidedDenoiser(Generic[C]):
             InputError: this prediction, or that of the step before, is not finite. The message names step and branch.
         """
         acts = self.guidance.acts(level, self.memory, x.shape[1])
-        cond, uncond, negative = self._predictions(x, level) if acts else (self._run(x, level, 0), None, None)
-        if acts and self.observe is not None and uncond is not None:
+        found = self._predictions(x, level) if acts else {"cond": self._run(x, level, "cond")}
+        cond, uncond, negative, weak = (found.get(name) for name in ("cond", "uncond", "negative", "weak"))
+        assert cond is not None
+        other = weak if uncond is None else uncond
+        if self.observe is not None and other is not None:
             scale = self.guidance.scale_at(level, self.memory, x.shape[1])
-            shown, other = (split_prediction(branch, x.shape[1])[0] for branch in (cond, uncond))
+            shown, other = (split_prediction(branch, x.shape[1])[0] for branch in (cond, other))
             self.observe(GuidedStep(level, scale, shown, other, x, self.parameterization))
         guided, self.memory = self.guidance.combine(
-            cond, uncond, x, level, self.memory, negative=negative, parameterization=self.parameterization
+            cond, uncond, x, level, self.memory, negative=negative, weak=weak, parameterization=self.parameterization
         )
-        found = [branch for branch in (cond, uncond, negative) if branch is not None]
-        looked_at = found if guided is cond else [*found, guided]
+        looked_at = [*found.values()] if guided is cond else [*found.values(), guided]
         self.check.look(looked_at, partial(self._refuse, x, found, guided, level, self.memory.calls))
         return guided
 
@@ -114,9 +134,9 @@ class GuidedDenoiser(Generic[C]):
         """
         self.check.finish()
 
-    def _refuse(self, x: Tensor, branches: list[Tensor], guided: Tensor, level: NoiseLevel, step: int) -> None:
+    def _refuse(self, x: Tensor, branches: dict[str, Tensor], guided: Tensor, level: NoiseLevel, step: int) -> None:
         """Refuse a step if one of its numbers is not finite."""
-        broken = [name for name, branch in zip(BRANCHES, branches, strict=False) if not bool(branch.isfinite().all())]
+        broken = [name for name, branch in branches.items() if not bool(branch.isfinite().all())]
         if not broken and bool(guided.isfinite().all()):
             return
         of = f" of {self.steps}" if self.steps else ""
@@ -131,18 +151,29 @@ class GuidedDenoiser(Generic[C]):
             "at the weights"
         )
 
-    def _predictions(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The predictions of cond, uncond and, where the rule needs it, negative."""
-        count = len(self.branches)
+    def _predictions(self, x: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
+        """The predictions of all branches."""
         if self.together is None:
-            found = [self._run(x, level, number) for number in range(count)]
+            found = {name: self._run(x, level, name) for name in self.branches}
         else:
-            prediction = self.network(torch.cat([x] * count), level, self.together).float()
+            rows, names = len(x), list(self.branches)
+            skipped = slice(rows * (len(names) - 1), None)  # the weak branch is the last
+            with self._skipping(skipped):
+                prediction = self.network(torch.cat([x] * len(names)), level, self.together).float()
             split_prediction(prediction, x.shape[1])
-            found = list(prediction.chunk(count))
-        return found[0], found[1], found[2] if count > 2 else None
+            found = dict(zip(names, prediction.chunk(len(names)), strict=True))
+        if isinstance(self.weak, WeakModel):
+            found["weak"] = self.weak.network(x, level, self.weak.cond).float()
+            split_prediction(found["weak"], x.shape[1])
+        return found
 
-    def _run(self, x: Tensor, level: NoiseLevel, branch: int) -> Tensor:
-        prediction = self.network(x, level, self.branches[branch]).float()
+    def _run(self, x: Tensor, level: NoiseLevel, branch: str) -> Tensor:
+        """The prediction of one branch alone."""
+        with self._skipping(slice(None)) if branch == "weak" else nullcontext():
+            prediction = self.network(x, level, self.branches[branch]).float()
         split_prediction(prediction, x.shape[1])
         return prediction
+
+    def _skipping(self, rows: slice) -> AbstractContextManager[None]:
+        """Where the weak branch is the network's own, its blocks are skipped for these rows."""
+        return self.weak.rows(rows) if isinstance(self.weak, BlockSkip) else nullcontext()

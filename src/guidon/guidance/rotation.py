@@ -41,6 +41,14 @@ class RotatedGuidance:
         return self.guidance.needs_negative
 
     @property
+    def needs_weak(self) -> bool:
+        return self.guidance.needs_weak
+
+    @property
+    def needs_uncond(self) -> bool:
+        return self.guidance.needs_uncond
+
+    @property
     def is_conditional(self) -> bool:
         return self.guidance.is_conditional
 
@@ -61,6 +69,7 @@ class RotatedGuidance:
         memory: Memory = START,
         *,
         negative: Tensor | None = None,
+        weak: Tensor | None = None,
         parameterization: Parameterization = "eps",
     ) -> tuple[Tensor, Memory]:
         """See ``Guidance.combine``. Here an unguided channel is the conditional prediction up to rounding."""
@@ -74,7 +83,7 @@ class RotatedGuidance:
         own = rotate(cond[:, :channels].float(), self.rotation)
         guided, memory = self.guidance.combine(
             own, turned(uncond), rotate(x.float(), self.rotation), level, memory,
-            negative=turned(negative), parameterization=parameterization,
+            negative=turned(negative), weak=turned(weak), parameterization=parameterization,
         )  # fmt: skip
         result = cond.clone()
         result[:, :channels] = rotate_back(guided, self.rotation)

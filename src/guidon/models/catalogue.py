@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import InputError, nearest
+from ..core.errors import InputError, nearest, setting
 from . import registry
-from .family import Facts, Preset
+from .family import Facts, Preset, Released
 
 if TYPE_CHECKING:
     import torch
@@ -59,15 +60,54 @@ def find_facts(preset: Preset[Any], sources: Sources) -> Facts:
     """What is known of a preset's model before its weights are read. It needs no torch, and downloads nothing.
 
     Raises:
-        InputError: files are missing (all of them, and where to get them), or are not what the preset needs.
+        InputError: files are missing (all of them, and where to get them), or are not what the preset needs; or the
+            weak model does not go with it.
     """
-    return registry.find_family(preset.family).facts(preset, sources)
+    family = registry.find_family(preset.family)
+    facts = family.facts(preset, sources.model_copy(update={"weak": None}))
+    if sources.weak is None:
+        return facts
+    weak_preset, weak_sources = _weak(preset, sources, sources.weak)
+    weaker = registry.find_family(weak_preset.family).facts(weak_preset, weak_sources)
+    for what in ("latent_shape", "timesteps"):
+        ours, theirs = getattr(facts, what), getattr(weaker, what)
+        if ours != theirs:
+            raise _no_weak(sources.weak, f"its {what.replace('_', ' ')} is {theirs}, that of {preset.name} is {ours}")
+    return replace(facts, has_weak=True)
 
 
 def find_model(preset: Preset[Any], sources: Sources, device: torch.device) -> Model:
     """The stages of a preset's model. Small files are read and checked now, large ones when they are first used.
 
     Raises:
-        InputError: files are missing (which, and where to get them), or are not what the preset needs.
+        InputError: files are missing (which, and where to get them), or are not what the preset needs; or the weak
+            model does not go with it.
     """
-    return registry.find_family(preset.family).find_model(preset, sources, device)
+    family = registry.find_family(preset.family)
+    model = family.find_model(preset, sources.model_copy(update={"weak": None}), device)
+    if sources.weak is None:
+        return model
+    facts = find_facts(preset, sources)
+    weak_preset, weak_sources = _weak(preset, sources, sources.weak)
+    weak = registry.find_family(weak_preset.family).find_model(weak_preset, weak_sources, device)
+    if weak.hashes == model.hashes:
+        raise _no_weak(sources.weak, f"it has the weights of {preset.name} itself")
+    ours, theirs = model.process.parameterization, weak.process.parameterization
+    if ours != theirs:
+        raise _no_weak(sources.weak, f"it predicts {theirs}, {preset.name} predicts {ours}")
+    if not bool((model.schedule.alphas_cumprod == weak.schedule.alphas_cumprod).all()):
+        raise _no_weak(sources.weak, f"it was trained on other noise levels than {preset.name}")
+    return replace(model, weak=weak, facts=facts)
+
+
+def _weak(preset: Preset[Any], sources: Sources, path: Path) -> tuple[Preset[Any], Sources]:
+    """The preset and the sources of the weak model."""
+    if isinstance(preset.weights, Released):
+        return preset, sources.model_copy(update={"checkpoint": path, "weak": None})
+    from .sources import Sources
+
+    return find_preset(str(path)), Sources(offload=sources.offload)
+
+
+def _no_weak(path: Path, why: str) -> InputError:
+    return InputError(f"{setting('weak')} {path} cannot be the weak model: {why}: give another")

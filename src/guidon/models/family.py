@@ -143,6 +143,8 @@ class Facts:
     """Raises an InputError for prompts that the model cannot be given, the negative one included."""
     read_prompts: Callable[[Sequence[str], bool], list[ReadPrompt]] = as_they_are
     """How the model reads each prompt. The flag says whether they are negative prompts."""
+    has_weak: bool = False
+    """Whether a weaker model comes with it, for the rule "autoguidance"."""
 
     @property
     def channels(self) -> int:

@@ -8,11 +8,16 @@ from typing import Any
 import torch
 
 from ..diffusion import NoiseSchedule, Process
+from ..guidance import Guidance
 from .family import Facts
 from .network import Network
+from .sources import WEAK
 from .stages import Stage
 from .text import TextEncoder
 from .vae import Autoencoder
+
+NETWORK_PARTS = ("denoiser", "denoiser-low", "checkpoint", "vae")
+"""Names of the hashed parts that do not read prompts."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,26 @@ class Model:
     """What settings are checked against."""
     hashes: dict[str, str] = field(default_factory=dict[str, str])
     """A hash of each part's weights; for T5 its precision too. Manifests hold them."""
+    weak: Model | None = None
+    """A weaker model of the same latents and diffusion, for the rule "autoguidance"."""
+
+    @property
+    def all_hashes(self) -> dict[str, str]:
+        """The hashes of all weights, those of the weak model under names of their own."""
+        weaker = {} if self.weak is None else self.weak.hashes
+        return self.hashes | {f"{WEAK}{name}": value for name, value in weaker.items() if name != "vae"}
+
+    def hashes_for(self, guidance: Guidance) -> dict[str, str]:
+        """The hashes of the weights that decide a clip: of the weak model too, where the guidance asks it."""
+        return self.all_hashes if guidance.rule.weak == "model" and guidance.needs_weak else self.hashes
+
+    @property
+    def reads_as_weak(self) -> bool:
+        """Whether the weak model reads prompts by the same weights."""
+        if self.weak is None:
+            return False
+        ours, theirs = (
+            {name: value for name, value in hashes.items() if name not in NETWORK_PARTS}
+            for hashes in (self.hashes, self.weak.hashes)
+        )
+        return ours == theirs

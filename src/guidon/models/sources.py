@@ -7,6 +7,9 @@ from typing import Literal
 
 from ..core.settings import Settings
 
+WEAK = "weak-"
+"""How the names of the weak model's parts begin in a manifest."""
+
 
 class Sources(Settings):
     """Where to find the parts of a model that do not come with the package, and when to keep them in memory."""
@@ -19,6 +22,9 @@ class Sources(Settings):
     """The autoencoder, a folder in hub layout."""
     features: Path | None = None
     """Caption features that ``guidon encode`` wrote; they replace the text encoder."""
+    weak: Path | None = None
+    """A weaker model of the same latents and diffusion, for the rule "autoguidance": a model folder, or a checkpoint
+    file for a model whose weights do not come with the package."""
     text_dtype: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     """What the text encoder computes in."""
     download: bool = False

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import InputError, setting
 from ..core.limits import attempt
 from ..core.progress import OnStep, part_of
 from ..core.warn import warn
 from ..diffusion import NoiseLevel
-from ..guidance import GuidanceTrace, GuidedDenoiser, RotatedGuidance, random_rotation
+from ..guidance import BlockSkip, GuidanceTrace, GuidedDenoiser, RotatedGuidance, WeakModel, random_rotation
+from ..guidance.rules import SkipGuidance
 from ..models.family import Preset
 from ..models.model import Model
 from ..models.network import Network
@@ -64,6 +66,8 @@ class Generation:
     """The noise to start from, (clips, C, ...); None to draw it."""
     after_step: AfterStep | None = None
     """Called after every step. All the clips are then one batch."""
+    weak_prompts: Prompts | None = None
+    """The prompts as the weak model reads them; None where guidance needs none."""
 
     @property
     def in_one_batch(self) -> bool:
@@ -84,7 +88,8 @@ class Generation:
         sequential, empty_trace = like.sequential, trace is not None and not len(trace)
         waiting, done, guided = list(clips), list[Denoised](), 0
         replay = self._replay()
-        with self.model.network.in_use(DTYPES[request.dtype]) as network:
+        dtype = DTYPES[request.dtype]
+        with self.model.network.in_use(dtype) as network, self._weak_network(dtype) as weak:
             while waiting:
                 batch = waiting[:size] * copies
                 numbers = [prompt for prompt, _ in batch]
@@ -93,7 +98,7 @@ class Generation:
                 report = part_of(on_step, before, before + after)
                 rows = slice(len(done), len(done) + len(batch) // copies)
                 start = None if self.latents is None else torch.cat([self.latents[rows]] * copies)
-                found = attempt(partial(self._sample, network, numbers, noise, start, sequential, report))
+                found = attempt(partial(self._sample, network, weak, numbers, noise, start, sequential, report))
                 if found is not None:
                     latents, guided_steps = found
                     made = zip(waiting[:size], latents[: len(batch) // copies], strict=True)
@@ -115,7 +120,7 @@ class Generation:
                         f"the memory of {self.device} is full where {rows} and one branch is denoised at a time: lower "
                         f"{setting('size')} or {setting('frames')}, or free memory"
                     )
-            del network  # so that its stage can free it
+            del network, weak  # so that their stages can free them
         if not guided and not request.guidance.is_conditional:
             warn(
                 f"no step was guided: none of the {request.steps} steps falls inside the timing "
@@ -135,9 +140,37 @@ class Generation:
             return None
         return replayed_noise(request.noise_of(0, request.samples[0])[0], request.exact_noise, self.device)
 
+    @contextmanager
+    def _weak_network(self, dtype: torch.dtype) -> Generator[Network[Any] | None]:
+        """The weak model's network; None where guidance asks none."""
+        if self.weak_prompts is None or self.model.weak is None:
+            yield None
+        else:
+            with self.model.weak.network.in_use(dtype) as network:
+                yield network
+
+    def _weak(
+        self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int]
+    ) -> WeakModel[Any] | BlockSkip | None:
+        """Where the weak prediction comes from, if the rule needs one."""
+        rule = self.request.guidance.rule
+        if not rule.needs_weak:
+            return None
+        if isinstance(rule, SkipGuidance):
+            parts: Sequence[Any] = getattr(network, "networks", (network,))
+            stacks: list[Sequence[nn.Module]] = [blocks for part in parts if (blocks := getattr(part, "blocks", None))]
+            if not stacks:
+                raise InputError(f"{setting('guidance')} stg skips transformer blocks, and this network has none")
+            return BlockSkip([stack[number] for stack in stacks for number in rule.numbers(len(stack))])
+        if weak is None or self.weak_prompts is None:
+            raise InputError(f"{setting('guidance')} {rule.name} needs a weaker model: give {setting('weak')}")
+        condition = weak.prepare(*self.weak_prompts.rows(numbers, self.device))
+        return WeakModel(_with_rounded_timesteps(weak) if self.request.exact else weak, condition)
+
     def _sample(
         self,
         network: Network[Any],
+        weak: Network[Any] | None,
         numbers: Sequence[int],
         noise: LegacyNoise | SampleNoise,
         start: Tensor | None,
@@ -152,7 +185,7 @@ class Generation:
         if prompts.negative is not None:
             of_all = not isinstance(request.negative_prompt, tuple)
             negative = network.prepare(*prompts.negative.rows([0 if of_all else n for n in numbers], self.device))
-        if request.guidance.is_conditional:
+        if request.guidance.is_conditional or not request.guidance.needs_uncond:
             uncond = None
         elif negative is None or request.guidance.needs_negative:
             uncond = network.null(len(numbers), mask)
@@ -182,8 +215,9 @@ class Generation:
 
         # from noise to latents
         denoiser = GuidedDenoiser(
-            called, guidance, cond, uncond, negative=negative, batched=not sequential, observe=observe,
-            parameterization=self.model.process.parameterization, steps=request.steps,
+            called, guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
+            batched=not sequential, observe=observe, parameterization=self.model.process.parameterization,
+            steps=request.steps,
         )  # fmt: skip
         if solver:
             sample = partial(sample_dpm_solver, steps=request.steps)

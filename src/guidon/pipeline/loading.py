@@ -35,6 +35,7 @@ class LoadOptions(TypedDict, total=False):
     text_encoder: str | Path | None
     vae: str | Path | None
     features: str | Path | None
+    weak: str | Path | None
     text_dtype: str
     download: bool
     offload: str | None
@@ -75,6 +76,8 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
         checkpoint: the released weights of a preset that the package does not hold.
         text_encoder, vae: folders in hub layout.
         features: caption features kept by ``guidon encode``, in place of the text encoder.
+        weak: a weaker model for the rule "autoguidance": a model folder of the same latents and diffusion, or a
+            checkpoint of the preset.
         text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB, the default), "bf16", "fp16" or "int8".
         download: True to fetch what is missing from the hub.
         offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.

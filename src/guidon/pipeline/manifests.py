@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import InputError, quoted, setting
 from ..core.reading import is_there
 from ..core.settings import read_mapping, validated
+from ..models.sources import WEAK
 from ..request import Computation, Output, Request
 
 if TYPE_CHECKING:
@@ -74,6 +75,23 @@ class Manifest:
         threads = self.computed.threads
         followed = device.type == "cpu" and (threads is None or threads <= MOST_THREADS * (os.cpu_count() or 1))
         return self.computed if followed else self.computed.model_copy(update={"threads": None})
+
+    def refuse_other_weak(self, hashes: Mapping[str, str]) -> None:
+        """Refuse a weak model other than the one that the clip was made with.
+
+        Args:
+            hashes: those of the model's parts, the weak model's included.
+
+        Raises:
+            InputError: it has other weights.
+        """
+        for name, value in self.weights.items():
+            if name.startswith(WEAK) and hashes.get(name) != value:
+                part = name.removeprefix(WEAK)
+                raise InputError(
+                    f"{setting('weak')} has other {part} weights than the weak model of the manifest: give the one "
+                    "that the clip was made with"
+                )
 
     def differences(self, like: Computation | None, device: torch.device, hashes: Mapping[str, str]) -> list[str]:
         """How a run differs from the one that made the clip, a line for each kind of difference.

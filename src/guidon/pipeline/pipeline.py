@@ -77,8 +77,11 @@ class Pipeline(metaclass=_Named):
 
     def _use(self, model: Model, device: torch.device) -> None:
         self.model, self.device = model, device
-        self.channels, self.hashes = model.facts.channels, model.hashes
+        self.channels, self.hashes = model.facts.channels, model.all_hashes
         self._prompts = PromptMemory(model.text)
+        self._weak_prompts = None
+        if model.weak is not None:
+            self._weak_prompts = self._prompts if model.reads_as_weak else PromptMemory(model.weak.text)
 
     @property
     def keeps_parts(self) -> bool:
@@ -212,7 +215,9 @@ class Pipeline(metaclass=_Named):
         check_run(found.request, options)
         anew = options.get("batch_size") is not None or options.get("sequential")
         like = None if anew else found.computed_on(self.device)
-        for line in found.differences(like, self.device, self.hashes):
+        hashes = self.hashes_for(found.request)
+        found.refuse_other_weak(hashes)
+        for line in found.differences(like, self.device, hashes):
             warn(line)
         return self.generate(found.request, like=like, **options)
 
@@ -243,7 +248,13 @@ class Pipeline(metaclass=_Named):
 
         # latents
         self._interrupt = False
-        generation = Generation(self.preset, self.model, self.device, request, prompts, trace, latents, steering)
+        weak_prompts = None
+        if self._weak_prompts is not None and request.guidance.rule.weak == "model" and request.guidance.needs_weak:
+            same = self._weak_prompts is self._prompts
+            weak_prompts = prompts if same else self._weak_prompts.encode(texts, None)
+        generation = Generation(
+            self.preset, self.model, self.device, request, prompts, trace, latents, steering, weak_prompts
+        )
         with nullcontext() if like.threads is None else cpu_threads(like.threads):
             denoised, size = generation.denoise(clips, like, options.get("on_step"))
             threads = torch.get_num_threads()
@@ -269,6 +280,10 @@ class Pipeline(metaclass=_Named):
         with self.model.vae.in_use() as vae:
             yield lambda latents: vae.decode(latents.to(self.device)).float().cpu()
 
+    def hashes_for(self, request: Request) -> dict[str, str]:
+        """The hashes of all weights that decide a request's clips, by part."""
+        return self.model.hashes_for(request.guidance)
+
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show.
 
@@ -286,7 +301,7 @@ class Pipeline(metaclass=_Named):
             "guidon": VERSION,
             "generation": run.request.alone(clip.prompt, clip.sample).model_dump(mode="json"),
             "computed": run.computed(clip, micro_batch).model_dump(mode="json"),
-            "weights": self.hashes,
+            "weights": self.hashes_for(run.request),
             "torch": torch.__version__,
             "python": sys.version.split()[0],
             "device": str(self.device),

@@ -101,8 +101,9 @@ class ChannelGuidance(BaseGuidance):
     ) -> None:
         super().__init__(start, stop, enabled)
         self.guidance = guidance = Guidance(scale, channels, rule, timing)
-        if guidance.needs_negative or isinstance(guidance.rule, CFGPlusPlus):
-            needs = "a third branch" if guidance.needs_negative else "the level of the next step"
+        another = guidance.needs_negative or guidance.needs_weak
+        if another or isinstance(guidance.rule, CFGPlusPlus):
+            needs = "another branch" if another else "the level of the next step"
             raise InputError(
                 f"{setting('guidance')} {guidance.rule.name} needs {needs}, which no guider has: use Guidon's own "
                 "pipeline"

@@ -7,6 +7,7 @@ projections   apg, cfg-zero, tcfg, perp-neg: a direction is taken away
 strengths     mambo-g, samg: the scale follows from how far apart the branches are
 steps         cfg++, momentum: the steps before or after
 frequencies   fdg, fdg-time: slow and fast variations over a frame or over time
+weak          autoguidance, stg: a third, weaker prediction
 spelling      rules as text
 """
 
@@ -18,9 +19,10 @@ from .projections import APG, CFGZero, PerpendicularNegative, TangentialDamping
 from .spelling import RULES, parse_rule, rule_text
 from .steps import CFGPlusPlus, Momentum
 from .strengths import MagnitudeAware, SpatialAdaptive
+from .weak import Autoguidance, SkipGuidance
 
 __all__ = [
-    "APG", "CFG", "RULES", "Branches", "CFGPlusPlus", "CFGZero", "FrequencyDecoupled", "MagnitudeAware", "Momentum",
-    "PerpendicularNegative", "Renormalised", "Rescale", "Rule", "Scale", "Space", "SpatialAdaptive",
-    "TangentialDamping", "TemporalFrequencies", "cfg", "parse_rule", "rule_text",
+    "APG", "CFG", "RULES", "Autoguidance", "Branches", "CFGPlusPlus", "CFGZero", "FrequencyDecoupled", "MagnitudeAware",
+    "Momentum", "PerpendicularNegative", "Renormalised", "Rescale", "Rule", "Scale", "SkipGuidance", "Space",
+    "SpatialAdaptive", "TangentialDamping", "TemporalFrequencies", "cfg", "parse_rule", "rule_text",
 ]  # fmt: skip

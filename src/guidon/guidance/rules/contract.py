@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a rule's settings are checked without torch, which takes se
 
 Scale: TypeAlias = "float | Tensor"
 Space = Literal["own", "eps", "x0", "v", "flow", "noise", "velocity"]
+Weak = Literal["model", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,15 @@ class Branches:
     cond: Tensor
     """The conditional prediction."""
     uncond: Tensor
-    """The unconditional prediction."""
+    """The unconditional prediction; the weak one where the rule does without it (``Rule.needs_uncond``)."""
     negative: Tensor | None
     """The negative prompt's prediction, for a rule that ``needs_negative``."""
     level: NoiseLevel
     """The level of this step. Its ``next`` is None where a sampler chooses its own times."""
     kept: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     """What the rule kept from the step before (``Rule.keeps``); empty at the first step of a run."""
+    weak: Tensor | None = None
+    """A weaker conditional prediction, for a rule that ``needs_weak``."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,19 @@ class Rule(ABC):
     """True if scale 1 gives the conditional prediction. Channels of scale 1 are then left as they are."""
     needs_negative: ClassVar[bool] = False
     """Whether the negative prompt is a branch of its own."""
+    weak: ClassVar[Weak | None] = None
+    """Where the weak prediction comes from: another "model", or the same network with some "blocks" skipped. None for a
+    rule without it."""
+
+    @property
+    def needs_weak(self) -> bool:
+        """Whether a weaker conditional prediction is a branch too."""
+        return self.weak is not None and not self.is_plain
+
+    @property
+    def needs_uncond(self) -> bool:
+        """Whether the unconditional branch is looked at."""
+        return True
 
     @property
     def is_plain(self) -> bool:

@@ -12,12 +12,14 @@ from .plain import CFG
 from .projections import APG, CFGZero, PerpendicularNegative, TangentialDamping
 from .steps import CFGPlusPlus, Momentum
 from .strengths import MagnitudeAware, SpatialAdaptive
+from .weak import Autoguidance, SkipGuidance
 
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
         CFG, Rescale, APG, CFGZero, CFGPlusPlus, FrequencyDecoupled, PerpendicularNegative, TangentialDamping,
-        MagnitudeAware, Momentum, SpatialAdaptive, Renormalised, TemporalFrequencies,
+        MagnitudeAware, Momentum, SpatialAdaptive, Renormalised, TemporalFrequencies, Autoguidance,
+        SkipGuidance,
     )
 }  # fmt: skip
 

@@ -48,6 +48,11 @@ class Experts:
         self.high, self.low, self.boundary = high, low, boundary
 
     @property
+    def networks(self) -> tuple[STDiT, STDiT]:
+        """Both of them."""
+        return self.high, self.low
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """(C, T, H, W) of one sample at the size the networks were made for."""
         return self.high.latent_shape
