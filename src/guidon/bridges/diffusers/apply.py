@@ -17,8 +17,9 @@ import torch
 
 from ...core.errors import InputError, setting
 from ...guidance import UNSET, CfgChannels, ChannelChoice, Guidance, Observe, Unset
+from ...guidance.rules import SkipGuidance
 from .families import Family, family_of
-from .hook import GuidanceHook, is_plain
+from .hook import GuidanceHook, blocks_of, is_plain
 
 
 def apply(
@@ -29,6 +30,7 @@ def apply(
     second: Guidance | None = None,
     observe: Observe | None = None,
     family: Family | None = None,
+    weak: torch.nn.Module | None = None,
 ) -> None:
     """Put guidance on a diffusers pipeline. It stays until ``remove``; applied again, the new one takes its place.
 
@@ -48,6 +50,8 @@ def apply(
         second: the guidance of the second denoiser of a pipeline with two, such as Wan 2.2; left out, ``guidance``.
         observe: called with every guided step; a ``GuidanceTrace`` collects one run.
         family: how the pipeline guides, for one that is unknown.
+        weak: a weaker denoiser for the rule "autoguidance": an earlier or smaller one, of the same latents, that is
+            called as the pipeline's own is. It must be where the pipeline runs.
 
     Raises:
         InputError: the pipeline's guidance cannot be reached, or it cannot take this guidance. What only the
@@ -68,14 +72,28 @@ def apply(
     guidances = [given for given in (guidance, second) if given is not None]
     for given in guidances:
         _check(pipe, found, given)
+    if weak is not None and not isinstance(weak, torch.nn.Module):
+        raise InputError(f"weak is {type(weak).__name__}: give a network, such as another pipeline's transformer")
+    asks = any(given.needs_weak and given.rule.weak == "model" for given in guidances)
+    if asks != (weak is not None):
+        raise InputError(
+            f"{setting('guidance')} autoguidance needs a weaker network: give weak=, such as another pipeline's "
+            "transformer"
+            if asks
+            else f"weak has an effect only with {setting('guidance')} autoguidance: leave it out"
+        )
     networks = [part for name in found.networks if (part := getattr(pipe, name, None)) is not None]
     if not networks:
         raise InputError(f"{_name(pipe)} has no {' or '.join(found.networks)}: load it with one")
     if second is not None and len(networks) < 2:
         raise InputError(f"{_name(pipe)} has one denoiser: leave out second")
+    for given in guidances:
+        if given.needs_weak and isinstance(given.rule, SkipGuidance):
+            for network in networks:
+                given.rule.numbers(len(blocks_of(network)))
     remove(pipe)
     choice = ChannelChoice() if isinstance(channels, Unset) else ChannelChoice.parse(channels, "channels")
-    hook = GuidanceHook(ref(pipe), guidances or None, choice, observe, family)
+    hook = GuidanceHook(ref(pipe), guidances or None, choice, observe, family, weak)
     for network in networks:
         network.register_forward_hook(partial(after_network, hook), with_kwargs=True)
     _GUIDED[pipe] = WeakSet(networks)

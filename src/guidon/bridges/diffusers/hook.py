@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import InputError, setting
 from ...diffusion import NoiseLevel, Parameterization, split_prediction
-from ...guidance import START, ChannelChoice, ChannelScale, Guidance, GuidedStep, Memory, Observe
+from ...guidance import START, BlockSkip, ChannelChoice, ChannelScale, Guidance, GuidedStep, Memory, Observe
+from ...guidance.rules import SkipGuidance
 from ...guidance.timing import CONSTANT
 from .calls import PipelineCall, is_same
 from .families import Family, family_of
@@ -35,6 +36,26 @@ def is_plain(guidance: Guidance) -> bool:
     return guidance.rule.is_plain and guidance.timing == CONSTANT and isinstance(guidance.scale, float)
 
 
+def blocks_of(network: Any) -> nn.ModuleList:
+    """The transformer blocks of a network of diffusers.
+
+    Raises:
+        InputError: it has none that are known.
+    """
+    for name in STACKS:
+        found = getattr(network, name, None)
+        if isinstance(found, nn.ModuleList) and len(found):
+            return found
+    raise InputError(
+        f"{setting('guidance')} stg skips transformer blocks, and {type(network).__name__} has no "
+        f"{' or '.join(STACKS)}: choose another rule"
+    )
+
+
+STACKS = ("blocks", "transformer_blocks", "layers")
+"""Under which names networks of diffusers keep their transformer blocks."""
+
+
 @dataclass(eq=False)
 class _Seen:
     """The first call of a network on some latents. It is kept until the network sees others."""
@@ -47,6 +68,8 @@ class _Seen:
     """What the network was given."""
     cond: Tensor | None
     """The conditional prediction, until the unconditional one has come."""
+    weak: Tensor | None
+    """The weak prediction for the prompt, where the rule needs one."""
 
     def is_of(self, network: Any, noisy: Tensor, timestep: Any) -> bool:
         """Whether a call is of the same network on the same latents at the same time."""
@@ -76,6 +99,8 @@ class _Run:
     prediction: Tensor
     timestep: Any
     """What the network is given."""
+    arguments: tuple[Any, ...]
+    """The network's positional arguments."""
     given: Mapping[str, Any]
     """The network's keyword arguments."""
     index: int
@@ -112,6 +137,7 @@ class GuidanceHook:
         channels: see ``guidances``.
         observe: called with every guided step.
         family: how the pipeline guides; None to look it up.
+        weak: the network that gives the weak prediction of "autoguidance".
     """
 
     def __init__(
@@ -121,8 +147,10 @@ class GuidanceHook:
         channels: ChannelChoice,
         observe: Observe | None,
         family: Family | None,
+        weak: nn.Module | None = None,
     ) -> None:
         self.pipe, self.guidances, self.channels, self.observe, self.family = pipe, guidances, channels, observe, family
+        self.weak, self.runs_weak = weak, False
         self.timesteps: Tensor | None = None
         self.course: RunLevels | None = None
         self.index = 0
@@ -147,6 +175,8 @@ class GuidanceHook:
 
     def after_network(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook: what takes the place of the network's output, or None to leave it."""
+        if self.runs_weak:  # a third call, of our own
+            return None
         call = PipelineCall.running(network, self.pipe())
         if call.pipeline is None:  # the pipeline is gone, and with it what was asked of it
             return None
@@ -159,7 +189,7 @@ class GuidanceHook:
         networks = [getattr(call.pipeline, name, None) for name in family.networks]
         number = next((k for k, part in enumerate(networks) if is_same(part, network)), 0)
         noisy, prediction = _stacked(_noisy(args, kwargs)), _stacked(_prediction(output))
-        run = _Run(call, family, network, number, noisy, prediction, timestep, kwargs, index, course)
+        run = _Run(call, family, network, number, noisy, prediction, timestep, args, kwargs, index, course)
         changed = self._second_call(run) if family.order == "two calls" else self._doubled_batch(run)
         return None if changed is None else _with_prediction(output, changed)
 
@@ -188,7 +218,10 @@ class GuidanceHook:
         swapped = run.family.order == "uncond, cond"
         if swapped:
             cond, uncond = uncond, cond
-        wanted = self._wanted(run, cond, uncond, run.noisy.chunk(2)[0])
+        noisy = run.noisy.chunk(2)[0]
+        both = self._weak(run, cond, noisy)
+        weak = None if both is None else both.chunk(2)[1 if swapped else 0]
+        wanted = self._wanted(run, cond, uncond, noisy, weak)
         if wanted is None:
             return None
         branches = self._branches(run, cond, wanted)
@@ -205,19 +238,59 @@ class GuidanceHook:
             noisy = run.noisy.clone() if version is None else run.noisy
             # a copy: it is changed later, while a cache or a CUDA graph may own the network's output
             cond = run.prediction.clone()
-            self.seen = _Seen(run.network, noisy, version, run.timestep, cond)
+            weak = None if run.family.guides(run.call) is False else self._weak(run, cond, run.noisy)
+            self.seen = _Seen(run.network, noisy, version, run.timestep, cond, weak)
             return cond
         if seen.cond is None:
             return None
         self.paired = True
         cond, seen.cond = seen.cond, None
-        wanted = self._wanted(run, cond, run.prediction, run.noisy)
+        weak, seen.weak = seen.weak, None
+        wanted = self._wanted(run, cond, run.prediction, run.noisy, weak)
         if wanted is None:
             return None
         changed, uncond = self._branches(run, cond, wanted)
         if changed is not cond:
             cond.copy_(changed)  # the pipeline holds this tensor
         return uncond
+
+    def _weak(self, run: _Run, cond: Tensor, noisy: Tensor) -> Tensor | None:
+        """The weak prediction of a call, of all its rows; None where this step needs none.
+
+        The network that runs, or the weak one, is called once more with what it was given. The hooks of others on it,
+        such as those that move it to a device, act in this call too.
+        """
+        guidance = self._guidance(run)
+        if guidance is None or not guidance.needs_weak:
+            return None
+        channels = run.family.layout.channels(_latents(run, cond, noisy))
+        memory = replace(self.memories.get(self._which(run), START), calls=self.calls)
+        if not guidance.acts(run.course.levels[run.index], memory, channels):
+            return None
+        if getattr(run.network, "is_cache_enabled", False):
+            raise InputError(
+                f"{setting('guidance')} {guidance.rule.name} runs the network once more in every step, which its cache "
+                "would take for a step: call disable_cache() on the network"
+            )
+        rule, self.runs_weak = guidance.rule, True
+        try:
+            if isinstance(rule, SkipGuidance):
+                stack = blocks_of(run.network)
+                with BlockSkip([stack[number] for number in rule.numbers(len(stack))]).rows(slice(None)):
+                    output = run.network(*run.arguments, **run.given)
+            else:
+                assert self.weak is not None  # apply has asked for it
+                output = self.weak(*run.arguments, **run.given)
+        finally:
+            self.runs_weak = False
+        weak = _stacked(_prediction(output))
+        if weak.shape != run.prediction.shape:
+            raise InputError(
+                f"the weak network predicts {tuple(weak.shape)}, the pipeline's {tuple(run.prediction.shape)}: give "
+                "one of the same latents"
+            )
+        # a copy: a cache or a CUDA graph may own the output
+        return weak.clone()
 
     def _branches(self, run: _Run, cond: Tensor, wanted: _Masked | _Guided) -> tuple[Tensor, Tensor]:
         """cond and uncond with which the pipeline's formula gives what is wanted; cond itself where it stays."""
@@ -262,7 +335,9 @@ class GuidanceHook:
 
     # what the branches become
 
-    def _wanted(self, run: _Run, cond: Tensor, uncond: Tensor, noisy: Tensor) -> _Masked | _Guided | None:
+    def _wanted(
+        self, run: _Run, cond: Tensor, uncond: Tensor, noisy: Tensor, weak: Tensor | None = None
+    ) -> _Masked | _Guided | None:
         """What the pipeline's formula is to give; None for what it gives by itself."""
         family, layout, guidance = run.family, run.family.layout, self._guidance(run)
         latents = _latents(run, cond, noisy)
@@ -305,11 +380,16 @@ class GuidanceHook:
         which = self._which(run)
         memory = replace(self.memories.get(which, START), calls=self.calls)
         grid = layout.grid(run.given) if layout.grid else None
-        x, seen_cond, seen_uncond = _as_latents(run, grid, latents, cond, uncond)
+        x, seen_cond, seen_uncond, *others = _as_latents(
+            run, grid, latents, cond, uncond, *(() if weak is None else (weak,))
+        )
+        seen_weak = others[0] if others else None
         if guidance.acts(level, memory, channels):
             scales = guidance.scale_at(level, memory, channels)
             self._show(level, scales, x, seen_cond, seen_uncond, parameterization)
-        wanted, memory = guidance.combine(seen_cond, seen_uncond, x, level, memory, parameterization=parameterization)
+        wanted, memory = guidance.combine(
+            seen_cond, seen_uncond, x, level, memory, weak=seen_weak, parameterization=parameterization
+        )
         self.memories[which], self.calls = memory, memory.calls
         # back to the pipeline's layout, beside what is not denoised
         guided = cond.clone()
@@ -354,7 +434,8 @@ class GuidanceHook:
         scales = ChannelScale.parse(scale, choice, channels=layout.channels(latents), names=("scale", "channels"))
         level, parameterization = run.course.levels[run.index], run.course.parameterization or "eps"
         grid = layout.grid(run.given) if layout.grid else None
-        self._show(level, scales, *_as_latents(run, grid, latents, cond, uncond), parameterization)
+        x, cond, uncond = _as_latents(run, grid, latents, cond, uncond)
+        self._show(level, scales, x, cond, uncond, parameterization)
 
     def _show(
         self,
@@ -417,15 +498,11 @@ def _refuse_unless_channels_first(run: _Run, noisy: Tensor) -> None:
         )
 
 
-def _as_latents(
-    run: _Run, grid: tuple[int, ...] | None, latents: Tensor, cond: Tensor, uncond: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is denoised of latents, cond and uncond, channels second; the branches in the scheduler's sign."""
+def _as_latents(run: _Run, grid: tuple[int, ...] | None, latents: Tensor, *branches: Tensor) -> list[Tensor]:
+    """What is denoised of latents and branches, channels second; the branches in the scheduler's sign."""
     layout, sign, denoised = run.family.layout, _sign(run), run.family.denoised(run.call)
-    x, cond, uncond = (
-        layout.unpack(_cut(part, latents, layout), grid)[:, :, denoised] for part in (latents, cond, uncond)
-    )
-    return x, sign * cond, sign * uncond
+    x, *seen = (layout.unpack(_cut(part, latents, layout), grid)[:, :, denoised] for part in (latents, *branches))
+    return [x, *(sign * branch for branch in seen)]
 
 
 def _sign(run: _Run) -> int:
