@@ -21,6 +21,7 @@ def test_when_to_guide():
     assert parse_timing(None) is None
     assert parse_timing("0,0.5") == "interval:0,0.5"
     assert parse_timing(None, "cosine") == "cosine"
+    assert parse_timing(None, "exponential:0.7") == "exponential:0.7"
     assert parse_timing(None, None, 10) == "oscillation:10"
 
 

@@ -120,3 +120,28 @@ def test_on_the_command_line(folders, tmp_path, capsys):
         code, said = run(refused, capsys)
         assert code == 2
         assert message in said
+
+
+def test_a_study_compares_autoguidance_with_plain_guidance(folders, tmp_path, capsys):
+    """The plan holds the weak weights, and the cells of other rules are still whole without them."""
+    strong, weak = folders
+    study = tmp_path / "study.yaml"
+    study.write_text(f"""
+title: a weaker model
+model: {strong}
+sources: {{weak: {weak}}}
+bench: video
+prompts: [{PROMPT}]
+steps: 1
+sampler: ddim
+timing: constant
+settings:
+  - {{name: cfg, cfg_scale: 3, cfg_channels: all}}
+  - {{name: autoguidance, cfg_scale: 3, cfg_channels: all, guidance: autoguidance}}
+primary: {{metric: drift_1, baseline: cfg, against: autoguidance}}
+""")
+    out = tmp_path / "results"
+    code, said = run(["study", "run", study, "--out", out], capsys)
+    assert code == 0, said
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["weights"].keys() == {"denoiser", "text", "vae", "weak-denoiser", "weak-text"}

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..diffusion import NoiseSchedule, Process
-from ..guidance import Guidance
 from .family import Facts
 from .network import Network
 from .sources import WEAK
@@ -46,10 +45,6 @@ class Model:
         """The hashes of all weights, those of the weak model under names of their own."""
         weaker = {} if self.weak is None else self.weak.hashes
         return self.hashes | {f"{WEAK}{name}": value for name, value in weaker.items() if name != "vae"}
-
-    def hashes_for(self, guidance: Guidance) -> dict[str, str]:
-        """The hashes of the weights that decide a clip: of the weak model too, where the guidance asks it."""
-        return self.all_hashes if guidance.rule.weak == "model" and guidance.needs_weak else self.hashes
 
     @property
     def reads_as_weak(self) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from ..core.settings import Settings
+from ..guidance import Guidance
 
 WEAK = "weak-"
 """How the names of the weak model's parts begin in a manifest."""
@@ -31,3 +33,9 @@ class Sources(Settings):
     """Fetch what is missing from the hub."""
     offload: Literal["none", "stages"] | None = None
     """"stages" drops each stage after use, "none" keeps all; None is the family's choice."""
+
+
+def weights_for(hashes: Mapping[str, str], guidance: Guidance) -> dict[str, str]:
+    """The hashes of the weights that decide a clip, out of all of a model: the weak ones only where they are asked."""
+    weak = guidance.rule.weak == "model" and guidance.needs_weak
+    return {name: value for name, value in hashes.items() if weak or not name.startswith(WEAK)}

@@ -23,7 +23,7 @@ from ..media.layouts import DiffusersOutput, frames_as
 from ..models.catalogue import find_model, find_preset
 from ..models.family import Preset
 from ..models.model import Model
-from ..models.sources import Sources
+from ..models.sources import Sources, weights_for
 from ..models.text.prompts import PromptMemory
 from ..request import Choices, Computation, Planner, Request, require_room
 from ..samplers import CLIPS_TOGETHER
@@ -282,7 +282,7 @@ class Pipeline(metaclass=_Named):
 
     def hashes_for(self, request: Request) -> dict[str, str]:
         """The hashes of all weights that decide a request's clips, by part."""
-        return self.model.hashes_for(request.guidance)
+        return weights_for(self.hashes, request.guidance)
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show.

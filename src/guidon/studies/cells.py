@@ -41,6 +41,7 @@ from ..core.locks import try_held
 from ..core.reading import DECODED_BYTES, PIXELS, TEXT_BYTES, read_object, reading, regular_file
 from ..core.settings import Settings, read_mapping, validated
 from ..media import Video
+from ..models.sources import weights_for
 from ..request import Request
 from .plan import Plan, check_plan, make_request
 
@@ -128,7 +129,8 @@ class Cell:
     def _check_content(self, expected: Request) -> None:
         """Refuse files that are whole but are not those of this cell. The frames are not decoded."""
         manifest = self.manifest()
-        if manifest.generation != expected or manifest.weights not in (None, self.plan.weights):
+        weights = weights_for(self.plan.weights, expected.guidance)
+        if manifest.generation != expected or manifest.weights not in (None, weights):
             raise InputError(f"{self.folder / 'manifest.json'} is of another clip than the plan's")
         if self.metrics().keys() != self.plan.metrics.keys():
             raise InputError(f"{self.folder / 'metrics.json'} does not hold the metrics of the bench {self.plan.bench}")

@@ -58,7 +58,8 @@ class ChannelGuidance(BaseGuidance):
         scale: one number of at least 0, or one per latent channel. 1 is no guidance.
         channels: which channels are guided: 3, "all", "none", "0,2", "0-2", [0, 2], "only:3". Left out, the first
             three, or all where there is a scale per channel.
-        rule: how the branches are combined, such as "apg" or "rescale:phi=0.7". "perp-neg" and "cfg++" are refused.
+        rule: how the branches are combined, such as "apg" or "rescale:phi=0.7". "perp-neg",
+            "autoguidance", "stg" and "cfg++" are refused.
         timing: when guidance acts, such as "interval:0,0.5" or "linear": by the noise level.
         axis: the axis of the channels in the network's output: 1, or -1 for packed latents (LTX, Flux, Qwen-Image).
         patch: side of the patch of latent pixels in a token: 2 for Flux and Qwen-Image, where feature k belongs to
