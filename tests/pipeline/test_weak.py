@@ -145,3 +145,16 @@ primary: {{metric: drift_1, baseline: cfg, against: autoguidance}}
     assert code == 0, said
     plan = json.loads((out / "plan.json").read_text())
     assert plan["weights"].keys() == {"denoiser", "text", "vae", "weak-denoiser", "weak-text"}
+
+
+def test_evaluate_takes_a_weak_model_too(folders, tmp_path, capsys):
+    strong, weak = folders
+    words = ["evaluate", "--model", strong, "--prompts", 2, "--steps", 1, "--cfg-scale", 3, "--device", "cpu"]
+    assert run([*words, "--guidance", "autoguidance", "--weak", weak], capsys)[0] == 0
+    for more, message in (
+        (["--guidance", "autoguidance"], "--guidance autoguidance needs a weaker model: give --weak"),
+        (["--weak", weak], "--weak has an effect only with --guidance autoguidance"),
+    ):
+        code, said = run([*words, *more], capsys)
+        assert code == 2
+        assert message in said

@@ -14,7 +14,7 @@ from . import options
 from .generate import lines_named, read_prompts
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
-from .planning import brings_weights, find_planner
+from .planning import brings_weights, find_planner, refuse_idle_weak
 from .values import parse_timing
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def evaluate(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    weak: options.Weak = None,
     download: options.Download = False,
     device: options.Device = "auto",
     out: Annotated[
@@ -116,7 +117,7 @@ def evaluate(
     sampling = given(
         guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler
     )
-    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak)
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
     if videos:
         for name in given(
@@ -136,7 +137,8 @@ def evaluate(
     scales, channels = cfg_scale or [1.0, planner.preset.cfg_scale], cfg_channels or [planner.preset.cfg_channels]
     for scale in scales:  # the settings first: what measures needs numpy
         for choice in channels:
-            planner.complete([""], range(seeds), cfg_scale=scale, cfg_channels=choice, **sampling)
+            asked_for = planner.complete([""], range(seeds), cfg_scale=scale, cfg_channels=choice, **sampling)
+            refuse_idle_weak(weak, asked_for.guidance)
     from ..analysis import evaluate as evaluation
     from ..metrics.choice import BenchChoice
 

@@ -15,7 +15,7 @@ from ..samplers import CLIPS_TOGETHER
 from . import options
 from .options import given, of_model, option
 from .outputs import prepare_folder, run_name, stopped, write_trace, write_videos
-from .planning import find_planner, known_device
+from .planning import find_planner, known_device, refuse_idle_weak
 from .values import parse_scale, parse_size, parse_timing
 
 if TYPE_CHECKING:
@@ -164,15 +164,7 @@ def generate(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
-    weak: Annotated[
-        Path | None,
-        option(
-            "Model and weights",
-            "FOLDER|FILE",
-            "A weaker model, for the rule autoguidance: a model folder, or a checkpoint for a released model.",
-            default="none",
-        ),
-    ] = None,
+    weak: options.Weak = None,
     text_dtype: Annotated[
         str | None,
         option(
@@ -291,10 +283,7 @@ def generate(
     else:
         request = manifest.request
         planner.check(request)
-    if weak and request.guidance.rule.weak != "model":
-        raise InputError(
-            f"{setting('weak')} has an effect only with {setting('guidance')} autoguidance: give both, or leave it out"
-        )
+    refuse_idle_weak(weak, request.guidance)
     from ..media.formats import check_fps, check_library, check_upscale
 
     format = checked_format(format, preset)

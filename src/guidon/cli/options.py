@@ -218,6 +218,15 @@ Offload = Annotated[
         values=OFFLOADS,
     ),
 ]
+Weak = Annotated[
+    Path | None,
+    option(
+        "Model and weights",
+        "FOLDER|FILE",
+        "A weaker model, for the rule autoguidance: a model folder, or a checkpoint for a released model.",
+        default="none",
+    ),
+]
 Device = Annotated[str, option("Model and weights", "DEVICE", "auto, cpu, cuda, cuda:N or mps.", values=DEVICES)]
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import InputError, setting
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..guidance import Guidance
     from ..pipeline.contract import ModelPlanner
     from ..request import Planner
 
@@ -66,6 +69,18 @@ def brings_weights(model: str) -> bool:
     from ..models.family import Released
 
     return not isinstance(find_preset(model).weights, Released)
+
+
+def refuse_idle_weak(weak: Path | None, guidance: Guidance) -> None:
+    """Refuse a weak model that the guidance does not ask.
+
+    Raises:
+        InputError: it would have no effect.
+    """
+    if weak is not None and guidance.rule.weak != "model":
+        raise InputError(
+            f"{setting('weak')} has an effect only with {setting('guidance')} autoguidance: give both, or leave it out"
+        )
 
 
 def known_device(device: str) -> str | None:
