@@ -15,7 +15,11 @@ from faults.kinds import KINDS, Kind
 from faults.mutations import BYTES
 
 MUTANTS = 400, 5  # of each kind, in the long run and in CI
-SLOW = {"T5 in hub layout", "an autoencoder in hub layout", "CLIP and DINO in hub layout"}  # kinds whose libraries take seconds to import
+SLOW = {
+    "T5 in hub layout",
+    "an autoencoder in hub layout",
+    "CLIP and DINO in hub layout",
+}  # kinds whose libraries take seconds to import
 
 
 @pytest.fixture(scope="session")
