@@ -4,7 +4,7 @@ import time
 import pytest
 
 from guidon.core import progress as module
-from guidon.core.progress import as_time, late_progress, progress
+from guidon.core.progress import as_time, late_progress, lines, progress
 
 
 @pytest.fixture
@@ -99,6 +99,24 @@ def test_a_terminal_shows_a_bar_from_the_beginning(terminal):
         on_step(1, 4)
         assert screen.lines() == ["denoising [#####               ] 1/4, 1 s left"]
         on_step(4, 4)
+    assert screen.lines() == ["denoising [####################] 4/4", ""]
+
+
+def test_work_that_is_not_counted_is_named(soon, capsys, terminal):
+    with lines("denoising", "steps", "decoding") as on_step:
+        on_step(0, 4)
+        on_step(1, 4)
+        assert "1 of 4 steps, about 1 s left, then decoding\n" in wait_for(capsys, "left")
+        on_step(4, 4)
+        assert "4 of 4 steps, decoding\n" in wait_for(capsys, "4 of 4")
+    screen = terminal()
+    with progress("denoising", then="decoding") as on_step:
+        on_step(0, 4)
+        time.sleep(0.1)
+        on_step(1, 4)
+        assert screen.lines() == ["denoising [#####               ] 1/4, 1 s left, then decodi"]
+        on_step(4, 4)
+        assert screen.lines() == ["denoising [####################] 4/4, decoding"]
     assert screen.lines() == ["denoising [####################] 4/4", ""]
 
 

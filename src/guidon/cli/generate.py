@@ -313,7 +313,7 @@ def generate(
     traced = GuidanceTrace() if trace else None
     together = max(together, clips) if trace else together  # a trace can hold only one batch
     what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
-    with stopped("nothing was written"), progress(what, "steps") as on_step:
+    with stopped("nothing was written"), progress(what, "steps", "decoding") as on_step:
         run: dict[str, Any] = {"sequential": sequential, "on_step": on_step, "trace": traced}
         if manifest is None:
             videos = pipe.generate(request, batch_size=together, **run)

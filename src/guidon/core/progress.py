@@ -25,7 +25,7 @@ def part_of(on_step: OnStep | None, number: int, parts: int) -> OnStep | None:
     return on_step and (lambda done, total: on_step(number * total + done, parts * total))
 
 
-def progress(what: str, unit: str = "") -> AbstractContextManager[OnStep]:
+def progress(what: str, unit: str = "", then: str = "") -> AbstractContextManager[OnStep]:
     """Show the progress of the block on stderr: a bar on a terminal, lines elsewhere. Yields the ``OnStep`` to call.
 
     Lines come only if the block takes over ``QUICK`` seconds: one that says what is done, one with an estimate as soon
@@ -34,25 +34,27 @@ def progress(what: str, unit: str = "") -> AbstractContextManager[OnStep]:
     Args:
         what: what is done and how much of it: "denoising 4 clips".
         unit: what ``OnStep`` counts, in the plural; empty to show per cent.
+        then: work of the block that ``OnStep`` does not count, nor an estimate: "decoding".
     """
-    return _bar(what) if sys.stderr.isatty() else lines(what, unit)
+    return _bar(what, then) if sys.stderr.isatty() else lines(what, unit, then)
 
 
-def late_progress(what: str, after: float = QUICK) -> AbstractContextManager[OnStep]:
+def late_progress(what: str, after: float = QUICK, then: str = "") -> AbstractContextManager[OnStep]:
     """Show the progress of a call in Python on stderr: a bar in a terminal or a notebook, nothing elsewhere.
 
     Args:
         what: what is done, such as "denoising".
         after: seconds. Work that is done earlier shows nothing.
+        then: as in ``progress``.
     """
     notebook = type(sys.stderr).__module__.startswith("ipykernel")
-    return _bar(what, after) if notebook or sys.stderr.isatty() else nullcontext(lambda done, total: None)
+    return _bar(what, then, after) if notebook or sys.stderr.isatty() else nullcontext(lambda done, total: None)
 
 
 @contextmanager
-def _bar(what: str, after: float = 0.0) -> Iterator[OnStep]:
+def _bar(what: str, then: str, after: float = 0.0) -> Iterator[OnStep]:
     """A bar on one plain line that is written again and again, which terminals and notebooks both show."""
-    work, width, shown = _Work(what, ""), shutil.get_terminal_size().columns - 1, 0.0
+    work, width, shown = _Work(what, "", then), shutil.get_terminal_size().columns - 1, 0.0
 
     def draw() -> None:
         nonlocal shown
@@ -70,6 +72,7 @@ def _bar(what: str, after: float = 0.0) -> Iterator[OnStep]:
         draw()
     try:
         yield on_step
+        work.finished = True
     finally:
         if shown:
             draw()
@@ -77,9 +80,9 @@ def _bar(what: str, after: float = 0.0) -> Iterator[OnStep]:
 
 
 @contextmanager
-def lines(what: str, unit: str = "") -> Iterator[OnStep]:
+def lines(what: str, unit: str = "", then: str = "") -> Iterator[OnStep]:
     """The lines of ``progress``, also on a terminal. Under torchrun the first rank alone prints them."""
-    work = _Work(what, unit)
+    work = _Work(what, unit, then)
     watch = threading.Thread(target=work.watch, daemon=True)
     if int(os.environ.get("RANK", "0")) == 0:
         watch.start()
@@ -95,8 +98,8 @@ def lines(what: str, unit: str = "") -> Iterator[OnStep]:
 class _Work:
     """What is done of some work, in words."""
 
-    def __init__(self, what: str, unit: str) -> None:
-        self.what, self.unit = what, unit
+    def __init__(self, what: str, unit: str, then: str) -> None:
+        self.what, self.unit, self.then = what, unit, then
         self.begun, self.done, self.total = time.monotonic(), 0, 0
         self.first = 0.0, 0  # when a number was first reported, and the number: work that goes on begins above 0
         self.ended, self.finished = threading.Event(), False
@@ -133,14 +136,18 @@ class _Work:
         if left is None:
             return "begun" if now < 2 * QUICK else f"{as_time(now)} so far"
         done = f"{self.done} of {self.total} {self.unit}" if self.unit else f"{100 * self.done / self.total:.0f}%"
-        return f"{done}, " + (f"about {as_time(left)} left" if left else "finishing")
+        return f"{done}, " + (f"about {self._rest(left)}" if left else self.then or "finishing")
+
+    def _rest(self, left: float) -> str:
+        return f"{as_time(left)} left" + (f", then {self.then}" if self.then else "")
 
     def bar(self) -> str:
         """A bar, the numbers and the time that is left, as far as they are known."""
         if not self.total:
             return self.what
         drawn, left = "#" * round(20 * self.done / self.total), self._left()
-        return f"{self.what} [{drawn:<20}] {self.done}/{self.total}" + (f", {as_time(left)} left" if left else "")
+        rest = self._rest(left) if left else self.then if self.done == self.total and not self.finished else ""
+        return f"{self.what} [{drawn:<20}] {self.done}/{self.total}" + (f", {rest}" if rest else "")
 
 
 def as_time(seconds: float) -> str:

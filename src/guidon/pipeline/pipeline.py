@@ -124,14 +124,14 @@ class Pipeline(metaclass=_Named):
         samples = range(call.num_samples)
         request = self.plan(call.prompts, samples, batch_size=call.batch_size, force=call.force, **call.choices)
         own = call.run.get("on_step")
-        shows = own is None and self._shows_progress
-        with late_progress("denoising") if shows else nullcontext(own) as on_step:
+        shows, then = own is None and self._shows_progress, "" if output_type == "latent" else "decoding"
+        with late_progress("denoising", then=then) if shows else nullcontext(own) as on_step:
             run = self._denoise(request, None, {**call.run, "on_step": on_step})
+            videos = [] if output_type == "latent" else self._decode(run)
         if output_type == "latent":
             latents = torch.cat([clip.latent for clip in run.clips])
             manifests = [self._manifest(run, clip, run.asked.micro_batch) for clip in run.clips]
             return call.form(DiffusersOutput(latents, tuple(manifests), self.preset.is_image))
-        videos = self._decode(run)
         if output_type is None:
             return call.form(videos)
         manifests = tuple(video.manifest for video in videos)
