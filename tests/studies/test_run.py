@@ -1,6 +1,7 @@
 """Every cell once: resumed, damaged, killed, shared over ranks; always the same bytes."""
 
 import dataclasses
+import signal
 from contextlib import ExitStack
 
 import numpy as np
@@ -33,7 +34,45 @@ def test_what_is_done_is_not_done_again_and_what_is_damaged_is(whole, plan, pipe
     assert len(said) == 2
     assert "clip.png is not what was written" in said[0]
     assert content(whole) == before
-    assert seen == [(done, 18) for done in (4, 6, 10, 12, 16, 18)]
+    assert seen == [(done, 18) for done in (12, 16, 18)]
+
+
+def test_progress_counts_what_others_do(plan, pipe, tmp_path, monkeypatch):
+    out, seen, written = tmp_path / "out", [], []
+    original = Cell.write
+    monkeypatch.setattr(Cell, "write", lambda cell, *rest: written.append(cell) or original(cell, *rest))
+
+    def beside(done, total):
+        seen.append(done)
+        if len(seen) == 2:  # another process does the rest
+            run_study(plan, pipe, out)
+
+    assert run_study(plan, pipe, out, on_cell=beside) == 4
+    assert seen == [0, 4, 18]
+    assert len(written) == 18
+
+
+def test_ctrl_c_finishes_the_block_in_work_and_a_second_one_loses_it(whole, plan, pipe, tmp_path, monkeypatch):
+    out, said, original = tmp_path / "out", [], type(pipe).generate
+    presses = {2: 1, 3: 2}  # block -> how often Ctrl-C is pressed in it
+    calls = []
+
+    def generate(self, request, **options):
+        calls.append(request)
+        for _ in range(presses.get(len(calls), 0)):
+            signal.raise_signal(signal.SIGINT)
+        return original(self, request, **options)
+
+    monkeypatch.setattr(type(pipe), "generate", generate)
+    for cells in (6, 6):
+        with pytest.raises(KeyboardInterrupt):
+            run_study(plan, pipe, out, say=said.append)
+        assert sum(cell.damage() is None for cell in cells_of(plan, out)) == cells
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert said[0].startswith("finishing the 2 clips in work, which takes about 1 s; press Ctrl-C again to stop now")
+    assert said[1].startswith("finishing the 4 clips in work; press Ctrl-C again")
+    assert run_study(plan, pipe, out) == 12
+    assert content(out) == content(whole)
 
 
 def test_a_rank_starts_at_its_share_and_does_what_nobody_does(whole, plan, pipe, tmp_path, monkeypatch):

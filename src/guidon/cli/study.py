@@ -32,7 +32,8 @@ def run(
 ) -> None:
     """Sample and measure every setting of a study.
 
-    Stop it at any time: the same command resumes. The same study always gives the same bytes.
+    Stop it at any time: the same command resumes. Ctrl-C finishes the clips in work first; pressed again, it stops at
+    once and loses them. The same study always gives the same bytes.
     """
     # Check everything before torch is imported.
     from ..studies.plan import check_study, load_study, make_plan, outline
@@ -56,7 +57,7 @@ def run(
         print(outline(plan, seconds_per_cell(plan, pipe)))
         return
     bench = open_bench(study.bench, pipe.planner.bench, device=pipe.device, keep=pipe.keeps_parts)
-    kept = f"blocks of {plan.block} clips that are done are kept in {out}: the same command goes on"
+    kept = f"the clips that are done are kept in {out}: the same command goes on"
     with stopped(kept), progress(f"study of {plan.cells} cells") as bar:
         run_study(plan, pipe, out, bench=bench, on_cell=bar, on_solve=bar, say=say)
 

@@ -14,15 +14,17 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..core.devices import cpu_threads
 from ..core.errors import InputError, setting
+from ..core.interrupts import finished_first
 from ..core.limits import require_disk
 from ..core.locks import try_held
-from ..core.progress import OnStep
+from ..core.progress import OnStep, as_time
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench
@@ -46,15 +48,16 @@ def run_study(
 ) -> int:
     """Solve the scales that are not known yet, then sample the cells that are missing or damaged.
 
-    It ends when all cells of the study are done, by this process or by others. Under ``torchrun`` the ranks start at
-    different blocks.
+    It ends when all cells of the study are done, by this process or by others. The first Ctrl-C waits for the end of
+    the block in work and then raises ``KeyboardInterrupt``; a second one does so at once, and loses the block. Under
+    ``torchrun`` the ranks start at different blocks.
 
     Args:
         plan: the plan to run. If the folder holds results of this plan, it is resumed.
         pipe: the plan's model.
         out: the results folder.
         bench: what measures, from ``open_bench``. A plan whose bench has no learned parts finds its own.
-        on_cell: called as ``on_cell(done, total)`` over the cells of the study.
+        on_cell: called as ``on_cell(done, total)`` over the cells of the study, those of other processes included.
         on_solve: called as ``on_solve(done, total)`` over the denoising steps that solve scales, before any cell.
         say: called with each message for the user, one line.
 
@@ -73,22 +76,54 @@ def run_study(
             bench = find_bench(plan.bench)
         delete_leftovers(out)
         plan = solve_scales(plan, pipe, out, on_step=on_solve, say=say)
-        missing = sum(cell.damage() is not None for block in blocks_of(plan, out) for cell in block)
-        require_disk(f"{missing:,} cells", missing * CELL_BYTES, out, lower="choose another disk, or make room")
-        written = _do_blocks(plan, pipe, bench, out, on_cell, say)
+        blocks = blocks_of(plan, out)
+        missing = [sum(cell.damage() is not None for cell in block) for block in blocks]
+        size = sum(missing) * CELL_BYTES
+        require_disk(f"{sum(missing):,} cells", size, out, lower="choose another disk, or make room")
+        done = _Done(blocks, [number for number, count in enumerate(missing) if count], on_cell)
+        written = _do_blocks(plan, pipe, bench, out, done, say)
         delete_leftovers(out)  # again: others may have been killed since
         return written
 
 
+class _Done:
+    """How many cells of a study are done, by this process or by others: an estimate needs the pace of all.
+
+    Args:
+        blocks: all of the study.
+        left: the numbers of those that are not done.
+        on_cell: called whenever more cells are done, and at the start.
+    """
+
+    def __init__(self, blocks: list[list[Cell]], left: list[int], on_cell: OnStep | None) -> None:
+        self.blocks, self.on_cell, self.left = blocks, on_cell, set(left)
+        self.absent = {number for number in left if not os.path.lexists(blocks[number][-1].folder)}
+        self.total, self.told = sum(map(len, blocks)), -1
+        self.report()
+
+    def report(self, number: int | None = None) -> None:
+        """Count what is there. Block ``number`` is done, even if it was there before and damaged."""
+        done = {n for n in self.left & self.absent if os.path.lexists(self.blocks[n][-1].folder)}
+        self.left -= done | {number}
+        count = self.total - sum(len(self.blocks[n]) for n in self.left)
+        if count != self.told and self.on_cell:
+            self.on_cell(count, self.total)
+        self.told = count
+
+
 def _do_blocks(
-    plan: Plan, pipe: ModelPipeline, bench: Bench, out: Path, on_cell: OnStep | None, say: Callable[[str], None]
+    plan: Plan, pipe: ModelPipeline, bench: Bench, out: Path, done: _Done, say: Callable[[str], None]
 ) -> int:
-    """Do every block that no other process does, until all are done. Returns how many cells were written here."""
-    blocks = blocks_of(plan, out)
+    """Do every block that no other process does, until all are done. Returns how many cells were written here.
+
+    Ctrl-C waits for the end of the block in work, which would else be lost.
+    """
+    blocks = done.blocks
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     waiting = deque(range(len(blocks)))
     waiting.rotate(-(rank * len(blocks) // ranks))
-    done, written, refused, told = 0, 0, 0, False
+    written, refused, told = 0, 0, False
+    clips, seconds = 0, 0.0  # sampled here so far, and how long it took
     while waiting:
         number = waiting.popleft()
         block = blocks[number]
@@ -102,16 +137,25 @@ def _do_blocks(
                             say(f"other processes do the last {len(waiting)} blocks: waiting for them")
                         told, refused = True, 0
                         time.sleep(POLL)
+                        done.report()
                     continue
                 missing = _missing(block, say)  # the last owner may have done it between our look and our lock
                 if missing:
-                    _do(plan, pipe, bench, block, missing)
+                    begun = time.monotonic()
+                    expected = seconds * len(block) / clips if clips else None
+                    with finished_first(partial(_say_what_is_finished, len(block), begun, expected, say)):
+                        _do(plan, pipe, bench, block, missing)
+                    clips, seconds = clips + len(block), seconds + time.monotonic() - begun
                 written += len(missing)
         refused = 0
-        done += len(block)
-        if on_cell:
-            on_cell(done, plan.cells)
+        done.report(number)
     return written
+
+
+def _say_what_is_finished(clips: int, begun: float, expected: float | None, say: Callable[[str], None]) -> None:
+    """Tell the user why Ctrl-C has not stopped yet, and how long that takes, if blocks before tell it."""
+    left = "" if expected is None else f", which takes about {as_time(expected - (time.monotonic() - begun))}"
+    say(f"finishing the {clips} clips in work{left}; press Ctrl-C again to stop now and lose them")
 
 
 def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
