@@ -82,7 +82,7 @@ def _command(*words: str) -> None:
     toy = pipe()
     with toy_world() as patch:
         patch.setattr("guidon.pipeline.load", lambda *_, **__: toy)
-        patch.setattr("guidon.cli.study.find_planner", lambda *_: toy.planner)
+        patch.setattr("guidon.cli.study.find_any_planner", lambda *_: toy.planner)
         patch.setattr("os.cpu_count", lambda: 1)
         try:
             cli.main(list(words))
