@@ -7,9 +7,19 @@ import pytest
 
 import guidon
 from guidon import cli, world
-from guidon.analysis.evaluate import CEILING, TRUTH, Setting, evaluate, look_during_training, measure_files, settings_of
+from guidon.analysis.evaluate import (
+    CEILING,
+    TRUTH,
+    Evaluation,
+    Setting,
+    evaluate,
+    look_during_training,
+    measure_files,
+    settings_of,
+)  # fmt: skip
 from guidon.core.errors import InputError
 from guidon.media.files import save_video
+from guidon.metrics.bench import BENCHES
 from guidon.metrics.world import METRICS
 
 
@@ -56,6 +66,20 @@ def test_a_model_is_measured_beside_its_ceilings(pipe, tmp_path):
     assert sheet.stat().st_size > 1000
 
 
+def test_what_is_undefined_is_said_with_its_reason_and_never_as_a_number():
+    half, none, whole = np.array([[0.5], [np.nan], [0.25]]), np.full((3, 1), np.nan), np.ones((3, 1))
+    values = dict.fromkeys(METRICS, whole) | {"law_residual": half, "size": none, "speed": none}
+    captions = ("a red circle moves left",) * 3
+    found = Evaluation(BENCHES["world"], "toy", None, captions, 1, {}, {"no guidance": values}, {})
+    row = found.table(("size", "law_residual", "speed", "joint")).splitlines()[-1]
+    assert row.startswith("| no guidance | undefined | 0.38 [0.25, 0.50], 1 of 3 undefined | undefined | 100% [")
+    assert "nan" not in row
+    legend = found.legend(("size", "law_residual", "joint")).splitlines()
+    assert legend[0].endswith("; higher is better; undefined where the caption does not say it")
+    assert legend[1].endswith("; undefined where the object is visible in fewer than 4 frames")
+    assert "undefined" not in legend[2]
+
+
 def test_the_same_noise_serves_every_setting(pipe):
     twice = evaluate(pipe, [Setting(2.0, "3"), Setting(2.0, "0-2")], prompts=2, steps=2, sampler="ddim")
     first, second = (twice.values[name] for name in twice.sampled)
@@ -94,6 +118,8 @@ def test_files_are_measured_with_and_without_captions(tmp_path, capsys):
     (tmp_path / "clip.webp.json").write_text(json.dumps(manifest))
     command(f"evaluate {path}")
     assert "| direction | 100% |" in capsys.readouterr().out
+    command(f"evaluate {path} --caption 'it moves left'")
+    assert "| colour | undefined: the caption does not say it | " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

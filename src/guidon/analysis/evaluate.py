@@ -113,12 +113,17 @@ class Evaluation:
         text = digits(found.value) + ("%" if share else "")
         if setting in self.sampled and math.isfinite(found.low):
             text += f" [{digits(found.low)}, {digits(found.high)}]"
-        undefined = float(np.isnan(self.values[setting][name]).mean())
-        return text + (f", {100 * undefined:.0f}% undefined" if undefined and metric.counts_undefined else "")
+        values = self.values[setting][name]
+        undefined = int(np.isnan(values).sum())
+        return text + (f", {undefined} of {values.size} undefined" if undefined and metric.counts_undefined else "")
 
     def legend(self, metrics: Sequence[str] | None = None) -> str:
-        """What the columns of the table say, one line each, and what the brackets hold."""
-        lines = [explained(self.bench.metrics[name]) for name in metrics or self.bench.shown]
+        """What the columns of the table say, one line each, why values are undefined, and what the brackets hold."""
+        lines: list[str] = []
+        for name in metrics or self.bench.shown:
+            metric = self.bench.metrics[name]
+            some = any(np.isnan(values[name]).any() for values in self.values.values())
+            lines.append(explained(metric) + (f"; undefined where {metric.undefined}" if some else ""))
         lines += said_weights(self.bench)
         return "\n".join([*lines, "[low, high] is the 95% interval of the mean over prompts"])
 
@@ -436,7 +441,7 @@ def _written(value: float | None, metric: Metric) -> str:
     if value is None:
         return ""
     if math.isnan(value):
-        return "undefined"
+        return f"undefined: {metric.undefined}"
     return f"{100 * value:.0f}%" if metric.unit == SHARE else readable(value, metric.unit)
 
 
