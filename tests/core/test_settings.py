@@ -14,7 +14,7 @@ class Inner(Settings):
 
 
 class Outer(Settings):
-    name: str
+    name: Annotated[str, Field(examples=["Ada"])]
     inner: Inner = Inner()
     place: Path = Path()
 
@@ -29,7 +29,7 @@ def test_settings_are_validated_and_frozen():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"inner": {}}, "here: the key 'name' is missing"),
+        ({"inner": {}}, "here: the key 'name' is missing, as in name: Ada$"),
         ({"name": "a", "innr": {}}, "unknown key 'innr' .did you mean 'inner'"),
         ({"nam": "a"}, "unknown key 'nam' .did you mean 'name'"),
         ({"name": "a", "place": "a\0b"}, "place is 'a.*: a path cannot hold the character NUL"),

@@ -82,6 +82,8 @@ def test_what_a_bench_lacks_is_refused():
         WORLD.captions("L9", 1, 2)
     with pytest.raises(InputError, match="did you mean 'teleport'"):
         WORLD.find_metric("teleprt")
+    with pytest.raises(InputError, match="'unsteady path' is the metric's name in reports: give 'law_residual'"):
+        WORLD.find_metric("unsteady path")
     with pytest.raises(InputError, match="did you mean 'world'"):
         find_bench("wold")
     with pytest.raises(InputError, match="captions are judged on the world's 64x64 videos"):

@@ -8,6 +8,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+import yaml
 
 import guidon
 from guidon.cli import main
@@ -249,3 +250,14 @@ def test_a_chain_of_energies_has_a_limit(tmp_path, tiny_model, pipe):
     primary = {"metric": "law_residual", "baseline": "0", "against": "1"}
     with pytest.raises(InputError, match="through more than 100 settings"):
         make_plan(study(tmp_path, tiny_model, settings=chain, primary=primary), pipe)
+
+
+@pytest.mark.parametrize("key", ["prompts", "settings", "primary"])
+def test_a_key_that_is_missing_is_shown_by_an_example_that_can_be_copied(tmp_path, key):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({name: value for name, value in STUDY.items() if name != key}))
+    with pytest.raises(InputError, match=f"the key '{key}' is missing, as in {key}: ") as error:
+        load_study(path)
+    shown = str(error.value).partition(" is missing, as in ")[2].partition(", or a list")[0]
+    path.write_text(yaml.safe_dump(STUDY | yaml.safe_load(shown)))
+    load_study(path)

@@ -39,7 +39,8 @@ def refusal(
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{where}{nearest(str(place[-1]), _keys_at(model, first['loc']))}", place
     if first["type"] == "missing":
-        return f"the key {key!r}{where} is missing", place
+        example = _example(model, first["loc"])
+        return f"the key {key!r}{where} is missing" + (f", as in {place[-1]}: {example}" if example else ""), place
     shown = f"{_joined(place, name)} is {quoted(first.get('input'))}"
     if isinstance(
         cause := first.get("ctx", {}).get("error"), InputError
@@ -116,11 +117,23 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(part)
 
 
+def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str | None:
+    """The first example of the field at the place of a validation error; None if it has none."""
+    field = _model_at(model, location).model_fields.get(str(location[-1]))
+    return str(field.examples[0]) if field is not None and field.examples else None
+
+
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The field names that are valid at the place of a validation error, which may be inside nested sections."""
+    model = _model_at(model, location)
+    return [*model.model_fields, *getattr(model, "also_read", ())]
+
+
+def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the section in which the place of a validation error is."""
     for part in location[:-1]:
         field = model.model_fields.get(str(part))  # a part may also be a list index
         inner = next(_models(getattr(field, "annotation", None)), None)
         if inner is not None:
             model = inner
-    return [*model.model_fields, *getattr(model, "also_read", ())]
+    return model

@@ -123,6 +123,9 @@ class Bench:
     def find_metric(self, name: str) -> Metric:
         """The metric of that name. Raises InputError, with the nearest name, if there is none."""
         if name not in self.metrics:
+            labels = {metric.label: metric.name for metric in self.metrics.values()}
+            if name in labels:
+                raise InputError(f"{name!r} is the metric's name in reports: give {labels[name]!r}")
             raise InputError(f"the metric {name!r} does not exist{nearest(name, self.metrics)}")
         return self.metrics[name]
 

@@ -85,10 +85,10 @@ class Arm(Settings):
 class Contrast(Settings):
     """The main comparison of the study: does ``against`` differ from ``baseline`` in ``metric``?"""
 
-    metric: str
-    baseline: str
+    metric: Annotated[str, Field(examples=["joint"])]
+    baseline: Annotated[str, Field(examples=["scale 2, channels 3"])]
     """The name of a setting; reports compare all others with it."""
-    against: str
+    against: Annotated[str, Field(examples=["scale 2, channels all"])]
     """The name of another setting."""
 
 
@@ -116,7 +116,10 @@ class Study(Settings):
     """Where to find the parts of a released model that do not come with the package."""
     split: str | None = None
     """The split of the bench from which captions are taken; None for its default split."""
-    prompts: PositiveInt | Annotated[tuple[Text, ...], Field(min_length=1)]
+    prompts: Annotated[
+        PositiveInt | Annotated[tuple[Text, ...], Field(min_length=1)],
+        Field(examples=["12, or a list of texts"]),
+    ]
     """The number of captions to take from the bench; or a list of prompts, as texts or class numbers."""
     bench: Annotated[
         BenchChoice, BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)
@@ -136,9 +139,15 @@ class Study(Settings):
     """When guidance acts, for settings that do not say it; None for the model's own."""
     block: PositiveInt | None = None
     """Clips that are denoised together; None for 16, or 1 of a diffusers pipeline."""
-    settings: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    settings: Annotated[
+        tuple[Arm, ...],
+        Field(min_length=1, examples=["[{cfg_scale: 2, cfg_channels: 3}, {cfg_scale: 2, cfg_channels: all}]"]),
+    ]
     """The settings that are compared."""
-    primary: Contrast
+    primary: Annotated[
+        Contrast,
+        Field(examples=['{metric: joint, baseline: "scale 2, channels 3", against: "scale 2, channels all"}']),
+    ]
     """The main comparison, chosen before the study runs."""
 
     @property
