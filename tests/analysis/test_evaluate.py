@@ -111,15 +111,18 @@ def test_files_are_measured_with_and_without_captions(tmp_path, capsys):
     assert "warp_ratio" in alone
     assert "joint" not in alone
     command(f"evaluate {path} --caption {shlex.quote(clip.caption)} --out {tmp_path}/out")
-    assert "| joint | 100% |" in capsys.readouterr().out
+    assert "| joint | right |" in capsys.readouterr().out
     kept = json.loads((tmp_path / "out" / "metrics.json").read_text())[str(path)]
     assert kept["shape"] == 1
     manifest = {"generation": {"prompts": [clip.caption]}, "frames": [16, 64, 64, 3]}
     (tmp_path / "clip.webp.json").write_text(json.dumps(manifest))
     command(f"evaluate {path}")
-    assert "| direction | 100% |" in capsys.readouterr().out
-    command(f"evaluate {path} --caption 'it moves left'")
-    assert "| colour | undefined: the caption does not say it | " in capsys.readouterr().out
+    assert "| direction | right |" in capsys.readouterr().out
+    other = next(colour for colour in world.COLOURS if colour not in clip.caption)
+    command(f"evaluate {path} --caption 'a {other} shape'")
+    out = capsys.readouterr().out
+    assert "| colour | wrong | " in out
+    assert "| direction | undefined: the caption does not say it | " in out
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_files_are_measured(run, tmp_path):
     code, out, _ = run("evaluate", path, "--caption", clip.caption)
     assert code == 0
     assert "clip.webp" in out
-    assert "| joint | 100% | one_object, colour, shape" in out
+    assert "| joint | right | one_object, colour, shape" in out
 
 
 def test_what_cannot_be_measured_is_named_and_left_out(run, tmp_path):
@@ -47,7 +47,7 @@ def test_what_cannot_be_measured_is_named_and_left_out(run, tmp_path):
     assert code == 0
     head, *_, last = out.splitlines()
     assert head == "| metric | bare.webp | whole.webp | wide.webp | what it says |"
-    assert "| joint |  | 100% |  | one_object, colour" in out
+    assert "| joint |  | right |  | one_object, colour" in out
     assert last == str(tmp_path / "out" / "metrics.json")
     told = {line.split(": ")[1].rpartition("/")[2]: line for line in err.splitlines()}
     assert "it is a contact sheet" in told["a-sheet.png"]
