@@ -463,6 +463,14 @@ def test_choices_that_mean_the_same_are_resolved_to_one():
         Guidance([3, 3]).resolved(4)
 
 
+@pytest.mark.parametrize("name", ["guidance_scale", "cfg_scale"])
+def test_a_scale_under_another_name_is_pointed_at(name):
+    with pytest.raises(InputError, match=f"Guidance has no '{name}' .did you mean 'scale'"):
+        Guidance(**{name: 6})
+    with pytest.raises(InputError, match="Guidance has no scale: give one, as in Guidance"):
+        Guidance()
+
+
 def test_a_message_names_scale_and_channels_as_they_were_given():
     settings = Guidance.from_settings({"cfg_scale": [3, 3]})
     for guidance, scale in ((Guidance([3, 3]), "scale"), (settings, "cfg_scale")):

@@ -442,7 +442,6 @@ def _written(value: float | None, metric: Metric) -> str:
         return ""
     if math.isnan(value):
         return f"undefined: {metric.undefined}"
-        return f"undefined: {metric.undefined}"
     if metric.kind == "alignment" and metric.unit == SHARE and value in (0, 1):  # of one clip
         return "right" if value else "wrong"
     return f"{100 * value:.0f}%" if metric.unit == SHARE else readable(value, metric.unit)

@@ -71,7 +71,7 @@ class Guidance:
 
     def __init__(
         self,
-        scale: float | Sequence[float],
+        scale: float | Sequence[float] | Unset = UNSET,
         channels: CfgChannels | ChannelChoice | Unset = UNSET,
         rule: str | Rule = "cfg",
         timing: str | Timing = LEFT_OUT,
@@ -80,7 +80,7 @@ class Guidance:
         """Read the user's values, once.
 
         Args:
-            scale: one number of at least 0, or one per latent channel.
+            scale: one number of at least 0, or one per latent channel. It must be given.
             channels: ``3`` the first three; ``"all"`` or None; ``"none"``; ``[0, 2]``, ``"0,2"``, ``"0-2"`` exactly
                 these; ``"only:3"``.
             rule: a rule, or its name and settings such as ``"apg:momentum=0"``.
@@ -95,6 +95,8 @@ class Guidance:
         """
         for name in other:
             raise InputError(f"Guidance has no {name!r}{_hint(name, ('scale', 'channels', 'rule', 'timing'))}")
+        if isinstance(scale, Unset):  # after the names, one of which may be meant for it
+            raise InputError("Guidance has no scale: give one, as in Guidance(6, channels=3)")
         self._read(scale, channels, rule, timing, ("scale", "channels"))
 
     def _read(self, scale: Any, channels: Any, rule: Any, timing: Any, names: tuple[str, str]) -> None:

@@ -546,6 +546,15 @@ def test_what_is_no_pipeline_is_refused(wrong: Any) -> None:
         guidon.remove(wrong)
 
 
+def test_what_belongs_elsewhere_is_pointed_at(tiny_model: Any) -> None:
+    pipe = BY_NAME["sd3"].make()
+    for name in ("scale", "cfg_channels", "rule"):
+        with pytest.raises(InputError, match=f"apply has no '{name}': scale, rule and timing belong to a guidon.Guid"):
+            guidon.apply(pipe, **{name: 3})
+    with pytest.raises(InputError, match="this is a pipeline of Guidon: give cfg_scale and cfg_channels in its call"):
+        guidon.apply(guidon.load(tiny_model, device="cpu"), Guidance(3))
+
+
 def test_channels_that_the_model_lacks_are_refused() -> None:
     tiny = BY_NAME["pixart-sigma"]
     pipe = tiny.make()

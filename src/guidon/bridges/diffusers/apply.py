@@ -10,7 +10,7 @@ A forward hook of torch's own sits on the pipeline's denoisers; ``hook.py`` says
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Never
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
@@ -31,6 +31,7 @@ def apply(
     observe: Observe | None = None,
     family: Family | None = None,
     weak: torch.nn.Module | None = None,
+    **other: Never,
 ) -> None:
     """Put guidance on a diffusers pipeline. It stays until ``remove``; applied again, the new one takes its place.
 
@@ -52,11 +53,16 @@ def apply(
         family: how the pipeline guides, for one that is unknown.
         weak: a weaker denoiser for the rule "autoguidance": an earlier or smaller one, of the same latents, that is
             called as the pipeline's own is. It must be where the pipeline runs.
+        other: names that do not exist; the error says what to give.
 
     Raises:
-        InputError: the pipeline's guidance cannot be reached, or it cannot take this guidance. What only the
-            pipeline's call says, such as ``guidance_rescale``, is refused when it runs.
+        InputError: a name does not exist, the pipeline's guidance cannot be reached, or it cannot take this guidance.
+            What only the pipeline's call says, such as ``guidance_rescale``, is refused when it runs.
     """
+    for name in other:
+        raise InputError(f"apply has no {name!r}: scale, rule and timing belong to a guidon.Guidance(6, channels=3)")
+    if type(pipe).__module__.startswith("guidon.pipeline."):
+        raise InputError("this is a pipeline of Guidon: give cfg_scale and cfg_channels in its call")
     if isinstance(pipe, torch.nn.Module) or not isinstance(getattr(pipe, "components", None), dict):
         raise InputError(f"{_name(pipe)} is not a pipeline: give one of diffusers, such as a WanPipeline")
     if (guidance is None) == isinstance(channels, Unset) or (guidance is None and second is not None):
