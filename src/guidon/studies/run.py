@@ -14,7 +14,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +122,6 @@ def _do_blocks(
     waiting = deque(range(len(blocks)))
     waiting.rotate(-(rank * len(blocks) // ranks))
     written, refused, told = 0, 0, False
-    clips, seconds = 0, 0.0  # sampled here so far, and how long it took
     while waiting:
         number = waiting.popleft()
         block = blocks[number]
@@ -141,21 +139,30 @@ def _do_blocks(
                     continue
                 missing = _missing(block, say)  # the last owner may have done it between our look and our lock
                 if missing:
-                    begun = time.monotonic()
-                    expected = seconds * len(block) / clips if clips else None
-                    with finished_first(partial(_say_what_is_finished, len(block), begun, expected, say)):
-                        _do(plan, pipe, bench, block, missing)
-                    clips, seconds = clips + len(block), seconds + time.monotonic() - begun
+                    pace = _Pace()
+                    with finished_first(lambda: say(pace.finishing(len(block)))):  # noqa: B023 - it ends here
+                        _do(plan, pipe, bench, block, missing, pace.note)
                 written += len(missing)
         refused = 0
         done.report(number)
     return written
 
 
-def _say_what_is_finished(clips: int, begun: float, expected: float | None, say: Callable[[str], None]) -> None:
-    """Tell the user why Ctrl-C has not stopped yet, and how long that takes, if blocks before tell it."""
-    left = "" if expected is None else f", which takes about {as_time(expected - (time.monotonic() - begun))}"
-    say(f"finishing the {clips} clips in work{left}; press Ctrl-C again to stop now and lose them")
+class _Pace:
+    """How fast a block is sampled."""
+
+    def __init__(self) -> None:
+        self.begun, self.done, self.total = time.monotonic(), 0, 0
+
+    def note(self, done: int, total: int) -> None:
+        """Called after every denoising step."""
+        self.done, self.total = done, total
+
+    def finishing(self, clips: int) -> str:
+        """What Ctrl-C waits for, and how long that takes, once a step is done."""
+        took = time.monotonic() - self.begun
+        left = f", which takes about {as_time(took * (self.total - self.done) / self.done)}" if self.done else ""
+        return f"finishing the {clips} clips in work{left}; press Ctrl-C again to stop now and lose them"
 
 
 def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
@@ -193,11 +200,11 @@ def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
     return missing
 
 
-def _do(plan: Plan, pipe: ModelPipeline, bench: Bench, block: list[Cell], missing: list[Cell]) -> None:
+def _do(plan: Plan, pipe: ModelPipeline, bench: Bench, block: list[Cell], missing: list[Cell], on_step: OnStep) -> None:
     """Sample and measure a block, and write those of its cells that are missing."""
     request = plan.request(block[0].setting, slice(block[0].prompt, block[-1].prompt + 1))
     trace = GuidanceTrace()
-    videos = pipe.generate(request, batch_size=len(block), trace=trace)
+    videos = pipe.generate(request, batch_size=len(block), trace=trace, on_step=on_step)
     captions = [plan.captions[cell.prompt] for cell in block]
     values = bench.measure(np.stack([video.frames for video in videos]), captions)
     arrays = trace.as_arrays()
