@@ -212,6 +212,21 @@ def test_copies_and_pickles_of_a_pipeline_keep_its_guidance(copied: Any) -> None
     assert not any(part._forward_hooks for part in (pipe.transformer, pipe.transformer_2, twin.transformer))
 
 
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"]
+)
+def test_copies_and_pickles_keep_the_weak_network(copied: Any) -> None:
+    tiny = BY_NAME["sd3"]
+    pipe = tiny.make()
+    weak = copy.deepcopy(pipe.transformer)
+    with torch.no_grad():
+        for parameter in weak.parameters():
+            parameter.mul_(0.9)
+    guidon.apply(pipe, Guidance(2, "all", "autoguidance"), weak=weak)
+    guided, twin = run(tiny, pipe), copied(pipe)
+    assert torch.equal(run(tiny, twin), guided)
+
+
 def test_a_copy_keeps_its_guidance_where_the_pipeline_is_gone() -> None:
     tiny = BY_NAME["sd3"]
     pipe = tiny.make()

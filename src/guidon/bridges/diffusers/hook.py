@@ -12,6 +12,7 @@ The hook sees the predictions of both branches before the pipeline combines them
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -162,10 +163,11 @@ class GuidanceHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GuidanceHook:
         """The same guidance without what is of a run: a copy of a pipeline may run beside it."""
-        return GuidanceHook(self.pipe, self.guidances, self.channels, self.observe, self.family)
+        weak = deepcopy(self.weak, memo)
+        return GuidanceHook(self.pipe, self.guidances, self.channels, self.observe, self.family, weak)
 
     def __reduce__(self) -> Any:
-        return _without_pipeline, (self.guidances, self.channels, self.family)
+        return _without_pipeline, (self.guidances, self.channels, self.family, self.weak)
 
     def _begin(self) -> None:
         """Forget the run before."""
@@ -455,10 +457,10 @@ class GuidanceHook:
 
 
 def _without_pipeline(
-    guidances: Sequence[Guidance] | None, channels: ChannelChoice, family: Family | None
+    guidances: Sequence[Guidance] | None, channels: ChannelChoice, family: Family | None, weak: nn.Module | None
 ) -> GuidanceHook:
     """A hook from its pickle. It acts in the calls of a pipeline; a loop of the user's own needs ``apply`` again."""
-    return GuidanceHook(lambda: None, guidances, channels, None, family)
+    return GuidanceHook(lambda: None, guidances, channels, None, family, weak)
 
 
 def _latents(run: _Run, cond: Tensor, noisy: Tensor) -> Tensor:
