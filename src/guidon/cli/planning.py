@@ -27,7 +27,13 @@ def find_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> Plan
         InputError: the model does not exist, parts of it are missing, or the device is none.
     """
     from ..core.devices import check_device
-    from ..request import Planner
+    from ..request import DIFFUSERS, Planner
+
+    if model.startswith(DIFFUSERS):
+        raise InputError(
+            f"{setting('model')} {model!r} works in spectrum, match, study and tune: make single clips of it in "
+            "Python, by guidon.load or guidon.reproduce"
+        )
 
     check_device(device)
     return Planner.find(model, **parts)

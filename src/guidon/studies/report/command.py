@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from ...request import Request
+from ...request import DIFFUSERS, Request
 
 DEFAULTS = Request(prompts=("",)).model_dump(mode="json")
 LEFT_OUT = ("guidance", "eta", "dtype", "negative_prompt")  # at their defaults
@@ -14,8 +14,11 @@ LEFT_OUT = ("guidance", "eta", "dtype", "negative_prompt")  # at their defaults
 def generate_command(generation: dict[str, Any]) -> str:
     """The ``guidon generate`` command that reproduces a clip, from the request in its manifest.
 
-    The command line has no option for a rotation, so a clip with a rotation is reproduced from its manifest.
+    The command line has no option for a rotation, so a clip with a rotation is reproduced from its manifest. So is one
+    of a diffusers pipeline, in Python.
     """
+    if generation["model"].startswith(DIFFUSERS):
+        return """python -c 'import guidon; guidon.reproduce("manifest.json").save("clip.mp4")'"""
     if generation.get("rotation") is not None:
         return "guidon generate --from manifest.json"
     words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"]]

@@ -27,7 +27,7 @@ from .tables import Row
 FILLED = 0.75  # the least share of a grid's fields that have a value
 LEVELS = 8  # strengths of colour in a grid
 SAID = ("cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "sampler", "steps", "eta",
-        "negative_prompt", "dtype")  # fmt: skip
+        "negative_prompt", "dtype", "call")  # fmt: skip
 """The choices that are said in words, in order."""
 OF_GUIDANCE = {"cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "negative_prompt"}
 """The choices that act only where there is guidance."""
@@ -200,6 +200,8 @@ def _say_choice(key: str, value: Any) -> str:
             return f"{value} steps"
         case "eta":
             return f"eta {value:g}" if value else ""
+        case "call":
+            return ", ".join(f"{name.replace('_', ' ')} {said}" for name, said in value.items())
         case "dtype":
             return "" if value == "fp32" else str(value)
         case _:
