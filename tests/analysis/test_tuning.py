@@ -6,10 +6,10 @@ import pytest
 
 import guidon
 from guidon.analysis import tuning
-from guidon.analysis.tuning import FORGIVEN, MARGIN, tune
+from guidon.analysis.tuning import tune
 from guidon.core.errors import InputError
 from guidon.metrics.bench import BENCHES
-from guidon.metrics.metric import TUNING_SEED
+from guidon.metrics.metric import FORGIVEN, MARGIN, TUNING_SEED
 from guidon.world import clip
 
 

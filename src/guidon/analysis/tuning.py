@@ -24,19 +24,16 @@ from ..core.reading import reading
 from ..core.settings import read_mapping
 from ..guidance import CfgChannels, ChannelScale, guides_nothing
 from ..metrics.bench import find_bench
-from ..metrics.metric import EVALUATION_SEED, TUNING_SEED, Bench, Goal, Values
+from ..metrics.metric import EVALUATION_SEED, FORGIVEN, MARGIN, TUNING_SEED, Bench, Goal, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval
 from ..request import Choices
-from .evaluate import BATCH
 
 if TYPE_CHECKING:
     from ..pipeline.contract import ModelPipeline, ModelPlanner
 
 optimize = Later("scipy.optimize", "tuning", "study")
 
-FORGIVEN = 0.02  # loss of the kept metric that the search allows
-MARGIN = 0.05  # the interval on held-out prompts must exclude a larger loss of the kept metric
-PENALTY = 50  # cost of each unit of loss beyond FORGIVEN
+PENALTY = 50 * FORGIVEN  # cost of a loss beyond what the goal forgives, for each time that it forgives
 
 
 @dataclass(frozen=True)
@@ -62,16 +59,18 @@ class Tuned:
     """How many settings were sampled."""
     keep: str
     """The metric that must not fall."""
+    margin: float
+    """The loss of it that held-out prompts must exclude."""
     held_out: dict[str, Judgement]
     """The kept metric, and then the quantities that were to be lowered."""
 
     @property
     def verified(self) -> bool:
-        """A quantity fell significantly (p < 0.05), none rose so, and the kept metric lost at most MARGIN."""
+        """A quantity fell significantly (p < 0.05), none rose so, and the kept metric lost at most ``margin``."""
         lowered = [found.comparison for name, found in self.held_out.items() if name != self.keep]
         significant = [found.difference.value < 0 for found in lowered if found.p < 0.05]
         kept = self.held_out[self.keep].comparison.difference
-        return bool(significant) and all(significant) and kept.low >= -MARGIN
+        return bool(significant) and all(significant) and kept.low >= -self.margin
 
     @property
     def cfg_scale(self) -> str:
@@ -86,10 +85,15 @@ class Tuned:
             told = f"difference {found.comparison.difference}, p = {found.comparison.p:.2g}"
             lines.append(f"  {name}: {found.before} to {found.after}, {told}")
         lines.append(
-            f"verified: cleaner, and no loss of {self.keep} over {100 * MARGIN:g} points" if self.verified
+            f"verified: cleaner, and no loss of {self.keep} over {self._most}" if self.verified
             else "not verified: held-out prompts do not show that it is better; keep the setting of the start"
         )  # fmt: skip
         return "\n".join(lines)
+
+    @property
+    def _most(self) -> str:
+        """The margin in words: a share's is in points."""
+        return f"{100 * self.margin:g} points" if self.margin == MARGIN else f"{self.margin:g}"
 
     def __str__(self) -> str:
         return f"cfg_scale {self.cfg_scale}\n{self.verdict}"
@@ -99,15 +103,18 @@ def _text(scales: Sequence[float]) -> str:
     return ",".join(f"{scale:g}" for scale in scales)
 
 
-def goal_of(bench: str) -> Goal:
+def goal_of(bench: Bench) -> Goal:
     """What tuning aims at on a bench.
 
     Raises:
         InputError: the bench does not say it.
     """
-    if (goal := find_bench(bench).goal) is None:
-        raise InputError(f"the bench {bench!r} does not say what good scales are: choose them by hand")
-    return goal
+    if bench.goal is None:
+        raise InputError(
+            f"the bench {bench.name!r} does not say what good scales are, because nothing in it tells how well a clip "
+            f"fits its prompt: give {setting('clip')}, the weights of a CLIP, or choose scales by hand"
+        )
+    return bench.goal
 
 
 def check_tuning(
@@ -117,14 +124,26 @@ def check_tuning(
     *,
     evaluations: int,
     choices: Choices,
+    bench: Bench | None = None,
+    prompts: Sequence[str] = (),
 ) -> tuple[Goal, ChannelScale]:
     """The goal and the start of a search. It needs neither the model's weights nor torch.
 
+    Args:
+        planner: that of the model.
+        cfg_scale, cfg_channels: the start setting.
+        evaluations: the largest number of settings to sample.
+        choices: what all settings share.
+        bench: what measures; None for the model's own.
+        prompts: those of the user, for a bench without captions of its own.
+
     Raises:
-        InputError: the bench has no captions or no goal, a choice is not valid, or the start guides nothing.
+        InputError: there are no prompts or no goal, a choice is not valid, or the start guides nothing.
     """
-    captions = find_bench(planner.bench).captions(None, TUNING_SEED, 1)
-    goal = goal_of(planner.bench)
+    bench = bench or find_bench(planner.bench)
+    goal = goal_of(bench)
+    captions = prompts or bench.captions(None, TUNING_SEED, 1)
+    planner.check_prompts(captions)
     start = ChannelScale.parse(cfg_scale, cfg_channels, channels=planner.channels)
     if max(start.scales) <= 1:
         raise guides_nothing(start, "tune")
@@ -137,13 +156,27 @@ def check_tuning(
     return goal, start
 
 
+def split_prompts(prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Prompts of a user's: the first, third, and so on choose scales, the others verify them.
+
+    Raises:
+        InputError: there are fewer than four, or one is given twice.
+    """
+    if len(prompts) < 4:
+        raise InputError(f"{len(prompts)} prompts cannot choose scales and verify them: give at least 4")
+    if (twice := next((text for text in prompts if prompts.count(text) > 1), None)) is not None:
+        raise InputError(f"the prompt {twice!r} is given twice: what verifies must not have chosen")
+    return tuple(prompts[::2]), tuple(prompts[1::2])
+
+
 def tune(
     pipe: ModelPipeline,
     cfg_scale: float | Sequence[float],
     cfg_channels: CfgChannels = "all",
     *,
-    prompts: int = 24,
-    held_out: int = 48,
+    prompts: int | Sequence[str] = 24,
+    held_out: int | Sequence[str] = 48,
+    bench: Bench | None = None,
     evaluations: int = 60,
     journal: Path | None = None,
     on_evaluation: OnStep | None = None,
@@ -155,14 +188,15 @@ def tune(
     """Search for scales from a start setting, by the simplex method of Nelder and Mead (1965).
 
     The search minimises the sum of the goal's quantities, each divided by its value at the start. A fall of the kept
-    metric by more than ``FORGIVEN`` is penalised. Scales stay in [1, 1 + 2 (s - 1)], where s is the largest scale of
-    the start.
+    metric by more than ``Goal.forgiven`` is penalised. Scales stay in [1, 1 + 2 (s - 1)], where s is the largest scale
+    of the start.
 
     Args:
-        pipe: a model of a bench that has captions and a goal.
+        pipe: the model.
         cfg_scale, cfg_channels: the start setting.
-        prompts: number of captions on which scales are chosen.
-        held_out: number of other captions on which they are verified.
+        prompts: the prompts on which scales are chosen; or how many captions of the bench.
+        held_out: the other prompts on which they are verified; or how many captions of the bench.
+        bench: what measures (``guidon.metrics.bench.open_bench``); None for the model's own.
         evaluations: the largest number of settings to sample.
         journal: a file that stores all measurements; an interrupted search resumes from it.
         on_evaluation: called as ``on_evaluation(done, total)`` after every setting.
@@ -173,36 +207,41 @@ def tune(
     """
     given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing}
     choices = cast("Choices", given | {"seed_per_prompt": True})
-    goal, start = check_tuning(pipe.planner, cfg_scale, cfg_channels, evaluations=evaluations, choices=choices)
-    bench = find_bench(pipe.planner.bench)
-    captions = bench.captions(None, TUNING_SEED, prompts)
-    judges = bench.captions(None, EVALUATION_SEED, held_out)
+    bench = bench or find_bench(pipe.planner.bench)
+    captions = bench.captions(None, TUNING_SEED, prompts) if isinstance(prompts, int) else tuple(prompts)
+    judges = bench.captions(None, EVALUATION_SEED, held_out) if isinstance(held_out, int) else tuple(held_out)
+    goal, start = check_tuning(
+        pipe.planner, cfg_scale, cfg_channels, evaluations=evaluations, choices=choices, bench=bench, prompts=captions
+    )
     request = pipe.complete(captions, **_with(choices, start.scales))
     measured = {"weights": pipe.hashes, "quantities": [goal.keep, *goal.lower]}
+    if bench.weights:
+        measured["bench_weights"] = {part: found.model_dump() for part, found in bench.weights.items()}
     memory = _Journal(journal, request.model_dump(mode="json") | measured)
 
     # Search on the tuning prompts.
     def values(scales: Sequence[float]) -> Values:
         rounded = tuple(round(float(s), 3) for s in scales)
         if (known := memory.get(rounded)) is None:
-            known = memory.put(rounded, _measured(pipe, goal, captions, rounded, choices))
+            known = memory.put(rounded, _measured(pipe, bench, captions, rounded, choices))
         if on_evaluation:
             on_evaluation(min(len(memory.known), evaluations), evaluations)
         return known
 
     first = values(start.scales)
-    floor = first[goal.keep].mean() - FORGIVEN
+    floor = first[goal.keep].mean() - goal.forgiven
+    lowered = [name for name in goal.lower if np.isfinite(first[name]).any()]  # an image has no next frame
 
     def objective(scales: np.ndarray) -> float:
         found = values(scales.tolist())
-        cost = sum(np.nanmean(found[name]) / max(float(np.nanmean(first[name])), 1e-9) for name in goal.lower)
-        return float(cost) + PENALTY * max(0.0, floor - float(found[goal.keep].mean()))
+        cost = sum(np.nanmean(found[name]) / max(float(np.nanmean(first[name])), 1e-9) for name in lowered)
+        return float(cost) + PENALTY / goal.forgiven * max(0.0, floor - float(found[goal.keep].mean()))
 
     scales = _minimum(objective, start.scales, evaluations - 1)
     # Verify on the held-out prompts.
-    before, after = (_measured(pipe, goal, judges, s, choices) for s in (start.scales, scales))
-    judged = {name: _judged(bench, name, before[name], after[name]) for name in (goal.keep, *goal.lower)}
-    return Tuned(scales, start.scales, len(memory.known), goal.keep, judged)
+    before, after = (_measured(pipe, bench, judges, s, choices) for s in (start.scales, scales))
+    judged = {name: _judged(bench, name, before[name], after[name]) for name in (goal.keep, *lowered)}
+    return Tuned(scales, start.scales, len(memory.known), goal.keep, goal.margin, judged)
 
 
 def _minimum(objective: Callable[[np.ndarray], float], start: Sequence[float], evaluations: int) -> tuple[float, ...]:
@@ -233,12 +272,14 @@ def _with(choices: Choices, scales: Sequence[float]) -> Choices:
 
 
 def _measured(
-    pipe: ModelPipeline, goal: Goal, captions: Sequence[str], scales: Sequence[float], choices: Choices
+    pipe: ModelPipeline, bench: Bench, captions: Sequence[str], scales: Sequence[float], choices: Choices
 ) -> Values:
     """Sample one clip for each caption; return the values (P,) of the goal's quantities, by name."""
     request = pipe.complete(captions, **_with(choices, scales))
-    frames = np.stack([video.frames for video in pipe.generate(request, batch_size=BATCH)])
-    found = find_bench(pipe.planner.bench).measure(frames, captions)
+    found = bench.measure(
+        np.stack([video.frames for video in pipe.generate(request, batch_size=pipe.planner.block)]), captions
+    )
+    goal = goal_of(bench)
     return {goal.keep: found[goal.keep]} | {name: of(found) for name, of in goal.lower.items()}
 
 

@@ -5,24 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import typer
+
 from . import options
-from .options import option
+from .options import given, option
 from .outputs import prepare_folder, stopped
-from .planning import find_planner
-from .values import parse_timing
+from .planning import find_any_planner
+from .values import parse_call, parse_timing
 
 if TYPE_CHECKING:
+    from ..pipeline.contract import ModelPipeline
     from ..request import Choices
 
 EXAMPLE = "guidon tune --cfg-scale 3 --evaluations 40 --out tuned"
 
 
 def tune(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="Prompts to tune on, for a model that does not make the synthetic world; every second one verifies.",
+            rich_help_panel="Prompt",
+        ),
+    ] = None,
     captions: Annotated[int, option("Measuring", "N", "Number of captions that choose.", min=2)] = 24,
     held_out: Annotated[
         int, option("Measuring", "N", "Number of other captions, which verify the choice.", min=2)
     ] = 48,
     evaluations: Annotated[int, option("Measuring", "N", "Number of settings that are sampled at most.")] = 60,
+    clip: Annotated[
+        Path | None,
+        option("Measuring", "FOLDER", "CLIP or SigLIP that tells how well a clip fits its prompt.", default="none"),
+    ] = None,
     cfg_scale: options.CfgScale = None,
     cfg_channels: Annotated[
         str, option("Guidance", "CHANNELS", "Channels that are guided at the start.", *options.CHANNELS)
@@ -30,7 +45,10 @@ def tune(
     interval: options.Interval = None,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
-    model: options.Model = "guidon-small",
+    model: options.AnyModel = "guidon-small",
+    call: options.Call = None,
+    dtype: options.Dtype = None,
+    offload: options.Offload = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -52,29 +70,44 @@ def tune(
     # Check everything before torch is imported.
     from ..models.catalogue import find_preset
     from ..models.family import Released
+    from ..request import DIFFUSERS
 
-    preset = find_preset(model)
-    if isinstance(preset.weights, Released):  # before weights are asked for that could not be tuned
-        from ..analysis import tuning
+    parts = given(call=parse_call(call), dtype=dtype, offload=offload)
+    if not model.startswith(DIFFUSERS):
+        preset = find_preset(model)
+        if isinstance(preset.weights, Released):  # before weights are asked for that could not be tuned
+            from ..analysis import tuning
+            from ..metrics.bench import find_bench
 
-        tuning.goal_of(preset.bench)
-    planner = find_planner(model, device)
-    scale = planner.preset.cfg_scale if cfg_scale is None else cfg_scale
+            tuning.goal_of(find_bench(preset.bench))
+    planner = find_any_planner(model, device, parts)
+    scale = planner.cfg_scale if cfg_scale is None else cfg_scale
     planner.complete([""], cfg_scale=scale, cfg_channels=cfg_channels, **sampling)  # first: what measures needs numpy
     from ..analysis import tuning
+    from ..metrics.bench import find_bench, open_bench
+    from ..metrics.choice import BenchChoice, find_weights
 
-    tuning.check_tuning(planner, scale, cfg_channels, evaluations=evaluations, choices=cast("Choices", sampling))
+    chosen = BenchChoice(clip=clip)
+    bench = find_bench(chosen.full_name(planner.bench))
+    tuning.goal_of(bench)
+    find_weights(chosen, bench.name)
+    choose, verify = tuning.split_prompts(prompts) if prompts else (captions, held_out)
+    tuning.check_tuning(
+        planner, scale, cfg_channels, evaluations=evaluations, choices=cast("Choices", sampling), bench=bench,
+        prompts=prompts or (),
+    )  # fmt: skip
     if out is not None:
         prepare_folder(out)
 
     from ..core.progress import progress
     from ..pipeline import load
 
-    pipe = load(model, device=device)
+    pipe: ModelPipeline = load(model, device=device, **parts)
+    measures = open_bench(chosen, planner.bench, device=pipe.device, keep=pipe.keeps_parts)
     kept = "nothing is kept" if out is None else f"what is measured is kept in {out}: the same command goes on"
     with stopped(kept), progress(f"tuning over {evaluations} settings", "settings") as on_evaluation:
         found = tuning.tune(
-            pipe, scale, cfg_channels, prompts=captions, held_out=held_out, evaluations=evaluations,
+            pipe, scale, cfg_channels, prompts=choose, held_out=verify, bench=measures, evaluations=evaluations,
             journal=None if out is None else out / "tuning.json", on_evaluation=on_evaluation, **sampling,
         )  # fmt: skip
     print(f"--cfg-scale {found.cfg_scale}\n{found.verdict}")

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from .choice import PARTS, learned_parts
-from .metric import COSINE, Bench, Metric, Values, named
+from .metric import COSINE, Bench, Goal, Metric, Values, named
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,21 @@ def with_learned(base: Bench, name: str) -> Bench:
     return replace(
         base, name=name, metrics={**own, **base.metrics}, measure=refuse, shown=(*own, *base.shown),
         primary=next(iter(own)), fronts=(*fronts, *base.fronts),
+        goal=base.goal or (FIT if FIT.keep in own else None),
     )  # fmt: skip
+
+
+FIT = Goal(
+    keep="text_alignment",
+    lower={
+        "clipped": lambda values: values["clipped"],
+        "interpolation_error": lambda values: values["interpolation_error"],
+    },
+    forgiven=0.002,
+    margin=0.005,
+)
+"""The goal of any video, where a network tells how well it fits its prompt: less oversaturation, and frames that follow
+from their neighbours. The losses are cosines, of which CLIP's are about 0.3."""
 
 
 FRONTS = (("subject_consistency", "dynamics"), ("subject_consistency", "speed"), ("text_alignment", "dynamics"))

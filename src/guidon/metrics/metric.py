@@ -19,6 +19,8 @@ from .choice import Weights
 
 EVALUATION_SEED = 1  # seed of the captions for reported results; training uses other seeds
 TUNING_SEED = 1001  # seed of the captions on which scales are chosen; no result is reported on them
+FORGIVEN = 0.02  # loss of a share that the search for scales allows
+MARGIN = 0.05  # loss of a share that held-out prompts must exclude
 SHARE = "share"  # unit of a fraction; tables show it in per cent
 COSINE = "cosine"  # unit of a cosine between features
 CAPTIONS = Limit("GUIDON_MAX_CAPTIONS", 1_000_000, "captions")
@@ -87,6 +89,10 @@ class Goal:
     """The metric that must not fall."""
     lower: Mapping[str, Callable[[Values], np.ndarray]]
     """Quantities to lower: name -> a function from the values of all metrics to its values (N,)."""
+    forgiven: float = FORGIVEN
+    """Loss of the kept metric that the search allows."""
+    margin: float = MARGIN
+    """The interval on held-out prompts must exclude a larger loss of the kept metric."""
 
 
 def any_prompt(prompt: str) -> None:
