@@ -20,6 +20,7 @@ import yaml
 from docs_pages import PAGES, ROOT, anchors, blocks, commands, links
 from guidon import cli
 from released import make_checkpoints, make_t5, make_vae
+from tiny_pipelines.whole import write_pipeline
 
 COMMANDS, SNIPPETS, FILES = commands(), blocks("python"), blocks("yaml")
 
@@ -75,6 +76,8 @@ def folder_of(tmp_path_factory):
             for block in FILES:
                 if block.page == page and block.file:
                     (folder / block.file).write_text(smaller_study(block.text))
+            if page == "docs/which-channels.md":
+                write_pipeline("wan", folder / "Wan2.1-T2V-1.3B-Diffusers")
             (folder / "src").mkdir()
             (folder / "src" / "model.py").write_text(AUDITED)
         return folders[page]
@@ -104,12 +107,19 @@ def tiny(tiny_model, monkeypatch):
 
 
 def smaller_study(text):
-    return re.sub(r"^(prompts|steps): \d+", r"\1: 2", text, flags=re.MULTILINE)
+    text = re.sub(r"^(prompts|steps): \d+", r"\1: 2", text, flags=re.MULTILINE)
+    return smaller_call(text.replace(", dtype: bf16", ""))
+
+
+def smaller_call(text):
+    """The arguments of a diffusers pipeline's call that a tiny one takes."""
+    text = re.sub(r"\b(height|width)(\"?[:=] ?)\d+", r"\g<1>\g<2>32", text)
+    return re.sub(r"\b(num_frames\"?[:=] ?)\d+", r"\g<1>5", text)
 
 
 def few(words):
     """The words of a command that does little."""
-    words = [str(FEWER.get(before, word)) for before, word in zip(["", *words], words, strict=False)]
+    words = [str(FEWER.get(before, smaller_call(word))) for before, word in zip(["", *words], words, strict=False)]
     reads_files = "--from" in words or any(re.search(r"\.(mp4|gif|webp)$|\*", word) for word in words[2:])
     if words[1] in SAMPLING and "--steps" not in words and not reads_files:
         words += ["--steps", "2"]
@@ -127,6 +137,7 @@ def run(request, folder_of, done, tiny, monkeypatch):
 
     def run(command):
         monkeypatch.chdir(folder_of(command.page))
+        monkeypatch.setattr("os.cpu_count", lambda: 1)  # threads of tiny networks wait more than they compute
         if command in done:
             return
         for earlier in COMMANDS[: COMMANDS.index(command)]:
@@ -292,6 +303,11 @@ SMALLER = {
     "docs/generate.md": [(r"steps=20", "steps=2"), (r"num_samples=4", "num_samples=2")],
     "docs/diffusers.md": [(r"pipe\(prompt, ", "call(")],
     "docs/dit.md": [FEW_STEPS],
+    "docs/which-channels.md": [
+        (r"\b(height|width)(.: )\d+", r"\1\g<2>32"),
+        (r"(num_frames.: )\d+", r"\g<1>5"),
+        (r"steps=30", "steps=2"),
+    ],
 }
 """What takes the place of what in a page's snippets."""
 
@@ -319,6 +335,7 @@ CHECKS = {
     "docs/diffusers.md": check_diffusers,
     "docs/tutorial.md": check_tutorial,
     "docs/python.md": check_python,
+    "docs/which-channels.md": lambda names: names["video"].frames.shape == (5, 32, 32, 3),
 }
 """What holds after the last snippet of a page."""
 
