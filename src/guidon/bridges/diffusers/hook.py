@@ -53,7 +53,7 @@ def blocks_of(network: Any) -> nn.ModuleList:
     )
 
 
-STACKS = ("blocks", "transformer_blocks", "layers")
+STACKS = ("blocks", "transformer_blocks", "visual_transformer_blocks", "layers")
 """Under which names networks of diffusers keep their transformer blocks."""
 
 

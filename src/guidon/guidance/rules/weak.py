@@ -54,13 +54,14 @@ class SkipGuidance(Rule):
     The weak prediction is the network's own for the prompt, with some transformer blocks skipped: each gives what it
     was given. Plain guidance is pushed away from it: uncond + s (cond - uncond) + weight (cond - weak). The weight
     holds for every guided channel, wherever guidance acts. In image models the same is called skip-layer guidance.
+    LTX-2's pipeline uses weight 1; a network of few blocks takes less.
 
     ``blocks`` are the numbers of the blocks, from 0, such as "8+9", or "middle".
     """
 
     name = "stg"
     weak = "blocks"
-    weight: float = 1.0
+    weight: float = 0.5
     blocks: str = "middle"
 
     def __post_init__(self) -> None:
