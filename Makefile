@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint docs test-wheel test-gpu test-browser test-comfyui test-weights test-long test-faults support-matrix lock clean
+.PHONY: help demo test lint docs test-wheel test-gpu test-browser test-comfyui test-weights test-ray test-long test-faults support-matrix lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,10 @@ test-comfyui: $(VENV)/.installed-dev  ## tests of the nodes in ComfyUI's own sam
 test-weights: $(VENV)/.installed-dev  ## tests of learned metrics with released weights, from a folder: WEIGHTS=FOLDER
 	@test -d "$(WEIGHTS)" || { echo "Give a folder of weights: make test-weights WEIGHTS=FOLDER"; exit 2; }
 	GUIDON_WEIGHTS="$(abspath $(WEIGHTS))" $(BIN)/python -m pytest -q -m real_weights tests/metrics/test_real_weights.py
+
+test-ray: $(VENV)/.installed-dev  ## tests of studies on a Ray cluster of two workers on this machine
+	$(PIP) install -q -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -q -m ray
 
 test-long: $(VENV)/.installed-dev  ## the cases that `make test` leaves out (minutes)
 	$(BIN)/python -m pytest -q -m long -n auto

@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import pytest
 import yaml
 
@@ -34,6 +36,14 @@ def test_a_study_is_planned_run_and_reported(run, study, tmp_path):
     assert code == 0
     assert printed.splitlines() == [headline, numbers, str(out / "report.html"), str(out / "summary.csv")]
     assert not (out / "videos").exists()
+
+
+def test_an_engine_that_is_not_there_is_refused(refused, study, tmp_path):
+    words = ("study", "run", study, "--out", tmp_path / "results", "--engine")
+    assert refused(*words, "rays") == "--engine 'rays' does not exist (did you mean 'ray'?)"
+    if find_spec("ray") is None:
+        assert "pip install 'guidon-diffusion[ray]'" in refused(*words, "ray")
+    assert not (tmp_path / "results" / "plan.json").exists()
 
 
 def test_under_torchrun_the_first_rank_answers(run, study, tmp_path, monkeypatch):

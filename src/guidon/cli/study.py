@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.errors import InputError, nearest, setting
+from ..core.extras import require
 from . import options
 from .options import option
 from .outputs import prepare_folder, say, stopped
 from .planning import find_any_planner
 
+if TYPE_CHECKING:
+    from ..pipeline.contract import ModelPlanner
+    from ..studies.plan import Plan, Study
+
+ENGINES = ("processes", "ray")
 EXAMPLE_RUN = "guidon study run studies/quick.yaml --out results"
 EXAMPLE_REPORT = "guidon study report results"
 
@@ -29,6 +36,15 @@ def run(
         bool, typer.Option("--dry-run", help="Print the plan, its cost and the effects that it can detect, and stop.")
     ] = False,
     device: options.Device = "auto",
+    engine: Annotated[
+        str,
+        option(
+            "Model and weights",
+            "ENGINE",
+            "Who samples: processes (this one, and others that run the same study) or ray (a Ray cluster).",
+            values=ENGINES,
+        ),
+    ] = "processes",
 ) -> None:
     """Sample and measure every setting of a study.
 
@@ -38,17 +54,21 @@ def run(
     # Check everything before torch is imported.
     from ..studies.plan import check_study, load_study, make_plan, outline
 
+    if engine not in ENGINES:
+        raise InputError(f"{setting('engine')} {engine!r} does not exist{nearest(engine, ENGINES)}")
     study = load_study(file)
-    check_study(study, find_any_planner(study.model_name, device, study.parts))
+    planner = find_any_planner(study.model_name, device, study.parts)
+    check_study(study, planner)
     if not dry_run:
         prepare_folder(out)
+    if engine == "ray":
+        run_by_ray(study, planner, out, dry_run, device)
+        return
 
     from ..core.progress import progress
     from ..metrics.bench import open_bench
     from ..pipeline import load
-    from ..studies.answer import answer
     from ..studies.cells import threads_of
-    from ..studies.results import results, write_csv
     from ..studies.run import run_study, seconds_per_cell
 
     pipe = load(study.model_name, device=device, **study.parts)
@@ -63,6 +83,33 @@ def run(
 
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, the first rank prints the answer
         return
+    print_answer(plan, out)
+
+
+def run_by_ray(study: Study, planner: ModelPlanner, out: Path, dry_run: bool, device: str) -> None:
+    """``run`` on a Ray cluster."""
+    require("ray", "the engine ray", "ray")
+    from ..core.progress import progress
+    from ..studies.cells import threads_of
+    from ..studies.plan import outline
+    from ..studies.ray_engine import Cluster, plan_study
+
+    with Cluster.connected(study, device) as cluster:
+        plan = plan_study(cluster, study, planner, threads_of(out))
+        if dry_run:
+            print(outline(plan, cluster.seconds_per_cell(plan)))
+            return
+        kept = f"blocks of {plan.block} clips that are done are kept in {out}: the same command goes on"
+        with stopped(kept), progress(f"study of {plan.cells} cells") as bar:
+            cluster.run(plan, out, on_cell=bar, say=say)
+    print_answer(plan, out)
+
+
+def print_answer(plan: Plan, out: Path) -> None:
+    """Write results.csv, and print the answer to the study's primary contrast."""
+    from ..studies.answer import answer
+    from ..studies.results import results, write_csv
+
     found = results(plan, out)
     write_csv(plan, found, out / "results.csv")
     print(out / "results.csv")

@@ -79,8 +79,8 @@ class ModelPlanner(Protocol):
         ...
 
 
-class ModelPipeline(Protocol):
-    """Makes clips."""
+class ModelDescription(Protocol):
+    """What a plan must know of a model that is loaded, here or elsewhere."""
 
     @property
     def planner(self) -> ModelPlanner: ...
@@ -89,16 +89,20 @@ class ModelPipeline(Protocol):
     def device(self) -> torch.device: ...
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """A hash of each part of the model: other weights have another one."""
+        ...
+
+
+class ModelPipeline(ModelDescription, Protocol):
+    """Makes clips."""
+
+    @property
     def channels(self) -> int: ...
 
     @property
     def keeps_parts(self) -> bool:
         """Whether its parts stay in memory between calls; else there is no room for a second model beside them."""
-        ...
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """A hash of each part of the model: other weights have another one."""
         ...
 
     def plan(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..metrics.metric import Bench, Metric
-    from ..pipeline.contract import ModelPipeline, ModelPlanner
+    from ..pipeline.contract import ModelDescription, ModelPlanner
 
 FIRST_FORMAT = "guidon study 1"  # "of_the_world" in place of "bench"; solved scales are in its settings
 EARLIER_FORMATS = (FIRST_FORMAT, "guidon study 2")  # "world" is the bench that is called "world-1" now
@@ -499,12 +499,12 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
     return CheckedStudy(bench, weights, captions, tuning, settings)
 
 
-def make_plan(study: Study, pipe: ModelPipeline, *, threads: int | None = None) -> Plan:
+def make_plan(study: Study, pipe: ModelDescription, *, threads: int | None = None) -> Plan:
     """Expand, validate and complete a study.
 
     Args:
         study: the content of a study file.
-        pipe: its model, loaded.
+        pipe: its model, loaded here or elsewhere.
         threads: threads of torch; to resume a run, give its number. None for one per CPU core.
 
     Raises:

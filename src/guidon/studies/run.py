@@ -66,9 +66,7 @@ def run_study(
     Raises:
         InputError: the weights or the folder belong to another plan, a scale has no solution, or the disk is full.
     """
-    _check_weights(plan, pipe)
-    bench = bench or find_bench(plan.bench)
-    _check_bench(plan, bench)
+    bench = check_model(plan, pipe, bench or find_bench(plan.bench))
     with cpu_threads(plan.threads):
         plan = open_plan(plan, out)
         if plan.bench != bench.name:  # a folder of an earlier format goes on with the metrics of then
@@ -137,11 +135,11 @@ def _do_blocks(
                         time.sleep(POLL)
                         done.report()
                     continue
-                missing = _missing(block, say)  # the last owner may have done it between our look and our lock
+                missing = find_missing(block, say)  # the last owner may have done it between our look and our lock
                 if missing:
                     pace = _Pace()
                     with finished_first(lambda: say(pace.finishing(len(block)))):  # noqa: B023 - it ends here
-                        _do(plan, pipe, bench, block, missing, pace.note)
+                        do_block(plan, pipe, bench, block, missing, pace.note)
                 written += len(missing)
         refused = 0
         done.report(number)
@@ -163,6 +161,17 @@ class _Pace:
         took = time.monotonic() - self.begun
         left = f", which takes about {as_time(took * (self.total - self.done) / self.done)}" if self.done else ""
         return f"finishing the {clips} clips in work{left}; press Ctrl-C again to stop now and lose them"
+
+
+def check_model(plan: Plan, pipe: ModelPipeline, bench: Bench) -> Bench:
+    """The bench that measures a plan, after a check that model and bench are those of the plan.
+
+    Raises:
+        InputError: they have other weights.
+    """
+    _check_weights(plan, pipe)
+    _check_bench(plan, bench)
+    return bench
 
 
 def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
@@ -187,7 +196,7 @@ def _check_bench(plan: Plan, bench: Bench) -> None:
         )
 
 
-def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
+def find_missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
     """The cells of a block that are absent or damaged."""
     missing = []
     for cell in block:
@@ -200,7 +209,14 @@ def _missing(block: list[Cell], say: Callable[[str], None]) -> list[Cell]:
     return missing
 
 
-def _do(plan: Plan, pipe: ModelPipeline, bench: Bench, block: list[Cell], missing: list[Cell], on_step: OnStep) -> None:
+def do_block(
+    plan: Plan,
+    pipe: ModelPipeline,
+    bench: Bench,
+    block: list[Cell],
+    missing: list[Cell],
+    on_step: OnStep | None = None,
+) -> None:
     """Sample and measure a block, and write those of its cells that are missing."""
     request = plan.request(block[0].setting, slice(block[0].prompt, block[-1].prompt + 1))
     trace = GuidanceTrace()
