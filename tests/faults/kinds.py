@@ -381,6 +381,34 @@ def _(folder: Path) -> str:
     return _each(folder, "*")
 
 
+# Pipelines of diffusers
+
+
+def _pipeline(folder: Path) -> None:
+    from tiny_pipelines.whole import write_pipeline
+
+    write_pipeline("wan", folder)
+
+
+def _pipeline_folder(folder: Path) -> None:
+    shared(_pipeline, folder)
+
+
+@kind("a diffusers pipeline, before it is loaded", "**/*", make=_pipeline_folder, structure=_hub_file, share=0.7)
+def _(folder: Path) -> str:
+    from guidon.pipeline.diffusers_planner import DiffusersPlanner
+
+    found = DiffusersPlanner.find(folder, call={"num_frames": 5})
+    return digest(found.channels, found.dtype, dict(found.call), found.complete(["a"], cfg_scale=2).guidance)
+
+
+@kind("a diffusers pipeline", "*/*", make=_pipeline_folder, structure=_hub_file, share=0.7, cost=10)
+def _(folder: Path) -> str:
+    from guidon.pipeline.diffusers_pipeline import load_folder
+
+    return digest(load_folder(folder, device="cpu").hashes)
+
+
 # Text encoders and autoencoders in hub layout
 
 

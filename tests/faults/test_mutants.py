@@ -19,6 +19,7 @@ SLOW = {
     "T5 in hub layout",
     "an autoencoder in hub layout",
     "CLIP and DINO in hub layout",
+    "a diffusers pipeline",
 }  # kinds whose libraries take seconds to import
 
 

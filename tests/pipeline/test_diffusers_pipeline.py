@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import guidon
 from guidon.core.errors import InputError
@@ -208,6 +209,20 @@ def test_classes_are_prompts():
     assert model.plan("207", steps=2, cfg_scale=2).prompts == ("207",)
     with pytest.raises(InputError, match="'golden retriever' is no class of DiTPipeline: give its number"):
         model.plan("golden retriever")
+
+
+@pytest.mark.parametrize(("part", "name"), [("vae", "AutoencoderKLWan"), ("text_encoder", "UMT5EncoderModel")])
+def test_weights_that_would_be_drawn_at_random_are_refused(wan, tmp_path, part, name):
+    folder = shutil.copytree(wan, tmp_path / "copy")
+    [weights] = (folder / part).glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors.pop(next(key for key in tensors if key.endswith("layer_norm.weight") or "post_quant" in key))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"misses weights of {name}"):
+        guidon.load(f"diffusers:{folder}", device="cpu")
+    weights.write_bytes(b"no weights")
+    with pytest.raises(InputError, match="cannot be read as a pipeline of diffusers"):
+        guidon.load(f"diffusers:{folder}", device="cpu")
 
 
 def test_other_options_of_load_are_refused(wan):

@@ -9,6 +9,7 @@ mean the same as in Guidon's own models: scale 1 is no guidance, and unguided ch
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -316,9 +317,49 @@ def load_folder(
 def _read(folder: Path, dtype: torch.dtype) -> Any:
     """The pipeline on the CPU."""
     diffusers: Any = require("diffusers", "a pipeline of diffusers", "diffusers")
-    with reading(folder, "a pipeline of diffusers", "download or save it again"), _without_bars(diffusers):
-        precision = {"dtype" if _since(diffusers, 0, 42) else "torch_dtype": dtype}
+    precision = {"dtype" if _since(diffusers, 0, 42) else "torch_dtype": dtype}
+    with (
+        reading(folder, "a pipeline of diffusers", "download or save it again"),
+        _without_bars(diffusers),
+        _loading_all(folder),
+    ):
         return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **precision)
+
+
+class _Random(logging.Handler):
+    """Notes which weights the libraries have drawn at random, because the files lack them or hold another shape."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.parts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = re.sub(r"\x1b\[[\d;]*m", "", record.getMessage())  # without colours
+        if re.search(r"newly initialized|\bMISSING\b|\bMISMATCH\b", text):
+            named = re.search(r"(\w+) LOAD REPORT|weights of (\w+)", text)
+            self.parts.append(next(filter(None, named.groups()), "a part") if named else "a part")
+
+
+@contextmanager
+def _loading_all(folder: Path) -> Iterator[None]:
+    """Refuse a pipeline some of whose weights are not in its files.
+
+    Raises:
+        InputError: the libraries have drawn weights at random, and say so in their logs alone.
+    """
+    seen, loggers = _Random(), [logging.getLogger(name) for name in LIBRARIES]
+    for logger in loggers:
+        logger.addHandler(seen)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(seen)
+    if seen.parts:
+        raise InputError(
+            f"{folder} misses weights of {', '.join(dict.fromkeys(seen.parts))}, or holds others of another shape, so "
+            "that random ones would be used: download or save it again"
+        )
 
 
 def _since(diffusers: Any, *release: int) -> bool:
@@ -344,14 +385,14 @@ def _without_bars(diffusers: Any) -> Iterator[None]:
     loggings = [diffusers.utils.logging]
     if find_spec("transformers") is not None:  # it loads the text encoders
         loggings.append(import_module("transformers.utils.logging"))
-    shown: list[Any] = [logging for logging in loggings if logging.is_progress_bar_enabled()]
-    for logging in shown:
-        logging.disable_progress_bar()
+    shown: list[Any] = [library for library in loggings if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        for logging in shown:
-            logging.enable_progress_bar()
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def _seed(seed: int, sample: int) -> int:

@@ -121,7 +121,7 @@ def _stored_dtype(folder: Path) -> Dtype:
     counts: dict[Dtype, int] = {}
     for path in sorted(folder.glob("*.safetensors"))[:1]:  # the parts of one network share a precision
         for tensor in _header(path).values():
-            dtype = _DTYPES.get(tensor.get("dtype", "")) if isinstance(tensor, dict) else None
+            dtype = _DTYPES.get(str(tensor.get("dtype"))) if isinstance(tensor, dict) else None
             if dtype is not None:
                 counts[dtype] = counts.get(dtype, 0) + 1
     return max(counts, key=lambda dtype: counts[dtype]) if counts else "fp32"
