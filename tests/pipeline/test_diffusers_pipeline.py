@@ -60,6 +60,13 @@ def test_frames_are_those_of_the_pipelines_own_call(wrapped, name):
     assert not any(part._forward_hooks for part in pipe.pipe.components.values() if isinstance(part, torch.nn.Module))
 
 
+def test_skip_guidance_is_a_rule_like_any_other(wrapped):
+    """It runs the network once more, with a block left out."""
+    pipe = wrapped("wan")
+    plain, skipped = (pipe(PROMPTS[0], steps=2, cfg_scale=3, guidance=rule) for rule in ("cfg", "stg:blocks=0"))
+    assert not np.array_equal(plain.frames, skipped.frames)
+
+
 def test_noise_is_of_the_clip_and_not_of_the_batch(wrapped):
     pipe = wrapped("pixart")
     request = pipe.plan(PROMPTS, range(2), steps=2, cfg_scale=3, seed=5, seed_per_prompt=True)
@@ -126,6 +133,7 @@ def test_progress_is_of_the_scheduler_steps(wrapped):
         ({"exact": "dit"}, "only Guidon's own models"),
         ({"dtype": "bf16"}, "dtype bf16 is not that of the pipeline, fp32"),
         ({"guidance": "perp-neg", "negative_prompt": "x"}, "needs a third branch"),
+        ({"guidance": "autoguidance"}, "autoguidance needs a weaker model"),
         ({"cfg_channels": 5}, "4 latent channels"),
         ({"cfg_scales": 5}, "'cfg_scales' is not a setting"),
         ({"steps": 0}, "steps is 0"),

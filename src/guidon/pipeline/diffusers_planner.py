@@ -259,6 +259,11 @@ class DiffusersPlanner:
                 f"{setting('guidance')} {request.guidance.rule.name} needs a third branch, and pipelines of diffusers "
                 "run two: give another rule"
             )
+        if request.guidance.needs_weak and request.guidance.rule.weak == "model":
+            raise InputError(
+                f"{setting('guidance')} {request.guidance.rule.name} needs a weaker model, which no setting of a "
+                "diffusers pipeline can hold: give another rule, or use guidon.apply(weak=...)"
+            )
         if request.negative_prompt is not None and "negative_prompt" not in self.arguments:
             raise InputError(
                 f"{self.arguments.pipeline} takes no negative prompt: leave out {setting('negative_prompt')}"
