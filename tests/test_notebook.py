@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom in a kernel of its own."""
+"""The notebooks run from top to bottom, each in a kernel of its own."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import jupytext
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "examples" / "guidance_in_diffusers.py"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NOTEBOOK = EXAMPLES / "guidance_in_diffusers.py"
 
 
 SHOWN = """import guidon
@@ -29,4 +30,17 @@ def test_the_notebook_runs(tmp_path, tiny_model):
     assert '<img src="data:image/webp;base64,' in clip["data"]["text/html"]
     assert {output["name"] for output in line} == {"stderr"}
     assert "1/2" in "".join(output["text"] for output in line)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+
+
+def test_the_notebook_of_channels_ends_in_a_report(tmp_path):
+    notebook = jupytext.read(EXAMPLES / "which_channels.py")
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "<DiffusersPipeline 'diffusers:DiTPipeline', DiTPipeline, on cpu> with 4 latent channels" in printed
+    assert "| channel | energy | cosine with cond |" in printed
+    assert "Two prompts are too few" in printed
+    assert "report: which-channels/report.html" in printed
+    assert (tmp_path / "which-channels" / "report.html").stat().st_size > 50_000
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
