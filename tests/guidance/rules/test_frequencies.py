@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from guidon.core.errors import InputError
 from guidon.guidance.rules import CFG, TemporalFrequencies
 from toy_network import branches, draw, of_images
 
@@ -44,3 +46,8 @@ def test_frames_are_not_mixed_with_pixels_or_channels():
     found = found.movedim(2, -1)[0]
     assert torch.allclose(found[still], torch.tensor(3.0))
     assert not torch.allclose(found[~still], torch.tensor(3.0))
+
+
+def test_tokens_whose_frames_nobody_tells_are_refused():
+    with pytest.raises(InputError, match=r"fdg-time: latents \(1, 2, 64\) do not show their frames"):
+        TemporalFrequencies()(of_images(*draw(0, 1, shape=(1, 2, 64))), 3.0)

@@ -62,3 +62,5 @@ def test_patches_that_do_not_fit_are_refused():
         Renormalised(patch=2)(b, 3.0)
     with pytest.raises(InputError, match=r"renorm: latents .* have no height and width"):
         Renormalised(patch=2)(of_images(*draw(0, 1, shape=(1, 2, 64))), 3.0)
+    with pytest.raises(InputError, match=r"renorm: latents .* have no height and width"):
+        Renormalised("row")(of_images(*draw(0, 1, shape=(1, 2, 64))), 3.0)

@@ -56,3 +56,5 @@ def test_only_what_is_not_the_default_is_written():
     command = generate_command(plain | {"guidance": "apg", "eta": 0.5, "cfg_scale": [1.0, 2.5], "timing": "linear"})
     for words in ("--guidance apg", "--eta 0.5", "--cfg-scale 1,2.5", "--ramp linear"):
         assert words in command
+    growing = generate_command(plain | {"timing": "exponential:0.7"})
+    assert "--ramp exponential:0.7" in growing

@@ -86,6 +86,8 @@ class TemporalFrequencies(Rule):
         from torch.nn import functional
 
         update = branches.cond - branches.uncond
+        if update.ndim < 4:
+            raise InputError(f"{setting('guidance')} fdg-time: latents {tuple(update.shape)} do not show their frames")
         frames = update.shape[2] if update.ndim == 5 else 1
         if frames == 1:  # an image does not change
             return cfg(branches, scale)

@@ -109,13 +109,13 @@ class Renormalised(Rule):
         squares = x.square()
         if self.over == "sample":
             return per_sample(squares.flatten(1).sum(1), x).sqrt()
+        if x.ndim < 4 and (self.over == "row" or self.patch > 1):
+            raise InputError(f"{setting('guidance')} renorm: latents {tuple(x.shape)} have no height and width")
         if self.over == "row":
             return squares.sum(-1, keepdim=True).sqrt()
         of_pixels = squares.sum(1, keepdim=True)
         if self.patch == 1:
             return of_pixels.sqrt()
-        if x.ndim < 4:
-            raise InputError(f"{setting('guidance')} renorm: latents {tuple(x.shape)} have no height and width")
         self.check_size(x.shape[-2], x.shape[-1])
         planes = of_pixels.flatten(0, -3)[:, None]
         of_tokens = functional.avg_pool2d(planes, self.patch) * self.patch**2

@@ -61,7 +61,7 @@ class SkipGuidance(Rule):
 
     name = "stg"
     weak = "blocks"
-    weight: float = 0.5
+    weight: float = 0.25
     blocks: str = "middle"
 
     def __post_init__(self) -> None:
