@@ -233,6 +233,37 @@ def test_weights_that_would_be_drawn_at_random_are_refused(wan, tmp_path, part, 
         guidon.load(f"diffusers:{folder}", device="cpu")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_is_offloaded_gives_the_same(wan, device):
+    """Clips, traces and decoded latents, while accelerate moves parts and layers to and from the device."""
+    found = {}
+    ways = ("none", "model") if device == "cpu" else ("none", "model", "sequential")  # accelerate moves no layer there
+    for offload in ways:
+        pipe = guidon.load(f"diffusers:{wan}", device=device, offload=offload, call=WHOLE["wan"][1])
+        assert pipe.device.type == device
+        assert pipe.keeps_parts == (offload == "none")
+        request, trace = (
+            pipe.plan(PROMPTS, steps=2, cfg_scale=3, guidance="apg", seed=1),
+            guidon.GuidanceTrace(keep_x0=True),
+        )
+        videos = pipe.generate(request, trace=trace)
+        with pipe.decoder(request) as decode:
+            pixels = [decode(latents) for latents in trace.x0[0][-1:]]
+        again = pipe.generate(request)
+        assert [video.frames.tolist() for video in again] == [video.frames.tolist() for video in videos]
+        found[offload] = [
+            np.stack([video.frames for video in videos]),
+            trace.as_arrays()["difference"],
+            pixels[0].numpy(),
+        ]
+        found[offload].append(pipe.hashes)
+    for offload in ways[1:]:
+        assert found[offload][3] == found["none"][3]
+        assert np.abs(found[offload][0].astype(int) - found["none"][0]).max() <= 1
+        for own, other in zip(found[offload][1:3], found["none"][1:3], strict=True):
+            assert np.allclose(own, other, rtol=1e-3, atol=1e-3)
+
+
 def test_other_options_of_load_are_refused(wan):
     with pytest.raises(InputError, match="vae is not for a diffusers pipeline"):
         guidon.load(f"diffusers:{wan}", vae="x")

@@ -193,7 +193,7 @@ class Clips:
             stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))
             torch.manual_seed(asked.seeds[0])
             stack.enter_context(_quiet(self.pipe))
-            stack.enter_context(torch.inference_mode())
+            stack.enter_context(torch.no_grad())  # as pipelines run by themselves
             try:
                 output = self.pipe(**given)
             except InputError:
@@ -261,17 +261,16 @@ class _Memory:
 
 @contextmanager
 def _computing_once(module: nn.Module) -> Iterator[_Memory]:
-    """Let a module give in its k-th call after ``rewind`` what it gave in its k-th call the first time."""
-    own = vars(module).get("forward")
-    memory = _Memory(module.forward)
-    module.forward = memory
+    """Let a module give in its k-th call after ``rewind`` what it gave in its k-th call the first time.
+
+    ``forward`` is left alone: the offloading of accelerate takes it off and puts it on in every run.
+    """
+    memory = _Memory(module._call_impl)
+    module._call_impl = memory  # type: ignore[method-assign]
     try:
         yield memory
     finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
+        del module._call_impl
 
 
 @contextmanager
