@@ -301,7 +301,7 @@ def test_rules_are_read_with_their_settings_and_written_whole():
         ("renorm:over=rows", "renorm: over=rows does not exist (did you mean 'row'?)"), ("renorm:over", "give over=NAME, once"),
         ("stg:blocks=8+", "blocks=8+ cannot be read: give numbers such as 8+9, or middle"), ("autoguidance:share=2", "from 0 to 1"),
         ("renorm:over=row,patch=2", "renorm: patch is of over=token"), ("samg:low=-1", "low is -1: give a number at least 0"),
-        ("fdg:levels=" + "1" * 12, "levels is 1.11111e+11: give a number from 1 to 16"), ("fdg:levels=" + "1" * 400, "levels is inf"),
+        ("fdg:levels=" + "1" * 12, "levels is 1.11111e+11: give a whole number from 1 to 16"), ("fdg:levels=" + "1" * 400, "levels is inf"),
     ],
 )  # fmt: skip
 def test_bad_rules_are_refused_in_one_line(text, message):
@@ -336,5 +336,19 @@ def test_the_snippet_on_the_page_of_rules_runs():
 @pytest.mark.parametrize("value", [10**400, -(10**400), "x", None, [1], 1j, float("nan")])
 @pytest.mark.parametrize(("kind", "name"), [(Rescale, "phi"), (APG, "eta"), (FrequencyDecoupled, "levels")])
 def test_a_setting_that_is_no_number_in_range_is_refused_in_python_too(kind, name, value):
-    with pytest.raises(InputError, match=f"{name} is .*: give a number"):
+    with pytest.raises(InputError, match=f"{name} is .*: give a (whole )?number"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (FrequencyDecoupled, "levels"),
+        (TemporalFrequencies, "levels"),
+        (Renormalised, "patch"),
+        (Renormalised, "shrink"),
+    ],
+)
+def test_a_count_that_is_no_whole_number_is_refused_in_python_too(kind, name):
+    with pytest.raises(InputError, match=f"{name} is 0.5: give a whole number"):
+        kind(**{name: 0.5})

@@ -100,6 +100,8 @@ def test_a_clip_is_reproduced_from_its_manifest(wan, tmp_path):
     assert {"torch", "diffusers", "transformers", "weights", "computed", "fps", "frames"} <= manifest.keys()
     assert manifest["generation"]["call"] == {**WHOLE["wan"][1]}
     assert video.fps == 16  # of the example in diffusers' documentation
+    with pytest.raises(InputError, match="'sequential' is not for a clip of a diffusers pipeline: leave it out"):
+        guidon.reproduce(manifest, sequential=True)
     again = guidon.reproduce(manifest, device="cpu")
     assert np.array_equal(again.frames, video.frames)
     (again,) = pipe.reproduce(beside.manifest)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.errors import InputError, nearest, setting
+from .options import RAMPS
 
 DIGITS = 18  # no size has more, and Python does not read thousands of them
-RAMPS = ("linear", "cosine", "exponential")
 
 
 def parse_scale(text: str | None) -> float | tuple[float, ...] | None:

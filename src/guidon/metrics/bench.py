@@ -55,7 +55,7 @@ def open_bench(choice: BenchChoice, default: str, *, device: torch.device | str 
         return bench
     places = find_weights(choice, bench.name)
     base, judges = BENCHES[bench.name.partition("+")[0]], Judges.of(places, device, keep)
-    judges.measure(np.zeros((1, 2, *BLANK, 3), np.uint8), [""])  # before hours of sampling
+    judges.measure(np.zeros((1, 2, *BLANK, 3), np.uint8), ["nothing"])  # before hours of sampling
     return replace(
         bench,
         measure=lambda frames, captions: judges.measure(frames, captions) | base.measure(frames, captions),

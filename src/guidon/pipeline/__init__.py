@@ -1,7 +1,10 @@
 """Prompt to video: how a pipeline is loaded, called and run, and what the manifests of its clips say.
 
 loading            the ways to a pipeline: a name, a folder, a manifest, a diffusers pipeline
+contract           what studies and analyses ask of a model, whoever samples
 pipeline           a call, from top to bottom
+diffusers_pipeline a diffusers pipeline that fulfils the contract
+diffusers_planner  its requests, checked before torch is imported
 calls              every keyword of a call, with its type
 diffusers_names    what diffusers calls these, and what a pipeline of diffusers has that this one has not
 steering           latents that a caller gives, and changes after a step

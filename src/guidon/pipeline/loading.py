@@ -121,10 +121,12 @@ def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[Reprod
     found = Manifest.read(manifest)
     of_load = (*LoadOptions.__annotations__, *DiffusersOptions.__annotations__)
     parts = {name: value for name, value in options.items() if name in of_load}
+    run = {name: value for name, value in options.items() if name not in parts}
     if found.request.model.startswith(DIFFUSERS):
+        if run:
+            raise InputError(f"{next(iter(run))!r} is not for a clip of a diffusers pipeline: leave it out")
         parts["dtype"] = found.request.dtype
     pipe = load(found.request.model, **cast("LoadOptions", parts))
-    run = {name: value for name, value in options.items() if name not in parts}
     videos = pipe.reproduce(found, **cast("RunOptions", run))
     return videos[0] if len(videos) == 1 else videos
 

@@ -48,7 +48,7 @@ def _hash_part(name: str, part: Any) -> str:
 
 def _sampled(tensor: Tensor) -> bytes:
     """The bytes of evenly spaced values of a tensor."""
-    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()
+    flat = tensor.flatten()
     if flat.numel() > SAMPLES:
         flat = flat[torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).long().to(flat.device)]
     return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes() if flat.numel() else b""

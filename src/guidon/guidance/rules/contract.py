@@ -108,7 +108,9 @@ class Rule(ABC):
             number = float(value) if isinstance(value, Real) else math.nan
         except OverflowError:  # a whole number that no float holds
             number = math.inf
-        if not (math.isfinite(number) and low <= number <= high):
+        whole = isinstance(getattr(type(self), name), int)  # as its default is
+        if not (math.isfinite(number) and low <= number <= high) or (whole and not isinstance(value, int)):
             shown = f"{number:g}" if isinstance(value, Real) else f"{value!r:.40}"
             limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise InputError(f"{setting('guidance')} {self.name}: {name} is {shown}: give a number {limits}")
+            kind = "whole number" if whole else "number"
+            raise InputError(f"{setting('guidance')} {self.name}: {name} is {shown}: give a {kind} {limits}")
