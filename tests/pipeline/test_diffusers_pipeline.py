@@ -163,6 +163,31 @@ def test_arguments_that_a_call_cannot_take_are_refused(given, message):
         guidon.wrap(make_pipeline("pixart"), call=given)
 
 
+def test_a_pipeline_starts_from_a_picture(wrapped, tmp_path, monkeypatch):
+    from diffusers import StableDiffusionImg2ImgPipeline
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save("cat.png")
+    pipe = StableDiffusionImg2ImgPipeline(**wrapped("sd").pipe.components, requires_safety_checker=False)
+    model = guidon.wrap(pipe, call={"image": "cat.png", "strength": 0.5})
+    request = model.plan(PROMPTS, steps=4, cfg_scale=4, seed=2)
+    videos = model.generate(request, batch_size=2)
+    own = pipe(
+        PROMPTS[1], image=Image.fromarray(pixels), strength=0.5, num_inference_steps=4, guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(2), output_type="np", return_dict=False,
+    )[0]  # fmt: skip
+    assert np.abs(videos[1].frames.astype(int) - frames(own)).max() <= 1
+    assert videos[0].manifest["generation"]["call"]["image"]["file"] == "cat.png"
+    Image.fromarray(255 - pixels).save("cat.png")
+    assert guidon.wrap(pipe, call={"image": "cat.png"}).plan("x").call["image"] != request.call["image"]
+    with pytest.raises(InputError, match=r"cat\.png is not the picture that this was made with"):
+        model.generate(request)
+    with pytest.raises(InputError, match="cannot be read as a picture: it is not there"):
+        guidon.wrap(pipe, call={"image": "dog.png"})
+
+
 def test_steps_and_the_negative_prompt_of_a_call_are_defaults(wrapped):
     given = WHOLE["pixart"][1] | {"num_inference_steps": 7, "negative_prompt": "grey"}
     pipe = guidon.wrap(wrapped("pixart").pipe, call=given)

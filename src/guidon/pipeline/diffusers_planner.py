@@ -9,10 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ..bridges.diffusers.arguments import EXPORTED_AT, Arguments, read_arguments
+from ..bridges.diffusers.arguments import EXPORTED_AT, PICTURES, Arguments, read_arguments
 from ..bridges.diffusers.families import Family
 from ..bridges.diffusers.folder import read_folder
 from ..core.errors import InputError, nearest, quoted, setting
+from ..core.hashing import hash_files
+from ..core.reading import PIXELS, reading, regular_file
 from ..core.settings import validated
 from ..request import DIFFUSERS, KEYWORDS, Choices, DtypeName, Request, choose_guidance
 
@@ -123,7 +125,7 @@ class DiffusersPlanner:
         Raises:
             InputError: the call has no such argument, one that a request decides, or misses one.
         """
-        given = dict(_checked(arguments, family, call))
+        given = _checked(arguments, family, call)
         steps = given.pop("num_inference_steps", None) or arguments.default("num_inference_steps") or cls.steps
         negative = given.pop("negative_prompt", None)
         defaults = {
@@ -270,12 +272,13 @@ class DiffusersPlanner:
             )
 
 
-def _checked(arguments: Arguments, family: Family, call: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments that a user gives for every call.
+def _checked(arguments: Arguments, family: Family, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a user gives for every call; a picture's path with a hash of its file.
 
     Raises:
         InputError: one does not exist, is decided by the request, or is no plain value; or one is missing.
     """
+    found = dict(call)
     for name, value in call.items():
         arguments.check(name)
         if name == family.argument:
@@ -283,6 +286,10 @@ def _checked(arguments: Arguments, family: Family, call: Mapping[str, Any]) -> M
         if name in ELSEWHERE or name.endswith("_embeds"):
             advice = ELSEWHERE.get(name, "give prompts")
             raise InputError(f"{setting('call')} gives {name}, which the settings decide: {advice}")
+        if name in PICTURES and isinstance(value, str):
+            path = regular_file(Path(value), "a picture", 4 * PIXELS.value)
+            with reading(path, "a picture"):
+                found[name] = {"file": value, "sha256": hash_files(path)}
         try:
             json.dumps(value)
         except (TypeError, ValueError):
@@ -291,14 +298,14 @@ def _checked(arguments: Arguments, family: Family, call: Mapping[str, Any]) -> M
             ) from None
     for name in arguments.required:
         if name not in GIVEN and name not in call:
+            fix = "its file" if name in PICTURES else "a pipeline that starts from a prompt or a picture alone"
             raise InputError(
-                f"{arguments.pipeline} needs the argument {name}, which no setting can hold: give a pipeline that "
-                "starts from a prompt alone"
+                f"{arguments.pipeline} needs the argument {name}, which {setting('call')} misses: give {fix}"
             )
     steps = call.get("num_inference_steps")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
         raise InputError(f"num_inference_steps is {quoted(steps)}: give a whole number of at least 1")
-    return call
+    return found
 
 
 def check_offload(offload: str | None) -> None:

@@ -24,6 +24,8 @@ REQUIRED: Final = object()
 """In the place of the default of an argument that has none."""
 COMPUTED: Final = object()
 """In the place of a default that is no plain value, such as a call."""
+PICTURES = ("image", "last_image", "control_image", "mask_image", "ip_adapter_image")
+"""Arguments that hold a picture, which a setting can name by its file."""
 EXPORTED_AT = 10.0
 """Frames per second of ``diffusers.utils.export_to_video``, where a call of it gives no other."""
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import InputError, first_line
+from ...core.extras import require
+from ...core.hashing import hash_files
 from ...core.limits import is_out_of_memory
 from ...core.progress import OnStep
+from ...core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
 from ...core.warn import warn
 from ...guidance import Guidance, Observe
 from .apply import apply, remove
@@ -165,7 +169,8 @@ class Clips:
 
     def _call(self, asked: Asked, *, scale: float) -> tuple[Any, ...]:
         """What the pipeline returns."""
-        given, single = dict(asked.call), len(asked.prompts) == 1
+        single = len(asked.prompts) == 1
+        given = {name: _picture(value, len(asked.prompts)) for name, value in asked.call.items()}
         takes = self.arguments.defaults
         if "prompt" in takes:
             given["prompt"] = asked.prompts[0] if single else list(asked.prompts)
@@ -209,6 +214,25 @@ class Clips:
                 "leave them out, or load the pipeline with safety_checker=None"
             )
         return output if isinstance(output, tuple) else (output,)
+
+
+def _picture(value: Any, clips: int) -> Any:
+    """The picture of a file, one for each clip; any other argument as it is.
+
+    Raises:
+        InputError: it is no picture, or not the one that the request was made with.
+    """
+    if not isinstance(value, dict) or value.keys() != {"file", "sha256"} or not isinstance(value["file"], str):
+        return value
+    path = regular_file(Path(value["file"]), "a picture", 4 * PIXELS.value)
+    library: Any = require("PIL.Image", "a picture in a call", "video", package="pillow")
+    with reading(path, "a picture"):
+        if hash_files(path) != value["sha256"]:
+            raise InputError(f"{path} is not the picture that this was made with: give the same file")
+        with library.open(path) as opened:
+            FRAME_PIXELS.check(opened.width * opened.height, path)
+            picture = opened.convert("RGB")
+    return picture if clips == 1 else [picture] * clips
 
 
 # around a call

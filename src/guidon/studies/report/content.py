@@ -201,7 +201,9 @@ def _say_choice(key: str, value: Any) -> str:
         case "eta":
             return f"eta {value:g}" if value else ""
         case "call":
-            return ", ".join(f"{name.replace('_', ' ')} {said}" for name, said in value.items())
+            said = {name: given["file"] if isinstance(given, dict) and "file" in given else given
+                    for name, given in value.items()}  # fmt: skip
+            return ", ".join(f"{name.replace('_', ' ')} {given}" for name, given in said.items())
         case "dtype":
             return "" if value == "fp32" else str(value)
         case _:
