@@ -67,6 +67,7 @@ REFUSED = [
     (["match", "--to", "none"], "--to none"),
     (["tune", "--evaluations", "2"], "--evaluations 2"),
     (["tune", "--model", "dit-xl-2-256"], "does not say what good scales are"),
+    (["tune", "--model", "dit-xl-2-256", "--clip", "none"], "--checkpoint"),
     (["train", "none.yaml"], "none.yaml"),
     (["train", "recipe.yaml"], "recipe.yaml"),
     (["encode", "a", "--text-encoder", "none", "--out", "f.safetensors"], "none is not a folder"),

@@ -57,7 +57,7 @@ ROOT = get_command(app)
         (["inspect", ""], "FILE|FOLDER is empty"),
         (["inspect", "a", "b"], "guidon inspect takes one FILE|FOLDER: leave out 'b'"),
         (["study", "run", "a.yaml"], "no --out FOLDER was given, as in: guidon study run"),
-        (["tune", "x"], "guidon tune takes options only: leave out 'x'"),
+        (["study", "report", "a", "b"], "guidon study report takes one FOLDER: leave out 'b'"),
     ],
 )  # fmt: skip
 def test_a_command_line_that_cannot_be_read_is_refused_in_one_line(refused, words, message):

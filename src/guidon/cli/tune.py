@@ -49,6 +49,10 @@ def tune(
     call: options.Call = None,
     dtype: options.Dtype = None,
     offload: options.Offload = None,
+    checkpoint: options.Checkpoint = None,
+    text_encoder: options.TextEncoder = None,
+    vae: options.VAE = None,
+    features: options.Features = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -68,26 +72,29 @@ def tune(
     sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
 
     # Check everything before torch is imported.
+    from ..metrics.choice import BenchChoice, find_weights
     from ..models.catalogue import find_preset
     from ..models.family import Released
     from ..request import DIFFUSERS
 
-    parts = given(call=parse_call(call), dtype=dtype, offload=offload)
+    chosen = BenchChoice(clip=clip)
+    parts = given(
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
+        dtype=dtype, offload=offload,
+    )  # fmt: skip
     if not model.startswith(DIFFUSERS):
         preset = find_preset(model)
         if isinstance(preset.weights, Released):  # before weights are asked for that could not be tuned
             from ..analysis import tuning
             from ..metrics.bench import find_bench
 
-            tuning.goal_of(find_bench(preset.bench))
+            tuning.goal_of(find_bench(chosen.full_name(preset.bench)))
     planner = find_any_planner(model, device, parts)
     scale = planner.cfg_scale if cfg_scale is None else cfg_scale
     planner.complete([""], cfg_scale=scale, cfg_channels=cfg_channels, **sampling)  # first: what measures needs numpy
     from ..analysis import tuning
     from ..metrics.bench import find_bench, open_bench
-    from ..metrics.choice import BenchChoice, find_weights
 
-    chosen = BenchChoice(clip=clip)
     bench = find_bench(chosen.full_name(planner.bench))
     tuning.goal_of(bench)
     find_weights(chosen, bench.name)
