@@ -71,7 +71,8 @@ def test_a_study_is_run_stopped_resumed_and_reported(name, folders, tmp_path, ca
     assert plan.block == 1
 
     def stop(done, total):
-        raise KeyboardInterrupt
+        if done:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_study(plan, pipe, stopped, on_cell=stop)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..bridges.diffusers.arguments import arguments_of
 from ..bridges.diffusers.clips import Asked, Clips
 from ..bridges.diffusers.families import family_of
-from ..bridges.diffusers.folder import class_numbers, latent_channels
+from ..bridges.diffusers.folder import class_numbers, latent_channels, variant_of
 from ..bridges.diffusers.hashes import hash_pipeline
 from ..core.devices import cpu_threads, pick_device
 from ..core.errors import InputError, quoted, setting
@@ -305,7 +305,7 @@ def load_folder(
     check_offload(offload)
     if offload in ("model", "sequential"):
         require("accelerate", "offload", "diffusers")
-    pipe = attempt(partial(_read, Path(folder), DTYPES[planner.dtype]))
+    pipe = attempt(partial(_read, Path(folder), DTYPES[planner.dtype], variant_of(Path(folder), planner.family)))
     if pipe is None:
         raise InputError(f"{folder} needs more memory than this machine has: give {setting('dtype')} bf16")
     hashes = hash_pipeline(pipe)
@@ -314,16 +314,16 @@ def load_folder(
     return DiffusersPipeline(pipe, planner, hashes)
 
 
-def _read(folder: Path, dtype: torch.dtype) -> Any:
+def _read(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
     """The pipeline on the CPU."""
     diffusers: Any = require("diffusers", "a pipeline of diffusers", "diffusers")
-    precision = {"dtype" if _since(diffusers, 0, 42) else "torch_dtype": dtype}
+    options = {"dtype" if _since(diffusers, 0, 42) else "torch_dtype": dtype, "variant": variant}
     with (
         reading(folder, "a pipeline of diffusers", "download or save it again"),
         _without_bars(diffusers),
         _loading_all(folder),
     ):
-        return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **precision)
+        return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
 
 
 class _Random(logging.Handler):

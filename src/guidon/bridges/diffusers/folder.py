@@ -6,6 +6,7 @@ It needs neither torch nor diffusers.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +77,16 @@ def read_folder(path: Path) -> PipelineFolder:
     guider = _guider_scale(path) if "." in family.argument else None
     return PipelineFolder(path, str(pipeline), family, _channels(path), _stored_dtype(path / network),
                           _classes(index), guider)  # fmt: skip
+
+
+def variant_of(path: Path, family: Family) -> str | None:
+    """The variant whose weights alone a folder holds, such as "fp16"; None where it holds the usual ones."""
+    found = [file.name for name in family.networks for file in (path / name).glob("*.safetensors")]
+    matched = [
+        re.fullmatch(r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors", name) for name in found
+    ]
+    variants = {match[1] for match in matched if match is not None}
+    return None if None in variants else min(variants, default=None)
 
 
 def latent_channels(config: Mapping[str, Any]) -> int | None:

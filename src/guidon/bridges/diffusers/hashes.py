@@ -19,8 +19,8 @@ from ...core.hashing import hash_settings
 
 SAMPLES = 1024
 """Values of a tensor that count, beside its name, precision and shape."""
-_VERSIONS = ("_diffusers_version", "transformers_version", "_name_or_path", "_commit_hash")
-"""Keys of a configuration that do not decide what a part computes."""
+_ASIDE = ("transformers_version", "architectures", "dtype", "torch_dtype")
+"""Keys of a configuration that do not decide what a part computes, beside those that begin with "_"."""
 
 
 def hash_pipeline(pipe: Any) -> dict[str, str]:
@@ -63,5 +63,5 @@ def _settings(part: Any) -> Any:
         config = config.to_dict()
     if not isinstance(config, Mapping):
         return None
-    kept = {str(name): value for name, value in config.items() if name not in _VERSIONS}
+    kept = {str(name): value for name, value in config.items() if name not in _ASIDE and not str(name).startswith("_")}
     return json.loads(json.dumps(kept, default=str))
