@@ -6,9 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXDPMScheduler
 from safetensors.torch import load_file, save_file
 
 import guidon
+from guidon.bridges.diffusers.arguments import Arguments
+from guidon.bridges.diffusers.hook import GuidanceHook
 from guidon.core.errors import InputError
 from tiny_pipelines.whole import WHOLE, make_pipeline, write_pipeline
 
@@ -58,6 +61,24 @@ def test_frames_are_those_of_the_pipelines_own_call(wrapped, name):
     three = pipe(PROMPTS[0], steps=2, seed=7, cfg_scale=4, cfg_channels=3)
     assert not np.array_equal(three.frames, video.frames)
     assert not any(part._forward_hooks for part in pipe.pipe.components.values() if isinstance(part, torch.nn.Module))
+
+
+def test_no_scale_is_left_to_the_pipelines_own_formula(wrapped, monkeypatch):
+    """It may renormalise, or count from cond: a scale of the number that opens the branches would mean another thing."""
+    monkeypatch.setattr(GuidanceHook, "_show_own", lambda *step: pytest.fail("the pipeline's own formula"))
+    wrapped("pixart")(PROMPTS[0], steps=2, cfg_scale=2, cfg_channels="all")
+
+
+def test_latents_are_decoded_under_a_scheduler_with_more_arguments(wrapped):
+    """CogVideoX's DPM takes two more before the sample."""
+    pipe = make_pipeline("cogvideox")
+    pipe.scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
+    model = guidon.wrap(pipe, call=WHOLE["cogvideox"][1])
+    request, seen = model.plan(PROMPTS[0], steps=2, cfg_scale=3), guidon.GuidanceTrace(keep_x0=True)
+    model.generate(request, trace=seen)
+    with model.decoder(request) as decode:
+        black, other = decode(torch.stack([torch.zeros_like(seen.x0[0][-1, 0]), seen.x0[0][-1, 0]]))
+    assert not torch.equal(black, other)
 
 
 def test_skip_guidance_is_a_rule_like_any_other(wrapped):
@@ -180,6 +201,10 @@ def test_a_pipeline_starts_from_a_picture(wrapped, tmp_path, monkeypatch):
     )[0]  # fmt: skip
     assert np.abs(videos[1].frames.astype(int) - frames(own)).max() <= 1
     assert videos[0].manifest["generation"]["call"]["image"]["file"] == "cat.png"
+    pipe.save_pretrained("folder")
+    monkeypatch.setattr(Arguments, "required", ("prompt", "image"))  # as in image-to-video pipelines
+    video = guidon.load("diffusers:folder", device="cpu", call={"image": "cat.png"})("a", steps=2)
+    assert np.array_equal(guidon.reproduce(video.manifest, device="cpu").frames, video.frames)
     Image.fromarray(255 - pixels).save("cat.png")
     assert guidon.wrap(pipe, call={"image": "cat.png"}).plan("x").call["image"] != request.call["image"]
     with pytest.raises(InputError, match=r"cat\.png is not the picture that this was made with"):

@@ -19,7 +19,7 @@ from ..request import DIFFUSERS, DtypeName
 from .calls import RunOptions
 from .diffusers_names import no_option_of_load
 from .diffusers_pipeline import DiffusersPipeline, load_folder
-from .diffusers_planner import check_options
+from .diffusers_planner import ELSEWHERE, check_options
 from .manifests import Manifest
 from .pipeline import Pipeline
 
@@ -126,6 +126,7 @@ def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[Reprod
         if run:
             raise InputError(f"{next(iter(run))!r} is not for a clip of a diffusers pipeline: leave it out")
         parts["dtype"] = found.request.dtype
+        parts.setdefault("call", {key: value for key, value in found.request.call.items() if key not in ELSEWHERE})
     pipe = load(found.request.model, **cast("LoadOptions", parts))
     videos = pipe.reproduce(found, **cast("RunOptions", run))
     return videos[0] if len(videos) == 1 else videos

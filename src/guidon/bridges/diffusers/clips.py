@@ -5,7 +5,9 @@ Nothing here knows a single pipeline. What differs between them is in ``families
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,8 +31,9 @@ from .arguments import Arguments
 from .calls import PipelineCall
 from .families import Family
 
-GATE = 2.0
-"""The pipeline's own scale where a guidance of ours decides: high enough in every family that both branches run."""
+GATE = math.nextafter(2.0, 3.0)
+"""The pipeline's own scale where a guidance of ours decides: high enough in every family that both branches run. Nobody
+gives this number: under a guidance of the same number, ``apply`` would keep the pipeline's own formula."""
 TRUE_SCALE = "true_cfg_scale"
 """The argument of pipelines that run the second branch only where a negative prompt is given."""
 
@@ -248,9 +251,12 @@ def _stepping(scheduler: Any, after: Callable[[Tensor, Any], Any]) -> Iterator[N
     own = vars(kind).get("step")
     original: Any = kind.step
 
-    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **given: Any) -> Any:
-        result = original(self, model_output, timestep, sample, *args, **given)
-        return after(sample, result) if self is scheduler else result
+    names = list(inspect.signature(original).parameters)[1:]
+    place = names.index("sample") if "sample" in names else 2  # CogVideoX's DPM takes it as the fifth
+
+    def step(self: Any, *args: Any, **given: Any) -> Any:
+        result = original(self, *args, **given)
+        return after(given["sample"] if "sample" in given else args[place], result) if self is scheduler else result
 
     # CogVideoX's and others look at the parameters of ``step`` to know what to give it
     step.__wrapped__ = original  # type: ignore[attr-defined]
