@@ -55,6 +55,13 @@ def test_alignment_is_held(pipe, monkeypatch):
     assert found.scales[0] == pytest.approx(1.5, abs=0.3)
 
 
+def test_alignment_that_is_undefined_cannot_be_held(pipe, monkeypatch):
+    """As of CLIP, where a prompt is the number of a class."""
+    landscape(monkeypatch, joint=lambda scales: np.nan)
+    with pytest.raises(InputError, match=r"joint is undefined for some of the prompts .*: give other prompts"):
+        tune(pipe, 4.0, prompts=4, held_out=4, evaluations=20)
+
+
 def test_what_held_out_prompts_do_not_show_is_not_verified(pipe, monkeypatch):
     landscape(monkeypatch)
     real = tuning._measured

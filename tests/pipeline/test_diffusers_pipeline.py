@@ -1,6 +1,8 @@
 """Clips of a diffusers pipeline through its own call: the pipeline's own frames, paired noise, whole manifests."""
 
+import dataclasses
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -269,10 +271,16 @@ def test_classes_are_prompts():
     assert model.plan("207", steps=2, cfg_scale=2).prompts == ("207",)
     with pytest.raises(InputError, match="'golden retriever' is no class of DiTPipeline: give its number"):
         model.plan("golden retriever")
+    named = dataclasses.replace(model.planner, classes={"tench": 0, "goldfish": 1})
+    assert named.complete(["tench", "01"]).read_as == {"tench": "0"}
+    with pytest.raises(InputError, match="'2' is no class of DiTPipeline: give a number from 0 to 1"):
+        named.complete(["2"])
 
 
 @pytest.mark.parametrize(("part", "name"), [("vae", "AutoencoderKLWan"), ("text_encoder", "UMT5EncoderModel")])
-def test_weights_that_would_be_drawn_at_random_are_refused(wan, tmp_path, part, name):
+def test_weights_that_would_be_drawn_at_random_are_refused(wan, tmp_path, caplog, part, name):
+    for library in ("diffusers", "transformers"):  # a user may have silenced what tells of them
+        caplog.set_level(logging.ERROR, logger=library)
     folder = shutil.copytree(wan, tmp_path / "copy")
     [weights] = (folder / part).glob("*.safetensors")
     tensors = load_file(weights)

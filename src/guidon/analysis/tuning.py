@@ -203,7 +203,8 @@ def tune(
         seed, steps, sampler, timing: the same for all settings; None for the model's own.
 
     Raises:
-        InputError: the bench has no captions or no goal, the start guides nothing, or the journal is another search's.
+        InputError: the bench has no captions or no goal, the start guides nothing, the kept metric is undefined for a
+            prompt, or the journal is another search's.
     """
     given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing}
     choices = cast("Choices", given | {"seed_per_prompt": True})
@@ -229,6 +230,11 @@ def tune(
         return known
 
     first = values(start.scales)
+    if not np.isfinite(first[goal.keep]).all():
+        raise InputError(
+            f"{goal.keep} is undefined for some of the prompts ({bench.metrics[goal.keep].undefined}), so that it "
+            "cannot be held: give other prompts"
+        )
     floor = first[goal.keep].mean() - goal.forgiven
     lowered = [name for name in goal.lower if np.isfinite(first[name]).any()]  # an image has no next frame
 

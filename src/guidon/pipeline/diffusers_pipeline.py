@@ -347,14 +347,16 @@ def _loading_all(folder: Path) -> Iterator[None]:
     Raises:
         InputError: the libraries have drawn weights at random, and say so in their logs alone.
     """
-    seen, loggers = _Random(), [logging.getLogger(name) for name in LIBRARIES]
-    for logger in loggers:
+    seen, levels = _Random(), {logger: logger.level for logger in map(logging.getLogger, LIBRARIES)}
+    for logger in levels:
         logger.addHandler(seen)
+        logger.setLevel(min(logger.getEffectiveLevel(), logging.WARNING))  # the user may have silenced it
     try:
         yield
     finally:
-        for logger in loggers:
+        for logger, level in levels.items():
             logger.removeHandler(seen)
+            logger.setLevel(level)
     if seen.parts:
         raise InputError(
             f"{folder} misses weights of {', '.join(dict.fromkeys(seen.parts))}, or holds others of another shape, so "

@@ -170,10 +170,20 @@ class DiffusersPlanner:
             self._numbers(prompts)
 
     def _numbers(self, prompts: Sequence[str]) -> dict[str, str]:
-        """The class number of every prompt that is a name."""
+        """The class number of every prompt that is a name.
+
+        Raises:
+            InputError: a prompt is neither a name nor a number of a class.
+        """
         found: dict[str, str] = {}
+        known = {str(number) for number in self.classes.values()}
         for prompt in prompts:
             if prompt.strip().isdecimal():
+                if known and (prompt.strip().lstrip("0") or "0") not in known:
+                    raise InputError(
+                        f"{quoted(prompt)} is no class of {self.arguments.pipeline}: give a number from "
+                        f"{min(self.classes.values())} to {max(self.classes.values())}"
+                    )
                 continue
             if prompt.strip() not in self.classes:
                 hint = nearest(prompt, self.classes) if len(self.classes) < 20 else ""

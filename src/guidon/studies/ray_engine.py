@@ -3,7 +3,8 @@
 The process that the user started only plans, hands out blocks and writes cells: it loads no model, and nodes need no
 folder of results in common. They need Guidon, and the model under the same path. Each node process keeps its model.
 
-A cluster is found by the environment variable RAY_ADDRESS; without it, one of this machine alone is started.
+A cluster is found by the environment variable RAY_ADDRESS; without it, Ray takes the one that was started last on this
+machine, or starts one of this machine alone.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Cluster:
     @classmethod
     @contextmanager
     def connected(cls, study: Study, device: str) -> Iterator[Cluster]:
-        """Connect to the cluster of RAY_ADDRESS, or start one here for the block.
+        """Connect to the cluster of RAY_ADDRESS or of this machine, or start one here for the block.
 
         Raises:
             InputError: Ray is not installed, or there is no such cluster.
@@ -187,7 +188,7 @@ class Cluster:
                 (ready, *_), _ = self.ray.wait(list(running), num_returns=1)
                 number, cells, lock = running.pop(ready)
                 with lock:
-                    _write(cells, self.get(ready), out)
+                    _write(blocks[number], cells, self.get(ready))
                 written, done = written + len(cells), done + len(blocks[number])
         finally:
             for reference, (_, _, lock) in running.items():
@@ -302,15 +303,14 @@ def _checked(loading: Loading, plan: Plan) -> tuple[ModelPipeline, Bench]:
     return pipe, check_model(plan, pipe, bench)
 
 
-def _write(cells: list[Cell], made: list[Files], out: Path) -> None:
+def _write(block: list[Cell], missing: list[Cell], made: list[Files]) -> None:
     """Write the missing cells of a block, each whole or not at all."""
-    if not cells:
-        return
-    block = next(block for block in blocks_of(cells[0].plan, out) if cells[0] in block)
-    for cell in cells:
+    for cell, files in zip(block, made, strict=True):
+        if cell not in missing:
+            continue
         try:
             with atomic_folder(cell.folder) as folder:
-                for name, content in made[block.index(cell)].items():
+                for name, content in files.items():
                     (folder / name).write_bytes(content)
         except OSError as error:
             raise InputError(

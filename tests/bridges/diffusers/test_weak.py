@@ -116,6 +116,7 @@ def test_what_cannot_have_a_weak_branch_is_refused() -> None:
         (wan, "autoguidance", {}, "autoguidance needs a weaker network: give weak="),
         (wan, "cfg", {"weak": network}, "weak has an effect only with guidance autoguidance"),
         (wan, "autoguidance", {"weak": "folder"}, "weak is str: give a network"),
+        (wan, "autoguidance", {"weak": wan.transformer}, "weak is the network of WanPipeline itself"),
         (wan, "stg:blocks=99", {}, "blocks=99 names block 99, but the network's are numbered 0 to"),
         (BY_NAME["sd-1.5"].make(), "stg", {}, "UNet2DConditionModel has no blocks or transformer_blocks or"),
     ]

@@ -91,6 +91,8 @@ def apply(
     networks = [part for name in found.networks if (part := getattr(pipe, name, None)) is not None]
     if not networks:
         raise InputError(f"{_name(pipe)} has no {' or '.join(found.networks)}: load it with one")
+    if any(part is weak for part in networks):
+        raise InputError(f"weak is the network of {_name(pipe)} itself: give an earlier or a smaller one")
     if second is not None and len(networks) < 2:
         raise InputError(f"{_name(pipe)} has one denoiser: leave out second")
     for given in guidances:

@@ -206,7 +206,7 @@ class Clips:
                 output = self.pipe(**given)
             except InputError:
                 raise
-            except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            except (ValueError, TypeError, IndexError, NotImplementedError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
                 raise InputError(f"{self.arguments.pipeline} cannot make this: {first_line(error)}") from error
