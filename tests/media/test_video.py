@@ -53,6 +53,7 @@ def test_a_video_can_be_enlarged_for_looking_and_is_shrunk_to_what_it_was(tmp_pa
         ({"fps": True}, "fps True is not a rate"),
         ({"fps": 0}, "fps 0 is not a rate: give a number from 0.1 to 1000"),
         ({"fps": float("nan")}, "fps nan is not a rate"),
+        ({"fps": 10**400}, "fps 10+.* is not a rate"),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused(tmp_path, choice, message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 from ..core.errors import InputError, nearest, quoted, setting
 from ..core.extras import require
@@ -57,5 +57,5 @@ def check_fps(fps: Any) -> None:
     Raises:
         InputError: it is not from 0.1 to 1000.
     """
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0.1 <= float(fps) <= 1000:
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0.1 <= cast("float", fps) <= 1000:
         raise InputError(f"{setting('fps')} {quoted(fps)} is not a rate: give a number from 0.1 to 1000")

@@ -48,8 +48,10 @@ def test_a_folder_of_a_variant_alone_is_loaded(tmp_path):
     assert (found.dtype, variant_of(found.path, found.family)) == ("fp16", "fp16")
     model = guidon.load(f"diffusers:{tmp_path / 'half'}", device="cpu", dtype="fp32")
     assert model.hashes["vae"] == hash_pipeline(pipe)["vae"]
+    pipe.transformer.to(torch.float32)
     pipe.save_pretrained(tmp_path / "half")
     assert variant_of(found.path, found.family) is None
+    assert read_folder(found.path).dtype == "fp32"
 
 
 def test_what_is_no_pipeline_is_refused(copy, tmp_path):

@@ -128,9 +128,11 @@ def _guider_scale(path: Path) -> float | None:
 
 
 def _stored_dtype(folder: Path) -> Dtype:
-    """The precision of most values in a component's safetensors; single precision where there are none."""
+    """The precision of most tensors in a component's safetensors; single precision where there are none."""
     counts: dict[Dtype, int] = {}
-    for path in sorted(folder.glob("*.safetensors"))[:1]:  # the parts of one network share a precision
+    # The usual weights come before those of a variant, whose name has one more dot. The parts of a network share one.
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: (path.name.count("."), path.name))
+    for path in files[:1]:
         for tensor in _header(path).values():
             dtype = _DTYPES.get(str(tensor.get("dtype"))) if isinstance(tensor, dict) else None
             if dtype is not None:
