@@ -106,10 +106,28 @@ def test_an_autoencoder_is_found_by_model_class_and_folder(tmp_path):
 
 
 def test_a_name_that_does_not_exist_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match=r"'wann' are known \(did you mean 'wan'\?\)"):
+    with pytest.raises(InputError, match=r"'wann' are known \(did you mean 'wan'\?\); known: sd, sdxl, sd3"):
         published("wann")
     with pytest.raises(InputError, match="known: sd, sdxl, sd3"):
         published("xyz")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"), ("black-forest-labs/FLUX.1-dev", "flux"),
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan2.1"), ("Wan2.2-T2V-A14B-Diffusers", "wan2.1"),
+        ("Wan-AI/Wan2.2-TI2V-5B", "wan2.2"),
+    ],
+)  # fmt: skip
+def test_names_of_the_hub_are_known(name, family):
+    assert published(name).name == family
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "adaptive"])
+def test_a_name_that_is_like_none_gets_no_hint(name):
+    with pytest.raises(InputError, match=f"{name}' are known; known: sd, sdxl"):
+        published(name)
 
 
 def test_the_fit_finds_a_linear_map():

@@ -42,7 +42,9 @@ def test_a_scale_on_all_channels_is_matched(run, tmp_path):
     words = ("--cfg-scale", 3, "--cfg-channels", 3, "--steps", 2, "--out", tmp_path / "match")
     code, out, err = run("match", *PROMPTS[:2], *words, "--metric", "energy", "--metric", "saturation")
     assert code == 0, err
-    assert out.startswith("scale 3 on channels 3 is, on channels all (as much in sum: 2.50):\n  energy: ")
+    assert out.startswith(
+        "scale 3 on channels 3 is this scale on channels all (with the same sum of scale - 1: 2.50):\n  energy: "
+    )
     scale = float(out.split("energy: ")[1].split()[0])
     assert 1 < scale < 3  # of what four channels carry, three carry less
     assert (tmp_path / "match" / "equivalence.png").exists()

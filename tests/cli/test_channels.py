@@ -47,4 +47,5 @@ def test_what_cannot_be_shown_is_refused(refused, tmp_path):
     assert "(did you mean 'sdxl'?)" in refused("channels", "sdx")
     assert "--cfg-channels '9' asks for more channels" in refused("channels", "sdxl", "--cfg-channels", "9")
     assert "are published: leave out the files" in refused("channels", "sdxl", "a.png")
+    assert f"{tmp_path} is no folder of a diffusers pipeline" in refused("channels", f"diffusers:{tmp_path}")
     assert "is not a model folder" in refused("channels", tmp_path, "a.png")

@@ -11,7 +11,9 @@ def test_the_match_is_printed_and_written_and_goes_on_where_it_was(run, tiny_mod
     )  # fmt: skip
     code, out, _ = run(*words)
     assert code == 0
-    assert "scale 3 on channels 3 is, on channels all (as much in sum: 2.50):\n  video: " in out
+    assert (
+        "scale 3 on channels 3 is this scale on channels all (with the same sum of scale - 1: 2.50):\n  video: " in out
+    )
     assert out.endswith(f"{tmp_path / 'm' / 'equivalence.csv'}\n{tmp_path / 'm' / 'equivalence.png'}\n")
     monkeypatch.setattr("guidon.pipeline.Pipeline.generate", lambda *_, **__: pytest.fail("sampled again"))
     assert run(*words)[:2] == (0, out)

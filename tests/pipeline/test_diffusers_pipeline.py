@@ -177,7 +177,7 @@ def test_settings_that_a_diffusers_pipeline_cannot_take_are_refused(wrapped, cho
         ({"num_images_per_prompt": 2}, "ask for more seeds"),
         ({"prompt_embeds": 2}, "give prompts"),
         ({"output_type": "pil"}, "leave it out"),
-        ({"num_inference_steps": "many"}, "num_inference_steps is 'many'"),
+        ({"num_inference_steps": "many"}, "num_inference_steps the value 'many': give a whole number of at least 1"),
         ({"height": object()}, "give a number, a text or a list"),
     ],
 )

@@ -182,8 +182,9 @@ def published(name: str) -> Channels:
     """The published factors of an autoencoder.
 
     Args:
-        name: a name of ``families``, of a model that uses one ("qwen-image"), of a preset with released weights, or of
-            a pipeline class of diffusers ("WanPipeline"); or the folder of a diffusers pipeline.
+        name: a name of ``families``, of a model that uses one ("qwen-image", or on the hub
+            "black-forest-labs/FLUX.1-dev"), of a preset with released weights, or of a pipeline class of diffusers
+            ("WanPipeline"); or the folder of a diffusers pipeline.
 
     Raises:
         InputError: no factors are published for it; the message has the nearest name.
@@ -204,14 +205,17 @@ def _family(name: str) -> str:
         return "sdxl" if "sdxl" in preset.weights.vae.lower() else "sd"
     aliases = {alias: key for key, found in _published().items() for alias in (key, *found["names"])}
     known = {_plain(alias): key for alias, key in aliases.items()}
-    if _plain(name) in known:
-        return known[_plain(name)]
+    plain = _plain(name.rpartition("/")[2].removesuffix("-Diffusers").removesuffix("-diffusers"))  # without the owner
+    if plain in known:
+        return known[plain]
     if name.endswith("Pipeline") and (key := _family_of_class(name)) is not None:
         return key
     hint = nearest(name, (*aliases, *presets()))
-    if not hint.startswith(" ("):
-        hint = f"; known: {', '.join(_published())}; of others the folder of an AutoencoderKL can be measured"
-    raise InputError(f"no latent channels of {name!r} are known{hint}")
+    hint = hint if hint.startswith(" (") else ""
+    raise InputError(
+        f"no latent channels of {name!r} are known{hint}; known: {', '.join(_published())}; of others the folder of an "
+        "AutoencoderKL can be measured"
+    )
 
 
 def _family_of_class(name: str, channels: int | None = None) -> str | None:
@@ -235,7 +239,8 @@ def _family_of_folder(folder: Path) -> str:
     key = _family_of_class(str(name), channels)
     if key is None:
         raise InputError(
-            f"no factors are known for the autoencoder of {folder}, a {name!s:.60} with {channels} latent channels"
+            f"no factors are known for the autoencoder of {folder}, a {name!s:.60} with {channels} latent channels; "
+            f"known: {', '.join(_published())}; of others the folder of an AutoencoderKL can be measured"
         )
     return key
 

@@ -68,7 +68,12 @@ def _find(model: str, files: list[Path], device: str) -> Channels:
     from ..media import load_video
     from ..models.catalogue import find_preset, presets
     from ..models.family import Released
+    from ..request import DIFFUSERS
 
+    if model.startswith(DIFFUSERS):
+        model = model.removeprefix(DIFFUSERS)
+        if not Path(model, "model_index.json").is_file():
+            raise InputError(f"{model} is no folder of a diffusers pipeline: give one that holds model_index.json")
     folder, known = Path(model), presets().get(model)
     has_weights = known is not None and not isinstance(known.weights, Released)
     if not has_weights and (not folder.is_dir() or (folder / "model_index.json").is_file()):

@@ -111,7 +111,8 @@ def match(
     # Print a paragraph per scale.
     for scale in dict.fromkeys(row.cfg_scale for row in found):
         rule = matching.thumb(scale, cfg_channels, to, pipe.channels)
-        print(f"scale {scale:g} on channels {cfg_channels} is, on channels {to} (as much in sum: {rule:.2f}):")
+        same = f"with the same sum of scale - 1: {rule:.2f}"
+        print(f"scale {scale:g} on channels {cfg_channels} is this scale on channels {to} ({same}):")
         for row in found:
             if row.cfg_scale == scale:
                 print(f"  {row}")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 LONGEST = 80  # characters of a value that a message quotes
+CLOSE = 0.57  # how alike a mistyped name and a valid one must be; below, a hint is more often wrong than right
 _LONGEST_WORD = 300  # characters: no file of any system has a longer name
 _MARK = "\x1f"  # marks the start and end of a setting's name inside a message; never shown
 
@@ -66,7 +67,7 @@ def first_line(error: BaseException) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a mistyped name: `` (did you mean 'x'?)``, or the valid names when none is close."""
     names = [str(v) for v in valid]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=CLOSE)
     return f" (did you mean {close[0]!r}?)" if close else f"; valid: {', '.join(map(_listed, names))}"
 
 

@@ -132,7 +132,7 @@ class Bench:
             labels = {metric.label: metric.name for metric in self.metrics.values()}
             if name in labels:
                 raise InputError(f"{name!r} is the metric's name in reports: give {labels[name]!r}")
-            raise InputError(f"the metric {name!r} does not exist{nearest(name, self.metrics)}")
+            raise InputError(f"the bench {self.name!r} has no metric {name!r}{nearest(name, self.metrics)}")
         return self.metrics[name]
 
     def own_examples(self, split: str | None = None) -> tuple[Examples, str]:

@@ -37,6 +37,8 @@ def find_preset(name: str) -> Preset[Any]:
     for family in registry.FAMILIES:
         if (preset := family.adopt(folder)) is not None:
             return preset
+    if (folder / "model_index.json").is_file():
+        raise InputError(f"{folder} is a pipeline of diffusers: give diffusers:{folder}")
     layouts = " and no ".join(family.folder for family in registry.FAMILIES if family.folder)
     raise InputError(f"{folder} is not a model folder: it holds no {layouts}")
 

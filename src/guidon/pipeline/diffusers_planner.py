@@ -312,9 +312,9 @@ def _checked(arguments: Arguments, family: Family, call: Mapping[str, Any]) -> d
             raise InputError(
                 f"{arguments.pipeline} needs the argument {name}, which {setting('call')} misses: give {fix}"
             )
-    steps = call.get("num_inference_steps")
-    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
-        raise InputError(f"num_inference_steps is {quoted(steps)}: give a whole number of at least 1")
+    for name, value in call.items():
+        if name not in PICTURES:
+            arguments.check_value(name, value)
     return found
 
 

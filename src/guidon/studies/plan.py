@@ -603,7 +603,7 @@ def outline(plan: Plan, seconds_per_cell: float) -> str:
             *(f"{part} measures with {own.name}, SHA-256 {own.hash[:12]}" for part, own in plan.bench_weights.items()),
             f"{cells}, {cost}",
             f"primary: {primary.metric} of {primary.against!r} against {primary.baseline!r}; {detectable(count)} "
-            f"(d_z = 0.3 needs {pairs_needed(0.3)})",
+            f"(an effect of d_z = 0.3 needs {pairs_needed(0.3)} prompts)",
             *_in_points(plan),
         ]
     )

@@ -46,6 +46,36 @@ def test_a_mistyped_argument_and_an_unknown_class_are_refused():
         read_arguments("WaxPipeline")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("height", "tall", "a whole number of at least 1"), ("num_frames", 0, "a whole number of at least 1"),
+        ("width", 32.0, "a whole number of at least 1"), ("height", True, "a whole number of at least 1"),
+        ("num_inference_steps", "many", "a whole number of at least 1"), ("guidance_scale", [1], "a number"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(name, value, expected):
+    for arguments in (read_arguments("WanPipeline"), arguments_of(object.__new__(diffusers.WanPipeline))):
+        with pytest.raises(InputError, match=f"call gives {name} the value .*: give {expected}"):
+            arguments.check_value(name, value)
+
+
+def test_true_or_false_is_expected_where_the_pipeline_says_so():
+    arguments = read_arguments("PixArtSigmaPipeline")
+    with pytest.raises(InputError, match="call gives clean_caption the value 'no': give true or false"):
+        arguments.check_value("clean_caption", "no")
+    for name, value in {"clean_caption": False, "height": None, "timesteps": [9, 3], "eta": 1}.items():
+        arguments.check_value(name, value)
+
+
+def test_every_own_default_passes():
+    for name in CLASSES:
+        if hasattr(diffusers, name):
+            found = read_arguments(name)
+            for argument, value in found.plain.items():
+                found.check_value(argument, value)
+
+
 def test_neither_torch_nor_diffusers_is_imported():
     code = (
         "import sys; from guidon.pipeline.diffusers_planner import read_arguments; read_arguments('WanPipeline');"

@@ -9,23 +9,30 @@ import ast
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from ...core.errors import InputError, nearest
+from ...core.errors import InputError, nearest, quoted, setting
 from ...core.extras import require
 from ...core.reading import read_text, reading
 
+_NUMBERS, _TRUTHS = (
+    {form.format(kind) for kind in kinds for form in ("{}", "{} | None", "Optional[{}]")}
+    for kinds in (("int", "float"), ("bool",))
+)
+"""How diffusers writes that an argument is a number, or true or false."""
 REQUIRED: Final = object()
 """In the place of the default of an argument that has none."""
 COMPUTED: Final = object()
 """In the place of a default that is no plain value, such as a call."""
 PICTURES = ("image", "last_image", "control_image", "mask_image", "ip_adapter_image")
 """Arguments that hold a picture, which a setting can name by its file."""
+SIZES = ("height", "width", "num_frames", "max_sequence_length", "num_inference_steps")
+"""Arguments that count something: whole numbers of at least 1."""
 EXPORTED_AT = 10.0
 """Frames per second of ``diffusers.utils.export_to_video``, where a call of it gives no other."""
 
@@ -40,6 +47,8 @@ class Arguments:
     """The default of every argument by name; ``REQUIRED`` or ``COMPUTED`` where it has no plain one."""
     example_fps: float | None = None
     """The frames per second at which the example in the pipeline's documentation is exported."""
+    types: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What each argument is said to be, such as "int" or "float | None"; without those of which nothing is said."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.defaults
@@ -68,6 +77,26 @@ class Arguments:
         if name not in self.defaults:
             raise InputError(f"{self.pipeline} takes no argument {name!r}{nearest(name, self.defaults)}")
 
+    def check_value(self, name: str, value: Any) -> None:
+        """Refuse a value that is plainly of another type than the argument. None stands for the default.
+
+        Raises:
+            InputError: the message says what is expected.
+        """
+        kind = self.types.get(name, "")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None:
+            return
+        if name in SIZES and (not is_number or not isinstance(value, int) or value < 1):
+            expected = "a whole number of at least 1"
+        elif kind in _NUMBERS and not is_number:
+            expected = "a number"
+        elif kind in _TRUTHS and not isinstance(value, bool):
+            expected = "true or false"
+        else:
+            return
+        raise InputError(f"{setting('call')} gives {name} the value {quoted(value)}: give {expected}")
+
 
 @lru_cache(maxsize=64)
 def read_arguments(pipeline: str) -> Arguments:
@@ -83,7 +112,8 @@ def read_arguments(pipeline: str) -> Arguments:
             tree = ast.parse(text)
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and node.name == pipeline and (call := _call_of(node)) is not None:
-                return Arguments(pipeline, MappingProxyType(_defaults(call.args)), _example_fps(text))
+                said = {own.arg: ast.unparse(own.annotation) for own in _arguments(call.args) if own.annotation}
+                return Arguments(pipeline, MappingProxyType(_defaults(call.args)), _example_fps(text), said)
     raise InputError(
         f"the installed diffusers ({_version(root)}) has no {pipeline}: install a version that has it, with pip "
         "install -U diffusers"
@@ -94,17 +124,20 @@ def arguments_of(pipe: Any) -> Arguments:
     """The arguments of a pipeline that is loaded. Its class may be of the user's own."""
     kind = type(pipe)
     found: dict[str, Any] = {}
+    said: dict[str, str] = {}
     for name, parameter in list(inspect.signature(kind.__call__).parameters.items())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         value = parameter.default
         plain = value is None or isinstance(value, bool | int | float | str)
         found[name] = REQUIRED if value is parameter.empty else value if plain else COMPUTED
+        if parameter.annotation is not parameter.empty:
+            said[name] = inspect.formatannotation(parameter.annotation).strip("'")
     try:
         text = inspect.getsource(inspect.getmodule(kind.__call__) or kind)
     except (OSError, TypeError):  # no file holds it, such as a class of a notebook
         text = ""
-    return Arguments(kind.__name__, MappingProxyType(found), _example_fps(text))
+    return Arguments(kind.__name__, MappingProxyType(found), _example_fps(text), said)
 
 
 def _root() -> Path:
@@ -133,6 +166,10 @@ def _version(root: Path) -> str:
 def _call_of(node: ast.ClassDef) -> ast.FunctionDef | None:
     found = (part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__call__")
     return next(found, None)
+
+
+def _arguments(arguments: ast.arguments) -> tuple[ast.arg, ...]:
+    return (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
 
 
 def _defaults(arguments: ast.arguments) -> dict[str, Any]:
