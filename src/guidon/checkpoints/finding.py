@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import InputError
 from ..core.reading import TEXT_BYTES, is_there, parse_json, read_object, reading, regular_file
@@ -109,9 +110,22 @@ def read_header(path: Path) -> dict[str, str]:
     Raises:
         InputError: it is no file, is truncated or damaged, or its header is too large.
     """
-    length = header_length(path)
     with reading(path, "safetensors", AGAIN):
-        with path.open("rb") as file:
-            text = file.read(8 + length)[8:].decode()
-        fields = parse_json(text, path, "safetensors").get("__metadata__", {})
+        fields = _header(path).get("__metadata__", {})
         return {str(name): str(value) for name, value in fields.items()}
+
+
+def stored_types(path: Path) -> list[str]:
+    """The type of every tensor in a safetensors file, as its header calls it: "F32", "BF16".
+
+    Raises:
+        InputError: it is no file, is truncated or damaged, or its header is too large.
+    """
+    with reading(path, "safetensors", AGAIN):
+        return [str(tensor["dtype"]) for name, tensor in _header(path).items() if name != "__metadata__"]
+
+
+def _header(path: Path) -> dict[str, Any]:
+    length = header_length(path)
+    with path.open("rb") as file:
+        return parse_json(file.read(8 + length)[8:].decode(), path, "safetensors")

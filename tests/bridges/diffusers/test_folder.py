@@ -69,7 +69,7 @@ def test_what_is_no_pipeline_is_refused(copy, tmp_path):
     weights = next((copy / "transformer").glob("*.safetensors"))
     (copy / "vae" / "config.json").write_text('{"latent_channels": 4}')
     weights.write_bytes(b"\xff" * 9)
-    refused("cannot be read as weights")
+    refused("is not a safetensors file")
     shutil.rmtree(copy / "tokenizer_2")
     refused("misses the folder tokenizer_2")
     change(copy / "model_index.json", tokenizer_2=[None, None])

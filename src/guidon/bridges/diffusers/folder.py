@@ -5,23 +5,21 @@ It needs neither torch nor diffusers.
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...checkpoints.finding import stored_types
 from ...core.errors import InputError, quoted
-from ...core.reading import read_object, reading, regular_file
+from ...core.reading import read_object
 from .families import FAMILIES, Family
 
 INDEX = "model_index.json"
 Dtype = Literal["fp32", "bf16", "fp16"]
 _DTYPES: dict[str, Dtype] = {"F32": "fp32", "F64": "fp32", "BF16": "bf16", "F16": "fp16"}
 """How safetensors calls precisions."""
-_HEADER = 1 << 26  # bytes: no header of tensors is longer
 _KNOWN: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
 
 
@@ -129,25 +127,7 @@ def _guider_scale(path: Path) -> float | None:
 
 def _stored_dtype(folder: Path) -> Dtype:
     """The precision of most tensors in a component's safetensors; single precision where there are none."""
-    counts: dict[Dtype, int] = {}
     # The usual weights come before those of a variant, whose name has one more dot. The parts of a network share one.
     files = sorted(folder.glob("*.safetensors"), key=lambda path: (path.name.count("."), path.name))
-    for path in files[:1]:
-        for tensor in _header(path).values():
-            dtype = _DTYPES.get(str(tensor.get("dtype"))) if isinstance(tensor, dict) else None
-            if dtype is not None:
-                counts[dtype] = counts.get(dtype, 0) + 1
-    return max(counts, key=lambda dtype: counts[dtype]) if counts else "fp32"
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file."""
-    regular_file(path, "weights")
-    with reading(path, "weights"), path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > _HEADER:
-            raise ValueError(f"its header claims {length:,} bytes")
-        found = json.loads(file.read(length))
-        if not isinstance(found, dict):
-            raise ValueError("its header is no object")
-        return found
+    types = [_DTYPES[name] for path in files[:1] for name in stored_types(path) if name in _DTYPES]
+    return max(types, key=types.count, default="fp32")
