@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .contract import Formula, Step, TinyPipeline, in_dtype, join, record, run
+from .contract import Formula, Lend, Step, TinyPipeline, in_dtype, join, own, record, run, shared
 from .image import IMAGE
 from .variants import VARIANTS
 from .video import VIDEO
@@ -15,10 +15,13 @@ __all__ = [
     "VARIANTS",
     "VIDEO",
     "Formula",
+    "Lend",
     "Step",
     "TinyPipeline",
     "in_dtype",
     "join",
+    "own",
     "record",
     "run",
+    "shared",
 ]

@@ -13,13 +13,17 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Formula = Literal["u + s (c - u)", "c + s (c - u)", "c + (s - 1) (c - u)"]
 """c and u are the conditional and the unconditional prediction, s is the pipeline's own scale argument."""
+
+
+Lend: TypeAlias = "Callable[[TinyPipeline], Any]"
+"""The fixture ``lend`` of the tests of the bridge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +165,18 @@ def run(
     else:
         arguments[tiny.scale_argument] = scale
     return tiny.latents(pipe, pipe(**{**arguments, "return_dict": False, **more}))
+
+
+@functools.cache
+def own(tiny: TinyPipeline, *, steps: int = 3, batch: int = 1) -> Tensor:
+    """``run`` of a new pipeline that nothing was applied to, once a process."""
+    return run(tiny, tiny.make(), steps=steps, batch=batch)
+
+
+@functools.cache
+def shared(tiny: TinyPipeline) -> Any:
+    """The one pipeline of a family in this process, for tests that take from it what they put on it."""
+    return tiny.make()
 
 
 def record(
