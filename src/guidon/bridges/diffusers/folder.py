@@ -129,5 +129,5 @@ def _stored_dtype(folder: Path) -> Dtype:
     """The precision of most tensors in a component's safetensors; single precision where there are none."""
     # The usual weights come before those of a variant, whose name has one more dot. The parts of a network share one.
     files = sorted(folder.glob("*.safetensors"), key=lambda path: (path.name.count("."), path.name))
-    types = [_DTYPES[name] for path in files[:1] for name in stored_types(path) if name in _DTYPES]
-    return max(types, key=types.count, default="fp32")
+    types: list[Dtype] = [_DTYPES[name] for path in files[:1] for name in stored_types(path) if name in _DTYPES]
+    return max(dict.fromkeys(types), key=types.count) if types else "fp32"
