@@ -92,6 +92,9 @@ def test_skip_guidance_is_a_rule_like_any_other(wrapped):
 
 def test_noise_is_of_the_clip_and_not_of_the_batch(wrapped):
     pipe = wrapped("pixart")
+    assert [clip.manifest["computed"]["batch"] for clip in pipe(PROMPTS, steps=1, batch_size=2)] == [2, 2]
+    with pytest.raises(InputError, match="on_step is 3: give a function"):
+        pipe.generate(pipe.plan("a"), on_step=3)
     request = pipe.plan(PROMPTS, range(2), steps=2, cfg_scale=3, seed=5, seed_per_prompt=True)
     alone, together = (pipe.generate(request, batch_size=size) for size in (1, 4))
     for one, other in zip(alone, together, strict=True):
@@ -161,6 +164,9 @@ def test_progress_is_of_the_scheduler_steps(wrapped):
         ({"guidance": "autoguidance"}, "autoguidance needs a weaker model"),
         ({"cfg_channels": 5}, "4 latent channels"),
         ({"cfg_scales": 5}, "'cfg_scales' is not a setting"),
+        ({"guidance_scale": 5}, "'guidance_scale' is not a setting: give cfg_scale"),
+        ({"num_frames": 5}, "'num_frames' is not a setting: give it in call"),
+        ({"samples": 3}, r"samples are 3: give sample indices, such as range\(3\)"),
         ({"steps": 0}, "steps is 0"),
     ],
 )
@@ -172,6 +178,7 @@ def test_settings_that_a_diffusers_pipeline_cannot_take_are_refused(wrapped, cho
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (3, "call is 3: give arguments by name"),
         ({"heigth": 32}, r"takes no argument 'heigth' \(did you mean 'height'\?\)"),
         ({"guidance_scale": 3}, "call gives guidance_scale, which the settings decide: give cfg_scale"),
         ({"num_images_per_prompt": 2}, "ask for more seeds"),
@@ -329,6 +336,8 @@ def test_other_options_of_load_are_refused(wan):
         guidon.load(f"diffusers:{wan}", vae="x")
     with pytest.raises(InputError, match="offload 'stages' does not exist; valid: none, model, sequential"):
         guidon.load(f"diffusers:{wan}", offload="stages")
+    with pytest.raises(InputError, match="dtype 'float16' does not exist; valid: fp32, bf16, fp16"):
+        guidon.load(f"diffusers:{wan}", dtype="float16")
     with pytest.raises(InputError, match="is no folder"):
         guidon.load("diffusers:nowhere")
     assert guidon.load(f"diffusers:{wan}", device="cpu", dtype="bf16").pipe.transformer.dtype == torch.bfloat16

@@ -155,9 +155,9 @@ def read_plan(prompts: Any, samples: Any, batch_size: Any, choices: Choices) -> 
         InputError: as ``read_call``.
     """
     texts, own = read_prompts(prompts), own_names(choices, prompts=prompts)
-    if not is_list(samples):
-        raise InputError(f"samples are {quoted(samples)}: give sample indices, such as range(3)")
-    return {"prompts": texts, "samples": samples, "batch_size": read_count("batch_size", batch_size), **own}
+    return {
+        "prompts": texts, "samples": read_samples(samples), "batch_size": read_count("batch_size", batch_size), **own
+    }  # fmt: skip
 
 
 def check_run(request: Any, options: RunOptions) -> None:
@@ -205,6 +205,17 @@ def read_prompts(prompts: Any) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise InputError(f"a prompt is {quoted(text)}: give a text (a class number is a text too, such as '207')")
     return texts
+
+
+def read_samples(samples: Any) -> Sequence[int]:
+    """Sample indices.
+
+    Raises:
+        InputError: they are no list of numbers.
+    """
+    if not is_list(samples):
+        raise InputError(f"samples are {quoted(samples)}: give sample indices, such as range(3)")
+    return samples
 
 
 def read_count(name: str, value: Any) -> int:

@@ -41,7 +41,7 @@ from ..core.warn import warn
 from ..guidance import GuidanceTrace
 from ..media import Video
 from ..request import DIFFUSERS, Choices, Computation, DtypeName, Request
-from .calls import read_count, read_prompts
+from .calls import check_run, read_count, read_prompts, read_samples
 from .diffusers_planner import DiffusersPlanner, check_offload
 from .manifests import Manifest, read_computation
 
@@ -80,19 +80,21 @@ class DiffusersPipeline:
         return self.planner.channels
 
     def __call__(
-        self, prompts: str | Sequence[str], *, num_samples: int = 1, **choices: Unpack[Choices]
+        self, prompts: str | Sequence[str], *, num_samples: int = 1, batch_size: int = 1, **choices: Unpack[Choices]
     ) -> Video | list[Video]:
         """Videos of the prompts. One prompt and one sample give a Video, else a list with prompts outermost.
 
         Args:
             prompts: what to show.
             num_samples: samples of each prompt.
+            batch_size: how many clips one call of the pipeline makes.
             choices: the settings (``guidon.request.Choices``).
 
         Raises:
             InputError: a setting is not valid for this pipeline, or there is not enough memory.
         """
-        made = self.generate(self.plan(prompts, range(read_count("num_samples", num_samples)), **choices))
+        request = self.plan(prompts, range(read_count("num_samples", num_samples)), **choices)
+        made = self.generate(request, batch_size=batch_size)
         return made[0] if isinstance(prompts, str) and num_samples == 1 else made
 
     def plan(
@@ -121,7 +123,7 @@ class DiffusersPipeline:
     ) -> Request:
         """``plan``; a diffusers pipeline takes every prompt."""
         where = {"batch_size": batch_size, "device": self.device}
-        return self.planner.complete(read_prompts(prompts), samples, **where, **choices)
+        return self.planner.complete(read_prompts(prompts), read_samples(samples), **where, **choices)
 
     def generate(
         self,
@@ -146,9 +148,10 @@ class DiffusersPipeline:
         Raises:
             InputError: the pipeline cannot fulfil the request, or there is not enough memory.
         """
+        check_run(request, {"batch_size": batch_size, "trace": trace, "on_step": on_step})
         self.planner.check(request)
         computed = read_computation(like)
-        size = read_count("batch_size", batch_size) if computed is None else computed.batch
+        size = batch_size if computed is None else computed.batch
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
         # A clip that was made beside others is made beside copies of itself: the number of rows moves last bits.
         copies = size if computed is not None and len(clips) == 1 else 1

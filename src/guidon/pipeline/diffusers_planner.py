@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from ..bridges.diffusers.arguments import EXPORTED_AT, PICTURES, Arguments, read_arguments
 from ..bridges.diffusers.families import Family
@@ -48,6 +48,15 @@ ELSEWHERE: Mapping[str, str] = {
     ),
 }
 """Arguments of a call that a request decides, and what to give in their place."""
+THEIRS: Mapping[str, str] = {
+    "guidance_scale": "give cfg_scale",
+    "num_inference_steps": "give steps",
+    "generator": "give seed",
+    "num_images_per_prompt": "give num_samples",
+    "num_videos_per_prompt": "give num_samples",
+    **dict.fromkeys(("height", "width", "num_frames"), "give it in call, where the pipeline is loaded or wrapped"),
+}
+"""Arguments of a diffusers pipeline that somebody may give as a setting, and what to give."""
 NOT_TAKEN: Mapping[str, str] = {
     "sampler": "the scheduler is the one in the pipeline",
     "eta": "give it in call, if the pipeline takes it",
@@ -220,7 +229,8 @@ class DiffusersPlanner:
         """
         for name, value in choices.items():
             if name not in KEYWORDS:
-                raise InputError(f"{name!r} is not a setting{nearest(name, KEYWORDS)}")
+                hint = f": {THEIRS[name]}" if name in THEIRS else nearest(name, KEYWORDS)
+                raise InputError(f"{name!r} is not a setting{hint}")
             if name in NOT_TAKEN and value is not None:
                 raise InputError(
                     f"{setting(name)} {quoted(value)} cannot be set in {self.arguments.pipeline}: {NOT_TAKEN[name]}"
@@ -288,6 +298,8 @@ def _checked(arguments: Arguments, family: Family, call: Mapping[str, Any]) -> d
     Raises:
         InputError: one does not exist, is decided by the request, or is no plain value; or one is missing.
     """
+    if not isinstance(call, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"{setting('call')} is {quoted(call)}: give arguments by name, such as {{'height': 480}}")
     found = dict(call)
     for name, value in call.items():
         arguments.check(name)
@@ -325,6 +337,12 @@ def check_offload(offload: str | None) -> None:
         raise InputError(f"{setting('offload')} {quoted(offload)} does not exist{nearest(offload, valid)}")
 
 
+def check_dtype(dtype: str | None) -> None:
+    """Refuse a precision that does not exist."""
+    if dtype is not None and dtype not in get_args(DtypeName):
+        raise InputError(f"{setting('dtype')} {quoted(dtype)} does not exist{nearest(str(dtype), get_args(DtypeName))}")
+
+
 def check_options(model: str, options: Mapping[str, Any]) -> None:
     """Refuse options that are not for the folder of a diffusers pipeline, such as parts of a released model.
 
@@ -337,3 +355,4 @@ def check_options(model: str, options: Mapping[str, Any]) -> None:
                 f"{setting(name)} is not for a diffusers pipeline, and {model} holds all its parts: leave it out"
             )
     check_offload(options.get("offload"))
+    check_dtype(options.get("dtype"))
