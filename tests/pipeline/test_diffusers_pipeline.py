@@ -218,6 +218,9 @@ def test_a_pipeline_starts_from_a_picture(wrapped, tmp_path, monkeypatch):
     assert guidon.wrap(pipe, call={"image": "cat.png"}).plan("x").call["image"] != request.call["image"]
     with pytest.raises(InputError, match=r"cat\.png is not the picture that this was made with"):
         model.generate(request)
+    guidon.Video(np.stack([pixels, 255 - pixels]), 8, {}).save("cat.gif")
+    with pytest.raises(InputError, match=r"cat\.gif holds 2 frames: give a picture"):
+        guidon.wrap(pipe, call={"image": "cat.gif"})("a", steps=2)
     with pytest.raises(InputError, match="cannot be read as a picture: it is not there"):
         guidon.wrap(pipe, call={"image": "dog.png"})
 

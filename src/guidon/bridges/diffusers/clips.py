@@ -23,9 +23,10 @@ from ...core.extras import require
 from ...core.hashing import hash_files
 from ...core.limits import is_out_of_memory
 from ...core.progress import OnStep
-from ...core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
+from ...core.reading import PIXELS, reading, regular_file
 from ...core.warn import warn
 from ...guidance import Guidance, Observe
+from ...media import load_video
 from .apply import apply, remove
 from .arguments import Arguments
 from .calls import PipelineCall
@@ -232,9 +233,10 @@ def _picture(value: Any, clips: int) -> Any:
     with reading(path, "a picture"):
         if hash_files(path) != value["sha256"]:
             raise InputError(f"{path} is not the picture that this was made with: give the same file")
-        with library.open(path) as opened:
-            FRAME_PIXELS.check(opened.width * opened.height, path)
-            picture = opened.convert("RGB")
+    frames, _ = load_video(path)
+    if len(frames) > 1:
+        raise InputError(f"{path} holds {len(frames)} frames: give a picture")
+    picture = library.fromarray(frames[0])
     return picture if clips == 1 else [picture] * clips
 
 
