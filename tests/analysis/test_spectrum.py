@@ -97,6 +97,12 @@ def test_a_spectrum_is_written_and_printed(taken_apart, tmp_path):
     assert len(taken_apart.table().splitlines()) == 2 + 4
 
 
+def test_one_prompt_may_be_a_text(tiny_model):
+    found = spectrum(guidon.load(str(tiny_model)), PROMPTS[0], looks=1, **CHOICES | {"steps": 2})
+    assert found.prompts == (PROMPTS[0],)
+    assert found.difference.shape[0] == 1
+
+
 def test_what_guides_nothing_is_refused(tiny_model):
     pipe = guidon.load(str(tiny_model))
     with pytest.raises(InputError, match="cfg_scale 1 guides nothing"):

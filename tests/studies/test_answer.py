@@ -40,7 +40,7 @@ def test_no_difference_is_said_with_both_values_and_with_what_could_be_seen(plan
 def test_a_difference_says_which_is_better_and_by_how_much(plan):
     low, high = np.zeros(10), 1 + 0.01 * np.arange(10)
     found = answered(plan, "law_residual", low, high)
-    assert found.headline == "Worse with all channels than with first 3 channels: unsteady path 1.04 against 0 px."
+    assert found.headline == "Worse with all channels than with first 3 channels: unsteady path (px) 1.04 against 0."
     assert "+1.04 px [" in found.numbers
     assert "p = 0.002, d_z = " in found.numbers
     assert found.numbers.endswith(": better on 0, worse on 10, equal on 0 of 10 prompts.")

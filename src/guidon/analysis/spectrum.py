@@ -110,7 +110,7 @@ def check_spectrum(request: Request, channels: int, looks: int) -> None:
 
 def spectrum(
     pipe: ModelPipeline,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     looks: int = 8,
     on_step: OnStep | None = None,
@@ -121,7 +121,7 @@ def spectrum(
 
     Args:
         pipe: any model, of Guidon or of diffusers (``guidon.load``, ``guidon.wrap``).
-        prompts: the prompts.
+        prompts: the prompts, or one of them as a text.
         looks: number of steps, evenly spaced, at which influence is measured. Each costs two decoded clips per channel.
         on_step: called as ``on_step(done, total)`` after every denoising step.
         force: sample prompts that the model cannot follow, too, with a warning.
@@ -133,7 +133,8 @@ def spectrum(
     from ..guidance import GuidanceTrace
 
     # Sample, and record a trace of guidance.
-    request = pipe.plan(tuple(prompts), force=force, **choices)
+    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    request = pipe.plan(prompts, force=force, **choices)
     check_spectrum(request, pipe.channels, looks)
     trace = GuidanceTrace(keep_x0=True)
     pipe.generate(request, trace=trace, on_step=on_step)
@@ -249,7 +250,7 @@ def _draw_maps(found: Spectrum, figure: Any, axes: Any) -> None:
         low = -limit if colours == "RdBu_r" else 0
         shown = axis.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=limit or 1)
         axis.set(title=title, xlabel=across, ylabel="latent channel", yticks=range(len(values)))
-        if across == "timestep":
-            ticks = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
-            axis.set_xticks(ticks, [steps[k] for k in ticks])
+        columns = values.shape[1]
+        ticks = np.unique(np.linspace(0, columns - 1, 5).round().astype(int))
+        axis.set_xticks(ticks, [steps[k] if across == "timestep" else str(k) for k in ticks])
         figure.colorbar(shown, ax=axis)

@@ -46,7 +46,8 @@ VIDEO_METRICS = named(
         Metric(
             f"drift_{gap}", "temporal", "1 - SSIM", (0, 1), None,
             f"dissimilarity of frames {gap} apart", "the clip has no such frames",
-            label=f"change over {gap}", words=f"how much the picture changes within so many frames: {gap}",
+            label=f"change over {gap} frame{'s' if gap > 1 else ''}",
+            words=f"how much the picture changes within {gap} frame{'s' if gap > 1 else ''}",
         )
         for gap in GAPS
     ),

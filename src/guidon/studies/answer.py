@@ -105,7 +105,7 @@ class Pairing:
     def _measured(self, first: str, joint: str, second: str) -> str:
         if self.metric.unit == SHARE:
             return f"{first} {joint} {second} {self.metric.words or self.metric.label}"
-        return f"{self.metric.label} {first} {joint} {second} {self.metric.unit}"
+        return f"{self.metric.label} ({self.metric.unit}) {first} {joint} {second}"
 
     def counts(self) -> str:
         """On how many prompts b is better, worse and equal, in words."""

@@ -546,8 +546,9 @@ def test_what_is_no_pipeline_is_refused(wrong: Any) -> None:
 
 def test_what_belongs_elsewhere_is_pointed_at(tiny_model: Any, lend: Lend) -> None:
     pipe = lend(BY_NAME["sd3"])
-    for name in ("scale", "cfg_channels", "rule"):
-        with pytest.raises(InputError, match=f"apply has no '{name}': scale, rule and timing belong to a guidon.Guid"):
+    for name, hint in {"scale": "", "cfg_channels": r" \(did you mean 'channels'\?\)", "rule": ""}.items():
+        message = f"apply has no '{name}'{hint}: scale, rule and timing belong to a guidon.Guid"
+        with pytest.raises(InputError, match=message):
             guidon.apply(pipe, **{name: 3})
     with pytest.raises(InputError, match="this is a pipeline of Guidon: give cfg_scale and cfg_channels in its call"):
         guidon.apply(guidon.load(tiny_model, device="cpu"), Guidance(3))

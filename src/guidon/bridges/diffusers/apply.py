@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 
-from ...core.errors import InputError, setting
+from ...core.errors import InputError, nearest, setting
 from ...guidance import UNSET, CfgChannels, ChannelChoice, Guidance, Observe, Unset
 from ...guidance.rules import SkipGuidance
 from .families import Family, family_of
@@ -60,7 +60,11 @@ def apply(
             What only the pipeline's call says, such as ``guidance_rescale``, is refused when it runs.
     """
     for name in other:
-        raise InputError(f"apply has no {name!r}: scale, rule and timing belong to a guidon.Guidance(6, channels=3)")
+        hint = nearest(name, ("channels", "guidance", "observe"))
+        hint = hint if hint.startswith(" (") else ""
+        raise InputError(
+            f"apply has no {name!r}{hint}: scale, rule and timing belong to a guidon.Guidance(6, channels=3)"
+        )
     if type(pipe).__module__.startswith("guidon.pipeline."):
         raise InputError("this is a pipeline of Guidon: give cfg_scale and cfg_channels in its call")
     if isinstance(pipe, torch.nn.Module) or not isinstance(getattr(pipe, "components", None), dict):
