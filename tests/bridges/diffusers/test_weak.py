@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import guidon
 from guidon import Guidance, InputError
@@ -123,3 +123,13 @@ def test_what_cannot_have_a_weak_branch_is_refused() -> None:
     for pipe, rule, options, message in refused:
         with pytest.raises(InputError, match=message):
             guidon.apply(pipe, Guidance(4, 3, rule), **options)
+
+
+def test_a_weak_network_of_another_kind_is_refused_when_it_runs() -> None:
+    tiny = BY_NAME["wan-2.1"]
+    pipe = tiny.make()
+    guidon.apply(pipe, Guidance(tiny.scale, 3, "autoguidance"), weak=nn.Linear(2, 2))
+    with pytest.raises(
+        InputError, match=r"the weak network cannot be called as that of WanPipeline is .*: give one of"
+    ):
+        run(tiny, pipe)

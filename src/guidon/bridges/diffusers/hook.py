@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import InputError, setting
+from ...core.errors import InputError, first_line, setting
+from ...core.limits import is_out_of_memory
 from ...diffusion import NoiseLevel, Parameterization, split_prediction
 from ...guidance import START, BlockSkip, ChannelChoice, ChannelScale, Guidance, GuidedStep, Memory, Observe
 from ...guidance.rules import SkipGuidance
@@ -281,8 +282,7 @@ class GuidanceHook:
                 with BlockSkip([stack[number] for number in rule.numbers(len(stack))]).rows(slice(None)):
                     output = run.network(*run.arguments, **run.given)
             else:
-                assert self.weak is not None  # apply has asked for it
-                output = self.weak(*run.arguments, **run.given)
+                output = self._of_weak_network(run)
         finally:
             self.runs_weak = False
         weak = _stacked(_prediction(output))
@@ -293,6 +293,19 @@ class GuidanceHook:
             )
         # a copy: a cache or a CUDA graph may own the output
         return weak.clone()
+
+    def _of_weak_network(self, run: _Run) -> Any:
+        """What the weak network gives where the pipeline's own has run."""
+        assert self.weak is not None  # apply has asked for it
+        try:
+            return self.weak(*run.arguments, **run.given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError) or is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"the weak network cannot be called as that of {run.name} ({first_line(error)}): give one of the same "
+                "class, dtype and device"
+            ) from error
 
     def _branches(self, run: _Run, cond: Tensor, wanted: _Masked | _Guided) -> tuple[Tensor, Tensor]:
         """cond and uncond with which the pipeline's formula gives what is wanted; cond itself where it stays."""
