@@ -295,7 +295,7 @@ def test_rules_are_read_with_their_settings_and_written_whole():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("abg", "did you mean 'apg'"), ("apg:moment=1", "'moment' is not a setting: apg has eta, norm_limit, momentum"),
+        ("abg", "did you mean 'apg'"), ("apg=3", "settings have names and follow a colon, as in apg:eta=0.5"), ("apg:moment=1", "'moment' is not a setting: apg has eta, norm_limit, momentum"),
         ("cfg:eta=1", "cfg has no settings"), ("apg:eta", "cannot be read"), ("apg:eta=x", "cannot be read"), ("apg:eta=1,eta=2", "once"),
         ("rescale:phi=2", "from 0 to 1"), ("apg:eta=nan", "eta is nan"), ("fdg:levels=0", "from 1 to 16"), ("fdg:levels=1.5", "cannot be read"),
         ("renorm:over=rows", "renorm: over=rows does not exist (did you mean 'row'?)"), ("renorm:over", "give over=NAME, once"),

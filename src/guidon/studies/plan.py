@@ -592,7 +592,8 @@ def outline(plan: Plan, seconds_per_cell: float) -> str:
     from ..metrics.statistics import pairs_needed
 
     count, minutes = len(plan.captions), plan.cells * seconds_per_cell / 60
-    cells = f"{len(plan.settings)} settings x {count} prompts x {plan.seeds} seeds = {plan.cells} cells"
+    seeds = f"{plan.seeds} seed{'' if plan.seeds == 1 else 's'}"
+    cells = f"{len(plan.settings)} settings x {count} prompts x {seeds} = {plan.cells} cells"
     cost = f"about {minutes:.0f} minutes here" if minutes >= 1 else "under a minute here"
     cost += f", at least {as_text(plan.cells * CELL_BYTES)} of disk"
     primary = plan.primary

@@ -35,6 +35,11 @@ def parse_rule(text: str) -> Rule:
         raise InputError(
             f"{setting('guidance')} names a rule, and {quoted(text)} is a number: give it as {setting('cfg_scale')}"
         )
+    if name.partition("=")[0].strip() in RULES and "=" in name:
+        raise InputError(
+            f"{setting('guidance')} {quoted(text)} cannot be read: settings have names and follow a colon, as in "
+            "apg:eta=0.5"
+        )
     if name not in RULES:
         raise InputError(f"{setting('guidance')} rule {name!r} does not exist{nearest(name, RULES)}")
     rule = RULES[name]()
