@@ -303,8 +303,8 @@ class GuidanceHook:
             if isinstance(error, InputError) or is_out_of_memory(error):
                 raise
             raise InputError(
-                f"the weak network cannot be called as that of {run.name} ({first_line(error)}): give one of the same "
-                "class, dtype and device"
+                f"the weak network cannot be called as that of {run.name} is ({first_line(error)}): give one of the "
+                "same class, dtype and device"
             ) from error
 
     def _branches(self, run: _Run, cond: Tensor, wanted: _Masked | _Guided) -> tuple[Tensor, Tensor]:
