@@ -143,19 +143,30 @@ def test_rows_are_combined_each_for_itself():
             assert torch.allclose(alone, whole[row], atol=1e-5), rule
 
 
+TIMINGS = ("constant", "interval:0.2,0.7", "oscillation:2", "cosine")
+PREDICTS = ("eps", "x0", "v", "flow")
+
+
+def cases_of(timing, whole):
+    """Settings, parameterisations, and whether the branches are one batch: the whole grid, or a part for each timing.
+
+    The parts of the four timings hold each setting with each parameterisation once, and each timing with all of both.
+    """
+    if whole:
+        return itertools.product(SETTINGS, PREDICTS, (True, False))
+    turn = TIMINGS.index(timing)
+    return [(setting, PREDICTS[(turn + k) % 4], (turn // 2 + k) % 2 == 0) for k, setting in enumerate(SETTINGS)]
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)], ids=["part", "whole"])
 @pytest.mark.parametrize(
     ("rule", "timing"),
-    [
-        (rule, timing)
-        for rule in RULE_TEXTS
-        for timing in ("constant", "interval:0.2,0.7", "oscillation:2", "cosine")
-        if (rule, timing) != ("cfg++", "cosine")
-    ],
+    [(rule, timing) for rule in RULE_TEXTS for timing in TIMINGS if (rule, timing) != ("cfg++", "cosine")],
 )
-def test_combine_on_bare_tensors_equals_the_denoiser_bit_for_bit(rule, timing):
+def test_combine_on_bare_tensors_equals_the_denoiser_bit_for_bit(rule, timing, whole):
     levels = SCHEDULE.levels[::3]
     acted = set()
-    for (scale, channels), predicts, batched in itertools.product(SETTINGS, ("eps", "x0", "v", "flow"), (True, False)):
+    for (scale, channels), predicts, batched in cases_of(timing, whole):
         guidance, network = Guidance(scale, channels, rule, timing), Network(predicts, learned=batched)
         weak = WeakModel(network, NEGATIVE)
         run, memory = denoiser(guidance, network, batched=batched, weak=weak), START
