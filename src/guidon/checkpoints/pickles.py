@@ -8,6 +8,7 @@ visits every path through it.
 from __future__ import annotations
 
 import pickletools
+from functools import cache
 from typing import IO
 
 MOST_STEPS = 2_000_000  # steps of all pickles of a file; a checkpoint of ten thousand tensors has 300,000
@@ -48,14 +49,24 @@ def refuse_bombs(file: IO[bytes], pickles: int, most_steps: int = MOST_STEPS) ->
 
 def _apply(step: pickletools.OpcodeInfo, stack: list[int]) -> None:
     """Take from the stack what a step takes, and put what it puts."""
-    before, taken = step.stack_before, list[int]()
-    if pickletools.markobject in before:
-        while (size := stack.pop()) != _MARK:
-            taken.append(size)
-        before = before[: before.index(pickletools.markobject)]
-    for _ in before:
-        taken.append(stack.pop())
-    size = 1 + sum(taken) if step.name.startswith("TUPLE") else 1
+    to_mark, values, is_tuple, put = _effect(step)
+    size = 1
+    if to_mark:
+        while (taken := stack.pop()) != _MARK:
+            size += taken
+    for _ in range(values):
+        size += stack.pop()
+    if not is_tuple:
+        size = 1
     if size > MOST_VALUES:
         raise ValueError(f"its pickle holds a tuple of more than {MOST_VALUES:,} values")
-    stack.extend(size for _ in step.stack_after)
+    stack.extend([size] * put)
+
+
+@cache
+def _effect(step: pickletools.OpcodeInfo) -> tuple[bool, int, bool, int]:
+    """Whether a step takes all values to the last mark; how many more; whether it makes a tuple; what it puts."""
+    before = step.stack_before
+    to_mark = pickletools.markobject in before
+    values = before.index(pickletools.markobject) if to_mark else len(before)
+    return to_mark, values, step.name.startswith("TUPLE"), len(step.stack_after)
