@@ -2,6 +2,7 @@ import gc
 import math
 import os
 import resource
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ CPU_LIMIT = 20.0  # seconds that one test may take; the summary names the tests 
 CPU_SHOWN = 10
 CPU_BUDGET = 300.0  # seconds that `make test` may take; the summary warns above it
 
+_set_aside = {"modules": 0}
 _clock = {"mark": 0.0}
 _cpu_of_test: Counter[str] = Counter()
 
@@ -37,13 +39,23 @@ def _cpu_seconds_of(process: str) -> float:
 
 
 def pytest_collection_finish():
-    """Take the modules and tests, which live until the end, out of garbage collection: Guidon collects after each stage.
+    """Collect garbage more rarely than Python would: models make many objects and few cycles of them."""
+    _set_modules_aside()
+    gc.set_threshold(50_000, 20)
 
-    Collect on its own more rarely than Python would: models make many objects and few cycles of them.
-    """
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """diffusers and transformers are imported by the first test that uses them."""
+    if len(sys.modules) > _set_aside["modules"] + 50:
+        _set_modules_aside()
+
+
+def _set_modules_aside():
+    """Take the modules and tests, which live until the end, out of garbage collection: Guidon collects after each stage."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20)
+    _set_aside["modules"] = len(sys.modules)
 
 
 def pytest_runtest_logstart():
