@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny_pipelines import PIPELINES, TinyPipeline, record, run
+from tiny_pipelines import PIPELINES, TinyPipeline, own, record, run, shared
 
 each = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 
@@ -16,7 +16,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @each
 def test_the_scheduler_receives_the_formula_on_branches_that_differ(tiny: TinyPipeline) -> None:
-    latents, steps = record(tiny, tiny.make(), batch=tiny.most)
+    latents, steps = record(tiny, shared(tiny), batch=tiny.most)
     assert len(steps) == 3
     assert latents.isfinite().all()
     for step in steps:
@@ -37,8 +37,8 @@ def test_the_scheduler_receives_the_formula_on_branches_that_differ(tiny: TinyPi
 
 @each
 def test_runs_repeat_and_the_scale_matters(tiny: TinyPipeline) -> None:
-    latents = run(tiny, tiny.make(), steps=2)
-    pipe = tiny.make()
+    latents = own(tiny, steps=2)
+    pipe = shared(tiny)
     unguided = run(tiny, pipe, tiny.unguided_scale, steps=2)
     assert difference(unguided, latents) > 1e-3
     # the same pipeline again, and no wrapper is left behind
