@@ -178,8 +178,10 @@ class Cluster:
                         done += len(blocks[number])
                     elif not lock.enter_context(try_held(out, BLOCK_LOCK.format(number), "guidon study run")):
                         raise InputError(f"another process runs this study in {out}: wait until it ends, or stop it")
+                    elif not (cells := find_missing(blocks[number], say)):  # done since by another process
+                        lock.close()
+                        done += len(blocks[number])
                     else:
-                        cells = find_missing(blocks[number], say)
                         running[task.remote(self.loading, plan, number)] = number, cells, lock
                 if on_cell:
                     on_cell(done, plan.cells)
@@ -213,8 +215,8 @@ class Cluster:
             raise
         except errors.RayError as error:
             raise InputError(
-                f"the cluster has lost a block {RETRIES} times ({first_line(error)}): what is done is kept, run the "
-                "same command again"
+                f"the cluster cannot do this, after {RETRIES} tries where a process or a node was lost "
+                f"({first_line(error)}): what is done is kept, run the same command again"
             ) from None
 
     def _task(self, work: Callable[..., Any], cpus: int) -> Any:
