@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test lint docs test-wheel test-gpu test-browser test-comfyui test-weights test-ray test-long test-faults support-matrix lock clean
+.PHONY: help demo test test-reliability lint docs test-wheel test-gpu test-browser test-comfyui test-weights test-ray test-long test-faults support-matrix lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -13,8 +13,12 @@ help:  ## this list
 demo: $(VENV)/.installed  ## turn a prompt into a guided video with the model that ships in the package
 	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --upscale 4 --out outputs/demo
 
-test: $(VENV)/.installed-dev  ## all tests that need neither a GPU nor released weights
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --dist worksteal
+TEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --dist worksteal
+test: $(VENV)/.installed-dev  ## what Guidon does: all tests that need neither a GPU nor released weights
+	$(TEST) --ignore tests/faults
+
+test-reliability: $(VENV)/.installed-dev  ## what holds when things break: a sample of damage, faults, kills, races and bombs
+	$(TEST) tests/faults
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .
@@ -52,7 +56,7 @@ test-long: $(VENV)/.installed-dev  ## the cases that `make test` leaves out (min
 	$(BIN)/python -m pytest -q -m long -n auto
 
 FAULTS ?= tests/faults
-test-faults: $(VENV)/.installed-dev  ## all damage, I/O faults, kills, races and bombs (hours); write docs/reliability.json and its table
+test-faults: $(VENV)/.installed-dev  ## all of test-reliability: damage, I/O faults, kills, races and bombs (hours); write docs/reliability.json and its table
 	@GUIDON_FAULTS=long GUIDON_FAULTS_TABLE=docs/reliability.json $(BIN)/python -m pytest -q -m 'faults or not faults' -n auto $(FAULTS); \
 	status=$$?; PYTHONPATH=tests $(BIN)/python tests/faults/report.py && exit $$status
 

@@ -1,1 +1,1 @@
-"""Faults, damage, kills, races and bombs. CI runs a sample of each test; ``make test-faults`` runs all of it."""
+"""Faults, damage, kills, races and bombs. ``make test-reliability``, which CI runs, takes a sample of each test; ``make test-faults`` runs all of it."""
