@@ -15,7 +15,7 @@ from guidon.training.data.rollouts import Rollouts
 from guidon.training.recipe import Sampling
 from recipes import CPU, redraw_truth
 
-SAMPLING = Sampling(steps=2)
+SAMPLING = Sampling(steps=2, block=8)
 BLOCK = SAMPLING.block
 
 
@@ -98,13 +98,19 @@ def test_an_interrupted_run_goes_on_with_the_next_block(tmp_path, model, readabl
 
 def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable):
     first = prepare(tmp_path, model, 4)
-    for changes in ({"weights": "v"}, {"sampling": Sampling(steps=3)}, {"sampling": Sampling(steps=2, guided=0)}):
+    for changes in (
+        {"weights": "v"},
+        {"sampling": Sampling(steps=3, block=BLOCK)},
+        {"sampling": Sampling(steps=2, block=BLOCK, guided=0)},
+    ):
         prepare(tmp_path, model, 4, **changes)
     assert len(list(tmp_path.iterdir())) == 4
-    guided = prepare(tmp_path, model, 4, sampling=Sampling(steps=2, guided=1, cfg_scale=1))
-    unguided = prepare(tmp_path, model, 4, sampling=Sampling(steps=2, guided=0))
+    guided = prepare(tmp_path, model, 4, sampling=Sampling(steps=2, block=BLOCK, guided=1, cfg_scale=1))
+    unguided = prepare(tmp_path, model, 4, sampling=Sampling(steps=2, block=BLOCK, guided=0))
     assert torch.equal(guided.drawn, unguided.drawn)
-    assert not torch.equal(prepare(tmp_path, model, 4, sampling=Sampling(steps=2, guided=1)).drawn, unguided.drawn)
+    assert not torch.equal(
+        prepare(tmp_path, model, 4, sampling=Sampling(steps=2, block=BLOCK, guided=1)).drawn, unguided.drawn
+    )
     assert torch.equal(prepare(tmp_path, model, 4).drawn, first.drawn)
 
 
