@@ -9,6 +9,7 @@ def test_guidance_is_split_by_channel(run, tiny_model, tmp_path):
         "0-2", "--interval", "0,1", "--device", "cpu", "--out", tmp_path,
     )  # fmt: skip
     assert code == 0
+    assert "sampled at scale 2 on first 3 channels, 3 steps, guided from 0% to 100% of sampling:" in out
     assert "| channel | energy | cosine with cond | luminance | chroma | structure | motion |" in out
     assert {"spectrum.npz", "spectrum.png"} == {path.name for path in tmp_path.iterdir()}
     with np.load(tmp_path / "spectrum.npz") as arrays:

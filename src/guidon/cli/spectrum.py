@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from .options import given, option
 from .outputs import prepare_folder, stopped
 from .planning import find_any_planner, known_device
 from .values import parse_call, parse_timing
+
+if TYPE_CHECKING:
+    from ..request import Request
 
 EXAMPLE = 'guidon spectrum "a red circle moves left on a white background" --out spectrum'
 
@@ -76,7 +79,19 @@ def spectrum(
     what = f"sampling {count} {'clip' if count == 1 else 'clips'}"
     with stopped("nothing was written"), progress(what, "steps") as on_step:
         found = measured(pipe, prompts, looks=looks, on_step=on_step, force=force, **choices)
+    print(_measured_at(request, planner.channels))
     print(found.table())
     print("energy: share of the squared cond - uncond; the rest: RMS change of the video per unit of scale, 1/1000")
     for path in found.write(out) if out is not None else ():
         print(path)
+
+
+def _measured_at(request: Request, channels: int) -> str:
+    """The guidance under which a request was sampled, in words."""
+    from ..studies.words import spell_channels, spell_timing
+
+    guidance = request.guidance.resolved(channels)
+    scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
+    where = spell_channels(guidance.scales_for(channels).choice.text)
+    scale = ",".join(f"{each:g}" for each in scales)
+    return f"sampled at scale {scale} on {where}, {request.steps} steps, {spell_timing(guidance.timing.text)}:"
