@@ -404,8 +404,10 @@ def _hint(name: str, valid: Sequence[str]) -> str:
     if name in TIMINGS:
         return f": give timing={TIMINGS[name]!r}"
     pairs = dict(PAIRS) | {theirs: ours for ours, theirs in PAIRS}
-    if (other := pairs.get(name)) in valid:
-        return f" (did you mean {other!r}?)"
+    scale = PAIRS[0] if name == "guidance_scale" else ()  # as diffusers calls it
+    for other in (pairs.get(name), *scale):
+        if other in valid:
+            return f" (did you mean {other!r}?)"
     return nearest(name, valid)
 
 
