@@ -255,16 +255,17 @@ def test_the_snippet_runs(snippet, namespaces, folder_of, run, tiny, monkeypatch
 
 
 def names_of_diffusers(monkeypatch):
-    """A tiny Wan 2.2 of 16 channels, itself as an earlier one, and a way to call it without a text encoder."""
+    """A tiny Wan 2.2 of 16 channels, another as an earlier one, and a way to call it without a text encoder."""
     from tiny_pipelines import PIPELINES
     from tiny_pipelines import run as run_tiny
     from tiny_pipelines.video import make_wan
 
     tiny_wan = next(tiny for tiny in PIPELINES if tiny.name == "wan-2.2")
-    pipe = make_wan(experts=2, scheduler="UniPCMultistepScheduler", channels=16, boundary_ratio=0.875)
+    wan = {"experts": 2, "scheduler": "UniPCMultistepScheduler", "channels": 16, "boundary_ratio": 0.875}
+    pipe, earlier = make_wan(**wan), make_wan(**wan)
     return {
         "pipe": pipe,
-        "earlier": pipe,
+        "earlier": earlier,
         "call": lambda guidance_scale, **more: run_tiny(tiny_wan, pipe, guidance_scale, **more),
     }
 

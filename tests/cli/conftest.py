@@ -43,6 +43,11 @@ def asked(monkeypatch):
     import guidon.request
     from guidon.models.family import Facts
 
+    class Complete(dict):
+        """What was chosen, in the place of a request."""
+
+        guidance = None
+
     def asked(*words):
         calls = {}
 
@@ -58,7 +63,7 @@ def asked(monkeypatch):
                 return cls()
 
             def complete(self, prompts, samples, **choices):
-                return {"prompts": prompts, "samples": tuple(samples)} | choices
+                return Complete({"prompts": prompts, "samples": tuple(samples)} | choices)
 
             def read_prompts(self, request, *, force):
                 calls["plan"] = request | {"force": force}

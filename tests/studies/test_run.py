@@ -52,22 +52,24 @@ def test_progress_counts_what_others_do(plan, pipe, tmp_path, monkeypatch):
     assert len(written) == 18
 
 
-def test_ctrl_c_finishes_the_block_in_work_and_a_second_one_loses_it(whole, plan, pipe, tmp_path, monkeypatch):
+def test_ctrl_c_finishes_the_block_in_work_and_a_second_one_loses_it(whole, plan, pipe, tmp_path, monkeypatch, request):
     out, said, original = tmp_path / "out", [], type(pipe).generate
     presses = {2: 1, 3: 2}  # block -> how often Ctrl-C is pressed in it
     calls = []
 
-    def generate(self, request, **options):
-        calls.append(request)
+    def generate(self, asked, **options):
+        calls.append(asked)
 
         def on_step(done, total):
             options["on_step"](done, total)
             for _ in range(presses.get(len(calls), 0) * (done == 1)):
                 signal.raise_signal(signal.SIGINT)
 
-        return original(self, request, **options | {"on_step": on_step})
+        return original(self, asked, **options | {"on_step": on_step})
 
     monkeypatch.setattr(type(pipe), "generate", generate)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test that runs in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     for cells in (6, 6):
         with pytest.raises(KeyboardInterrupt):
             run_study(plan, pipe, out, say=said.append)
