@@ -289,6 +289,9 @@ def generate(
     format = checked_format(format, preset)
     if fps is not None:
         check_fps(fps)
+    shape, unit = planner.latent_shape(request), facts.downsampling
+    check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
+    check_library(format)
     prepare_folder(out)
     if manifest is None:
         asked = request
@@ -296,9 +299,6 @@ def generate(
             prompts_file, lambda text: planner.read_prompts(asked.model_copy(update={"prompts": (text,)}), force=force)
         ):
             request = planner.read_prompts(asked, force=force)
-    shape, unit = planner.latent_shape(request), facts.downsampling
-    check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
-    check_library(format)
 
     # Load the model.
     from ..guidance import GuidanceTrace
