@@ -65,6 +65,9 @@ def asked(monkeypatch):
             def complete(self, prompts, samples, **choices):
                 return Complete({"prompts": prompts, "samples": tuple(samples)} | choices)
 
+            def latent_shape(self, request):
+                return self.facts.latent_shape
+
             def read_prompts(self, request, *, force):
                 calls["plan"] = request | {"force": force}
                 raise Asked
