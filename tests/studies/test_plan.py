@@ -218,6 +218,16 @@ def test_bad_studies_are_refused_in_one_line_on_the_command_line(tmp_path, tiny_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_weak_model_that_no_setting_asks_is_refused(tmp_path, tiny_model, monkeypatch):
+    test_bad_studies_are_refused_in_one_line_on_the_command_line(
+        tmp_path,
+        tiny_model,
+        monkeypatch,
+        {"sources": {"weak": str(tiny_model)}},
+        "no setting has guidance: autoguidance",
+    )
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "studies").glob("*.yaml")))
 def test_the_ready_studies_are_valid(name, unsampled):
     plan = make_plan(load_study(ROOT / "studies" / name), unsampled)

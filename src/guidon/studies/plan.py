@@ -479,6 +479,8 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
             requests[name] = planner.complete(("",), device=device, **_choices(study, arm))
         except InputError as error:
             raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
+    if study.sources.weak is not None and all(request.guidance.rule.weak != "model" for request in requests.values()):
+        raise InputError("sources gives weak, and no setting has guidance: autoguidance: add one, or leave it out")
     from ..metrics.bench import find_bench
 
     bench = find_bench(study.bench.full_name(planner.bench))
