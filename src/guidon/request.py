@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeGuard, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeGuard, Unpack
 
 from pydantic import (
     ConfigDict,
@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from .core.devices import DtypeName
 from .core.errors import InputError, nearest, quoted, setting
 from .core.limits import as_count, available_memory, require_memory
 from .core.settings import Settings, validated
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     import torch
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-DtypeName = Literal["fp32", "bf16", "fp16"]
 BLOCK = 16  # clips of a study that are denoised together, where it does not say it
 DIFFUSERS = "diffusers:"
 """How the name of a model begins that is the folder of a diffusers pipeline."""

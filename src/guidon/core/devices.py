@@ -1,4 +1,4 @@
-"""The device to run on, and the number of CPU threads."""
+"""The device to run on, the precision to compute in, and the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .errors import InputError, setting
 
 if TYPE_CHECKING:
     import torch
+
+DtypeName = Literal["fp32", "bf16", "fp16"]
+"""The precisions in which networks run."""
+_OF_TORCH: dict[DtypeName, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def torch_dtype(name: DtypeName) -> torch.dtype:
+    """Torch's dtype of a precision."""
+    import torch
+
+    return getattr(torch, _OF_TORCH[name])
+
+
+def dtype_name(dtype: object) -> DtypeName | None:
+    """The precision that a dtype of torch is, given itself or by name ("float16"); None for another one."""
+    own = str(dtype).removeprefix("torch.")
+    return next((name for name in get_args(DtypeName) if _OF_TORCH[name] == own), None)
 
 
 def check_device(name: str) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..core.devices import dtype_name
 from ..core.errors import InputError, nearest, quoted
 from ..guidance import plain_scale
 from ..models.sources import Sources
-from ..request import KEYWORDS, DtypeName, is_list
+from ..request import KEYWORDS, is_list
 
 RENAMED = {
     "guidance_scale": "cfg_scale", "num_inference_steps": "steps", "num_frames": "frames", "generator": "seed",
@@ -19,9 +20,6 @@ RENAMED = {
     "prompt": "prompts",
 }  # fmt: skip
 """Keywords of diffusers' pipelines, and ours."""
-
-DTYPES: dict[str, DtypeName] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""Names of torch's types, and ours."""
 
 _EMBEDDED = "give the prompts as text; guidon.load(features=...) reads features that `guidon encode` stored"
 _FROM_TEXT = "Guidon makes clips from text alone"
@@ -143,7 +141,7 @@ def own_names(options: Mapping[str, Any], also: Collection[str] = (), prompts: A
     if hasattr(own.get("seed"), "tolist"):  # an array or a tensor
         own["seed"] = own["seed"].tolist()
     if "dtype" in own:
-        own["dtype"] = DTYPES.get(str(own["dtype"]).removeprefix("torch."), own["dtype"])
+        own["dtype"] = dtype_name(own["dtype"]) or own["dtype"]
     return own
 
 

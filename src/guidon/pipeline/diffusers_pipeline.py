@@ -30,7 +30,7 @@ from ..bridges.diffusers.clips import Asked, Clips
 from ..bridges.diffusers.families import family_of
 from ..bridges.diffusers.folder import class_numbers, latent_channels, variant_of
 from ..bridges.diffusers.hashes import hash_pipeline
-from ..core.devices import cpu_threads, pick_device
+from ..core.devices import DtypeName, cpu_threads, dtype_name, pick_device, torch_dtype
 from ..core.errors import InputError, quoted, setting
 from ..core.extras import require
 from ..core.limits import attempt
@@ -40,13 +40,11 @@ from ..core.version import VERSION
 from ..core.warn import warn
 from ..guidance import GuidanceTrace
 from ..media import Video
-from ..request import DIFFUSERS, Choices, Computation, DtypeName, Request
+from ..request import DIFFUSERS, Choices, Computation, Request
 from .calls import check_run, read_count, read_prompts, read_samples
 from .diffusers_planner import DiffusersPlanner, check_offload
 from .manifests import Manifest, read_computation
 
-DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_NAMES: dict[torch.dtype, DtypeName] = {dtype: name for name, dtype in DTYPES.items()}
 LIBRARIES = ("diffusers", "transformers")
 """Whose versions a manifest holds, beside torch's."""
 
@@ -276,7 +274,7 @@ def wrap(pipe: Any, *, call: Mapping[str, Any] | None = None) -> DiffusersPipeli
     place = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     guider = getattr(getattr(pipe, "guider", None), "guidance_scale", None)
     planner = DiffusersPlanner.of(
-        f"{DIFFUSERS}{place}", family, arguments_of(pipe), channels, _NAMES.get(network.dtype, "fp32"), call or {},
+        f"{DIFFUSERS}{place}", family, arguments_of(pipe), channels, dtype_name(network.dtype) or "fp32", call or {},
         class_numbers(pipe.config.get("id2label")), None if guider is None else float(guider),
     )  # fmt: skip
     return DiffusersPipeline(pipe, planner, hash_pipeline(pipe))
@@ -308,7 +306,7 @@ def load_folder(
     check_offload(offload)
     if offload in ("model", "sequential"):
         require("accelerate", "offload", "diffusers")
-    pipe = attempt(partial(_read, Path(folder), DTYPES[planner.dtype], variant_of(Path(folder), planner.family)))
+    pipe = attempt(partial(_read, Path(folder), torch_dtype(planner.dtype), variant_of(Path(folder), planner.family)))
     if pipe is None:
         raise InputError(f"{folder} needs more memory than this machine has: give {setting('dtype')} bf16")
     hashes = hash_pipeline(pipe)

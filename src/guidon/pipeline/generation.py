@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.devices import torch_dtype
 from ..core.errors import InputError, setting
 from ..core.limits import attempt
 from ..core.progress import OnStep, part_of
@@ -30,8 +31,6 @@ from ..models.vae import Autoencoder
 from ..request import Computation, Request, latent_shape
 from ..samplers import AfterStep, LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
 from .steering import Interrupted
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Generation:
         sequential, empty_trace = like.sequential, trace is not None and not len(trace)
         waiting, done, guided = list(clips), list[Denoised](), 0
         replay = self._replay()
-        dtype = DTYPES[request.dtype]
+        dtype = torch_dtype(request.dtype)
         with self.model.network.in_use(dtype) as network, self._weak_network(dtype) as weak:
             while waiting:
                 batch = waiting[:size] * copies

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.devices import cpu_threads, pick_device
+from ..core.devices import cpu_threads, dtype_name, pick_device
 from ..core.errors import InputError, quoted, setting
 from ..core.progress import late_progress
 from ..core.version import VERSION
@@ -28,7 +28,7 @@ from ..models.text.prompts import PromptMemory
 from ..request import Choices, Computation, Planner, Request, require_room
 from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
-from .diffusers_names import ATTRIBUTES, DTYPES, no_attribute
+from .diffusers_names import ATTRIBUTES, no_attribute
 from .generation import Denoised, Generation, decode, warn_of_fallback
 from .manifests import Manifest, read_computation
 from .steering import Steering, start_from
@@ -334,10 +334,10 @@ class Pipeline(metaclass=_Named):
         """
         for value in (*where, *(each for each in (device, dtype) if each is not None)):
             if isinstance(value, torch.dtype):
-                name = str(value).removeprefix("torch.")
-                if name not in DTYPES:
+                name = dtype_name(value)
+                if name is None:
                     raise InputError(f"a model does not run in {value}: give torch.float32, bfloat16 or float16")
-                self.preset = replace(self.preset, dtype=DTYPES[name])
+                self.preset = replace(self.preset, dtype=name)
                 continue
             device = pick_device(str(value))
             if device == self.device:

@@ -9,16 +9,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...checkpoints.finding import stored_types
+from ...core.devices import DtypeName
 from ...core.errors import InputError, quoted
 from ...core.reading import read_object
 from .families import FAMILIES, Family
 
 INDEX = "model_index.json"
-Dtype = Literal["fp32", "bf16", "fp16"]
-_DTYPES: dict[str, Dtype] = {"F32": "fp32", "F64": "fp32", "BF16": "bf16", "F16": "fp16"}
+_DTYPES: dict[str, DtypeName] = {"F32": "fp32", "F64": "fp32", "BF16": "bf16", "F16": "fp16"}
 """How safetensors calls precisions."""
 _KNOWN: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
 
@@ -33,7 +33,7 @@ class PipelineFolder:
     family: Family
     channels: int
     """Latent channels: those of its autoencoder."""
-    dtype: Dtype
+    dtype: DtypeName
     """The precision in which the weights of its denoiser are stored."""
     classes: Mapping[str, int]
     """Class numbers by name, of a pipeline that is given classes and names them."""
@@ -125,9 +125,9 @@ def _guider_scale(path: Path) -> float | None:
     return None
 
 
-def _stored_dtype(folder: Path) -> Dtype:
+def _stored_dtype(folder: Path) -> DtypeName:
     """The precision of most tensors in a component's safetensors; single precision where there are none."""
     # The usual weights come before those of a variant, whose name has one more dot. The parts of a network share one.
     files = sorted(folder.glob("*.safetensors"), key=lambda path: (path.name.count("."), path.name))
-    types: list[Dtype] = [_DTYPES[name] for path in files[:1] for name in stored_types(path) if name in _DTYPES]
+    types: list[DtypeName] = [_DTYPES[name] for path in files[:1] for name in stored_types(path) if name in _DTYPES]
     return max(dict.fromkeys(types), key=types.count) if types else "fp32"

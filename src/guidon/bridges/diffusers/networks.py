@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoints import TensorFile
+from ...core.devices import DtypeName, dtype_name, torch_dtype
 from ...core.errors import InputError, nearest, setting
 from ...core.hashing import hash_samples, hash_tensors
 from ...diffusion import NoiseSchedule, Process
@@ -40,11 +41,6 @@ if TYPE_CHECKING:
 Frequencies = Literal["original", "diffusers"]
 FAMILIES = {"DiTTransformer2DModel": "DiT", "PixArtTransformer2DModel": "PixArt"}  # diffusers' networks, our families
 PIPELINES = "DiTPipeline, PixArtAlphaPipeline or PixArtSigmaPipeline"
-DTYPES: Mapping[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-}
 PREDICTIONS: Mapping[str, Parameterization] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 HASHED = 1024  # values of each tensor that go into the hash of a part
@@ -78,7 +74,7 @@ def adopt(pipe: DiffusionPipeline, *, features: Path | None, frequencies: Freque
     reader, preset = family.reader(), family.presets[0]
     checkpoint = _recognise(reader, transformer, Path(f"the transformer of this {type(pipe).__name__}"))
     known = _find_settings(pipe, family.name, frequencies)
-    network = reader.load(checkpoint, known, {}, dtype)
+    network = reader.load(checkpoint, known, {}, torch_dtype(dtype))
     make = partial(_make_network, reader, checkpoint, known, device)
 
     # Take its other parts, and what is particular to a family.
@@ -112,7 +108,7 @@ def adopt(pipe: DiffusionPipeline, *, features: Path | None, frequencies: Freque
         hashes={"checkpoint": _hash(transformer), "vae": _hash(vae.vae)} | text_hashes,
     )
     summary = f"{family.name} of a {type(pipe).__name__}"
-    preset = replace(preset, name=name, summary=summary, weights=None, dtype=DTYPES[dtype], **own)
+    preset = replace(preset, name=name, summary=summary, weights=None, dtype=dtype, **own)
     return Adopted(cast("Preset[None]", preset), model, device)
 
 
@@ -206,21 +202,22 @@ def _find_transformer(pipe: DiffusionPipeline) -> tuple[nn.Module, Family]:
     return cast("nn.Module", transformer), find_family(name)
 
 
-def _find_dtype(transformer: nn.Module) -> torch.dtype:
+def _find_dtype(transformer: nn.Module) -> DtypeName:
     """The precision of its weights.
 
     Raises:
         InputError: they are quantised, or not in memory.
     """
     stored = {parameter.dtype for parameter in transformer.parameters()}
-    if not stored <= DTYPES.keys():
+    name = dtype_name(next(transformer.parameters()).dtype)
+    if name is None or not all(map(dtype_name, stored)):
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
         raise InputError(f"the weights are stored as {names}: load the pipeline in float32, bfloat16 or float16")
     if any(parameter.is_meta for parameter in transformer.parameters()):
         raise InputError(
             "the weights are not in memory, as with enable_sequential_cpu_offload: use enable_model_cpu_offload instead"
         )
-    return next(transformer.parameters()).dtype
+    return name
 
 
 def _find_settings(pipe: DiffusionPipeline, family: str, frequencies: Frequencies | None) -> dict[str, Any]:
