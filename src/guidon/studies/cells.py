@@ -200,6 +200,21 @@ class Cell:
                     raise ValueError(f"{name} is {arrays[name].shape}, expected {shape}")
             return arrays
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Says in one line that the block could not write the cell.
+
+        Raises:
+            InputError: the block raised an OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} cannot be written ({error.strerror}): what is done is kept, make room and run the same "
+                "command again"
+            ) from None
+
     def write(self, video: Video, values: dict[str, float], trace: dict[str, NDArray[np.float64]]) -> None:
         """Write the cell's folder with all its files, atomically.
 

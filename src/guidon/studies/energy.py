@@ -47,8 +47,13 @@ def solve_scales(
         say(f"solving the scale of {name!r}")
         report = part_of(on_step, number, len(waiting))
         solved = solved.with_scales({name: _matching_scale(solved, pipe, name, report)})
+    return keep_scales(plan, solved.scales, out)
+
+
+def keep_scales(plan: Plan, scales: Mapping[str, float], out: Path) -> Plan:
+    """The plan of a results folder with its solved scales, which are written unless another process has done it."""
     if not (out / "scales.json").exists():
-        write_scales(Scales(plan=plan.hash, steps=STEPS, scales=solved.scales), out)
+        write_scales(Scales(plan=plan.hash, steps=STEPS, scales=dict(scales)), out)
     return read_plan(out)
 
 

@@ -23,15 +23,14 @@ from ..core.atomic import atomic_folder
 from ..core.devices import cpu_threads
 from ..core.errors import InputError, first_line
 from ..core.extras import require
-from ..core.limits import require_disk
 from ..core.locks import try_held
 from ..core.progress import OnStep
 from ..metrics.choice import BenchChoice
 from ..request import DIFFUSERS
-from .cells import BLOCK_LOCK, CONTENT, Cell, Scales, blocks_of, delete_leftovers, open_plan, read_plan, write_scales
-from .energy import STEPS, solve_scales
-from .plan import CELL_BYTES, Plan, Study, make_plan
-from .run import check_model, do_block, find_missing, seconds_per_cell
+from .cells import BLOCK_LOCK, CONTENT, Cell, blocks_of, delete_leftovers, open_plan
+from .energy import keep_scales, solve_scales
+from .plan import Plan, Study, make_plan
+from .run import check_model, do_block, find_missing, require_room, seconds_per_cell
 
 if TYPE_CHECKING:
     import torch
@@ -153,11 +152,8 @@ class Cluster:
         if plan.unsolved:
             say(f"solving the scales of {len(plan.unsolved)} settings on the cluster")
             scales = self.get(self._task(_solve, self._cpus(plan)).remote(self.loading, plan))
-            if not (out / "scales.json").exists():
-                write_scales(Scales(plan=plan.hash, steps=STEPS, scales=scales), out)
-            plan = read_plan(out)
-        missing = sum(cell.damage() is not None for block in blocks_of(plan, out) for cell in block)
-        require_disk(f"{missing:,} cells", missing * CELL_BYTES, out, lower="choose another disk, or make room")
+            plan = keep_scales(plan, scales, out)
+        require_room(blocks_of(plan, out), out)
         written = self._do_blocks(plan, out, on_cell, say)
         delete_leftovers(out)
         return written
@@ -302,7 +298,8 @@ def _checked(loading: Loading, plan: Plan) -> tuple[ModelPipeline, Bench]:
                 f"the node {socket.gethostname()} has {name} {value}, and the plan is for {getattr(plan, name)}: "
                 "results of both would differ in last bits, take that node out"
             )
-    return pipe, check_model(plan, pipe, bench)
+    check_model(plan, pipe, bench)
+    return pipe, bench
 
 
 def _write(block: list[Cell], missing: list[Cell], made: list[Files]) -> None:
@@ -310,15 +307,9 @@ def _write(block: list[Cell], missing: list[Cell], made: list[Files]) -> None:
     for cell, files in zip(block, made, strict=True):
         if cell not in missing:
             continue
-        try:
-            with atomic_folder(cell.folder) as folder:
-                for name, content in files.items():
-                    (folder / name).write_bytes(content)
-        except OSError as error:
-            raise InputError(
-                f"{cell.folder} cannot be written ({error.strerror}): what is done is kept, make room and run the same "
-                "command again"
-            ) from None
+        with cell.writing(), atomic_folder(cell.folder) as folder:
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
 
 
 def _absolute(value: Any) -> Any:

@@ -66,7 +66,8 @@ def run_study(
     Raises:
         InputError: the weights or the folder belong to another plan, a scale has no solution, or the disk is full.
     """
-    bench = check_model(plan, pipe, bench or find_bench(plan.bench))
+    bench = bench or find_bench(plan.bench)
+    check_model(plan, pipe, bench)
     with cpu_threads(plan.threads):
         plan = open_plan(plan, out)
         if plan.bench != bench.name:  # a folder of an earlier format goes on with the metrics of then
@@ -74,13 +75,22 @@ def run_study(
         delete_leftovers(out)
         plan = solve_scales(plan, pipe, out, on_step=on_solve, say=say)
         blocks = blocks_of(plan, out)
-        missing = [sum(cell.damage() is not None for cell in block) for block in blocks]
-        size = sum(missing) * CELL_BYTES
-        require_disk(f"{sum(missing):,} cells", size, out, lower="choose another disk, or make room")
-        done = _Done(blocks, [number for number, count in enumerate(missing) if count], on_cell)
+        done = _Done(blocks, require_room(blocks, out), on_cell)
         written = _do_blocks(plan, pipe, bench, out, done, say)
         delete_leftovers(out)  # again: others may have been killed since
         return written
+
+
+def require_room(blocks: list[list[Cell]], out: Path) -> list[int]:
+    """The numbers of the blocks that have missing cells, for which the disk must have room.
+
+    Raises:
+        InputError: it has not.
+    """
+    missing = [sum(cell.damage() is not None for cell in block) for block in blocks]
+    size = sum(missing) * CELL_BYTES
+    require_disk(f"{sum(missing):,} cells", size, out, lower="choose another disk, or make room")
+    return [number for number, count in enumerate(missing) if count]
 
 
 class _Done:
@@ -163,15 +173,14 @@ class _Pace:
         return f"finishing the {clips} clips in work{left}; press Ctrl-C again to stop now and lose them"
 
 
-def check_model(plan: Plan, pipe: ModelPipeline, bench: Bench) -> Bench:
-    """The bench that measures a plan, after a check that model and bench are those of the plan.
+def check_model(plan: Plan, pipe: ModelPipeline, bench: Bench) -> None:
+    """Refuse a model or a bench that is not the plan's.
 
     Raises:
         InputError: they have other weights.
     """
     _check_weights(plan, pipe)
     _check_bench(plan, bench)
-    return bench
 
 
 def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
@@ -229,13 +238,8 @@ def do_block(
             continue
         own = {name: arrays[name][number] for name in BY_SAMPLE if len(trace)}
         metrics = {name: float(column[number]) for name, column in values.items()}
-        try:
+        with cell.writing():
             cell.write(videos[number], metrics, own | {name: arrays[name] for name in OF_RUN})
-        except OSError as error:
-            raise InputError(
-                f"{cell.folder} cannot be written ({error.strerror}): what is done is kept, make room and run the same "
-                "command again"
-            ) from None
 
 
 def seconds_per_cell(plan: Plan, pipe: ModelPipeline) -> float:
