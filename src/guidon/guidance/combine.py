@@ -36,8 +36,8 @@ class Memory:
 
 
 START = Memory()
-PAIRS = (("cfg_scale", "scale"), ("cfg_channels", "channels"), ("guidance", "rule"))
-"""The settings of guidance: their keys in JSON and in a call, and the arguments of ``Guidance``."""
+ALIKE = (("cfg_scale", "scale", "guidance_scale"), ("cfg_channels", "channels"), ("guidance", "rule"))
+"""Names of one setting: its key in JSON and in a call, the argument of ``Guidance``, and what diffusers calls it."""
 KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "guidance", "timing")
 TIMINGS = {
     "interval": "interval:0,0.5",
@@ -403,12 +403,8 @@ def _hint(name: str, valid: Sequence[str]) -> str:
     """What is meant by a name that does not exist."""
     if name in TIMINGS:
         return f": give timing={TIMINGS[name]!r}"
-    pairs = dict(PAIRS) | {theirs: ours for ours, theirs in PAIRS}
-    scale = PAIRS[0] if name == "guidance_scale" else ()  # as diffusers calls it
-    for other in (pairs.get(name), *scale):
-        if other in valid:
-            return f" (did you mean {other!r}?)"
-    return nearest(name, valid)
+    meant = next((other for names in ALIKE if name in names for other in names if other in valid), None)
+    return f" (did you mean {meant!r}?)" if meant else nearest(name, valid)
 
 
 def _progress(level: object) -> float:
