@@ -173,8 +173,7 @@ def files_of(part: str, place: Path) -> list[Path]:
     if part == "lpips":
         return list(lpips_files(place))
     if part == "aesthetic":
-        file = place / "aesthetic-model.pth"
-        return [file if file.is_file() else locate(place)]
+        return [locate(aesthetic_file(place))]
     kinds = FRAMES_AND_TEXT if part == "clip" else FRAMES_ALONE
     config = read_object(place / "config.json", f"the configuration of {PARTS[part].what}")
     if config.get("model_type") not in kinds:
@@ -185,6 +184,12 @@ def files_of(part: str, place: Path) -> list[Path]:
     weights = locate(place)
     shards = shards_of(weights)[1] if kind_of(weights) == "shards" else []
     return [*(place / name for name in TEXT_FILES if (place / name).is_file()), weights, *shards]
+
+
+def aesthetic_file(place: Path) -> Path:
+    """The file of an aesthetic head: the one that the repository on the hub holds, or what the user named."""
+    inside = place / PARTS["aesthetic"].files[0]
+    return inside if inside.is_file() else place
 
 
 def lpips_files(folder: Path) -> tuple[Path, Path]:

@@ -24,7 +24,7 @@ from ..core.extras import require
 from ..core.reading import read_object, reading
 from ..core.warn import warn
 from ..models.pretrained import read_network, reading_quietly
-from .choice import FRAMES_ALONE, FRAMES_AND_TEXT, lpips_files
+from .choice import FRAMES_ALONE, FRAMES_AND_TEXT, aesthetic_file, lpips_files
 
 BATCH = 8  # frames
 LONGEST_SIDE = 4096  # px of a frame as a network sees it
@@ -258,8 +258,7 @@ class AestheticHead:
         Raises:
             InputError: the file cannot be read, or does not hold linear layers that end in one number.
         """
-        inside = path / "aesthetic-model.pth"
-        tensors = read_tensors(inside if inside.is_file() else path).tensors
+        tensors = read_tensors(aesthetic_file(path)).tensors
         names = sorted((n.removesuffix("weight") for n in tensors if n.endswith("weight")), key=_numbers)
         layers = [(tensors[f"{n}weight"].float().to(device), tensors.get(f"{n}bias")) for n in names]
         sizes = [tuple(weight.shape) for weight, _ in layers]
