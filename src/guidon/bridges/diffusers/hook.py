@@ -31,6 +31,8 @@ from .layouts import Layout
 from .levels import DETERMINISTIC, RunLevels
 
 Output = TypeVar("Output")
+STACKS = ("blocks", "transformer_blocks", "visual_transformer_blocks", "layers")
+"""Under which names networks of diffusers keep their transformer blocks."""
 
 
 def is_plain(guidance: Guidance) -> bool:
@@ -52,10 +54,6 @@ def blocks_of(network: Any) -> nn.ModuleList:
         f"{setting('guidance')} stg skips transformer blocks, and {type(network).__name__} has no "
         f"{' or '.join(STACKS)}: choose another rule"
     )
-
-
-STACKS = ("blocks", "transformer_blocks", "visual_transformer_blocks", "layers")
-"""Under which names networks of diffusers keep their transformer blocks."""
 
 
 @dataclass(eq=False)
@@ -267,7 +265,7 @@ class GuidanceHook:
         if guidance is None or not guidance.needs_weak:
             return None
         channels = run.family.layout.channels(_latents(run, cond, noisy))
-        memory = replace(self.memories.get(self._which(run), START), calls=self.calls)
+        memory = self._memory(run)
         if not guidance.acts(run.course.levels[run.index], memory, channels):
             return None
         if getattr(run.network, "is_cache_enabled", False):
@@ -348,6 +346,10 @@ class GuidanceHook:
         """The number of the guidance of a network."""
         return min(run.number, len(self.guidances or ()) - 1)
 
+    def _memory(self, run: _Run) -> Memory:
+        """What the guidance of a network carries into this step; calls are counted over all networks."""
+        return replace(self.memories.get(self._which(run), START), calls=self.calls)
+
     # what the branches become
 
     def _wanted(
@@ -392,8 +394,7 @@ class GuidanceHook:
         if reason := family.refuses(run.call):
             raise InputError(reason)
         level, parameterization = self._level(run, guidance)
-        which = self._which(run)
-        memory = replace(self.memories.get(which, START), calls=self.calls)
+        memory = self._memory(run)
         grid = layout.grid(run.given) if layout.grid else None
         x, seen_cond, seen_uncond, *others = _as_latents(
             run, grid, latents, cond, uncond, *(() if weak is None else (weak,))
@@ -405,7 +406,7 @@ class GuidanceHook:
         wanted, memory = guidance.combine(
             seen_cond, seen_uncond, x, level, memory, weak=seen_weak, parameterization=parameterization
         )
-        self.memories[which], self.calls = memory, memory.calls
+        self.memories[self._which(run)], self.calls = memory, memory.calls
         # back to the pipeline's layout, beside what is not denoised
         guided = cond.clone()
         part = _cut(guided, latents, layout)
