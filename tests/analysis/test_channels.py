@@ -157,7 +157,7 @@ class Linear:
         noise = torch.randn(small[:, :1].shape, generator=torch.Generator().manual_seed(0))
         return torch.cat((small.mean(1, keepdim=True) * 2, (small[:, :1] - small[:, 1:2]) / 0.8, noise), dim=1)
 
-    def decode(self, latents, micro_batch=1):
+    def decode(self, latents, micro_batch=1, frames=None):
         import torch
 
         shown = torch.einsum("bcthw,cr->brthw", latents, torch.tensor(self.factors))

@@ -306,7 +306,7 @@ def measure(
             x = torch.from_numpy(cut).float().permute(3, 0, 1, 2)[None].to(device) / 127.5 - 1
             latents = vae.encode(x)  # (1, C, T, h, w)
             t, h, w = latents.shape[2:]
-            shown = F.adaptive_avg_pool3d(vae.decode(latents), (t, h, w))
+            shown = F.adaptive_avg_pool3d(vae.decode(latents, frames=x.shape[2]), (t, h, w))
             rows.append(latents[0].flatten(1).T.cpu().numpy())
             pictures.append(shown[0].flatten(1).T.cpu().numpy())
     latents, shown = np.concatenate(rows), np.concatenate(pictures)

@@ -241,30 +241,39 @@ def _with_rounded_timesteps(network: Network[Any]) -> Callable[[Tensor, NoiseLev
 
 
 def decode(
-    stage: Stage[[], Autoencoder], latents: Sequence[Tensor], micro_batch: int, device: torch.device
+    stage: Stage[[], Autoencoder], latents: Sequence[Tensor], frames: int | None, micro_batch: int, device: torch.device
 ) -> tuple[list[np.ndarray], int]:
-    """The frames of clips, each decoded alone, and how many frames were decoded together at the least."""
-    frames: list[np.ndarray] = []
+    """The frames of clips, each decoded alone, and how many frames were decoded together at the least.
+
+    Args:
+        stage: the autoencoder.
+        latents: those of each clip, (1, C, T', h, w), or (1, C, h, w) of images.
+        frames: the length of a clip; None for images, and where the latents tell it.
+        micro_batch: frames that are decoded together, while memory is enough.
+        device: where the autoencoder is, for the message.
+    """
+    clips: list[np.ndarray] = []
     with stage.in_use() as vae:
-        while len(frames) < len(latents):
-            latent = latents[len(frames)].float()
-            decoded = attempt(partial(_decode_clip, vae, latent, micro_batch))
+        while len(clips) < len(latents):
+            latent = latents[len(clips)].float()
+            decoded = attempt(partial(_decode_clip, vae, latent, frames, micro_batch))
             if decoded is not None:
-                frames.append(decoded)
+                clips.append(decoded)
             elif micro_batch > 1:
-                micro_batch = max(1, min(micro_batch, latent.shape[2] if latent.ndim == 5 else 1) // 2)
+                length = frames or (latent.shape[2] if latent.ndim == 5 else 1)
+                micro_batch = max(1, min(micro_batch, length) // 2)
             else:
                 raise InputError(
                     f"the memory of {device} is full even where one frame is decoded at a time: lower "
                     f"{setting('size')} or {setting('frames')}, or free memory"
                 )
         del vae  # so that its stage can free it
-    return frames, micro_batch
+    return clips, micro_batch
 
 
-def _decode_clip(vae: Autoencoder, latent: Tensor, micro_batch: int) -> np.ndarray:
-    """The latents of one clip (1, C, T, h, w), or image (1, C, h, w), to uint8 frames (T, H, W, 3)."""
-    decoded = vae.decode(latent, micro_batch)[0]
+def _decode_clip(vae: Autoencoder, latent: Tensor, frames: int | None, micro_batch: int) -> np.ndarray:
+    """The latents of one clip (1, C, T', h, w), or image (1, C, h, w), to uint8 frames (T, H, W, 3)."""
+    decoded = vae.decode(latent, micro_batch, frames)[0]
     if not bool(decoded.isfinite().all()):
         raise InputError("the autoencoder gave numbers that are not finite: look at its weights, or lower the scale")
     if decoded.ndim == 3:

@@ -266,7 +266,9 @@ class Pipeline(metaclass=_Named):
     def _decode(self, run: _Run) -> list[Video]:
         with cpu_threads(run.threads):
             latents = [clip.latent for clip in run.clips]
-            frames, micro_batch = decode(self.model.vae, latents, run.asked.micro_batch, self.device)
+            frames, micro_batch = decode(
+                self.model.vae, latents, run.request.frames, run.asked.micro_batch, self.device
+            )
         computed = [run.computed(clip, micro_batch) for clip in run.clips]
         warn_of_fallback(run.asked, run.size, computed, run.request.closeness)
         return [
@@ -278,7 +280,7 @@ class Pipeline(metaclass=_Named):
     def decoder(self, request: Request) -> Iterator[Callable[[Tensor], Tensor]]:
         """A function from latents (B, C, ...) to video (B, 3, T, H, W), or images (B, 3, H, W), in [-1, 1]."""
         with self.model.vae.in_use() as vae:
-            yield lambda latents: vae.decode(latents.to(self.device)).float().cpu()
+            yield lambda latents: vae.decode(latents.to(self.device), frames=request.frames).float().cpu()
 
     def hashes_for(self, request: Request) -> dict[str, str]:
         """The hashes of all weights that decide a request's clips, by part."""
@@ -294,7 +296,7 @@ class Pipeline(metaclass=_Named):
             raise InputError(f"frames are {quoted(frames)}: give an array (time, height, width, 3) in [0, 1]")
         x = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None].to(self.device) * 2 - 1
         with self.model.vae.in_use() as vae:
-            return ((vae.decode(vae.encode(x))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
+            return ((vae.decode(vae.encode(x), frames=len(frames))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
 
     def _manifest(self, run: _Run, clip: Denoised, micro_batch: int) -> dict[str, Any]:
         return {

@@ -66,5 +66,5 @@ class Pixels:
     def encode(self, frames):
         return F.avg_pool3d(frames, (1, 2, 2))
 
-    def decode(self, latents, micro_batch=1):
+    def decode(self, latents, micro_batch=1, frames=None):
         return latents.clamp(-1, 1).repeat_interleave(2, -1).repeat_interleave(2, -2)

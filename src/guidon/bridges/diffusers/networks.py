@@ -157,7 +157,7 @@ class PipelineVAE:
         return self._each(frames, lambda x: self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, micro_batch: int = 1) -> Tensor:
+    def decode(self, latents: Tensor, micro_batch: int = 1, frames: int | None = None) -> Tensor:
         """See ``Autoencoder``. It decodes one frame at a time, as the pipelines do, whatever ``micro_batch`` is."""
         decoded = self._each(latents, lambda x: self.vae.decode(x / self.vae.config.scaling_factor).sample)
         return decoded.clamp(-1, 1)

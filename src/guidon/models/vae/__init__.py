@@ -18,9 +18,13 @@ class Autoencoder(Protocol):
         """Video (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, h, w), as the network uses; images without T."""
         ...
 
-    def decode(self, latents: Tensor, /, micro_batch: int = FRAMES_TOGETHER) -> Tensor:
-        """Latents (B, C, T, h, w) to video (B, 3, T, H, W) in [-1, 1]; images without T.
+    def decode(self, latents: Tensor, /, micro_batch: int = FRAMES_TOGETHER, frames: int | None = None) -> Tensor:
+        """Latents (B, C, T', h, w) to video (B, 3, T, H, W) in [-1, 1]; images without T.
 
-        ``micro_batch`` frames are decoded in one pass: with fewer it needs less memory, and the last bits may differ.
+        Args:
+            latents: the latents.
+            micro_batch: frames that are decoded in one pass: with fewer it needs less memory, and the last bits may
+                differ.
+            frames: T, for an autoencoder that compresses time: several lengths have latents of one shape.
         """
         ...

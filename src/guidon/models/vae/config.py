@@ -1,4 +1,4 @@
-"""The shape of the frame-wise autoencoder. It is read without torch."""
+"""The shapes of the autoencoders. They are read without torch."""
 
 from __future__ import annotations
 
@@ -37,3 +37,52 @@ class FrameVAEConfig:
     def downsampling(self) -> int:
         """Pixels per latent pixel along one side."""
         return self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class TemporalVAEConfig:
+    """The shape of a ``TemporalVAE``. The defaults are those of Open-Sora 1.2's released weights."""
+
+    filters: int = 128
+    """Channels of the first level."""
+    num_res_blocks: int = 4
+    """Residual blocks of each level."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    """Channels of each level, in multiples of ``filters``."""
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    """Whether the number of frames is halved after each level but the last."""
+    num_groups: int = 32
+    """Groups of each normalisation. They divide the channels of every level."""
+    in_out_channels: int = 4
+    """Channels of its input, the latents of single frames."""
+    latent_embed_dim: int = 4
+    """Channels between the encoder and the 1x1x1 convolution after it."""
+    embed_dim: int = 4
+    """Channels of its latents."""
+
+    def __post_init__(self) -> None:
+        for name in ("channel_multipliers", "temporal_downsample"):  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        levels, halved = len(self.channel_multipliers), len(self.temporal_downsample)
+        if not levels or halved != levels - 1:
+            raise InputError(
+                f"a temporal autoencoder of {levels} levels (channel_multipliers) says {halved} times whether frames "
+                f"are halved (temporal_downsample): give {max(levels - 1, 0)} for {max(levels, 1)} levels"
+            )
+        numbers = ("filters", "num_res_blocks", "num_groups", "in_out_channels", "latent_embed_dim", "embed_dim")
+        for name, value in [(name, getattr(self, name)) for name in numbers] + [
+            ("channel_multipliers", value) for value in self.channel_multipliers
+        ]:
+            if value < 1:
+                raise InputError(f"a temporal autoencoder of {name} {value} cannot be made: give 1 or more")
+        for multiplier in self.channel_multipliers:
+            if self.filters * multiplier % self.num_groups:
+                raise InputError(
+                    f"a temporal autoencoder of {self.filters * multiplier} channels (filters {self.filters}) cannot "
+                    f"be normalised in {self.num_groups} groups (num_groups): give a divisor"
+                )
+
+    @property
+    def compression(self) -> int:
+        """Frames of a latent frame."""
+        return 2 ** sum(self.temporal_downsample)

@@ -198,10 +198,13 @@ class FrameVAE(nn.Module):
         return (means * self.config.scaling_factor).unflatten(0, (frames.shape[0], -1)).transpose(1, 2)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, micro_batch: int = FRAMES_TOGETHER) -> Tensor:
-        """Scaled latents (B, C, T, h, w) -> frames (B, 3, T, H, W) in [-1, 1], ``micro_batch`` frames at a time."""
+    def decode(self, latents: Tensor, micro_batch: int = FRAMES_TOGETHER, frames: int | None = None) -> Tensor:
+        """Scaled latents (B, C, T, h, w) -> frames (B, 3, T, H, W) in [-1, 1], ``micro_batch`` frames at a time.
+
+        ``frames`` is not needed: there are as many as latent frames.
+        """
         if latents.ndim == 4:
             return self.decode(latents[:, :, None], micro_batch)[:, :, 0]
         images = latents.to(self.dtype).transpose(1, 2).flatten(0, 1) / self.config.scaling_factor
-        frames = torch.cat([self.reconstruct(part) for part in images.split(micro_batch)])
-        return frames.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
+        decoded = torch.cat([self.reconstruct(part) for part in images.split(micro_batch)])
+        return decoded.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
