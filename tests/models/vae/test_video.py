@@ -100,7 +100,7 @@ def test_the_longest_clip_of_latents_where_no_length_is_given(latent_frames, fra
 
 
 def test_bad_settings_are_refused_in_one_line():
-    with pytest.raises(InputError, match="frames 16 are 4 latent frames, and 5 were given: .* such as 17"):
+    with pytest.raises(InputError, match=r"frames 16 are 4 latent frames, and 5 were given: .* such as 17"):
         small().decode(torch.zeros(1, 4, 5, 2, 2), frames=16)
     with pytest.raises(InputError, match="shift has 3 values for 4 latent channels"):
         small(shift=(0, 1, 2))

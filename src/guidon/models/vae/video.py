@@ -1,7 +1,7 @@
 """Open-Sora 1.2's autoencoder: every frame by itself to latents, then several of these to one in time.
 
-``VideoVAE`` is an ``Autoencoder`` of the pipeline, and takes the place of Open-Sora's ``VideoAutoencoderPipeline``. Time
-is cut into parts of 17 frames, which are 5 latent frames; no part sees another.
+``VideoVAE`` is an ``Autoencoder`` of the pipeline, and takes the place of Open-Sora's ``VideoAutoencoderPipeline``.
+Time is cut into parts of 17 frames, which are 5 latent frames; no part sees another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Draws = Callable[[Tensor], Tensor]
 TOGETHER: Final = 4
 """Frames that the original encodes and decodes in one pass."""
 SPATIAL_SCALE: Final = 0.18215
-"""What the latents of single frames are multiplied by: the factor of Stable Diffusion, though the weights are SDXL's."""
+"""What the latents of single frames are multiplied by: Stable Diffusion's factor, with SDXL's weights."""
 SHIFT: Final = (-0.10, 0.34, 0.27, 0.98)
 SCALE: Final = (3.85, 2.32, 2.33, 3.06)
 """Mean and standard deviation of each latent channel (Open-Sora v1.2.0, ``OpenSoraVAE_V1_2``)."""
