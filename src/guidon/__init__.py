@@ -30,6 +30,7 @@ Pipelines of diffusers:
 
 Other:
     IDDPM: Open-Sora's scheduler, with ``cfg_channels``.
+    iddpm: the module that holds it, and the other names that scripts of Open-Sora, DiT and PixArt import.
     inspect_checkpoint, load_checkpoint: what a checkpoint is, and its network.
     NoiseLevel, NoiseSchedule: how noisy a sample is, and the levels of a training schedule.
     InputError: bad input; the message says what to do.
@@ -52,12 +53,13 @@ _ROOMS = {
     "Guidance": "guidance",
     "GuidanceTrace": "guidance",
     "GuidedDenoiser": "guidance",
-    "IDDPM": "bridges.opensora",
+    "IDDPM": "bridges.opensora.iddpm",
     "IDDPMScheduler": "bridges.diffusers.scheduler",
     "InputError": "core.errors",
     "NoiseLevel": "diffusion",
     "NoiseSchedule": "diffusion",
     "Pipeline": "pipeline",
+    "RFlow": "bridges.opensora.rflow",
     "Request": "request",
     "Video": "media",
     "apply": "bridges.diffusers.apply",
@@ -69,6 +71,11 @@ _ROOMS = {
     "remove": "bridges.diffusers.apply",
     "reproduce": "pipeline",
     "wrap": "pipeline",
+}
+_MODULES = {
+    "conditioning": "bridges.opensora.conditioning",
+    "iddpm": "bridges.opensora.iddpm",
+    "rflow": "bridges.opensora.rflow",
 }
 __all__ = [
     "IDDPM",
@@ -89,6 +96,7 @@ __all__ = [
     "apply",
     "channel_scale",
     "from_diffusers",
+    "iddpm",
     "inspect_checkpoint",
     "load",
     "load_checkpoint",
@@ -102,7 +110,8 @@ if TYPE_CHECKING:
     from .bridges.diffusers.guider import ChannelGuidance
     from .bridges.diffusers.scale import channel_scale
     from .bridges.diffusers.scheduler import IDDPMScheduler
-    from .bridges.opensora import IDDPM
+    from .bridges.opensora import iddpm
+    from .bridges.opensora.iddpm import IDDPM
     from .core.errors import InputError
     from .diffusion import NoiseLevel, NoiseSchedule
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
@@ -114,6 +123,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     if name in _ROOMS:
         return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
     raise AttributeError(f"module 'guidon' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Shapes one value per sample so that it broadcasts over a batch."""
+"""Shapes and precisions in which values meet a batch."""
 
 from __future__ import annotations
 
@@ -11,3 +11,13 @@ if TYPE_CHECKING:
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Values (B,) as (B, 1, ..., 1), so that they broadcast against ``like`` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def per_frame(values: Tensor) -> Tensor:
+    """Values (B, T) as (B, 1, T, 1, 1), so that they broadcast against videos (B, C, T, H, W)."""
+    return values[:, None, :, None, None]
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """The same numbers in fp32, or in fp64 where they are: what x times an fp32 tensor would be computed in."""
+    return x.float() if x.dtype.itemsize < 4 else x

@@ -29,6 +29,9 @@ class NoiseLevel:
     """How far sampling has come: 0 at pure noise, 1 at the data, linear in the timestep."""
     next: NoiseLevel | None = field(default=None, repr=False)
     """The level that is visited after this one, nearer to the data. None where it is not known."""
+    noisy: Tensor | None = field(default=None, repr=False)
+    """(B, T), True where a frame is at this level; the other frames are clean. None: all frames are at this level.
+    A network reads it for a batch of whole copies of these B rows."""
 
     def timesteps(self, x: Tensor) -> Tensor:
         """The timestep of every sample of x, (B,), on x's device: fp32 where the batch shares the level."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.broadcasting import at_least_single
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, eps_from_x0, predicted_x0, split_prediction
 from .contract import AfterStep, Denoiser, Noise, checked
+from .frames import FrameMask
 
 
 def ddim_step(
@@ -19,7 +21,8 @@ def ddim_step(
     process: Process,
     eta: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """x_{t-1} (eq. 12) and the predicted x_0. At step 0 sigma is 0; eta 0 needs no noise."""
+    """x_{t-1} (eq. 12) and the predicted x_0, at least in fp32. At step 0 sigma is 0; eta 0 needs no noise."""
+    x = at_least_single(x)
     x_0 = predicted_x0(split_prediction(prediction, x.shape[1])[0], x, level, process)
     eps = eps_from_x0(x, level, x_0)
     signal, before = level.alphas_cumprod, level.alphas_cumprod_prev
@@ -31,7 +34,8 @@ def ddim_step(
 
 
 def ddim_reverse_step(prediction: Tensor, x: Tensor, level: DiscreteLevel, process: Process) -> tuple[Tensor, Tensor]:
-    """x_{t+1} by the deterministic path run backwards, and the predicted x_0."""
+    """x_{t+1} by the deterministic path run backwards, and the predicted x_0, at least in fp32."""
+    x = at_least_single(x)
     x_0 = predicted_x0(split_prediction(prediction, x.shape[1])[0], x, level, process)
     eps = eps_from_x0(x, level, x_0)
     after = level.alphas_cumprod_next
@@ -47,18 +51,24 @@ def sample_ddim(
     process: Process = Process(),
     on_step: OnStep | None = None,
     after_step: AfterStep | None = None,
+    frames: FrameMask | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """From noise x (B, C, ...) to x_0, through every level of the schedule. At eta 0 no noise is drawn.
+    """From noise x (B, C, ...) to x_0, through every level of the schedule. At eta 0 only a frame mask draws noise.
 
     Raises:
-        InputError: eta is outside [0, 1], or a prediction is not finite.
+        InputError: eta is outside [0, 1], a prediction is not finite, or the frame mask does not fit.
     """
     if not 0 <= eta <= 1:
         raise InputError(f"{setting('eta')} {eta:g} is outside [0, 1]: 0 is deterministic, 1 as noisy as ddpm")
     predict = checked(denoiser)
     for done, level in enumerate(schedule.levels, 1):
+        before = x
+        if frames is not None:
+            x, level = frames.begin(x, level, noise)
         x, _ = ddim_step(predict(x, level), x, level, noise(x) if eta else None, process, eta)
+        if frames is not None:
+            x = frames.end(before, x, level)
         if after_step:
             x = after_step(done - 1, level, x)
         if on_step:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.broadcasting import per_sample
+from ..core.broadcasting import at_least_single, per_sample
 from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, p_mean_variance
 from .contract import AfterStep, Denoiser, Noise, checked
+from .frames import FrameMask
 
 
 def ddpm_step(
     prediction: Tensor, x: Tensor, level: DiscreteLevel, noise: Tensor, process: Process
 ) -> tuple[Tensor, Tensor]:
-    """x_{t-1} and the predicted x_0; step 0 adds no noise."""
+    """x_{t-1} and the predicted x_0, at least in fp32; step 0 adds no noise."""
+    x = at_least_single(x)
     p = p_mean_variance(prediction, x, level, process)
     if isinstance(level.step, int):
         return (p.mean if level.step == 0 else p.mean + torch.exp(0.5 * p.log_variance) * noise), p.x_0
@@ -31,15 +33,21 @@ def sample_ddpm(
     process: Process = Process(),
     on_step: OnStep | None = None,
     after_step: AfterStep | None = None,
+    frames: FrameMask | None = None,
 ) -> Tensor:
     """From noise x (B, C, ...) to x_0, through every level of the schedule. Noise is drawn at every step.
 
     Raises:
-        InputError: a prediction is not finite.
+        InputError: a prediction is not finite, or the frame mask does not fit.
     """
     predict = checked(denoiser)
     for done, level in enumerate(schedule.levels, 1):
+        before = x
+        if frames is not None:
+            x, level = frames.begin(x, level, noise)
         x, _ = ddpm_step(predict(x, level), x, level, noise(x), process)
+        if frames is not None:
+            x = frames.end(before, x, level)
         if after_step:
             x = after_step(done - 1, level, x)
         if on_step:

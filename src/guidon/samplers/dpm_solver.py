@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..core.broadcasting import at_least_single, per_frame
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
 from ..diffusion import NoiseLevel, NoiseSchedule, Process, convert, split_prediction
 from .contract import AfterStep, Denoiser, Noise, checked
+from .frames import FrameMask
 
 
 def _half_log_snr(level: NoiseLevel) -> float:
@@ -30,25 +33,32 @@ def sample_dpm_solver(
     process: Process = Process(),
     on_step: OnStep | None = None,
     after_step: AfterStep | None = None,
+    frames: FrameMask | None = None,
     steps: int = 20,
 ) -> Tensor:
-    """From noise x (B, C, ...) to x_0 in ``steps`` evaluations. No noise is drawn.
+    """From noise x (B, C, ...) to x_0 in ``steps`` evaluations. Only a frame mask draws noise.
 
     Pass the full schedule, not a respaced one. The solver ends at the schedule's first level, next to the data.
 
-    The first step is of first order. With fewer than ten steps, so is the last.
+    The first step is of first order. With fewer than ten steps, so is the last. The step at which a frame joins
+    is of first order for that frame.
 
     Raises:
-        InputError: fewer than 1 step, more than the schedule has, or a prediction is not finite.
+        InputError: fewer than 1 step, more than the schedule has, a prediction is not finite, or the frame mask does
+            not fit.
     """
     if not 1 <= steps <= len(schedule):
         raise InputError(f"dpm-solver was asked for {setting('steps')} {steps}: give 1 to {len(schedule)}")
     predict = checked(denoiser)
     levels = [schedule.between(time) for time in np.linspace(1.0, 1.0 / len(schedule), steps + 1)]
+    x = at_least_single(x)
+    last: NoiseLevel | None = None
     previous: Tensor | None = None
     previous_h = 0.0
     for k in range(steps):
-        level, after = levels[k], levels[k + 1]
+        level, after, before = levels[k], levels[k + 1], x
+        if frames is not None:
+            x, level = frames.begin(x, level, noise, last)
         # the clean sample that is predicted here
         output, _ = split_prediction(predict(x, level), x.shape[1])
         x_0 = convert(output, x, level, process.parameterization, "x0")
@@ -58,9 +68,13 @@ def sample_dpm_solver(
         direction = x_0
         if previous is not None and (k < steps - 1 or steps >= 10):
             direction = x_0 + (h / (2 * previous_h)) * (x_0 - previous)
+            if last is not None and last.noisy is not None:  # a frame that joins has no history
+                direction = torch.where(per_frame(last.noisy), direction, x_0)
         # one step of the exponential integrator
         x = (after.sigma / level.sigma) * x - after.alpha * math.expm1(-h) * direction
-        previous, previous_h = x_0, h
+        if frames is not None:
+            x = frames.end(before, x, level)
+        last, previous, previous_h = level, x_0, h
         if after_step:
             x = after_step(k, level, x)
         if on_step:

@@ -13,14 +13,17 @@ Models are foreign objects called as ``model(x, t, **model_kwargs)`` with origin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
-from ..diffusion import (
+from ...core.errors import InputError
+from ...core.progress import OnStep
+from ...core.progress import progress as shown_progress
+from ...diffusion import (
     DiscreteLevel,
     LossKind,
     NoiseLevel,
@@ -33,8 +36,8 @@ from ..diffusion import (
     q_sample,
     training_losses,
 )
-from ..guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Unset
-from ..samplers import LegacyNoise, ddim_reverse_step, ddim_step, ddpm_step
+from ...guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Unset
+from ...samplers import FrameMask, LegacyNoise, ddim_reverse_step, ddim_step, ddpm_step, sample_ddpm
 
 Model = Callable[..., Any]
 
@@ -171,18 +174,10 @@ class IDDPM:
         shared = encoded | (additional_args or {})
         cond, uncond = _Keywords(rows, shared), _Keywords(rows, shared | {"y": text_encoder.null(rows)})
         self.guidance.scales_for(z.shape[1])  # channels that the latents do not have are refused before the first step
-        begins = None if mask is None else (mask * len(schedule)).int().to(z.device)
-        denoiser = GuidedDenoiser(_Adapted(model, begins), self.guidance, cond, uncond)
-        x = z
-        for level in _visited(schedule, progress):
-            # a frame joins, noised to the level, at the step at which its edit begins
-            if begins is not None:
-                noised = q_sample(x, level, noise(x))
-                x = torch.where(_over_frames(begins == level.step), noised, x)
-            after, _ = ddpm_step(denoiser(x, level), x, level, noise(x), self.process)
-            x = after if begins is None else torch.where(_over_frames(begins < level.step), x, after)
-        denoiser.finish()
-        return x
+        frames = None if mask is None else FrameMask(mask)
+        denoiser = GuidedDenoiser(_Adapted(model), self.guidance, cond, uncond)
+        with _bar(progress) as on_step:
+            return sample_ddpm(denoiser, schedule, z, noise, process=self.process, frames=frames, on_step=on_step)
 
     def p_sample_loop_progressive(
         self,
@@ -240,11 +235,16 @@ class IDDPM:
         progress: bool,
     ) -> Iterator[dict[str, Tensor]]:
         x = self._start(shape, noise, device)
-        for level in _visited(self.schedule, progress):
-            with torch.no_grad():
-                out = one_step(x, self._all(x, int(level.step)))
-            yield out
-            x = out["sample"]
+        steps = len(self.schedule)
+        with _bar(progress) as on_step:
+            for done in range(steps):
+                t = torch.full((len(x),), steps - 1 - done, device=x.device)
+                with torch.no_grad():
+                    out = one_step(x, t)
+                if on_step:
+                    on_step(done + 1, steps)
+                yield out
+                x = out["sample"]
 
     # single steps; t is a long tensor (B,) of indices into this schedule, x and samples are (B, C, ...)
 
@@ -370,10 +370,6 @@ class IDDPM:
     def _clipped(self, clip_denoised: bool) -> Process:
         return Process(self.process.parameterization, self.process.variance, clip_denoised)
 
-    @staticmethod
-    def _all(x: Tensor, step: int) -> Tensor:
-        return torch.full((len(x),), step, device=x.device, dtype=torch.long)
-
 
 def _device_of(model: Any) -> torch.device:
     """Where a model's weights are; the CPU for what has none."""
@@ -390,22 +386,13 @@ def _called(model: Model, x: Tensor, level: NoiseLevel, keywords: dict[str, Any]
 class _Adapted:
     """A foreign model as guidance calls networks."""
 
-    def __init__(self, model: Model, begins: Tensor | None) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self.begins = begins
-        """The step at which each frame's edit begins, (B, T); None where whole clips are made."""
 
     def __call__(self, x: Tensor, level: NoiseLevel, cond: _Keywords, /) -> Tensor:
-        more: dict[str, Tensor] = {}
-        if self.begins is not None and isinstance(level, DiscreteLevel):
-            moving = self.begins > level.step
-            more["x_mask"] = moving.repeat(len(x) // len(moving), 1)  # for the rows of every branch
+        # the frames that move, for the rows of every branch
+        more = {} if level.noisy is None else {"x_mask": level.noisy.repeat(len(x) // len(level.noisy), 1)}
         return _called(self.model, x, level, cond.values | more)
-
-
-def _over_frames(flags: Tensor) -> Tensor:
-    """(B, T) -> (B, 1, T, 1, 1)."""
-    return flags[:, None, :, None, None]
 
 
 def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
@@ -413,12 +400,6 @@ def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
     return last["sample"]
 
 
-def _visited(schedule: NoiseSchedule, progress: bool) -> Iterator[DiscreteLevel]:
-    """The levels of a schedule from noise to data, with a bar on stderr if asked for."""
-    if not progress:
-        yield from schedule.levels
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(schedule.levels, "sampling", console=Console(stderr=True))
+def _bar(shown: bool) -> AbstractContextManager[OnStep | None]:
+    """Shows the steps on stderr, if asked for."""
+    return shown_progress("sampling", "steps") if shown else nullcontext()
