@@ -10,18 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .stdit.network import STDiT, STDiTConfig
+    from .stdit2.network import STDiT2, STDiT2Config
+    from .stdit3.network import STDiT3, STDiT3Config
     from .vae.config import TemporalVAEConfig
     from .vae.temporal import TemporalVAE
     from .vae.video import VideoVAE
 
 _ROOMS = {
     "STDiT": "stdit.network",
+    "STDiT2": "stdit2.network",
+    "STDiT2Config": "stdit2.network",
+    "STDiT3": "stdit3.network",
+    "STDiT3Config": "stdit3.network",
     "STDiTConfig": "stdit.network",
     "TemporalVAE": "vae.temporal",
     "TemporalVAEConfig": "vae.config",
     "VideoVAE": "vae.video",
 }
-__all__ = ["STDiT", "STDiTConfig", "TemporalVAE", "TemporalVAEConfig", "VideoVAE"]
+__all__ = [
+    "STDiT",
+    "STDiT2",
+    "STDiT2Config",
+    "STDiT3",
+    "STDiT3Config",
+    "STDiTConfig",
+    "TemporalVAE",
+    "TemporalVAEConfig",
+    "VideoVAE",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -11,6 +12,21 @@ from ..diffusion import NoiseLevel
 from ..guidance import Condition
 
 C = TypeVar("C", bound=Condition)
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What a network may have to be told of the clip that it makes. Such a network has a method ``told(clip)``, which
+    gives a callable of the network's own arguments."""
+
+    height: int
+    """In pixels."""
+    width: int
+    """In pixels."""
+    frames: int
+    """Frames of the video; 1 for an image."""
+    fps: float
+    """Frames per second that the model was trained on: how fast things move. It is not the speed of the file."""
 
 
 class Network(Protocol[C]):

@@ -56,8 +56,6 @@ class CaptionedTransformer(nn.Module):
     A model adds ``x_embedder`` and ``blocks``, each with a ``cross_attn``.
     """
 
-    blocks: nn.ModuleList
-
     def __init__(self, config: CaptionedConfig, out_features: int) -> None:
         super().__init__()
         d = config.hidden_size
@@ -95,7 +93,7 @@ class CaptionedTransformer(nn.Module):
 
     def crossings(self) -> list[CrossAttention]:
         """The layers that read the caption: that of each block, then others."""
-        return [cast("CrossAttention", cast("Any", block).cross_attn) for block in self.blocks]
+        return [block.cross_attn for block in cast("Any", self).blocks]
 
     def null(self, rows: int, mask: Tensor | None = None) -> Caption:
         """The null caption, ``rows`` times. As in the original, it uses the prompts' token mask.

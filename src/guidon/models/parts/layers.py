@@ -34,27 +34,50 @@ def timestep_embedding(timesteps: Tensor, width: int = 256, shift: int = 0) -> T
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def sincos_1d(width: int, positions: Tensor) -> Tensor:
-    """Sines then cosines of positions: (P,) -> (P, width), frequency 10000^(-i / (width / 2)), in float64."""
+def sincos_1d(width: int, positions: Tensor, rounded: torch.dtype = torch.float64) -> Tensor:
+    """Sines then cosines of positions: (P,) -> (P, width), frequency 10000^(-i / (width / 2)), in float64.
+
+    ``rounded`` is the precision that the frequencies have.
+    """
     steps = torch.arange(width // 2, dtype=torch.float64, device=positions.device)
-    omega = 10000.0 ** (-steps / (width / 2))
+    omega = (10000.0 ** (-steps / (width / 2))).to(rounded).double()
     angles = positions.double().reshape(-1, 1) * omega
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def sincos_2d(width: int, rows: int, columns: int, scale: float | tuple[float, float] = 1.0) -> Tensor:
+def sincos_2d(
+    width: int,
+    rows: int,
+    columns: int,
+    scale: float | tuple[float, float] = 1.0,
+    rounded: torch.dtype = torch.float64,
+) -> Tensor:
     """Positions of an image grid, row by row, x in the first half of the width: (rows * columns, width) fp32.
 
-    Positions are divided by ``scale``: one number for both axes, or (y, x).
+    Positions are divided by ``scale``: one number for both axes, or (y, x). ``rounded``: see ``sincos_1d``.
     """
     down, across = scale if isinstance(scale, tuple) else (scale, scale)
     y, x = torch.meshgrid(torch.arange(rows) / down, torch.arange(columns) / across, indexing="ij")
-    return torch.cat([sincos_1d(width // 2, x.flatten()), sincos_1d(width // 2, y.flatten())], dim=1).float()
+    halves = [sincos_1d(width // 2, axis.flatten(), rounded) for axis in (x, y)]
+    return torch.cat(halves, dim=1).float()
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift, the vectors broadcast over tokens: x (B, N, D), shift and scale (B, 1, D)."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x over its root mean square along the last axis, times a weight. The norm is computed in fp32."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn each pair of neighbouring values of x (..., N, W) by its angle (N, W / 2) (RoPE, 2104.09864, eq. 34)."""
+    cosines, sines = (each.repeat_interleave(2, dim=-1) for each in (angles.cos(), angles.sin()))
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)  # each pair (a, b) as (-b, a)
+    return x * cosines + turned * sines
 
 
 class PatchEmbed(nn.Module):
@@ -103,6 +126,18 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(sinusoids.to(next(self.parameters()).dtype))
 
 
+class SizeEmbedder(nn.Module):
+    """Embeds each of K numbers as a vector and concatenates the vectors: (B, K) -> (B, K width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, sizes: Tensor) -> Tensor:
+        embedded = self.mlp(timestep_embedding(sizes.flatten()).to(next(self.parameters()).dtype))
+        return embedded.view(len(sizes), -1)
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them."""
 
@@ -135,21 +170,66 @@ def refuse_heads(hidden_size: int, num_heads: int) -> None:
         raise InputError(f"{num_heads} attention heads do not divide a hidden size of {hidden_size}")
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention: (B, N, D) -> (B, N, D)."""
+class RMSNorm(nn.Module):
+    """``rms_norm`` with a weight that is learned."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        refuse_heads(hidden_size, num_heads)
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight)
+
+
+class Rotary(nn.Module):
+    """The angles by which ``rotate`` turns positions 0 to N - 1: (N, width / 2).
+
+    The frequencies are a frozen parameter, as in the released files. In half precision they are rounded like every
+    other parameter, and so are the angles: the released weights were trained so.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.freqs = nn.Parameter(self.frequencies(width), requires_grad=False)
+
+    @staticmethod
+    def frequencies(width: int) -> Tensor:
+        """10000^(-2i / width), (width / 2,)."""
+        return 1 / 10000 ** (torch.arange(0, width, 2) / width)
+
+    def forward(self, length: int) -> Tensor:
+        return torch.arange(length, device=self.freqs.device, dtype=self.freqs.dtype)[:, None] * self.freqs
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, N, D) -> (B, N, D).
+
+    Args:
+        hidden_size: D.
+        num_heads: divides D.
+        qk_norm: normalise queries and keys by ``rms_norm``.
+        rotate_first: rotate queries and keys before they are normalised, not after.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, qk_norm: bool = False, rotate_first: bool = False) -> None:
+        super().__init__()
+        refuse_heads(hidden_size, num_heads)
+        self.num_heads, self.rotate_first = num_heads, rotate_first
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.q_norm, self.k_norm = (RMSNorm(hidden_size // num_heads) if qk_norm else nn.Identity() for _ in range(2))
+
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
+        """``angles`` (N, D / H / 2) rotate queries and keys; None where positions are in x already."""
         if x.shape[1] == 1:  # one token attends to itself alone, so its value is the result
             d = x.shape[-1]
             return self.proj(F.linear(x, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        if angles is not None and self.rotate_first:
+            q, k = rotate(q, angles), rotate(k, angles)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None and not self.rotate_first:
+            q, k = rotate(q, angles), rotate(k, angles)
         return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
@@ -184,6 +264,10 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, out_features)
         self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def modulated(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B, N, D) normalised and modulated by t (B, D)."""
         shift, scale = (self.scale_shift_table + t[:, None]).chunk(2, dim=1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return modulate(self.norm_final(x), shift, scale)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.linear(self.modulated(x, t))

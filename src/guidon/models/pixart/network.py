@@ -20,9 +20,9 @@ from ..parts.layers import (
     CrossAttention,
     Mlp,
     PatchEmbed,
+    SizeEmbedder,
     modulate,
     sincos_2d,
-    timestep_embedding,
     timesteps_of,
 )
 
@@ -57,18 +57,6 @@ class PixArtConfig:
     """Embed the image's size and aspect ratio, and take any size, as the 1024-MS model does."""
     any_size: bool = False
     """Take any size without embedding it, as the models of PixArt-Sigma do."""
-
-
-class SizeEmbedder(nn.Module):
-    """Embeds each of K numbers as a vector and concatenates the vectors: (B, K) -> (B, K width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, sizes: Tensor) -> Tensor:
-        embedded = self.mlp(timestep_embedding(sizes.flatten()).to(next(self.parameters()).dtype))
-        return embedded.view(len(sizes), -1)
 
 
 class Block(nn.Module):
