@@ -245,3 +245,16 @@ def test_extreme_values_make_a_page(tmp_path, value):
         if cell.prompt != 1:
             rewrite(cell, dict.fromkeys(cell.metrics(), value))
     assert "</html>" in write_report(folder, videos=False)[0].read_text()
+
+
+def test_the_first_clips_are_of_the_sample_that_differs_most(tmp_path):
+    folder = write_study(tmp_path / "results")
+    plan = read_plan(folder)
+    metric, both = plan.primary.metric, (plan.primary.baseline, plan.primary.against)
+    for cell in cells_of(plan, folder):  # one prompt differs, and on its last sample alone
+        last = (cell.prompt, cell.sample, cell.setting) == (PROMPTS - 1, plan.seeds - 1, both[1])
+        rewrite(cell, json.loads((cell.folder / "metrics.json").read_text()) | {metric: 0.0 if last else 1.0})
+    page = write_report(folder)[0].read_text()
+    first = re.search(r'<div class="pair">(.*?)</small></div></div>', page, re.S)[1]
+    assert plan.captions[PROMPTS - 1] in html.unescape(first)
+    assert re.findall(r": (yes|no)", first) == ["yes", "no"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from jinja2 import Template as PageTemplate
 from markupsafe import Markup
@@ -105,12 +106,16 @@ def write_report(
 def _examples(
     plan: Plan, sources: Mapping[int, Sequence[Source]], prompts: Sequence[int]
 ) -> list[tuple[int, list[Clip]]]:
-    """By prompt, the first clips of the primary contrast's two settings."""
-    both = (plan.primary.baseline, plan.primary.against)
-    return [
-        (p, [s.small(SMALL[0]) for name in both for s in sources[p] if (s.cell.setting, s.cell.sample) == (name, 0)])
-        for p in prompts
-    ]
+    """By prompt, a clip of each of the primary contrast's two settings, of the sample in which they differ most."""
+    both, metric = (plan.primary.baseline, plan.primary.against), plan.primary.metric
+    examples: list[tuple[int, list[Clip]]] = []
+    for prompt in prompts:
+        base, against = ([s for s in sources[prompt] if s.cell.setting == name] for name in both)
+        pairs = [*zip(base, against, strict=True)]
+        values = [[source.cell.metrics()[metric] for source in pair] for pair in pairs]
+        apart = [abs(b - a) if np.isfinite([a, b]).all() else -1.0 for a, b in values]
+        examples.append((prompt, [source.small(SMALL[0]) for source in pairs[int(np.argmax(apart))]]))
+    return examples
 
 
 def _fit(content: dict[str, Any], sources: Mapping[int, Sequence[Source]], order: Sequence[int], limit: int) -> str:
