@@ -31,6 +31,7 @@ Pipelines of diffusers:
 Other:
     IDDPM: Open-Sora's scheduler, with ``cfg_channels``.
     iddpm: the module that holds it, and the other names that scripts of Open-Sora, DiT and PixArt import.
+    conditioning: Open-Sora's mask strategies, prompts and tables of sizes.
     inspect_checkpoint, load_checkpoint: what a checkpoint is, and its network.
     NoiseLevel, NoiseSchedule: how noisy a sample is, and the levels of a training schedule.
     InputError: bad input; the message says what to do.
@@ -95,6 +96,7 @@ __all__ = [
     "Video",
     "apply",
     "channel_scale",
+    "conditioning",
     "from_diffusers",
     "iddpm",
     "inspect_checkpoint",
@@ -110,7 +112,7 @@ if TYPE_CHECKING:
     from .bridges.diffusers.guider import ChannelGuidance
     from .bridges.diffusers.scale import channel_scale
     from .bridges.diffusers.scheduler import IDDPMScheduler
-    from .bridges.opensora import iddpm
+    from .bridges.opensora import conditioning, iddpm
     from .bridges.opensora.iddpm import IDDPM
     from .core.errors import InputError
     from .diffusion import NoiseLevel, NoiseSchedule

@@ -125,6 +125,11 @@ def any_prompts(prompts: Sequence[str]) -> None:
     """The check of a model that can be given every prompt: it refuses nothing."""
 
 
+def one_for_each(frames: int) -> int:
+    """``Facts.latent_frames`` of an autoencoder that encodes every frame by itself."""
+    return frames
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of a model before its weights are read. Settings are checked against it."""
@@ -145,6 +150,10 @@ class Facts:
     """How the model reads each prompt. The flag says whether they are negative prompts."""
     has_weak: bool = False
     """Whether a weaker model comes with it, for the rule "autoguidance"."""
+    latent_frames: Callable[[int], int] = one_for_each
+    """Frames of a video -> frames of its latents."""
+    latents_together: int = 1
+    """Latent frames that the autoencoder encodes and decodes together, apart from the others."""
 
     @property
     def channels(self) -> int:
