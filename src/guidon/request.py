@@ -32,7 +32,7 @@ from .models.prompts import check_prompts
 from .models.registry import find_replay
 from .models.sources import Sources
 from .models.vae import FRAMES_TOGETHER
-from .samplers import CLIPS_TOGETHER, SamplerName
+from .samplers import CLIPS_TOGETHER, SAMPLERS, SamplerName
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Choices(TypedDict, total=False):
     steps: int | None
     """Denoising steps."""
     sampler: SamplerName | None
-    """"ddpm", "ddim" or "dpm-solver"."""
+    """For a diffusion model "ddpm", "ddim" or "dpm-solver"; for a rectified flow "euler" or "heun"."""
     eta: float | None
     """How much noise ddim adds, 0 to 1."""
     guidance: Guidance | str | None
@@ -240,8 +240,11 @@ class Request(Settings):
         if self.eta and self.sampler != "ddim":
             sampler = self.sampler or "the pipeline's own"
             raise InputError(f"{name('eta')} {self.eta:g} is for ddim, the sampler is {sampler}: leave it out")
-        if rule.name == "cfg++" and self.sampler is not None and (self.sampler != "ddim" or self.eta):
-            raise InputError(f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0: give them")
+        if rule.name == "cfg++" and self.sampler is not None and (self.sampler not in ("ddim", "euler") or self.eta):
+            raise InputError(
+                f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0, or euler on a rectified "
+                "flow: give one of them"
+            )
         if rule.needs_negative and self.negative_prompt is None:
             raise InputError(
                 f"{name('guidance')} {rule.name} needs a negative prompt: say in {name('negative_prompt')} what should "
@@ -388,6 +391,12 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     if request.exact is not None and request.exact not in preset.originals:
         valid = f"valid: {', '.join(preset.originals)}" if preset.originals else "leave it out"
         raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
+    if request.sampler is not None and request.sampler not in SAMPLERS[facts.path]:
+        kind = "a rectified flow" if facts.path == "flow" else "a diffusion model"
+        raise InputError(
+            f"{setting('sampler')} {request.sampler} does not go with {preset.name}, which is {kind}: give "
+            f"{' or '.join(SAMPLERS[facts.path])}"
+        )
     if request.steps > facts.timesteps:
         raise InputError(
             f"{setting('steps')} {request.steps} is more than {preset.name} was trained for: give at most "

@@ -14,7 +14,7 @@ import typer
 Panel = Literal["Prompt", "Guidance", "Sampling", "Measuring", "Model and weights", "Output"]
 
 # The values of options, for completion in a shell. Their own modules would load torch.
-SAMPLERS = ("ddpm", "ddim", "dpm-solver")
+SAMPLERS = ("ddpm", "ddim", "dpm-solver", "euler", "heun")
 RULES = (
     "cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg", "tcfg", "mambo-g", "momentum", "samg", "renorm",
     "fdg-time", "autoguidance", "stg",
@@ -148,7 +148,13 @@ Steps = Annotated[
 ]
 Sampler = Annotated[
     str | None,
-    option("Sampling", "NAME", "Sampler: ddpm, ddim or dpm-solver.", default=of_model("ddpm"), values=SAMPLERS),
+    option(
+        "Sampling",
+        "NAME",
+        "Sampler: ddpm, ddim or dpm-solver; for a rectified flow euler or heun.",
+        default=of_model("ddpm"),
+        values=SAMPLERS,
+    ),
 ]
 Block = Annotated[int, option("Sampling", "N", "Number of clips that are denoised together.", min=1)]
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..core.lazy import imported_later
 
 if TYPE_CHECKING:
+    from .flow import FlowLevel, FlowPath, clip_shift, levels_at, velocity_loss
     from .level import CLEAN, DiscreteLevel, NoiseLevel
     from .losses import BitsPerDimension, LossKind, bits_per_dimension, training_losses
     from .posterior import (
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from .schedule import NoiseSchedule, space_timesteps
 
 __all__ = [
-    "CLEAN", "BitsPerDimension", "DiscreteLevel", "LossKind", "NoiseLevel", "NoiseSchedule", "Parameterization",
-    "Posterior", "Process", "bits_per_dimension", "convert", "eps_from_x0", "find_parameterization", "p_mean_variance",
-    "predicted_x0", "q_mean_variance", "q_posterior", "q_sample", "space_timesteps", "split_prediction", "target",
-    "training_losses", "x0_from_eps",
+    "CLEAN", "BitsPerDimension", "DiscreteLevel", "FlowLevel", "FlowPath", "LossKind", "NoiseLevel", "NoiseSchedule",
+    "Parameterization", "Posterior", "Process", "bits_per_dimension", "clip_shift", "convert", "eps_from_x0",
+    "find_parameterization", "levels_at", "p_mean_variance", "predicted_x0", "q_mean_variance", "q_posterior",
+    "q_sample", "space_timesteps", "split_prediction", "target", "training_losses", "velocity_loss", "x0_from_eps",
 ]  # fmt: skip
-__getattr__ = imported_later(__name__, "level", "losses", "posterior", "prediction", "schedule")
+__getattr__ = imported_later(__name__, "flow", "level", "losses", "posterior", "prediction", "schedule")

@@ -106,6 +106,10 @@ class NoiseSchedule:
         betas = 1 - signal / np.append(np.ones(1, signal.dtype), signal[:-1])
         return NoiseSchedule(betas, self.timestep_map[kept], self.num_original_timesteps)
 
+    def is_same(self, other: object) -> bool:
+        """Whether another schedule has the same noise levels."""
+        return isinstance(other, NoiseSchedule) and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+
     def single_precision(self) -> NoiseSchedule:
         """The schedule with every table computed in float32, as Open-Sora 1.1 to 1.3 do."""
         return NoiseSchedule(self.betas.astype(np.float32), self.timestep_map, self.num_original_timesteps)

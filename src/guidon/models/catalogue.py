@@ -71,7 +71,7 @@ def find_facts(preset: Preset[Any], sources: Sources) -> Facts:
         return facts
     weak_preset, weak_sources = _weak(preset, sources, sources.weak)
     weaker = registry.find_family(weak_preset.family).facts(weak_preset, weak_sources)
-    for what in ("latent_shape", "timesteps"):
+    for what in ("latent_shape", "timesteps", "path"):
         ours, theirs = getattr(facts, what), getattr(weaker, what)
         if ours != theirs:
             raise _no_weak(sources.weak, f"its {what.replace('_', ' ')} is {theirs}, that of {preset.name} is {ours}")
@@ -97,7 +97,7 @@ def find_model(preset: Preset[Any], sources: Sources, device: torch.device) -> M
     ours, theirs = model.process.parameterization, weak.process.parameterization
     if ours != theirs:
         raise _no_weak(sources.weak, f"it predicts {theirs}, {preset.name} predicts {ours}")
-    if not bool((model.schedule.alphas_cumprod == weak.schedule.alphas_cumprod).all()):
+    if not model.schedule.is_same(weak.schedule):
         raise _no_weak(sources.weak, f"it was trained on other noise levels than {preset.name}")
     return replace(model, weak=weak, facts=facts)
 

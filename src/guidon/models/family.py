@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..checkpoints import TensorFile
-    from ..samplers import SamplerName
+    from ..samplers import PathName, SamplerName
     from .model import Model
     from .sources import Sources
 
@@ -148,6 +148,8 @@ class Facts:
     """Raises an InputError for prompts that the model cannot be given, the negative one included."""
     read_prompts: Callable[[Sequence[str], bool], list[ReadPrompt]] = as_they_are
     """How the model reads each prompt. The flag says whether they are negative prompts."""
+    path: PathName = "diffusion"
+    """The path from data to noise that it was trained on. Each has its own samplers (``samplers.SAMPLERS``)."""
     has_weak: bool = False
     """Whether a weaker model comes with it, for the rule "autoguidance"."""
     latent_frames: Callable[[int], int] = one_for_each

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..diffusion import NoiseSchedule, Process
+from ..diffusion import FlowPath, NoiseSchedule, Process
 from .family import Facts
 from .network import Network
 from .sources import WEAK
@@ -29,8 +29,8 @@ class Model:
     """The network, made for a dtype."""
     vae: Stage[[], Autoencoder]
     """Latents to frames."""
-    schedule: NoiseSchedule
-    """Every noise level that the network was trained at."""
+    schedule: NoiseSchedule | FlowPath
+    """Every noise level that the network was trained at: those of a diffusion, or of rectified flow."""
     process: Process
     """What the network predicts, its variance included."""
     facts: Facts

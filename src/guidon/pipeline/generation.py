@@ -18,7 +18,7 @@ from ..core.errors import InputError, setting
 from ..core.limits import attempt
 from ..core.progress import OnStep, part_of
 from ..core.warn import warn
-from ..diffusion import NoiseLevel
+from ..diffusion import FlowPath, NoiseLevel, NoiseSchedule
 from ..guidance import BlockSkip, GuidanceTrace, GuidedDenoiser, RotatedGuidance, WeakModel, random_rotation
 from ..guidance.rules import SkipGuidance
 from ..models.family import Preset
@@ -29,7 +29,17 @@ from ..models.stages import Stage
 from ..models.text.prompts import Prompts
 from ..models.vae import Autoencoder
 from ..request import Computation, Request, latent_shape
-from ..samplers import AfterStep, LegacyNoise, SampleNoise, replayed_noise, sample_ddim, sample_ddpm, sample_dpm_solver
+from ..samplers import (
+    AfterStep,
+    LegacyNoise,
+    SampleNoise,
+    replayed_noise,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm_solver,
+    sample_euler,
+    sample_heun,
+)
 from .steering import Interrupted
 
 
@@ -200,15 +210,15 @@ class Generation:
             observe = guidance.observer(trace) if trace is not None else None
 
         # the noise levels and the noise to start from; an exact replay has its own precisions
-        solver = request.sampler == "dpm-solver"  # it chooses its levels between those of the full schedule
-        schedule = self.model.schedule if solver else self.model.schedule.respaced(request.steps)
         shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
+        schedule = self._schedule(shape)
         x = noise.initial(shape, self.device, len(numbers))  # also where it is given: later draws stay the same
         x = x if start is None else start.to(self.device)
         called = network
         if request.exact:
             exact = find_replay(request.exact)
-            schedule = schedule.single_precision() if exact.single_precision else schedule
+            if exact.single_precision and isinstance(schedule, NoiseSchedule):
+                schedule = schedule.single_precision()
             x = x.to(network.dtype).float() if exact.noise_in_dtype else x
             called = _with_rounded_timesteps(network)
 
@@ -218,16 +228,29 @@ class Generation:
             batched=not sequential, observe=observe, parameterization=self.model.process.parameterization,
             steps=request.steps,
         )  # fmt: skip
-        if solver:
-            sample = partial(sample_dpm_solver, steps=request.steps)
-        else:
-            sample = partial(sample_ddim, eta=request.eta) if request.sampler == "ddim" else sample_ddpm
+        samplers: dict[str | None, Callable[..., Tensor]] = {
+            "ddpm": sample_ddpm,
+            "ddim": partial(sample_ddim, eta=request.eta),
+            "dpm-solver": partial(sample_dpm_solver, steps=request.steps),
+            "euler": sample_euler,
+            "heun": sample_heun,
+        }
         options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
         try:
-            latents = sample(denoiser, schedule, x, noise, **options)
+            latents = samplers[request.sampler](denoiser, schedule, x, noise, **options)
         except Interrupted as stop:
             latents = stop.latents
         return latents, denoiser.memory.guided
+
+    def _schedule(self, shape: tuple[int, ...]) -> NoiseSchedule | FlowPath:
+        """The noise levels of the run, for latents (C, T, H, W) or (C, H, W)."""
+        request, schedule = self.request, self.model.schedule
+        if isinstance(schedule, FlowPath):  # its levels may depend on the size and length of the clip
+            height, width = (side * self.model.facts.downsampling for side in shape[-2:])
+            frames = request.frames or (shape[1] if len(shape) == 4 else 1)
+            schedule = schedule.for_clip(height, width, frames)
+        # dpm-solver chooses its levels between those of the full schedule
+        return schedule if request.sampler == "dpm-solver" else schedule.respaced(request.steps)
 
 
 def _with_rounded_timesteps(network: Network[Any]) -> Callable[[Tensor, NoiseLevel, Any], Tensor]:

@@ -24,6 +24,7 @@ from ...core.errors import InputError
 from ...core.hashing import hash_settings
 from ...core.limits import require_memory
 from ...core.progress import progress
+from ...diffusion import NoiseSchedule
 from ...guidance import Guidance, GuidedDenoiser
 from ...models.model import Model
 from ...models.vae import Autoencoder
@@ -127,6 +128,8 @@ def _sample(
     """Sample one block, draw its scenes again, and encode them."""
     captions = [world.clip("train", seed, number).caption for number in numbers]
     guided = np.array([np.random.default_rng((seed, number, 12)).random() < sampling.guided for number in numbers])
+    schedule = model.schedule.respaced(sampling.steps)
+    assert isinstance(schedule, NoiseSchedule)  # the task refuses a rectified flow
     drawn = torch.zeros(len(numbers), *model.facts.latent_shape)
     with model.text.in_use() as text, model.network.in_use(torch.float32) as network:
         features, mask = text.encode(captions)
@@ -146,7 +149,7 @@ def _sample(
             noise = SampleNoise([seed] * len(rows), [numbers[row] for row in rows])
             sample = partial(sample_ddpm, process=model.process)
             x = noise.initial(model.facts.latent_shape, device)
-            drawn[rows] = sample(denoiser, model.schedule.respaced(sampling.steps), x, noise).cpu()
+            drawn[rows] = sample(denoiser, schedule, x, noise).cpu()
     with model.vae.in_use() as vae:
         return _pairs(vae, drawn, numbers, captions, device)
 

@@ -99,6 +99,7 @@ class RolloutTask:
         module.to(device)
         # Sample rollouts, the slow part.
         model = find_model(preset, Sources(), device)
+        assert isinstance(model.schedule, NoiseSchedule)  # a rectified flow predicts flow
         weights = hash_text(" ".join(f"{name} {value}" for name, value in sorted(start.hashes.items())))
         folder = recipe.cache or recipe.out
         rollouts = Rollouts.prepare(folder, model, weights, recipe.rollouts, recipe.seed, recipe.sampling, device)

@@ -1,0 +1,171 @@
+"""Rectified flow: the straight path from data to noise, its levels, shifts of its timesteps, and its loss.
+
+x_t = (1 - u) x_0 + u eps with u = t / T (Liu et al. 2209.03003). t = T is pure noise, t = 0 the data. The velocity
+dx/du = eps - x_0 is the parameterisation "flow". Timesteps are numbers in [0, T], not steps of a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from ..core.broadcasting import per_sample
+from ..core.errors import InputError, setting
+from .level import CLEAN, NoiseLevel
+
+TIMESTEPS = 1000
+"""T where nobody says it: networks are told of timesteps in [0, 1000]."""
+REFERENCE_AREA = 512 * 512
+"""Pixels of the picture whose timesteps Open-Sora's transform leaves as they are."""
+CHUNK, CHUNK_LATENTS = 17, 5
+"""Frames of a chunk of Open-Sora's autoencoder, and the latent frames that it gives."""
+
+
+@dataclass(frozen=True, eq=False)
+class FlowLevel(NoiseLevel):
+    """A level of rectified flow: alpha = 1 - t / T, sigma = t / T."""
+
+    num_timesteps: float = field(kw_only=True, default=TIMESTEPS)
+    """T, the timestep of pure noise."""
+    before: float | Tensor | None = field(kw_only=True, default=None, repr=False)
+    """The timestep that was visited before this one, nearer to the noise; None at the first step of a run."""
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """Rectified flow as a schedule: the levels that a sampler visits, and those that training draws."""
+
+    num_timesteps: int = TIMESTEPS
+    """T, the timestep of pure noise."""
+    steps: int = TIMESTEPS
+    """How many steps a sampler takes."""
+    shift: float = 1.0
+    """Where a run spends its steps: u becomes r u / (1 + (r - 1) u) with this r. Above 1, more steps have much noise
+    (Esser et al. 2403.03206, eq. 23)."""
+    by_size: bool = False
+    """Whether ``for_clip`` makes the shift larger for clips of more pixels and frames, as Open-Sora 1.2 does."""
+    whole: bool = False
+    """Round timesteps to whole numbers, before the shift."""
+
+    def __post_init__(self) -> None:
+        if self.num_timesteps < 1:
+            raise InputError(f"a flow of {self.num_timesteps} timesteps was asked for: give at least 1")
+        if self.steps < 1:
+            raise InputError(f"{setting('steps')} {self.steps} is no number of steps: give at least 1")
+        if not (0 < self.shift < math.inf):
+            raise InputError(f"the shift of timesteps is {self.shift:g}: give a number above 0, 1 for none")
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: the fields alone. The chain of levels is too deep to copy."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def respaced(self, steps: int) -> FlowPath:
+        """The path in another number of steps, at least 1."""
+        return replace(self, steps=steps)
+
+    def is_same(self, other: object) -> bool:
+        """Whether another schedule is the same flow, in however many steps."""
+        return isinstance(other, FlowPath) and replace(other, steps=self.steps) == self
+
+    def for_clip(self, height: int, width: int, frames: int = 1) -> FlowPath:
+        """The path for a clip's size in pixels and its frames; this path itself where the shift does not depend on it.
+
+        Its shift is the path's times ``clip_shift``.
+        """
+        if not self.by_size:
+            return self
+        return replace(self, shift=self.shift * clip_shift(height, width, frames), by_size=False)
+
+    @cached_property
+    def levels(self) -> tuple[FlowLevel, ...]:
+        """Every level that a sampler visits, from pure noise to the last before the data."""
+        total = self.num_timesteps
+        times = [(1 - step / self.steps) * total for step in range(self.steps)]
+        times = [float(round(t)) if self.whole else t for t in times]
+        return levels_at([shifted(t / total, self.shift) * total for t in times], total)
+
+    def at(self, timestep: Tensor, like: Tensor) -> FlowLevel:
+        """A level for every sample of a batch.
+
+        Args:
+            timestep: t in [0, T], (B,).
+            like: the batch (B, ...) that alpha and sigma are to multiply; they are fp32, on its device.
+        """
+        timestep = timestep.to(like.device)
+        alpha = 1 - timestep.float() / self.num_timesteps
+        return FlowLevel(
+            timestep=timestep,
+            alpha=per_sample(alpha, like),
+            sigma=per_sample(1 - alpha, like),
+            progress=alpha,
+            num_timesteps=self.num_timesteps,
+        )
+
+
+def levels_at(timesteps: Sequence[float], num_timesteps: float = TIMESTEPS) -> tuple[FlowLevel, ...]:
+    """The levels at falling timesteps in (0, T], each with the one after it; after the last comes the data."""
+    found: list[FlowLevel] = []
+    for k in reversed(range(len(timesteps))):  # begin at the data: each level holds the one that is visited after it
+        sigma = timesteps[k] / num_timesteps
+        found.append(
+            FlowLevel(
+                timestep=timesteps[k],
+                alpha=1 - sigma,
+                sigma=sigma,
+                progress=1 - sigma,
+                next=found[-1] if found else CLEAN,
+                num_timesteps=num_timesteps,
+                before=timesteps[k - 1] if k else None,
+            )
+        )
+    return tuple(reversed(found))
+
+
+def shifted(u: float, shift: float) -> float:
+    """A time in [0, 1] after a shift: r u / (1 + (r - 1) u) (Esser et al. 2403.03206, eq. 23)."""
+    return shift * u / (shift * u + (1 - u))  # so that 0 stays 0, and 1 stays 1
+
+
+def clip_shift(height: int, width: int, frames: int = 1) -> float:
+    """The shift that Open-Sora 1.2 gives to a clip: sqrt(pixels / 512^2) sqrt(latent frames).
+
+    Latent frames are those of its autoencoder without the rest of a chunk: 5 for every 17 frames. A clip of 2 to 16
+    frames has none by that count, and the original's timesteps are then 0 or NaN: here it has those that the
+    autoencoder gives, one for every 4 frames or fewer.
+    """
+    latents = frames // CHUNK * CHUNK_LATENTS or math.ceil(frames / 4)
+    return math.sqrt(height * width / REFERENCE_AREA) * math.sqrt(latents)
+
+
+def velocity_loss(
+    velocity: Tensor,
+    x_0: Tensor,
+    noise: Tensor,
+    *,
+    frames: Tensor | None = None,
+    importance: Tensor | None = None,
+) -> Tensor:
+    """The mean squared error of a velocity, (B,) (Liu et al. 2209.03003, eq. 1).
+
+    Args:
+        velocity: what the network predicts of eps - x_0, (B, C, ...).
+        x_0: the clean sample (B, C, ...).
+        noise: eps, the noise in x_t.
+        frames: bool (B, T), the frames that count; None for all. A clip of which no frame counts has loss 0.
+        importance: weights of the squared errors, broadcastable to x_0.
+    """
+    squared = (velocity - (noise - x_0)).square()
+    if importance is not None:
+        squared = importance * squared
+    if frames is None:
+        return squared.flatten(1).mean(1)
+    counted = frames[:, None, :, None, None].expand_as(squared).to(squared.dtype)
+    return (squared * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)

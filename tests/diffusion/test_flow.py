@@ -1,0 +1,110 @@
+import copy
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goldens import golden, relative_error
+from guidon.core.errors import InputError
+from guidon.diffusion import FlowPath, clip_shift, q_sample, target, velocity_loss
+from guidon.diffusion.flow import shifted
+from toy_network import normal
+
+SHIFTS = st.floats(0.05, 40)
+
+
+@given(st.integers(1, 60), SHIFTS, st.booleans())
+def test_levels_fall_from_pure_noise_to_the_data(steps, shift, whole):
+    levels = FlowPath(steps=steps, shift=shift, whole=whole).levels
+    assert len(levels) == steps
+    assert (levels[0].timestep, levels[0].alpha, levels[0].progress) == (1000, 0, 0)
+    assert levels[0].before is None
+    assert levels[-1].next is not None
+    assert levels[-1].next.timestep == 0
+    for level, after in itertools.pairwise(levels):
+        assert level.next is after
+        assert after.before == level.timestep > after.timestep
+        assert after.alpha + after.sigma == pytest.approx(1)
+        assert after.sigma == pytest.approx(after.timestep / 1000)
+
+
+@given(st.floats(0, 1), SHIFTS, SHIFTS)
+def test_shifts_compose_by_their_product(u, first, second):
+    assert shifted(shifted(u, first), second) == pytest.approx(shifted(u, first * second), abs=1e-9)
+
+
+@pytest.mark.parametrize("row", range(6))
+def test_timesteps_of_a_run_are_those_of_rflow(row):
+    tensors, case = golden("open_sora_1_1_to_2_0/rflow/transform")
+    height, width, frames = case["rows"][row]
+    path = FlowPath(by_size=True).for_clip(height, width, frames)
+    for steps in (10, 30):
+        found = torch.tensor([level.timestep for level in path.respaced(steps).levels])
+        assert relative_error(found, tensors[f"{row}.sampling{steps}"]) < 1e-6
+
+
+def test_a_size_changes_the_shift_only_where_the_path_says_so():
+    path = FlowPath(shift=3)
+    assert path.for_clip(720, 1280, 51) is path
+    twice = FlowPath(shift=2, by_size=True).for_clip(512, 512)
+    assert twice.shift == 2
+    assert twice.for_clip(720, 1280) is twice
+
+
+def test_clips_of_few_frames_have_a_shift():
+    """Where the original counts no latent frame, its timesteps are 0 or NaN."""
+    shifts = [clip_shift(512, 512, frames) for frames in range(1, 18)]
+    assert shifts == [math.sqrt(n) for n in (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5)]
+
+
+def test_the_velocity_moves_a_sample_along_its_path():
+    x_0, noise = normal(3, 2, 4), normal(3, 2, 4, seed=1)
+    path, t = FlowPath(), torch.tensor([1000.0, 311.5, 0.0])
+    level = path.at(t, x_0)
+    x_t = q_sample(x_0, level, noise)
+    assert torch.equal(x_t[0], noise[0])
+    assert torch.equal(x_t[2], x_0[2])
+    later = path.at(t / 2, x_0)
+    moved = x_t + (later.sigma - level.sigma) * target(x_0, noise, level, "flow")
+    assert relative_error(moved, q_sample(x_0, later, noise)) < 1e-6
+
+
+def test_the_loss_counts_the_frames_that_are_named():
+    x_0, noise, velocity = (normal(2, 3, 4, 2, 2, seed=k) for k in range(3))
+    frames = torch.tensor([[True, False, True, True], [False, False, True, False]])
+    found = velocity_loss(velocity, x_0, noise, frames=frames)
+    for row, named in enumerate(frames):
+        part = [value[row : row + 1, :, named] for value in (velocity, x_0, noise)]
+        assert torch.allclose(found[row], velocity_loss(*part))
+    everything = velocity_loss(velocity, x_0, noise, frames=torch.ones_like(frames))
+    assert torch.allclose(everything, velocity_loss(velocity, x_0, noise))
+    weighted = velocity_loss(velocity, x_0, noise, importance=torch.tensor(2.5))
+    assert torch.allclose(weighted, 2.5 * everything)
+    assert torch.equal(velocity_loss(noise - x_0, x_0, noise), torch.zeros(2))
+
+
+def test_it_can_be_copied_and_pickled_after_its_levels_were_made():
+    path = FlowPath(shift=2)
+    assert len(path.levels) == 1000
+    for other in (copy.deepcopy(path), pickle.loads(pickle.dumps(path))):
+        assert other == path
+        assert other.is_same(path.respaced(3))
+        assert not other.is_same(FlowPath())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shift": 0.0}, "shift of timesteps is 0"),
+        ({"shift": math.inf}, "shift of timesteps is inf"),
+        ({"num_timesteps": 0}, "flow of 0 timesteps"),
+        ({"steps": 0}, "steps 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        FlowPath(**settings)

@@ -1,0 +1,109 @@
+"""Euler and Heun on rectified flow, against the exact velocity of a Gaussian mixture and of constant velocities."""
+
+import itertools
+
+import pytest
+import torch
+
+from goldens import relative_error
+from guidon.core.errors import InputError
+from guidon.diffusion import FlowPath, Process
+from guidon.samplers import SampleNoise, sample_euler, sample_heun
+from mixture import MixtureDenoiser, mean_and_variance
+from toy_network import normal
+
+every_sampler = pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
+FLOW = MixtureDenoiser("flow")
+
+
+def exact(x, level):
+    """The mixture's velocity; at pure noise, where its x_0 is not defined, that is x minus the mean of the data."""
+    return FLOW(x, level) if level.alpha else x - mean_and_variance()[0]
+
+
+def sampled(sampler, steps, x, **path):
+    return sampler(exact, FlowPath(steps=steps, **path), x, torch.zeros_like)
+
+
+def errors(sampler, x, truth, steps, **path):
+    return [(sampled(sampler, n, x, **path) - truth).abs().mean().item() for n in steps]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_euler_is_of_first_order_and_heun_of_second(shift):
+    x = SampleNoise(0, range(8)).initial((1, 32))
+    truth = sampled(sample_heun, 2000, x)
+    euler = errors(sample_euler, x, truth, (64, 128, 256), shift=shift)
+    heun = errors(sample_heun, x, truth, (64, 128, 256), shift=shift)
+    for coarse, fine in itertools.pairwise(euler):
+        assert 1.8 < coarse / fine < 2.2
+    for coarse, fine in itertools.pairwise(heun):
+        assert 3.3 < coarse / fine < 5.5
+    assert heun[0] < euler[-1]
+
+
+def test_samples_have_the_moments_of_the_mixture():
+    x = SampleNoise(0, range(16)).initial((1, 1024))
+    found = sampled(sample_heun, 40, x)
+    mean, variance = mean_and_variance()
+    assert found.mean().item() == pytest.approx(mean, abs=0.03)
+    assert found.var().item() == pytest.approx(variance, rel=0.03)
+
+
+@every_sampler
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_constant_velocity_is_followed_exactly(sampler, steps):
+    x, x_0 = normal(2, 3, 4), normal(2, 3, 4, seed=1)
+    found = sampler(lambda _, level: x - x_0, FlowPath(steps=steps, shift=2.5), x, torch.zeros_like)
+    assert relative_error(found, x_0) < 1e-6
+
+
+@every_sampler
+def test_a_second_half_of_the_channels_is_left_aside(sampler):
+    x, path = normal(2, 3, 4), FlowPath(steps=5)
+    found = sampler(lambda x, level: torch.cat([exact(x, level), x * 7], 1), path, x, torch.zeros_like)
+    assert torch.equal(found, sampler(exact, path, x, torch.zeros_like))
+
+
+@every_sampler
+def test_the_sample_does_not_depend_on_what_the_network_predicts(sampler):
+    x, path = SampleNoise(0, range(2)).initial((1, 64)), FlowPath(steps=20)
+
+    def x_0(x, level):
+        return x - level.sigma * exact(x, level)
+
+    found = sampler(x_0, path, x, torch.zeros_like, process=Process("x0"))
+    assert relative_error(found, sampler(exact, path, x, torch.zeros_like)) < 1e-4
+
+
+@every_sampler
+def test_levels_are_visited_in_order_and_steps_reported(sampler):
+    seen, reported, stepped = [], [], []
+
+    def denoiser(x, level):
+        seen.append(level.timestep)
+        return torch.zeros_like(x)
+
+    x = normal(1, 1, 2)
+    before = x.clone()
+    path = FlowPath(steps=4)
+
+    def after_step(step, level, x):
+        stepped.append((step, level.timestep))
+        return x + 1
+
+    found = sampler(
+        denoiser, path, x, torch.zeros_like, on_step=lambda *done: reported.append(done), after_step=after_step
+    )
+    expected = [1000, 750, 500, 250] if sampler is sample_euler else [1000, 750, 750, 500, 500, 250, 250]
+    assert seen == expected
+    assert reported == [(k, 4) for k in range(1, 5)]
+    assert stepped == list(enumerate([1000, 750, 500, 250]))
+    assert torch.equal(x, before)
+    assert torch.allclose(found, x + 4)
+
+
+@every_sampler
+def test_a_prediction_that_is_not_finite_is_refused(sampler):
+    with pytest.raises(InputError, match=r"not finite at step 1 \(timestep 1000\)"):
+        sampler(lambda x, level: x / 0, FlowPath(steps=3), normal(1, 1, 2), torch.zeros_like)
