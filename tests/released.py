@@ -1,9 +1,11 @@
 """Small random stand-ins for released weights, saved as the real ones are: T5 and an autoencoder in hub layout."""
 
 import io
+import json
 
 import torch
 
+from guidon.models import TemporalVAE, TemporalVAEConfig, VideoVAE
 from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
@@ -45,6 +47,24 @@ def make_vae(folder, seed=0):
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4,
     ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def make_video_vae(folder, seed=0):
+    """Open-Sora 1.2's autoencoder, in the files of hpcai-tech/OpenSora-VAE-v1.2: 8 pixels, 4 frames."""
+    from diffusers import AutoencoderKL
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    spatial = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+    temporal = TemporalVAE(TemporalVAEConfig(filters=4, num_res_blocks=1, num_groups=2))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(VideoVAE(spatial, temporal).state_dict(), folder / "model.safetensors")
+    parts = {"vae_2d": {"norm_num_groups": 4}, "vae_temporal": {"num_groups": 2}}
+    (folder / "config.json").write_text(json.dumps(parts | {"micro_frame_size": 17}))
     return folder
 
 

@@ -426,6 +426,20 @@ def _(folder: Path) -> str:
     return digest(vae.config, hash_tensors(vae.state_dict()), vae.decode(torch.ones(1, 4, 2, 2)).numpy())
 
 
+def _video_vae(folder: Path) -> None:
+    from released import make_video_vae
+
+    make_video_vae(folder)
+
+
+@kind("Open-Sora 1.2's autoencoder", "*", make=_video_vae, structure=_hub_file, share=0.6, cost=3)
+def _(folder: Path) -> str:
+    from guidon.models import VideoVAE
+
+    vae = VideoVAE.load(folder)
+    return digest(hash_tensors(vae.state_dict()), vae.decode(torch.ones(1, 4, 2, 2, 2)).numpy())
+
+
 def _t5_folder(folder: Path) -> None:
     from released import make_t5
 

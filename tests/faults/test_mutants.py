@@ -18,6 +18,7 @@ MUTANTS = 400, 5  # of each kind, in the long run and in CI
 SLOW = {
     "T5 in hub layout",
     "an autoencoder in hub layout",
+    "Open-Sora 1.2's autoencoder",
     "CLIP and DINO in hub layout",
     "a diffusers pipeline",
 }  # kinds whose libraries take seconds to import

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from ...checkpoints import TensorFile
 from ..family import Description
+from ..vae.checkpoint import describe_video_vae, is_video_vae
 from .reading import count
 
+_VIDEO = "autoencoder of Open-Sora 1.2 (VideoVAE)", "Open-Sora 1.2 takes its folder as its autoencoder"
 # What a file is: the end of the name of a tensor that it alone has -> its kind, and what it is good for here.
 _SIGNS = {
     "encoder.conv_in.weight": ("autoencoder (AutoencoderKL)", "a released model takes its folder as its autoencoder"),
@@ -27,6 +29,10 @@ _SIGNS = {
 
 def describe_part(file: TensorFile) -> Description | None:
     """What a file is, if it is a part of a model or a network that no family here reads; else None."""
+    if is_video_vae(file.tensors):
+        config, remarks = describe_video_vae(file)
+        kind, use = _VIDEO
+        return Description(kind, config, count(file.tensors), False, (use, *remarks))
     for end, (kind, use) in _SIGNS.items():
         found = [name for name in file.tensors if name.endswith(end)]
         if found and file.tensors[found[0]].ndim > 1:

@@ -28,7 +28,7 @@ from .config import FrameVAEConfig
 PADDINGS = ("zeros", "replicate")
 
 
-def _autoencoder_kl() -> Any:
+def autoencoder_kl() -> Any:
     """diffusers' class. Its import takes seconds, so it happens only where frames are encoded or decoded.
 
     The import runs in another thread, because ``with torch.device("meta")`` around the caller does not affect other
@@ -91,7 +91,7 @@ class FrameVAE(nn.Module):
             raise InputError(f"padding is {config.padding!r}, expected {' or '.join(PADDINGS)}")
         levels = len(config.block_out_channels)
         pixels = 3 * config.pixel_unshuffle**2
-        built = _autoencoder_kl()(
+        built = autoencoder_kl()(
             in_channels=pixels,
             out_channels=pixels,
             down_block_types=("DownEncoderBlock2D",) * levels,
@@ -131,11 +131,11 @@ class FrameVAE(nn.Module):
             with reading(place, "an autoencoder", AGAIN):
                 # The library would fill a model of any size with random numbers before it reads the weights.
                 with on_meta(len(given)):
-                    wanted = count_values(_autoencoder_kl().from_config(values).state_dict())
+                    wanted = count_values(autoencoder_kl().from_config(values).state_dict())
                 if wanted > 2 * count_values(given):
                     raise ValueError(f"config.json asks for {wanted:,} values, there are {count_values(given):,}")
                 require_memory(f"the weights in {place}", wanted * dtype.itemsize)
-                model, found = _autoencoder_kl().from_pretrained(
+                model, found = autoencoder_kl().from_pretrained(
                     place,
                     local_files_only=True,
                     torch_dtype=dtype,

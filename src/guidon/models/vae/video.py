@@ -7,6 +7,7 @@ Time is cut into parts of 17 frames, which are 5 latent frames; no part sees ano
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -120,6 +121,17 @@ class VideoVAE(nn.Module):
                     f"{name} has {values.numel()} values for {channels} latent channels: give one for each"
                 )
             self.register_buffer(name, values[None, :, None, None, None] if values.ndim else values)
+
+    @classmethod
+    def load(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> VideoVAE:
+        """The released autoencoder (hpcai-tech/OpenSora-VAE-v1.2) from its folder or file. It encodes to means.
+
+        Raises:
+            InputError: there is no such file, it is damaged or incomplete, or it holds something else.
+        """
+        from .checkpoint import load_video_vae
+
+        return load_video_vae(path, dtype)
 
     # sizes
 
