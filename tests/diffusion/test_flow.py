@@ -22,12 +22,11 @@ def test_levels_fall_from_pure_noise_to_the_data(steps, shift, whole):
     levels = FlowPath(steps=steps, shift=shift, whole=whole).levels
     assert len(levels) == steps
     assert (levels[0].timestep, levels[0].alpha, levels[0].progress) == (1000, 0, 0)
-    assert levels[0].before is None
     assert levels[-1].next is not None
     assert levels[-1].next.timestep == 0
     for level, after in itertools.pairwise(levels):
         assert level.next is after
-        assert after.before == level.timestep > after.timestep
+        assert level.timestep > after.timestep
         assert after.alpha + after.sigma == pytest.approx(1)
         assert after.sigma == pytest.approx(after.timestep / 1000)
 

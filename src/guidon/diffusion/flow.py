@@ -32,8 +32,6 @@ class FlowLevel(NoiseLevel):
 
     num_timesteps: float = field(kw_only=True, default=TIMESTEPS)
     """T, the timestep of pure noise."""
-    before: float | Tensor | None = field(kw_only=True, default=None, repr=False)
-    """The timestep that was visited before this one, nearer to the noise; None at the first step of a run."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +111,16 @@ class FlowPath:
 def levels_at(timesteps: Sequence[float], num_timesteps: float = TIMESTEPS) -> tuple[FlowLevel, ...]:
     """The levels at falling timesteps in (0, T], each with the one after it; after the last comes the data."""
     found: list[FlowLevel] = []
-    for k in reversed(range(len(timesteps))):  # begin at the data: each level holds the one that is visited after it
-        sigma = timesteps[k] / num_timesteps
+    for timestep in reversed(timesteps):  # begin at the data: each level holds the one that is visited after it
+        sigma = timestep / num_timesteps
         found.append(
             FlowLevel(
-                timestep=timesteps[k],
+                timestep=timestep,
                 alpha=1 - sigma,
                 sigma=sigma,
                 progress=1 - sigma,
                 next=found[-1] if found else CLEAN,
                 num_timesteps=num_timesteps,
-                before=timesteps[k - 1] if k else None,
             )
         )
     return tuple(reversed(found))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..core.broadcasting import at_least_single
 from ..core.progress import OnStep
 from ..diffusion import FlowPath, NoiseLevel, Process, convert, split_prediction
 from .contract import AfterStep, Denoiser, Noise, checked
+from .frames import FrameMask
 
 
 def velocity(prediction: Tensor, x: Tensor, level: NoiseLevel, process: Process) -> Tensor:
@@ -16,8 +18,8 @@ def velocity(prediction: Tensor, x: Tensor, level: NoiseLevel, process: Process)
 
 
 def euler_step(velocity: Tensor, x: Tensor, level: NoiseLevel, after: NoiseLevel) -> Tensor:
-    """x at the level after, along dx/dsigma = eps - x_0."""
-    return x + (after.sigma - level.sigma) * velocity
+    """x at the level after, along dx/dsigma = eps - x_0; at least in fp32."""
+    return at_least_single(x) + (after.sigma - level.sigma) * velocity
 
 
 def sample_euler(
@@ -29,16 +31,25 @@ def sample_euler(
     process: Process = Process("flow"),
     on_step: OnStep | None = None,
     after_step: AfterStep | None = None,
+    frames: FrameMask | None = None,
 ) -> Tensor:
-    """From noise x (B, C, ...) to x_0 through every level of the path, one evaluation a step. No noise is drawn.
+    """From noise x (B, C, ...) to x_0 through every level of the path, one evaluation a step.
+
+    Only a frame mask draws noise.
 
     Raises:
-        InputError: a prediction is not finite.
+        InputError: a prediction is not finite, or the frame mask does not fit.
     """
-    predict = checked(denoiser)
+    predict, last = checked(denoiser), None
     for done, level in enumerate(path.levels, 1):
-        assert level.next is not None  # the data comes after the last level
-        x = euler_step(velocity(predict(x, level), x, level, process), x, level, level.next)
+        before, after = x, level.next
+        assert after is not None  # the data comes after the last level
+        if frames is not None:
+            x, level = frames.begin(x, level, noise, last)
+            last = level
+        x = euler_step(velocity(predict(x, level), x, level, process), x, level, after)
+        if frames is not None:
+            x = frames.end(before, x, level)
         if after_step:
             x = after_step(done - 1, level, x)
         if on_step:

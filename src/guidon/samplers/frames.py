@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.broadcasting import at_least_single, per_frame
 from ..core.errors import InputError
-from ..diffusion import DiscreteLevel, NoiseLevel, q_sample
+from ..diffusion import DiscreteLevel, FlowLevel, NoiseLevel, q_sample
 from .contract import Noise
 
 L = TypeVar("L", bound=NoiseLevel)
@@ -95,9 +95,8 @@ class FrameMask:
             start, step = self._start(x, level)
             # Open-Sora 1.1 tells the network only at the step after the one at which a frame joins
             return start > step, start == step, start > step
-        made = self.made.to(x.device)
-        here = made >= 1 - level.progress
-        moving = here & (made == 1 if last is None or last.noisy is None else last.noisy)
+        here = self._joined(x, level)
+        moving = here & (self.made.to(x.device) == 1 if last is None or last.noisy is None else last.noisy)
         return moving, here & ~moving, here
 
     def _kept(self, x: Tensor, level: NoiseLevel) -> Tensor:
@@ -105,7 +104,15 @@ class FrameMask:
         if isinstance(level, DiscreteLevel):
             start, step = self._start(x, level)
             return start < step
-        return self.made.to(x.device) < 1 - level.progress
+        return ~self._joined(x, level)
+
+    def _joined(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """(B, T), which frames are at a level of a continuous path. Open-Sora 1.2 compares timesteps in this way."""
+        made = self.made.to(x.device)
+        if not isinstance(level, FlowLevel):
+            return made >= 1 - level.progress
+        timestep = level.timestep[:, None] if isinstance(level.timestep, Tensor) else level.timestep
+        return made * level.num_timesteps >= timestep
 
     def _start(self, x: Tensor, level: DiscreteLevel) -> tuple[Tensor, Tensor | int]:
         """The step at which each frame joins, (B, T), and the step of the level, (B, 1) where rows have their own."""
