@@ -13,16 +13,12 @@ Models are foreign objects called as ``model(x, t, **model_kwargs)`` with origin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.errors import InputError
-from ...core.progress import OnStep
-from ...core.progress import progress as shown_progress
 from ...diffusion import (
     DiscreteLevel,
     LossKind,
@@ -38,26 +34,7 @@ from ...diffusion import (
 )
 from ...guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Unset
 from ...samplers import FrameMask, LegacyNoise, ddim_reverse_step, ddim_step, ddpm_step, sample_ddpm
-
-Model = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class _Keywords:
-    """A foreign model's keyword arguments as a condition: tensors with one row per sample are concatenated."""
-
-    rows: int
-    """How many samples there are."""
-    values: dict[str, Any]
-    """The arguments by name."""
-
-    def cat(self, other: _Keywords, /) -> _Keywords:
-        joined = dict(self.values)
-        for name, value in self.values.items():
-            theirs = other.values.get(name)
-            if isinstance(value, Tensor) and isinstance(theirs, Tensor) and value.ndim and len(value) == self.rows:
-                joined[name] = torch.cat([value, theirs])
-        return _Keywords(self.rows + other.rows, joined)
+from .foreign import Keywords, Model, bar, call, device_of
 
 
 class IDDPM:
@@ -166,17 +143,17 @@ class IDDPM:
         if z is None:
             if z_size is None:
                 raise InputError("sample needs z_size, the shape of one latent, or z, the initial noise itself")
-            z = noise.initial((len(prompts), *z_size), _device_of(model) if device is None else device)
+            z = noise.initial((len(prompts), *z_size), device_of(model) if device is None else device)
         rows = len(prompts)
         if mask is not None and mask.shape != (rows, z.shape[2]):
             raise InputError(f"mask is {tuple(mask.shape)}, expected one value a frame: {(rows, z.shape[2])}")
         encoded = dict(text_encoder.encode(list(prompts)))
         shared = encoded | (additional_args or {})
-        cond, uncond = _Keywords(rows, shared), _Keywords(rows, shared | {"y": text_encoder.null(rows)})
+        cond, uncond = Keywords(rows, shared), Keywords(rows, shared | {"y": text_encoder.null(rows)})
         self.guidance.scales_for(z.shape[1])  # channels that the latents do not have are refused before the first step
         frames = None if mask is None else FrameMask(mask)
         denoiser = GuidedDenoiser(_Adapted(model), self.guidance, cond, uncond)
-        with _bar(progress) as on_step:
+        with bar(progress) as on_step:
             return sample_ddpm(denoiser, schedule, z, noise, process=self.process, frames=frames, on_step=on_step)
 
     def p_sample_loop_progressive(
@@ -195,7 +172,7 @@ class IDDPM:
         def step(x: Tensor, t: Tensor) -> dict[str, Tensor]:
             return self.p_sample(model, x, t, clip_denoised, model_kwargs=model_kwargs)
 
-        return self._progressive(step, shape, noise, _device_of(model) if device is None else device, progress)
+        return self._progressive(step, shape, noise, device_of(model) if device is None else device, progress)
 
     def p_sample_loop(self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any) -> Tensor:
         """The last sample of ``p_sample_loop_progressive``, which takes the same options."""
@@ -218,7 +195,7 @@ class IDDPM:
         def step(x: Tensor, t: Tensor) -> dict[str, Tensor]:
             return self.ddim_sample(model, x, t, clip_denoised, model_kwargs=model_kwargs, eta=eta)
 
-        return self._progressive(step, shape, noise, _device_of(model) if device is None else device, progress)
+        return self._progressive(step, shape, noise, device_of(model) if device is None else device, progress)
 
     def ddim_sample_loop(
         self, model: Model, shape: Sequence[int], noise: Tensor | None = None, **options: Any
@@ -236,7 +213,7 @@ class IDDPM:
     ) -> Iterator[dict[str, Tensor]]:
         x = self._start(shape, noise, device)
         steps = len(self.schedule)
-        with _bar(progress) as on_step:
+        with bar(progress) as on_step:
             for done in range(steps):
                 t = torch.full((len(x),), steps - 1 - done, device=x.device)
                 with torch.no_grad():
@@ -359,7 +336,7 @@ class IDDPM:
         return vars(bits_per_dimension(denoiser, x_start, self._noise, self.schedule, process)).copy()
 
     def _predict(self, model: Model, x: Tensor, level: NoiseLevel, model_kwargs: dict[str, Any] | None) -> Tensor:
-        return _called(model, x, level, model_kwargs or {})
+        return call(model, x, level.timesteps(x).long(), model_kwargs or {})
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
@@ -371,35 +348,16 @@ class IDDPM:
         return Process(self.process.parameterization, self.process.variance, clip_denoised)
 
 
-def _device_of(model: Any) -> torch.device:
-    """Where a model's weights are; the CPU for what has none."""
-    first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
-
-
-def _called(model: Model, x: Tensor, level: NoiseLevel, keywords: dict[str, Any]) -> Tensor:
-    """The prediction of a foreign model; it is told whole timesteps, with which it was trained."""
-    out = model(x, level.timesteps(x).long(), **keywords)
-    return out["x"] if isinstance(out, dict) else out
-
-
 class _Adapted:
-    """A foreign model as guidance calls networks."""
+    """A foreign model as guidance calls networks. It is told whole timesteps, with which it was trained."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def __call__(self, x: Tensor, level: NoiseLevel, cond: _Keywords, /) -> Tensor:
-        # the frames that move, for the rows of every branch
-        more = {} if level.noisy is None else {"x_mask": level.noisy.repeat(len(x) // len(level.noisy), 1)}
-        return _called(self.model, x, level, cond.values | more)
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: Keywords, /) -> Tensor:
+        return call(self.model, x, level.timesteps(x).long(), cond.values, level.noisy)
 
 
 def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
     *_, last = steps
     return last["sample"]
-
-
-def _bar(shown: bool) -> AbstractContextManager[OnStep | None]:
-    """Shows the steps on stderr, if asked for."""
-    return shown_progress("sampling", "steps") if shown else nullcontext()
