@@ -38,7 +38,14 @@ def test_latents_carry_the_scaling_factor(vae):
         assert torch.allclose(vae.decode(vae.encode(image))[:, :, 0], vae.reconstruct(mean).clamp(-1, 1), atol=1e-5)
 
 
-def test_the_library_is_imported_on_a_real_device_where_the_module_is_built_without_memory(monkeypatch):
+def test_our_own_are_built_without_the_library_and_without_memory(monkeypatch):
+    monkeypatch.setattr(frames, "require", None)
+    with torch.device("meta"):
+        vae = FrameVAE(FrameVAEConfig(block_out_channels=(8, 8), norm_num_groups=4))
+    assert {value.device.type for value in vae.parameters()} == {"meta"}
+
+
+def test_the_library_is_imported_on_a_real_device_where_a_module_is_built_without_memory(monkeypatch):
     seen, require = [], frames.require
 
     def noted(*arguments):
@@ -47,9 +54,46 @@ def test_the_library_is_imported_on_a_real_device_where_the_module_is_built_with
 
     monkeypatch.setattr(frames, "require", noted)
     with torch.device("meta"):
-        vae = FrameVAE(FrameVAEConfig(block_out_channels=(8, 8), norm_num_groups=4))
+        frames.autoencoder_kl()
     assert seen == ["cpu"]
-    assert {value.device.type for value in vae.parameters()} == {"meta"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"block_out_channels": (8, 12), "layers_per_block": 2, "latent_channels": 3},
+        {"block_out_channels": (8, 8, 16), "mid_block_attention": True, "pixel_unshuffle": 1},
+        {"block_out_channels": (8,), "mid_block_attention": True},
+    ],
+)
+def test_weights_and_bits_are_those_of_the_library(shape):
+    from diffusers import AutoencoderKL
+
+    config = FrameVAEConfig(norm_num_groups=4, **shape)
+    levels, pixels = len(config.block_out_channels), 3 * config.pixel_unshuffle**2
+    torch.manual_seed(0)
+    theirs = AutoencoderKL(
+        in_channels=pixels,
+        out_channels=pixels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=4,
+        mid_block_add_attention=config.mid_block_attention,
+    )
+    torch.manual_seed(0)
+    ours, wrapped = FrameVAE(config).eval(), FrameVAE(config, theirs).eval()
+    assert list(ours.state_dict()) == list(wrapped.state_dict())
+    for name, value in wrapped.state_dict().items():  # made in the same order, so the same numbers were drawn
+        assert torch.equal(ours.state_dict()[name], value), name
+    images = torch.rand(2, 3, 16, 32) * 2 - 1
+    for one, other in zip(ours.posterior(images), wrapped.posterior(images), strict=True):
+        assert torch.equal(one, other)
+    latents = torch.randn(2, config.latent_channels, 4, 8)
+    assert torch.equal(ours.reconstruct(latents), wrapped.reconstruct(latents))
 
 
 @torch.no_grad()

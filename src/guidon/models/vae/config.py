@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...core.errors import InputError
 
@@ -20,7 +21,7 @@ class FrameVAEConfig:
     """Whether the middle block has attention."""
     pixel_unshuffle: int = 2
     """Side of the squares of pixels that become channels before the first level; 1 for none."""
-    padding: str = "zeros"
+    padding: Literal["zeros", "replicate"] = "zeros"
     """What convolutions see beyond the border: "zeros", as in diffusers' autoencoder, or "replicate", the border
     itself. Zeros leave ticks in the corners of plain backgrounds."""
     scaling_factor: float = 0.18215

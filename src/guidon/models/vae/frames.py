@@ -1,8 +1,8 @@
 """The frame-wise autoencoder: encodes and decodes every video frame separately.
 
-diffusers' ``AutoencoderKL`` does the work. Added are an optional pixel-unshuffle in front (depth that costs little, for
-small frames), the video axes, one scaling factor as in Stable Diffusion's autoencoder, and micro-batches. Released
-autoencoders, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub layout.
+The layers are those of diffusers' ``AutoencoderKL``. Added are an optional pixel-unshuffle in front (depth that costs
+little, for small frames), the video axes, one scaling factor as in Stable Diffusion's autoencoder, and micro-batches.
+Released autoencoders, such as stabilityai/sd-vae-ft-ema, are read from a folder in hub layout by the library itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from ...core.reading import read_object, reading
 from ..finding import AUTOENCODER, AUTOENCODER_WEIGHTS, find_autoencoder
 from . import FRAMES_TOGETHER
 from .config import FrameVAEConfig
+from .convolutions import Convolutions
 
 PADDINGS = ("zeros", "replicate")
 
 
 def autoencoder_kl() -> Any:
-    """diffusers' class. Its import takes seconds, so it happens only where frames are encoded or decoded.
+    """diffusers' class. Its import takes seconds, so it happens only where a released autoencoder is read.
 
     The import runs in another thread, because ``with torch.device("meta")`` around the caller does not affect other
     threads. Tensors that the library makes at import must have real memory.
@@ -57,23 +58,6 @@ def refuse_shifted(config: Any, where: str) -> None:
             )
 
 
-def _replicate_borders(module: nn.Module) -> None:
-    """Replace every convolution that pads, so that it repeats the border in place of zeros.
-
-    The library's layers that halve the side pad with zeros by themselves where their ``padding`` is 0.
-    """
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and child.kernel_size != (1, 1):
-                sides = child.in_channels, child.out_channels
-                padding = child.kernel_size[0] // 2
-                new = nn.Conv2d(*sides, child.kernel_size, child.stride, padding, padding_mode="replicate")  # type: ignore[arg-type]
-                new.load_state_dict(child.state_dict())
-                setattr(parent, name, new)
-                if child.padding == (0, 0):
-                    parent.padding = padding  # type: ignore[assignment]
-
-
 class FrameVAE(nn.Module):
     """An ``Autoencoder``: frames (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H/f, W/f) and back.
 
@@ -89,23 +73,7 @@ class FrameVAE(nn.Module):
     def _build(config: FrameVAEConfig) -> nn.Module:
         if config.padding not in PADDINGS:
             raise InputError(f"padding is {config.padding!r}, expected {' or '.join(PADDINGS)}")
-        levels = len(config.block_out_channels)
-        pixels = 3 * config.pixel_unshuffle**2
-        built = autoencoder_kl()(
-            in_channels=pixels,
-            out_channels=pixels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=config.block_out_channels,
-            layers_per_block=config.layers_per_block,
-            latent_channels=config.latent_channels,
-            norm_num_groups=config.norm_num_groups,
-            mid_block_add_attention=config.mid_block_attention,
-            sample_size=64,
-        )
-        if config.padding == "replicate":
-            _replicate_borders(built)
-        return built
+        return Convolutions(config)
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> FrameVAE:
