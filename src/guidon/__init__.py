@@ -30,6 +30,7 @@ Pipelines of diffusers:
 
 Other:
     IDDPM: Open-Sora's scheduler, with ``cfg_channels``.
+    RFlow: Open-Sora 1.2's scheduler, rectified flow, with ``cfg_channels``.
     iddpm: the module that holds it, and the other names that scripts of Open-Sora, DiT and PixArt import.
     conditioning: Open-Sora's mask strategies, prompts and tables of sizes.
     inspect_checkpoint, load_checkpoint: what a checkpoint is, and its network.
@@ -92,6 +93,7 @@ __all__ = [
     "NoiseLevel",
     "NoiseSchedule",
     "Pipeline",
+    "RFlow",
     "Request",
     "Video",
     "apply",
@@ -104,6 +106,7 @@ __all__ = [
     "load_checkpoint",
     "remove",
     "reproduce",
+    "rflow",
     "wrap",
 ]
 
@@ -112,8 +115,9 @@ if TYPE_CHECKING:
     from .bridges.diffusers.guider import ChannelGuidance
     from .bridges.diffusers.scale import channel_scale
     from .bridges.diffusers.scheduler import IDDPMScheduler
-    from .bridges.opensora import conditioning, iddpm
+    from .bridges.opensora import conditioning, iddpm, rflow
     from .bridges.opensora.iddpm import IDDPM
+    from .bridges.opensora.rflow import RFlow
     from .core.errors import InputError
     from .diffusion import NoiseLevel, NoiseSchedule
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser

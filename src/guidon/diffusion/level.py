@@ -33,6 +33,11 @@ class NoiseLevel:
     """(B, T), True where a frame is at this level; the other frames are clean. None: all frames are at this level.
     A network reads it for a batch of whole copies of these B rows."""
 
+    @property
+    def shown(self) -> str:
+        """The timestep as text for people: of the first sample, where every sample has its own."""
+        return f"{self.timestep.flatten()[0].item() if isinstance(self.timestep, Tensor) else self.timestep:g}"
+
     def timesteps(self, x: Tensor) -> Tensor:
         """The timestep of every sample of x, (B,), on x's device: fp32 where the batch shares the level."""
         if isinstance(self.timestep, Tensor):

@@ -388,8 +388,14 @@ def _space(rule: Rule, level: NoiseLevel, predicted: Parameterization) -> Parame
 
 def _preserves_variance(level: NoiseLevel) -> bool | None:
     """Whether a level is one of alpha^2 + sigma^2 = 1, not of alpha + sigma = 1; None at an end, where it is both."""
-    alpha, sigma = float(level.alpha), float(level.sigma)
-    preserving, straight = abs(alpha**2 + sigma**2 - 1) < 1e-6, abs(alpha + sigma - 1) < 1e-6
+    from torch import Tensor
+
+    def numbers(value: float | Tensor) -> list[float]:  # every sample may have its own
+        return [float(each) for each in value.flatten()] if isinstance(value, Tensor) else [float(value)]
+
+    pairs = list(zip(numbers(level.alpha), numbers(level.sigma), strict=True))
+    preserving = all(abs(alpha**2 + sigma**2 - 1) < 1e-6 for alpha, sigma in pairs)
+    straight = all(abs(alpha + sigma - 1) < 1e-6 for alpha, sigma in pairs)
     return None if preserving and straight else preserving
 
 

@@ -140,7 +140,7 @@ class GuidedDenoiser(Generic[C]):
         if not broken and bool(guided.isfinite().all()):
             return
         of = f" of {self.steps}" if self.steps else ""
-        at = f"step {step}{of} (timestep {level.timestep:g})"
+        at = f"step {step}{of} (timestep {level.shown})"
         lower = f"lower {setting('cfg_scale')}, take more steps, or try fp32"
         if not bool(x.isfinite().all()):
             raise InputError(f"the latents are not finite before {at}, though all predictions were: {lower}")

@@ -71,7 +71,7 @@ class _Checked:
         def fail() -> None:
             if not bool(prediction.isfinite().all()):
                 raise InputError(
-                    f"the denoiser's prediction is not finite at step {step} (timestep {level.timestep:g}): look at "
+                    f"the denoiser's prediction is not finite at step {step} (timestep {level.shown}): look at "
                     "its weights, its precision and the scale of its guidance"
                 )
 

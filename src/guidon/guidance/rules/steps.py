@@ -39,8 +39,8 @@ class CFGPlusPlus(Rule):
         if after is None:
             raise InputError(f"{setting('guidance')} cfg++ needs {setting('sampler')} ddim with {setting('eta')} 0")
         # numerator and denominator are multiplied by alpha, which is 0 where rectified flow begins
-        carried = float(after.alpha) * float(level.sigma)
-        return cfg(branches, scale * (carried / (carried - float(level.alpha) * float(after.sigma))))
+        carried = after.alpha * level.sigma
+        return cfg(branches, scale * (carried / (carried - level.alpha * after.sigma)))
 
 
 @dataclass(frozen=True)
