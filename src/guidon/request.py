@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeGuard, Unpack
 
 from pydantic import (
@@ -26,6 +26,9 @@ from .core.limits import as_count, available_memory, require_memory
 from .core.settings import Settings, validated
 from .core.warn import warn
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from, plain_scale
+from .media.conditioning import CHOICES as CONDITIONING
+from .media.conditioning import ClipShape, Conditioning, check_conditioning, choose_conditioning
+from .media.placing import text_of_loop, texts_of_loops
 from .models.catalogue import find_facts, find_preset
 from .models.family import Facts, Preset
 from .models.prompts import check_prompts
@@ -84,9 +87,34 @@ class Choices(TypedDict, total=False):
     """Name of the original whose draws and precisions are replayed."""
     exact_noise: str | None
     """Where an exact replay draws its noise."""
+    first_frame: Any
+    """A picture that a video begins with: a path, an array (height, width, 3), or an image of PIL."""
+    last_frame: Any
+    """A picture that a video ends with."""
+    continue_from: Any
+    """A video whose last frames, ``condition_frames``, are the first ones of the clip: a path, an array
+    (time, height, width, 3), a list of images, or a ``Video``."""
+    connect_to: Any
+    """A video whose first frames, ``condition_frames``, are the last ones of the clip."""
+    edit: Any
+    """A video to draw anew, all of its frames by ``edit_strength``."""
+    edit_strength: float | None
+    """How much of the sampling edits it: 0 keeps it, 1 draws it anew; 0.7 if it is left out."""
+    reference: Any
+    """Pictures and videos that ``mask_strategy`` takes frames from: one, or a list of them."""
+    mask_strategy: str | None
+    """Which frames go where, in Open-Sora's grammar, such as "0,0,0,0,1,0;0,1,0,-1"."""
+    loop: int | None
+    """How many clips are joined to a long one. Each begins with the last frames of the one before."""
+    condition_frames: int | None
+    """How many frames those are, and of ``continue_from`` and ``connect_to``."""
+    condition_edit: float | None
+    """How much of the sampling edits the frames that a further clip begins with, 0 to 1."""
 
 
 KEYWORDS = tuple(Choices.__annotations__)
+_NEW = ("latents", "conditioning", "callback", "call")
+"""Fields that earlier versions did not know: JSON leaves them out where they say nothing."""
 _CLIP_BYTES = 4096  # what a clip takes beside its pixels: its manifest and its objects
 
 
@@ -138,6 +166,8 @@ class Request(Settings):
     """Clips denoised together; set only for an exact replay, where it decides the frames."""
     latents: tuple[str, ...] | None = None
     """A hash of each clip's first noise, where a caller in Python gave it. It must be given again."""
+    conditioning: Conditioning | None = None
+    """Frames that the clips keep or edit, and how many clips are joined to a long one."""
     callback: bool = False
     """Whether a callback changed the latents or stopped the run. It must be given again."""
     call: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -166,7 +196,7 @@ class Request(Settings):
         flat: dict[str, Any] = {}
         guidance = self.guidance.to_settings()
         for name, value in handler(self).items():
-            if name in ("latents", "callback", "call") and not value:  # what an earlier version did not know
+            if name in _NEW and not value:
                 continue
             if name == "guidance":
                 flat |= {key: guidance[key] for key in ("cfg_scale", "cfg_channels") if key in guidance}
@@ -283,9 +313,20 @@ class Request(Settings):
         own = self.negative_prompt
         return own if isinstance(own, tuple) else () if own is None else (own,)
 
-    def text_of(self, prompt: str) -> str:
-        """What the text encoder is given for a prompt or a negative prompt."""
-        return self.read_as.get(prompt, prompt)
+    def text_of(self, prompt: str, loop: int = 0) -> str:
+        """What the text encoder is given for a prompt or a negative prompt, in one loop of a long clip."""
+        text = text_of_loop(prompt, loop)
+        return self.read_as.get(text, text)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is shown: the prompts, or their parts where they give one for each loop."""
+        return tuple(text for prompt in self.prompts for _, text in texts_of_loops(prompt))
+
+    @property
+    def loops(self) -> int:
+        """How many clips are joined to one."""
+        return 1 if self.conditioning is None else self.conditioning.loop
 
     def alone(self, prompt: int, sample: int) -> Request:
         """The request of one clip alone. For an exact replay: the whole, since the batch decides each clip."""
@@ -294,7 +335,8 @@ class Request(Settings):
         seed, index = self.noise_of(prompt, sample)
         text, negative = self.prompts[prompt], self.negative_of(prompt)
         own: dict[str, Any] = {"prompts": (text,), "negative_prompt": negative, "samples": (index,), "seed": seed}
-        own["read_as"] = {key: value for key, value in self.read_as.items() if key in (text, negative)}
+        read = [*(part for _, part in texts_of_loops(text)), negative]
+        own["read_as"] = {key: value for key, value in self.read_as.items() if key in read}
         if self.latents is not None:
             clip = prompt * len(self.samples) + self.samples.index(sample)
             own["latents"] = self.latents[clip : clip + 1]
@@ -355,7 +397,8 @@ def make_request(
         if name not in KEYWORDS:
             raise InputError(f"{name!r} is not a setting{nearest(name, KEYWORDS)}")
     # what was chosen; None stands for the preset's own
-    values = {name: value for name, value in choices.items() if value is not None and name not in GUIDANCE_KEYS}
+    elsewhere = (*GUIDANCE_KEYS, *CONDITIONING)
+    values = {name: value for name, value in choices.items() if value is not None and name not in elsewhere}
     # what the preset recommends, and what the call fixes
     own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
     own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt}
@@ -377,8 +420,19 @@ def make_request(
     require_room(facts, latent_shape(preset, facts, request), count, batch_size, device)
     if count > 1:
         request = validated(Request, own | values | fixed | {"prompts": tuple(texts), "samples": tuple(samples)}, None)
+    conditioning = choose_conditioning(choices, clip_shape(preset, facts, request), preset.name)
+    if conditioning is not None:
+        request = validated(Request, dict(request) | {"conditioning": conditioning}, None)
     check_request(preset, facts, request)
     return request
+
+
+def clip_shape(preset: Preset[Any], facts: Facts, request: Request) -> ClipShape | None:
+    """What must be known to place frames in a request's clips; None where they are images."""
+    if preset.is_image:
+        return None
+    clip = ClipShape(preset.name, 1, facts.latent_frames, facts.latents_together)
+    return replace(clip, frames=request.frames or clip.video_frames(facts.latent_shape[1]))
 
 
 def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
@@ -402,6 +456,8 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
             f"{setting('steps')} {request.steps} is more than {preset.name} was trained for: give at most "
             f"{facts.timesteps}"
         )
+    if request.conditioning is not None:
+        check_conditioning(request.conditioning, clip_shape(preset, facts, request), preset.name)
     request.guidance.scales_for(facts.channels)
     rule = request.guidance.rule
     rule.check_size(*shape[-2:])
@@ -505,9 +561,18 @@ class Planner:
         Raises:
             InputError: the model cannot be given a prompt, or cannot follow it.
         """
-        self.facts.check_prompts([*request.prompts, *request.negatives])
-        read_as = check_prompts(self.preset.name, self.facts, request.prompts, request.negatives, force=force)
+        self.facts.check_prompts([*request.texts, *request.negatives])
+        read_as = check_prompts(self.preset.name, self.facts, request.texts, request.negatives, force=force)
         return request.model_copy(update={"read_as": read_as}) if read_as else request
+
+    def clip_shape(self, request: Request) -> ClipShape | None:
+        """What must be known to place frames in a request's clips; None where they are images."""
+        return clip_shape(self.preset, self.facts, request)
+
+    def length(self, request: Request) -> int:
+        """Frames of a finished clip, all of its loops joined; 1 of an image."""
+        clip = self.clip_shape(request)
+        return 1 if clip is None else clip.joined(request.conditioning)
 
     def latent_shape(self, request: Request) -> tuple[int, ...]:
         """The shape of a request's latents; see ``latent_shape``."""
@@ -516,7 +581,7 @@ class Planner:
     def check(self, request: Request) -> None:
         """Refuse a complete request that the model cannot fulfil; see ``check_request``."""
         check_request(self.preset, self.facts, request)
-        self.facts.check_prompts([*request.prompts, *request.negatives])
+        self.facts.check_prompts([*request.texts, *request.negatives])
 
 
 def is_list(value: Any) -> TypeGuard[Sequence[Any]]:

@@ -68,6 +68,9 @@ def asked(monkeypatch):
             def latent_shape(self, request):
                 return self.facts.latent_shape
 
+            def length(self, request):
+                return self.facts.latent_shape[1]
+
             def read_prompts(self, request, *, force):
                 calls["plan"] = request | {"force": force}
                 raise Asked

@@ -133,7 +133,9 @@ def test_every_option_reaches_the_model(asked, tmp_path):
         "ddim", "--eta", 0.5, "--size", "48x80", "--frames", 9, "--exact", "dit", "--exact-noise", "cuda", "--dtype",
         "bf16", "--batch-size", 3, "--model", "m", "--checkpoint", "c", "--text-encoder", "t", "--vae", "v",
         "--features", "f", "--text-dtype", "int8", "--offload", "none", "--download", "--device", "cpu", "--out",
-        tmp_path,
+        tmp_path, "--first-frame", "a.png", "--last-image", "b.png", "--continue", "c.mp4", "--connect-to", "d.mp4",
+        "--video", "e.mp4", "--strength", 0.3, "--loop", 2, "--condition-frames", 3, "--condition-edit", 0.1,
+        "--reference", "f.png", "--reference", "g.png", "--mask-strategy", "0;0,1",
     )  # fmt: skip
     assert find == {
         "model": "m", "checkpoint": Path("c"), "text_encoder": Path("t"), "vae": Path("v"), "features": Path("f"),
@@ -143,7 +145,10 @@ def test_every_option_reaches_the_model(asked, tmp_path):
         "prompts": (PROMPT, "207"), "samples": (0, 1), "negative_prompt": "a square", "cfg_scale": (4, 4, 4, 1),
         "cfg_channels": "all", "guidance": "apg", "timing": "linear", "seed": 7, "steps": 3, "sampler": "ddim",
         "eta": 0.5, "size": (48, 80), "frames": 9, "exact": "dit", "exact_noise": "cuda", "dtype": "bf16",
-        "batch_size": 3, "device": "cpu", "force": True,
+        "batch_size": 3, "device": "cpu", "force": True, "first_frame": Path("a.png"), "last_frame": Path("b.png"),
+        "continue_from": Path("c.mp4"), "connect_to": Path("d.mp4"), "edit": Path("e.mp4"), "edit_strength": 0.3,
+        "loop": 2, "condition_frames": 3, "condition_edit": 0.1, "reference": [Path("f.png"), Path("g.png")],
+        "mask_strategy": "0;0,1",
     }  # fmt: skip
 
 

@@ -44,7 +44,13 @@ def panels(text):
 
 def test_generate_has_its_options_in_panels(help_of):
     found = panels(help_of("generate"))
-    assert list(found) == ["Prompt", "Guidance", "Sampling", "Model and weights", "Output", "Options"]
+    assert list(found) == [
+        "Prompt", "Given pictures and videos", "Guidance", "Sampling", "Model and weights", "Output", "Options",
+    ]  # fmt: skip
+    assert found["Given pictures and videos"] == [
+        "--first-frame", "--last-frame", "--continue", "--connect-to", "--edit", "--edit-strength", "--loop",
+        "--condition-frames", "--condition-edit", "--reference", "--mask-strategy",
+    ]  # fmt: skip
     assert found["Prompt"] == [
         "PROMPT", "--prompts-file", "--class", "--random-prompt", "--force", "--negative-prompt", "--from",
     ]  # fmt: skip

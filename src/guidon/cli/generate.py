@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import InputError, setting
+from ..media.placing import EDIT_STRENGTH
 from ..samplers import CLIPS_TOGETHER
 from . import options
 from .options import given, of_model, option
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'guidon generate "a red circle moves left on a white background" --seed 7 --cfg-scale 4 --cfg-channels 3'
 DEFAULT_MODEL = "guidon-small"  # used if neither a model nor a manifest is given
+GIVEN = "Given pictures and videos"
+FIRST = ("--first-frame", "--image", "--first-image")
+LAST = ("--last-frame", "--last-image")
 MOST_PROMPTS = 1 << 20  # of one file: each is held in memory with its clips
 
 
@@ -55,6 +59,85 @@ def generate(
             "Reproduce a video bit for bit: take every setting from its JSON manifest. A video from a batch "
             "takes as long as that batch; --batch-size 1 is faster, and pixels differ by at most 1/255 in fp32.",
             "--from",
+            default="none",
+        ),
+    ] = None,
+    first_frame: Annotated[
+        Path | None, option(GIVEN, "IMAGE", "The picture that the clip begins with.", *FIRST, default="none")
+    ] = None,
+    last_frame: Annotated[
+        Path | None, option(GIVEN, "IMAGE", "The picture that the clip ends with.", *LAST, default="none")
+    ] = None,
+    continue_from: Annotated[
+        Path | None,
+        option(
+            GIVEN,
+            "VIDEO",
+            "The clip begins with the last frames of this video, --condition-frames of them.",
+            "--continue",
+            "--continue-from",
+            default="none",
+        ),
+    ] = None,
+    connect_to: Annotated[
+        Path | None,
+        option(
+            GIVEN,
+            "VIDEO",
+            "The clip ends with the first frames of this video, --condition-frames of them; with --continue, it "
+            "connects two videos.",
+            default="none",
+        ),
+    ] = None,
+    edit: Annotated[
+        Path | None,
+        option(GIVEN, "VIDEO", "Draw this video anew, by --edit-strength.", "--edit", "--video", default="none"),
+    ] = None,
+    edit_strength: Annotated[
+        float | None,
+        option(
+            GIVEN,
+            "X",
+            "How much of the sampling edits the video: near 0 it stays, 1 draws it anew.",
+            "--edit-strength",
+            "--strength",
+            default=f"{EDIT_STRENGTH:g}",
+        ),
+    ] = None,
+    loop: Annotated[
+        int | None,
+        option(
+            GIVEN,
+            "N",
+            "Join N clips to a long one. Each begins with the last frames of the one before.",
+            default="1",
+            min=1,
+        ),
+    ] = None,
+    condition_frames: Annotated[
+        int | None,
+        option(
+            GIVEN,
+            "N",
+            "How many frames a clip takes over from the one before, or from the video of --continue and --connect-to.",
+            default=of_model("4"),
+            min=1,
+        ),
+    ] = None,
+    condition_edit: Annotated[
+        float | None,
+        option(GIVEN, "X", "With --loop, how much of the sampling edits those frames, from 0 to 1.", default="0"),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        option(GIVEN, "FILE", "A picture or a video for --mask-strategy; repeatable.", default="none"),
+    ] = None,
+    mask_strategy: Annotated[
+        str | None,
+        option(
+            GIVEN,
+            "TEXT",
+            "Which frames of the references go where, as Open-Sora writes it: '0,0,0,0,1,0;0,1,0,-1'.",
             default="none",
         ),
     ] = None,
@@ -242,6 +325,9 @@ def generate(
         negative_prompt=negative_prompt, cfg_scale=parse_scale(cfg_scale), cfg_channels=cfg_channels, guidance=guidance,
         timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler, eta=eta,
         size=parse_size(size, height, width), frames=frames, exact=exact, exact_noise=exact_noise, dtype=dtype,
+        first_frame=first_frame, last_frame=last_frame, continue_from=continue_from, connect_to=connect_to, edit=edit,
+        edit_strength=edit_strength, loop=loop, condition_frames=condition_frames, condition_edit=condition_edit,
+        reference=reference or None, mask_strategy=mask_strategy,
     )  # fmt: skip
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, text_dtype=text_dtype,
@@ -283,6 +369,7 @@ def generate(
     else:
         request = manifest.request
         planner.check(request)
+        manifest.find_references()
     refuse_idle_weak(weak, request.guidance)
     from ..media.formats import check_fps, check_library, check_upscale
 
@@ -290,7 +377,7 @@ def generate(
     if fps is not None:
         check_fps(fps)
     shape, unit = planner.latent_shape(request), facts.downsampling
-    check_upscale(upscale or 1, shape[1] if len(shape) == 4 else 1, shape[-2] * unit, shape[-1] * unit)
+    check_upscale(upscale or 1, planner.length(request), shape[-2] * unit, shape[-1] * unit)
     check_library(format)
     prepare_folder(out)
     if manifest is None:

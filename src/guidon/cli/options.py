@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Panel = Literal["Prompt", "Guidance", "Sampling", "Measuring", "Model and weights", "Output"]
+Panel = Literal[
+    "Prompt", "Given pictures and videos", "Guidance", "Sampling", "Measuring", "Model and weights", "Output"
+]
 
 # The values of options, for completion in a shell. Their own modules would load torch.
 SAMPLERS = ("ddpm", "ddim", "dpm-solver", "euler", "heun")

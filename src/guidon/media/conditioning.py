@@ -7,26 +7,28 @@ What a caller says, such as "begin with this picture", becomes references and pl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from ..core.errors import InputError, quoted, setting
 from ..core.settings import Settings
-from .placing import Placement, parse_placements, place_all
-from .references import Frames, find_frames, read_frames
+from .placing import CONDITION_FRAMES, EDIT_STRENGTH, Placement, parse_placements, place_all
 
-CONDITION_FRAMES = 4
-"""Frames that a clip takes from the one before it, where nobody chooses; more where the autoencoder needs more."""
-EDIT_STRENGTH = 0.7
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .references import Frames
+
 CHOICES = (
     "first_frame", "last_frame", "continue_from", "connect_to", "edit", "edit_strength", "reference", "mask_strategy",
     "loop", "condition_frames", "condition_edit",
 )  # fmt: skip
 """The names of the choices that ``choose_conditioning`` reads."""
+FRAMES = ("first_frame", "last_frame", "continue_from", "connect_to", "edit", "reference")
+"""Those of them that are pictures or videos."""
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -66,8 +68,27 @@ class Conditioning(Settings):
         if self.loop > 1 and self.condition_frames is None:
             raise InputError(f"{setting('loop')} {self.loop} needs {setting('condition_frames')}: give both")
         if not self.strategy and self.loop == 1:
-            raise InputError(f"the conditioning has no {setting('mask_strategy')} and one {setting('loop')}: leave it out")
+            raise InputError(
+                f"the conditioning has no {setting('mask_strategy')} and one {setting('loop')}: leave it out"
+            )
         return self
+
+    def up_to(self, loop: int) -> Self | None:
+        """The conditioning of the first clips of a long one; None where there is none left."""
+        kept = [each for each in parse_placements(self.strategy) if each.loop < loop]
+        if loop == 1 and not kept:
+            return None
+        used = sorted({each.reference % len(self.references) for each in kept})
+        moved = [replace(each, reference=used.index(each.reference % len(self.references))) for each in kept]
+        return self.model_copy(
+            update={
+                "references": tuple(self.references[number] for number in used),
+                "strategy": ";".join(map(str, moved)),
+                "loop": loop,
+                "condition_frames": self.condition_frames if loop > 1 else None,
+                "condition_edit": self.condition_edit if loop > 1 else 0.0,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,12 @@ class ClipShape:
         while self.latent_frames(count + 1) <= latents:
             count += 1
         return count
+
+    def joined(self, conditioning: Conditioning | None) -> int:
+        """Frames of the video of all loops: every further clip shares some with the one before."""
+        if conditioning is None or conditioning.condition_frames is None:
+            return self.frames
+        return self.frames + (conditioning.loop - 1) * (self.frames - conditioning.condition_frames)
 
     @property
     def condition_frames(self) -> int:
@@ -150,6 +177,8 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     Raises:
         InputError: a file cannot be read, a choice does not fit the model or another choice, or has no effect.
     """
+    from .references import read_frames
+
     chosen = {key: choices[key] for key in CHOICES if choices.get(key) is not None and choices[key] != ()}
     if not chosen:
         return None
@@ -217,10 +246,10 @@ def check_conditioning(
         late = next((each for each in placements if each.loop >= conditioning.loop), None)
         if late is not None:
             raise InputError(
-                f"{setting('mask_strategy')} '{late}' is for loop {late.loop}, there are {conditioning.loop}, the first "
-                f"is 0: raise {setting('loop')}"
+                f"{setting('mask_strategy')} '{late}' is for loop {late.loop}, counted from 0, and there "
+                f"{'is' if conditioning.loop == 1 else 'are'} {conditioning.loop}: raise {setting('loop')}"
             )
-        for loop in range(max((each.loop for each in placements), default=-1) + 1):
+        for loop in sorted({each.loop for each in placements}):
             place_all(placements, loop, lengths, clip.latent_frames(clip.frames), clip.align)
         idle = set(range(len(lengths))) - {each.reference % len(lengths) for each in placements}
         if idle:
@@ -243,6 +272,8 @@ def find_references(
     Raises:
         InputError: a file is not there, cannot be read, or has other content.
     """
+    from .references import find_frames
+
     for each in conditioning.references:
         frames = find_frames(each.file, each.sha256, given, folders)
         start, count = each.part or (0, len(frames))
@@ -253,9 +284,19 @@ def find_references(
         yield frames[start : start + count]
 
 
+def frames_in(choices: Mapping[str, Any]) -> list[Any]:
+    """The pictures and videos among choices that were given as frames, not as paths."""
+    given = [each for name in FRAMES for each in (_several if name == "reference" else _alone)(choices.get(name))]
+    return [each for each in given if each is not None and not isinstance(each, str | Path)]
+
+
 def _several(given: Any) -> list[Any]:
     """References as a list; a single path, array or image is one."""
     return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _alone(given: Any) -> list[Any]:
+    return [given]
 
 
 def _one(found: Frames, name: str) -> Frames:
@@ -270,8 +311,8 @@ def _one(found: Frames, name: str) -> Frames:
 def _at_least(count: int, found: Frames, name: str) -> Frames:
     if len(found.frames) < count:
         raise InputError(
-            f"{setting(name)} has {len(found.frames)} frame{'s' * (len(found.frames) > 1)}, and {count} are taken of it: "
-            f"give a longer video, or lower {setting('condition_frames')}"
+            f"{setting(name)} has {len(found.frames)} frame{'s' * (len(found.frames) > 1)}, and {count} are taken of "
+            f"it: give a longer video, or lower {setting('condition_frames')}"
         )
     return found
 
@@ -284,7 +325,9 @@ def _read_count(name: str, value: Any) -> int:
 
 def _read_strength(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"{setting(name)} is {quoted(value)}: give 0, which keeps the frames, to 1, which redraws them")
+        raise InputError(
+            f"{setting(name)} is {quoted(value)}: give 0, which keeps the frames, to 1, which redraws them"
+        )
     return float(value)
 
 
@@ -334,7 +377,9 @@ def _refuse_overlap(chosen: Mapping[str, Any], found: _Placed, loop: int) -> Non
     """
     for one, other in (("first_frame", "continue_from"), ("last_frame", "connect_to")):
         if one in chosen and other in chosen:
-            raise InputError(f"{setting(one)} and {setting(other)} both say how the clip {_WHERE[one]}: give one of them")
+            raise InputError(
+                f"{setting(one)} and {setting(other)} both say how the clip {_WHERE[one]}: give one of them"
+            )
     if loop == 1:
         length = found.clip.latent_frames(found.clip.frames)
         kept = [each for each in found.placements if each.edit == 0 and each.loop == 0]

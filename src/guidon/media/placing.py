@@ -13,6 +13,10 @@ from dataclasses import astuple, dataclass
 from ..core.errors import InputError, quoted, setting
 
 GRAMMAR = "loop,reference,start in the reference,start in the clip,length,edit"
+CONDITION_FRAMES = 4
+"""Frames that a clip takes from the one before it, where nobody chooses; more where the autoencoder needs more."""
+EDIT_STRENGTH = 0.7
+"""How much of the sampling edits a video, where nobody chooses."""
 _DIGITS = 9  # of a whole number; no clip has more frames
 
 

@@ -46,7 +46,9 @@ def read_frames(given: Any, name: str) -> Frames:
         if "://" in str(given):
             raise InputError(f"{setting(name)} {quoted(str(given))} is an address: fetch the file, and give its path")
         if not str(given) or not is_there(path, "a picture or a video"):
-            raise InputError(f"{setting(name)} {quoted(str(given))} is not there: give the path of a picture or a video")
+            raise InputError(
+                f"{setting(name)} {quoted(str(given))} is not there: give the path of a picture or a video"
+            )
         frames, _ = load_video(path)
         return Frames(frames, hash_of(path), str(given))
     frames = _as_frames(given, name)
@@ -70,8 +72,8 @@ def _as_frames(given: Any, name: str) -> np.ndarray:
         if len({each.shape[1:] for each in frames}) > 1:
             raise InputError(f"{setting(name)} holds images of different sizes: give images of one size")
         return np.concatenate(frames)
-    if hasattr(given, "convert"):  # an image of PIL
-        return np.asarray(given.convert("RGB"))[None]
+    if callable(convert := getattr(given, "convert", None)):  # an image of PIL
+        return np.asarray(convert("RGB"))[None]
     if isinstance(given, np.ndarray) and given.ndim in (3, 4) and given.shape[-1] == 3 and given.size:
         frames = given if given.ndim == 4 else given[None]
         if frames.dtype == np.uint8:
@@ -135,8 +137,8 @@ def resize_to_fill(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     covers = max(height, round(own_height * scale)), max(width, round(own_width * scale))
     if covers[0] * covers[1] > FRAME_PIXELS.value:
         raise InputError(
-            f"a picture of {own_height}x{own_width} cannot fill {height}x{width}, it is too narrow: cut out a part of it"
+            f"a picture of {own_height}x{own_width} is too narrow to fill {height}x{width}: cut out a part of it"
         )
     top, left = round((covers[0] - height) / 2), round((covers[1] - width) / 2)
-    resized = [image.resize(covers[::-1], Image.Resampling.BICUBIC) for image in as_images(frames)]
+    resized = [image.resize((covers[1], covers[0]), Image.Resampling.BICUBIC) for image in as_images(frames)]
     return np.stack([np.asarray(each)[top : top + height, left : left + width] for each in resized])

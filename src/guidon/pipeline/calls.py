@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_
 
 from ..core.errors import InputError, nearest, quoted, setting
 from ..core.fields import documented
+from ..media.conditioning import frames_in
 from ..request import Choices, Request, is_list
 from ..samplers import CLIPS_TOGETHER
 from .diffusers_names import own_names
@@ -53,6 +54,8 @@ class RunOptions(TypedDict, total=False):
     Sampling goes on with the ``latents`` of the dict that it returns, and ends where it has set ``pipe._interrupt``.
     All the clips must fit one batch. If it changed latents, only the same callback reproduces the clip.
     """
+    reference_frames: Sequence[Any] | None
+    """Frames that a request names by their hash alone, because they were given in Python. A call has them itself."""
 
 
 @documented
@@ -67,6 +70,14 @@ class ClipOptions(Choices, RunOptions, total=False):
     """steps."""
     num_frames: int | None
     """frames."""
+    image: Any
+    """first_frame."""
+    last_image: Any
+    """last_frame."""
+    video: Any
+    """edit."""
+    strength: float | None
+    """edit_strength."""
     height: int | None
     """size, together with width."""
     width: int | None
@@ -105,6 +116,11 @@ class Call:
     """Whether one prompt was given as a text, and one sample."""
     return_dict: bool
     force: bool
+
+    @property
+    def given_frames(self) -> list[Any]:
+        """The pictures and videos that were given as frames, not as paths."""
+        return frames_in(self.choices)
 
     @property
     def batch_size(self) -> int:
@@ -185,6 +201,12 @@ def check_run(request: Any, options: RunOptions) -> None:
             raise InputError(f"{setting(name)} is {quoted(value)}: give a function of the steps done and their number")
         elif name == "trace" and not (value is None or isinstance(value, GuidanceTrace)):
             raise InputError(f"{setting(name)} is {quoted(value)}: give a GuidanceTrace")
+    if request.loops > 1:
+        for name in ("trace", "latents", "callback_on_step_end"):
+            if options.get(name) is not None:
+                raise InputError(
+                    f"{name} is for one clip, {setting('loop')} {request.loops} makes several: leave it out"
+                )
     if request.callback and options.get("callback_on_step_end") is None:
         raise InputError(
             "a callback changed the latents of this clip, which no manifest holds: give the same callback as "

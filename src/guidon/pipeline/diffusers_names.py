@@ -11,18 +11,19 @@ from typing import Any
 from ..core.devices import dtype_name
 from ..core.errors import InputError, nearest, quoted
 from ..guidance import plain_scale
+from ..media.conditioning import CHOICES as CONDITIONING
 from ..models.sources import Sources
 from ..request import KEYWORDS, is_list
 
 RENAMED = {
     "guidance_scale": "cfg_scale", "num_inference_steps": "steps", "num_frames": "frames", "generator": "seed",
     "height": "size", "width": "size", "num_videos_per_prompt": "num_samples", "num_images_per_prompt": "num_samples",
-    "prompt": "prompts",
+    "prompt": "prompts", "image": "first_frame", "last_image": "last_frame", "video": "edit",
+    "strength": "edit_strength",
 }  # fmt: skip
 """Keywords of diffusers' pipelines, and ours."""
 
 _EMBEDDED = "give the prompts as text; guidon.load(features=...) reads features that `guidon encode` stored"
-_FROM_TEXT = "Guidon makes clips from text alone"
 _EVENLY = "give steps, which are spaced evenly"
 _RATE = "a model has a rate of its own; give fps to video.save"
 _ROOM = "frames are decoded in as much memory as there is"
@@ -41,7 +42,6 @@ ELSEWHERE = {
     "fps": _RATE,
     "frame_rate": _RATE,
     "guidance_scale_2": "give cfg_scale, and a timing if it is to change on the way",
-    "image": _FROM_TEXT,
     "interval": "give timing='interval:0,0.5'",
     "max_sequence_length": "the length of a text is the model's own",
     "latents": _RUN,
@@ -58,12 +58,10 @@ ELSEWHERE = {
     "scheduler": "give sampler",
     "sequential": _RUN,
     "sigmas": _EVENLY,
-    "strength": _FROM_TEXT,
     "timesteps": _EVENLY,
     "torch_dtype": "give dtype",
     "trace": _RUN,
     "true_cfg_scale": "give cfg_scale",
-    "video": _FROM_TEXT,
 }
 """Keywords that diffusers' pipelines, or ours in another place, take; and what to do where they are not valid."""
 
@@ -135,8 +133,10 @@ def own_names(options: Mapping[str, Any], also: Collection[str] = (), prompts: A
             if own.get("seed") is not None:
                 raise InputError("generator and seed both decide the noise: give one of them")
             value = _drawn(value, len(prompts) if is_list(prompts) else 1)
-        if own.get(ours) is not None and own[ours] != value:
-            raise InputError(f"{name} {options[name]!r} and {ours} {own[ours]!r} are one setting: give it once")
+        if own.get(ours) is not None and (ours in CONDITIONING or own[ours] != value):
+            raise InputError(
+                f"{name} {quoted(options[name])} and {ours} {quoted(own[ours])} are one setting: give it once"
+            )
         own[ours] = value
     if hasattr(own.get("seed"), "tolist"):  # an array or a tensor
         own["seed"] = own["seed"].tolist()

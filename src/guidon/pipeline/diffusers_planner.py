@@ -16,6 +16,7 @@ from ..core.errors import InputError, nearest, quoted, setting
 from ..core.hashing import hash_files
 from ..core.reading import PIXELS, reading, regular_file
 from ..core.settings import validated
+from ..media.conditioning import CHOICES as CONDITIONING
 from ..request import DIFFUSERS, KEYWORDS, Choices, DtypeName, Request, choose_guidance
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ NOT_TAKEN: Mapping[str, str] = {
     "frames": "give num_frames in call",
     "exact": "only Guidon's own models replay an original",
     "exact_noise": "only Guidon's own models replay an original",
+    **dict.fromkeys(CONDITIONING, "only Guidon's own models of video keep frames"),
 }
 """Settings of Guidon's own models that a diffusers pipeline cannot take, and why or what to do."""
 

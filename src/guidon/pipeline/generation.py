@@ -31,6 +31,7 @@ from ..models.vae import Autoencoder
 from ..request import Computation, Request, latent_shape
 from ..samplers import (
     AfterStep,
+    FrameMask,
     LegacyNoise,
     SampleNoise,
     replayed_noise,
@@ -40,6 +41,7 @@ from ..samplers import (
     sample_euler,
     sample_heun,
 )
+from .kept import Kept
 from .steering import Interrupted
 
 
@@ -77,6 +79,10 @@ class Generation:
     """Called after every step. All the clips are then one batch."""
     weak_prompts: Prompts | None = None
     """The prompts as the weak model reads them; None where guidance needs none."""
+    kept: Sequence[Kept] | None = None
+    """The frames of each clip that are not made from noise; None where all are."""
+    loop: int = 0
+    """Which part of a long clip this is. Each part has noise of its own."""
 
     @property
     def in_one_batch(self) -> bool:
@@ -102,12 +108,15 @@ class Generation:
             while waiting:
                 batch = waiting[:size] * copies
                 numbers = [prompt for prompt, _ in batch]
-                noise = replay or SampleNoise(*zip(*(request.noise_of(*clip) for clip in batch), strict=True))
+                noise = replay or SampleNoise(
+                    *zip(*(request.noise_of(*clip) for clip in batch), strict=True), loop=self.loop
+                )
                 before, after = -(-len(done) // size), -(-len(waiting) // size)  # batches that are done, and to do
                 report = part_of(on_step, before, before + after)
                 rows = slice(len(done), len(done) + len(batch) // copies)
                 start = None if self.latents is None else torch.cat([self.latents[rows]] * copies)
-                found = attempt(partial(self._sample, network, weak, numbers, noise, start, sequential, report))
+                kept = None if self.kept is None else [*self.kept[rows]] * copies
+                found = attempt(partial(self._sample, network, weak, numbers, noise, start, kept, sequential, report))
                 if found is not None:
                     latents, guided_steps = found
                     made = zip(waiting[:size], latents[: len(batch) // copies], strict=True)
@@ -183,6 +192,7 @@ class Generation:
         numbers: Sequence[int],
         noise: LegacyNoise | SampleNoise,
         start: Tensor | None,
+        kept: Sequence[Kept] | None,
         sequential: bool,
         on_step: OnStep | None,
     ) -> tuple[Tensor, int]:
@@ -236,6 +246,10 @@ class Generation:
             "heun": sample_heun,
         }
         options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
+        if kept is not None:
+            reads = getattr(network, "reads_frame_mask", False)
+            made, clean = (torch.stack(each).to(self.device) for each in zip(*kept, strict=True))
+            options["frames"] = FrameMask(made, clean, replace=not reads)
         try:
             latents = samplers[request.sampler](denoiser, schedule, x, noise, **options)
         except Interrupted as stop:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import InputError, quoted, setting
 from ..core.reading import is_there
 from ..core.settings import read_mapping, validated
+from ..media.conditioning import find_references
 from ..models.sources import WEAK
 from ..request import Computation, Output, Request
 
@@ -36,6 +37,8 @@ class Manifest:
     """The version of torch."""
     device: str | None
     """Where it was made, such as "cuda:0"."""
+    folder: Path | None = None
+    """Where it lies; None where it was read from no file."""
 
     @classmethod
     def read(cls, given: Any) -> Manifest:
@@ -66,7 +69,7 @@ class Manifest:
         computed = validated(Computation, found["computed"], source) if "computed" in found else None
         output = validated(Output, found.get("output", {}), source)
         torch, device = (value if isinstance(value := found.get(key), str) else None for key in ("torch", "device"))
-        return cls(request, computed, output, weights, torch, device)
+        return cls(request, computed, output, weights, torch, device, Path(source).parent if source else None)
 
     def computed_on(self, device: torch.device) -> Computation | None:
         """How the clip is computed on a device: as before. Threads are followed on a CPU, if they are not too many."""
@@ -75,6 +78,19 @@ class Manifest:
         threads = self.computed.threads
         followed = device.type == "cpu" and (threads is None or threads <= MOST_THREADS * (os.cpu_count() or 1))
         return self.computed if followed else self.computed.model_copy(update={"threads": None})
+
+    def find_references(self, given: Mapping[str, Any] = {}) -> None:
+        """Refuse a clip whose pictures and videos are not there.
+
+        Args:
+            given: frames that a caller gives in their place, by hash.
+
+        Raises:
+            InputError: one is neither at its path nor beside the manifest, or has other content.
+        """
+        if self.request.conditioning is not None:
+            for _ in find_references(self.request.conditioning, given, [self.folder] if self.folder else []):
+                pass
 
     def refuse_other_weak(self, hashes: Mapping[str, str]) -> None:
         """Refuse a weak model other than the one that the clip was made with.

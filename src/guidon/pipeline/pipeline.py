@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..core.devices import cpu_threads, dtype_name, pick_device
 from ..core.errors import InputError, quoted, setting
-from ..core.progress import late_progress
+from ..core.progress import late_progress, part_of
 from ..core.version import VERSION
 from ..core.warn import warn
 from ..media import Video
@@ -30,6 +31,7 @@ from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
 from .diffusers_names import ATTRIBUTES, no_attribute
 from .generation import Denoised, Generation, decode, warn_of_fallback
+from .kept import Keeper
 from .manifests import Manifest, read_computation
 from .steering import Steering, start_from
 
@@ -125,13 +127,18 @@ class Pipeline(metaclass=_Named):
         request = self.plan(call.prompts, samples, batch_size=call.batch_size, force=call.force, **call.choices)
         own = call.run.get("on_step")
         shows, then = own is None and self._shows_progress, "" if output_type == "latent" else "decoding"
+        if output_type == "latent" and request.loops > 1:
+            raise InputError(
+                f"output_type 'latent' is for one clip, {setting('loop')} {request.loops} makes several: give another"
+            )
         with late_progress("denoising", then=then) if shows else nullcontext(own) as on_step:
-            run = self._denoise(request, None, {**call.run, "on_step": on_step})
-            videos = [] if output_type == "latent" else self._decode(run)
-        if output_type == "latent":
-            latents = torch.cat([clip.latent for clip in run.clips])
-            manifests = [self._manifest(run, clip, run.asked.micro_batch) for clip in run.clips]
-            return call.form(DiffusersOutput(latents, tuple(manifests), self.preset.is_image))
+            how: RunOptions = {**call.run, "on_step": on_step, "reference_frames": call.given_frames}
+            if output_type == "latent":
+                run = self._denoise(request, None, how, self._keeper(request, how))
+                latents = torch.cat([clip.latent for clip in run.clips])
+                manifests = tuple(self._manifest(run, clip, run.asked.micro_batch) for clip in run.clips)
+                return call.form(DiffusersOutput(latents, manifests, self.preset.is_image))
+            videos = self._make(request, None, how)
         if output_type is None:
             return call.form(videos)
         manifests = tuple(video.manifest for video in videos)
@@ -193,7 +200,35 @@ class Pipeline(metaclass=_Named):
             InputError: weights cannot be read or do not fit, a class is not in the model, the clips of a trace do not
                 fit one batch, numbers overflow, or there is not enough memory.
         """
-        return self._decode(self._denoise(request, read_computation(like), options))
+        return self._make(request, read_computation(like), options)
+
+    def extend(self, prompt: str, **options: Unpack[ClipOptions]) -> Iterator[Video]:
+        """The parts of a video without end, as they are made: the first clip, then what each further one adds to it.
+
+        Each clip begins with the last ``condition_frames`` frames of the one before, which its part does not repeat.
+        A prompt such as ``"|0|a cat|2|a dog"`` changes what is shown from the third clip on. The manifest of a part
+        reproduces the whole video up to it.
+
+        Args:
+            prompt: what to show.
+            options: as of a call of the pipeline.
+
+        Raises:
+            InputError: as a call, or the model makes images.
+        """
+        call = read_call(prompt, None, cast("CallOptions", options))
+        choices: Choices = {**call.choices}
+        if choices.setdefault("loop", None) is not None:
+            raise InputError(f"{setting('loop')} ends a video, and extend goes on: leave it out, or call the pipeline")
+        choices["loop"] = 2  # it says that there will be another clip
+        request = self.plan(call.prompts, batch_size=call.batch_size, force=call.force, **choices)
+        how: RunOptions = {**call.run, "reference_frames": call.given_frames}
+        for loop, (run, clips, micro_batch) in enumerate(self._parts(request, None, how, None)):
+            assert request.conditioning is not None
+            so_far = request.conditioning.up_to(loop + 1)
+            asked = run.request.model_copy(update={"conditioning": so_far})
+            skipped = (request.conditioning.condition_frames or 0) if loop else 0
+            yield self._video(replace(run, request=asked), run.clips[0], clips[0][skipped:], micro_batch)
 
     def reproduce(
         self, manifest: str | Path | Mapping[str, Any] | Manifest, **options: Unpack[RunOptions]
@@ -219,10 +254,58 @@ class Pipeline(metaclass=_Named):
         found.refuse_other_weak(hashes)
         for line in found.differences(like, self.device, hashes):
             warn(line)
-        return self.generate(found.request, like=like, **options)
+        return self._make(found.request, like, options, [] if found.folder is None else [found.folder])
+
+    def _make(
+        self, request: Request, like: Computation | None, options: RunOptions, folders: Sequence[Path] = ()
+    ) -> list[Video]:
+        """The videos of a request, those of several loops joined. References are looked for in ``folders`` too."""
+        check_run(request, options)
+        *_, last = parts = list(self._parts(request, like, options, request.loops, folders))
+        run, _, micro_batch = last
+        taken = 0 if request.conditioning is None else request.conditioning.condition_frames
+        joined = [
+            np.concatenate([clip if loop == 0 else clip[taken:] for loop, clip in enumerate(several)])
+            for several in zip(*(clips for _, clips, _ in parts), strict=True)
+        ]
+        return [self._video(run, clip, frames, micro_batch) for clip, frames in zip(run.clips, joined, strict=True)]
+
+    def _parts(
+        self,
+        request: Request,
+        like: Computation | None,
+        options: RunOptions,
+        loops: int | None,
+        folders: Sequence[Path] = (),
+    ) -> Iterator[tuple[_Run, list[np.ndarray], int]]:
+        """The clips of one loop after the other, with how many frames were decoded together; None never ends."""
+        on_step, keeper = options.get("on_step"), self._keeper(request, options, folders)
+        for loop in count() if loops is None else range(loops):
+            how: RunOptions = {**options, "on_step": on_step if loops is None else part_of(on_step, loop, loops)}
+            run = self._denoise(request, like, how, keeper, loop)
+            frames, micro_batch = self._frames(run)
+            yield run, frames, micro_batch
+            if keeper is not None and loop + 1 != loops:
+                keeper.take(frames)
+
+    def _keeper(self, request: Request, options: RunOptions, folders: Sequence[Path] = ()) -> Keeper | None:
+        """The frames that the clips of a request keep; None where they keep none."""
+        clip = self.planner.clip_shape(request)
+        if request.conditioning is None or clip is None:
+            return None
+        shape, unit = self.planner.latent_shape(request), self.model.facts.downsampling
+        size, given = (shape[-2] * unit, shape[-1] * unit), options.get("reference_frames")
+        return Keeper(request.conditioning, clip, shape, size, self.model.vae, self.device, given, folders)
 
     @torch.inference_mode()
-    def _denoise(self, request: Request, like: Computation | None, options: RunOptions) -> _Run:
+    def _denoise(
+        self,
+        request: Request,
+        like: Computation | None,
+        options: RunOptions,
+        keeper: Keeper | None = None,
+        loop: int = 0,
+    ) -> _Run:
         # what is asked for, and whether there is room for it
         check_run(request, options)
         trace, callback = options.get("trace"), options.get("callback_on_step_end")
@@ -240,7 +323,9 @@ class Pipeline(metaclass=_Named):
         if like is None:
             like = Computation(batch=min(batch_size, count), sequential=options.get("sequential", False))
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
-        texts, avoided = (tuple(map(request.text_of, each)) for each in (request.prompts, request.negatives))
+        texts, avoided = (
+            tuple(request.text_of(text, loop) for text in each) for each in (request.prompts, request.negatives)
+        )
         of_each = isinstance(request.negative_prompt, tuple)
         prompts = self._prompts.encode(texts, avoided if of_each else avoided[0] if avoided else None)
         if self.model.vae.keep:  # where stages are dropped after use, it waits for its turn
@@ -253,8 +338,9 @@ class Pipeline(metaclass=_Named):
             same = self._weak_prompts is self._prompts
             weak_prompts = prompts if same else self._weak_prompts.encode(texts, None)
         generation = Generation(
-            self.preset, self.model, self.device, request, prompts, trace, latents, steering, weak_prompts
-        )
+            self.preset, self.model, self.device, request, prompts, trace, latents, steering, weak_prompts,
+            keeper and keeper.of_loop(loop, len(clips)), loop,
+        )  # fmt: skip
         with nullcontext() if like.threads is None else cpu_threads(like.threads):
             denoised, size = generation.denoise(clips, like, options.get("on_step"))
             threads = torch.get_num_threads()
@@ -263,7 +349,8 @@ class Pipeline(metaclass=_Named):
         return _Run(request, like, denoised, size, threads)
 
     @torch.inference_mode()
-    def _decode(self, run: _Run) -> list[Video]:
+    def _frames(self, run: _Run) -> tuple[list[np.ndarray], int]:
+        """The frames of every clip, and how many were decoded together at the least."""
         with cpu_threads(run.threads):
             latents = [clip.latent for clip in run.clips]
             frames, micro_batch = decode(
@@ -271,10 +358,11 @@ class Pipeline(metaclass=_Named):
             )
         computed = [run.computed(clip, micro_batch) for clip in run.clips]
         warn_of_fallback(run.asked, run.size, computed, run.request.closeness)
-        return [
-            Video(each, self.preset.fps, self._manifest(run, clip, micro_batch) | {"frames": list(each.shape)})
-            for clip, each in zip(run.clips, frames, strict=True)
-        ]
+        return frames, micro_batch
+
+    def _video(self, run: _Run, clip: Denoised, frames: np.ndarray, micro_batch: int) -> Video:
+        manifest = self._manifest(run, clip, micro_batch) | {"frames": list(frames.shape)}
+        return Video(frames, self.preset.fps, manifest)
 
     @contextmanager
     def decoder(self, request: Request) -> Iterator[Callable[[Tensor], Tensor]]:

@@ -23,13 +23,15 @@ class SampleNoise:
     Args:
         seed: one seed for all samples, or one for each.
         samples: the index of each sample.
+        loop: which part of long clips the noise is for: parts share none.
     """
 
-    def __init__(self, seed: int | Sequence[int], samples: Sequence[int]) -> None:
+    def __init__(self, seed: int | Sequence[int], samples: Sequence[int], *, loop: int = 0) -> None:
         seeds = [seed] * len(samples) if isinstance(seed, int) else seed
+        part = (loop,) if loop else ()
         self.generators = [
-            torch.Generator().manual_seed(int(np.random.SeedSequence(pair).generate_state(1, np.uint64)[0]) >> 1)
-            for pair in zip(seeds, samples, strict=True)
+            torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
+            for key in ((*pair, *part) for pair in zip(seeds, samples, strict=True))
         ]
 
     def initial(self, shape: Sequence[int], device: torch.device | str = "cpu", rows: int | None = None) -> Tensor:

@@ -1,0 +1,151 @@
+"""The frames of clips that are not made from noise: encoded, and put where a request says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError, quoted, setting
+from ..core.limits import attempt
+from ..media.conditioning import ClipShape, Conditioning, find_references
+from ..media.placing import Placement, parse_placements, place_all
+from ..media.references import read_frames, resize_to_fill
+from ..models.stages import Stage
+from ..models.vae import Autoencoder
+
+
+class Kept(NamedTuple):
+    """The frames of one clip that are not made from noise."""
+
+    made: Tensor
+    """(T,): how much of every frame is made; see ``FrameMask``."""
+    clean: Tensor
+    """(C, T, h, w): the latents of frames that are kept or edited, and zeros."""
+
+
+def encode(
+    stage: Stage[[], Autoencoder], clips: Iterable[np.ndarray], size: tuple[int, int], device: torch.device
+) -> list[Tensor]:
+    """The scaled latents (C, T, h, w) of pictures and videos, each encoded alone, in fp32 on the CPU.
+
+    Args:
+        stage: the autoencoder.
+        clips: uint8 (time, height, width, 3) each; they are resized to fill the size.
+        size: height and width in pixels.
+        device: where the autoencoder is.
+
+    Raises:
+        InputError: the autoencoder gives numbers that are not finite, or memory is full.
+    """
+    found: list[Tensor] = []
+    with stage.in_use() as vae:
+        for frames in clips:
+            x = torch.from_numpy(np.ascontiguousarray(resize_to_fill(frames, *size))).to(device)
+            latents = attempt(partial(vae.encode, x.permute(3, 0, 1, 2)[None].float() / 127.5 - 1))
+            if latents is None:
+                raise InputError(
+                    f"the memory of {device} is full where a reference is encoded: lower {setting('size')}"
+                )
+            if not bool(latents.isfinite().all()):
+                raise InputError(
+                    "the autoencoder gave numbers that are not finite for a reference: look at its weights"
+                )
+            found.append(latents[0].float().cpu())
+        del vae  # so that its stage can free it
+    return found
+
+
+def place(
+    placements: Sequence[Placement],
+    *,
+    loop: int,
+    references: Sequence[Tensor],
+    shape: Sequence[int],
+    align: int | None,
+) -> Kept:
+    """The frames that placements put into a clip.
+
+    Args:
+        placements: those of all loops.
+        loop: which clip.
+        references: latents (C, T, h, w).
+        shape: (C, T, h, w) of the clip's latents.
+        align: what placements are aligned to.
+
+    Raises:
+        InputError: one does not fit.
+    """
+    made, clean = torch.ones(shape[1]), torch.zeros(tuple(shape))
+    for each in place_all(placements, loop, [ref.shape[1] for ref in references], shape[1], align):
+        put = slice(each.target, each.target + each.length)
+        clean[:, put] = references[each.reference][:, each.start : each.start + each.length]
+        made[put] = each.edit
+    return Kept(made, clean)
+
+
+class Keeper:
+    """The frames that the clips of a run keep, loop by loop.
+
+    Args:
+        conditioning: what the request says.
+        clip: what is known of the model.
+        shape: (C, T, h, w) of a clip's latents.
+        size: height and width of a clip in pixels.
+        stage: the autoencoder.
+        device: where it is.
+
+    Raises:
+        InputError: a file is not there, cannot be read, or has other content.
+    """
+
+    def __init__(
+        self,
+        conditioning: Conditioning,
+        clip: ClipShape,
+        shape: Sequence[int],
+        size: tuple[int, int],
+        stage: Stage[[], Autoencoder],
+        device: torch.device,
+        given: Any = None,
+        folders: Sequence[Path] = (),
+    ) -> None:
+        self.conditioning, self.clip, self.shape = conditioning, clip, shape
+        self.placements = parse_placements(conditioning.strategy)
+        self.encode = partial(encode, stage, size=size, device=device)
+        found = list(find_references(conditioning, frames_by_hash(given), folders))
+        self.references = self.encode(found) if found else []
+        self.before: list[Tensor] = []
+        """The latents of the last frames of each clip of the loop before."""
+
+    def of_loop(self, loop: int, clips: int) -> list[Kept]:
+        """The frames that each of so many clips keeps in a loop."""
+        put = partial(place, loop=loop, shape=self.shape, align=self.clip.align)
+        if not self.before:
+            return [put(self.placements, references=self.references)] * clips
+        edit = self.conditioning.condition_edit
+        taken = Placement(loop, len(self.references), 0, 0, self.before[0].shape[1], edit)
+        return [put([*self.placements, taken], references=[*self.references, last]) for last in self.before]
+
+    def take(self, clips: Sequence[np.ndarray]) -> None:
+        """Let the next loop begin with the last frames of these clips, uint8 (time, height, width, 3) each."""
+        self.before = self.encode([frames[-(self.conditioning.condition_frames or 0) :] for frames in clips])
+
+
+def frames_by_hash(given: Any) -> Mapping[str, np.ndarray]:
+    """Frames that a caller gives in place of files, by their hash.
+
+    Raises:
+        InputError: they are no list of arrays or images.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, list | tuple):
+        raise InputError(f"reference_frames is {quoted(given)}: give a list of the frames that the clip was made with")
+    found = [read_frames(each, "reference_frames") for each in given]
+    return {each.sha256: each.frames for each in found}
