@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.broadcasting import per_frame
 from ..core.errors import InputError
 from .level import DiscreteLevel
 from .posterior import (
@@ -32,8 +33,12 @@ LossKind = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
 BITS = 1 / math.log(2)
 
 
-def _per_sample_mean(x: Tensor) -> Tensor:
-    return x.flatten(1).mean(1)
+def _per_sample_mean(x: Tensor, frames: Tensor | None = None) -> Tensor:
+    """The mean of every sample, (B,), over its values, or over those of the frames (B, T) that are True."""
+    if frames is None:
+        return x.flatten(1).mean(1)
+    counted = frames.sum(1) * (x[0].numel() // frames.shape[1])
+    return torch.where(per_frame(frames), x, 0).flatten(1).sum(1) / counted
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -53,15 +58,18 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Te
     return torch.where(x < -0.999, at_bottom, torch.where(x > 0.999, at_top, inside))
 
 
-def bound_term(posterior: Posterior, x_0: Tensor, x_t: Tensor, level: DiscreteLevel) -> Tensor:
+def bound_term(
+    posterior: Posterior, x_0: Tensor, x_t: Tensor, level: DiscreteLevel, frames: Tensor | None = None
+) -> Tensor:
     """One term of the variational bound, bits per dimension, (B,).
 
-    It is the KL divergence to the true posterior, or at step 0 the likelihood of the data.
+    It is the KL divergence to the true posterior, or at step 0 the likelihood of the data. ``frames``, (B, T): only the
+    frames that are True count.
     """
     true_mean, _, true_log_variance = q_posterior(x_0, x_t, level)
-    kl = _per_sample_mean(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance))
+    kl = _per_sample_mean(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance), frames)
     log_scale = (0.5 * posterior.log_variance).to(x_0.device).expand_as(x_0)
-    nll = -_per_sample_mean(discretised_log_likelihood(x_0, posterior.mean, log_scale))
+    nll = -_per_sample_mean(discretised_log_likelihood(x_0, posterior.mean, log_scale), frames)
     return torch.where(torch.as_tensor(level.reaches_data, device=x_0.device), nll, kl) * BITS
 
 
@@ -75,6 +83,7 @@ def training_losses(
     *,
     kind: LossKind = "mse",
     importance: Tensor | None = None,
+    frames: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The loss of a prediction and its terms, each (B,).
 
@@ -89,22 +98,23 @@ def training_losses(
             (Nichol & Dhariwal 2021, eq. 16, the bound unscaled). "rescaled_mse" weights that bound by T/1000. "kl" is
             the bound alone, "rescaled_kl" T times the bound.
         importance: weights of the squared errors of the simple loss, broadcastable to x_0.
+        frames: (B, T), True for the frames of videos (B, C, T, H, W) that count, at least one each; None counts all.
 
     Raises:
         InputError: the kind does not exist, or the channels do not fit.
     """
     if kind in ("kl", "rescaled_kl"):
-        loss = bound_term(p_mean_variance(prediction, x_t, level, process), x_0, x_t, level)
+        loss = bound_term(p_mean_variance(prediction, x_t, level, process), x_0, x_t, level, frames)
         return {"loss": loss * level.steps if kind == "rescaled_kl" else loss}
     if kind not in ("mse", "rescaled_mse"):
         raise InputError(f"loss {kind!r} does not exist; valid: mse, rescaled_mse, kl, rescaled_kl")
     output, interpolation = split_prediction(prediction, x_0.shape[1])
     squared = (target(x_0, noise, level, process.parameterization) - output).square()
-    terms = {"mse": _per_sample_mean(squared if importance is None else squared * importance)}
+    terms = {"mse": _per_sample_mean(squared if importance is None else squared * importance, frames)}
     if interpolation is None:
         return {"loss": terms["mse"]} | terms
     frozen = torch.cat([output.detach(), interpolation], dim=1)
-    terms["vb"] = bound_term(p_mean_variance(frozen, x_t, level, process), x_0, x_t, level)
+    terms["vb"] = bound_term(p_mean_variance(frozen, x_t, level, process), x_0, x_t, level, frames)
     if kind == "rescaled_mse":
         terms["vb"] = terms["vb"] * (level.steps / 1000)
     return {"loss": terms["mse"] + terms["vb"]} | terms

@@ -6,6 +6,7 @@ x_t, x_0, eps and predictions are (B, C, ...) fp32. ``level`` is one level for t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -83,8 +84,14 @@ def q_posterior(x_0: Tensor, x_t: Tensor, level: DiscreteLevel) -> tuple[Tensor,
     return mean, level.posterior_variance, level.posterior_log_variance_clipped
 
 
-def p_mean_variance(prediction: Tensor, x_t: Tensor, level: DiscreteLevel, process: Process) -> Posterior:
-    """The reverse step's distribution by a prediction (B, C or 2C, ...).
+def p_mean_variance(
+    prediction: Tensor,
+    x_t: Tensor,
+    level: DiscreteLevel,
+    process: Process,
+    denoised_fn: Callable[[Tensor], Tensor] | None = None,
+) -> Posterior:
+    """The reverse step's distribution by a prediction (B, C or 2C, ...); ``denoised_fn``: see ``predicted_x0``.
 
     Raises:
         InputError: the channels do not fit, or a learned variance was asked for and not predicted.
@@ -106,17 +113,25 @@ def p_mean_variance(prediction: Tensor, x_t: Tensor, level: DiscreteLevel, proce
         variance, log_variance = level.fixed_large_variance, level.fixed_large_log_variance
     else:
         variance, log_variance = level.posterior_variance, level.posterior_log_variance_clipped
-    x_0 = predicted_x0(output, x_t, level, process)
+    x_0 = predicted_x0(output, x_t, level, process, denoised_fn)
     mean, _, _ = q_posterior(x_0, x_t, level)
     return Posterior(mean, variance, log_variance, x_0)
 
 
-def predicted_x0(output: Tensor, x_t: Tensor, level: DiscreteLevel, process: Process) -> Tensor:
-    """The clean sample that a network's first C channels stand for."""
+def predicted_x0(
+    output: Tensor,
+    x_t: Tensor,
+    level: DiscreteLevel,
+    process: Process,
+    denoised_fn: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The clean sample that a network's first C channels stand for. ``denoised_fn`` changes it before it is clamped."""
     if process.parameterization == "eps":
         x_0 = x0_from_eps(x_t, level, output)
     else:
         x_0 = convert(output, x_t, level, process.parameterization, "x0")
+    if denoised_fn is not None:
+        x_0 = denoised_fn(x_0)
     return x_0.clamp(-1, 1) if process.clip_denoised else x_0
 
 

@@ -39,7 +39,7 @@ class Exact:
     single_precision: bool = False
     """The schedule's tables are in float32."""
     noise_in_dtype: bool = False
-    """The initial noise is rounded to the network's dtype."""
+    """The initial noise is drawn in the network's dtype, and so is the noise of the first step."""
 
 
 @dataclass(frozen=True)

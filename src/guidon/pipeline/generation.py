@@ -222,14 +222,17 @@ class Generation:
         # the noise levels and the noise to start from; an exact replay has its own precisions
         shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
         schedule = self._schedule(shape)
-        x = noise.initial(shape, self.device, len(numbers))  # also where it is given: later draws stay the same
-        x = x if start is None else start.to(self.device)
+        exact = find_replay(request.exact) if request.exact else None
+        # noise is also drawn where it is given: later draws stay the same
+        if exact and exact.noise_in_dtype and isinstance(noise, LegacyNoise):
+            x = noise.initial(shape, self.device, len(numbers), network.dtype)
+        else:
+            x = noise.initial(shape, self.device, len(numbers))
+        x = x if start is None else start.to(self.device, x.dtype)
         called = network
-        if request.exact:
-            exact = find_replay(request.exact)
+        if exact:
             if exact.single_precision and isinstance(schedule, NoiseSchedule):
                 schedule = schedule.single_precision()
-            x = x.to(network.dtype).float() if exact.noise_in_dtype else x
             called = _with_rounded_timesteps(network)
 
         # from noise to latents

@@ -16,7 +16,7 @@ from .contract import (
 )
 
 if TYPE_CHECKING:
-    from .ddim import ddim_reverse_step, ddim_step, sample_ddim
+    from .ddim import ddim_away, ddim_reverse_step, ddim_step, ddim_towards, sample_ddim
     from .ddpm import ddpm_step, sample_ddpm
     from .dpm_solver import sample_dpm_solver
     from .euler import euler_step, sample_euler
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLIPS_TOGETHER", "SAMPLERS", "AfterStep", "CheckedDenoiser", "CudaGenerator", "Denoiser", "FrameMask",
-    "LegacyNoise", "Noise", "PathName", "SampleNoise", "SamplerName", "checked", "ddim_reverse_step", "ddim_step",
-    "ddpm_step", "euler_step", "replayed_noise", "sample_ddim", "sample_ddpm", "sample_dpm_solver", "sample_euler",
-    "sample_heun",
+    "LegacyNoise", "Noise", "PathName", "SampleNoise", "SamplerName", "checked", "ddim_away", "ddim_reverse_step",
+    "ddim_step", "ddim_towards", "ddpm_step", "euler_step", "replayed_noise", "sample_ddim", "sample_ddpm",
+    "sample_dpm_solver", "sample_euler", "sample_heun",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "ddim", "ddpm", "dpm_solver", "euler", "frames", "heun", "noise", "philox")

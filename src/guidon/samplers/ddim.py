@@ -24,22 +24,31 @@ def ddim_step(
     """x_{t-1} (eq. 12) and the predicted x_0, at least in fp32. At step 0 sigma is 0; eta 0 needs no noise."""
     x = at_least_single(x)
     x_0 = predicted_x0(split_prediction(prediction, x.shape[1])[0], x, level, process)
+    return ddim_towards(x_0, x, level, noise, eta), x_0
+
+
+def ddim_towards(x_0: Tensor, x: Tensor, level: DiscreteLevel, noise: Tensor | None, eta: float) -> Tensor:
+    """x_{t-1} (eq. 12) of a given x_0."""
     eps = eps_from_x0(x, level, x_0)
     signal, before = level.alphas_cumprod, level.alphas_cumprod_prev
     sigma = eta * torch.sqrt((1 - before) / (1 - signal)) * torch.sqrt(1 - signal / before)  # eq. 16
     mean = x_0 * torch.sqrt(before) + torch.sqrt((1 - before - sigma**2).clamp_min(0)) * eps
     if eta == 0 or noise is None:
-        return mean, x_0
-    return mean + sigma * noise, x_0
+        return mean
+    return mean + sigma * noise
 
 
 def ddim_reverse_step(prediction: Tensor, x: Tensor, level: DiscreteLevel, process: Process) -> tuple[Tensor, Tensor]:
     """x_{t+1} by the deterministic path run backwards, and the predicted x_0, at least in fp32."""
     x = at_least_single(x)
     x_0 = predicted_x0(split_prediction(prediction, x.shape[1])[0], x, level, process)
-    eps = eps_from_x0(x, level, x_0)
+    return ddim_away(x_0, x, level), x_0
+
+
+def ddim_away(x_0: Tensor, x: Tensor, level: DiscreteLevel) -> Tensor:
+    """x_{t+1} (eq. 12 run backwards) of a given x_0."""
     after = level.alphas_cumprod_next
-    return x_0 * torch.sqrt(after) + torch.sqrt(1 - after) * eps, x_0
+    return x_0 * torch.sqrt(after) + torch.sqrt(1 - after) * eps_from_x0(x, level, x_0)
 
 
 def sample_ddim(

@@ -71,10 +71,19 @@ class LegacyNoise:
     def __init__(self, branches: int = 2, generator: torch.Generator | CudaGenerator | None = None) -> None:
         self.branches, self.generator = branches, generator
 
-    def initial(self, shape: Sequence[int], device: torch.device | str = "cpu", rows: int | None = None) -> Tensor:
-        """One draw of the undoubled batch: (rows, *shape), or ``shape`` itself without rows, fp32."""
+    def initial(
+        self,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        rows: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """One draw of the undoubled batch: (rows, *shape), or ``shape`` itself without rows.
+
+        A CPU draws other numbers in bf16 than in fp32; a CUDA device rounds them.
+        """
         shape = tuple(shape) if rows is None else (rows, *shape)
-        return self._draw(shape, torch.device(device), torch.float32)
+        return self._draw(shape, torch.device(device), dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         doubled = (self.branches * x.shape[0], *x.shape[1:])

@@ -1,4 +1,8 @@
-"""Foreign models and their keyword arguments, as the schedulers of this package call them."""
+"""Other people's models as guidance and samplers call networks.
+
+They are called as ``model(x, t, **keywords)``. Their output is a tensor, a dict that holds it under ``"x"``, or a pair
+of it and something else.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.errors import InputError
 from ...core.progress import OnStep, progress
+from ...diffusion import NoiseLevel
 
 Model = Callable[..., Any]
-"""Called as ``model(x, t, **keywords)``. It gives a tensor, or a dict that holds it under "x"."""
 
 
 @dataclass(frozen=True)
 class Keywords:
-    """A foreign model's keyword arguments as a condition: tensors with one row per sample are concatenated."""
+    """A model's keyword arguments as a condition: tensors with one row per sample are concatenated."""
 
     rows: int
     """How many samples there are."""
@@ -35,14 +40,48 @@ class Keywords:
         return Keywords(self.rows + other.rows, joined)
 
 
+class ForeignNetwork:
+    """A model as guidance calls networks. Frames that move are named to it as ``x_mask``, (B, T).
+
+    Args:
+        model: the model.
+        whole: tell it whole timesteps, long; else fp32.
+    """
+
+    def __init__(self, model: Model, whole: bool = True) -> None:
+        self.model, self.whole = model, whole
+
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: Keywords, /) -> Tensor:
+        t = level.timesteps(x)
+        return call(self.model, x, t.long() if self.whole else t, cond.values, level.noisy)
+
+
 def call(model: Model, x: Tensor, t: Tensor, keywords: dict[str, Any], noisy: Tensor | None = None) -> Tensor:
-    """The output of a foreign model at timesteps t (B,).
+    """The prediction of a model at timesteps t (B,).
 
     ``noisy`` (rows, T) says which frames move; the model is told as ``x_mask``, for the rows of every branch.
     """
-    told = {} if noisy is None else {"x_mask": noisy.repeat(len(x) // len(noisy), 1)}
-    out = model(x, t, **(keywords | told))
-    return out["x"] if isinstance(out, dict) else out
+    told = {} if noisy is None else {"x_mask": whole_rows(noisy, len(x), "x_mask")}
+    return called(model, x, t, keywords | told)[0]
+
+
+def called(model: Model, x: Tensor, t: Tensor, keywords: dict[str, Any]) -> tuple[Tensor, Any]:
+    """The prediction of a model, and what it gave beside it, or None."""
+    out, extra = model(x, t, **keywords), None
+    if isinstance(out, tuple):
+        out, extra = out
+    return (out["x"] if isinstance(out, dict) else out), extra
+
+
+def whole_rows(values: Tensor, rows: int, name: str) -> Tensor:
+    """Values (n, ...) repeated whole to a batch of so many rows: (0 ... n-1, 0 ... n-1).
+
+    Raises:
+        InputError: n does not divide the batch.
+    """
+    if not len(values) or rows % len(values):
+        raise InputError(f"{name} has {len(values)} rows, which cannot be repeated to a batch of {rows}")
+    return values.repeat(rows // len(values), *[1] * (values.ndim - 1))
 
 
 def device_of(model: Any) -> torch.device:

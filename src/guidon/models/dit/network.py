@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
+from ..parts.guided import ForwardWithCfg
 from ..parts.layers import Attention, Mlp, PatchEmbed, TimestepEmbedder, modulate, sincos_2d, timesteps_of
 
 
@@ -125,7 +126,7 @@ class Head(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-class DiT(nn.Module):
+class DiT(ForwardWithCfg, nn.Module):
     """Noisy image latents to the noise in them (first C channels) and the variance interpolation (last C)."""
 
     def __init__(self, config: DiTConfig) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import InputError, setting
+from .guided import ForwardWithCfg
 from .layers import CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder
 
 
@@ -50,7 +51,7 @@ class CaptionedConfig(Protocol):
     def model_max_length(self) -> int: ...
 
 
-class CaptionedTransformer(nn.Module):
+class CaptionedTransformer(ForwardWithCfg, nn.Module):
     """Base with adaLN-single modulation (2310.00426, sec. 2.3) and captions by cross-attention.
 
     A model adds ``x_embedder`` and ``blocks``, each with a ``cross_attn``.
@@ -74,7 +75,8 @@ class CaptionedTransformer(nn.Module):
 
         Args:
             y: caption features (B, L, caption_channels), or (B, 1, L, caption_channels) as in the original.
-            mask: (B or fewer, L), nonzero where a token counts; fewer rows are repeated to the batch.
+            mask: (B or fewer, L), or (B or fewer, 1, 1, L), nonzero where a token counts; fewer rows are repeated to
+                the batch.
 
         Raises:
             InputError: the features are of another encoder.
@@ -88,7 +90,7 @@ class CaptionedTransformer(nn.Module):
             )
         tokens = self.y_embedder(y.to(self.dtype))
         if mask is not None:
-            mask = mask.to(torch.bool).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]
+            mask = mask.to(torch.bool).flatten(1).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]
         return Caption(tuple(cross.keys_values(tokens) for cross in self.crossings()), mask)
 
     def crossings(self) -> list[CrossAttention]:

@@ -47,6 +47,8 @@ class SizedTransformer(CaptionedTransformer):
     time are rotations; those within a frame are scaled by the size in pixels.
     """
 
+    guided_channels = None
+
     def __init__(self, config: SizedConfig) -> None:
         self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         super().__init__(config, math.prod(config.patch_size) * self.out_channels)

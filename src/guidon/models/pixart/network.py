@@ -6,6 +6,7 @@ embeds the image's size and aspect ratio and takes any size. Parameter names are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +124,7 @@ class PixArt(CaptionedTransformer):
         *,
         size: Tensor | None = None,
         aspect_ratio: Tensor | None = None,
+        data_info: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict, with fp32 output (B, 2C, H, W), or (B, C, H, W) without a learned variance.
 
@@ -133,6 +135,7 @@ class PixArt(CaptionedTransformer):
             mask: of features, as in ``prepare``.
             size: (B, 2), the image's height and width in pixels, for ``micro_condition``; that of x unless given.
             aspect_ratio: (B, 1), height over width, for ``micro_condition``; that of x unless given.
+            data_info: both, as the original is given them: "img_hw" and "aspect_ratio". Fewer rows than B are repeated.
 
         Raises:
             InputError: latents of another size than the model takes.
@@ -143,6 +146,9 @@ class PixArt(CaptionedTransformer):
         h = self.x_embedder(x.to(self.dtype)) + self._positions(x, rows, columns)
         t = self.t_embedder(timesteps_of(timestep, x))
         if self.config.micro_condition:
+            if data_info is not None:
+                given = (data_info["img_hw"], data_info["aspect_ratio"])
+                size, aspect_ratio = (value.repeat(len(x) // len(value), 1) for value in given)
             height, width = (PIXELS_PER_LATENT * side for side in x.shape[-2:])
             size = x.new_tensor([[height, width]]).expand(len(x), -1) if size is None else size
             aspect_ratio = x.new_full((len(x), 1), height / width) if aspect_ratio is None else aspect_ratio
