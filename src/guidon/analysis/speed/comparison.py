@@ -1,0 +1,188 @@
+"""Several arms against the first of them: times, ratios, counts and exactness, as a table and as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...core.errors import InputError
+from ...core.progress import OnStep
+from ...metrics.statistics import Interval
+from .counters import Counts, count
+from .exactness import Exactness, compare_results
+from .ratios import noise_of, paired_ratio
+from .rounds import SECONDS, TWIN, Arm, Times, take_rounds
+
+Clock = Literal["cpu", "wall"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm."""
+
+    name: str
+    times: Times
+    ratio: Interval
+    """How many times faster than the base it is."""
+    counts: Counts | None
+    """None where nothing was counted."""
+    exactness: Exactness | None
+    """None for the base, and where results are not compared."""
+    note: str
+
+    def median(self, clock: Clock) -> float:
+        """Seconds, the median over rounds."""
+        samples = sorted(self.times.cpu if clock == "cpu" else self.times.wall)
+        middle = len(samples) // 2
+        return samples[middle] if len(samples) % 2 else (samples[middle - 1] + samples[middle]) / 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured of several arms."""
+
+    title: str
+    rows: tuple[Row, ...]
+    """The base first."""
+    clock: Clock
+    """Which time the ratios are of."""
+    twin: Interval
+    """The ratio of the base to itself (A/A)."""
+    rounds: int
+    """Rounds that were measured."""
+    stopped: bool = False
+    """Whether Ctrl-C ended it early."""
+
+    @property
+    def noise(self) -> str:
+        """Why the run is noisy; empty if it is not."""
+        return noise_of(self.twin)
+
+    def row(self, name: str) -> Row:
+        """The arm of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def table(self) -> str:
+        """The rows as a Markdown table, and below it the noise of the run."""
+        of = "CPU" if self.clock == "cpu" else "wall"
+        head = ["arm", "CPU ms", "wall ms", f"times faster [95%], {of}", "GFLOP", "operators", "MB made", "MB peak"]
+        cells = [[*head, "result"]]
+        for number, row in enumerate(self.rows):
+            counts = ["-"] * 4
+            if row.counts is not None:
+                counts = [f"{row.counts.flops / 1e9:.4g}", str(row.counts.operators)]
+                counts += [f"{size / 1e6:.4g}" for size in (row.counts.allocated, row.counts.peak)]
+            result = "the base" if not number else str(row.exactness or "not compared")
+            ratio = "1" if not number else _interval(row.ratio)
+            times = [_milliseconds(row.median(clock)) for clock in ("cpu", "wall")]
+            cells.append([row.name, *times, ratio, *counts, f"{result}; {row.note}" if row.note else result])
+        shown = [column for column in range(len(cells[0])) if any(line[column] != "-" for line in cells[1:])]
+        noise = f"; noisy: {self.noise}" if self.noise else ""
+        stopped = ", stopped early" if self.stopped else ""
+        return (
+            f"{self.title}\n\n{_markdown([[line[column] for column in shown] for line in cells])}\n\n"
+            f"{self.rounds} rounds{stopped}; A/A {_interval(self.twin)}{noise}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values. Times are in seconds, and NaN is None."""
+        rows = [
+            {
+                "name": row.name,
+                "cpu": row.times.cpu,
+                "wall": row.times.wall,
+                "ratio": _plain(row.ratio),
+                "counts": None if row.counts is None else dataclasses.asdict(row.counts),
+                "exact": None if row.exactness is None else row.exactness.exact,
+                "error": None if row.exactness is None else _plain(row.exactness),
+                "note": row.note,
+            }
+            for row in self.rows
+        ]
+        own = {"title": self.title, "clock": self.clock, "rounds": self.rounds, "stopped": self.stopped}
+        return own | {"a_a": _plain(self.twin), "noise": self.noise, "rows": rows}
+
+
+def compare_speed(
+    title: str,
+    arms: Sequence[Arm],
+    *,
+    rounds: int | None = None,
+    device: torch.device | str = "cpu",
+    clock: Clock | None = None,
+    seed: int = 0,
+    seconds: float = SECONDS,
+    on_step: OnStep | None = None,
+) -> Comparison:
+    """Count, compare and time arms. The first is the base.
+
+    Args:
+        title: what is compared.
+        arms: ways to do the same work.
+        rounds, device, seed, seconds, on_step: as of ``take_rounds``.
+        clock: the time that ratios are of. Left out, it is that of the CPU where one thread of it does the work, since
+            other work on the machine changes it least, and else the time by the clock.
+
+    Raises:
+        InputError: results differ in shape, or arms share a name.
+    """
+    place = torch.device(device)
+    if not arms:
+        raise InputError("there is no arm to measure")
+    clock = clock or ("cpu" if place.type == "cpu" and torch.get_num_threads() == 1 else "wall")
+    results = {arm.name: _result(arm) for arm in arms if arm.compared}
+    base = results.get(arms[0].name)
+    found = {
+        name: compare_results(result, base)
+        for name, result in results.items()
+        if base is not None and result is not None and name != arms[0].name
+    }
+    del results, base
+    counts = {arm.name: count(arm.run) for arm in arms if arm.counted}
+    taken = take_rounds(arms, rounds=rounds, device=place, seed=seed, seconds=seconds, on_step=on_step)
+
+    def ratio(name: str) -> Interval:
+        times = (taken.times[each] for each in (arms[0].name, name))
+        return paired_ratio(*(each.cpu if clock == "cpu" else each.wall for each in times))
+
+    rows = tuple(
+        Row(arm.name, taken.times[arm.name], ratio(arm.name), counts.get(arm.name), found.get(arm.name), arm.note)
+        for arm in arms
+    )
+    return Comparison(title, rows, clock, ratio(TWIN), taken.done, taken.stopped)
+
+
+def _result(arm: Arm) -> Tensor | None:
+    result = arm.run() if arm.result is None else arm.result()
+    return result.clone() if isinstance(result, Tensor) else None
+
+
+def _interval(interval: Interval) -> str:
+    if not math.isfinite(interval.low):
+        return f"{interval.value:.2f}"
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are also straight in a terminal."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass for JSON, which has no NaN."""
+    fields = dataclasses.asdict(value)
+    return {key: None if isinstance(each, float) and not math.isfinite(each) else each for key, each in fields.items()}
