@@ -7,14 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
-from tiny_model import write_tiny_model
-
-torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+gc.set_threshold(50_000, 20)  # collect garbage more rarely than Python would: models make many objects and few cycles
 
 CPU_LIMIT = 20.0  # seconds that one test may take; the summary names the tests above it
 CPU_SHOWN = 10
@@ -38,10 +35,16 @@ def _cpu_seconds_of(process: str) -> float:
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
+def pytest_sessionstart(session):
+    """Networks are tiny. The main process of pytest-xdist, which runs no test, does without torch."""
+    if session.config.getoption("dist", "no") == "no":
+        import torch
+
+        torch.set_num_threads(1)
+
+
 def pytest_collection_finish():
-    """Collect garbage more rarely than Python would: models make many objects and few cycles of them."""
     _set_modules_aside()
-    gc.set_threshold(50_000, 20)
 
 
 @pytest.hookimpl(trylast=True)
@@ -110,4 +113,6 @@ def one_core(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A model folder of small random weights, whose output depends on its caption."""
+    from tiny_model import write_tiny_model
+
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))

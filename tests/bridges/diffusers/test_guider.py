@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from diffusers import ClassifierFreeGuidance, HunyuanVideo15Pipeline
 from torch import Tensor
 
+from forks import in_fork
 from guidon.bridges.diffusers.guider import ChannelGuidance
 from guidon.core.errors import InputError
 from guidon.diffusion import NoiseLevel
@@ -259,24 +258,9 @@ def test_a_second_run_forgets_the_first() -> None:
     assert early.num_conditions == 2
 
 
-# in a new process. Weights that were read from a file lie differently in memory, which changes the rounding of matrix
-# products: the run that is compared is one of the file's weights too, with the guider that was never in a file
-
-
-SAVED = """
-import sys
-import torch
-from guidon.bridges.diffusers.guider import ChannelGuidance  # diffusers imports no module of others on its own
-
-sys.path.insert(0, {tests!r})
-from bridges.diffusers import test_guider
-
-torch.set_num_threads({threads})
-for kind, folder in {folders!r}.items():
-    pipe = getattr(test_guider, f"loaded_{{kind}}")(folder)
-    assert type(pipe.guider) is ChannelGuidance, kind
-    assert torch.equal(getattr(test_guider, f"run_{{kind}}")(pipe), torch.load(f"{{folder}}/latents.pt")), kind
-"""
+# in a process that has just imported the guider. Weights that were read from a file lie differently in memory, which
+# changes the rounding of matrix products: the run that is compared is one of the file's weights too, with the guider that
+# was never in a file
 
 
 def loaded_classic(folder: str) -> Any:
@@ -319,9 +303,16 @@ def test_it_is_saved_with_the_pipeline(tmp_path: Path) -> None:
             again.update_components(guider=guider)
             latents = run_modular(again)
         torch.save(latents, f"{folder}/latents.pt")
-    code = SAVED.format(tests=str(Path(__file__).parents[2]), folders=folders, threads=torch.get_num_threads())
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+
+    def load() -> None:
+        guider = import_module("guidon.bridges.diffusers.guider")  # diffusers imports no module of others on its own
+        for kind, load, run in (("classic", loaded_classic, run_classic), ("modular", loaded_modular, run_modular)):
+            pipe = load(folders[kind])
+            assert type(pipe.guider) is guider.ChannelGuidance, kind
+            assert guider.ChannelGuidance is not ChannelGuidance
+            assert torch.equal(run(pipe), torch.load(f"{folders[kind]}/latents.pt")), kind
+
+    in_fork(load, without=("guidon",))
 
 
 # alone
