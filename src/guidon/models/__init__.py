@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .mmdit.config import MMDiTConfig
+    from .mmdit.network import MMDiT
     from .stdit.network import STDiT, STDiTConfig
     from .stdit2.network import STDiT2, STDiT2Config
     from .stdit3.network import STDiT3, STDiT3Config
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from .vae.video import VideoVAE
 
 _ROOMS = {
+    "MMDiT": "mmdit.network",
+    "MMDiTConfig": "mmdit.config",
     "STDiT": "stdit.network",
     "STDiT2": "stdit2.network",
     "STDiT2Config": "stdit2.network",
@@ -28,6 +32,8 @@ _ROOMS = {
     "VideoVAE": "vae.video",
 }
 __all__ = [
+    "MMDiT",
+    "MMDiTConfig",
     "STDiT",
     "STDiT2",
     "STDiT2Config",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.errors import InputError, nearest, setting
-from . import dit, pixart, small, stdit
+from . import dit, mmdit, pixart, small, stdit
 from .family import Exact, Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -11,6 +11,7 @@ FAMILIES: tuple[Family, ...] = (
     stdit.FAMILY,
     dit.FAMILY,
     pixart.FAMILY,
+    mmdit.FAMILY,
 )
 
 
