@@ -85,6 +85,8 @@ def make_config(of: type[C], values: Mapping[str, Any], fault: str) -> C:
         config = TypeAdapter(of).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # a refusal of the whole
+            raise InputError(f"{fault}: {first['msg'].removeprefix('Value error, ')}") from None
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{fault}: {where} is {str(first['input'])[:60]!r}; {first['msg']}") from None
     for name in valid:

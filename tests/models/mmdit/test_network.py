@@ -107,7 +107,10 @@ def test_a_fused_checkpoint_does_not_tell_which_pairs_it_rotates(tmp_path):
         guidon.load_checkpoint(tmp_path / "a.safetensors", axes_dim=(4, 4, 4))
     read = guidon.load_checkpoint(tmp_path / "a.safetensors", axes_dim=(4, 4, 4), use_liger_rope=False)
     assert relative_error(read(**called_with), expected) < 1e-5
-    assert "it is given no image, as FLUX's networks are" in guidon.inspect_checkpoint(tmp_path / "a.safetensors").remarks[-1]
+    assert (
+        "it is given no image, as FLUX's networks are"
+        in guidon.inspect_checkpoint(tmp_path / "a.safetensors").remarks[-1]
+    )
 
 
 @pytest.mark.parametrize(

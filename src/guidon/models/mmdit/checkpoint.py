@@ -107,7 +107,7 @@ def _config(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> MMDiTCon
         "qkv_bias": _length(tensors, "_attn.qkv.bias") + _length(tensors, "_attn.q_proj.bias") > 0,
         "guidance_embed": "guidance_in.in_layer.weight" in tensors,
         "cond_embed": "cond_in.weight" in tensors,
-        "fused_qkv": _length(tensors, ".qkv.weight") + _length(tensors, ".linear1.weight") > 0,
+        "fused_qkv": _length(tensors, "img_attn.qkv.weight") + _length(tensors, "linear1.weight") > 0,
         "patch_size": {1: 1, 4: 2, 16: 4}.get(extra, 2),  # the image's mask has one channel
     }
     return make_config(MMDiTConfig, values | dict(known), f"this {NAME} cannot be configured")
