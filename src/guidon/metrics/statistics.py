@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -128,9 +129,18 @@ def share_interval(successes: float, count: int, *, confidence: float = 0.95) ->
 
 def sign_flips(prompts: int, seed: int = 0) -> np.ndarray:
     """Signs (R, prompts) for a paired permutation test: all 2^prompts up to 13 prompts, above that a random sample."""
+    return _sign_flips(prompts, seed).copy()
+
+
+@lru_cache(maxsize=4)
+def _sign_flips(prompts: int, seed: int) -> np.ndarray:
+    """See ``sign_flips``. The array is shared: do not change it."""
     if prompts <= 13:
-        return 1 - 2 * ((np.arange(2**prompts)[:, None] >> np.arange(prompts)) & 1)
-    return 1 - 2 * np.random.default_rng(seed).integers(2, size=(FLIPS, prompts), dtype=np.int8)
+        signs = 1 - 2 * ((np.arange(2**prompts)[:, None] >> np.arange(prompts)) & 1)
+    else:
+        signs = 1 - 2 * np.random.default_rng(seed).integers(2, size=(FLIPS, prompts), dtype=np.int8)
+    signs.flags.writeable = False
+    return signs
 
 
 def compare(a: np.ndarray, b: np.ndarray, *, better: str | None = "higher", seed: int = 0) -> Comparison:
@@ -180,7 +190,7 @@ def _p_values(differences: np.ndarray, seed: int) -> np.ndarray:
 
 def _flipped(differences: np.ndarray, seed: int) -> np.ndarray:
     """Means (R, M) under sign flips of the prompts."""
-    return sign_flips(len(differences), seed).astype(float) @ differences / len(differences)
+    return _sign_flips(len(differences), seed).astype(float) @ differences / len(differences)
 
 
 def _p(observed: np.ndarray, null: np.ndarray, exact: bool) -> np.ndarray:
@@ -217,7 +227,7 @@ def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
     varied = error > 0
     out = np.full(differences.shape[1], np.nan)
     if varied.any():
-        signs = sign_flips(len(differences), seed).astype(float)
+        signs = _sign_flips(len(differences), seed).astype(float)
         columns = differences[:, varied]
         means = signs @ columns / len(columns)
         # A flip changes the mean but not the sum of squares, so each resample has its own standard error.
@@ -229,6 +239,7 @@ def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
     return out
 
 
+@lru_cache(maxsize=256)
 def smallest_effect(pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest d_z that a paired two-sided test of ``pairs`` pairs detects with the given power.
 

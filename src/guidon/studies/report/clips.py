@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -27,6 +28,7 @@ SMALL = (64, 32)
 """The longest sides of a small clip's frame in px, the better one first."""
 QUALITY = 60  # of a small clip, 0 to 100
 SMALL_SHARE = 0.7  # the share of a page's clips that small ones may take before the next smaller side is used
+SAMPLED = 4  # prompts whose small clips show how much room those of all prompts need
 WEBP_PIXELS = 16383  # the widest picture that WebP holds
 
 
@@ -123,7 +125,8 @@ def choose_clips(sources: Mapping[int, Sequence[Source]], order: Sequence[int], 
     """The clips of a page by prompt, as many as fit into ``room`` bytes.
 
     If not all clips fit as they are, every prompt gets small ones, and then the first prompts of ``order`` get exact
-    ones in their place while there is room. If not even the small ones fit, the last prompts are left out.
+    ones in their place while there is room. If not even the small ones fit, the last prompts are left out. How large
+    the small ones may be is judged by those of the first prompts.
 
     Args:
         sources: by prompt, its cells.
@@ -133,12 +136,17 @@ def choose_clips(sources: Mapping[int, Sequence[Source]], order: Sequence[int], 
     exact = _take(({prompt: [source.exact() for source in sources[prompt]]} for prompt in order), room)
     if len(exact) == len(order):
         return exact
-    small: dict[int, list[Clip]] = {}
-    for side in SMALL:
-        small = {prompt: [source.small(side) for source in sources[prompt]] for prompt in order}
-        if _size(small) <= SMALL_SHARE * room:
-            break
-    small = _take(({prompt: small[prompt]} for prompt in order), room)
+    with ThreadPoolExecutor() as threads:  # pictures are read and compressed outside of Python
+
+        def small_clips(prompt: int, side: int) -> dict[int, list[Clip]]:
+            return {prompt: [*threads.map(lambda source: source.small(side), sources[prompt])]}
+
+        def needed(side: int) -> float:
+            some = order[:SAMPLED]
+            return sum(_size(small_clips(prompt, side)) for prompt in some) / len(some) * len(order)
+
+        side = next((side for side in SMALL if needed(side) <= SMALL_SHARE * room), SMALL[-1])
+        small = _take((small_clips(prompt, side) for prompt in order), room)
     left = room - _size(small)
     for prompt, clips in exact.items():
         left -= _size({prompt: clips}) - _size({prompt: small.get(prompt, [])})

@@ -69,7 +69,7 @@ def write_report(
     gains, losses = extremes(plan, found)
     turns = [prompt for pair in zip_longest(gains, losses) for prompt in pair if prompt is not None]
     order = list(dict.fromkeys([*turns, *range(len(plan.captions))]))
-    cells = cells_of(plan, folder)
+    cells, both = cells_of(plan, folder), (plan.primary.baseline, plan.primary.against)
     # Write the page and summary.csv.
     sources: dict[int, list[Source]] = {prompt: [] for prompt in order}
     for cell in cells:
@@ -78,7 +78,8 @@ def write_report(
         "gains": gains,
         "losses": losses,
         "object_rows": {
-            prompt: object_row([source.cell.frames() for source in own]) for prompt, own in sources.items()
+            prompt: object_row([source.cell.frames() for source in own if source.cell.setting in both])
+            for prompt, own in sources.items()
         },
         "examples": _examples(plan, sources, order[:EXAMPLES]),
     }
