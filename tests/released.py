@@ -9,6 +9,8 @@ from guidon.models import TemporalVAE, TemporalVAEConfig, VideoVAE
 from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
+from guidon.models.stdit2.network import STDiT2, STDiT2Config
+from guidon.models.stdit3.network import STDiT3, STDiT3Config
 
 SMALL = {"hidden_size": 384, "depth": 1, "num_heads": 6, "mlp_ratio": 1.0}  # 384 wide: DiT-S, so its heads are known
 
@@ -65,6 +67,28 @@ def make_video_vae(folder, seed=0):
     save_file(VideoVAE(spatial, temporal).state_dict(), folder / "model.safetensors")
     parts = {"vae_2d": {"norm_num_groups": 4}, "vae_temporal": {"num_groups": 2}}
     (folder / "config.json").write_text(json.dumps(parts | {"micro_frame_size": 17}))
+    return folder
+
+
+def make_sized_checkpoints(folder):
+    """The networks of Open-Sora 1.1 and 1.2 in the folders of their hub repositories, for captions of ``make_t5``."""
+    from safetensors.torch import save_file
+
+    small = {"hidden_size": 24, "depth": 1, "num_heads": 2, "caption_channels": 24}
+    models = {
+        "OpenSora-STDiT-v2-stage3": STDiT2(STDiT2Config(**small)),
+        "OpenSora-STDiT-v3": STDiT3(STDiT3Config(**small)),
+    }
+    for name, model in models.items():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        (folder / name).mkdir()
+        save_file(model.state_dict(), folder / name / "model.safetensors")
+        stored = small | {"model_type": type(model).__name__, "input_sq_size": 512, "pred_sigma": True}
+        stored |= {"input_size": [None, None, None], "patch_size": [1, 2, 2], "qk_norm": True, "drop_path": 0.0}
+        (folder / name / "config.json").write_text(json.dumps(stored))
     return folder
 
 

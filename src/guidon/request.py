@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeGuard, Unpack
 
 from pydantic import (
@@ -417,7 +417,8 @@ def make_request(
             if count == len(several) == 1:  # the same request as that of the value itself
                 first[name] = several[0]
     request = validated(Request, own | values | fixed | first, None)
-    require_room(facts, latent_shape(preset, facts, request), count, batch_size, device)
+    shape = latent_shape(preset, facts, request)
+    require_room(facts, shape, clip_size(facts, request)[0], count, batch_size, device)
     if count > 1:
         request = validated(Request, own | values | fixed | {"prompts": tuple(texts), "samples": tuple(samples)}, None)
     conditioning = choose_conditioning(choices, clip_shape(preset, facts, request), preset.name)
@@ -431,8 +432,7 @@ def clip_shape(preset: Preset[Any], facts: Facts, request: Request) -> ClipShape
     """What must be known to place frames in a request's clips; None where they are images."""
     if preset.is_image:
         return None
-    clip = ClipShape(preset.name, 1, facts.latent_frames, facts.latents_together)
-    return replace(clip, frames=request.frames or clip.video_frames(facts.latent_shape[1]))
+    return ClipShape(preset.name, clip_size(facts, request)[0], facts.latent_frames, facts.latents_together)
 
 
 def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
@@ -463,7 +463,7 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     rule.check_size(*shape[-2:])
     if rule.needs_weak and rule.weak == "model" and not facts.has_weak:
         raise InputError(f"{setting('guidance')} {rule.name} needs a weaker model: give {setting('weak')}")
-    if shape != facts.latent_shape and not preset.is_image:
+    if shape != facts.latent_shape and facts.clip is None and not preset.is_image:
         warn(
             f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "
             f"clip, give {setting('upscale')}"
@@ -542,12 +542,17 @@ class Planner:
         device: torch.device | str | None = None,
         **choices: Unpack[Choices],
     ) -> Request:
-        """The complete request of some samples; see ``make_request``. The prompts are not read.
+        """The complete request of some samples; see ``make_request``. Whether the model can follow the prompts is not
+        asked.
 
         Raises:
             InputError: a choice is not valid for this model.
         """
-        return make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
+        request = make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
+        if not self.facts.rewrites:
+            return request
+        read = zip(request.texts, self.facts.read_prompts(request.texts, False), strict=True)
+        return request.model_copy(update={"read_as": {text: to.read_as for text, to in read if to.read_as != text}})
 
     def read_prompts(self, request: Request, *, force: bool = False) -> Request:
         """A complete request, with what the text encoder is given where it is not the prompt itself.
@@ -577,6 +582,10 @@ class Planner:
     def latent_shape(self, request: Request) -> tuple[int, ...]:
         """The shape of a request's latents; see ``latent_shape``."""
         return latent_shape(self.preset, self.facts, request)
+
+    def clip_size(self, request: Request) -> tuple[int, int, int]:
+        """(frames, height, width) of a request's clips; see ``clip_size``."""
+        return clip_size(self.facts, request)
 
     def check(self, request: Request) -> None:
         """Refuse a complete request that the model cannot fulfil; see ``check_request``."""
@@ -628,6 +637,32 @@ def choose_guidance(choices: Choices, channels: int, own_scale: float, own_chann
     return Guidance.from_settings(settings).resolved(channels)
 
 
+def own_size(facts: Facts, made: tuple[int, ...] | None = None) -> tuple[int, int, int]:
+    """(frames, height, width) in pixels of the clips that a model makes where nobody chooses; an image has one frame.
+
+    Args:
+        facts: of the model.
+        made: the latent shape that the loaded network was made for; see ``latent_shape``.
+    """
+    made, unit = made or facts.latent_shape, facts.downsampling
+    return facts.clip or (made[1] if len(made) == 4 else 1, made[-2] * unit, made[-1] * unit)
+
+
+def clip_size(facts: Facts, request: Request, made: tuple[int, ...] | None = None) -> tuple[int, int, int]:
+    """(frames, height, width) of a request's clips as they were asked for, in pixels; an image has one frame.
+
+    A size of a model for any size may be cut to whole latent pixels.
+
+    Args:
+        facts: what is made where nothing was chosen.
+        request: what was chosen.
+        made: the latent shape that the loaded network was made for; see ``latent_shape``.
+    """
+    frames, *size = own_size(facts, made)
+    height, width = request.size or size
+    return request.frames or frames, height, width
+
+
 def latent_shape(
     preset: Preset[Any], facts: Facts, request: Request, made: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
@@ -648,9 +683,13 @@ def latent_shape(
         if value is not None and name not in preset.sizes:
             only = f"{own[0]}x{own[1]}" if name == "size" else f"{made[1]} frames" if len(made) == 4 else "images"
             raise InputError(f"{preset.name} makes {only} only: leave out {setting(name)}")
-    height, width = request.size or own
+    count, height, width = clip_size(facts, request, made)
+    if facts.clip is not None:
+        if min(height, width) < unit:
+            raise InputError(f"{setting('size')} {height}x{width} is too small: give at least {unit}x{unit}")
+        return made[0], facts.latent_frames(count), height // unit, width // unit
     sides = [("height", height, patch[-2] * unit), ("width", width, patch[-1] * unit)]
-    frames = (request.frames or made[1],) if len(made) == 4 else ()
+    frames = (count,) if len(made) == 4 else ()
     for name, length, grain in (*sides, *(("frames", count, patch[0]) for count in frames)):
         if length % grain:
             what = f"{setting('frames')} {length}" if name == "frames" else f"{setting('size')}: {name} {length}"
@@ -661,7 +700,7 @@ def latent_shape(
 
 
 def require_room(
-    facts: Facts, shape: tuple[int, ...], clips: int, batch_size: int, device: torch.device | str | None
+    facts: Facts, shape: tuple[int, ...], frames: int, clips: int, batch_size: int, device: torch.device | str | None
 ) -> None:
     """Refuse a run that needs more memory than there is, before anything is made.
 
@@ -670,6 +709,7 @@ def require_room(
     Args:
         facts: says how many pixels a latent pixel is.
         shape: of one clip's latents, (C, T, H, W) or (C, H, W).
+        frames: of one clip.
         clips: how many are asked for.
         batch_size: how many are to be denoised together.
         device: where the model runs; None where it is not known yet. Then only the finished clips are counted.
@@ -678,7 +718,6 @@ def require_room(
         InputError: the message holds the estimate, what there is, and what to lower.
     """
     height, width = (side * facts.downsampling for side in shape[-2:])
-    frames = shape[1] if len(shape) == 4 else 1
     latents, pixels = 4 * math.prod(shape), 3 * frames * height * width
     decoded = 2 * 4 * pixels  # fp32: the parts that were decoded, and the clip that they are joined to
     kept = pixels + _CLIP_BYTES

@@ -16,6 +16,8 @@ from guidon.models.checkpoint import inspect_checkpoint, load_checkpoint
 from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
+from guidon.models.stdit2.network import STDiT2, STDiT2Config
+from guidon.models.stdit3.network import STDiT3, STDiT3Config
 
 SMALL = {"hidden_size": 24, "depth": 2, "num_heads": 4}
 CAPTIONS = {"caption_channels": 10, "model_max_length": 5}
@@ -23,6 +25,8 @@ MODELS = {
     "STDiT": lambda: STDiT(STDiTConfig((4, 6, 6), space_scale=0.5, time_scale=2.0, **SMALL, **CAPTIONS)),
     "PixArt": lambda: PixArt(PixArtConfig(8, lewei_scale=2.0, **SMALL, **CAPTIONS)),
     "PixArt-MS": lambda: PixArt(PixArtConfig(8, micro_condition=True, **SMALL, **CAPTIONS)),
+    "STDiT2": lambda: STDiT2(STDiT2Config(**SMALL, **CAPTIONS)),
+    "STDiT3": lambda: STDiT3(STDiT3Config(**SMALL, **CAPTIONS)),
     "DiT": lambda: DiT(DiTConfig(8, num_classes=3, **SMALL)),
 }
 
@@ -43,7 +47,7 @@ def stdit(tmp_path):
 
 def output(model):
     torch.manual_seed(1)
-    x = torch.randn(2, *model.latent_shape)
+    x = torch.randn(2, *(min(length, 8) for length in model.latent_shape))
     y = torch.tensor([0, 2]) if isinstance(model, DiT) else torch.randn(2, 5, 10)
     with torch.no_grad():
         return model(x, torch.tensor([3, 800]), y)
@@ -85,7 +89,17 @@ def test_every_form_of_file_gives_the_model_back(kind, form, tmp_path):
     assert str(report).count("\n") >= 6
 
 
-@pytest.mark.parametrize("name", ["stdit/a", "stdit/b", "dit/a", "pixart/a"])
+ORIGINALS = (
+    "stdit/a",
+    "stdit/b",
+    "open_sora_1_1_to_2_0/stdit2/a",
+    "open_sora_1_1_to_2_0/stdit3/a",
+    "dit/a",
+    "pixart/a",
+)
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
 def test_configurations_are_read_off_the_originals_weights(name, tmp_path):
     g, case = golden(name)
     weights = {k.removeprefix("weights."): v for k, v in g.items() if k.startswith("weights.")}

@@ -6,6 +6,8 @@ import torch
 from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
+from guidon.models.stdit2.network import STDiT2, STDiT2Config
+from guidon.models.stdit3.network import STDiT3, STDiT3Config
 
 D = 1152
 
@@ -46,6 +48,47 @@ def stdit(side):
     return captioned(True) | kernel | {"pos_embed": (1, (side // 16) ** 2, D), "pos_embed_temporal": (1, 16, D)}
 
 
+def sized(block):
+    """What the released STDiT2 and STDiT3 share, and a function of every block."""
+    found = stem() | linear("t_block.1", 6 * D, D) | {"rope.freqs": (36,)}
+    found |= {"x_embedder.proj.weight": (D, 4, 1, 2, 2), "x_embedder.proj.bias": (D,)}
+    found |= linear("y_embedder.y_proj.fc1", D, 4096) | linear("y_embedder.y_proj.fc2", D, D)
+    found |= linear("fps_embedder.mlp.0", D, 256) | linear("fps_embedder.mlp.2", D, D)
+    found |= {"final_layer.scale_shift_table": (2, D)} | linear("final_layer.linear", 32, D)
+    for k in range(28):
+        found |= block(k)
+    return found
+
+
+def normed(block, name):
+    return attention(block, name) | {f"{block}.{name}.q_norm.weight": (72,), f"{block}.{name}.k_norm.weight": (72,)}
+
+
+def crossing(block):
+    found = linear(f"{block}.cross_attn.q_linear", D, D) | linear(f"{block}.cross_attn.kv_linear", 2 * D, D)
+    return found | linear(f"{block}.cross_attn.proj", D, D) | {f"{block}.scale_shift_table": (6, D)}
+
+
+def stdit2():
+    def block(k):
+        name = f"blocks.{k}"
+        found = normed(name, "attn") | normed(name, "attn_temp") | crossing(name) | mlp(name)
+        return found | {f"{name}.scale_shift_table_temporal": (3, D)}
+
+    found = sized(block) | linear("t_block_temp.1", 3 * D, D) | {"y_embedder.y_embedding": (200, 4096)}
+    for name, width in (("csize_embedder", D // 3), ("ar_embedder", D // 3), ("fl_embedder", D)):
+        found |= linear(f"{name}.mlp.0", width, 256) | linear(f"{name}.mlp.2", width, width)
+    return found
+
+
+def stdit3():
+    def block(k):
+        kinds = (f"{kind}_blocks.{k}" for kind in ("spatial", "temporal"))
+        return {key: shape for b in kinds for key, shape in (normed(b, "attn") | crossing(b) | mlp(b)).items()}
+
+    return sized(block) | {"y_embedder.y_embedding": (300, 4096)}
+
+
 def pixart(side):
     kernel = {"x_embedder.proj.weight": (D, 4, 2, 2), "x_embedder.proj.bias": (D,)}
     return captioned(False) | kernel | {"pos_embed": (1, (side // 16) ** 2, D)}
@@ -73,13 +116,15 @@ def dit(side):
     [
         (lambda: STDiT(STDiTConfig((16, 32, 32), space_scale=0.5)), stdit(256), 760),
         (lambda: STDiT(STDiTConfig((16, 64, 64))), stdit(512), 760),
+        (lambda: STDiT2(STDiT2Config()), stdit2(), 767),
+        (lambda: STDiT3(STDiT3Config()), stdit3(), 1208),
         (lambda: PixArt(PixArtConfig(32)), pixart(256), 611),
         (lambda: PixArt(PixArtConfig(64)), pixart(512), 611),
         (lambda: PixArt(PixArtConfig(128, lewei_scale=2.0, micro_condition=True)), pixart_ms(), 612),
         (lambda: DiT(DiTConfig(32)), dit(256), 675),
         (lambda: DiT(DiTConfig(64)), dit(512), 675),
     ],
-    ids=["stdit-256", "stdit-512", "pixart-256", "pixart-512", "pixart-1024", "dit-256", "dit-512"],
+    ids=["stdit-256", "stdit-512", "stdit2", "stdit3", "pixart-256", "pixart-512", "pixart-1024", "dit-256", "dit-512"],
 )
 def test_the_released_layout(model, layout, millions):
     with torch.device("meta"):

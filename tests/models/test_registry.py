@@ -21,14 +21,14 @@ def test_names_are_unique_and_every_preset_belongs_to_its_family():
         for preset in family.presets:
             assert find_family(preset.family) is family
             assert preset.bench in BENCHES
-            assert set(preset.originals) <= set(family.replays)
+            assert set(preset.originals) <= set(replays())
             assert find_preset(preset.name) is preset
 
 
 def test_the_exact_replays_and_how_they_sample():
-    assert list(replays()) == ["open-sora-1.0", "open-sora-1.1", "dit", "pixart"]
+    assert list(replays()) == ["open-sora-1.0", "open-sora-1.1", "open-sora-1.2", "dit", "pixart"]
     rounded = [name for name, exact in replays().items() if exact.single_precision or exact.noise_in_dtype]
-    assert rounded == ["open-sora-1.1"]
+    assert rounded == ["open-sora-1.1", "open-sora-1.2"]
     assert find_replay("dit") is replays()["dit"]
 
 
@@ -37,7 +37,7 @@ def test_the_exact_replays_and_how_they_sample():
     [
         (find_preset, "guidon-smal", "neither a preset nor a folder.*did you mean 'guidon-small'"),
         (find_family, "DiTT", "did you mean 'DiT'"),
-        (find_replay, "open-sora-1", "exact 'open-sora-1' does not exist.*did you mean 'open-sora-1.1'"),
+        (find_replay, "open-sora-1", "exact 'open-sora-1' does not exist.*did you mean 'open-sora-1.2'"),
     ],
 )
 def test_a_name_that_does_not_exist_is_answered_with_the_nearest(find, name, message):
@@ -46,8 +46,8 @@ def test_a_name_that_does_not_exist_is_answered_with_the_nearest(find, name, mes
 
 
 def test_a_relative_that_no_family_reads_is_named(tmp_path):
-    torch.save({"spatial_blocks.0.attn.qkv.weight": torch.zeros(1)}, tmp_path / "later.pt")
-    with pytest.raises(InputError, match=r"this is STDiT2 or later .*; known are .*PixArt in diffusers' layout"):
+    torch.save({"x_embedder_cond.proj.weight": torch.zeros(1)}, tmp_path / "later.pt")
+    with pytest.raises(InputError, match=r"this is the STDiT3 of Open-Sora 1.3.*; known are .*PixArt in diffusers'"):
         load_checkpoint(tmp_path / "later.pt")
 
 

@@ -56,6 +56,8 @@ class Released:
     """Settings of the network that depend on the size. A checkpoint with other values is refused."""
     vae: str = "stabilityai/sd-vae-ft-ema"
     """Hub repository of the autoencoder."""
+    video_vae: bool = False
+    """Whether that is Open-Sora 1.2's autoencoder, which compresses time, and not one of single frames."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Preset(Generic[W]):
     """When to guide."""
     fps: float = 8
     """Frames per second of its videos."""
+    source_fps: float = 24
+    """Frames per second of the videos that it was trained on, for a network that is told it."""
     seed: int = 0
     """Seed of the noise."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -148,6 +152,9 @@ class Facts:
     """Raises an InputError for prompts that the model cannot be given, the negative one included."""
     read_prompts: Callable[[Sequence[str], bool], list[ReadPrompt]] = as_they_are
     """How the model reads each prompt. The flag says whether they are negative prompts."""
+    rewrites: bool = False
+    """Whether ``read_prompts`` adds to prompts that the model can follow: then it is asked for captions of a bench,
+    too."""
     path: PathName = "diffusion"
     """The path from data to noise that it was trained on. Each has its own samplers (``samplers.SAMPLERS``)."""
     has_weak: bool = False
@@ -156,6 +163,10 @@ class Facts:
     """Frames of a video -> frames of its latents."""
     latents_together: int = 1
     """Latent frames that the autoencoder encodes and decodes together, apart from the others."""
+    clip: tuple[int, int, int] | None = None
+    """(frames, height, width) of the clips of a model for any size, where nobody chooses. A size is then cut to whole
+    latent pixels, and the network is told the size that was asked for. None: ``latent_shape`` says it, and sizes are
+    multiples of ``patch``."""
 
     @property
     def channels(self) -> int:

@@ -59,7 +59,7 @@ def _check_parts(preset: Preset[Released], sources: Sources) -> None:
     released = preset.weights
     parts: list[tuple[str, Path | None, Callable[[Path], object], str, str | None]] = [
         ("checkpoint", sources.checkpoint, locate, released.repository, released.file),
-        ("vae", sources.vae, find_autoencoder, released.vae, None),
+        ("vae", sources.vae, locate if released.video_vae else find_autoencoder, released.vae, None),
     ]
     if captions and sources.features is not None:
         parts.append(("features", sources.features, stored_prompts, "", None))

@@ -12,6 +12,8 @@ from ..diffusion import NoiseLevel
 from ..guidance import Condition
 
 C = TypeVar("C", bound=Condition)
+IMAGE_FPS = 120.0
+"""What networks that are told a frame rate are told of a single image: they were trained so."""
 
 
 @dataclass(frozen=True)

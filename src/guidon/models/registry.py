@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ..core.errors import InputError, nearest, setting
-from . import dit, mmdit, pixart, small, stdit
+from . import dit, mmdit, pixart, small, stdit, stdit2, stdit3
 from .family import Exact, Family
 
 FAMILIES: tuple[Family, ...] = (
     small.FAMILY,
     stdit.FAMILY,
+    stdit2.FAMILY,
+    stdit3.FAMILY,
     dit.FAMILY,
     pixart.FAMILY,
     mmdit.FAMILY,

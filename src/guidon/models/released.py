@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import read_tensors
+from ..checkpoints.finding import locate
 from ..core.errors import InputError
 from ..core.hashing import hash_samples
 from ..core.warn import warn
@@ -25,7 +26,9 @@ from .network import Network
 from .sources import Sources
 from .stages import Stage
 from .text import TextEncoder
+from .vae.checkpoint import load_video_vae, refuse_incomplete
 from .vae.frames import FrameVAE
+from .vae.video import VideoVAE
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Text:
     """The files that it reads. Their hash identifies its weights."""
     dtype: str | None = None
     """The text encoder's precision, if the user can choose it; else None."""
+    tokens: int | None = None
+    """How many tokens its captions have; None for class numbers."""
 
 
 FindText = Callable[[Sources, torch.device], Text]
@@ -56,6 +61,7 @@ def find_captions(tokens: int) -> FindText:
             lambda: T5Encoder.load(folder, max_length=tokens, dtype=dtype, device=device),
             weight_files(find_t5(folder)[0]),
             dtype,
+            tokens,
         )
 
     return find
@@ -64,7 +70,7 @@ def find_captions(tokens: int) -> FindText:
 def _kept_features(path: Path, tokens: int) -> Text:
     from .text.features import load_features
 
-    return Text(lambda: load_features(path, tokens), (path,))
+    return Text(lambda: load_features(path, tokens), (path,), tokens=tokens)
 
 
 def find_released(
@@ -74,6 +80,7 @@ def find_released(
     device: torch.device,
     *,
     text: FindText,
+    adapt: Callable[[Any], Network[Any]] | None = None,
 ) -> Model:
     """The stages of a released model.
 
@@ -83,6 +90,7 @@ def find_released(
         sources: files that the user names.
         device: where the stages run.
         text: finds the source of its conditions.
+        adapt: makes of the network of a checkpoint what is sampled from; None if it is that.
 
     Raises:
         InputError: files are missing (which, and where to get them), or are not what the preset needs.
@@ -97,9 +105,11 @@ def find_released(
     family, _ = recognise(read_tensors(checkpoint))
     if family.name != preset.family:
         raise InputError(f"{checkpoint} holds a {family.name}, expected a {preset.family}")
+    if released.video_vae:
+        refuse_incomplete(read_tensors(vae))
     files = {
         "checkpoint": weight_files(checkpoint),
-        "vae": weight_files(find_autoencoder(vae)),
+        "vae": weight_files(locate(vae) if released.video_vae else find_autoencoder(vae)),
         "text": condition.files,
     }
     hashes = {part: hash_samples(paths) for part, paths in files.items() if paths}
@@ -107,11 +117,15 @@ def find_released(
         hashes["text_dtype"] = condition.dtype
 
     # Make the stages. Large files are read when a stage is first used.
+    def network(dtype: torch.dtype) -> Network[Any]:
+        found = _network(checkpoint, preset, condition.tokens, dtype, device)
+        return found if adapt is None else adapt(found)
+
     keep = sources.offload == "none"
     return Model(
         text=Stage(condition.make, keep),
-        network=Stage(lambda dtype: _network(checkpoint, preset, dtype, device), keep),
-        vae=Stage(lambda: FrameVAE.load(vae).to(device).eval(), keep),
+        network=Stage(network, keep),
+        vae=Stage(lambda: _autoencoder(vae, released).to(device).eval(), keep),
         schedule=NoiseSchedule.named("linear", facts.timesteps),
         process=Process(),
         facts=facts,
@@ -119,13 +133,21 @@ def find_released(
     )
 
 
+def _autoencoder(place: Path, released: Released) -> FrameVAE | VideoVAE:
+    """The autoencoder in a folder."""
+    return load_video_vae(place) if released.video_vae else FrameVAE.load(place)
+
+
 def _network(
     checkpoint: Path,
     preset: Preset[Released],
+    tokens: int | None,
     dtype: torch.dtype,
     device: torch.device,
-) -> Network[Any]:
+) -> Any:
     """The network in a checkpoint. If the file has no positions, the preset gives the values that they would give.
+
+    Its null caption gets as many ``tokens`` as prompts have, as in Open-Sora.
 
     Raises:
         InputError: it is the checkpoint of another size, or cannot be loaded.
@@ -133,7 +155,10 @@ def _network(
     released = preset.weights
     size = released.latent_shape[1:] if len(released.latent_shape) == 4 else released.latent_shape[-1]
     assumed = {"input_size": size, **released.config}
-    model = load_checkpoint(checkpoint, dtype=dtype, device=device, architecture=preset.family, assumed=assumed)
+    how: dict[str, Any] = {"dtype": dtype, "device": device, "architecture": preset.family, "assumed": assumed}
+    if tokens is not None:
+        how["model_max_length"] = tokens
+    model = load_checkpoint(checkpoint, **how)
     for name, value in released.config.items():
         if abs(getattr(model.config, name) - value) > 1e-3:
             raise InputError(

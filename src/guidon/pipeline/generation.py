@@ -23,12 +23,12 @@ from ..guidance import BlockSkip, GuidanceTrace, GuidedDenoiser, RotatedGuidance
 from ..guidance.rules import SkipGuidance
 from ..models.family import Preset
 from ..models.model import Model
-from ..models.network import Network
+from ..models.network import IMAGE_FPS, ClipFacts, Network
 from ..models.registry import find_replay
 from ..models.stages import Stage
 from ..models.text.prompts import Prompts
 from ..models.vae import Autoencoder
-from ..request import Computation, Request, latent_shape
+from ..request import Computation, Request, clip_size, latent_shape
 from ..samplers import (
     AfterStep,
     FrameMask,
@@ -183,7 +183,16 @@ class Generation:
         if weak is None or self.weak_prompts is None:
             raise InputError(f"{setting('guidance')} {rule.name} needs a weaker model: give {setting('weak')}")
         condition = weak.prepare(*self.weak_prompts.rows(numbers, self.device))
-        return WeakModel(_with_rounded_timesteps(weak) if self.request.exact else weak, condition)
+        return WeakModel(self._called(weak), condition)
+
+    def _called(self, network: Network[Any]) -> Callable[[Tensor, NoiseLevel, Any], Tensor]:
+        """A network that was told of the clip, if it needs to be, and that is called as in the original of a replay."""
+        frames, height, width = clip_size(self.model.facts, self.request, network.latent_shape)
+        told = getattr(network, "told", None)
+        called: Callable[[Tensor, NoiseLevel, Any], Tensor] = network
+        if told is not None:
+            called = told(ClipFacts(height, width, frames, IMAGE_FPS if frames == 1 else self.preset.source_fps))
+        return _with_rounded_timesteps(called, network.dtype) if self.request.exact else called
 
     def _sample(
         self,
@@ -221,7 +230,7 @@ class Generation:
 
         # the noise levels and the noise to start from; an exact replay has its own precisions
         shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
-        schedule = self._schedule(shape)
+        schedule = self._schedule(network)
         exact = find_replay(request.exact) if request.exact else None
         # noise is also drawn where it is given: later draws stay the same
         if exact and exact.noise_in_dtype and isinstance(noise, LegacyNoise):
@@ -229,15 +238,12 @@ class Generation:
         else:
             x = noise.initial(shape, self.device, len(numbers))
         x = x if start is None else start.to(self.device, x.dtype)
-        called = network
-        if exact:
-            if exact.single_precision and isinstance(schedule, NoiseSchedule):
-                schedule = schedule.single_precision()
-            called = _with_rounded_timesteps(network)
+        if exact and exact.single_precision and isinstance(schedule, NoiseSchedule):
+            schedule = schedule.single_precision()
 
         # from noise to latents
         denoiser = GuidedDenoiser(
-            called, guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
+            self._called(network), guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
             batched=not sequential, observe=observe, parameterization=self.model.process.parameterization,
             steps=request.steps,
         )  # fmt: skip
@@ -259,22 +265,23 @@ class Generation:
             latents = stop.latents
         return latents, denoiser.memory.guided
 
-    def _schedule(self, shape: tuple[int, ...]) -> NoiseSchedule | FlowPath:
-        """The noise levels of the run, for latents (C, T, H, W) or (C, H, W)."""
+    def _schedule(self, network: Network[Any]) -> NoiseSchedule | FlowPath:
+        """The noise levels of the run."""
         request, schedule = self.request, self.model.schedule
         if isinstance(schedule, FlowPath):  # its levels may depend on the size and length of the clip
-            height, width = (side * self.model.facts.downsampling for side in shape[-2:])
-            frames = request.frames or (shape[1] if len(shape) == 4 else 1)
+            frames, height, width = clip_size(self.model.facts, request, network.latent_shape)
             schedule = schedule.for_clip(height, width, frames)
         # dpm-solver chooses its levels between those of the full schedule
         return schedule if request.sampler == "dpm-solver" else schedule.respaced(request.steps)
 
 
-def _with_rounded_timesteps(network: Network[Any]) -> Callable[[Tensor, NoiseLevel, Any], Tensor]:
+def _with_rounded_timesteps(
+    network: Callable[[Tensor, NoiseLevel, Any], Tensor], dtype: torch.dtype
+) -> Callable[[Tensor, NoiseLevel, Any], Tensor]:
     """The network as the originals call it: timesteps rounded to its precision, which matters above 256 in bf16."""
 
     def call(x: Tensor, level: NoiseLevel, condition: Any) -> Tensor:
-        timestep = float(torch.as_tensor(level.timestep).to(network.dtype))
+        timestep = float(torch.as_tensor(level.timestep).to(dtype))
         return network(x, dataclasses.replace(level, timestep=timestep), condition)
 
     return call

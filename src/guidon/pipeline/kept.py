@@ -30,7 +30,7 @@ class Kept(NamedTuple):
 
 
 def encode(
-    stage: Stage[[], Autoencoder], clips: Iterable[np.ndarray], size: tuple[int, int], device: torch.device
+    stage: Stage[[], Autoencoder], clips: Iterable[np.ndarray], size: Sequence[int], device: torch.device
 ) -> list[Tensor]:
     """The scaled latents (C, T, h, w) of pictures and videos, each encoded alone, in fp32 on the CPU.
 
@@ -46,7 +46,7 @@ def encode(
     found: list[Tensor] = []
     with stage.in_use() as vae:
         for frames in clips:
-            x = torch.from_numpy(np.ascontiguousarray(resize_to_fill(frames, *size))).to(device)
+            x = torch.from_numpy(np.ascontiguousarray(resize_to_fill(frames, size[0], size[1]))).to(device)
             latents = attempt(partial(vae.encode, x.permute(3, 0, 1, 2)[None].float() / 127.5 - 1))
             if latents is None:
                 raise InputError(
@@ -96,7 +96,7 @@ class Keeper:
         conditioning: what the request says.
         clip: what is known of the model.
         shape: (C, T, h, w) of a clip's latents.
-        size: height and width of a clip in pixels.
+        size: height and width in pixels that references are resized to.
         stage: the autoencoder.
         device: where it is.
 
@@ -109,7 +109,7 @@ class Keeper:
         conditioning: Conditioning,
         clip: ClipShape,
         shape: Sequence[int],
-        size: tuple[int, int],
+        size: Sequence[int],
         stage: Stage[[], Autoencoder],
         device: torch.device,
         given: Any = None,
@@ -117,9 +117,9 @@ class Keeper:
     ) -> None:
         self.conditioning, self.clip, self.shape = conditioning, clip, shape
         self.placements = parse_placements(conditioning.strategy)
-        self.encode = partial(encode, stage, size=size, device=device)
+        self.encode = partial(encode, stage, device=device)
         found = list(find_references(conditioning, frames_by_hash(given), folders))
-        self.references = self.encode(found) if found else []
+        self.references = self.encode(found, size) if found else []
         self.before: list[Tensor] = []
         """The latents of the last frames of each clip of the loop before."""
 
@@ -134,7 +134,8 @@ class Keeper:
 
     def take(self, clips: Sequence[np.ndarray]) -> None:
         """Let the next loop begin with the last frames of these clips, uint8 (time, height, width, 3) each."""
-        self.before = self.encode([frames[-(self.conditioning.condition_frames or 0) :] for frames in clips])
+        last = [frames[-(self.conditioning.condition_frames or 0) :] for frames in clips]
+        self.before = self.encode(last, last[0].shape[1:3])
 
 
 def frames_by_hash(given: Any) -> Mapping[str, np.ndarray]:

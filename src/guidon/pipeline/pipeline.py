@@ -26,7 +26,7 @@ from ..models.family import Preset
 from ..models.model import Model
 from ..models.sources import Sources, weights_for
 from ..models.text.prompts import PromptMemory
-from ..request import Choices, Computation, Planner, Request, require_room
+from ..request import Choices, Computation, Planner, Request, own_size, require_room
 from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
 from .diffusers_names import ATTRIBUTES, no_attribute
@@ -293,8 +293,8 @@ class Pipeline(metaclass=_Named):
         clip = self.planner.clip_shape(request)
         if request.conditioning is None or clip is None:
             return None
-        shape, unit = self.planner.latent_shape(request), self.model.facts.downsampling
-        size, given = (shape[-2] * unit, shape[-1] * unit), options.get("reference_frames")
+        shape, (_, *size) = self.planner.latent_shape(request), self.planner.clip_size(request)
+        given = options.get("reference_frames")
         return Keeper(request.conditioning, clip, shape, size, self.model.vae, self.device, given, folders)
 
     @torch.inference_mode()
@@ -313,7 +313,8 @@ class Pipeline(metaclass=_Named):
         count, shape = len(request.prompts) * len(request.samples), self.planner.latent_shape(request)
         together = CLIPS_TOGETHER if trace is None else max(CLIPS_TOGETHER, count)  # a trace is of one batch
         batch_size = request.batch_size or (options.get("batch_size", together) if like is None else like.batch)
-        require_room(self.model.facts, shape, count, batch_size, self.device)
+        frames, _, _ = self.planner.clip_size(request)
+        require_room(self.model.facts, shape, frames, count, batch_size, self.device)
         for what, given in (("a trace", trace), ("a callback", callback)):
             if given is not None and count > batch_size:
                 raise InputError(
@@ -353,9 +354,8 @@ class Pipeline(metaclass=_Named):
         """The frames of every clip, and how many were decoded together at the least."""
         with cpu_threads(run.threads):
             latents = [clip.latent for clip in run.clips]
-            frames, micro_batch = decode(
-                self.model.vae, latents, run.request.frames, run.asked.micro_batch, self.device
-            )
+            count, _, _ = self.planner.clip_size(run.request)
+            frames, micro_batch = decode(self.model.vae, latents, count, run.asked.micro_batch, self.device)
         computed = [run.computed(clip, micro_batch) for clip in run.clips]
         warn_of_fallback(run.asked, run.size, computed, run.request.closeness)
         return frames, micro_batch
@@ -367,8 +367,9 @@ class Pipeline(metaclass=_Named):
     @contextmanager
     def decoder(self, request: Request) -> Iterator[Callable[[Tensor], Tensor]]:
         """A function from latents (B, C, ...) to video (B, 3, T, H, W), or images (B, 3, H, W), in [-1, 1]."""
+        count, _, _ = self.planner.clip_size(request)
         with self.model.vae.in_use() as vae:
-            yield lambda latents: vae.decode(latents.to(self.device), frames=request.frames).float().cpu()
+            yield lambda latents: vae.decode(latents.to(self.device), frames=count).float().cpu()
 
     def hashes_for(self, request: Request) -> dict[str, str]:
         """The hashes of all weights that decide a request's clips, by part."""
@@ -440,8 +441,9 @@ class Pipeline(metaclass=_Named):
         return self
 
     def __repr__(self) -> str:
-        own, shape, unit = self.preset, self.model.facts.latent_shape, self.model.facts.downsampling
-        size = f"{shape[-2] * unit}x{shape[-1] * unit}" + (f", {shape[1]} frames" if len(shape) == 4 else "")
+        own, facts = self.preset, self.model.facts
+        frames, height, width = own_size(facts)
+        size = f"{height}x{width}" + (f", {frames} frames" if len(facts.latent_shape) == 4 else "")
         settings = f"cfg_scale {own.cfg_scale}, {own.sampler}, {own.steps} steps, {own.dtype}"
         return f"<Pipeline {own.name!r}, {size}, {settings}, on {self.device}>"
 

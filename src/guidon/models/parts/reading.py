@@ -24,12 +24,16 @@ from .layers import refuse_heads
 
 Tensors = Mapping[str, Tensor]
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by hidden size: sizes S, B, L and XL (2212.09748, table 1)
-POSITIONS = ("pos_embed", "pos_embed_temporal")  # follow from the configuration: recomputed, never read
+POSITIONS = ("pos_embed", "pos_embed_temporal", "rope.freqs")  # follow from the configuration: recomputed, never read
 ACTIVATION = "gelu-approximate"  # diffusers' name for that of DiT and PixArt
 AXES: Mapping[str, tuple[int, ...]] = {
     "x_embedder.proj.weight": (4, 5),
     "final_layer.linear.weight": (2,),
     "blocks.0.mlp.fc1.weight": (2,),
+    "blocks.0.attn.q_norm.weight": (1,),
+    "spatial_blocks.0.mlp.fc1.weight": (2,),
+    "spatial_blocks.0.attn.q_norm.weight": (1,),
+    "rope.freqs": (1,),
     "y_embedder.y_proj.fc1.weight": (2,),
     "y_embedder.y_embedding": (2,),
     "y_embedder.embedding_table.weight": (2,),
@@ -74,9 +78,13 @@ class TransformerReader(Reader, Generic[K, N]):
     marks: tuple[str, ...]
     """Names of tensors. A file that has all of them is of this family."""
     shapes: Callable[[Tensors, Mapping[str, Any]], dict[str, Any]]
-    """(tensors, diffusers' ``config.json``) -> configuration values, besides those of ``common_values``."""
-    size: str
-    """How ``input_size`` is given, for people."""
+    """(tensors, ``config.json``) -> configuration values, besides those of ``common_values``."""
+    size: str | None
+    """How ``input_size`` is given, for people; None if the network takes any size, so that it need not be known."""
+    stack: str = "blocks"
+    """Name of the list of blocks."""
+    stored: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Keys of ``config.json`` and the fields that they must agree with."""
     lacks: tuple[str, ...] = ()
     """Names of tensors that a similar family has and this one does not."""
     needed: tuple[str, ...] = NEEDED
@@ -115,20 +123,29 @@ class TransformerReader(Reader, Generic[K, N]):
 
         Args:
             tensors: under the released names.
-            hub: diffusers' ``config.json``, or {}.
+            hub: the ``config.json`` beside the file, or {}.
             given: configuration values from the caller, by name.
             assumed: configuration values that are used if neither the file nor the caller gives them.
 
         Raises:
-            InputError: a value that shapes do not give is missing, or a given name does not exist.
+            InputError: a value that shapes do not give is missing, a given name does not exist, or ``config.json`` is
+                another model's.
         """
-        values = common_values(tensors, hub, given) | self.shapes(tensors, hub)
+        values = common_values(tensors, hub, given, self.stack) | self.shapes(tensors, hub)
+        for key, name in self.stored.items():
+            told, found = hub.get(key), values.get(name)
+            told = tuple(told) if isinstance(told, list) else told
+            if told is not None and found is not None and told != found:
+                raise InputError(
+                    f"config.json beside it says {key} {told!r:.40}, its weights have {found!r:.40}: they are of two "
+                    "models"
+                )
         valid = [setting.name for setting in dataclasses.fields(self.config)]
         for name in given:
             if name not in valid:
                 raise InputError(f"{name!r} is no setting of {self.name}{nearest(name, valid)}")
         values = {**assumed, **values, **given}
-        if "input_size" not in values:
+        if "input_size" not in values and self.size is not None:
             raise InputError(f"it has no table of positions, so its size is unknown: give input_size, {self.size}")
         return make_config(self.config, values, f"this {self.name} cannot be configured")
 
@@ -203,19 +220,33 @@ class TransformerReader(Reader, Generic[K, N]):
         given = {name: value for name, value in tensors.items() if name not in POSITIONS}
         if self.null is not None and self.null not in given:
             given[self.null] = torch.full(expected[self.null].shape, float("nan"))  # so that its use is noticed
+        elif self.null is not None:
+            given[self.null] = of_length(given[self.null], len(expected[self.null]))
         refuse_misfit(expected, given, f"{where} does not fit {self.name}")
         return model, given
 
 
-def common_values(tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def of_length(null: Tensor, tokens: int) -> Tensor:
+    """A null caption (L, F) for captions of another length: cut, or with its last row repeated, as in Open-Sora."""
+    more = tokens - len(null)
+    return null[:tokens] if more <= 0 else torch.cat([null, null[-1:].expand(more, -1)])
+
+
+def common_values(
+    tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, Any], stack: str = "blocks"
+) -> dict[str, Any]:
     """Configuration values that are read in the same way for all released transformers.
+
+    ``stack`` is the name of the list of blocks.
 
     Raises:
         InputError: the number of attention heads is unknown, or does not divide the hidden size.
     """
     hidden, in_channels = tensors["x_embedder.proj.weight"].shape[:2]
-    blocks = (re.match(r"blocks\.(\d+)\.", name) for name in tensors)
-    heads = given.get("num_heads", hub.get("num_attention_heads", HEADS.get(hidden)))
+    blocks = (re.match(rf"{stack}\.(\d+)\.", name) for name in tensors)
+    heads = given.get("num_heads", hub.get("num_attention_heads", hub.get("num_heads", HEADS.get(hidden))))
+    if "num_heads" not in given and (width := head_width(tensors, stack)):
+        heads = hidden // width
     if heads is None:
         raise InputError(f"a hidden size of {hidden} does not tell the number of attention heads: give num_heads")
     if not isinstance(heads, int):
@@ -228,10 +259,17 @@ def common_values(tensors: Tensors, hub: Mapping[str, Any], given: Mapping[str, 
         "hidden_size": hidden,
         "in_channels": in_channels,
         "depth": depth,
-        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
+        "mlp_ratio": tensors[f"{stack}.0.mlp.fc1.weight"].shape[0] / hidden,
         "learn_sigma": learns_variance(tensors),
         "num_heads": heads,
     }
+
+
+def head_width(tensors: Tensors, stack: str) -> int | None:
+    """Width of an attention head, where the norm of queries or the rotary frequencies give it."""
+    if (norm := tensors.get(f"{stack}.0.attn.q_norm.weight")) is not None:
+        return len(norm)
+    return 2 * len(tensors["rope.freqs"]) if "rope.freqs" in tensors else None
 
 
 def caption_values(tensors: Tensors) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from .layers import PatchEmbed, Rotary, SizeEmbedder, sincos_2d, timesteps_of, u
 
 PIXELS = 8  # a latent pixel is as many pixels wide and high: the sizes that a network is told are in pixels
 FPS = 24.0  # of the videos that the released weights were trained on
-IMAGE_FPS = 120.0  # what stands for a single image in training
 
 
 class SizedConfig(CaptionedConfig, Protocol):
@@ -159,7 +158,7 @@ class SizedTransformer(CaptionedTransformer):
             InputError: the mask is of another number of frames.
         """
         if x_mask is None and isinstance(timestep, NoiseLevel):
-            x_mask = getattr(timestep, "noisy", None)
+            x_mask = timestep.noisy
         if x_mask is None:
             return None
         frames = -(-x.shape[2] // self.sizes.patch_size[0])

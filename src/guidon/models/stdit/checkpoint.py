@@ -10,8 +10,6 @@ from ..parts.reading import NEEDED, Tensors, TransformerReader, caption_values, 
 from . import NAME
 from .network import STDiT, STDiTConfig
 
-LATER = "STDiT2 or later (Open-Sora 1.1 and up), whose network Guidon does not have"
-
 
 def shapes(tensors: Tensors, hub: Mapping[str, Any]) -> dict[str, Any]:
     """Patch size and captions; also size and position scales if the file holds positions."""
@@ -35,7 +33,7 @@ READER = TransformerReader(
     marks=("blocks.0.attn_temp.qkv.weight", "t_block.1.weight"),
     shapes=shapes,
     size="(frames, height, width)",
+    lacks=("blocks.0.scale_shift_table_temporal",),
     needed=(*NEEDED, "y_embedder.y_proj.fc1.weight"),
     null="y_embedder.y_embedding",
-    relatives={"blocks.0.attn.q_norm.weight": LATER, "spatial_blocks.0.attn.qkv.weight": LATER},
 )

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
-from ..network import ClipFacts
+from ..network import IMAGE_FPS, ClipFacts
 from ..parts.captioned import Caption
 from ..parts.layers import Attention, CrossAttention, Mlp, SizeEmbedder, modulate
 from ..parts.sized import (
     FPS,
-    IMAGE_FPS,
     PIXELS,
     SizedTransformer,
     along_time,

@@ -47,7 +47,7 @@ def describe_video_vae(file: TensorFile) -> tuple[dict[str, Any], list[str]]:
     config: dict[str, Any] = {}
     try:
         with reading(file.path, WHAT, AGAIN):
-            shape = _temporal_config(_refuse_incomplete(file), file)
+            shape = _temporal_config(refuse_incomplete(file), file)
             config = asdict(shape)
             _made(file, shape)
     except InputError as error:
@@ -63,7 +63,7 @@ def load_video_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> Vide
     """
     file = read_tensors(path)
     with reading(file.path, WHAT, AGAIN):
-        tensors = _refuse_incomplete(file)
+        tensors = refuse_incomplete(file)
         refuse_broken(tensors, file.path)
         if numbers := [name for name, value in tensors.items() if not value.is_floating_point()]:
             raise InputError(f"{file.path}: {numbers[0]!r} holds {tensors[numbers[0]].dtype}, weights are floats")
@@ -96,7 +96,7 @@ def _made(file: TensorFile, config: TemporalVAEConfig) -> VideoVAE:
     return vae
 
 
-def _refuse_incomplete(file: TensorFile) -> dict[str, Tensor]:
+def refuse_incomplete(file: TensorFile) -> dict[str, Tensor]:
     """The tensors of a file that holds the whole autoencoder."""
     tensors = file.tensors
     if not is_video_vae(tensors):
