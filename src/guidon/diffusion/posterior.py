@@ -137,6 +137,6 @@ def predicted_x0(
 
 def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
     """KL(N1 || N2) of diagonal Gaussians, elementwise, in nats."""
-    ratio = log_variance1 - log_variance2
     # The order matters: near zero the sum cancels, and the published bounds carry its rounding.
-    return 0.5 * (-1 - ratio + ratio.exp() + (mean1 - mean2).square() * torch.exp(-log_variance2))
+    of_variances = -1 + log_variance2 - log_variance1 + torch.exp(log_variance1 - log_variance2)
+    return 0.5 * (of_variances + (mean1 - mean2).square() * torch.exp(-log_variance2))

@@ -205,23 +205,23 @@ class NoiseSchedule:
 
     @cached_property
     def sqrt_alphas_cumprod(self) -> Table:
-        return np.sqrt(self.alphas_cumprod)
+        return _sqrt(self.alphas_cumprod)
 
     @cached_property
     def sqrt_one_minus_alphas_cumprod(self) -> Table:
-        return np.sqrt(1 - self.alphas_cumprod)
+        return _sqrt(1 - self.alphas_cumprod)
 
     @cached_property
     def log_one_minus_alphas_cumprod(self) -> Table:
-        return np.log(1 - self.alphas_cumprod)
+        return _log(1 - self.alphas_cumprod)
 
     @cached_property
     def sqrt_recip_alphas_cumprod(self) -> Table:
-        return np.sqrt(1 / self.alphas_cumprod)
+        return _sqrt(1 / self.alphas_cumprod)
 
     @cached_property
     def sqrt_recipm1_alphas_cumprod(self) -> Table:
-        return np.sqrt(1 / self.alphas_cumprod - 1)
+        return _sqrt(1 / self.alphas_cumprod - 1)
 
     @cached_property
     def posterior_variance(self) -> Table:
@@ -232,19 +232,19 @@ class NoiseSchedule:
     def posterior_log_variance_clipped(self) -> Table:
         """Logarithm of posterior_variance; at the first step, where that is 0, the second step's."""
         variance = self.posterior_variance
-        return np.log(np.concatenate([variance[1:2], variance[1:]]) if len(variance) > 1 else self.betas)
+        return _log(np.concatenate([variance[1:2], variance[1:]]) if len(variance) > 1 else self.betas)
 
     @cached_property
     def posterior_mean_coef1(self) -> Table:
-        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+        return self.betas * _sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
 
     @cached_property
     def posterior_mean_coef2(self) -> Table:
-        return (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+        return (1 - self.alphas_cumprod_prev) * _sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
 
     @cached_property
     def log_betas(self) -> Table:
-        return np.log(self.betas)
+        return _log(self.betas)
 
     @cached_property
     def fixed_large_variance(self) -> Table:
@@ -253,7 +253,17 @@ class NoiseSchedule:
 
     @cached_property
     def fixed_large_log_variance(self) -> Table:
-        return np.log(self.fixed_large_variance)
+        return _log(self.fixed_large_variance)
+
+
+def _sqrt(table: Table) -> Table:
+    """The root; in float32 as torch rounds it, which is what the originals of such tables did."""
+    return np.sqrt(table) if table.dtype == np.float64 else torch.as_tensor(table).sqrt().numpy()
+
+
+def _log(table: Table) -> Table:
+    """The logarithm, rounded as in ``_sqrt``."""
+    return np.log(table) if table.dtype == np.float64 else torch.as_tensor(table).log().numpy()
 
 
 @lru_cache(maxsize=16)

@@ -65,7 +65,7 @@ class FrameMask:
         self._check(x)
         moving, joining, told = self._states(x, level, last)
         still = x if self.clean is None else torch.where(per_frame(moving), x, self.clean.to(x.device))
-        noised = q_sample(at_least_single(still), level, noise(x))
+        noised = q_sample(at_least_single(still), level, at_least_single(noise(x)))
         shown = torch.where(per_frame(~moving if self.replace else joining), noised, still)
         return shown, dataclasses.replace(level, noisy=told)
 

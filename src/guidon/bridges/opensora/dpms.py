@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +15,15 @@ from ...guidance import CfgChannels, Guidance, GuidedDenoiser
 from ...samplers import SampleNoise, sample_dpm_solver
 from .foreign import ForeignNetwork, Keywords, Model, bar
 
+LEAST_HALF_LOG_SNR = -5.1  # the originals begin here where a schedule, such as the cosine, is noisier
+
 
 class DPMS:
     """DPM-Solver++ 2M over a model that predicts noise, under classifier-free guidance.
 
     Args:
-        model: called as ``model(x, t, condition, **model_kwargs)`` with timesteps in fp32, both branches in one batch.
-            Where it predicts 2C channels, the first C are used.
+        model: called as ``model(x, t, condition, **model_kwargs)`` with timesteps in fp32, in [0, 1000) whatever T is,
+            both branches in one batch. Where it predicts 2C channels, the first C are used.
         condition: what the prompts give, one row a sample.
         uncondition: the same of the null caption; None guides nothing.
         cfg_scale: guidance scale; one number, or one per channel.
@@ -57,7 +60,7 @@ class DPMS:
         self.guided = guidance_type == "classifier-free"
         self.condition, self.uncondition = condition, uncondition
         self.guidance = Guidance.from_settings({"cfg_scale": cfg_scale, "cfg_channels": cfg_channels})
-        self.noise_schedule = NoiseSchedule.named(noise_schedule, diffusion_steps)
+        self.noise_schedule = _below_pure_noise(NoiseSchedule.named(noise_schedule, diffusion_steps))
 
     @torch.no_grad()
     def sample(
@@ -106,12 +109,19 @@ class DPMS:
         def by_position(x: Tensor, t: Tensor, **keywords: Any) -> Any:
             # the originals' models name their condition as they like
             condition = [keywords.pop("y")] if "y" in keywords else []
-            return self.model(x, t, *condition, **keywords)
+            return self.model(x, t * (1000 / len(self.noise_schedule)), *condition, **keywords)
 
         denoiser = GuidedDenoiser(ForeignNetwork(by_position, whole=False), guidance, first, uncond)
         noise = SampleNoise(0, range(rows))  # none is drawn
         with bar(progress) as on_step:
             return sample_dpm_solver(denoiser, self.noise_schedule, x, noise, steps=steps, on_step=on_step)
+
+
+def _below_pure_noise(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule without its noisiest steps, at which the solver's arithmetic would lose all digits."""
+    signal = schedule.alphas_cumprod
+    kept = 0.5 * np.log(signal / (1 - signal)) >= LEAST_HALF_LOG_SNR
+    return NoiseSchedule.from_betas(schedule.betas[kept])
 
 
 def _only(name: str, given: object, *valid: object) -> None:

@@ -363,7 +363,8 @@ class IDDPM:
             "mean": p.mean,
             "variance": p.variance.expand_as(x),
             "log_variance": p.log_variance.expand_as(x),
-            "pred_xstart": p.x_0,
+            # the strides of what a step returns decide the next draw
+            "pred_xstart": p.x_0.contiguous() if self.process.parameterization == "eps" else p.x_0,
         } | ({} if extra is None else {"extra": extra})
 
     def condition_mean(
@@ -393,7 +394,7 @@ class IDDPM:
         level = self.schedule.at(t, x)
         gradient = cond_fn(x, level.timesteps(x), **(model_kwargs or {}))
         eps = eps_from_x0(x, level, p_mean_var["pred_xstart"]) - (1 - level.alphas_cumprod).sqrt() * gradient
-        x_0 = x0_from_eps(x, level, eps)
+        x_0 = x0_from_eps(x, level, eps).contiguous()
         return {**p_mean_var, "pred_xstart": x_0, "mean": q_posterior(x_0, x, level)[0]}
 
     def p_sample(
@@ -431,7 +432,7 @@ class IDDPM:
         noise = self._noise(x)
         mean = out["mean"] if cond_fn is None else self.condition_mean(cond_fn, out, x, t, model_kwargs)
         sample = mean + per_sample((t != 0).float(), x) * torch.exp(0.5 * out["log_variance"]) * noise
-        sample = sample if frames is None else frames.end(before, sample, level)
+        sample = sample.contiguous() if frames is None else frames.end(before, sample, level)
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
     def ddim_sample(
