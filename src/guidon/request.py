@@ -445,6 +445,12 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     if request.exact is not None and request.exact not in preset.originals:
         valid = f"valid: {', '.join(preset.originals)}" if preset.originals else "leave it out"
         raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
+    frames, _, _ = clip_size(facts, request)
+    if request.exact is not None and 1 < frames < (least := find_replay(request.exact).least_frames):
+        raise InputError(
+            f"{setting('exact')} {request.exact!r} makes no videos of {frames} frames, whose timesteps are no numbers "
+            f"in the original: give 1 frame or at least {least}, or leave it out"
+        )
     if request.sampler is not None and request.sampler not in SAMPLERS[facts.path]:
         kind = "a rectified flow" if facts.path == "flow" else "a diffusion model"
         raise InputError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.broadcasting import per_sample
@@ -49,6 +50,8 @@ class FlowPath:
     """Whether ``for_clip`` makes the shift larger for clips of more pixels and frames, as Open-Sora 1.2 does."""
     whole: bool = False
     """Round timesteps to whole numbers, before the shift."""
+    dtype: torch.dtype | None = None
+    """What the shift is rounded to, and the shift less 1, as in Open-Sora's scripts; None for neither."""
 
     def __post_init__(self) -> None:
         if self.num_timesteps < 1:
@@ -73,14 +76,15 @@ class FlowPath:
         """Whether another schedule is the same flow, in however many steps."""
         return isinstance(other, FlowPath) and replace(other, steps=self.steps) == self
 
-    def for_clip(self, height: int, width: int, frames: int = 1) -> FlowPath:
+    def for_clip(self, height: int, width: int, frames: int = 1, dtype: torch.dtype | None = None) -> FlowPath:
         """The path for a clip's size in pixels and its frames; this path itself where the shift does not depend on it.
 
         Its shift is the path's times ``clip_shift``.
         """
         if not self.by_size:
             return self
-        return replace(self, shift=self.shift * clip_shift(height, width, frames), by_size=False)
+        shift = self.shift * clip_shift(height, width, frames, dtype)
+        return replace(self, shift=shift, by_size=False, dtype=dtype)
 
     @cached_property
     def levels(self) -> tuple[FlowLevel, ...]:
@@ -88,7 +92,7 @@ class FlowPath:
         total = self.num_timesteps
         times = [(1 - step / self.steps) * total for step in range(self.steps)]
         times = [float(round(t)) if self.whole else t for t in times]
-        return levels_at([shifted(t / total, self.shift) * total for t in times], total)
+        return levels_at([shifted(t / total, self.shift, self.dtype) * total for t in times], total)
 
     def at(self, timestep: Tensor, like: Tensor) -> FlowLevel:
         """A level for every sample of a batch.
@@ -126,19 +130,29 @@ def levels_at(timesteps: Sequence[float], num_timesteps: float = TIMESTEPS) -> t
     return tuple(reversed(found))
 
 
-def shifted(u: float, shift: float) -> float:
-    """A time in [0, 1] after a shift: r u / (1 + (r - 1) u) (Esser et al. 2403.03206, eq. 23)."""
+def shifted(u: float, shift: float, dtype: torch.dtype | None = None) -> float:
+    """A time in [0, 1] after a shift: r u / (1 + (r - 1) u) (Esser et al. 2403.03206, eq. 23).
+
+    ``dtype`` is what r - 1 is rounded to; None for none.
+    """
+    if dtype is not None:
+        return shift * u / (1 + float(torch.tensor(shift, dtype=dtype) - 1) * u)
     return shift * u / (shift * u + (1 - u))  # so that 0 stays 0, and 1 stays 1
 
 
-def clip_shift(height: int, width: int, frames: int = 1) -> float:
+def clip_shift(height: int, width: int, frames: int = 1, dtype: torch.dtype | None = None) -> float:
     """The shift that Open-Sora 1.2 gives to a clip: sqrt(pixels / 512^2) sqrt(latent frames).
 
     Latent frames are those of its autoencoder without the rest of a chunk: 5 for every 17 frames. A clip of 2 to 16
     frames has none by that count, and the original's timesteps are then 0 or NaN: here it has those that the
     autoencoder gives, one for every 4 frames or fewer.
+
+    ``dtype`` is what each step of the computation is rounded to, as in the original's scripts; None for none.
     """
     latents = frames // CHUNK * CHUNK_LATENTS or math.ceil(frames / 4)
+    if dtype is not None:
+        down, across, length = (torch.tensor(float(each), dtype=dtype) for each in (height, width, latents))
+        return float((down * across / REFERENCE_AREA).sqrt() * length.sqrt())
     return math.sqrt(height * width / REFERENCE_AREA) * math.sqrt(latents)
 
 

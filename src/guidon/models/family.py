@@ -40,6 +40,8 @@ class Exact:
     """The schedule's tables are in float32."""
     noise_in_dtype: bool = False
     """The initial noise is drawn in the network's dtype, and so is the noise of the first step."""
+    least_frames: int = 1
+    """Shorter videos cannot be replayed, because the original gives them timesteps that are no numbers. Images can."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Released:
 
     repository: str
     """Hub repository of the checkpoint."""
-    file: str
-    """The checkpoint file in the repository, or a folder in diffusers' layout."""
+    file: str | None
+    """The checkpoint file in the repository, or a folder in diffusers' layout; None if its authors never published
+    weights, so that the user must have some."""
     latent_shape: tuple[int, ...]
     """Shape of one sample at the preset's size: (C, T, H, W), or (C, H, W) for images."""
     config: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -67,14 +67,16 @@ def _check_parts(preset: Preset[Released], sources: Sources) -> None:
         parts.append(("text_encoder", sources.text_encoder, find_t5, T5, None))
     wrong, missing = list[str](), list[str]()
     for name, given, find, repository, file in parts:
-        if given is None:
+        if given is None and name == "checkpoint" and file is None:
+            wrong.append(f"weights of {preset.name} were never published: train some, and give {setting(name)}")
+        elif given is None:
             if not sources.download and not is_cached(repository, file, name):
                 missing.append(f"{_of(repository, file)} as {setting(name)}")
-            continue
-        try:
-            find(given)
-        except InputError as error:
-            wrong.append(error.spelled(setting))
+        else:
+            try:
+                find(given)
+            except InputError as error:
+                wrong.append(error.spelled(setting))
     if missing:
         ask = "its path" if len(missing) == 1 else "their paths"
         wrong.append(

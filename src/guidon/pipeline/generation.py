@@ -270,7 +270,7 @@ class Generation:
         request, schedule = self.request, self.model.schedule
         if isinstance(schedule, FlowPath):  # its levels may depend on the size and length of the clip
             frames, height, width = clip_size(self.model.facts, request, network.latent_shape)
-            schedule = schedule.for_clip(height, width, frames)
+            schedule = schedule.for_clip(height, width, frames, network.dtype if request.exact else None)
         # dpm-solver chooses its levels between those of the full schedule
         return schedule if request.sampler == "dpm-solver" else schedule.respaced(request.steps)
 

@@ -23,8 +23,18 @@ REPLAYS = {
 }
 
 
-def _open_sora(frames: int, side: int, file: str) -> Preset[Released]:
-    """The preset of one size of Open-Sora 1.0, from its inference configuration."""
+def _open_sora(
+    frames: int, side: int, file: str | None, *, interval: int = 3, time_scale: float | None = None
+) -> Preset[Released]:
+    """The preset of one size of Open-Sora 1.0, from its inference configuration.
+
+    Args:
+        frames, side: the size of its videos.
+        file: the released weights.
+        interval: every such frame of videos of 24 per second was shown in training.
+        time_scale: see ``STDiTConfig``; None if the checkpoint says it.
+    """
+    config = {"space_scale": side / 512} | ({} if time_scale is None else {"time_scale": time_scale})
     return Preset(
         name=f"open-sora-1.0-{frames}x{side}x{side}",
         family=NAME,
@@ -33,7 +43,7 @@ def _open_sora(frames: int, side: int, file: str) -> Preset[Released]:
             repository="hpcai-tech/Open-Sora",
             file=file,
             latent_shape=(4, frames, side // 8, side // 8),
-            config={"space_scale": side / 512},
+            config=config,
         ),
         sampler="ddpm",
         steps=100,
@@ -41,6 +51,7 @@ def _open_sora(frames: int, side: int, file: str) -> Preset[Released]:
         cfg_channels="3",
         source=f"github.com/hpcaitech/Open-Sora, v1.0, configs/opensora/inference/{frames}x{side}x{side}.py",
         bench="video",
+        fps=24 // interval,
         seed=42,
         sizes=("size", "frames"),
         originals=tuple(REPLAYS),
@@ -55,6 +66,7 @@ class STDiTFamily(Family):
     presets = (
         _open_sora(16, 256, "OpenSora-v1-HQ-16x256x256.pth"),
         _open_sora(16, 512, "OpenSora-v1-HQ-16x512x512.pth"),
+        _open_sora(64, 512, None, interval=2, time_scale=2 / 3),
     )
     replays = REPLAYS
 

@@ -23,7 +23,7 @@ CLIP = 51, 240, 426  # of the inference configuration: frames, height, width
 CHUNK, CHUNK_LATENTS, COMPRESSION = 17, 5, 4  # of its autoencoder: frames of a part, latents of it, frames of a latent
 AESTHETIC = "aesthetic score:"
 SUFFIX = f" {AESTHETIC} 6.5."  # captions of the training data end in a score, so prompts do, too
-REPLAYS = {"open-sora-1.2": Exact("Open-Sora v1.2, opensora/schedulers/rf", noise_in_dtype=True)}
+REPLAYS = {"open-sora-1.2": Exact("Open-Sora v1.2, opensora/schedulers/rf", noise_in_dtype=True, least_frames=CHUNK)}
 
 
 def latent_frames(frames: int) -> int:
