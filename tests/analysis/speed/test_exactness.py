@@ -13,11 +13,18 @@ X = torch.linspace(-2, 2, 100).view(4, 25)
 def test_rounding_is_exact_and_a_planted_error_is_lossy():
     assert compare_results(X + 5e-6, X).exact
     planted = X.clone()
-    planted[1, 3] += 2e-5
+    planted[1, 3] += 3e-5
     found = compare_results(planted, X)
     assert not found.exact
-    assert found.largest == pytest.approx(2e-5, rel=0.1)
+    assert found.largest == pytest.approx(3e-5, rel=0.1)
     assert "lossy" in str(found)
+
+
+def test_rounding_grows_with_the_values_but_never_falls_below_that_of_one():
+    assert compare_results(100 * X + 1e-3, 100 * X).exact
+    assert not compare_results(100 * X + 3e-3, 100 * X).exact
+    assert compare_results(X / 1000 + 5e-6, X / 1000).exact
+    assert not compare_results(X / 1000 + 2e-5, X / 1000).exact
 
 
 def test_what_is_not_a_number_is_not_exact():

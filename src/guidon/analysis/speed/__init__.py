@@ -5,7 +5,7 @@
 says where it was measured. ``subject`` and ``sections`` apply it to a model: ``guidon bench``.
 """
 
-from .comparison import Comparison, Row, compare_speed
+from .comparison import Comparison, Row, compare_speed, write_measurements
 from .counters import Counts, count
 from .exactness import TOLERANCE, Exactness, compare_results
 from .machine import describe_machine
@@ -14,5 +14,5 @@ from .rounds import Arm, Times, take_rounds
 
 __all__ = [
     "TOLERANCE", "Arm", "Comparison", "Counts", "Exactness", "Row", "Times", "compare_results", "compare_speed",
-    "count", "describe_machine", "paired_ratio", "take_rounds",
+    "count", "describe_machine", "paired_ratio", "take_rounds", "write_measurements",
 ]  # fmt: skip

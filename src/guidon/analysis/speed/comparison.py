@@ -6,16 +6,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ...core.atomic import write_json
 from ...core.errors import InputError
 from ...core.progress import OnStep
 from ...metrics.statistics import Interval
 from .counters import Counts, count
 from .exactness import Exactness, compare_results
+from .machine import describe_machine
 from .ratios import noise_of, paired_ratio
 from .rounds import SECONDS, TWIN, Arm, Times, take_rounds
 
@@ -67,6 +70,11 @@ class Comparison:
     def row(self, name: str) -> Row:
         """The arm of that name."""
         return next(row for row in self.rows if row.name == name)
+
+    def ratio(self, base: str, arm: str) -> Interval:
+        """How many times faster one arm is than another, in the rounds of this run."""
+        times = (self.row(name).times for name in (base, arm))
+        return paired_ratio(*(each.cpu if self.clock == "cpu" else each.wall for each in times))
 
     def table(self) -> str:
         """The rows as a Markdown table, and below it the noise of the run."""
@@ -156,6 +164,11 @@ def compare_speed(
         for arm in arms
     )
     return Comparison(title, rows, clock, ratio(TWIN), taken.done, taken.stopped)
+
+
+def write_measurements(path: Path, found: Sequence[Comparison], device: torch.device | str = "cpu") -> None:
+    """Write comparisons, and where they were measured, as JSON."""
+    write_json(path, {"machine": describe_machine(device), "tables": [each.as_json() for each in found]})
 
 
 def _result(arm: Arm) -> Tensor | None:

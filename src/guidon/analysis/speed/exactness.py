@@ -10,7 +10,8 @@ from torch import Tensor
 from ...core.errors import InputError
 
 TOLERANCE = 1e-5
-"""The largest difference of one step that counts as rounding, in fp32, of values of about 1."""
+"""The largest difference of one step that counts as rounding in fp32, as a share of the base's largest value, or of 1
+where that is smaller."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Exactness:
     """The root mean square of the difference."""
     of: float
     """The root mean square of the base's result."""
+    top: float
+    """The largest absolute value of the base's result."""
 
     @property
     def exact(self) -> bool:
         """Whether the results differ by rounding alone."""
-        return self.largest <= TOLERANCE  # False for NaN
+        return self.largest <= TOLERANCE * max(1.0, self.top)  # False for NaN
 
     def __str__(self) -> str:
         if self.exact:
@@ -46,4 +49,5 @@ def compare_results(found: Tensor, base: Tensor) -> Exactness:
     reference = base.detach().double().cpu()
     error = (found.detach().double().cpu() - reference).abs()
     largest = float(error.max()) if not bool(error.isnan().any()) else math.nan
-    return Exactness(largest, float(error.square().mean().sqrt()), float(reference.square().mean().sqrt()))
+    rms, of = (float(each.square().mean().sqrt()) for each in (error, reference))
+    return Exactness(largest, rms, of, float(reference.abs().max()))
