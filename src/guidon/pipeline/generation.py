@@ -206,6 +206,44 @@ class Generation:
         on_step: OnStep | None,
     ) -> tuple[Tensor, int]:
         """Sample one batch: latents (B, C, ...), and the number of steps at which guidance acted."""
+        request = self.request
+        # the noise levels and the noise to start from; an exact replay has its own precisions
+        shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
+        schedule = self.schedule(network)
+        exact = find_replay(request.exact) if request.exact else None
+        # noise is also drawn where it is given: later draws stay the same
+        if exact and exact.noise_in_dtype and isinstance(noise, LegacyNoise):
+            x = noise.initial(shape, self.device, len(numbers), network.dtype)
+        else:
+            x = noise.initial(shape, self.device, len(numbers))
+        x = x if start is None else start.to(self.device, x.dtype)
+        if exact and exact.single_precision and isinstance(schedule, NoiseSchedule):
+            schedule = schedule.single_precision()
+
+        # from noise to latents
+        denoiser = self.denoiser(network, weak, numbers, sequential)
+        samplers: dict[str | None, Callable[..., Tensor]] = {
+            "ddpm": sample_ddpm,
+            "ddim": partial(sample_ddim, eta=request.eta),
+            "dpm-solver": partial(sample_dpm_solver, steps=request.steps),
+            "euler": sample_euler,
+            "heun": sample_heun,
+        }
+        options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
+        if kept is not None:
+            reads = getattr(network, "reads_frame_mask", False)
+            made, clean = (torch.stack(each).to(self.device) for each in zip(*kept, strict=True))
+            options["frames"] = FrameMask(made, clean, replace=not reads)
+        try:
+            latents = samplers[request.sampler](denoiser, schedule, x, noise, **options)
+        except Interrupted as stop:
+            latents = stop.latents
+        return latents, denoiser.memory.guided
+
+    def denoiser(
+        self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool
+    ) -> GuidedDenoiser[Any]:
+        """The network under the request's guidance, for a batch of clips with prompts of these numbers."""
         request, prompts, trace = self.request, self.prompts, self.trace
         # the conditions of the branches; the null caption is read under the prompts' mask, as in the originals
         features, mask = prompts.rows(numbers, self.device)
@@ -227,45 +265,13 @@ class Generation:
                 guidance, random_rotation(self.model.facts.channels, request.rotation).to(self.device)
             )
             observe = guidance.observer(trace) if trace is not None else None
-
-        # the noise levels and the noise to start from; an exact replay has its own precisions
-        shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
-        schedule = self._schedule(network)
-        exact = find_replay(request.exact) if request.exact else None
-        # noise is also drawn where it is given: later draws stay the same
-        if exact and exact.noise_in_dtype and isinstance(noise, LegacyNoise):
-            x = noise.initial(shape, self.device, len(numbers), network.dtype)
-        else:
-            x = noise.initial(shape, self.device, len(numbers))
-        x = x if start is None else start.to(self.device, x.dtype)
-        if exact and exact.single_precision and isinstance(schedule, NoiseSchedule):
-            schedule = schedule.single_precision()
-
-        # from noise to latents
-        denoiser = GuidedDenoiser(
+        return GuidedDenoiser(
             self._called(network), guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
             batched=not sequential, observe=observe, parameterization=self.model.process.parameterization,
             steps=request.steps,
         )  # fmt: skip
-        samplers: dict[str | None, Callable[..., Tensor]] = {
-            "ddpm": sample_ddpm,
-            "ddim": partial(sample_ddim, eta=request.eta),
-            "dpm-solver": partial(sample_dpm_solver, steps=request.steps),
-            "euler": sample_euler,
-            "heun": sample_heun,
-        }
-        options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
-        if kept is not None:
-            reads = getattr(network, "reads_frame_mask", False)
-            made, clean = (torch.stack(each).to(self.device) for each in zip(*kept, strict=True))
-            options["frames"] = FrameMask(made, clean, replace=not reads)
-        try:
-            latents = samplers[request.sampler](denoiser, schedule, x, noise, **options)
-        except Interrupted as stop:
-            latents = stop.latents
-        return latents, denoiser.memory.guided
 
-    def _schedule(self, network: Network[Any]) -> NoiseSchedule | FlowPath:
+    def schedule(self, network: Network[Any]) -> NoiseSchedule | FlowPath:
         """The noise levels of the run."""
         request, schedule = self.request, self.model.schedule
         if isinstance(schedule, FlowPath):  # its levels may depend on the size and length of the clip
