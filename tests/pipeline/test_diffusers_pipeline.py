@@ -1,6 +1,7 @@
 """Clips of a diffusers pipeline through its own call: the pipeline's own frames, paired noise, whole manifests."""
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
@@ -288,9 +289,10 @@ def test_classes_are_prompts():
 
 
 @pytest.mark.parametrize(("part", "name"), [("vae", "AutoencoderKLWan"), ("text_encoder", "UMT5EncoderModel")])
-def test_weights_that_would_be_drawn_at_random_are_refused(wan, tmp_path, caplog, part, name):
-    for library in ("diffusers", "transformers"):  # a user may have silenced what tells of them
-        caplog.set_level(logging.ERROR, logger=library)
+def test_weights_that_would_be_drawn_at_random_are_refused(wan, tmp_path, request, part, name):
+    for logger in map(logging.getLogger, ("diffusers", "transformers")):
+        request.addfinalizer(functools.partial(logger.setLevel, logger.level))
+        logger.setLevel(logging.ERROR)  # a user may have silenced what tells of them
     folder = shutil.copytree(wan, tmp_path / "copy")
     [weights] = (folder / part).glob("*.safetensors")
     tensors = load_file(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -81,6 +82,12 @@ def _help_without_command(context: typer.Context) -> None:
         print(context.get_help())
 
 
+@functools.cache
+def command_line() -> Any:
+    """All commands with their options, which typer reads from the signatures."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
@@ -95,7 +102,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         _require_working_folder()
         with _warnings_in_one_line():
-            ended = app(arguments, prog_name="guidon", standalone_mode=False, terminal_width=width)
+            ended = command_line()(arguments, prog_name="guidon", standalone_mode=False, terminal_width=width)
         sys.stdout.flush()  # what cannot be printed is an error of the command
         code = ended
         if code == STOPPED:  # typer was stopped while it read the arguments
@@ -116,7 +123,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         else:
             from .crash import what_failed  # not above: it imports much that every command would wait for
 
-            say(what_failed(error, sys.argv[1:] if arguments is None else arguments, typer.main.get_command(app)))
+            say(what_failed(error, sys.argv[1:] if arguments is None else arguments, command_line()))
             code = DEFECT
     sys.exit(code or 0)
 

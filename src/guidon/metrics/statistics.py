@@ -7,6 +7,7 @@ out, and the number of such pairs is reported. Undefined values are never filled
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -240,6 +241,7 @@ def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
+@functools.cache
 def smallest_effect(pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest d_z that a paired two-sided test of ``pairs`` pairs detects with the given power.
 
