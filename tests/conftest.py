@@ -116,3 +116,9 @@ def tiny_model(tmp_path_factory):
     from tiny_model import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_flow(tmp_path_factory):
+    """The same of a rectified flow."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-flow"), flows=True)

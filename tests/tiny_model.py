@@ -12,25 +12,28 @@ from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
 
-def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: bool = False) -> Path:
     """Write the weights of a model whose output depends on its caption.
 
     Args:
         folder: where to.
         blots: the decoder draws large blots, and not noise, whose outlines take half a second a clip to measure.
         seed: of the weights.
+        flows: a rectified flow in place of a diffusion.
     """
     torch.manual_seed(seed)
     text_config = CaptionEncoderConfig(world.vocabulary(), features=16, layers=1, heads=2)
     config = STDiTConfig(
-        (16, 8, 8), patch_size=(4, 4, 4), hidden_size=32, depth=2, num_heads=2, caption_channels=16, model_max_length=20
-    )
+        (16, 8, 8), patch_size=(4, 4, 4), hidden_size=32, depth=2, num_heads=2, caption_channels=16,
+        model_max_length=20, learn_sigma=not flows,
+    )  # fmt: skip
     vae_config = FrameVAEConfig(block_out_channels=(8, 8, 8), norm_num_groups=4, scaling_factor=1.0)
     denoiser = STDiT(config)
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     record = {"steps": 0}
-    diffusion = {"noise_schedule": "linear", "diffusion_steps": 1000, "prediction": "eps"}
+    schedule, prediction = ("flow", "flow") if flows else ("linear", "eps")
+    diffusion = {"noise_schedule": schedule, "diffusion_steps": 1000, "prediction": prediction}
     save_component(
         folder / "denoiser.safetensors",
         "denoiser",

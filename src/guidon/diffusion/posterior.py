@@ -121,12 +121,12 @@ def p_mean_variance(
 def predicted_x0(
     output: Tensor,
     x_t: Tensor,
-    level: DiscreteLevel,
+    level: NoiseLevel,
     process: Process,
     denoised_fn: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The clean sample that a network's first C channels stand for. ``denoised_fn`` changes it before it is clamped."""
-    if process.parameterization == "eps":
+    if process.parameterization == "eps" and isinstance(level, DiscreteLevel):
         x_0 = x0_from_eps(x_t, level, output)
     else:
         x_0 = convert(output, x_t, level, process.parameterization, "x0")

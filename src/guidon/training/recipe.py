@@ -250,12 +250,14 @@ class DenoiserRecipe(Run):
     """Share of captions that are wrong about one attribute, as captions from the web often are. A model that learns
     these captions exactly is wrong equally often when it samples without guidance."""
     noise_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
-    """The noise schedule of the diffusion process."""
-    prediction: Literal["eps", "v", "x0"] = "eps"
-    """What the network predicts."""
+    """The noise schedule of the diffusion process. A rectified flow has none."""
+    prediction: Literal["eps", "v", "x0", "flow"] = "eps"
+    """What the network predicts. "flow" is the velocity eps - x_0 of rectified flow (Liu et al. 2209.03003): the path
+    from data to noise is then a straight line in place of a diffusion, and no variance is learned."""
     timesteps: tuple[float, PositiveFloat] | None = None
     """(mean, std) of the logit-normal distribution (Esser et al. 2403.03206, eq. 19) from which t / 1000 is drawn. For
-    an expert, (t - first) / (end - first) is drawn from it. If it is not given, timesteps are uniform."""
+    an expert, (t - first) / (end - first) is drawn from it. If it is not given, timesteps are uniform. Those of a
+    rectified flow lie between whole numbers, too."""
     terms: Terms = Terms()
     """The terms of the loss."""
     shape_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
@@ -272,6 +274,11 @@ class DenoiserRecipe(Run):
     def result(self) -> Path:
         """The exported model folder."""
         return self.out / "model"
+
+    @property
+    def flows(self) -> bool:
+        """Whether it trains a rectified flow, not a diffusion."""
+        return self.prediction == "flow"
 
     @property
     def timestep_range(self) -> tuple[int, int]:
@@ -300,6 +307,21 @@ class DenoiserRecipe(Run):
                 _must_divide(len(SHAPES), getattr(self, name), f"families of shapes must divide {name}")
         elif self.shape_swap:
             raise InputError("shape_swap takes a clip of the same family: give terms: shape_contrast too")
+        return self
+
+    @model_validator(mode="after")
+    def _flows_without_a_diffusion(self) -> DenoiserRecipe:
+        if not self.flows:
+            return self
+        for given, name, why in (
+            ("noise_schedule" in self.model_fields_set, "noise_schedule", "it has none"),
+            ("bound" in self.terms.model_fields_set, "terms: bound", "it learns no variance"),
+            (self.shape_swap > 0, "shape_swap", "it begins at a timestep of a diffusion"),
+        ):
+            if given:
+                raise InputError(
+                    f"prediction: flow is a rectified flow, and {name} is not for one, since {why}: leave it out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAME = "Guidon"
 DENOISER, LOW_NOISE, TEXT, VAE = (f"{name}.safetensors" for name in ("denoiser", "denoiser-low", "text", "vae"))
 DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # keys of a denoiser's config besides its shape
+FLOW = "flow"  # the noise schedule in the config of a rectified flow, which has none
 BOUNDARY = "boundary"  # key in the config of a denoiser for low noise: the first timestep that it does not cover
 SMALL = Preset(
     name="guidon-small",
@@ -76,7 +77,13 @@ class SmallFamily(Family):
         if not any((folder / name).is_file() for name in (DENOISER, TEXT, VAE)):
             return None
         own = {"name": str(folder), "summary": "a model folder", "weights": folder, "source": str(folder)}
-        return replace(SMALL, **own, measured="")
+        preset = replace(SMALL, **own, measured="")
+        if (folder / DENOISER).is_file():
+            from .facts import path_of
+
+            if path_of(folder / DENOISER) == "flow":
+                return replace(preset, sampler="euler", steps=30)
+        return preset
 
 
 FAMILY = SmallFamily()

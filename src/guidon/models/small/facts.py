@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from ... import world
 from ...checkpoints.config import configured, read_config
 from ...core.errors import InputError, setting
 from ...core.settings import Settings, validated
+from ...samplers import PathName
 from ..family import Facts, Preset, as_they_are
 from ..sources import Sources
 from ..stdit.config import STDiTConfig
 from ..vae.config import FrameVAEConfig
-from . import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE
+from . import BOUNDARY, DENOISER, DIFFUSION, FLOW, LOW_NOISE, TEXT, VAE
 from .words import Words
 
 
@@ -27,6 +28,19 @@ class Diffusion(Settings):
     diffusion_steps: PositiveInt
     prediction: Literal["eps", "x0", "v", "flow"]
 
+    @property
+    def path(self) -> PathName:
+        """The path from data to noise."""
+        return "flow" if self.noise_schedule == FLOW else "diffusion"
+
+    @model_validator(mode="after")
+    def _flows_along_a_flow(self) -> Diffusion:
+        if self.path == "flow" and self.prediction != "flow":
+            raise InputError(
+                f"its noise_schedule is flow, its prediction {self.prediction}: a rectified flow predicts flow"
+            )
+        return self
+
 
 def read_facts(preset: Preset[Path], sources: Sources) -> Facts:
     """See ``Family.facts``."""
@@ -35,6 +49,15 @@ def read_facts(preset: Preset[Path], sources: Sources) -> Facts:
     refuse_incomplete(folder)
     configs = (read_config(folder / f"{kind}.safetensors", kind) for kind in ("denoiser", "text", "vae"))
     return facts_of(preset, *configs)
+
+
+def path_of(denoiser: Path) -> PathName:
+    """The path from data to noise that a model folder's denoiser was trained on.
+
+    Raises:
+        InputError: the file's header is damaged.
+    """
+    return "flow" if read_config(denoiser, "denoiser").get("noise_schedule") == FLOW else "diffusion"
 
 
 def read_words(preset: Preset[Path]) -> Words | None:
@@ -56,7 +79,7 @@ def facts_of(
         InputError: a configuration is not valid.
     """
     path = preset.weights / DENOISER
-    timesteps = read_diffusion(path, denoiser).diffusion_steps
+    diffusion = read_diffusion(path, denoiser)
     shape = configured(path, STDiTConfig, {name: denoiser[name] for name in denoiser if name not in DIFFUSION})
     if not all((shape.in_channels, *shape.input_size, *shape.patch_size)):
         raise InputError(f"{path}: its configuration has a size of 0: train or export it again")
@@ -67,7 +90,8 @@ def facts_of(
         latent_shape=(shape.in_channels, *shape.input_size),
         patch=shape.patch_size,
         downsampling=downsampling,
-        timesteps=timesteps,
+        timesteps=diffusion.diffusion_steps,
+        path=diffusion.path,
         # the bench "world" measures clips of one size only
         bench=preset.bench if pixels == (world.SIZE, world.SIZE) else "video",
         read_prompts=as_they_are if words is None else words.read_prompts,

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...checkpoints import Component, TensorFile, is_component, load_component, open_component
 from ...core.errors import InputError
-from ...diffusion import NoiseSchedule, Process
+from ...diffusion import FlowPath, NoiseSchedule, Process
 from ..family import Checkpoint, Description, Preset, Reader
 from ..model import Model
 from ..network import Network
@@ -87,7 +87,8 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     files = read_folder(preset.weights)
     facts = facts_of(preset, files.denoiser.config, files.text.config, files.vae.config)
     keep = sources.offload != "stages"
-    trained = files.denoiser.config
+    trained = read_diffusion(files.denoiser.path, files.denoiser.config)
+    steps = trained.diffusion_steps
 
     def network(dtype: torch.dtype) -> Network[Any]:
         high = files.denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
@@ -103,8 +104,8 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
         text=Stage(lambda: files.text.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval(), keep),
         network=stage,
         vae=Stage(lambda: files.vae.build(FrameVAE, FrameVAEConfig).to(device).eval(), keep),
-        schedule=NoiseSchedule.named(trained["noise_schedule"], trained["diffusion_steps"]),
-        process=Process.trained(trained["prediction"]),
+        schedule=FlowPath(steps) if trained.path == "flow" else NoiseSchedule.named(trained.noise_schedule, steps),
+        process=Process.trained(trained.prediction),
         facts=facts,
         hashes=files.hashes,
     )

@@ -9,21 +9,29 @@ from ...core.broadcasting import per_sample
 
 
 def draw_timesteps(
-    generator: torch.Generator, count: int, first: int, end: int, normal: tuple[float, float] | None
+    generator: torch.Generator,
+    count: int,
+    first: int,
+    end: int,
+    normal: tuple[float, float] | None,
+    *,
+    whole: bool = True,
 ) -> Tensor:
-    """Timesteps from ``first`` to ``end`` - 1, stratified: together they cover the distribution evenly. Long (count,).
+    """Timesteps from ``first`` to ``end``, stratified: together they cover the distribution evenly. (count,).
 
     Args:
         generator: where the randomness comes from.
         count: how many.
         first, end: the range.
+        whole: long timesteps, up to ``end`` - 1, as the steps of a diffusion are. Else any numbers below ``end``.
         normal: None for a uniform distribution; (mean, std) for a logit-normal one (Esser et al. 2403.03206, eq. 19).
     """
     u = (torch.rand(1, generator=generator) + torch.arange(count) / count) % 1
     if normal is not None:
         mean, std = normal
         u = torch.sigmoid(mean + std * torch.special.ndtri(u.double())).float()
-    return (first + u * (end - first)).long().clamp(max=end - 1)
+    t = first + u * (end - first)
+    return t.long().clamp(max=end - 1) if whole else t
 
 
 def swap_shapes(

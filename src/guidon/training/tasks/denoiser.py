@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ... import world
 from ...checkpoints import Component, load_component, load_weights, save_component
 from ...core.broadcasting import per_sample
-from ...diffusion import NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample
-from ...models.small import BOUNDARY, DENOISER, LOW_NOISE, TEXT, VAE
+from ...diffusion import DiscreteLevel, FlowPath, NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample
+from ...models.small import BOUNDARY, DENOISER, FLOW, LOW_NOISE, TEXT, VAE
 from ...models.stdit.network import STDiT, STDiTConfig
 from ...models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
@@ -48,7 +48,7 @@ class NoisyBatch:
     noise: Tensor
     """(B, C, T, h, w)"""
     t: Tensor
-    """Timesteps, long (B,)."""
+    """Timesteps (B,), whole ones of a diffusion."""
     dropped: Tensor
     """Which captions are replaced by the null caption, bool (B,)."""
     shown: Tensor
@@ -74,7 +74,7 @@ class DenoiserTask:
     clips: LatentClips
     held_out: tuple[Tensor, list[str]]
     """Latents and captions of clips that training does not see."""
-    schedule: NoiseSchedule
+    schedule: NoiseSchedule | FlowPath
     process: Process
 
     @classmethod
@@ -109,7 +109,8 @@ class DenoiserTask:
             areas=recipe.terms.need("areas"),
         )
         held_out = encode_held_out(vae)
-        schedule = NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS)
+        diffusion = None if recipe.flows else NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS)
+        schedule = FlowPath(DIFFUSION_STEPS) if diffusion is None else diffusion
         process = Process.trained(recipe.prediction)
         return cls(recipe, device, vae_file, config, text_config, start, module, clips, held_out, schedule, process)
 
@@ -127,7 +128,9 @@ class DenoiserTask:
         x_0, each = clips.latents, self.clips.family_size
         draws = len(x_0) // each
         noise = torch.randn((draws, *x_0.shape[1:]), generator=generator)
-        t = draw_timesteps(generator, draws, *self.recipe.timestep_range, self.recipe.timesteps)
+        t = draw_timesteps(
+            generator, draws, *self.recipe.timestep_range, self.recipe.timesteps, whole=not self.recipe.flows
+        )
         dropped = torch.rand(draws, generator=generator) < self.recipe.caption_dropout
         noise, t, dropped = (value.repeat_interleave(each, 0) for value in (noise, t, dropped))
         shown, swapped = x_0, torch.zeros(len(x_0), dtype=torch.bool)
@@ -144,7 +147,8 @@ class DenoiserTask:
         noise = move(batch.noise)
         x_t = q_sample(move(batch.shown), level, noise)
         # In a swapped sample the target is still x_0: the noise is redefined as the one that turns x_0 into x_t.
-        noise = torch.where(per_sample(swapped, x_0), eps_from_x0(x_t, level, x_0), noise)
+        if isinstance(level, DiscreteLevel):  # a rectified flow has no swapped samples
+            noise = torch.where(per_sample(swapped, x_0), eps_from_x0(x_t, level, x_0), noise)
         features, mask = self.module.text(move(self.module.text.tokenize(batch.clips.captions)))
         dropped = move(batch.dropped)
         features = torch.where(per_sample(dropped, features), self.module.denoiser.y_embedder.y_embedding, features)
@@ -207,7 +211,7 @@ class DenoiserTask:
 def diffusion_of(recipe: DenoiserRecipe) -> dict[str, str | int]:
     """The settings of the diffusion process that are written into a denoiser's file."""
     return {
-        "noise_schedule": recipe.noise_schedule,
+        "noise_schedule": FLOW if recipe.flows else recipe.noise_schedule,
         "diffusion_steps": DIFFUSION_STEPS,
         "prediction": recipe.prediction,
     }
@@ -221,6 +225,7 @@ def network_config(recipe: DenoiserRecipe, vae: FrameVAEConfig) -> STDiTConfig:
         in_channels=vae.latent_channels,
         caption_channels=recipe.text.features,
         model_max_length=recipe.text.max_length,
+        learn_sigma=not recipe.flows,
         **recipe.model.model_dump(),
     )
 
@@ -235,7 +240,9 @@ def build_module(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        module = Trained(STDiT(config), CaptionEncoder(text_config), recipe.terms.build())
+        module = Trained(
+            STDiT(config), CaptionEncoder(text_config), recipe.terms.build(has_variance=config.learn_sigma)
+        )
     if start is not None:
         network = start.network
         if config.refiner_channels and not network.config.get("refiner_channels"):
@@ -281,7 +288,7 @@ def validation_errors(
     shown: Tensor,
     x_0: Tensor,
     timesteps: Sequence[int],
-    schedule: NoiseSchedule,
+    schedule: NoiseSchedule | FlowPath,
     process: Process,
     features: Tensor,
     mask: Tensor,

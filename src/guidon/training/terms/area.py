@@ -20,5 +20,5 @@ class Area(Term):
         assert step.area_gradients is not None  # the settings say that the term needs them
         values = (step.error * step.area_gradients).sum((1, 3, 4)).var(1, correction=0)
         known = values.detach()
-        weights = step.counts * step.visible * self.loss_level.weights(known, step.t, step.level.steps)
+        weights = step.counts * step.visible * self.loss_level.weights(known, step.t, step.timesteps)
         return Loss(values, weights, by_noise={"area_cv": lambda samples: known[samples].mean().sqrt()})

@@ -28,7 +28,7 @@ class LossLevel(nn.Module):
     @torch.no_grad()
     def weights(self, loss: Tensor, t: Tensor, steps: int) -> Tensor:
         """Update the means with losses (B,) at timesteps t (B,) of ``steps``. Returns each sample's weight, (B,)."""
-        band = t * len(self.level) // steps
+        band = (t * len(self.level) // steps).long().clamp(max=len(self.level) - 1)
         count = torch.bincount(band, minlength=len(self.level))
         mean = torch.bincount(band, loss, minlength=len(self.level)) / count.clamp_min(1)
         for running, now in ((self.level, mean), (self.seen, torch.ones_like(self.seen))):

@@ -45,7 +45,7 @@ class MSE(Term):
     def weights(self, step: TrainingStep, mse: Tensor) -> Tensor:
         """Weight of each sample's error (B,) by its noise level."""
         if self.loss_level is not None:
-            return self.loss_level.weights(mse, step.t, step.level.steps)
+            return self.loss_level.weights(mse, step.t, step.timesteps)
         if self.weighting == "min-snr":  # min(SNR, gamma) on the error of x_0
             return step.snr.clamp(max=MIN_SNR) / step.per_x0
         return torch.ones_like(mse)

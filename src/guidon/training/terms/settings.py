@@ -32,7 +32,7 @@ class TermSettings(Settings, ABC):
 
 
 class MSESettings(TermSettings):
-    """The squared error of the network's own prediction (eps, v or x_0)."""
+    """The squared error of the network's own prediction (eps, v, x_0 or flow)."""
 
     weighting: Weighting = "uniform"
     """Weight of each noise level. "min-snr" is Hang et al. 2303.09556. "balanced" divides the error by its running mean
@@ -104,7 +104,7 @@ class Terms(Settings):
     mse: MSESettings = MSESettings()
     """The squared error of the prediction."""
     bound: BoundSettings = BoundSettings()
-    """The variational bound, for the learned variance."""
+    """The variational bound, for the learned variance. A network that predicts flow has none, and no such term."""
     area: AreaSettings | None = None
     """How much the decoded object's area varies from frame to frame."""
     shape_contrast: ShapeContrastSettings | None = None
@@ -120,6 +120,7 @@ class Terms(Settings):
         """Whether a chosen term needs area gradients, or families of clips."""
         return any(what in settings.needs for settings in self.chosen.values())
 
-    def build(self) -> dict[str, Term]:
-        """The terms by name."""
-        return {name: settings.build() for name, settings in self.chosen.items()}
+    def build(self, *, has_variance: bool = True) -> dict[str, Term]:
+        """The terms by name. Without a learned variance there is no ``bound``."""
+        chosen = {name: settings for name, settings in self.chosen.items() if name != "bound" or has_variance}
+        return {name: settings.build() for name, settings in chosen.items()}

@@ -10,9 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ...diffusion import DiscreteLevel, Process, predicted_x0
+from ...diffusion import DiscreteLevel, FlowLevel, Process, predicted_x0
 
-SHOWN_FROM = 0.1  # the alphas_cumprod above which x_t shows the object's position
+SHOWN_FROM = 0.1  # the share of signal above which x_t shows the object's position
+CLEANEST = 0.01  # the sigma of a rectified flow below which weights by the noise level stay as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,8 @@ class TrainingStep:
     """A batch and the network's prediction for it: the input of a loss term. B samples, C latent channels."""
 
     prediction: Tensor
-    """(B, 2C, T, H, W): the prediction in C channels, then the learned variance in C channels."""
+    """(B, 2C, T, H, W): the prediction in C channels, then the learned variance in C channels. Along a rectified flow
+    there is no variance: (B, C, T, H, W)."""
     x_0: Tensor
     """The clean latents (B, C, T, H, W)."""
     x_t: Tensor
@@ -28,8 +30,8 @@ class TrainingStep:
     noise: Tensor
     """The noise that turns x_0 into x_t, (B, C, T, H, W)."""
     t: Tensor
-    """Timesteps, long (B,)."""
-    level: DiscreteLevel
+    """Timesteps (B,), whole ones of a diffusion."""
+    level: DiscreteLevel | FlowLevel
     """The noise level of every sample."""
     process: Process
     """The parameterisation of the prediction."""
@@ -55,20 +57,34 @@ class TrainingStep:
         return predicted_x0(self.output, self.x_t, self.level, self.process) - self.x_0
 
     @property
+    def timesteps(self) -> int:
+        """How many timesteps there are, from the data to pure noise."""
+        return int(self.level.num_timesteps) if isinstance(self.level, FlowLevel) else self.level.steps
+
+    @property
     def snr(self) -> Tensor:
         """Signal-to-noise ratio, (B,)."""
-        signal = self.level.alphas_cumprod.flatten()
-        return signal / (1 - signal)
+        return self.signal / (1 - self.signal)
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """The share of the signal in x_t, (B,): alpha^2 / (alpha^2 + sigma^2)."""
+        if isinstance(self.level, DiscreteLevel):
+            return self.level.alphas_cumprod.flatten()
+        alpha, sigma = (torch.as_tensor(value).flatten() for value in (self.level.alpha, self.level.sigma))
+        return alpha**2 / (alpha**2 + sigma.clamp_min(CLEANEST) ** 2)
 
     @property
     def visible(self) -> Tensor:
         """How well x_t shows the object's position, (B,), from 0 to 1."""
-        return (self.level.alphas_cumprod.flatten() / SHOWN_FROM).clamp(max=1)
+        return (self.signal / SHOWN_FROM).clamp(max=1)
 
     @property
     def per_x0(self) -> Tensor:
         """The squared error of the prediction for a squared error of 1 in x_0, (B,)."""
         kind = self.process.parameterization
+        if kind == "flow":  # (x_t - x_0) / sigma, along a rectified flow
+            return 1 / torch.as_tensor(self.level.sigma).flatten().clamp_min(CLEANEST) ** 2
         return {"eps": self.snr, "v": self.snr + 1, "x0": torch.ones_like(self.snr)}[kind]
 
     @property
