@@ -12,6 +12,7 @@ Models are foreign objects called as ``model(x, t, **model_kwargs)`` with origin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -88,7 +89,8 @@ class IDDPM:
             same setting. Left out, ``version`` decides.
         version: the Open-Sora that it stands for. "1.0" guides three channels, and its tables are float64 arrays of
             numpy. "1.1", "1.2" and "1.3" guide all channels, and their tables are float32 tensors. Left out, it is
-            1.0, but ``sample`` computes with float32 tables where it is given the noise, as 1.1 does.
+            1.0, but float32 tables are used where only later versions can be called so: ``sample`` with the noise, and
+            ``training_losses`` with a mask or weights.
         pred_sigma: PixArt's name: False is ``learn_sigma=False``.
         snr: PixArt's weights of the simple loss: up to step 249 it is the error of the clean sample, above it that of
             the noise.
@@ -149,6 +151,11 @@ class IDDPM:
     def _single(self) -> bool:
         """Whether the version computes its tables in float32."""
         return self.version not in (None, "1.0")
+
+    @cached_property
+    def _later(self) -> NoiseSchedule:
+        """The schedule where a call tells that a later version than 1.0 is meant."""
+        return self.schedule if self.version else self.schedule.single_precision()
 
     # the originals' attributes
 
@@ -252,7 +259,7 @@ class IDDPM:
         noise = LegacyNoise(2, self.generator)
         if isinstance(z_size, Tensor):
             z, z_size = z_size, None
-        schedule = self.schedule if z is None or self.version else self.schedule.single_precision()
+        schedule = self.schedule if z is None else self._later
         if z is None:
             if z_size is None:
                 raise InputError("sample needs z_size, the shape of one latent, or z, the initial noise itself")
@@ -535,11 +542,12 @@ class IDDPM:
         if t is None:
             t = torch.randint(0, len(self.schedule), (len(x_start),), device=x_start.device, generator=self.generator)
         noise = self._noise(x_start) if noise is None else noise
-        level = self.schedule.at(t, x_start)
+        schedule = self.schedule if mask is None and weights is None else self._later
+        level = schedule.at(t, x_start)
         x_t = q_sample(x_start, level, noise)
         if mask is not None:
             self._check_mask(mask, x_start)
-            clean = q_sample(x_start, self.schedule.at(torch.zeros_like(t), x_start), noise)
+            clean = q_sample(x_start, schedule.at(torch.zeros_like(t), x_start), noise)
             x_t = torch.where(per_frame(mask), x_t, clean)
         prediction = call(model, x_t, level.timesteps(x_t), model_kwargs or {})
         return training_losses(
@@ -610,10 +618,11 @@ class SpeeDiffusion(IDDPM):
 
     def __init__(self, *settings: Any, version: Version = "1.1", **others: Any) -> None:
         super().__init__(*settings, version=version, **others)
-        sigma = torch.as_tensor(self.schedule.sqrt_one_minus_alphas_cumprod).float().to(self.device)
-        slope = np.gradient(sigma.cpu().numpy())
-        self.meaningful_steps = int(np.argmax(slope < 5e-5)) + 1
+        # numpy rounds this root alike on every machine, and torch does not; the slope of the table shows each bit
+        root = np.sqrt(1 - self.schedule.alphas_cumprod.astype(np.float32))
+        self.meaningful_steps = int(np.argmax(np.gradient(root) < 5e-5)) + 1
         """The first step at which the noise level hardly changes, and 1 more."""
+        sigma = torch.as_tensor(root).to(self.device)
         likely = torch.tanh(1e6 * (torch.gradient(sigma)[0] - 1e-4)) + 1.5
         self.p = likely / likely.sum()
         """The probability of every timestep, fp32 (T,)."""
