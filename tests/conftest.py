@@ -121,4 +121,6 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_flow(tmp_path_factory):
     """The same of a rectified flow."""
+    from tiny_model import write_tiny_model
+
     return write_tiny_model(tmp_path_factory.mktemp("tiny-flow"), flows=True)
