@@ -17,7 +17,22 @@ import typer
 from ..core.errors import InputError, shortened
 from ..core.limits import is_out_of_memory
 from ..core.version import VERSION
-from . import STOPPED, audit, channels, encode, evaluate, generate, inspect, match, models, spectrum, study, train, tune
+from . import (
+    STOPPED,
+    audit,
+    channels,
+    config,
+    encode,
+    evaluate,
+    generate,
+    inspect,
+    match,
+    models,
+    spectrum,
+    study,
+    train,
+    tune,
+)
 from .command import Command, Group
 from .outputs import say
 
@@ -63,6 +78,7 @@ add(app, inspect.inspect, inspect.EXAMPLE, WEIGHTS)
 add(app, encode.encode, encode.EXAMPLE, WEIGHTS)
 add(app, train.train, train.EXAMPLE, WEIGHTS)
 add(app, audit.audit, audit.EXAMPLE, CODE)
+add(app, config.config, config.EXAMPLE, CODE)
 
 
 @app.callback(invoke_without_command=True)

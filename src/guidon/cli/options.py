@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 Panel = Literal[
-    "Prompt", "Given pictures and videos", "Guidance", "Sampling", "Measuring", "Model and weights", "Output"
+    "Prompt", "Given pictures and videos", "Guidance", "Sampling", "Measuring", "Model and weights", "Output", "Options"
 ]
 
 # The values of options, for completion in a shell. Their own modules would load torch.

@@ -45,6 +45,7 @@ COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("eval", "measure", "metrics"), "evaluate"),
     **dict.fromkeys(("info", "show", "describe"), "inspect"),
     **dict.fromkeys(("run", "compare"), "study run"),
+    **dict.fromkeys(("convert", "migrate", "translate"), "config"),
     "report": "study report",
     "version": "--version",
 }

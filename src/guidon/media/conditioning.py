@@ -179,7 +179,7 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     """
     from .references import read_frames
 
-    chosen = {key: choices[key] for key in CHOICES if choices.get(key) is not None and choices[key] != ()}
+    chosen = {key: choices[key] for key in CHOICES if choices.get(key) is not None}
     if not chosen:
         return None
     if clip is None:
