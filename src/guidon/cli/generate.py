@@ -184,6 +184,24 @@ def generate(
             "Sampling", "PIXELS", "Width, given together with --height; the same as --size.", default=of_model("64")
         ),
     ] = None,
+    resolution: Annotated[
+        str | None,
+        option(
+            "Sampling",
+            "NAME",
+            "A size of Open-Sora's tables, in place of --size: 144p, 240p, 360p, 480p, 720p, 1080p, 2k or 4k.",
+            default="none",
+        ),
+    ] = None,
+    aspect_ratio: Annotated[
+        str | None,
+        option(
+            "Sampling",
+            "H:W",
+            "With --resolution, height to width as Open-Sora writes it: 9:16 is wide, 16:9 is high.",
+            default="9:16",
+        ),
+    ] = None,
     frames: Annotated[
         int | None,
         option(
@@ -200,7 +218,7 @@ def generate(
         option(
             "Sampling",
             "NAME",
-            "Draw the noise as an original does: open-sora-1.0, open-sora-1.1, dit or pixart.",
+            "Draw the noise as an original does: open-sora-1.0, open-sora-1.1, open-sora-1.2, dit or pixart.",
             default="off",
         ),
     ] = None,
@@ -324,7 +342,8 @@ def generate(
     choices = given(
         negative_prompt=negative_prompt, cfg_scale=parse_scale(cfg_scale), cfg_channels=cfg_channels, guidance=guidance,
         timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler, eta=eta,
-        size=parse_size(size, height, width), frames=frames, exact=exact, exact_noise=exact_noise, dtype=dtype,
+        size=parse_size(size, height, width, resolution, aspect_ratio), frames=frames, exact=exact,
+        exact_noise=exact_noise, dtype=dtype,
         first_frame=first_frame, last_frame=last_frame, continue_from=continue_from, connect_to=connect_to, edit=edit,
         edit_strength=edit_strength, loop=loop, condition_frames=condition_frames, condition_edit=condition_edit,
         reference=reference or None, mask_strategy=mask_strategy,

@@ -25,8 +25,26 @@ def parse_scale(text: str | None) -> float | tuple[float, ...] | None:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def parse_size(text: str | None, height: int | None, width: int | None) -> tuple[int, int] | None:
-    """(height, width) from ``768x1344``, height first, or from two separate numbers. None if none is given."""
+def parse_size(
+    text: str | None,
+    height: int | None,
+    width: int | None,
+    resolution: str | None = None,
+    aspect_ratio: str | None = None,
+) -> tuple[int, int] | None:
+    """(height, width) from ``768x1344``, height first, from two separate numbers, or from the name of a resolution.
+
+    None if none is given. The aspect ratio is height to width.
+    """
+    if resolution is not None:
+        given = {"size": text, "height": height, "width": width}
+        if others := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{setting('resolution')} says the same as {setting(others[0])}: give one or the other")
+        from ..bridges.opensora.conditioning import get_image_size
+
+        return get_image_size(resolution, aspect_ratio or "9:16")
+    if aspect_ratio is not None:
+        raise InputError(f"{setting('aspect_ratio')} needs {setting('resolution')}, such as 240p: give both")
     sides = f"{setting('height')} and {setting('width')}"
     if text is None:
         if (height is None) != (width is None):

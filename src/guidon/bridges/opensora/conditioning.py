@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...core.errors import InputError, nearest, quoted
+from ...core.errors import InputError, nearest, quoted, setting
 from ...media.placing import Placement, nearest_multiple, parse_placements, place_all, text_of_loop
 
 if TYPE_CHECKING:
@@ -265,10 +265,12 @@ def get_image_size(resolution: str, ar_ratio: str) -> tuple[int, int]:
         InputError: there is no such resolution, or no such ratio of it.
     """
     if resolution not in SIZES:
-        raise InputError(f"resolution {quoted(resolution)} does not exist{nearest(str(resolution), SIZES)}")
+        raise InputError(
+            f"{setting('resolution')} {quoted(resolution)} does not exist{nearest(str(resolution), SIZES)}"
+        )
     if ar_ratio not in SIZES[resolution]:
         raise InputError(
-            f"the aspect ratio {quoted(ar_ratio)}, height to width, does not exist at {resolution}"
+            f"{setting('aspect_ratio')} {quoted(ar_ratio)}, height to width, does not exist at {resolution}"
             f"{nearest(str(ar_ratio), SIZES[resolution])}"
         )
     return SIZES[resolution][ar_ratio]
