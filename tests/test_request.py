@@ -38,6 +38,8 @@ def test_guidance_is_one_object_or_its_parts():
         ({"eta": 0.5}, "eta 0.5 is for ddim, the sampler is ddpm"),
         ({"guidance": "cfg++", "cfg_scale": 0.6}, "cfg++ needs sampler ddim with eta 0"),
         ({"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "ddim", "timing": "linear"}, "give no ramp (linear)"),
+        ({"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "heun"}, "or euler on a rectified flow: give one of them"),
+        ({"timing": "oscillation:2", "sampler": "heun"}, "sampler heun calls twice a step: give euler"),
         ({"guidance": "perp-neg"}, "perp-neg needs a negative prompt"),
         ({"cfg_scale": -1}, "cfg_scale -1 is not valid"),
         ({"cfg_channels": "0,x"}, "cfg_channels '0,x' cannot be read"),

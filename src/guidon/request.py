@@ -275,6 +275,11 @@ class Request(Settings):
                 f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0, or euler on a rectified "
                 "flow: give one of them"
             )
+        if self.guidance.timing.name == "oscillation" and self.sampler == "heun":
+            raise InputError(
+                f"{name('timing')} oscillation guides every second call of the network, which {name('sampler')} heun "
+                "calls twice a step: give euler"
+            )
         if rule.needs_negative and self.negative_prompt is None:
             raise InputError(
                 f"{name('guidance')} {rule.name} needs a negative prompt: say in {name('negative_prompt')} what should "

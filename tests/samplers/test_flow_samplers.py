@@ -7,8 +7,8 @@ import torch
 
 from goldens import relative_error
 from guidon.core.errors import InputError
-from guidon.diffusion import FlowPath, Process
-from guidon.samplers import SampleNoise, sample_euler, sample_heun
+from guidon.diffusion import FlowPath, Process, q_sample
+from guidon.samplers import FrameMask, SampleNoise, sample_euler, sample_heun
 from mixture import MixtureDenoiser, mean_and_variance
 from toy_network import normal
 
@@ -107,3 +107,81 @@ def test_levels_are_visited_in_order_and_steps_reported(sampler):
 def test_a_prediction_that_is_not_finite_is_refused(sampler):
     with pytest.raises(InputError, match=r"not finite at step 1 \(timestep 1000\)"):
         sampler(lambda x, level: x / 0, FlowPath(steps=3), normal(1, 1, 2), torch.zeros_like)
+
+
+# frames that are kept
+
+MADE = torch.tensor([[0.0, 1.0, 0.3, 0.6], [1.0, 0.0, 1.0, 0.99]])
+
+
+def masked(sampler, denoiser, x, made=MADE, steps=10, noise=torch.zeros_like, **options):
+    return sampler(denoiser, FlowPath(steps=steps), x, noise, frames=FrameMask(made, **options))
+
+
+def drift(x, level):
+    """A velocity that mixes the frames."""
+    return torch.tanh(x + x.roll(1, 2)) + level.sigma
+
+
+@every_sampler
+def test_kept_frames_come_back_exactly_and_the_others_move(sampler):
+    x, clean = normal(2, 3, 4, 2, 2), normal(2, 3, 4, 2, 2, seed=1)
+    for given, options in ((x, {}), (clean, {"clean": clean}), (clean, {"clean": clean, "replace": True})):
+        found = masked(sampler, drift, x, **options)
+        for row, frame in ((0, 0), (1, 1)):
+            assert torch.equal(found[row, :, frame], given[row, :, frame])
+        assert ((found != given).flatten(3).any(3).all(1) == (MADE > 0)).all()
+
+
+@every_sampler
+def test_a_frame_joins_noised_at_the_first_level_that_its_share_reaches(sampler):
+    """Open-Sora 1.2's rule: share T >= t. 0.3 joins at t = 300 of 1000, 900, ..., and 0.99 at 900."""
+    x, noise = normal(2, 3, 4, 2, 2), normal(2, 3, 4, 2, 2, seed=1)
+    seen = {}
+
+    def denoiser(x, level):
+        seen.setdefault(round(level.timestep), (level, x))
+        return torch.zeros_like(x)
+
+    masked(sampler, denoiser, x, noise=lambda _: noise)
+    for row, frame, joins in ((0, 2, 300), (0, 3, 600), (1, 3, 900)):
+        for t, (level, shown) in seen.items():
+            assert bool(level.noisy[row, frame]) == (t <= joins)
+            expected = q_sample(x, seen[joins][0], noise) if t <= joins else x
+            assert torch.allclose(shown[row, :, frame], expected[row, :, frame])
+    assert all(level.noisy[0, 1] and not level.noisy[0, 0] for level, _ in seen.values())
+
+
+@every_sampler
+def test_a_mask_of_ones_changes_nothing(sampler):
+    x = normal(2, 3, 4, 2, 2)
+    found = masked(sampler, drift, x, made=torch.ones(2, 4), noise=torch.randn_like)
+    assert torch.equal(found, sampler(drift, FlowPath(steps=10), x, torch.zeros_like))
+
+
+@every_sampler
+def test_a_network_that_reads_no_mask_is_shown_kept_frames_noised(sampler):
+    x, clean, noise = normal(1, 3, 2, 2, 2), normal(1, 3, 2, 2, 2, seed=1), normal(1, 3, 2, 2, 2, seed=2)
+    shown = []
+
+    def denoiser(x, level):
+        shown.append((level, x))
+        return torch.zeros_like(x)
+
+    made = torch.tensor([[0.0, 1.0]])
+    masked(sampler, denoiser, x, made, noise=lambda _: noise, clean=clean, replace=True)
+    for level, seen in shown:
+        assert torch.allclose(seen[:, :, 0], q_sample(clean, level, noise)[:, :, 0])
+
+
+def test_heun_stays_of_second_order_beside_kept_frames():
+    x, made = normal(2, 3, 4, 2, 2), torch.tensor([[0.0, 1.0, 1.0, 1.0]] * 2)
+    truth = masked(sample_heun, drift, x, made, steps=800)
+    found = [(masked(sample_heun, drift, x, made, steps=n) - truth).abs().mean().item() for n in (16, 32, 64)]
+    assert all(3.3 < coarse / fine < 5.5 for coarse, fine in itertools.pairwise(found))
+
+
+@every_sampler
+def test_a_mask_that_does_not_fit_is_refused(sampler):
+    with pytest.raises(InputError, match=r"mask is \(2, 4\), expected one value a frame: \(2, 3\)"):
+        masked(sampler, drift, normal(2, 3, 3, 2, 2))

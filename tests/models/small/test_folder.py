@@ -9,11 +9,13 @@ import torch
 import guidon
 from guidon.checkpoints import load_component, save_component
 from guidon.core.errors import InputError
+from guidon.diffusion import FlowPath, NoiseSchedule
 from guidon.models.catalogue import find_preset
 from guidon.models.small import SMALL
 from guidon.models.small.folder import different_diffusion, find_model, read_folder
 from guidon.models.sources import Sources
 from guidon.models.stdit.network import STDiT, STDiTConfig
+from tiny_model import write_tiny_model
 
 CPU = torch.device("cpu")
 
@@ -49,6 +51,52 @@ def test_a_denoiser_that_does_not_say_how_it_diffuses_is_refused(tiny_model, tmp
     save_component(old.path, "denoiser", config, old.weights, old.record)
     with pytest.raises(InputError, match="its configuration lacks prediction: train or export it again"):
         read_folder(folder)
+
+
+def changed(folder, to, **config):
+    """A copy of a model folder whose denoiser says something else."""
+    shutil.copytree(folder, to)
+    old = load_component(to / "denoiser.safetensors", "denoiser")
+    save_component(old.path, "denoiser", old.config | config, old.weights, old.record)
+    return to
+
+
+def test_a_folder_of_a_rectified_flow_gets_its_sampler(tiny_flow, tiny_model, tmp_path):
+    preset = find_preset(str(tiny_flow))
+    assert (preset.sampler, preset.steps, preset.cfg_scale) == ("euler", 30, SMALL.cfg_scale)
+    assert find_model(preset, Sources(), CPU).schedule == FlowPath()
+    # a network that predicts flow may also have been trained on a diffusion
+    folder = changed(tiny_model, tmp_path / "diffusion", prediction="flow")
+    preset = find_preset(str(folder))
+    assert preset.sampler == "ddpm"
+    assert isinstance(find_model(preset, Sources(), CPU).schedule, NoiseSchedule)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"prediction": "eps"}, "its noise_schedule is flow, its prediction eps: a rectified flow predicts flow"),
+        ({"diffusion_steps": 0}, "diffusion_steps"),
+        ({"noise_schedule": "flo"}, "noise schedule 'flo' does not exist"),
+    ],
+)
+def test_a_flow_that_does_not_fit_together_is_refused_in_one_line(tiny_flow, tmp_path, config, message):
+    with pytest.raises(InputError) as error:
+        guidon.load(changed(tiny_flow, tmp_path / "model", **config), device="cpu")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_of_the_other_path_cannot_be_the_weak_one(tiny_flow, tiny_model):
+    with pytest.raises(InputError, match=r"cannot be the weak model: its path is flow, that of .* is diffusion"):
+        guidon.load(tiny_model, weak=tiny_flow, device="cpu")
+
+
+def test_a_flow_may_be_the_weak_model_of_a_flow(tiny_flow, tmp_path):
+    other = write_tiny_model(tmp_path / "weaker", seed=5, flows=True)
+    pipe = guidon.load(tiny_flow, weak=other, device="cpu")
+    clip = pipe("a red circle stays still on a white background", guidance="autoguidance", steps=2, timing="constant")
+    assert clip.frames.shape == (16, 64, 64, 3)
 
 
 def test_the_first_difference_of_two_diffusion_processes_is_named():

@@ -37,7 +37,10 @@ class CFGPlusPlus(Rule):
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
         level, after = branches.level, branches.level.next
         if after is None:
-            raise InputError(f"{setting('guidance')} cfg++ needs {setting('sampler')} ddim with {setting('eta')} 0")
+            raise InputError(
+                f"{setting('guidance')} cfg++ needs {setting('sampler')} ddim with {setting('eta')} 0, or euler on a "
+                "rectified flow"
+            )
         # numerator and denominator are multiplied by alpha, which is 0 where rectified flow begins
         carried = after.alpha * level.sigma
         return cfg(branches, scale * (carried / (carried - level.alpha * after.sigma)))
