@@ -19,7 +19,7 @@ import yaml
 
 from docs_pages import PAGES, ROOT, anchors, blocks, commands, links
 from guidon import cli
-from released import make_checkpoints, make_t5, make_vae
+from released import make_checkpoints, make_sized_checkpoints, make_t5, make_vae, make_video_vae
 from tiny_pipelines.whole import write_pipeline
 
 COMMANDS, SNIPPETS, FILES = commands(), blocks("python"), blocks("yaml")
@@ -54,7 +54,8 @@ AUDITED += "    return cat([uncond + scale * (cond - uncond), rest[: len(cond)]]
 def released(tmp_path_factory):
     """A folder of tiny files with the names of the released ones."""
     folder = tmp_path_factory.mktemp("released")
-    make_t5(folder / "t5-v1_1-xxl"), make_checkpoints(folder)
+    make_t5(folder / "t5-v1_1-xxl"), make_checkpoints(folder), make_sized_checkpoints(folder)
+    make_video_vae(folder / "OpenSora-VAE-v1.2")
     for name in ("sd-vae-ft-ema", "sd-vae-ft-mse"):
         make_vae(folder / name)
     for name, stand_in in RELEASED.items():
