@@ -5,6 +5,7 @@ Steps, prompts and evaluations are made few. Commands that measure many clips ru
 released names.
 """
 
+import pkgutil
 import re
 import runpy
 import shlex
@@ -385,9 +386,10 @@ def test_the_site_has_every_page():
 def test_the_reference_has_every_public_name():
     import guidon
 
-    assert sorted(re.findall(r"^::: guidon\.(\w+)", (ROOT / "docs" / "reference.md").read_text(), re.M)) == sorted(
-        guidon.__all__
-    )
+    page = (ROOT / "docs" / "reference.md").read_text()
+    assert sorted(re.findall(r"^::: guidon\.(\w+)$", page, re.M)) == sorted(guidon.__all__)
+    for path in re.findall(r"^::: (guidon\.models\.\S+)$", page, re.M):
+        assert pkgutil.resolve_name(path).__doc__
 
 
 def test_the_page_of_rules_has_them_all_with_their_settings():
