@@ -85,9 +85,10 @@ def denoiser(guidance, network=None, *, cond=COND, uncond=UNCOND, **options):
     network = network or Network()
     negative = NEGATIVE if guidance.needs_negative else None
     parameterization = getattr(network, "predicts", "eps")
+    imageless = NEGATIVE if guidance.needs_imageless else None
     weak = WeakModel(Network(parameterization, seed=4), cond) if guidance.needs_weak else None
     return GuidedDenoiser(
-        network, guidance, cond, uncond, **{"negative": negative, "weak": weak} | options,
+        network, guidance, cond, uncond, **{"negative": negative, "weak": weak, "imageless": imageless} | options,
         parameterization=parameterization,
     )  # fmt: skip
 
@@ -99,9 +100,10 @@ def draw(*seeds, shape=(2, 3, 2, 4, 4)):
 
 def branches(progress=0.5, **changes):
     """What a rule sees of a step of rectified flow."""
-    cond, uncond, negative, weak = draw(0, 1, 2, 3)
+    cond, uncond, negative, weak, imageless = draw(0, 1, 2, 3, 4)
     level = flow_level(1 - progress, after=(1 - progress) / 2)
-    return Branches(**{"cond": cond, "uncond": uncond, "negative": negative, "level": level, "weak": weak} | changes)
+    given = {"cond": cond, "uncond": uncond, "negative": negative, "level": level, "weak": weak, "imageless": imageless}
+    return Branches(**given | changes)
 
 
 def of_images(cond, uncond):

@@ -474,6 +474,16 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     rule.check_size(*shape[-2:])
     if rule.needs_weak and rule.weak == "model" and not facts.has_weak:
         raise InputError(f"{setting('guidance')} {rule.name} needs a weaker model: give {setting('weak')}")
+    if rule.needs_imageless and not facts.knows_given_frames:
+        raise InputError(
+            f"{setting('guidance')} {rule.name} guides by given frames too, of which the network of {preset.name} is "
+            "not told: choose another rule"
+        )
+    if rule.needs_imageless and request.conditioning is None:
+        raise InputError(
+            f"{setting('guidance')} {rule.name} guides by given frames too, and none are: give "
+            f"{setting('first_frame')}, or choose another rule"
+        )
     if shape != facts.latent_shape and facts.clip is None and not preset.is_image:
         warn(
             f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "

@@ -75,10 +75,14 @@ def test_combine_changes_nothing_that_is_given_and_gives_the_same_again(rule, sh
         guidance = Guidance(scale, channels, rule)
         cond, uncond, negative, x = given_ = branches(SHAPES[shape], learned)
         before = [tensor.clone() for tensor in given_]
-        _, memory = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative)
+        _, memory = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative, imageless=negative)
         kept = {name: value.clone() for name, value in memory.kept.items()}
-        first, after_first = guidance.combine(cond, uncond, x, level, memory, negative=negative, weak=negative)
-        again, after_again = guidance.combine(cond, uncond, x, level, memory, negative=negative, weak=negative)
+        first, after_first = guidance.combine(
+            cond, uncond, x, level, memory, negative=negative, weak=negative, imageless=negative
+        )
+        again, after_again = guidance.combine(
+            cond, uncond, x, level, memory, negative=negative, weak=negative, imageless=negative
+        )
         # what was given is as before, bit for bit
         assert all(torch.equal(tensor, old) for tensor, old in zip(given_, before, strict=True))
         assert (memory.calls, memory.guided, memory.kept.keys()) == (1, 1, kept.keys())
@@ -98,8 +102,9 @@ def test_unguided_and_variance_channels_are_the_conditional_ones_bit_for_bit(rul
     for (scale, channels), learned in itertools.product(SETTINGS, (False, True)):
         guidance = Guidance(scale, channels, rule)
         cond, uncond, negative, x = branches(SHAPES["video"], learned)
-        out, _ = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative)
-        guided = guidance.scales_for(4).guided if rule == "cfg++" else guidance.scales_for(4).active()
+        out, _ = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative, imageless=negative)
+        scales = guidance.scales_for(4)
+        guided = scales.active() if guidance.rule.by_scale_one else scales.guided
         others = [channel for channel in range(cond.shape[1]) if channel not in guided]
         assert torch.equal(out[:, others], cond[:, others])
         assert all(not torch.allclose(out[:, c], cond[:, c], atol=1e-3) for c in guided)
@@ -111,10 +116,11 @@ def test_any_dtype_is_combined_in_fp32_and_given_back(rule, dtype):
     for (scale, channels), level in itertools.product(SETTINGS, HAND_MADE.values()):
         guidance = Guidance(scale, channels, rule)
         cond, uncond, negative, x = given_ = branches(SHAPES["image"], learned=True, dtype=dtype)
-        out, memory = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative)
+        out, memory = guidance.combine(cond, uncond, x, level, negative=negative, weak=negative, imageless=negative)
         c, u, n, z = (tensor.float() for tensor in given_)
-        expected, _ = guidance.combine(c, u, z, level, negative=n, weak=n)
-        guided = list(guidance.scales_for(4).guided if rule == "cfg++" else guidance.scales_for(4).active())
+        expected, _ = guidance.combine(c, u, z, level, negative=n, weak=n, imageless=n)
+        scales = guidance.scales_for(4)
+        guided = list(scales.active() if guidance.rule.by_scale_one else scales.guided)
         others = [channel for channel in range(8) if channel not in guided]
         assert out.dtype == dtype
         assert torch.equal(out[:, guided], expected[:, guided].to(dtype))
@@ -134,12 +140,11 @@ def test_rows_are_combined_each_for_itself():
     cond, uncond, negative, x = branches((3, 4, 2, 8, 8))
     for rule in RULE_TEXTS:
         guidance = Guidance(0.7, 3, rule)
-        whole, _ = guidance.combine(cond, uncond, x, level_at(9), negative=negative, weak=negative)
+        whole, _ = guidance.combine(cond, uncond, x, level_at(9), negative=negative, weak=negative, imageless=negative)
         for k in range(3):
             row = slice(k, k + 1)
-            alone, _ = guidance.combine(
-                cond[row], uncond[row], x[row], level_at(9), negative=negative[row], weak=negative[row]
-            )
+            third = dict.fromkeys(("negative", "weak", "imageless"), negative[row])
+            alone, _ = guidance.combine(cond[row], uncond[row], x[row], level_at(9), **third)
             assert torch.allclose(alone, whole[row], atol=1e-5), rule
 
 
@@ -170,8 +175,8 @@ def test_combine_on_bare_tensors_equals_the_denoiser_bit_for_bit(rule, timing, w
         guidance, network = Guidance(scale, channels, rule, timing), Network(predicts, learned=batched)
         weak = WeakModel(network, NEGATIVE)
         run, memory = denoiser(guidance, network, batched=batched, weak=weak), START
-        needed = (guidance.needs_uncond, guidance.needs_negative, guidance.needs_weak)
-        names = ["cond", *itertools.compress(("uncond", "negative", "weak"), needed)]
+        needed = (guidance.needs_uncond, guidance.needs_negative, guidance.needs_imageless, guidance.needs_weak)
+        names = ["cond", *itertools.compress(("uncond", "negative", "imageless", "weak"), needed)]
         for number, level in enumerate(levels):
             x = latents(number)
             network.given.clear()
@@ -227,7 +232,7 @@ def test_an_affine_rule_in_flow_space_equals_itself_in_eps_space(rule, level):
     for (scale, channels), predicts in itertools.product(SETTINGS, ("eps", "x0", "flow")):
         found = {
             space: Guidance(scale, channels, moved(rule, space)).combine(
-                cond, uncond, x, level, negative=negative, weak=negative, parameterization=predicts
+                cond, uncond, x, level, negative=negative, weak=negative, imageless=negative, parameterization=predicts
             )[0]
             for space in ("flow", "eps", "x0", "own")
         }
@@ -255,6 +260,7 @@ def test_a_rule_in_a_space_means_the_same_for_networks_of_flow_and_of_eps(rule, 
                     memory[predicts],
                     negative=negative,
                     weak=negative,
+                    imageless=negative,
                     parameterization=predicts,
                 )
             assert relative_error(convert(found["flow"], x, level, "flow", "eps"), found["eps"]) < 1e-5

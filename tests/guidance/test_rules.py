@@ -26,6 +26,7 @@ from guidon.guidance.rules import (
     SpatialAdaptive,
     TangentialDamping,
     TemporalFrequencies,
+    ThreeWay,
 )
 from guidon.samplers import ddim_step, sample_ddim
 from toy_network import (
@@ -58,6 +59,9 @@ SETTINGS_OF = {
     | st.builds(Renormalised, st.sampled_from(["row", "sample"])),
     "fdg-time": st.builds(TemporalFrequencies, st.floats(0, 1e6), st.floats(0, 1e6), st.integers(1, 16)),
     "autoguidance": st.builds(Autoguidance, st.floats(0, 1)),
+    "three-way": st.builds(
+        ThreeWay, st.floats(0, 1e6), st.sampled_from(["none", "text", "image"]), st.integers(0, 99), st.integers(0, 1)
+    ),
     "stg": st.builds(
         SkipGuidance,
         st.floats(0, 1e6),
@@ -69,6 +73,7 @@ NEUTRAL = {
     "cfg-zero": CFGZero(project=0, zeroed=0), "perp-neg": PerpendicularNegative(weight=0), "tcfg": TangentialDamping(0),
     "mambo-g": MagnitudeAware(0), "momentum": Momentum(0), "samg": SpatialAdaptive(1, 1), "renorm": Renormalised(phi=0),
     "fdg-time": TemporalFrequencies(1, 1), "autoguidance": Autoguidance(0), "stg": SkipGuidance(0),
+    "three-way": ThreeWay(1),
 }  # fmt: skip
 
 
@@ -125,9 +130,8 @@ def test_samples_do_not_depend_on_their_batch_mates(name):
     whole = RULES[name]()(b, 0.6)
     for k in range(2):
         row = slice(k, k + 1)
-        alone = RULES[name]()(
-            branches(cond=b.cond[row], uncond=b.uncond[row], negative=b.negative[row], weak=b.weak[row]), 0.6
-        )
+        others = {"negative": b.negative[row], "weak": b.weak[row], "imageless": b.imageless[row]}
+        alone = RULES[name]()(branches(cond=b.cond[row], uncond=b.uncond[row], **others), 0.6)
         assert torch.allclose(alone, whole[row], atol=1e-6)
 
 

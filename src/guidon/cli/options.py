@@ -19,7 +19,7 @@ Panel = Literal[
 SAMPLERS = ("ddpm", "ddim", "dpm-solver", "euler", "heun")
 RULES = (
     "cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg", "tcfg", "mambo-g", "momentum", "samg", "renorm",
-    "fdg-time", "autoguidance", "stg",
+    "fdg-time", "autoguidance", "stg", "three-way",
 )  # fmt: skip
 FORMATS = ("mp4", "gif", "webp", "frames", "png")
 RAMPS = ("linear", "cosine", "exponential")

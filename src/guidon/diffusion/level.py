@@ -38,6 +38,14 @@ class NoiseLevel:
         """The timestep as text for people: of the first sample, where every sample has its own."""
         return f"{self.timestep.flatten()[0].item() if isinstance(self.timestep, Tensor) else self.timestep:g}"
 
+    @property
+    def steps_left(self) -> int | None:
+        """How many steps are left from this level to the data; None where the levels after it are not known."""
+        level, count = self, 0
+        while level.next is not None:
+            level, count = level.next, count + 1
+        return count if level is CLEAN else None
+
     def timesteps(self, x: Tensor) -> Tensor:
         """The timestep of every sample of x, (B,), on x's device: fp32 where the batch shares the level."""
         if isinstance(self.timestep, Tensor):

@@ -30,6 +30,7 @@ from .timing import (
 
 if TYPE_CHECKING:
     from .denoiser import Condition, GuidedDenoiser, WeakModel
+    from .imageless import WithoutFrames
     from .rotation import RotatedGuidance, random_rotation
     from .skipping import BlockSkip
     from .trace import GuidanceTrace, added_energy
@@ -38,7 +39,7 @@ __all__ = [
     "CONSTANT", "RULES", "START", "UNSET", "BlockSkip", "Branches", "CfgChannels", "ChannelChoice", "ChannelScale",
     "Combines", "Condition", "Constant", "CosineRamp", "Exponential", "Guidance", "GuidanceTrace", "GuidedDenoiser",
     "GuidedStep", "Interval", "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing",
-    "Unset", "WeakModel", "added_energy", "cfg_channels_from", "guides_nothing", "parse_channels", "parse_rule",
-    "parse_timing", "plain_scale", "random_rotation", "rule_text",
+    "Unset", "WeakModel", "WithoutFrames", "added_energy", "cfg_channels_from", "guides_nothing", "parse_channels",
+    "parse_rule", "parse_timing", "plain_scale", "random_rotation", "rule_text",
 ]  # fmt: skip
-__getattr__ = imported_later(__name__, "denoiser", "rotation", "skipping", "trace")
+__getattr__ = imported_later(__name__, "denoiser", "imageless", "rotation", "skipping", "trace")

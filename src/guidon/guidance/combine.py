@@ -33,6 +33,8 @@ class Memory:
     """Those of them at which guidance acted."""
     kept: Mapping[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     """What the rule keeps."""
+    steps: int | None = None
+    """The steps of the run; None where its levels do not tell."""
 
 
 START = Memory()
@@ -106,7 +108,7 @@ class Guidance:
         rule = rule if isinstance(rule, Rule) else parse_rule(written(rule, str))
         timing = timing if isinstance(timing, Timing) else parse_timing(written(timing, str))
         rule.check(parsed if isinstance(parsed, tuple) else [parsed])
-        if timing.ramps and not rule.by_scale_one:
+        if timing.ramps and not rule.takes_ramps:
             raise InputError(
                 f"{setting('guidance')} {rule.name} changes its scale during sampling: give no ramp ({timing.text})"
             )
@@ -182,6 +184,11 @@ class Guidance:
         return self.rule.needs_weak
 
     @property
+    def needs_imageless(self) -> bool:
+        """Whether the unconditional prediction without the image is a branch too."""
+        return self.rule.needs_imageless
+
+    @property
     def needs_uncond(self) -> bool:
         """Whether the unconditional prediction is looked at, where guidance acts."""
         return self.rule.needs_uncond
@@ -212,6 +219,7 @@ class Guidance:
         *,
         negative: Tensor | None = None,
         weak: Tensor | None = None,
+        imageless: Tensor | None = None,
         parameterization: Parameterization = "eps",
     ) -> tuple[Tensor, Memory]:
         """The guided prediction of one step, and the memory for the next one. Pure: nothing that is given changes.
@@ -227,6 +235,7 @@ class Guidance:
             memory: what the step before returned.
             negative: the negative prompt's prediction, for a rule that needs it.
             weak: a weaker conditional prediction, for a rule that needs it (``needs_weak``).
+            imageless: the unconditional prediction without the image, for a rule that needs it (``needs_imageless``).
             parameterization: what the predictions stand for: "eps" the noise, "x0" the clean sample, "v" the
                 velocity alpha eps - sigma x_0, "flow" the velocity eps - x_0 of rectified flow. The names of diffusers,
                 "epsilon", "sample", "v_prediction" and "flow_prediction", mean the same.
@@ -243,8 +252,9 @@ class Guidance:
         parameterization = find_parameterization(parameterization)
         channels = x.shape[1]
         scale, acted_on = self._acting(level, memory, channels)
+        steps = memory.steps if memory.calls or not self.needs_imageless else level.steps_left
         if not acted_on:
-            return cond, Memory(memory.calls + 1, memory.guided, memory.kept)
+            return cond, replace(memory, calls=memory.calls + 1, steps=steps)
         if uncond is None and self.needs_uncond:
             raise InputError(
                 f"guidance on channels {self.scales_for(channels).text} needs the unconditional prediction"
@@ -253,10 +263,16 @@ class Guidance:
             raise InputError(f"{setting('guidance')} {self.rule.name} needs a negative prompt")
         if self.needs_weak and weak is None:
             raise InputError(f"{setting('guidance')} {self.rule.name} needs a weak prediction: give weak")
+        if self.needs_imageless and imageless is None:
+            raise InputError(
+                f"{setting('guidance')} {self.rule.name} needs the unconditional prediction without the image: give "
+                "imageless, or another rule"
+            )
         prediction, _ = split_prediction(cond, channels)
         if prediction.shape != x.shape:
             raise InputError(f"predictions {tuple(cond.shape)} do not fit latents {tuple(x.shape)}: only C may differ")
-        for name, branch in (("unconditional", uncond), ("negative", negative), ("weak", weak)):
+        named = {"unconditional": uncond, "negative": negative, "weak": weak, "imageless": imageless}
+        for name, branch in named.items():
             if branch is not None and branch.shape != cond.shape:
                 raise InputError(
                     f"the {name} prediction is {tuple(branch.shape)}, the conditional one {tuple(cond.shape)}: "
@@ -277,14 +293,15 @@ class Guidance:
             raise InputError(f"{setting('guidance')} {self.rule.name} needs another prediction")
         branches = Branches(
             seen(cond), other, None if negative is None or not self.needs_negative else seen(negative), level,
-            memory.kept, weaker,
+            memory.kept, weaker, None if imageless is None or not self.needs_imageless else seen(imageless),
+            memory.calls, _share(level, steps),
         )  # fmt: skip
         factor = _factor(tuple(scale.scales[c] for c in acted_on), x.device, x.ndim)
         guided = rule(branches, factor)
         # back to what the network predicts, beside the channels that are not guided
         result = cond.clone()
         result[:, where] = convert(guided, noisy, level, space, parameterization).to(cond.dtype)
-        return result, Memory(memory.calls + 1, memory.guided + 1, rule.keeps(branches, factor))
+        return result, Memory(memory.calls + 1, memory.guided + 1, rule.keeps(branches, factor), steps)
 
     def _acting(self, level: NoiseLevel, memory: Memory, channels: int) -> tuple[ChannelScale, tuple[int, ...]]:
         """The scales in effect, and the channels that the rule is given: none where the result is the conditional
@@ -307,6 +324,9 @@ class Combines(Protocol):
     def needs_weak(self) -> bool: ...
 
     @property
+    def needs_imageless(self) -> bool: ...
+
+    @property
     def needs_uncond(self) -> bool: ...
 
     @property
@@ -326,6 +346,7 @@ class Combines(Protocol):
         *,
         negative: Tensor | None = None,
         weak: Tensor | None = None,
+        imageless: Tensor | None = None,
         parameterization: Parameterization = "eps",
     ) -> tuple[Tensor, Memory]: ...
 
@@ -367,6 +388,12 @@ def _factor(values: tuple[float, ...], device: torch.device, ndim: int) -> float
 
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(-1, *[1] * (ndim - 2))
+
+
+def _share(level: NoiseLevel, steps: int | None) -> float:
+    """The share of a run's steps that lie before a level; its progress where their number is not known."""
+    left = level.steps_left if steps else None
+    return _progress(level) if not steps or left is None else 1 - left / steps
 
 
 def _space(rule: Rule, level: NoiseLevel, predicted: Parameterization) -> Parameterization:

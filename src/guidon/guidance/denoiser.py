@@ -18,6 +18,7 @@ from ..core.errors import InputError, setting
 from ..core.finite import FiniteCheck
 from ..diffusion import NoiseLevel, Parameterization, split_prediction
 from .combine import START, Combines, GuidedStep, Observe
+from .imageless import WithoutFrames
 from .skipping import BlockSkip
 
 
@@ -54,6 +55,7 @@ class GuidedDenoiser(Generic[C]):
         uncond: the condition of the null caption; may be None where guidance never acts or does not need it.
         negative: the condition of the negative prompt, for a rule that needs it beside ``uncond``.
         weak: where the weak prediction comes from, for a rule that needs it: another model, or blocks of ``network``.
+        imageless: the branch without the image, for a rule that needs it: a condition, or ``WithoutFrames``.
         parameterization: what the network predicts.
         batched: all branches in one batch. False runs them one after the other, in the memory of one branch.
         observe: called with every step at which guidance acted.
@@ -72,6 +74,7 @@ class GuidedDenoiser(Generic[C]):
         *,
         negative: C | None = None,
         weak: WeakModel[C] | BlockSkip | None = None,
+        imageless: C | WithoutFrames[C] | None = None,
         parameterization: Parameterization = "eps",
         batched: bool = True,
         observe: Observe | None = None,
@@ -79,6 +82,7 @@ class GuidedDenoiser(Generic[C]):
     ) -> None:
         self.branches: dict[str, C] = {"cond": cond}
         self.weak = weak if guidance.needs_weak and not guidance.is_conditional else None
+        self.imageless: WithoutFrames[C] | None = None
         self.together: C | None = None
         if not guidance.is_conditional:
             if guidance.needs_uncond:
@@ -91,6 +95,16 @@ class GuidedDenoiser(Generic[C]):
                 self.branches["negative"] = negative
             if guidance.needs_weak and weak is None:
                 raise InputError(f"this {setting('guidance')} rule needs a weaker prediction, and none was given")
+            if guidance.needs_imageless:
+                if imageless is None:
+                    raise InputError(
+                        f"this {setting('guidance')} rule needs an image to guide by, and none was given: choose "
+                        "another rule"
+                    )
+                if isinstance(imageless, WithoutFrames):
+                    self.imageless = imageless
+                else:
+                    self.branches["imageless"] = imageless
             if isinstance(self.weak, BlockSkip):
                 self.branches["weak"] = cond
             if batched:
@@ -112,7 +126,8 @@ class GuidedDenoiser(Generic[C]):
         """
         acts = self.guidance.acts(level, self.memory, x.shape[1])
         found = self._predictions(x, level) if acts else {"cond": self._run(x, level, "cond")}
-        cond, uncond, negative, weak = (found.get(name) for name in ("cond", "uncond", "negative", "weak"))
+        cond, uncond, *others = (found.get(name) for name in ("cond", "uncond", "negative", "weak", "imageless"))
+        negative, weak, imageless = others
         assert cond is not None
         other = weak if uncond is None else uncond
         if self.observe is not None and other is not None:
@@ -120,8 +135,9 @@ class GuidedDenoiser(Generic[C]):
             shown, other = (split_prediction(branch, x.shape[1])[0] for branch in (cond, other))
             self.observe(GuidedStep(level, scale, shown, other, x, self.parameterization))
         guided, self.memory = self.guidance.combine(
-            cond, uncond, x, level, self.memory, negative=negative, weak=weak, parameterization=self.parameterization
-        )
+            cond, uncond, x, level, self.memory,
+            negative=negative, weak=weak, imageless=imageless, parameterization=self.parameterization,
+        )  # fmt: skip
         looked_at = [*found.values()] if guided is cond else [*found.values(), guided]
         self.check.look(looked_at, partial(self._refuse, x, found, guided, level, self.memory.calls))
         return guided
@@ -165,6 +181,8 @@ class GuidedDenoiser(Generic[C]):
         if isinstance(self.weak, WeakModel):
             found["weak"] = self.weak.network(x, level, self.weak.cond).float()
             split_prediction(found["weak"], x.shape[1])
+        if self.imageless is not None:
+            found["imageless"] = self.imageless(x, level, found["uncond"])
         return found
 
     def _run(self, x: Tensor, level: NoiseLevel, branch: str) -> Tensor:

@@ -45,6 +45,10 @@ class RotatedGuidance:
         return self.guidance.needs_weak
 
     @property
+    def needs_imageless(self) -> bool:
+        return self.guidance.needs_imageless
+
+    @property
     def needs_uncond(self) -> bool:
         return self.guidance.needs_uncond
 
@@ -70,6 +74,7 @@ class RotatedGuidance:
         *,
         negative: Tensor | None = None,
         weak: Tensor | None = None,
+        imageless: Tensor | None = None,
         parameterization: Parameterization = "eps",
     ) -> tuple[Tensor, Memory]:
         """See ``Guidance.combine``. Here an unguided channel is the conditional prediction up to rounding."""
@@ -83,7 +88,8 @@ class RotatedGuidance:
         own = rotate(cond[:, :channels].float(), self.rotation)
         guided, memory = self.guidance.combine(
             own, turned(uncond), rotate(x.float(), self.rotation), level, memory,
-            negative=turned(negative), weak=turned(weak), parameterization=parameterization,
+            negative=turned(negative), weak=turned(weak), imageless=turned(imageless),
+            parameterization=parameterization,
         )  # fmt: skip
         result = cond.clone()
         result[:, :channels] = rotate_back(guided, self.rotation)

@@ -166,6 +166,8 @@ class Facts:
     """Frames of a video -> frames of its latents."""
     latents_together: int = 1
     """Latent frames that the autoencoder encodes and decodes together, apart from the others."""
+    knows_given_frames: bool = False
+    """Whether the network is told which frames are given. It can then also be asked without them, for "three-way"."""
     clip: tuple[int, int, int] | None = None
     """(frames, height, width) of the clips of a model for any size, where nobody chooses. A size is then cut to whole
     latent pixels, and the network is told the size that was asked for. None: ``latent_shape`` says it, and sizes are

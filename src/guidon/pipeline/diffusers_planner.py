@@ -278,7 +278,7 @@ class DiffusersPlanner:
         for name in request.call:
             self.arguments.check(name)
         request.guidance.scales_for(self.channels)
-        if request.guidance.needs_negative:
+        if request.guidance.needs_negative or request.guidance.needs_imageless:
             raise InputError(
                 f"{setting('guidance')} {request.guidance.rule.name} needs a third branch, and pipelines of diffusers "
                 "run two: give another rule"

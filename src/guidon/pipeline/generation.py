@@ -19,7 +19,16 @@ from ..core.limits import attempt
 from ..core.progress import OnStep, part_of
 from ..core.warn import warn
 from ..diffusion import FlowPath, NoiseLevel, NoiseSchedule
-from ..guidance import BlockSkip, GuidanceTrace, GuidedDenoiser, RotatedGuidance, WeakModel, random_rotation
+from ..guidance import (
+    BlockSkip,
+    Condition,
+    GuidanceTrace,
+    GuidedDenoiser,
+    RotatedGuidance,
+    WeakModel,
+    WithoutFrames,
+    random_rotation,
+)
 from ..guidance.rules import SkipGuidance
 from ..models.family import Preset
 from ..models.model import Model
@@ -194,6 +203,21 @@ class Generation:
             called = told(ClipFacts(height, width, frames, IMAGE_FPS if frames == 1 else self.preset.source_fps))
         return _with_rounded_timesteps(called, network.dtype) if self.request.exact else called
 
+    def _imageless(
+        self, network: Network[Any], called: Callable[..., Tensor], uncond: Any
+    ) -> WithoutFrames[Any] | Condition | None:
+        """The branch without the image, if the rule needs one."""
+        if not self.request.guidance.needs_imageless:
+            return None
+        if hasattr(uncond, "without_image"):
+            return uncond.without_image()
+        if not getattr(network, "reads_frame_mask", False):
+            raise InputError(
+                f"{setting('guidance')} {self.request.guidance.rule.name} needs a network that is told which frames "
+                f"are given, and that of {self.preset.name} is not: choose another rule"
+            )
+        return WithoutFrames(called, uncond)
+
     def _sample(
         self,
         network: Network[Any],
@@ -265,10 +289,11 @@ class Generation:
                 guidance, random_rotation(self.model.facts.channels, request.rotation).to(self.device)
             )
             observe = guidance.observer(trace) if trace is not None else None
+        called = self._called(network)
         return GuidedDenoiser(
-            self._called(network), guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
-            batched=not sequential, observe=observe, parameterization=self.model.process.parameterization,
-            steps=request.steps,
+            called, guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
+            imageless=self._imageless(network, called, uncond), batched=not sequential, observe=observe,
+            parameterization=self.model.process.parameterization, steps=request.steps,
         )  # fmt: skip
 
     def schedule(self, network: Network[Any]) -> NoiseSchedule | FlowPath:

@@ -226,7 +226,7 @@ def test_compiled_whole(tiny: TinyPipeline, when: str, lend: Lend) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if name not in ("perp-neg", "autoguidance")])
+@pytest.mark.parametrize("rule", [name for name in RULES if name not in ("perp-neg", "three-way", "autoguidance")])
 @pytest.mark.parametrize("name", ["pixart-sigma", "wan-2.1", "ltx", "flux", "kandinsky-5"])
 def test_every_rule_runs(name: str, rule: str, lend: Lend) -> None:
     tiny = BY_NAME[name]
@@ -249,7 +249,7 @@ def test_every_rule_runs(name: str, rule: str, lend: Lend) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [name for name in RULES if name not in ("cfg", "perp-neg", "cfg++", "autoguidance", "stg")]
+    "rule", [name for name in RULES if name not in ("cfg", "perp-neg", "three-way", "cfg++", "autoguidance", "stg")]
 )
 @pytest.mark.parametrize("name", ["wan-2.1", "pixart-sigma"])
 def test_every_rule_on_three_channels_is_what_the_scheduler_receives(name: str, rule: str, lend: Lend) -> None:
@@ -526,6 +526,7 @@ def test_two_prompts_of_equal_noise_are_no_pair(lend: Lend) -> None:
         ({"guidance": Guidance(3), "family": "SD3"}, "family is 'SD3': give a Family"),
         ({"guidance": 3}, "int is not a guidance: give guidon.Guidance"),
         ({"guidance": Guidance(3, rule="perp-neg")}, "perp-neg needs a third branch"),
+        ({"guidance": Guidance(3, rule="three-way")}, "three-way needs a third branch"),
         ({"channels": "0-"}, "cannot be read"),
     ],
 )

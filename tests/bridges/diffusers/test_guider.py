@@ -397,6 +397,7 @@ def test_settings_survive_a_file(tmp_path: Path) -> None:
         ({"channels": "x"}, "cannot be read"),
         ({"rule": "apgg"}, "did you mean 'apg'"),
         ({"rule": "perp-neg"}, "perp-neg needs another branch"),
+        ({"rule": "three-way"}, "three-way needs another branch"),
         ({"rule": "stg"}, "stg needs another branch"),
         ({"rule": "autoguidance"}, "autoguidance needs another branch"),
         ({"rule": "cfg++", "scale": 0.6}, "level of the next step"),

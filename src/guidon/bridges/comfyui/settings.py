@@ -10,6 +10,7 @@ from .guides import ChannelGuide, Patcher, RuleGuide, named
 UNOFFERED = {
     "cfg++": "its sampler is ComfyUI's own: euler_cfg_pp and its relatives",
     "perp-neg": "it combines three predictions: use ComfyUI's PerpNegGuider",
+    "three-way": "it combines three predictions: use ComfyUI's DualCFGGuider",
     "autoguidance": "it runs a second model, which a pre-CFG function cannot",
     "stg": "it runs the model again with blocks skipped: use ComfyUI's SkipLayerGuidanceDiT",
 }

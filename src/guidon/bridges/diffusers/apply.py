@@ -127,7 +127,7 @@ def _check(pipe: Any, family: Family, guidance: Guidance) -> None:
     """Refuse what is no guidance, and what a pipeline cannot take whatever its call."""
     if not isinstance(guidance, Guidance):
         raise InputError(f"{type(guidance).__name__} is not a guidance: give guidon.Guidance(scale, channels=...)")
-    if guidance.needs_negative:
+    if guidance.needs_negative or guidance.needs_imageless:
         raise InputError(
             f"{setting('guidance')} {guidance.rule.name} needs a third branch, and pipelines of diffusers run two"
         )

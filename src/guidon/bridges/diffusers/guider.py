@@ -102,7 +102,7 @@ class ChannelGuidance(BaseGuidance):
     ) -> None:
         super().__init__(start, stop, enabled)
         self.guidance = guidance = Guidance(scale, channels, rule, timing)
-        another = guidance.needs_negative or guidance.needs_weak
+        another = guidance.needs_negative or guidance.needs_weak or guidance.needs_imageless
         if another or isinstance(guidance.rule, CFGPlusPlus):
             needs = "another branch" if another else "the level of the next step"
             raise InputError(

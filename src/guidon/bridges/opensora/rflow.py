@@ -24,7 +24,9 @@ from ...diffusion.flow import CHUNK, CHUNK_LATENTS, REFERENCE_AREA
 from ...guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Timing, Unset
 from ...samplers import FrameMask, LegacyNoise
 from .foreign import Keywords, Model, bar, call
+from .mmdit import mmdit_schedule, oscillate, sample_mmdit
 
+__all__ = ["RFlow", "mmdit_schedule", "oscillate", "sample_mmdit", "timestep_transform"]
 SIZES = ("height", "width", "num_frames")
 SAMPLE_METHODS = ("uniform", "logit-normal")
 

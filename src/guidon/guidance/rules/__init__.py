@@ -7,12 +7,14 @@ projections   apg, cfg-zero, tcfg, perp-neg: a direction is taken away
 strengths     mambo-g, samg: the scale follows from how far apart the branches are
 steps         cfg++, momentum: the steps before or after
 frequencies   fdg, fdg-time: slow and fast variations over a frame or over time
+image         three-way: by text and by an image
 weak          autoguidance, stg: a third, weaker prediction
 spelling      rules as text
 """
 
 from .contract import Branches, Rule, Scale, Space
 from .frequencies import FrequencyDecoupled, TemporalFrequencies
+from .image import ThreeWay
 from .norms import Renormalised, Rescale
 from .plain import CFG, cfg
 from .projections import APG, CFGZero, PerpendicularNegative, TangentialDamping
@@ -24,5 +26,5 @@ from .weak import Autoguidance, SkipGuidance
 __all__ = [
     "APG", "CFG", "RULES", "Autoguidance", "Branches", "CFGPlusPlus", "CFGZero", "FrequencyDecoupled", "MagnitudeAware",
     "Momentum", "PerpendicularNegative", "Renormalised", "Rescale", "Rule", "Scale", "SkipGuidance", "Space",
-    "SpatialAdaptive", "TangentialDamping", "TemporalFrequencies", "cfg", "parse_rule", "rule_text",
+    "SpatialAdaptive", "TangentialDamping", "TemporalFrequencies", "ThreeWay", "cfg", "parse_rule", "rule_text",
 ]  # fmt: skip

@@ -42,6 +42,12 @@ class Branches:
     """What the rule kept from the step before (``Rule.keeps``); empty at the first step of a run."""
     weak: Tensor | None = None
     """A weaker conditional prediction, for a rule that ``needs_weak``."""
+    imageless: Tensor | None = None
+    """The unconditional prediction without the image, for a rule that ``needs_imageless``."""
+    number: int = 0
+    """How often the denoiser was called before in this run."""
+    share: float = 0.0
+    """The share of the run's steps that lie before this one; its progress where a sampler chooses its own times."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class Rule(ABC):
     """The parameterisation of inputs and output. "own" is what the network predicts. "velocity" is that of the path: v
     where alpha^2 + sigma^2 = 1, flow where alpha + sigma = 1. "noise" points from x_0 to the latents, as the score
     does: eps where alpha^2 + sigma^2 = 1, flow where alpha + sigma = 1. It is what most networks predict."""
-    by_scale_one: ClassVar[bool] = True
-    """True if scale 1 gives the conditional prediction. Channels of scale 1 are then left as they are."""
+    takes_ramps: ClassVar[bool] = True
+    """Whether a timing may change the scale during sampling."""
     needs_negative: ClassVar[bool] = False
     """Whether the negative prompt is a branch of its own."""
     weak: ClassVar[Weak | None] = None
@@ -68,6 +74,16 @@ class Rule(ABC):
     def needs_weak(self) -> bool:
         """Whether a weaker conditional prediction is a branch too."""
         return self.weak is not None and not self.is_plain
+
+    @property
+    def by_scale_one(self) -> bool:
+        """Whether scale 1 gives the conditional prediction. Channels of scale 1 are then left as they are."""
+        return True
+
+    @property
+    def needs_imageless(self) -> bool:
+        """Whether the unconditional prediction without the image is a branch too."""
+        return False
 
     @property
     def needs_uncond(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from ...core.errors import InputError, nearest, quoted, setting
 from .contract import Rule
 from .frequencies import FrequencyDecoupled, TemporalFrequencies
+from .image import ThreeWay
 from .norms import Renormalised, Rescale
 from .plain import CFG
 from .projections import APG, CFGZero, PerpendicularNegative, TangentialDamping
@@ -19,7 +20,7 @@ RULES: dict[str, type[Rule]] = {
     for rule in (
         CFG, Rescale, APG, CFGZero, CFGPlusPlus, FrequencyDecoupled, PerpendicularNegative, TangentialDamping,
         MagnitudeAware, Momentum, SpatialAdaptive, Renormalised, TemporalFrequencies, Autoguidance,
-        SkipGuidance,
+        SkipGuidance, ThreeWay,
     )
 }  # fmt: skip
 

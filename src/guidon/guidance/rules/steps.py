@@ -25,7 +25,11 @@ class CFGPlusPlus(Rule):
     """
 
     name = "cfg++"
-    by_scale_one = False
+    takes_ramps = False
+
+    @property
+    def by_scale_one(self) -> bool:
+        return False
 
     def check(self, scales: Sequence[float]) -> None:
         if any(scale > 1 for scale in scales):

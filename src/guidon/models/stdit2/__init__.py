@@ -62,7 +62,7 @@ class STDiT2Family(Family):
     def facts(self, preset: Preset[Released], sources: Sources) -> Facts:
         from ..finding import released_facts
 
-        return replace(released_facts(preset, sources, patch=(1, 1, 1)), clip=CLIP)
+        return replace(released_facts(preset, sources, patch=(1, 1, 1)), clip=CLIP, knows_given_frames=True)
 
     def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:
         from ..released import find_captions, find_released

@@ -92,6 +92,7 @@ class STDiT3Family(Family):
             rewrites=True,
             path="flow",
             clip=CLIP,
+            knows_given_frames=True,
             latent_frames=latent_frames,
             latents_together=CHUNK_LATENTS,
         )

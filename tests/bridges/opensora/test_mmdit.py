@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+import guidon
+from goldens import golden, relative_error
+from guidon.core.errors import InputError
+from guidon.guidance import Guidance
+from guidon.models import MMDiT, MMDiTConfig
+
+GOLDENS = "open_sora_1_1_to_2_0"
+SCALES = ("guidance", "guidance_img", "text_osci", "image_osci", "scale_temporal_osci")
+INPUTS = ("img", "img_ids", "txt", "txt_ids", "y_vec", "masks", "masked_ref")
+
+
+@pytest.fixture(scope="module")
+def net():
+    numbers, case = golden(f"{GOLDENS}/mmdit/a_liger")
+    network = MMDiT(MMDiTConfig(**case["config"])).eval().requires_grad_(False)
+    network.load_state_dict({key[8:]: value for key, value in numbers.items() if key.startswith("weights.")})
+    return network
+
+
+def case(number=1):
+    numbers, settings = golden(f"{GOLDENS}/sample/mmdit_a_liger_osci{number}")
+    called_with = {name: numbers[name] for name in INPUTS} | {"timesteps": numbers["timesteps"].tolist()}
+    return called_with | {name: settings[name] for name in SCALES}, numbers["sample"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_numbers_of_the_original(net, number):
+    called_with, expected = case(number)
+    assert relative_error(guidon.rflow.sample_mmdit(net, **called_with), expected) < 1e-4
+
+
+def test_the_schedule_and_the_oscillation_of_the_original():
+    numbers, settings = golden(f"{GOLDENS}/mmdit/schedule")
+    rows = {str(number): row for number, row in enumerate(settings["rows"])}
+    for name, row in rows.items():
+        assert guidon.rflow.mmdit_schedule(*row) == pytest.approx(numbers[name].tolist(), rel=1e-6)
+    even = guidon.rflow.mmdit_schedule(len(numbers["noshift"]) - 1, 448, 33, shift=False)
+    assert even == pytest.approx(numbers["noshift"].tolist(), rel=1e-6)
+    for scale, step, expected in settings["oscillation"]:
+        assert guidon.rflow.oscillate(scale, step) == expected
+
+
+def test_a_choice_of_channels_leaves_the_others_conditional(net):
+    """Each step of a run is that of its channels: the first one alone shows it."""
+    called_with, _ = case(0)
+    called_with["timesteps"] = called_with["timesteps"][:2]
+    size = tuple(called_with["masked_ref"].shape[2:])
+    found = {
+        channels: guidon.models.mmdit.network.unpack(
+            guidon.rflow.sample_mmdit(net, **called_with, cfg_channels=channels), size
+        )
+        for channels in ("all", 3, "none")
+    }
+    assert torch.equal(found[3][:, :3], found["all"][:, :3])
+    assert torch.allclose(found[3][:, 3:], found["none"][:, 3:], atol=1e-6)  # which ran in a batch of its own
+    assert not torch.allclose(found["all"], found["none"], atol=1e-3)
+
+
+def test_without_an_image_it_is_guidance_by_text(net):
+    called_with, _ = case(0)
+    for name in ("masks", "masked_ref"):
+        called_with[name] = torch.zeros_like(called_with[name])
+    called_with |= {"txt": called_with["txt"][[0, 1, 1]], "y_vec": called_with["y_vec"][[0, 1, 1]]}
+    both = [guidon.rflow.sample_mmdit(net, **called_with | {"guidance_img": scale}) for scale in (1.0, 3.0)]
+    assert relative_error(*both) < 1e-5
+
+
+def test_noise_of_all_three_rows_gives_the_same_and_the_dtype_stays(net):
+    called_with, _ = case(0)
+    again = called_with | {"img": called_with["img"].repeat(3, 1, 1)}
+    a, b = (guidon.rflow.sample_mmdit(net, **each) for each in (called_with, again))
+    assert torch.equal(a, b)
+    half = {name: value.bfloat16() if isinstance(value, torch.Tensor) else value for name, value in called_with.items()}
+    assert guidon.rflow.sample_mmdit(net.bfloat16(), **half).dtype == torch.bfloat16
+    net.float()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"txt": torch.zeros(2, 5, 14)}, "txt has 2 rows, expected 3 for 1 clips"),
+        ({"img": torch.zeros(1, 17, 16)}, "img has 17 tokens, the latents of masked_ref are 18"),
+        ({"img": torch.zeros(1, 18, 12)}, "img has tokens of 12 values, those of masked_ref are of 16"),
+        ({"masks": torch.zeros(1, 4, 3, 4, 6)}, "expected .1, 1, 3, 4, 6."),
+        ({"timesteps": [0.0, 1.0]}, "timesteps do not fall from 1"),
+        ({"timesteps": [1.0]}, "timesteps do not fall from 1"),
+        ({"guidance_img": -1.0}, "image is -1"),
+        ({"cfg_channels": 5}, "asks for more channels than the model has"),
+        ({"text_osci": True, "image_osci": True, "timing": "linear"}, "are a timing already"),
+    ],
+)
+def test_bad_arguments_are_refused(net, change, message):
+    with pytest.raises(InputError, match=message):
+        guidon.rflow.sample_mmdit(net, **case(0)[0] | change)
+    for row, text in (((0, 448, 33), "num_steps is 0"), ((2, 448, 33, 0.0), "shift_alpha is 0")):
+        with pytest.raises(InputError, match=text):
+            guidon.rflow.mmdit_schedule(*row)
+
+
+def test_the_settings_of_the_original_as_guidance():
+    """What the docs say that 2.0's defaults are, in the pipeline's words."""
+    guidance = Guidance(7.5, "all", "three-way:image=3,ramp=1", "oscillation:10")
+    assert guidance.to_settings() == {
+        "cfg_scale": 7.5,
+        "cfg_channels": "all",
+        "guidance": "three-way:image=3,oscillate=none,start=10,ramp=1",
+        "timing": "oscillation:10",
+    }
