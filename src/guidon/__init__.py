@@ -32,6 +32,7 @@ Other:
     IDDPM: Open-Sora's scheduler, with ``cfg_channels``.
     RFlow: Open-Sora 1.2's scheduler, rectified flow, with ``cfg_channels``.
     iddpm: the module that holds it, and the other names that scripts of Open-Sora, DiT and PixArt import.
+    rflow: the module that holds it, and the other names of rectified flow in Open-Sora.
     conditioning: Open-Sora's mask strategies, prompts and tables of sizes.
     inspect_checkpoint, load_checkpoint: what a checkpoint is, and its network.
     NoiseLevel, NoiseSchedule: how noisy a sample is, and the levels of a training schedule.
