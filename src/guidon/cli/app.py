@@ -20,6 +20,7 @@ from ..core.version import VERSION
 from . import (
     STOPPED,
     audit,
+    bench,
     channels,
     config,
     encode,
@@ -73,6 +74,7 @@ add(app, tune.tune, tune.EXAMPLE, MEASURE)
 app.add_typer(studies, name="study", rich_help_panel=MEASURE)
 add(studies, study.run, study.EXAMPLE_RUN)
 add(studies, study.report, study.EXAMPLE_REPORT)
+add(app, bench.bench, bench.EXAMPLE, MEASURE)
 add(app, models.models, models.EXAMPLE, WEIGHTS)
 add(app, inspect.inspect, inspect.EXAMPLE, WEIGHTS)
 add(app, encode.encode, encode.EXAMPLE, WEIGHTS)

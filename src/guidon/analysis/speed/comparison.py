@@ -95,8 +95,28 @@ class Comparison:
         stopped = ", stopped early" if self.stopped else ""
         return (
             f"{self.title}\n\n{_markdown([[line[column] for column in shown] for line in cells])}\n\n"
-            f"{self.rounds} rounds{stopped}; A/A {_interval(self.twin)}{noise}"
+            f"{_rounds(self.rounds)}{stopped}; A/A {_interval(self.twin)}{noise}"
         )
+
+    def savings(self) -> list[str]:
+        """What each arm saves of the base's time, in a sentence each."""
+        base, of = self.rows[0].name, "CPU time" if self.clock == "cpu" else "time"
+        found: list[str] = []
+        for row in self.rows[1:]:
+            least, middle, most = (1 - 1 / value for value in (row.ratio.low, row.ratio.value, row.ratio.high))
+            span = "" if math.isnan(least) else f" [{100 * least:.0f}, {100 * most:.0f}]"
+            if row.ratio.low <= 1 <= row.ratio.high:
+                found.append(f"{row.name}: no difference from {base} can be told in {_rounds(self.rounds)}")
+            elif middle > 0:
+                found.append(f"{row.name}: saves {100 * middle:.0f}%{span} of the {of} of {base}")
+            else:
+                more = (
+                    ""
+                    if math.isnan(least)
+                    else f" [{100 * (1 / row.ratio.high - 1):.0f}, {100 * (1 / row.ratio.low - 1):.0f}]"
+                )
+                found.append(f"{row.name}: costs {100 * (1 / row.ratio.value - 1):.0f}%{more} more {of} than {base}")
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values. Times are in seconds, and NaN is None."""
@@ -174,6 +194,10 @@ def write_measurements(path: Path, found: Sequence[Comparison], device: torch.de
 def _result(arm: Arm) -> Tensor | None:
     result = arm.run() if arm.result is None else arm.result()
     return result.clone() if isinstance(result, Tensor) else None
+
+
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
 
 
 def _interval(interval: Interval) -> str:
