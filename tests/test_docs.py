@@ -361,8 +361,12 @@ def test_a_clip_is_made_again_from_its_manifest(page, run):
 def test_the_settings_are_valid(block):
     from guidon.core.settings import validated
     from guidon.studies.plan import Study
+    from guidon.training.recipe import StagedRecipe
 
     settings = yaml.safe_load(block.text)
+    if "stages" in settings:
+        validated(StagedRecipe, settings, block.page)
+        return
     settings.setdefault("settings", [{"cfg_scale": 1}, {"cfg_scale": 2}])
     settings.setdefault("primary", {"metric": "saturation", "baseline": "no guidance", "against": "scale 2"})
     validated(Study, settings, block.page)

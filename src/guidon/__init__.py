@@ -35,7 +35,7 @@ Other:
     rflow: the module that holds it, and the other names of rectified flow in Open-Sora.
     conditioning: Open-Sora's mask strategies, prompts and tables of sizes.
     inspect_checkpoint, load_checkpoint: what a checkpoint is, and its network.
-    NoiseLevel, NoiseSchedule: how noisy a sample is, and the levels of a training schedule.
+    NoiseLevel, NoiseSchedule, FlowPath: how noisy a sample is, and the levels of a diffusion or a rectified flow.
     InputError: bad input; the message says what to do.
 
 Names are imported when they are first used, so that importing guidon costs nothing.
@@ -53,6 +53,7 @@ _ROOMS = {
     "ChannelGuidance": "bridges.diffusers.guider",
     "ChannelScale": "guidance",
     "Choices": "pipeline.calls",
+    "FlowPath": "diffusion",
     "Guidance": "guidance",
     "GuidanceTrace": "guidance",
     "GuidedDenoiser": "guidance",
@@ -86,6 +87,7 @@ __all__ = [
     "ChannelGuidance",
     "ChannelScale",
     "Choices",
+    "FlowPath",
     "Guidance",
     "GuidanceTrace",
     "GuidedDenoiser",
@@ -120,7 +122,7 @@ if TYPE_CHECKING:
     from .bridges.opensora.iddpm import IDDPM
     from .bridges.opensora.rflow import RFlow
     from .core.errors import InputError
-    from .diffusion import NoiseLevel, NoiseSchedule
+    from .diffusion import FlowPath, NoiseLevel, NoiseSchedule
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
     from .media import Video
     from .models.checkpoint import inspect_checkpoint, load_checkpoint
