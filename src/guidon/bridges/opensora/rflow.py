@@ -26,7 +26,7 @@ from ...samplers import FrameMask, LegacyNoise
 from .foreign import Keywords, Model, bar, call
 from .mmdit import mmdit_schedule, oscillate, sample_mmdit
 
-__all__ = ["RFlow", "mmdit_schedule", "oscillate", "sample_mmdit", "timestep_transform"]
+__all__ = ["RFLOW", "RFlow", "mmdit_schedule", "oscillate", "sample_mmdit", "timestep_transform"]
 SIZES = ("height", "width", "num_frames")
 SAMPLE_METHODS = ("uniform", "logit-normal")
 
