@@ -100,8 +100,11 @@ def test_it_can_be_copied_and_pickled_after_its_levels_were_made():
     [
         ({"shift": 0.0}, "shift of timesteps is 0"),
         ({"shift": math.inf}, "shift of timesteps is inf"),
-        ({"num_timesteps": 0}, "flow of 0 timesteps"),
-        ({"steps": 0}, "steps 0"),
+        ({"num_timesteps": 0}, "a flow's number of timesteps is 0: give a whole number from 1 to 100,000"),
+        ({"num_timesteps": 10**9}, "timesteps is 1000000000: give a whole number from 1 to 100,000"),
+        ({"steps": 0}, "steps is 0: give a whole"),
+        ({"steps": 2.5}, "steps is 2.5: give a whole"),
+        ({"steps": 10**300}, r"steps is 1000\d+: give a whole"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

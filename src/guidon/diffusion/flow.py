@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.broadcasting import per_sample
 from ..core.errors import InputError, setting
 from .level import CLEAN, NoiseLevel
+from .schedule import MOST_TIMESTEPS
 
 TIMESTEPS = 1000
 """T where nobody says it: networks are told of timesteps in [0, 1000]."""
@@ -54,10 +55,11 @@ class FlowPath:
     """What the shift is rounded to, and the shift less 1, as in Open-Sora's scripts; None for neither."""
 
     def __post_init__(self) -> None:
-        if self.num_timesteps < 1:
-            raise InputError(f"a flow of {self.num_timesteps} timesteps was asked for: give at least 1")
-        if self.steps < 1:
-            raise InputError(f"{setting('steps')} {self.steps} is no number of steps: give at least 1")
+        counts: tuple[tuple[str, object], ...]  # callers may give anything
+        counts = ("a flow's number of timesteps", self.num_timesteps), (setting("steps"), self.steps)
+        for name, count in counts:
+            if not isinstance(count, int) or not 1 <= count <= MOST_TIMESTEPS:
+                raise InputError(f"{name} is {count!r:.40}: give a whole number from 1 to {MOST_TIMESTEPS:,}")
         if not (0 < self.shift < math.inf):
             raise InputError(f"the shift of timesteps is {self.shift:g}: give a number above 0, 1 for none")
 

@@ -48,7 +48,8 @@ def timestep_transform(
 
     Args:
         t: in [0, num_timesteps].
-        sizes: "height" and "width" in pixels, and "num_frames", (B,) each; whether these are images is read of row 0.
+        sizes: "height" and "width" in pixels, and "num_frames": one number for each clip, (B,), or one for all.
+            Whether these are images is read of the first clip.
         scale: multiplies r.
         num_timesteps: T.
         base_resolution: the pixels whose timesteps stay as they are.
@@ -57,15 +58,13 @@ def timestep_transform(
     Raises:
         InputError: a size is missing, or the rows do not fit.
     """
-    missing = [name for name in SIZES if not isinstance(sizes.get(name), Tensor)]
+    missing = [name for name in SIZES if not isinstance(sizes.get(name), Tensor | int | float)]
     if missing:
-        raise InputError(
-            f"the timestep transform needs {', '.join(missing)} of the clips: give tensors of one row a clip"
-        )
-    height, width, frames = (sizes[name] for name in SIZES)
-    if any(size.ndim != 1 or len(size) not in (1, len(t)) for size in (height, width, frames)):
-        given = ", ".join(f"{name} {tuple(sizes[name].shape)}" for name in SIZES)
-        raise InputError(f"the timestep transform of {len(t)} clips was given {given}: give one row a clip")
+        raise InputError(f"the timestep transform needs {', '.join(missing)} of the clips: give one number a clip")
+    height, width, frames = (torch.as_tensor(sizes[name], device=t.device).reshape(-1) for name in SIZES)
+    if any(len(size) not in (1, len(t)) for size in (height, width, frames)):
+        given = ", ".join(f"{name} of {len(size)}" for name, size in zip(SIZES, (height, width, frames), strict=True))
+        raise InputError(f"the timestep transform of {len(t)} clips was given {given}: give one number a clip")
     latents = torch.ones_like(frames) if frames[0] == 1 else frames // CHUNK * CHUNK_LATENTS
     ratio = (height * width / base_resolution).sqrt() * (latents / base_num_frames).sqrt() * scale
     u = t / num_timesteps
