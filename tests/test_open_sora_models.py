@@ -244,3 +244,31 @@ def test_guided_channels_and_rules_act_on_these_networks(pipes, name):
     assert not torch.equal(one[:, 0], none[:, 0])
     for rule in ("apg", "stg:blocks=0"):
         assert not np.array_equal(pipes[name]("waves", guidance=rule, **options).frames, plain)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_three_way_guidance_is_linear_in_the_scale_of_the_first_frame(pipes, name):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    options = {"steps": 1, "size": (40, 64), "dtype": "fp32", "output_type": "latent", "seed": 3}
+    options["frames"] = {MODELS[0]: 4, MODELS[1]: 34}[name]
+
+    def made(rule="cfg", **other):
+        given = {"first_frame": picture, "cfg_channels": "all"} | options | other
+        return pipes[name]("waves", guidance=rule, **given).frames
+
+    plain, half, whole = made(), made("three-way:image=51"), made("three-way:image=101")
+    assert torch.equal(made("three-way:image=1"), plain)
+    assert (half - plain).abs().max() > 1e-4
+    assert torch.allclose(whole - plain, 2 * (half - plain), atol=1e-5)
+    assert torch.equal(whole[:, :, 0], plain[:, :, 0])  # the given frame
+    assert torch.allclose(made("three-way:image=101", sequential=True), whole, atol=1e-4)
+    some = made("three-way:image=101", cfg_channels="1-3")
+    assert torch.equal(some[:, 0], made(cfg_channels="1-3")[:, 0])  # the conditional prediction
+    with pytest.raises(InputError, match="guides by given frames too, and none are: give first_frame"):
+        made("three-way", first_frame=None)
+
+
+def test_three_way_guidance_is_refused_where_the_network_is_not_told_of_given_frames():
+    planner = Planner.find("guidon-small")
+    with pytest.raises(InputError, match="given frames too, of which the network of guidon-small is not told"):
+        planner.plan("a red circle moves left", guidance="three-way")
