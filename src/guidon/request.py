@@ -289,6 +289,8 @@ class Request(Settings):
             raise InputError(
                 f"{name('exact')} {self.exact!r} draws all samples from one seed: leave out {name('seed_per_prompt')}"
             )
+        if self.exact and self.conditioning is not None:
+            raise InputError(f"{name('exact')} {self.exact!r} replays runs without given frames: leave one of them out")
         if self.exact_noise != "device" and self.exact is None:
             raise InputError(
                 f"{name('exact_noise')} {self.exact_noise!r} has an effect only with {name('exact')}: give both"

@@ -40,7 +40,7 @@ from ..models.vae import Autoencoder
 from ..request import Computation, Request, clip_size, latent_shape
 from ..samplers import (
     AfterStep,
-    FrameMask,
+    CheckedDenoiser,
     LegacyNoise,
     SampleNoise,
     replayed_noise,
@@ -50,7 +50,7 @@ from ..samplers import (
     sample_euler,
     sample_heun,
 )
-from .kept import Kept
+from .kept import Kept, hold, put_back
 from .steering import Interrupted
 
 
@@ -254,14 +254,16 @@ class Generation:
             "heun": sample_heun,
         }
         options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
+        held: CheckedDenoiser = denoiser
         if kept is not None:
-            reads = getattr(network, "reads_frame_mask", False)
-            made, clean = (torch.stack(each).to(self.device) for each in zip(*kept, strict=True))
-            options["frames"] = FrameMask(made, clean, replace=not reads)
+            knows = getattr(network, "reads_frame_mask", False)
+            held, options["frames"] = hold(denoiser, kept, knows, self.model.process.parameterization, self.device)
         try:
-            latents = samplers[request.sampler](denoiser, schedule, x, noise, **options)
+            latents = samplers[request.sampler](held, schedule, x, noise, **options)
         except Interrupted as stop:
             latents = stop.latents
+        if kept is not None:
+            latents = put_back(latents, kept)
         return latents, denoiser.memory.guided
 
     def denoiser(

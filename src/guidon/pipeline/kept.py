@@ -11,13 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.broadcasting import per_frame
 from ..core.errors import InputError, quoted, setting
 from ..core.limits import attempt
+from ..diffusion import NoiseLevel, Parameterization, convert
 from ..media.conditioning import ClipShape, Conditioning, find_references
 from ..media.placing import Placement, parse_placements, place_all
 from ..media.references import read_frames, resize_to_fill
 from ..models.stages import Stage
 from ..models.vae import Autoencoder
+from ..samplers import CheckedDenoiser, FrameMask
+
+STILL_START = 0.75
+"""Share of the run in which frames that are made move, where the network does not know which frames are kept."""
 
 
 class Kept(NamedTuple):
@@ -27,6 +33,82 @@ class Kept(NamedTuple):
     """(T,): how much of every frame is made; see ``FrameMask``."""
     clean: Tensor
     """(C, T, h, w): the latents of frames that are kept or edited, and zeros."""
+
+
+class HeldFrames:
+    """A denoiser whose predictions are right for the frames that are kept, for a network that does not know them.
+
+    All frames then go from noise to data together, those that are kept on the way to what they are to be (Wang et al.
+    2212.00490, eq. 13). The others fit to them better than to frames that are noised anew at every step.
+
+    Args:
+        denoiser: predicts all frames.
+        kept: where frames are kept, so that it broadcasts against them.
+        clean: what they are to be, (B, C, T, h, w).
+        parameterization: what the denoiser predicts.
+    """
+
+    def __init__(
+        self, denoiser: CheckedDenoiser, kept: Tensor, clean: Tensor, parameterization: Parameterization
+    ) -> None:
+        self.denoiser, self.kept, self.clean = denoiser, kept, clean
+        self.parameterization: Parameterization = parameterization
+
+    def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
+        prediction, rest = self.denoiser(x, level).tensor_split([x.shape[1]], dim=1)
+        right = convert(self.clean, x, level, "x0", self.parameterization)
+        return torch.cat([torch.where(self.kept, right, prediction), rest], dim=1)
+
+    def finish(self) -> None:
+        self.denoiser.finish()
+
+
+def hold(
+    denoiser: CheckedDenoiser,
+    kept: Sequence[Kept],
+    knows: bool,
+    parameterization: Parameterization,
+    device: torch.device,
+) -> tuple[CheckedDenoiser, FrameMask]:
+    """A batch's denoiser and frame mask.
+
+    Args:
+        denoiser: predicts all frames.
+        kept: the frames that each clip keeps.
+        knows: whether the network is told which frames are kept.
+        parameterization: what the denoiser predicts.
+        device: where sampling runs.
+    """
+    if knows:
+        return denoiser, FrameMask(*_stacked(kept, device))
+    made, clean = _stacked([with_still_start(each) for each in kept], device)
+    frames = FrameMask(torch.where(made == 0, 1, made), clean, replace=True)
+    return HeldFrames(denoiser, per_frame(made == 0), clean, parameterization), frames
+
+
+def put_back(latents: Tensor, kept: Sequence[Kept]) -> Tensor:
+    """Latents (B, C, T, h, w) with the frames that are kept as they were: the last step may change them a little."""
+    made, clean = _stacked(kept, latents.device)
+    return torch.where(per_frame(made == 0), clean, latents)
+
+
+def _stacked(kept: Sequence[Kept], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, T) and (B, C, T, h, w)."""
+    return torch.stack([each.made for each in kept]).to(device), torch.stack([each.clean for each in kept]).to(device)
+
+
+def with_still_start(kept: Kept) -> Kept:
+    """Let frames that are made begin as the nearest frame that is kept, standing still, with much noise.
+
+    For a network that does not know which frames are kept: at the first levels it would decide on another scene.
+    """
+    held = [frame for frame, made in enumerate(kept.made.tolist()) if made == 0]
+    if not held:
+        return kept
+    nearest = [min(held, key=lambda other: abs(other - frame)) for frame in range(len(kept.made))]
+    made = torch.where(kept.made == 1, STILL_START, kept.made)
+    clean = torch.where((kept.made == 1)[None, :, None, None], kept.clean[:, nearest], kept.clean)
+    return Kept(made, clean)
 
 
 def encode(

@@ -1,0 +1,214 @@
+"""Clips that keep, edit and join given frames."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import guidon
+from guidon.core.errors import InputError
+from guidon.media.conditioning import ClipShape, choose_conditioning
+from guidon.media.placing import parse_placements
+from guidon.media.references import resize_to_fill
+from guidon.request import Request
+
+PROMPT = "a red circle moves left on a white background"
+OTHER = "a blue square moves up on a black background"
+OPTIONS = {"steps": 3, "cfg_scale": 3.0, "timing": "constant"}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return guidon.load(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """A picture of the clips' size: a red disc on white."""
+    rows, columns = np.mgrid[:64, :64]
+    image = np.full((64, 64, 3), 240, np.uint8)
+    image[(rows - 20) ** 2 + (columns - 30) ** 2 < 64] = 220, 30, 30
+    return image
+
+
+@pytest.fixture(scope="module")
+def video(picture):
+    """A video of 20 different frames."""
+    return np.stack([np.roll(picture, 2 * step, axis=1) for step in range(20)])
+
+
+def shown(pipe, frames):
+    """Frames as the autoencoder shows them."""
+    return (pipe.autoencode(np.asarray(frames, np.float32) / 255) * 255).round()
+
+
+def apart(ours, theirs):
+    """The largest difference of intensities."""
+    return np.abs(np.asarray(ours, float) - theirs).max()
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+@pytest.mark.parametrize("channels", ["3", "all", "only:1"])
+def test_the_first_and_last_frames_are_the_pictures_with_every_sampler(pipe, picture, video, sampler, channels):
+    clip = pipe(
+        PROMPT, first_frame=picture, last_frame=video[7], sampler=sampler, cfg_channels=channels, **OPTIONS
+    ).frames
+    assert apart(clip[[0, -1]], shown(pipe, [picture, video[7]])) <= 1
+    plain = pipe(PROMPT, sampler=sampler, cfg_channels=channels, **OPTIONS).frames
+    assert apart(plain[0], shown(pipe, [picture])[0]) > 20
+
+
+def test_a_clip_depends_on_its_own_seed_whatever_is_made_beside_it(pipe, picture):
+    both = pipe([PROMPT, OTHER], num_samples=2, first_frame=picture, seed=4, **OPTIONS)
+    alone = pipe(OTHER, num_samples=2, first_frame=picture, seed=4, batch_size=1, **OPTIONS)
+    for ours, theirs in zip(both[2:], alone, strict=True):
+        assert apart(ours.frames, theirs.frames) <= 1
+    assert apart(both[0].frames[1:], both[1].frames[1:]) > 20
+
+
+def test_frames_go_where_the_strategy_says(pipe, picture, video):
+    clip = pipe(PROMPT, reference=[picture, video], mask_strategy="0,0,0,3;0,1,-2,-2,2;0,1,5,6,2,0", **OPTIONS).frames
+    assert apart(clip[[3, 14, 15, 6, 7]], shown(pipe, [picture, video[18], video[19], video[5], video[6]])) <= 1
+
+
+def test_a_video_goes_on_and_leads_to_another(pipe, video):
+    clip = pipe(PROMPT, continue_from=video, connect_to=video, condition_frames=3, **OPTIONS).frames
+    assert apart(clip[:3], shown(pipe, video[-3:])) <= 1
+    assert apart(clip[-3:], shown(pipe, video[:3])) <= 1
+
+
+def test_a_weaker_edit_stays_nearer_to_the_video(pipe, video):
+    wanted = shown(pipe, video[:16])
+    errors = [
+        np.abs(pipe(PROMPT, edit=video, edit_strength=strength, steps=10).frames - wanted).mean()
+        for strength in (0, 0.2, 0.6)
+    ]
+    assert errors[0] <= 1
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_loops_join_clips_and_extend_gives_their_parts(pipe, picture):
+    options = {"first_frame": picture, "condition_frames": 5, "seed": 3, **OPTIONS}
+    prompt = f"|0|{PROMPT}|1|{OTHER}"
+    long = pipe(prompt, loop=3, **options)
+    assert long.frames.shape == (16 + 11 + 11, 64, 64, 3)
+    assert np.array_equal(long.frames[:16], pipe(PROMPT, **{**options, "condition_frames": None}).frames)
+    parts = pipe.extend(prompt, **options)
+    found = [next(parts) for _ in range(3)]
+    assert np.array_equal(np.concatenate([part.frames for part in found]), long.frames)
+    assert np.array_equal(pipe.reproduce(found[1].manifest, reference_frames=[picture])[0].frames, long.frames[:27])
+    assert not np.array_equal(long.frames[5:16], long.frames[16:27])
+    # the second clip began with the last frames of the first one
+    second = pipe(OTHER, continue_from=long.frames[:16], condition_frames=5, **OPTIONS).frames
+    assert apart(second[:5], shown(pipe, long.frames[11:16])) <= 1
+
+
+def test_files_are_found_beside_a_manifest_and_checked_by_their_hash(pipe, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture).save("picture.png")
+    clip = pipe(PROMPT, image="picture.png", **OPTIONS)
+    clip.save("a/clip.webp")
+    assert np.array_equal(pipe.reproduce("a/clip.webp")[0].frames, clip.frames)
+    shutil.move("picture.png", "a/picture.png")
+    assert np.array_equal(pipe.reproduce("a/clip.webp")[0].frames, clip.frames)
+    Image.fromarray(picture[::-1].copy()).save("a/picture.png")
+    with pytest.raises(InputError, match="not the file that the clip was made with"):
+        pipe.reproduce("a/clip.webp")
+    (tmp_path / "a" / "picture.png").unlink()
+    with pytest.raises(InputError, match=r"picture\.png is not there, which the clip was made with"):
+        pipe.reproduce("a/clip.webp")
+
+
+def test_frames_from_python_must_be_given_again(pipe, picture):
+    clip = pipe(PROMPT, first_frame=Image.fromarray(picture), **OPTIONS)
+    with pytest.raises(InputError, match="give the same frames as reference_frames"):
+        pipe.reproduce(clip.manifest)
+    assert np.array_equal(pipe.reproduce(clip.manifest, reference_frames=[picture])[0].frames, clip.frames)
+
+
+def test_the_json_of_other_requests_is_as_it_was(pipe):
+    assert "conditioning" not in pipe.plan(PROMPT).model_dump(mode="json")
+    request = pipe.plan(PROMPT, loop=2)
+    assert Request(**json.loads(request.model_dump_json())) == request
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"first_frame": "none.png"}, "first_frame 'none.png' is not there"),
+        ({"first_frame": "https://x.org/a.png"}, "is an address: fetch the file"),
+        ({"first_frame": np.zeros((4, 4))}, "first_frame is an array (4, 4): give a path"),
+        ({"first_frame": np.full((4, 4, 3), 7.0)}, "is an array of float64 from 7 to 7: give uint8"),
+        ({"first_frame": 3}, "first_frame is 3: give a path"),
+        ({"first_frame": "VIDEO"}, "has 20 frames: give a picture, or the video as continue_from"),
+        ({"continue_from": "PICTURE"}, "continue_from has 1 frame, and 4 are taken of it"),
+        ({"continue_from": "VIDEO", "condition_frames": 16}, "condition_frames 16 leaves nothing to make of 16"),
+        ({"continue_from": "VIDEO", "first_frame": "PICTURE"}, "both say how the clip begins"),
+        ({"continue_from": "VIDEO", "connect_to": "VIDEO", "condition_frames": 8}, "leave no frame to make"),
+        ({"edit": "PICTURE"}, "edit has 1 frames, a clip has 16: give a longer video"),
+        ({"edit": "VIDEO", "edit_strength": 1.5}, "edit_strength is 1.5: give 0"),
+        ({"edit_strength": 0.5}, "edit_strength has an effect only with edit"),
+        ({"condition_frames": 3}, "condition_frames has an effect only with loop"),
+        ({"condition_edit": 0.3}, "condition_edit has an effect only with loop"),
+        ({"loop": 0}, "loop is 0: give a whole number"),
+        ({"mask_strategy": "0"}, "mask_strategy is given without reference"),
+        ({"reference": "PICTURE"}, "reference is given without mask_strategy"),
+        ({"reference": "PICTURE", "mask_strategy": "0,1"}, "names reference 1: there is 1, the first is 0"),
+        ({"reference": "PICTURE", "mask_strategy": "0,0,0,-17"}, "begins at frame -17 of a clip of 16"),
+        ({"reference": "PICTURE", "mask_strategy": "1"}, "is for loop 1, counted from 0, and there is 1"),
+        ({"reference": ["PICTURE", "VIDEO"], "mask_strategy": "0"}, "reference 1 is not placed anywhere"),
+        ({"loop": 2, "output_type": "latent"}, "output_type 'latent' is for one clip"),
+        ({"loop": 2, "trace": guidon.GuidanceTrace()}, "trace is for one clip, loop 2 makes several"),
+        ({"image": "PICTURE", "first_frame": "PICTURE"}, "are one setting: give it once"),
+        ({"first_frame": "PICTURE", "exact": "open-sora-1.0"}, "without given frames"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_in_one_line(pipe, picture, video, options, said):
+    stand_ins = {"PICTURE": picture, "VIDEO": video}
+
+    def real(value):
+        if isinstance(value, list):
+            return [real(each) for each in value]
+        return stand_ins.get(value, value) if isinstance(value, str) else value
+
+    with pytest.raises(InputError) as error:
+        pipe(PROMPT, **{name: real(value) for name, value in options.items()})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_of_images_is_refused(picture):
+    with pytest.raises(InputError, match="dit-xl makes images: leave out first_frame, which is for video"):
+        choose_conditioning({"first_frame": picture}, None, "dit-xl")
+
+
+def compressed(frames):
+    """Latent frames of an autoencoder that makes 5 of 17, as Open-Sora 1.2's does."""
+    return frames // 17 * 5 + -(-(frames % 17) // 4)
+
+
+def test_an_autoencoder_that_compresses_time_has_its_own_units(video):
+    clip = ClipShape("a model", 51, compressed, 5)
+    assert (clip.align, clip.unit, clip.condition_frames) == (5, 17, 17)
+    found = choose_conditioning({"first_frame": video[0], "last_frame": video[1], "loop": 3}, clip, "a model")
+    assert found is not None
+    assert (found.strategy, found.condition_frames) == ("0,0,0,0,1,0;2,1,0,-1,1,0", 17)
+    assert clip.joined(found) == 51 + 2 * 34
+    (last,) = [each for each in parse_placements(found.strategy) if each.loop == 2]
+    assert last.within(1, 15, clip.align).target == 10  # the last part begins there
+    with pytest.raises(InputError, match="condition_frames 4 is no multiple of 17, as a model needs: give 17"):
+        choose_conditioning({"loop": 2, "condition_frames": 4}, clip, "a model")
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (120, 90), (40, 200), (64, 64)])
+def test_pictures_are_resized_to_fill_and_cut_in_the_middle(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    x = ((columns - width / 2) ** 2 + (rows - height / 2) ** 2 < (min(height, width) / 4) ** 2).astype(np.uint8) * 255
+    found = resize_to_fill(np.repeat(x[None, :, :, None], 3, axis=3), 64, 64)[0, :, :, 0] > 127
+    rows, columns = np.nonzero(found)
+    assert found.shape == (64, 64)
+    assert abs(rows.mean() - 31.5) < 1
+    assert abs(columns.mean() - 31.5) < 1
+    assert abs(found.sum() - np.pi * 16**2) < 60
