@@ -55,11 +55,8 @@ class FlowPath:
     """What the shift is rounded to, and the shift less 1, as in Open-Sora's scripts; None for neither."""
 
     def __post_init__(self) -> None:
-        counts: tuple[tuple[str, object], ...]  # callers may give anything
-        counts = ("a flow's number of timesteps", self.num_timesteps), (setting("steps"), self.steps)
-        for name, count in counts:
-            if not isinstance(count, int) or not 1 <= count <= MOST_TIMESTEPS:
-                raise InputError(f"{name} is {count!r:.40}: give a whole number from 1 to {MOST_TIMESTEPS:,}")
+        _check_count("a flow's number of timesteps", self.num_timesteps)
+        _check_count(setting("steps"), self.steps)
         if not (0 < self.shift < math.inf):
             raise InputError(f"the shift of timesteps is {self.shift:g}: give a number above 0, 1 for none")
 
@@ -112,6 +109,11 @@ class FlowPath:
             progress=alpha,
             num_timesteps=self.num_timesteps,
         )
+
+
+def _check_count(name: str, count: object) -> None:
+    if not isinstance(count, int) or not 1 <= count <= MOST_TIMESTEPS:
+        raise InputError(f"{name} is {count!r:.40}: give a whole number from 1 to {MOST_TIMESTEPS:,}")
 
 
 def levels_at(timesteps: Sequence[float], num_timesteps: float = TIMESTEPS) -> tuple[FlowLevel, ...]:
