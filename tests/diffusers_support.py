@@ -21,7 +21,7 @@ import guidon
 from guidon import Guidance, InputError
 from guidon.bridges.diffusers.families import family_of
 from guidon.core.errors import first_line
-from tiny_pipelines import PIPELINES, TinyPipeline, record, run
+from tiny_pipelines import PIPELINES, TinyPipeline, own, record, run, shared
 
 DOCS = Path(__file__).parents[1] / "docs"
 MEASURED, PAGE = DOCS / "diffusers-support.json", DOCS / "diffusers-support.md"
@@ -54,12 +54,11 @@ def measure(tiny: TinyPipeline) -> Support:
     Raises:
         Exception: the installed diffusers does not have it, or has it in another form.
     """
-    pipe = tiny.make()
+    pipe, alone = shared(tiny), own(tiny)
     family = family_of(type(pipe))
-    alone = run(tiny, pipe)
 
     guidon.apply(pipe, Guidance(tiny.scale, family.guided))
-    own = EXACT if torch.equal(run(tiny, pipe), alone) else "differs"
+    full = EXACT if torch.equal(run(tiny, pipe), alone) else "differs"
 
     def masked() -> str:
         guided = [0, 2]
@@ -97,7 +96,15 @@ def measure(tiny: TinyPipeline) -> Support:
         patch = family.layout.patch**2
         place = ", packed" + (f", feature k is channel k // {patch}" if patch > 1 else "")
     return Support(
-        family.name, type(pipe).__name__, family.order, f"{family.guided.text}{place}", own, mask, rule, number, removed
+        family.name,
+        type(pipe).__name__,
+        family.order,
+        f"{family.guided.text}{place}",
+        full,
+        mask,
+        rule,
+        number,
+        removed,
     )
 
 

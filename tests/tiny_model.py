@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: boo
 
     Args:
         folder: where to.
-        blots: the decoder draws large blots, and not noise, whose outlines take half a second a clip to measure.
+        blots: the decoder draws large blots, and not noise, whose outlines take long to measure.
         seed: of the weights.
         flows: a rectified flow in place of a diffusion.
     """
@@ -50,14 +51,18 @@ def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: boo
     )
     vae = FrameVAE(vae_config)
     if blots:
-        _smooth(vae.autoencoder.decoder.conv_out)
+        _smooth(vae.autoencoder.decoder)
     save_component(folder / "vae.safetensors", "vae", dataclasses.asdict(vae_config), vae.state_dict(), record)
     return folder
 
 
-def _smooth(last: torch.nn.Conv2d) -> None:
-    """Average the kernel, and the bias, over its taps and over the pixels of a square."""
+def _smooth(decoder: torch.nn.Module) -> None:
+    """Average every kernel over its taps, and the last one, with its bias, over the pixels of a square."""
+    for module in decoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data.copy_(module.weight.data.mean((2, 3), keepdim=True).expand_as(module.weight))
+    last: Any = decoder.conv_out
     colours, subpixels, contrast = 3, last.out_channels // 3, 4
-    for values, sides in ((last.weight, (1, 3, 4)), (last.bias, (1,))):
+    for values, sides in ((last.weight, (1,)), (last.bias, (1,))):
         same = values.data.unflatten(0, (colours, subpixels)).mean(sides, keepdim=True)
         values.data.copy_(contrast * same.expand(colours, subpixels, *values.shape[1:]).flatten(0, 1))
