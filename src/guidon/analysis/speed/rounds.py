@@ -113,7 +113,7 @@ def take_rounds(
             }
             for name, sample in found.items():  # a round is kept whole or not at all
                 times[name].add(*sample)
-            gc.collect()
+            gc.collect(0)  # what the round left; all that was there before would take long to look at
             if on_step is not None:
                 on_step(done, rounds)
     except KeyboardInterrupt:
