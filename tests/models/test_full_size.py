@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from guidon.models import MMDiT, TemporalVAE
 from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
@@ -111,6 +112,60 @@ def dit(side):
     return found
 
 
+def convolution(name, out, into, kernel=3, bias=True):
+    return {f"{name}.conv.weight": (out, into) + (kernel,) * 3} | ({f"{name}.conv.bias": (out,)} if bias else {})
+
+
+def norm(name, width):
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def residual(name, out, into):
+    found = norm(f"{name}.norm1", into) | norm(f"{name}.norm2", out)
+    found |= convolution(f"{name}.conv1", out, into, bias=False) | convolution(f"{name}.conv2", out, out, bias=False)
+    return found | (convolution(f"{name}.conv3", out, into, 1, bias=False) if out != into else {})
+
+
+def temporal_vae():
+    widths = 128, 256, 256, 512
+    found = convolution("encoder.conv_in", 128, 4, bias=False) | convolution("encoder.conv2", 8, 512, 1)
+    found |= convolution("quant_conv", 8, 8, 1) | convolution("post_quant_conv", 4, 4, 1)
+    found |= convolution("decoder.conv1", 512, 4) | convolution("decoder.conv_out", 4, 128)
+    found |= norm("encoder.norm1", 512) | norm("decoder.norm1", 128)
+    for level, (width, before, after) in enumerate(zip(widths, (128, *widths), (*widths[1:], 512), strict=False)):
+        for k in range(4):
+            place = f"block_res_blocks.{level}.{k}"
+            found |= residual(f"encoder.{place}", width, width if k else before)
+            found |= residual(f"decoder.{place}", width, width if k else after)
+    for k in range(4):
+        found |= residual(f"encoder.res_blocks.{k}", 512, 512) | residual(f"decoder.res_blocks.{k}", 512, 512)
+    for level in (1, 2):  # after these, time is halved
+        found |= convolution(f"encoder.conv_blocks.{level}", 256, 256)
+        found |= convolution(f"decoder.conv_blocks.{level}", 2 * widths[level + 1], widths[level + 1])
+    return found
+
+
+def mmdit():
+    d, found = 3072, {}
+    for name, into in (("img_in", 64), ("cond_in", 68), ("txt_in", 4096)):
+        found |= linear(name, d, into)
+    for name, into in (("time_in", 256), ("vector_in", 768)):
+        found |= linear(f"{name}.in_layer", d, into) | linear(f"{name}.out_layer", d, d)
+    for k in range(19):
+        for stream in (f"double_blocks.{k}.img", f"double_blocks.{k}.txt"):
+            found |= linear(f"{stream}_mod.lin", 6 * d, d)
+            found |= linear(f"{stream}_mlp.0", 4 * d, d) | linear(f"{stream}_mlp.2", d, 4 * d)
+            for part in ("q_proj", "k_proj", "v_proj", "proj"):
+                found |= linear(f"{stream}_attn.{part}", d, d)
+            found |= {f"{stream}_attn.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
+    for k in range(38):
+        block = f"single_blocks.{k}"
+        found |= linear(f"{block}.q_proj", d, d) | linear(f"{block}.k_proj", d, d) | linear(f"{block}.v_mlp", 5 * d, d)
+        found |= linear(f"{block}.linear2", d, 5 * d) | linear(f"{block}.modulation.lin", 3 * d, d)
+        found |= {f"{block}.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
+    return found | linear("final_layer.linear", 64, d) | linear("final_layer.adaLN_modulation.1", 2 * d, d)
+
+
 @pytest.mark.parametrize(
     ("model", "layout", "millions"),
     [
@@ -118,13 +173,27 @@ def dit(side):
         (lambda: STDiT(STDiTConfig((16, 64, 64))), stdit(512), 760),
         (lambda: STDiT2(STDiT2Config()), stdit2(), 767),
         (lambda: STDiT3(STDiT3Config()), stdit3(), 1208),
+        (TemporalVAE, temporal_vae(), 310),
+        (MMDiT, mmdit(), 11891),
         (lambda: PixArt(PixArtConfig(32)), pixart(256), 611),
         (lambda: PixArt(PixArtConfig(64)), pixart(512), 611),
         (lambda: PixArt(PixArtConfig(128, lewei_scale=2.0, micro_condition=True)), pixart_ms(), 612),
         (lambda: DiT(DiTConfig(32)), dit(256), 675),
         (lambda: DiT(DiTConfig(64)), dit(512), 675),
     ],
-    ids=["stdit-256", "stdit-512", "stdit2", "stdit3", "pixart-256", "pixart-512", "pixart-1024", "dit-256", "dit-512"],
+    ids=[
+        "stdit-256",
+        "stdit-512",
+        "stdit2",
+        "stdit3",
+        "temporal-vae",
+        "mmdit",
+        "pixart-256",
+        "pixart-512",
+        "pixart-1024",
+        "dit-256",
+        "dit-512",
+    ],
 )
 def test_the_released_layout(model, layout, millions):
     with torch.device("meta"):
