@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import guidon
@@ -109,6 +110,16 @@ def test_a_prompt_becomes_an_mp4_that_its_manifest_makes_again(hub, tmp_path, na
         cli.main(["generate", "--from", f"{video}.json", *where, "--out", f"{tmp_path}/b"])
     assert stop.value.code == 0, capsys.readouterr().err
     assert next((tmp_path / "b").glob("*.mp4")).read_bytes() == video.read_bytes()
+
+
+def test_one_frame_is_an_image(hub, tmp_path):
+    where = [f"--{key.replace('_', '-')}={value}" for key, value in parts(hub, MODELS[1]).items()]
+    line = ["generate", "waves", "--model", MODELS[1], *where, "--size", "40x64", "--frames", "1", "--steps", "1"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*line, "--out", f"{tmp_path}"])
+    assert stop.value.code == 0
+    (image,) = (path for path in tmp_path.glob("*.png") if "sheet" not in path.name)
+    assert Image.open(image).size == (64, 40)
 
 
 @pytest.mark.parametrize("name", MODELS)

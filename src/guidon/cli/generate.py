@@ -392,7 +392,7 @@ def generate(
     refuse_idle_weak(weak, request.guidance)
     from ..media.formats import check_fps, check_library, check_upscale
 
-    format = checked_format(format, preset)
+    format = checked_format(format, preset, planner.length(request), facts.clip is not None)
     if fps is not None:
         check_fps(fps)
     shape, unit = planner.latent_shape(request), facts.downsampling
@@ -432,16 +432,22 @@ def generate(
         write_trace(traced, out / f"{run_name(request, pipe.hashes_for(request))}-trace.npz")
 
 
-def checked_format(format: str | None, preset: Preset[Any]) -> str:
+def checked_format(format: str | None, preset: Preset[Any], frames: int, makes_images: bool) -> str:
     """The format to write: the given one, or the one that suits the model.
 
+    Args:
+        format: the given one.
+        preset: the model's.
+        frames: of a clip.
+        makes_images: whether a clip of one frame is an image to the model.
+
     Raises:
-        InputError: it does not exist, or is a picture's and the model makes videos.
+        InputError: it does not exist, or is a picture's and the clips are videos.
     """
     from ..media.formats import check_format
 
-    format = format or ("png" if preset.is_image else "mp4")
-    if format == "png" and not preset.is_image:
+    format = format or ("png" if preset.is_image or (frames == 1 and makes_images) else "mp4")
+    if format == "png" and not preset.is_image and frames > 1:
         raise InputError(
             f"{setting('format')} png holds one image, {preset.name} makes video: choose mp4, gif, webp or frames"
         )
