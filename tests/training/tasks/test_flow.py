@@ -32,7 +32,7 @@ def flow(tmp_path_factory, tiny_model):
     """The model folder of a run of a few seconds."""
     folder = tmp_path_factory.mktemp("flow")
     with tiny_runs():
-        settings = FLOW | {"steps": 60, "log_every": 10, "evaluate_every": 0, "ema_decay": 0.9}
+        settings = FLOW | {"steps": 36, "log_every": 6, "evaluate_every": 0, "ema_decay": 0.9}
         return run_recipe(denoiser_recipe(folder, tiny_model / "vae.safetensors", **settings))
 
 
