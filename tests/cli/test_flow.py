@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+import guidon
 from guidon.analysis import matching
 
 PROMPT = "a red circle moves left on a white background"
@@ -89,3 +91,17 @@ def test_a_study_of_channels_runs_to_its_report(run, tiny_flow, tmp_path):
     assert "<html" in (out / "report.html").read_text()
     with (out / "results.csv").open() as file:
         assert {row["setting"] for row in csv.DictReader(file)} == {"three", "all"}
+
+
+def test_the_first_frame_is_a_picture_with_both_samplers(tiny_flow, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    pipe = guidon.load(tiny_flow, device="cpu")
+    shown = pipe.autoencode(picture[None].astype(np.float32) / 255)[0]
+    euler, heun = (
+        pipe(PROMPT, first_frame=tmp_path / "picture.png", sampler=sampler, steps=3).frames.astype(float)
+        for sampler in ("euler", "heun")
+    )
+    assert np.abs(euler[0] / 255 - shown).max() < 1 / 255
+    assert np.array_equal(euler[0], heun[0])
+    assert not np.array_equal(euler[-1], heun[-1])
