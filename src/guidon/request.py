@@ -28,7 +28,7 @@ from .core.warn import warn
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from, plain_scale
 from .media.conditioning import CHOICES as CONDITIONING
 from .media.conditioning import ClipShape, Conditioning, check_conditioning, choose_conditioning
-from .media.placing import text_of_loop, texts_of_loops
+from .media.placing import JSON_KEYS, split_json, text_of_loop, texts_of_loops
 from .models.catalogue import find_facts, find_preset
 from .models.family import Facts, Preset
 from .models.prompts import check_prompts
@@ -403,6 +403,7 @@ def make_request(
     for name in choices:
         if name not in KEYWORDS:
             raise InputError(f"{name!r} is not a setting{nearest(name, KEYWORDS)}")
+    prompts, choices = _references_in(prompts, choices)
     # what was chosen; None stands for the preset's own
     elsewhere = (*GUIDANCE_KEYS, *CONDITIONING)
     values = {name: value for name, value in choices.items() if value is not None and name not in elsewhere}
@@ -433,6 +434,29 @@ def make_request(
         request = validated(Request, dict(request) | {"conditioning": conditioning}, None)
     check_request(preset, facts, request)
     return request
+
+
+def _references_in(prompts: Sequence[str], choices: Choices) -> tuple[Sequence[str], Choices]:
+    """Prompts and choices where a prompt ends in Open-Sora's JSON of references, which then are choices.
+
+    Raises:
+        InputError: the JSON cannot be read, or there are other prompts or choices that it would not be for.
+    """
+    texts = (prompts,) if isinstance(prompts, str) else prompts
+    if not any("{" in text and any(f'"{key}"' in text for key in JSON_KEYS) for text in texts):
+        return prompts, choices
+    if len(texts) > 1 or choices.get("reference") is not None or choices.get("mask_strategy") is not None:
+        raise InputError(
+            f"a prompt names references of its own: give it alone, or {setting('reference')} and "
+            f"{setting('mask_strategy')} for all prompts"
+        )
+    text, found = split_json(texts[0])
+    paths = found.get("reference_path", "")
+    own: Choices = {
+        "reference": paths.split(";") if paths else None,
+        "mask_strategy": found.get("mask_strategy") or None,
+    }
+    return (text.strip(),), {**choices, **own}
 
 
 def clip_shape(preset: Preset[Any], facts: Facts, request: Request) -> ClipShape | None:

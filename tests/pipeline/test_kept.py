@@ -73,6 +73,17 @@ def test_frames_go_where_the_strategy_says(pipe, picture, video):
     assert apart(clip[[3, 14, 15, 6, 7]], shown(pipe, [picture, video[18], video[19], video[5], video[6]])) <= 1
 
 
+def test_a_prompt_may_end_in_open_soras_json(pipe, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture).save("a.png")
+    end = '{"reference_path": "a.png", "mask_strategy": "0,0,0,-1"}'
+    found = pipe(f"{PROMPT} {end}", **OPTIONS)
+    assert found == pipe(PROMPT, reference="a.png", mask_strategy="0,0,0,-1", **OPTIONS)
+    for prompts, options in (([f"{PROMPT} {end}", OTHER], {}), (f"{PROMPT} {end}", {"reference": "a.png"})):
+        with pytest.raises(InputError, match="names references of its own: give it alone"):
+            pipe(prompts, **options, **OPTIONS)
+
+
 def test_a_video_goes_on_and_leads_to_another(pipe, video):
     clip = pipe(PROMPT, continue_from=video, connect_to=video, condition_frames=3, **OPTIONS).frames
     assert apart(clip[:3], shown(pipe, video[-3:])) <= 1

@@ -6,17 +6,20 @@ torch. Frames are frames of latents, which are frames of the video where an auto
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
-from ..core.errors import InputError, quoted, setting
+from ..core.errors import InputError, nearest, quoted, setting
 
 GRAMMAR = "loop,reference,start in the reference,start in the clip,length,edit"
 CONDITION_FRAMES = 4
 """Frames that a clip takes from the one before it, where nobody chooses; more where the autoencoder needs more."""
 EDIT_STRENGTH = 0.7
 """How much of the sampling edits a video, where nobody chooses."""
+JSON_KEYS = ("reference_path", "mask_strategy")
+"""Keys of the JSON that a prompt may end in."""
 _DIGITS = 9  # of a whole number; no clip has more frames
 
 
@@ -186,3 +189,25 @@ def texts_of_loops(prompt: str) -> tuple[tuple[int, str], ...]:
 def text_of_loop(prompt: str, loop: int) -> str:
     """The text of a prompt in one loop; see ``texts_of_loops``."""
     return [text for start, text in texts_of_loops(prompt) if start <= loop][-1]
+
+
+def split_json(prompt: str) -> tuple[str, Mapping[str, str]]:
+    """A prompt without the JSON that it ends in, and what the JSON says: ``a cat{"reference_path": "a.png"}``.
+
+    Raises:
+        InputError: the JSON cannot be read, holds other keys than ``JSON_KEYS``, or values that are no text.
+    """
+    text, brace, rest = prompt.partition("{")
+    if not brace:
+        return text, {}
+    hint = 'write it as {"reference_path": "a.png", "mask_strategy": "0"}, or without braces'
+    try:
+        values = json.loads(brace + rest)
+    except (ValueError, RecursionError):
+        raise InputError(f"the prompt {quoted(prompt)} does not end in JSON: {hint}") from None
+    for key, value in values.items():
+        if key not in JSON_KEYS:
+            raise InputError(f"the JSON of the prompt {quoted(text)} has the key {key!r}{nearest(key, JSON_KEYS)}")
+        if not isinstance(value, str):
+            raise InputError(f"the JSON of the prompt {quoted(text)} has {key} {quoted(value)}: give a text")
+    return text, values

@@ -8,13 +8,12 @@ something else, are refused in one line.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...core.errors import InputError, nearest, quoted, setting
-from ...media.placing import Placement, nearest_multiple, parse_placements, place_all, text_of_loop
+from ...media.placing import Placement, nearest_multiple, parse_placements, place_all, split_json, text_of_loop
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,6 @@ IMG_FPS = 120
 """The rate that the networks are told for a single image."""
 LATENTS, FRAMES = 5, 17
 """The autoencoder of 1.2 makes 5 latent frames of 17 frames of a video."""
-JSON_KEYS = ("reference_path", "mask_strategy")
 SIZED = ("STDiT2", "OpenSora", "PixArtMS")
 
 RATIOS = (
@@ -193,24 +191,6 @@ def extract_json_from_prompts(
         references[row] = found.get("reference_path", references[row])
         strategies[row] = found.get("mask_strategy", strategies[row])
     return texts, references, strategies
-
-
-def split_json(prompt: str) -> tuple[str, Mapping[str, str]]:
-    """A prompt without the JSON that it ends in, and what the JSON says; see ``extract_json_from_prompts``."""
-    text, brace, rest = prompt.partition("{")
-    if not brace:
-        return text, {}
-    hint = 'write it as {"reference_path": "a.png", "mask_strategy": "0"}, or without braces'
-    try:
-        values = json.loads(brace + rest)
-    except (ValueError, RecursionError):
-        raise InputError(f"the prompt {quoted(prompt)} does not end in JSON: {hint}") from None
-    for key, value in values.items():
-        if key not in JSON_KEYS:
-            raise InputError(f"the JSON of the prompt {quoted(text)} has the key {key!r}{nearest(key, JSON_KEYS)}")
-        if not isinstance(value, str):
-            raise InputError(f"the JSON of the prompt {quoted(text)} has {key} {quoted(value)}: give a text")
-    return text, values
 
 
 def prepare_multi_resolution_info(

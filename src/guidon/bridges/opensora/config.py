@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ...core.errors import InputError, quoted
 from ...core.reading import read_text
-from ...media.placing import texts_of_loops
+from ...media.placing import split_json, texts_of_loops
 from ...models.catalogue import presets
 from ...models.family import Preset
 from .conditioning import (
@@ -24,7 +24,6 @@ from .conditioning import (
     get_image_size,
     get_num_frames,
     parse_mask_strategy,
-    split_json,
 )
 
 WHAT = "an inference configuration of Open-Sora"
