@@ -17,6 +17,7 @@ from guidon.media.files import load_video
 from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.text.t5 import T5Encoder
 from guidon.models.vae.frames import FrameVAE
+from guidon.samplers import LegacyNoise
 from released import SMALL, make_checkpoints, make_t5, make_vae
 
 PROMPTS = ["a lighthouse in a storm", "waves roll over the rocks"]
@@ -66,19 +67,31 @@ def test_exact_is_open_soras_own_sample_call(hub, original):
             return model.y_embedder.y_embedding[None].repeat(rows, 1, 1)[:, None]
 
     torch.manual_seed(42)
-    scheduler = IDDPM(4, cfg_scale=7.0)
     size = (4, 2, 4, 4)
-    with torch.no_grad():
-        if original == "open-sora-1.0":
-            latents = scheduler.sample(model, Text(), size, PROMPTS, "cpu")
-        else:
-            latents = scheduler.sample(model, Text(), torch.randn(2, *size), PROMPTS, "cpu")
+    z = size if original == "open-sora-1.0" else torch.randn(2, *size)
+    scheduler = IDDPM(4, cfg_scale=7.0, cfg_channel=3, version=original.removeprefix("open-sora-"))
+    latents = scheduler.sample(model, Text(), z, PROMPTS, "cpu")
     expected = (FrameVAE.load(hub / "vae").decode(latents) + 1) * 127.5
     for video, clip in zip(videos, expected.permute(0, 2, 3, 4, 1), strict=True):
         assert (np.abs(video.frames - clip.numpy()) <= 1).mean() > 0.999
     assert videos[0].manifest["generation"]["prompts"] == PROMPTS
     other = pipe(PROMPTS, steps=4)
     assert not np.array_equal(other[0].frames, videos[0].frames)
+
+
+@pytest.mark.filterwarnings("ignore:.*makes latents of")
+@pytest.mark.parametrize(("original", "first"), [("open-sora-1.0", torch.float32), ("open-sora-1.1", torch.bfloat16)])
+def test_in_bf16_open_sora_1_1_draws_the_latents_and_the_first_steps_noise_in_bf16(hub, monkeypatch, original, first):
+    drawn, draw = [], LegacyNoise._draw
+
+    def watched(noise, shape, device, dtype):
+        drawn.append(dtype)
+        return draw(noise, shape, device, dtype)
+
+    monkeypatch.setattr(LegacyNoise, "_draw", watched)
+    pipe = guidon.load(VIDEO, checkpoint=hub / "video.pth", text_encoder=hub / "t5", vae=hub / "vae", device="cpu")
+    pipe(PROMPTS[0], steps=3, exact=original, dtype="bf16")
+    assert drawn == [first, first, torch.float32, torch.float32]
 
 
 @pytest.mark.filterwarnings("ignore:.*makes latents of")

@@ -240,7 +240,8 @@ class Generation:
             x = noise.initial(shape, self.device, len(numbers), network.dtype)
         else:
             x = noise.initial(shape, self.device, len(numbers))
-        x = x if start is None else start.to(self.device, x.dtype)
+        if start is not None:
+            x = start.to(self.device, x.dtype if exact else start.dtype)
         if exact and exact.single_precision and isinstance(schedule, NoiseSchedule):
             schedule = schedule.single_precision()
 
