@@ -283,3 +283,13 @@ def test_three_way_guidance_is_refused_where_the_network_is_not_told_of_given_fr
     planner = Planner.find("guidon-small")
     with pytest.raises(InputError, match="given frames too, of which the network of guidon-small is not told"):
         planner.plan("a red circle moves left", guidance="three-way")
+
+
+@pytest.mark.parametrize("frames", [5, 17])
+def test_a_short_clip_of_1_2_begins_with_a_picture(pipes, frames):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    options = {"steps": 1, "size": (40, 64), "dtype": "fp32", "output_type": "latent", "frames": frames}
+    given = pipes[MODELS[1]]("waves", first_frame=picture, **options).frames
+    free = pipes[MODELS[1]]("waves", **options).frames
+    assert given.shape == free.shape
+    assert not torch.equal(given[:, :, 0], free[:, :, 0])

@@ -186,7 +186,8 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
         raise InputError(f"{name} makes images: leave out {setting(next(iter(chosen)))}, which is for video")
     loop = _read_count("loop", chosen.get("loop", 1))
     _refuse_idle(chosen, loop)
-    taken = _read_condition_frames(chosen.get("condition_frames"), clip)
+    takes = loop > 1 or any(key in chosen for key in ("condition_frames", "continue_from", "connect_to"))
+    taken = _read_condition_frames(chosen.get("condition_frames"), clip) if takes else 0
     found = _Placed(clip)
     # references by number come first, so that the numbers of the strategy are right
     for each in _several(chosen.get("reference", ())):

@@ -199,7 +199,7 @@ class VideoVAE(nn.Module):
 
         Args:
             latents: the latents.
-            micro_batch: frames that pass together through the autoencoder of single frames.
+            micro_batch: frames that pass together through the autoencoder of single frames, at most the original's 4.
             frames: how many frames were encoded; None for the most that the latents may stand for.
             num_frames: the original's name for ``frames``. With it the result is the original's: not clamped to
                 [-1, 1], and ``micro_batch`` is 4.
@@ -212,7 +212,7 @@ class VideoVAE(nn.Module):
         if latents.ndim == 4:
             return self.decode(latents[:, :, None], micro_batch, 1)[:, :, 0]
         count = self.frames_of(latents.shape[2]) if frames is None else frames
-        return self.reconstruct(latents, count, micro_batch).clamp(-1, 1)
+        return self.reconstruct(latents, count, min(micro_batch, TOGETHER)).clamp(-1, 1)
 
     def reconstruct(self, latents: Tensor, frames: int, together: int = TOGETHER) -> Tensor:
         """``decode`` without the last clamp."""
