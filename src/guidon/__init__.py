@@ -76,11 +76,7 @@ _ROOMS = {
     "reproduce": "pipeline",
     "wrap": "pipeline",
 }
-_MODULES = {
-    "conditioning": "bridges.opensora.conditioning",
-    "iddpm": "bridges.opensora.iddpm",
-    "rflow": "bridges.opensora.rflow",
-}
+_MODULES = ("conditioning", "iddpm", "rflow")
 __all__ = [
     "IDDPM",
     "CallOptions",
@@ -114,11 +110,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from . import conditioning, iddpm, rflow
     from .bridges.diffusers.apply import apply, remove
     from .bridges.diffusers.guider import ChannelGuidance
     from .bridges.diffusers.scale import channel_scale
     from .bridges.diffusers.scheduler import IDDPMScheduler
-    from .bridges.opensora import conditioning, iddpm, rflow
     from .bridges.opensora.iddpm import IDDPM
     from .bridges.opensora.rflow import RFlow
     from .core.errors import InputError
@@ -133,7 +129,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f".{_MODULES[name]}", __name__)
+        return importlib.import_module(f".{name}", __name__)
     if name in _ROOMS:
         return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
     raise AttributeError(f"module 'guidon' has no attribute {name!r}")

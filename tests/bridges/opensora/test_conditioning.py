@@ -150,4 +150,4 @@ def test_a_size_that_does_not_exist_is_refused(call: object, said: str) -> None:
 
 
 def test_the_names_are_reached_from_guidon() -> None:
-    assert guidon.conditioning is conditioning
+    assert guidon.conditioning.apply_mask_strategy is conditioning.apply_mask_strategy

@@ -472,6 +472,7 @@ def test_speed_trains_at_its_own_timesteps_with_its_own_weights():
 def test_the_version_decides_channels_and_tables():
     assert IDDPM().cfg_channel == IDDPM(version="1.0").cfg_channel == 3
     assert IDDPM(version="1.2").cfg_channel is None
+    assert IDDPM(version=1.1).version == "1.1"
     assert IDDPM(version="1.1", cfg_channel=2).cfg_channel == 2
     assert IDDPM(cfg_channels="0,2").cfg_channel == "0,2"
     assert IDDPM(cfg_scale=[1, 2, 3, 4]).cfg_channel is None
@@ -516,6 +517,9 @@ def test_called_with_the_noise_it_says_that_the_version_decides_the_channels():
 
 
 def test_names_of_dit_and_improved_diffusion():
+    from guidon.iddpm import SpeeDiffusion  # as a script writes it
+
+    assert SpeeDiffusion is iddpm.SpeeDiffusion
     diffusion = iddpm.create_diffusion("25", learn_sigma=False)
     assert diffusion.num_timesteps == 25
     assert diffusion.model_var_type is iddpm.ModelVarType.FIXED_LARGE
@@ -566,8 +570,8 @@ FRAMES = torch.tensor([[True, True, True], [True, True, True]])
     [
         (lambda x: IDDPM(10, "20"), "num_sampling_steps 10 and timestep_respacing '20' are one setting"),
         (lambda x: IDDPM(10, [20]), "are one setting"),
-        (lambda x: IDDPM(version="2.0"), "Open-Sora '2.0' has no IDDPM"),
-        (lambda x: IDDPM(version=1.1), "Open-Sora 1.1 has no IDDPM"),
+        (lambda x: IDDPM(version="2.0"), "Open-Sora 2.0 has no IDDPM: version is 1.0, 1.1, 1.2, 1.3"),
+        (lambda x: IDDPM(3).sample(None, None, x, ["a"]), "z has 2 rows, there are 1 prompts"),
         (lambda x: IDDPM(use_kl=True).training_losses(None, x, STEP, mask=FRAMES), "given with use_kl"),
         (lambda x: IDDPM().training_losses(None, x, STEP, mask=FRAMES[:, :1]), r"mask is \(2, 1\) of torch.bool"),
         (lambda x: IDDPM().training_losses(None, x, STEP, mask=FRAMES.float()), "expected one bool a frame"),

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Version = Literal["1.1", "1.2"]
+__all__ = [
+    "append_generated",
+    "append_score_to_prompts",
+    "apply_mask_strategy",
+    "dframe_to_frame",
+    "extract_json_from_prompts",
+    "extract_prompts_loop",
+    "find_nearest_point",
+    "get_image_size",
+    "get_num_frames",
+    "parse_mask_strategy",
+    "prepare_multi_resolution_info",
+]
 IMG_FPS = 120
 """The rate that the networks are told for a single image."""
 LATENTS, FRAMES = 5, 17

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.broadcasting import per_frame, per_sample
-from ...core.errors import InputError, nearest
+from ...core.errors import InputError
 from ...core.warn import warn
 from ...diffusion import (
     DiscreteLevel,
@@ -115,14 +115,15 @@ class IDDPM:
         cfg_channels: CfgChannels | Unset = UNSET,
         *,
         cfg_channel: CfgChannels | Unset = UNSET,
-        version: Version | None = None,
+        version: Version | float | None = None,
         pred_sigma: bool = True,
         snr: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        if version is not None and version not in get_args(Version):
-            raise InputError(f"Open-Sora {version!r} has no IDDPM{nearest(str(version), get_args(Version))}")
-        self.version: Version | None = version
+        known = {name: name for name in get_args(Version)}
+        if version is not None and str(version) not in known:
+            raise InputError(f"Open-Sora {version} has no IDDPM: version is {', '.join(known)}")
+        self.version: Version | None = None if version is None else known[str(version)]
         """The Open-Sora that it stands for."""
         respacing = "" if timestep_respacing is None else timestep_respacing
         if num_sampling_steps is not None:
@@ -270,6 +271,8 @@ class IDDPM:
                 "where all channels are guided: give version='1.1', or cfg_channel"
             )
         rows = len(prompts)
+        if len(z) != rows:
+            raise InputError(f"z has {len(z)} rows, there are {rows} prompts: give one row for each")
         encoded = dict(text_encoder.encode(list(prompts)))
         shared = encoded | (additional_args or {})
         cond, uncond = Keywords(rows, shared), Keywords(rows, shared | {"y": text_encoder.null(rows)})
