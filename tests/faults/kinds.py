@@ -440,6 +440,31 @@ def _(folder: Path) -> str:
     return digest(hash_tensors(vae.state_dict()), vae.decode(torch.ones(1, 4, 2, 2, 2)).numpy())
 
 
+def _mmdit(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    from guidon.models import MMDiT, MMDiTConfig
+
+    torch.manual_seed(0)
+    shape = {
+        "in_channels": 8,
+        "vec_in_dim": 4,
+        "context_in_dim": 6,
+        "hidden_size": 16,
+        "num_heads": 1,
+        "mlp_ratio": 1.0,
+    }
+    config = MMDiTConfig(**shape, depth=1, depth_single_blocks=1, axes_dim=(4, 6, 6))
+    save_file(MMDiT(config).state_dict(), folder / "mmdit.safetensors")
+
+
+@kind("an MMDiT", "*", make=_mmdit, structure=_tensors_of, cost=2)
+def _(folder: Path) -> str:
+    from guidon import load_checkpoint
+
+    return digest(hash_tensors(load_checkpoint(folder / "mmdit.safetensors", axes_dim=(4, 6, 6)).state_dict()))
+
+
 def _t5_folder(folder: Path) -> None:
     from released import make_t5
 
