@@ -44,10 +44,10 @@ class Toy:
         return torch.cat([v, v.flip(2) * 5], 1)
 
 
-def toy_run(scheduler=None, *, z=None, scale=3.0, **options):
+def toy_run(scheduler=None, *, z=None, scale=3.0, model=None, **options):
     z = normal(2, 4, 3, 2, 2, seed=3) if z is None else z
     scheduler = scheduler or guidon.RFlow(4, cfg_scale=scale)
-    model, texts = Toy(), Texts(normal(2, 1, 5, 6), null=normal(2, 1, 5, 6, seed=1))
+    model, texts = model or Toy(), Texts(normal(2, 1, 5, 6), null=normal(2, 1, 5, 6, seed=1))
     return scheduler.sample(model, texts, z, ["a", "b"], progress=False, **options), model
 
 
@@ -300,3 +300,31 @@ def test_the_names_that_scripts_import():
     scheduler = guidon.RFlow(30, 1000, 7.0, True, True)
     assert (scheduler.num_sampling_steps, scheduler.num_timesteps, scheduler.cfg_scale) == (30, 1000, 7.0)
     assert (scheduler.use_discrete_timesteps, scheduler.use_timestep_transform) == (True, True)
+
+
+class Watching(Toy):
+    """A toy whose frames see each other."""
+
+    def __call__(self, x, t, y=None, **told):
+        return super().__call__(x, t, y, **told) + x.mean(2, keepdim=True).repeat(1, 2, 1, 1, 1)
+
+
+def test_three_way_guidance_leaves_the_kept_frames_out():
+    mask = torch.tensor([[0.0, 1.0, 1.0]] * 2)
+
+    def run(rule, **options):
+        return toy_run(guidon.RFlow(4, cfg_scale=3.0, guidance=rule), **options)
+
+    plain, _ = run("cfg", mask=mask)
+    found, model = run("three-way:image=2", mask=mask)
+    assert len(model.masks) == 2 * 4
+    assert [shown is None for shown in model.masks] == [False, True] * 4  # all frames, then those that move
+    assert torch.equal(found[:, :, 0], plain[:, :, 0])
+    assert torch.equal(run("three-way:image=1", mask=mask)[0], plain)
+    assert torch.allclose(found, plain, atol=1e-6)  # no frame of this model sees another
+    apart = [run(rule, mask=mask, model=Watching())[0] for rule in ("cfg", "three-way:image=2")]
+    assert not torch.allclose(*apart, atol=1e-2)
+    nothing_kept, _ = run("three-way:image=2", mask=torch.ones(2, 3))
+    assert torch.equal(nothing_kept, run("cfg", mask=torch.ones(2, 3))[0])
+    with pytest.raises(InputError, match="needs an image to guide by, and none was given"):
+        run("three-way")

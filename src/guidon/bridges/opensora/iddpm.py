@@ -38,7 +38,7 @@ from ...diffusion import (
     x0_from_eps,
 )
 from ...diffusion import space_timesteps as spaced
-from ...guidance import UNSET, CfgChannels, ChannelChoice, Guidance, GuidedDenoiser, Unset
+from ...guidance import UNSET, CfgChannels, ChannelChoice, Guidance, GuidedDenoiser, Unset, WithoutFrames
 from ...models.parts.guided import forward_with_cfg
 from ...samplers import FrameMask, LegacyNoise, ddim_away, ddim_towards, sample_ddpm
 from .dpms import DPMS
@@ -278,7 +278,9 @@ class IDDPM:
         cond, uncond = Keywords(rows, shared), Keywords(rows, shared | {"y": text_encoder.null(rows)})
         self.guidance.scales_for(z.shape[1])  # channels that the latents do not have are refused before the first step
         frames = None if mask is None else FrameMask(mask)
-        denoiser = GuidedDenoiser(ForeignNetwork(model), self.guidance, cond, uncond)
+        network = ForeignNetwork(model)
+        without = None if mask is None else WithoutFrames(network, uncond)
+        denoiser = GuidedDenoiser(network, self.guidance, cond, uncond, imageless=without)
         with bar(progress) as on_step:
             return sample_ddpm(denoiser, schedule, z, noise, process=self.process, frames=frames, on_step=on_step)
 

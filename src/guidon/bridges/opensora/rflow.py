@@ -21,7 +21,7 @@ from ...core.broadcasting import at_least_single, per_frame, per_sample
 from ...core.errors import InputError, nearest
 from ...diffusion import CLEAN, FlowLevel, FlowPath, NoiseLevel, q_sample, split_prediction, velocity_loss
 from ...diffusion.flow import CHUNK, CHUNK_LATENTS, REFERENCE_AREA
-from ...guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Timing, Unset
+from ...guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Timing, Unset, WithoutFrames
 from ...samplers import FrameMask, LegacyNoise
 from .foreign import Keywords, Model, bar, call
 from .mmdit import mmdit_schedule, oscillate, sample_mmdit
@@ -190,9 +190,11 @@ class RFlow:
         encoded = dict(text_encoder.encode(list(prompts)))
         shared = encoded | (additional_args or {})
         cond, uncond = Keywords(rows, shared), Keywords(rows, shared | {"y": text_encoder.null(rows)})
+        network = _Flow(model)
         denoiser = GuidedDenoiser(
-            _Flow(model), guidance, cond, uncond, parameterization="flow", steps=self.num_sampling_steps
-        )
+            network, guidance, cond, uncond, imageless=None if mask is None else WithoutFrames(network, uncond),
+            parameterization="flow", steps=self.num_sampling_steps,
+        )  # fmt: skip
         frames, noise = None if mask is None else FrameMask(mask), LegacyNoise(1, self.generator)
         x, last = z, None
         with bar(progress) as on_step:
