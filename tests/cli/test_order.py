@@ -127,4 +127,4 @@ def test_a_refusal_takes_less_than_half_a_second_of_cpu(folder):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(4)) < 0.5
+    assert any(seconds() < 0.5 for _ in range(4))  # other work on the machine may make one slow

@@ -169,8 +169,13 @@ def run(
 
 @functools.cache
 def own(tiny: TinyPipeline, *, steps: int = 3, batch: int = 1) -> Tensor:
-    """``run`` of a new pipeline that nothing was applied to, once a process."""
-    return run(tiny, tiny.make(), steps=steps, batch=batch)
+    """``run`` of a pipeline that nothing was ever applied to, once a process."""
+    return run(tiny, _untouched(tiny), steps=steps, batch=batch)
+
+
+@functools.cache
+def _untouched(tiny: TinyPipeline) -> Any:
+    return tiny.make()
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from guidon.metrics.reading import read_clips
 from guidon.training.data.areas import area_gradient
 from guidon.training.data.latents import LatentClips, shuffled
 
+CLIPS = 3  # of which some are played backwards, and some are not
+
 
 @pytest.fixture(scope="module")
 def vae():
@@ -38,11 +40,11 @@ def test_it_foretells_how_errors_of_the_latents_change_the_area(vae):
 
 
 def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path, vae):
-    clips = LatentClips.prepare(tmp_path, vae, "", 6, 0, families=False, areas=True)
-    batch = clips.batch(0, 6)
+    clips = LatentClips.prepare(tmp_path, vae, "", CLIPS, 0, families=False, areas=True)
+    batch = clips.batch(0, CLIPS)
     assert batch.area_gradients is not None
     backwards = 0
-    for k, index in enumerate(shuffled(0, 0, 6)):
+    for k, index in enumerate(shuffled(0, 0, CLIPS)):
         scene = clips.scene(int(index))
         reversed_ = world.read_caption(batch.captions[k]).motion != scene.things[0].motion
         backwards += reversed_
@@ -53,9 +55,9 @@ def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path, 
         alike, unlike = (F.cosine_similarity(g.flatten(), batch.area_gradients[k].flatten(), 0) for g in (right, wrong))
         assert alike > 0.99
         assert not reversed_ or unlike < 0.9
-    assert 0 < backwards < 6
+    assert 0 < backwards < CLIPS
     nothing = cast("Any", SimpleNamespace(config=vae.config))  # nothing is encoded again
-    again = LatentClips.prepare(tmp_path, nothing, "", 6, 0, families=False, areas=True)
+    again = LatentClips.prepare(tmp_path, nothing, "", CLIPS, 0, families=False, areas=True)
     assert torch.equal(cast("torch.Tensor", again.area_gradients), cast("torch.Tensor", clips.area_gradients))
-    without = LatentClips.prepare(tmp_path, nothing, "", 6, 0, families=False, areas=False)
-    assert without.batch(0, 6).area_gradients is None
+    without = LatentClips.prepare(tmp_path, nothing, "", CLIPS, 0, families=False, areas=False)
+    assert without.batch(0, CLIPS).area_gradients is None
