@@ -100,6 +100,45 @@ def test_bad_arguments_are_refused(net, change, message):
             guidon.rflow.mmdit_schedule(*row)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("t2v", []),
+        ("i2v_head", [0]),
+        ("i2v_tail", [19]),
+        ("i2v_loop", [0, 19]),
+        ("v2v_head", range(9)),
+        ("v2v_tail", range(11, 20)),
+        ("v2v_head_easy", range(17)),
+        ("v2v_tail_easy", range(3, 20)),
+    ],
+)
+def test_given_frames_are_put_at_the_ends(kind, given):
+    z, first, last = torch.zeros(2, 4, 20, 2, 3), torch.randn(4, 20, 2, 3), torch.randn(4, 20, 2, 3)
+    masks, shown = guidon.rflow.mmdit_condition(z, kind, [[first] if "v2v" in kind else [first, last], None])
+    expected = torch.zeros(20)
+    expected[list(given)] = 1
+    assert torch.equal(masks[0, 0, :, 0, 0], expected)
+    source = {"i2v_tail": last, "i2v_loop": torch.cat([first[:, :10], last[:, 10:]], 1)}.get(kind, first)
+    assert torch.equal(shown[0], source * expected[:, None, None])
+    assert not masks[1].any()
+    assert not shown[1].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("i2v", None), "mask_cond 'i2v' does not exist"),
+        (("v2v_head", None), "v2v_head gives 9 latent frames, and the clips have 5"),
+        (("i2v_head", [[torch.zeros(4, 1, 2, 2)]]), "needs .4, 1, 2, 3., or more frames"),
+        (("i2v_head", [None, None]), "ref_list is of 2 clips, z of 1"),
+    ],
+)
+def test_given_frames_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        guidon.rflow.mmdit_condition(torch.zeros(1, 4, 5, 2, 3), *arguments)
+
+
 def test_the_settings_of_the_original_as_guidance():
     """What the docs say that 2.0's defaults are, in the pipeline's words."""
     guidance = Guidance(7.5, "all", "three-way:image=3,ramp=1", "oscillation:10")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.errors import InputError
+from ...core.errors import InputError, nearest
 from ...diffusion import NoiseLevel
 from ...diffusion.flow import levels_at
 from ...guidance import CfgChannels, ChannelChoice, Guidance, GuidedDenoiser, Timing
@@ -24,6 +24,11 @@ from ...models.mmdit.network import pack, unpack
 
 OSCILLATES_FROM = 10
 """The step from which the original's scales oscillate."""
+GIVEN = {
+    "t2v": (0, 0), "i2v_head": (1, 0), "i2v_tail": (0, 1), "i2v_loop": (1, 1), "v2v_head": (1, 0), "v2v_tail": (0, 1),
+    "v2v_head_easy": (1, 0), "v2v_tail_easy": (0, 1),
+}  # fmt: skip
+"""Whether frames are given at the head and at the tail of a clip, by the original's name."""
 
 
 def mmdit_schedule(
@@ -65,6 +70,49 @@ def mmdit_schedule(
 def oscillate(scale: float, step: int, start: int = OSCILLATES_FROM) -> float:
     """The scale at a step, counted from 0: 1 at every odd step from ``start`` on."""
     return 1.0 if step >= start and step % 2 else scale
+
+
+def mmdit_condition(
+    z: Tensor,
+    mask_cond: str = "t2v",
+    ref_list: Sequence[Sequence[Tensor] | None] | None = None,
+    causal: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The given frames of a clip, as ``masks`` (B, 1, T, H, W) and ``masked_ref`` (B, C, T, H, W) of ``sample_mmdit``.
+
+    Args:
+        z: latents (B, C, T, H, W) of the clips. Only their shape, dtype and device are used.
+        mask_cond: which frames are given: "t2v" none, "i2v_head" the first, "i2v_tail" the last, "i2v_loop" both;
+            "v2v_head" and "v2v_tail" nine of them, the names with "_easy" behind 17.
+        ref_list: for each clip its references, latents (C, T', H, W): that of the head first, that of the tail last.
+            None for a clip without. A clip of one latent frame is given none.
+        causal: whether the autoencoder codes the first frame alone; else 8 and 16 frames are given.
+
+    Raises:
+        InputError: ``mask_cond`` does not exist, or references are missing, too short, or of another size.
+    """
+    if mask_cond not in GIVEN:
+        raise InputError(f"mask_cond {mask_cond!r:.40} does not exist{nearest(str(mask_cond), GIVEN)}")
+    several = 8 * ("v2v" in mask_cond) * (1 + ("easy" in mask_cond))
+    head, tail = ((several + (causal or not several)) * given for given in GIVEN[mask_cond])
+    if max(head, tail) > z.shape[2]:
+        raise InputError(f"{mask_cond} gives {max(head, tail)} latent frames, and the clips have {z.shape[2]}")
+    references = [None] * len(z) if ref_list is None else ref_list
+    if len(references) != len(z):
+        raise InputError(f"ref_list is of {len(references)} clips, z of {len(z)}: give one list for each, or None")
+    masks, shown = torch.zeros_like(z[:, :1]), torch.zeros_like(z)
+    for row, given in enumerate(references):
+        if not given or z.shape[2] == 1:
+            continue
+        last = given[0] if several else given[-1]
+        for count, reference, here in ((head, given[0], slice(head)), (tail, last, slice(z.shape[2] - tail, None))):
+            wanted, found = (z.shape[1], count, *z.shape[3:]), tuple(reference.shape)
+            if count and (len(found) != 4 or found[1] < count or (found[0], count, *found[2:]) != wanted):
+                raise InputError(f"a reference is {found}, {mask_cond} needs {wanted}, or more frames")
+            if count:
+                masks[row, :, here] = 1
+                shown[row, :, here] = reference[:, :count] if here.stop else reference[:, -count:]
+    return masks, shown
 
 
 @dataclass(frozen=True)
@@ -117,7 +165,7 @@ def sample_mmdit(
         img_ids: coordinates of the tokens, 3 B rows, or B.
         txt, y_vec: text features of 3 B rows: the prompts, then their negative prompts twice.
         txt_ids: coordinates of the text, zeros, 3 B rows.
-        masks: 1 where latents are given, (B, 1, T, H, W).
+        masks: 1 where latents are given, (B, 1, T, H, W); see ``mmdit_condition``.
         masked_ref: the given latents, zero elsewhere, (B, C, T, H, W).
         timesteps: from noise to data; see ``mmdit_schedule``.
         guidance: scale of the text.
