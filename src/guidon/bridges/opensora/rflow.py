@@ -22,7 +22,7 @@ from ...core.errors import InputError, nearest
 from ...diffusion import CLEAN, FlowLevel, FlowPath, NoiseLevel, q_sample, split_prediction, velocity_loss
 from ...diffusion.flow import CHUNK, CHUNK_LATENTS, REFERENCE_AREA
 from ...guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Timing, Unset, WithoutFrames
-from ...samplers import FrameMask, LegacyNoise
+from ...samplers import FrameMask
 from .foreign import Keywords, Model, bar, call
 from .mmdit import mmdit_condition, mmdit_schedule, oscillate, sample_mmdit
 
@@ -121,7 +121,7 @@ class RFlow:
             raise InputError(
                 f"a logit-normal distribution of loc {loc:g} and scale {scale:g} does not exist: give scale > 0"
             )
-        self.path = FlowPath(num_timesteps, num_sampling_steps)
+        FlowPath(num_timesteps, num_sampling_steps)  # refuses numbers that are none
         self.num_sampling_steps, self.num_timesteps = num_sampling_steps, num_timesteps
         self.use_discrete_timesteps, self.use_timestep_transform = use_discrete_timesteps, use_timestep_transform
         self.sample_method, self.loc, self.scale, self.transform_scale = sample_method, loc, scale, transform_scale
@@ -195,13 +195,12 @@ class RFlow:
             network, guidance, cond, uncond, imageless=None if mask is None else WithoutFrames(network, uncond),
             parameterization="flow", steps=self.num_sampling_steps,
         )  # fmt: skip
-        frames, noise = None if mask is None else FrameMask(mask), LegacyNoise(1, self.generator)
-        x, last = z, None
+        frames, x, last = None if mask is None else FrameMask(mask), z, None
         with bar(progress) as on_step:
             for done, level in enumerate(levels, 1):
                 before = x
                 if frames is not None:
-                    x, level = frames.begin(x, level, noise, last)
+                    x, level = frames.begin(x, level, self._noise, last)
                     last = level
                 flow = denoiser(x, level)
                 x = at_least_single(x) - flow * per_sample(self._step(level), x)
@@ -220,8 +219,9 @@ class RFlow:
         if self.use_timestep_transform:
             timesteps = [timestep_transform(t, sizes, num_timesteps=total) for t in timesteps]
             if not bool(torch.stack(timesteps).isfinite().all()):
+                longest = int(torch.as_tensor(sizes["num_frames"]).max())
                 raise InputError(
-                    f"num_frames is {int(sizes['num_frames'].max())}: the timestep transform is for 1 frame, or at "
+                    f"num_frames is {longest}: the timestep transform is for 1 frame, or at "
                     f"least {CHUNK}: turn use_timestep_transform off"
                 )
         found: list[FlowLevel] = []
@@ -281,8 +281,7 @@ class RFlow:
         """
         keywords = model_kwargs or {}
         t = self._drawn(x_start, keywords) if t is None else t
-        if noise is None:
-            noise = torch.randn(x_start.shape, generator=self.generator, device=x_start.device, dtype=x_start.dtype)
+        noise = self._noise(x_start) if noise is None else noise
         if noise.shape != x_start.shape:
             raise InputError(f"noise is {tuple(noise.shape)}, the latents are {tuple(x_start.shape)}: give the same")
         importance = None if weights is None else per_sample(self._weights(weights, t), x_start)
@@ -304,14 +303,17 @@ class RFlow:
         elif self.sample_method == "uniform":
             t = torch.rand((rows,), generator=self.generator, device=device) * total
         else:  # drawn on the CPU, one draw a sample, and kept off 0 and 1 as torch's LogisticNormal does
-            drawn = torch.normal(
-                torch.full((rows,), self.loc), torch.full((rows,), self.scale), generator=self.generator
-            )
+            mean, deviation = (torch.full((rows,), float(value)) for value in (self.loc, self.scale))
+            drawn = torch.normal(mean, deviation, generator=self.generator)
             limits = torch.finfo(drawn.dtype)
             t = drawn.sigmoid().clamp(limits.tiny, 1 - limits.eps).to(device) * total
         if self.use_timestep_transform:
             t = timestep_transform(t, sizes, self.transform_scale, total)
         return t
+
+    def _noise(self, x: Tensor) -> Tensor:
+        """Noise shaped like x, drawn in the order of its strides."""
+        return torch.empty_like(x).normal_(generator=self.generator)
 
     def _weights(self, table: Tensor, t: Tensor) -> Tensor:
         """The weight of every sample, (B,)."""
