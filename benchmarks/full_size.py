@@ -115,7 +115,7 @@ def main() -> None:
 
         import guidon.checkpoints  # noqa: F401
 
-        began, own = time.perf_counter(), 0.0
+        began, used, own = time.perf_counter(), time.process_time(), 0.0
         if arguments.stage == "write":
             write(arguments.file, arguments.network)
         elif arguments.stage == "inspect":
@@ -125,13 +125,14 @@ def main() -> None:
         elif arguments.stage == "step":
             step(arguments.file, arguments.dtype, arguments.network)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak, "own": own or own_memory()}))
+        seconds, cpu = time.perf_counter() - began, time.process_time() - used
+        print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "own": own or own_memory()}))
         return
 
     imports = measured("nothing", Path("none"), "float32", arguments.network)
     print(f"importing alone: {imports['peak'] / 1e9:.2f} GB\n")
-    print("| file | stage | seconds | peak (GB) | peak without imports / file | own memory after it (GB) |")
-    print("|---|---|---|---|---|---|")
+    print("| file | stage | seconds | CPU seconds | peak (GB) | peak without imports / file | own memory after (GB) |")
+    print("|---|---|---|---|---|---|---|")
     for suffix in arguments.formats:
         path = arguments.folder / f"guidon-full-size{suffix}"
         try:
@@ -143,7 +144,7 @@ def main() -> None:
                 size = path.stat().st_size
                 ratio = (row["peak"] - imports["peak"]) / size
                 print(
-                    f"| {suffix}, {size / 1e9:.2f} GB | {stage} {dtype} | {row['seconds']:.1f} | "
+                    f"| {suffix}, {size / 1e9:.2f} GB | {stage} {dtype} | {row['seconds']:.1f} | {row['cpu']:.1f} | "
                     f"{row['peak'] / 1e9:.2f} | {ratio:.2f} | {row['own'] / 1e9:.2f} |",
                     flush=True,
                 )

@@ -465,6 +465,20 @@ def _(folder: Path) -> str:
     return digest(hash_tensors(load_checkpoint(folder / "mmdit.safetensors", axes_dim=(4, 6, 6)).state_dict()))
 
 
+def _sized(folder: Path) -> None:
+    from released import make_sized_checkpoints
+
+    make_sized_checkpoints(folder)
+
+
+@kind("the networks of Open-Sora 1.1 and 1.2", "*/*", make=_sized, structure=_hub_file, share=0.6)
+def _(folder: Path) -> str:
+    from guidon.models.checkpoint import load_checkpoint
+
+    networks = [load_checkpoint(each) for each in sorted(folder.iterdir())]
+    return digest(*((each.config, hash_tensors(each.state_dict())) for each in networks))
+
+
 def _t5_folder(folder: Path) -> None:
     from released import make_t5
 
