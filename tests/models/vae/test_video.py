@@ -1,9 +1,13 @@
+import numpy as np
 import pytest
 import torch
 
 from goldens import golden, relative_error
 from guidon.core.errors import InputError
 from guidon.models import TemporalVAE, TemporalVAEConfig, VideoVAE
+from guidon.models.stages import Stage
+from guidon.models.vae.video import SpatialVAE
+from guidon.pipeline import generation
 
 from .test_temporal import GOLDENS, original
 
@@ -97,6 +101,23 @@ def test_the_longest_clip_of_latents_where_no_length_is_given(latent_frames, fra
     assert vae.frames_of(latent_frames) == frames
     assert vae.latent_frames(frames) == latent_frames
     assert vae.decode(torch.zeros(1, 4, latent_frames, 2, 2)).shape[2] == frames
+
+
+def test_where_memory_runs_out_fewer_frames_pass_together(monkeypatch):
+    vae = VideoVAE(spatial=frames_vae(), temporal=small().temporal_vae).requires_grad_(False)
+    latents, seen, whole = torch.randn(1, 4, 6, 4, 4), [], SpatialVAE.decode
+
+    def decode(self, x, together):
+        seen.append(together)
+        if together > 1:
+            raise MemoryError
+        return whole(self, x, together)
+
+    expected = ((vae.decode(latents, 1, 20)[0] + 1) * 127.5).round().permute(1, 2, 3, 0).numpy()
+    monkeypatch.setattr(SpatialVAE, "decode", decode)
+    (frames,), together = generation.decode(Stage(lambda: vae, True), [latents], 20, 32, torch.device("cpu"))
+    assert (together, seen[0], seen[-1]) == (1, 4, 1)
+    assert np.array_equal(frames, expected)
 
 
 def test_bad_settings_are_refused_in_one_line():
