@@ -218,19 +218,23 @@ class Tags(HTMLParser):
         self.tags["comment"] += 1
 
 
+TOGETHER = len(SETTINGS)  # odd texts on one page, as captions and as names of settings
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """A page of the size of those with odd texts."""
-    captions = [f"prompt {k}" for k in range(len(ODD))]
-    folder = write_study(tmp_path_factory.mktemp("plain") / "results", prompts=len(ODD), captions=captions)
+    captions = [f"prompt {k}" for k in range(TOGETHER)]
+    folder = write_study(tmp_path_factory.mktemp("plain") / "results", prompts=TOGETHER, captions=captions)
     return Tags(write_report(folder, videos=False)[0].read_text())
 
 
-@pytest.mark.parametrize("first", range(0, len(ODD), len(SETTINGS)))
+@pytest.mark.parametrize("first", range(0, len(ODD), TOGETHER))
 def test_odd_texts_add_no_tag_and_no_attribute_that_acts(tmp_path, plain, first):
-    settings = {f"{ODD[(first + k) % len(ODD)]} {k}": chosen for k, chosen in enumerate(SETTINGS.values())}
+    texts = [ODD[(first + k) % len(ODD)] for k in range(TOGETHER)]
+    settings = {f"{text} {k}": chosen for k, (text, chosen) in enumerate(zip(texts, SETTINGS.values(), strict=True))}
     names = dict(zip(("three", "all"), settings, strict=False))
-    folder = write_study(tmp_path / "odd", prompts=len(ODD), captions=ODD, settings=settings, names=names)
+    folder = write_study(tmp_path / "odd", prompts=TOGETHER, captions=texts, settings=settings, names=names)
     odd = Tags(write_report(folder, videos=False)[0].read_text())
     assert odd.tags == plain.tags
     assert {name for name, _ in odd.attributes} == {name for name, _ in plain.attributes}
