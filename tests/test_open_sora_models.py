@@ -167,14 +167,15 @@ def test_features_of_1_2_are_those_of_prompts_with_their_score(hub, pipes, tmp_p
         kept("rocks", steps=1)
 
 
-@pytest.mark.parametrize(("rows", "remark"), [(120, "longer"), (300, "shorter")])
+@pytest.mark.parametrize(("rows", "remark"), [(120, "it is made longer by its last row"), (300, "it is cut")])
 def test_null_captions_of_another_length_are_cut_or_repeat_their_last_row(hub, tmp_path, rows, remark):
     weights = load_file(hub / PARTS[MODELS[0]]["checkpoint"] / "model.safetensors")
     null = weights["y_embedder.y_embedding"]
     torch.manual_seed(0)
     weights["y_embedder.y_embedding"] = torch.randn(rows, null.shape[1])
     save_file(weights, tmp_path / "other.safetensors")
-    pipe = guidon.load(MODELS[0], device="cpu", **parts(hub, MODELS[0], checkpoint=tmp_path / "other.safetensors"))
+    with pytest.warns(UserWarning, match=f"has {rows} tokens, captions have 200: {remark}"):
+        pipe = guidon.load(MODELS[0], device="cpu", **parts(hub, MODELS[0], checkpoint=tmp_path / "other.safetensors"))
     with pipe.model.network.in_use(torch.float32) as network:
         given = network.y_embedder.y_embedding
     expected = weights["y_embedder.y_embedding"][:200]
@@ -244,6 +245,17 @@ def test_64_frames_of_1_0_need_weights_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"weights of open-sora-1\.0-64x512x512 were never published: train some"):
         Planner.find("open-sora-1.0-64x512x512", download=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_weaker_checkpoint_of_the_same_model_guides(hub, pipes, tmp_path, name):
+    weights = load_file(hub / PARTS[name]["checkpoint"] / "model.safetensors")
+    save_file({key: 0.9 * value for key, value in weights.items()}, tmp_path / "weak.safetensors")
+    pipe = guidon.load(name, device="cpu", **parts(hub, name, weak=tmp_path / "weak.safetensors"))
+    options = {"steps": 2, "size": (32, 32), "frames": 2, "dtype": "fp32", "output_type": "latent"}
+    guided = pipe("waves", guidance="autoguidance", **options).frames
+    assert guided.isfinite().all()
+    assert not torch.equal(guided, pipes[name]("waves", **options).frames)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -102,9 +102,13 @@ def find_released(
     condition = text(sources, device)
 
     # Refuse files of another kind, and hash the files, before any of them is used.
-    family, _ = recognise(read_tensors(checkpoint))
+    family, found = recognise(read_tensors(checkpoint))
     if family.name != preset.family:
         raise InputError(f"{checkpoint} holds a {family.name}, expected a {preset.family}")
+    null = found.tensors.get("y_embedder.y_embedding")
+    if condition.tokens is not None and null is not None and len(null) != condition.tokens:
+        done = "cut" if len(null) > condition.tokens else "made longer by its last row"
+        warn(f"the null caption of {checkpoint} has {len(null)} tokens, captions have {condition.tokens}: it is {done}")
     if released.video_vae:
         refuse_incomplete(read_tensors(vae))
     files = {
