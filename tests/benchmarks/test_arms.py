@@ -75,7 +75,7 @@ def test_the_fused_step_stays_finite_when_its_memory_is_used_again():
 def test_diffusers_and_guidon_run_the_same_network(family):
     script = importlib.import_module("against_diffusers")
     with torch.inference_mode():
-        theirs, ours, half = script.FAMILIES[family](128, 1, 1)
+        theirs, ours, half = script.FAMILIES[family](384, 1, 2)
         assert compare_results(ours.result(), theirs.result()).exact
         assert not compare_results(half.result(), theirs.result()).exact
         for arm in (theirs, ours, half):

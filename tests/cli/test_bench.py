@@ -3,6 +3,7 @@ import json
 import pytest
 
 from guidon.analysis.speed import parts
+from released import make_checkpoints
 
 QUICK = ("--rounds", 1, "--threads", 1, "--device", "cpu")
 
@@ -64,6 +65,17 @@ def test_ctrl_c_keeps_what_was_measured(run, tiny_model, tmp_path, monkeypatch):
     assert len(json.loads(file.read_text())["tables"]) == 1
     code, _, err = run("bench", tiny_model, *QUICK, "--parts", "clip")
     assert (code, "nothing was measured" in err) == (130, True)
+
+
+def test_of_a_checkpoint_alone_the_network_is_measured(run, refused, tmp_path):
+    checkpoint = make_checkpoints(tmp_path) / "video.pth"
+    code, out, _ = run("bench", "open-sora-1.0-16x256x256", "--checkpoint", checkpoint, *QUICK, "--dtype", "fp32")
+    assert code == 0
+    assert rows(out) == [
+        "fp32, batched", "fp32, sequential", "fp32, conditional", "ddpm, guided", "ddim, guided", "ddpm, conditional",
+    ]  # fmt: skip
+    message = refused("bench", "open-sora-1.0-16x256x256", "--checkpoint", checkpoint, *QUICK, "--parts", "decode")
+    assert "--vae" in message
 
 
 @pytest.mark.parametrize(

@@ -45,15 +45,16 @@ def bench(
         option("Prompt", "TEXT", "What the clips show: longer prompts may cost more.", default="one that it follows"),
     ] = None,
     parts: Annotated[
-        str,
+        str | None,
         option(
             "Measuring",
             "LIST",
             "What is measured: step (one guided step), outside (the same without the network), decode, clip (a whole "
             "one), train (a step of training).",
+            default="step,outside,decode,clip; of a --checkpoint alone step,outside",
             values=PARTS,
         ),
-    ] = "step,outside,decode,clip",
+    ] = None,
     rounds: Annotated[
         int | None,
         option(
@@ -111,12 +112,15 @@ def bench(
     Arms that give another result are labelled lossy, with their error.
     """
     # Check everything before torch is imported.
-    from ..analysis.speed.choices import Options, read_list, read_numbers, usual_prompt
+    from ..analysis.speed.choices import USUAL, Options, read_list, read_numbers, usual_prompt
     from ..models.text.headers import stored_prompts
     from ..request import Planner
 
-    files = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
-    chosen = read_list(parts, "parts", PARTS)
+    files: dict[str, Any] = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    alone = list(files) == ["checkpoint"]  # enough to measure the network
+    chosen = read_list(parts, "parts", PARTS) if parts else USUAL[:2] if alone else USUAL
+    if alone and not {"decode", "clip"} & {*chosen}:
+        files["network_only"] = True
     planner: Planner = find_planner(model, device, files)
     preset = planner.preset
     half = sorted({preset.steps, max(1, preset.steps // 2)}, reverse=True)
@@ -143,13 +147,17 @@ def bench(
 
     from ..analysis.speed import describe_machine, machine_line, measure_part, write_measurements
     from ..analysis.speed.model import Measured
-    from ..core.devices import cpu_threads
+    from ..core.devices import cpu_threads, pick_device
     from ..core.progress import progress
-    from ..pipeline import load
+    from ..models.catalogue import find_model
+    from ..models.sources import Sources
+    from ..pipeline import Pipeline
 
     found: list[Comparison] = []
     with cpu_threads(threads) if threads else nullcontext():
-        pipe = load(model, device=device, **cast("Any", files))
+        place = pick_device(device)
+        sources = Sources(**files)
+        pipe = Pipeline(preset, find_model(preset, sources, place), place, sources)
         print(f"{preset.name} on {machine_line(describe_machine(pipe.device))}\n", flush=True)
         measured = Measured(pipe, next(iter(requests.values())))
 

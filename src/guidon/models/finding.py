@@ -61,7 +61,9 @@ def _check_parts(preset: Preset[Released], sources: Sources) -> None:
         ("checkpoint", sources.checkpoint, locate, released.repository, released.file),
         ("vae", sources.vae, locate if released.video_vae else find_autoencoder, released.vae, None),
     ]
-    if captions and sources.features is not None:
+    if sources.network_only:
+        del parts[1:]
+    elif captions and sources.features is not None:
         parts.append(("features", sources.features, stored_prompts, "", None))
     elif captions:
         parts.append(("text_encoder", sources.text_encoder, find_t5, T5, None))

@@ -14,7 +14,7 @@ import torch
 
 from ..checkpoints import read_tensors
 from ..checkpoints.finding import locate
-from ..core.errors import InputError
+from ..core.errors import InputError, setting
 from ..core.hashing import hash_samples
 from ..core.warn import warn
 from ..diffusion import NoiseSchedule, Process
@@ -26,6 +26,7 @@ from .network import Network
 from .sources import Sources
 from .stages import Stage
 from .text import TextEncoder
+from .text.stand_in import RandomCaptions
 from .vae.checkpoint import load_video_vae, refuse_incomplete
 from .vae.frames import FrameVAE
 from .vae.video import VideoVAE
@@ -51,6 +52,9 @@ def find_captions(tokens: int) -> FindText:
     """The ``FindText`` for T5 with captions padded to ``tokens``, or for features that T5 made."""
 
     def find(sources: Sources, device: torch.device) -> Text:
+        if sources.network_only and sources.checkpoint is not None:
+            checkpoint = sources.checkpoint
+            return Text(lambda: RandomCaptions(tokens, _caption_width(checkpoint)), tokens=tokens)
         if sources.features is not None:
             return _kept_features(sources.features, tokens)
         from .text.t5 import T5Encoder
@@ -65,6 +69,12 @@ def find_captions(tokens: int) -> FindText:
         )
 
     return find
+
+
+def _caption_width(checkpoint: Path) -> int:
+    """How wide the caption features are that the network in a checkpoint reads."""
+    _, found = recognise(read_tensors(checkpoint))
+    return found.tensors["y_embedder.y_proj.fc1.weight"].shape[1]
 
 
 def _kept_features(path: Path, tokens: int) -> Text:
@@ -98,7 +108,9 @@ def find_released(
     # Find the files.
     released = preset.weights
     checkpoint = sources.checkpoint or find_on_hub(released.repository, released.file, sources.download, "checkpoint")
-    vae = sources.vae or find_on_hub(released.vae, None, sources.download, "vae")
+    vae = None
+    if not sources.network_only:
+        vae = sources.vae or find_on_hub(released.vae, None, sources.download, "vae")
     condition = text(sources, device)
 
     # Refuse files of another kind, and hash the files, before any of them is used.
@@ -109,11 +121,12 @@ def find_released(
     if condition.tokens is not None and null is not None and len(null) != condition.tokens:
         done = "cut" if len(null) > condition.tokens else "made longer by its last row"
         warn(f"the null caption of {checkpoint} has {len(null)} tokens, captions have {condition.tokens}: it is {done}")
-    if released.video_vae:
+    if vae is not None and released.video_vae:
         refuse_incomplete(read_tensors(vae))
+    place = None if vae is None else locate(vae) if released.video_vae else find_autoencoder(vae)
     files = {
         "checkpoint": weight_files(checkpoint),
-        "vae": weight_files(locate(vae) if released.video_vae else find_autoencoder(vae)),
+        "vae": () if place is None else weight_files(place),
         "text": condition.files,
     }
     hashes = {part: hash_samples(paths) for part, paths in files.items() if paths}
@@ -137,8 +150,14 @@ def find_released(
     )
 
 
-def _autoencoder(place: Path, released: Released) -> FrameVAE | VideoVAE:
-    """The autoencoder in a folder."""
+def _autoencoder(place: Path | None, released: Released) -> FrameVAE | VideoVAE:
+    """The autoencoder in a folder.
+
+    Raises:
+        InputError: there is none, because only the network was asked for.
+    """
+    if place is None:
+        raise InputError(f"only the network was loaded: give the autoencoder, {released.vae}, as {setting('vae')}")
     return load_video_vae(place) if released.video_vae else FrameVAE.load(place)
 
 

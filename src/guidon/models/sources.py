@@ -31,6 +31,8 @@ class Sources(Settings):
     """What the text encoder computes in."""
     download: bool = False
     """Fetch what is missing from the hub."""
+    network_only: bool = False
+    """The network alone is used, from ``checkpoint``: the text encoder and the autoencoder may be missing."""
     offload: Literal["none", "stages"] | None = None
     """"stages" drops each stage after use, "none" keeps all; None is the family's choice."""
 

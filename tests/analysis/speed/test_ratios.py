@@ -34,7 +34,7 @@ def test_one_round_gives_no_interval():
     found = paired_ratio([2.0], [1.0])
     assert found.value == 2.0
     assert math.isnan(found.low)
-    assert "one round" in noise_of(found)
+    assert "6 rounds" in noise_of(found, 1)
 
 
 @pytest.mark.parametrize(("base", "arm"), [([1, 2], [1]), ([], []), ([0.0], [1.0]), ([math.nan], [1.0])])
@@ -52,5 +52,5 @@ def test_times_that_do_not_pair_are_refused(base, arm):
     ],
 )
 def test_a_noisy_run_is_named(twin, reason):
-    found = noise_of(twin)
+    found = noise_of(twin, 15)
     assert (reason in found) if reason else not found

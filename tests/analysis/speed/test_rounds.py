@@ -25,7 +25,7 @@ class Clocks:
 def test_a_planted_ratio_is_found_and_a_a_is_one(monkeypatch):
     clocks = Clocks(monkeypatch)
     arms = [Arm("slow", clocks.work(3.0), counted=False), Arm("fast", clocks.work(1.5), counted=False)]
-    found = compare_speed("planted", arms, rounds=5)
+    found = compare_speed("planted", arms, rounds=6)
     assert found.row("fast").ratio.value == pytest.approx(2)
     assert (found.twin.value, found.noise) == (1, "")
     assert found.row("slow").median("cpu") == pytest.approx(3)

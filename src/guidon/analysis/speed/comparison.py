@@ -65,7 +65,7 @@ class Comparison:
     @property
     def noise(self) -> str:
         """Why the run is noisy; empty if it is not."""
-        return noise_of(self.twin)
+        return noise_of(self.twin, self.rounds)
 
     def row(self, name: str) -> Row:
         """The arm of that name."""

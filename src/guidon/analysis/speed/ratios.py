@@ -11,6 +11,8 @@ from ...core.errors import InputError
 from ...metrics.statistics import Interval
 
 RESAMPLES = 9999
+ENOUGH = 6
+"""Rounds without which no interval of a median covers 95%: the range of 5 covers 1 - 2 / 2^5, which is 94%."""
 WIDEST = 0.03
 """An A/A interval that is wider than this share says that the run is noisy."""
 
@@ -42,14 +44,15 @@ def paired_ratio(base: Sequence[float], arm: Sequence[float], *, confidence: flo
     return Interval(middle, float(low), float(high))
 
 
-def noise_of(twin: Interval) -> str:
+def noise_of(twin: Interval, rounds: int) -> str:
     """Why a run is noisy by its A/A ratio, in words; empty if it is not.
 
     Args:
         twin: the ratio of the base to itself, measured as if it were another arm.
+        rounds: how many there were.
     """
-    if not math.isfinite(twin.low):
-        return "one round does not show the noise"
+    if rounds < ENOUGH:
+        return f"{ENOUGH} rounds or more are needed for an interval of 95%"
     if not twin.low <= 1 <= twin.high:
         return "the interval of A/A misses 1"
     if twin.high - twin.low > WIDEST:
