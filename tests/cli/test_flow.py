@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 import guidon
 from guidon.analysis import matching
+from guidon.diffusion import FlowPath, clip_shift
 
 PROMPT = "a red circle moves left on a white background"
 STUDY = {
@@ -105,3 +107,15 @@ def test_the_first_frame_is_a_picture_with_both_samplers(tiny_flow, tmp_path):
     assert np.abs(euler[0] / 255 - shown).max() < 1 / 255
     assert np.array_equal(euler[0], heun[0])
     assert not np.array_equal(euler[-1], heun[-1])
+
+
+@pytest.mark.filterwarnings("ignore:.*was trained on another size")
+def test_the_levels_of_a_run_depend_on_size_and_length_where_the_model_says_so(tiny_flow):
+    own = guidon.load(tiny_flow, device="cpu")
+    model = replace(own.model, schedule=FlowPath(by_size=True))
+    trace = guidon.GuidanceTrace()
+    guidon.Pipeline(own.preset, model, own.device)(
+        PROMPT, size=(32, 64), frames=20, steps=3, timing="constant", trace=trace
+    )
+    expected = FlowPath(steps=3, shift=clip_shift(32, 64, 20)).levels
+    assert trace.as_arrays()["timestep"] == pytest.approx([level.timestep for level in expected])

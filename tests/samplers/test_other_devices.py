@@ -4,9 +4,25 @@ import pytest
 import torch
 
 from guidon import IDDPM
-from guidon.diffusion import NoiseSchedule, Process, bits_per_dimension, q_sample, training_losses
+from guidon.diffusion import (
+    FlowPath,
+    NoiseSchedule,
+    Process,
+    bits_per_dimension,
+    q_sample,
+    training_losses,
+    velocity_loss,
+)
 from guidon.guidance import RULES, Guidance, GuidanceTrace, GuidedDenoiser, RotatedGuidance, WeakModel
-from guidon.samplers import ddim_reverse_step, sample_ddim, sample_ddpm, sample_dpm_solver
+from guidon.samplers import (
+    FrameMask,
+    ddim_reverse_step,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm_solver,
+    sample_euler,
+    sample_heun,
+)
 from toy_network import Caption
 
 DEVICE = "meta"
@@ -49,6 +65,16 @@ def test_samplers_and_losses_run_where_the_latents_are(schedule, latents, varian
             assert {value.device.type for value in terms.values()} == {DEVICE}
 
 
+@pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
+def test_the_samplers_of_a_flow_run_where_the_latents_are(latents, sampler):
+    made = torch.ones(2, 2)
+    for frames in (None, FrameMask(made), FrameMask(made, clean=latents, replace=True)):
+        found = sampler(network(True), FlowPath(steps=3), latents, torch.empty_like, frames=frames)
+        assert found.device.type == DEVICE
+    level = FlowPath().at(torch.ones(2, device=DEVICE), latents)
+    assert velocity_loss(q_sample(latents, level, latents), latents, latents).device.type == DEVICE
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_guidance_runs_where_the_latents_are(schedule, latents, rule):
     condition = Caption(torch.empty(2, device=DEVICE), torch.empty(2, 8, device=DEVICE))
@@ -61,6 +87,7 @@ def test_guidance_runs_where_the_latents_are(schedule, latents, rule):
                 condition,
                 condition,
                 negative=condition,
+                imageless=condition if plain.needs_imageless else None,
                 observe=GuidanceTrace(),
                 weak=WeakModel(network(True), condition),
             )
