@@ -96,7 +96,7 @@ def test_guidance_runs_where_the_latents_are(schedule, latents, rule):
 
 @pytest.mark.parametrize("settings", [{}, {"learn_sigma": False}, {"learn_sigma": False, "sigma_small": True}])
 def test_iddpm_runs_where_the_latents_are(latents, settings):
-    scheduler, learned = IDDPM(3, **settings), settings.get("learn_sigma", True)
+    scheduler, learned = IDDPM(3, cfg_channels=3, **settings), settings.get("learn_sigma", True)
     t = torch.tensor([0, 2], device=DEVICE)
 
     def model(x, t, y=None, x_mask=None):

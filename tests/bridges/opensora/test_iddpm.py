@@ -59,7 +59,7 @@ def test_a_model_may_give_a_dict_and_cfg_channel_is_another_name_for_cfg_channel
     for scheduler, network in (
         (IDDPM(3, cfg_channels="all"), model),
         (IDDPM(3, cfg_channel=None), lambda *a, **k: {"x": model(*a, **k)}),
-        (IDDPM(3), model),
+        (IDDPM(3, cfg_channel=3), model),
     ):
         torch.manual_seed(0)
         results.append(scheduler.sample(network, encoder, prompts=["a", "b"], z=z))
