@@ -44,8 +44,10 @@ def model_x0(tmp_path_factory, tiny_model):
 
 
 def recipe(folder, model, **values):
+    """Runs that start from one model share their rollouts beside it."""
     folder.mkdir(exist_ok=True)
-    return write_recipe(folder / "roll.yaml", ROLLOUT | {"out": str(folder / "run"), "start": str(model)} | values)
+    places = {"out": str(folder / "run"), "start": str(model), "cache": str(model.parent)}
+    return write_recipe(folder / "roll.yaml", ROLLOUT | places | values)
 
 
 def task_of(folder, model, **values):
@@ -53,7 +55,8 @@ def task_of(folder, model, **values):
 
 
 def test_only_the_finisher_is_trained(tmp_path, model_x0):
-    folder = run_recipe(recipe(tmp_path, model_x0))
+    folder = run_recipe(recipe(tmp_path, model_x0, cache=None))
+    assert list((tmp_path / "run").glob("rollouts-*/*.safetensors"))
     before, after = weights_of(model_x0), weights_of(folder)
     assert {name.removeprefix("denoiser.").split(".")[0] for name in after.keys() - before.keys()} == {"finisher"}
     assert_equal_weights({name: after[name] for name in before}, before)
