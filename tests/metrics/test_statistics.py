@@ -60,7 +60,7 @@ def test_intervals_cover_what_they_claim():
 def fewer_draws(monkeypatch):
     """A p value of 1,999 flips is as often below 0.05 as one of 19,999; hundreds of them are computed."""
     monkeypatch.setattr("guidon.metrics.statistics.FLIPS", 1_999)
-    monkeypatch.setattr("guidon.metrics.statistics.RESAMPLES", 999)
+    monkeypatch.setattr("guidon.metrics.statistics.RESAMPLES", 99)  # of intervals, which are not looked at
 
 
 @pytest.mark.usefixtures("fewer_draws")
