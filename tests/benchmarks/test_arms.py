@@ -80,3 +80,14 @@ def test_diffusers_and_guidon_run_the_same_network(family):
         assert not compare_results(half.result(), theirs.result()).exact
         for arm in (theirs, ours, half):
             arm.run()
+
+
+def test_the_flops_of_the_released_sizes_are_those_of_their_shapes():
+    flops, gpu = importlib.import_module("flops"), importlib.import_module("gpu")
+    model = next(model for model in gpu.MODELS if model.name.startswith("DiT"))
+    total, found, once = flops.shares(model)
+    d, tokens, rows = 1152, 256, 2
+    block = 2 * 12 * d * d + 4 * tokens * d  # of a token: projections and MLP, scores
+    assert total == pytest.approx(rows * 28 * tokens * block, rel=0.01)
+    assert found["MLP"] == pytest.approx(rows * 28 * tokens * 16 * d * d / total, rel=1e-6)
+    assert once == 0
