@@ -47,6 +47,14 @@ RELEASED = {
     "PixArt-XL-2-1024-MS.pth": "sizes.pth",
 }
 """The stand-ins for released checkpoints."""
+CONFIG = """
+num_frames = 16
+image_size = (256, 256)
+model = dict(type="STDiT-XL/2", enable_flashattn=True, from_pretrained="OpenSora-v1-HQ-16x256x256.pth")
+scheduler = dict(type="iddpm", num_sampling_steps=100, cfg_scale=7.0)
+prompt_path = "prompts.txt"
+"""
+"""A configuration of Open-Sora 1.0."""
 AUDITED = "def forward_with_cfg(out, scale):\n    eps, rest = out[:, :3], out[:, 3:]\n    cond, uncond = eps.chunk(2)\n"
 AUDITED += "    return cat([uncond + scale * (cond - uncond), rest[: len(cond)]], 1)\n"
 
@@ -80,6 +88,10 @@ def folder_of(tmp_path_factory):
                     (folder / block.file).write_text(smaller_study(block.text))
             if page == "docs/which-channels.md":
                 write_pipeline("wan", folder / "Wan2.1-T2V-1.3B-Diffusers")
+            if page == "docs/given-frames.md":
+                write_given_frames(folder)
+            if page == "docs/open-sora.md":
+                (folder / "16x256x256.py").write_text(CONFIG)
             (folder / "src").mkdir()
             (folder / "src" / "model.py").write_text(AUDITED)
         return folders[page]
@@ -172,6 +184,15 @@ def run_guidon(words, tiny):
         cli.main(expanded(few(words))[1:])
     finds = words[1] == "audit" and "--exit-zero" not in words  # 1 says that it found guidance of some channels
     assert stop.value.code == (1 if finds else 0), shlex.join(words)
+
+
+def write_given_frames(folder):
+    """The pictures and videos that the page on given frames names."""
+    from guidon.media import save_video
+
+    frames = np.stack([np.full((64, 64, 3), 10 * step, np.uint8) for step in range(16)])
+    for name, count in (("picture.png", 1), ("end.png", 1), ("clip.mp4", 16), ("other.mp4", 16)):
+        save_video(frames[:count], folder / name)
 
 
 def clip():

@@ -494,7 +494,12 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
             f"{facts.timesteps}"
         )
     if request.conditioning is not None:
-        check_conditioning(request.conditioning, clip_shape(preset, facts, request), preset.name)
+        clip = clip_shape(preset, facts, request)
+        check_conditioning(request.conditioning, clip, preset.name)
+        if clip is not None and request.loops > 1:
+            frames, clips = clip.joined(request.conditioning), len(request.prompts) * len(request.samples)
+            pixels = 3 * math.prod(clip_size(facts, request)[1:])
+            require_memory(f"{as_count(clips)} clips of {frames} frames", 2 * clips * frames * pixels, lower="loop")
     request.guidance.scales_for(facts.channels)
     rule = request.guidance.rule
     rule.check_size(*shape[-2:])

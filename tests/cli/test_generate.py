@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from faults.harness import Child
 from guidon.cli import main
@@ -75,6 +76,39 @@ def test_what_cannot_be_written_is_refused_before_it_is_made(refused, tiny_model
     assert f". is a folder without its manifest, {Path.cwd().name}.json: give the JSON file that was written" in message
     assert "--class is for a class-conditional model" in refused("generate", "--class", 3, "--model", tiny_model)
     assert not (tmp_path / "new").exists()
+
+
+def test_files_that_hold_no_frames_are_refused_before_a_model_is_loaded(refused, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("guidon.pipeline.load", None)
+    Path("text.png").write_text("no picture")
+    Path("empty.mp4").write_bytes(b"")
+    Path("folder").mkdir()
+    Image.new("RGB", (8, 8)).save("a.png")
+    words = ("generate", PROMPT, "--model", tiny_model, "--out", "new")
+    assert "--first-frame 'none.png' is not there" in refused(*words, "--first-frame", "none.png")
+    assert "text.png cannot be read as a frame" in refused(*words, "--last-frame", "text.png")
+    assert "empty.mp4 cannot be read as video" in refused(*words, "--continue", "empty.mp4")
+    assert "the folder folder holds no PNG frames" in refused(*words, "--edit", "folder")
+    assert "--continue has 1 frame, and 4 are taken of it" in refused(*words, "--continue", "a.png")
+    strategy = (*words, "--reference", "a.png", "--mask-strategy")
+    assert "--mask-strategy '0,0,-2,0,1,0' begins at frame -2 of a reference of 1" in refused(*strategy, "0,0,-2")
+    assert "--mask-strategy 'x' holds 'x': give whole numbers" in refused(*strategy, "x")
+    assert not Path("new").exists()
+
+
+def test_a_given_picture_is_the_first_frame_and_the_manifest_finds_it(generate, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (80, 60), (200, 40, 40)).save("a.png")
+    found = generate(PROMPT, "--first-frame", "a.png", "--steps", 2, "--loop", 2, "--format", "webp", "--out", "one")
+    frames, _ = load_video(found["video"])
+    assert frames.shape == (28, 64, 64, 3)
+    again = generate("--from", found["manifest"], "--out", "two")
+    assert np.array_equal(load_video(again["video"])[0], frames)
+    Image.new("RGB", (80, 60)).save("a.png")
+    message = refused("generate", "--from", found["manifest"], "--out", "three")
+    assert "a.png is not the file that the clip was made with" in message
+    assert not Path("three").exists()
 
 
 def test_a_fault_in_a_file_of_prompts_names_its_line(refused, tiny_model, tmp_path):

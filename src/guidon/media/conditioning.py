@@ -197,9 +197,10 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
         strength = _read_strength("edit_strength", chosen.get("edit_strength", EDIT_STRENGTH))
         video = read_frames(chosen["edit"], "edit")
         if len(video.frames) < clip.frames:
+            count = "1 frame" if len(video.frames) == 1 else f"{len(video.frames)} frames"
             raise InputError(
-                f"{setting('edit')} has {len(video.frames)} frames, a clip has {clip.frames}: give a longer video, or "
-                f"fewer {setting('frames')}"
+                f"{setting('edit')} has {count}, a clip has {clip.frames}: give a longer video, or fewer "
+                f"{setting('frames')}"
             )
         found.put("edit", found.add(video, (0, clip.frames)), 0, 0, strength)
     if "continue_from" in chosen:
