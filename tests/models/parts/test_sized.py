@@ -105,6 +105,13 @@ def test_rows_of_masks_and_sizes_are_repeated_whole_to_the_batch(model):
 
 
 @torch.no_grad()
+def test_a_token_mask_may_have_the_originals_axes(model):
+    x, t, y = inputs()
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
+    assert torch.equal(model(x, t, y[:, None], mask[:, None, None]), model(x, t, y, mask))
+
+
+@torch.no_grad()
 def test_what_does_not_fit_the_batch_is_refused_in_one_line(model):
     x, t, y = inputs(rows=4)
     with pytest.raises(InputError, match=r"x_mask is \(4, 2\), expected one value a frame: \(4, 3\)"):
