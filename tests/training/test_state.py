@@ -61,7 +61,9 @@ def test_damage_with_good_checksums_is_refused_by_the_digest(finished):
     )
     for change in changes:
         torch.save(whole | change, checkpoint)
-        refused(config, "its content is not what was written; delete it")
+        with pytest.raises(InputError, match="its content is not what was written; delete it"):
+            read_state(checkpoint)
+    refused(config, "its content is not what was written; delete it")
 
 
 @pytest.mark.parametrize(
