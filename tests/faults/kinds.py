@@ -902,3 +902,28 @@ def _(folder: Path) -> str:
 
 
 also("audited notebooks", "audited Python", make=_notebook, structure=mutations.as_json)
+
+
+CONFIG = """
+num_frames = 16
+fps = 24 // 3
+image_size = (256, 256)
+model = dict(type="STDiT-XL/2", space_scale=0.5, enable_flashattn=True, from_pretrained="w.pth")
+scheduler = dict(type="iddpm", num_sampling_steps=100, cfg_scale=7.0)
+prompt = ["a cat", 'a dog{"reference_path": "a.png;b.mp4", "mask_strategy": "0;0,1,0,-1"}', "|0|a cow|2|a pig"]
+loop = 2
+"""
+
+
+@kind(
+    "Open-Sora's configurations",
+    "*",
+    make=lambda folder: (folder / "a.py").write_text(CONFIG),
+    structure=mutations.as_code,
+)
+def _(folder: Path) -> str:
+    from guidon.bridges.opensora.config import read_config, translate
+
+    path = folder / "a.py"
+    found = translate(read_config(path), path)
+    return digest(repr((found.version, found.commands, found.left_out)))

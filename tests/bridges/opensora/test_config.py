@@ -140,6 +140,10 @@ def test_what_is_left_out_is_named(translated, line, key):
         ("seed = 3", "it has no model = dict(type=...)"),
         ("model = dict(type='STDiT-XL/2')", "it has no scheduler = dict(type=...)"),
         (V1_0.replace("(256, 256)", "'large'"), "image_size is 'large': give (height, width)"),
+        (V1_0 + "seed = 'x'", "seed is 'x', expected a whole number"),
+        (V1_0 + "prompt = 3", "prompt is 3, expected a text or a list of texts"),
+        (V1_0.replace("7.0", "'high'"), "cfg_scale is 'high', expected a number"),
+        ("_base_ = 3", "_base_ is 3, expected a text or a list"),
         (V1_0 + "prompt = ['a']\nreference_path = ['a.png']\nmask_strategy = ['9,x']", "mask_strategy"),
     ],
 )

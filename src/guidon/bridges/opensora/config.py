@@ -73,8 +73,9 @@ def read_config(path: Path, depth: int = 0) -> dict[str, Any]:
                 f"{path}, line {statement.lineno}: {target.id} cannot be read as data ({error}): write the value itself"
             ) from None
     bases = values.pop("_base_", ())
+    _check_values({"_base_": bases}, {"_base_": _EACH}, path)
     below: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in [bases] if isinstance(bases, str) else bases or ():
         below = _merged(below, read_config(path.parent / str(base), depth + 1))
     return _merged(below, values)
 
@@ -189,6 +190,39 @@ _SAMPLERS = {"iddpm": "ddpm", "dpm-solver": "dpm-solver", "rflow": "euler"}
 _SEED = {"1.0": 42, "1.1": 42, "1.2": 1024}  # of the scripts, where a configuration says none
 
 
+_WHOLE, _NUMBER, _TEXT, _EACH = "a whole number", "a number", "a text", "a text or a list of texts"
+_EXPECTED = {
+    **dict.fromkeys(
+        ("loop", "condition_frame_length", "align", "batch_size", "num_sample", "frame_interval", "seed"), _WHOLE
+    ),
+    **dict.fromkeys(("condition_frame_edit", "aes", "flow", "fps", "save_fps"), _NUMBER),
+    **dict.fromkeys(("camera_motion", "dtype", "prompt_path", "save_dir", "resolution", "aspect_ratio"), _TEXT),
+    **dict.fromkeys(("prompt", "reference_path", "mask_strategy"), _EACH),
+}
+"""What the values of keys must be; None is a value of every key."""
+_EXPECTED_OF_SCHEDULER = {"num_sampling_steps": _WHOLE, "cfg_scale": _NUMBER, "cfg_channel": _WHOLE}
+
+
+def _check_values(values: Mapping[str, Any], expected: Mapping[str, str], source: Path) -> None:
+    """Refuse values of other types.
+
+    Raises:
+        InputError: the message names the key, what it is, and what it must be.
+    """
+    for name, what in expected.items():
+        value = values.get(name)
+        each = value if isinstance(value, list | tuple) and what is _EACH else [value]
+        if not all(one is None or _is(one, what) for one in each):
+            raise InputError(f"{source}: {name} is {quoted(value)}, expected {what}")
+
+
+def _is(value: Any, what: str) -> bool:
+    if what in (_TEXT, _EACH):
+        return isinstance(value, str)
+    kinds = int if what is _WHOLE else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
 def translate(config: Mapping[str, Any], source: Path, version: Version | None = None) -> Translation:
     """The commands that do what a configuration says.
 
@@ -202,6 +236,8 @@ def translate(config: Mapping[str, Any], source: Path, version: Version | None =
         InputError: it is no inference configuration, or one of its values cannot be.
     """
     model, scheduler = (_part(config, name, source) for name in ("model", "scheduler"))
+    _check_values(config, _EXPECTED, source)
+    _check_values(scheduler, _EXPECTED_OF_SCHEDULER, source)
     reader = _Reader(config, model, scheduler, version or _version_of(config, model))
     return reader.read()
 
@@ -347,7 +383,7 @@ class _Reader:
         return words
 
     def _sampling(self, preset: Preset[Any]) -> Settings:
-        scheduler = self.scheduler
+        scheduler = {name: value for name, value in self.scheduler.items() if value is not None}
         self.used.add("scheduler")
         kind = scheduler["type"].removesuffix("-speed")
         sampler = _SAMPLERS.get(kind)
