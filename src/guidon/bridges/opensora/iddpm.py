@@ -521,10 +521,13 @@ class IDDPM:
         t: Tensor | dict[str, Any] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         noise: Tensor | None = None,
-        mask: Tensor | None = None,
-        weights: Tensor | NDArray[np.floating] | None = None,
+        mask: Tensor | None | Unset = UNSET,
+        weights: Tensor | NDArray[np.floating] | None | Unset = UNSET,
     ) -> dict[str, Tensor]:
         """``loss`` and its terms, each (B,), of x_start (B, C, ...) noised to steps t (B,).
+
+        A call that names ``mask`` or ``weights``, be it as None, can only be of version 1.1 on: the tables are then
+        float32 without ``version``, too.
 
         Args:
             model: see the module. It is not told of ``mask``: add ``x_mask`` to its keywords, as Open-Sora's train.py
@@ -547,7 +550,9 @@ class IDDPM:
         if t is None:
             t = torch.randint(0, len(self.schedule), (len(x_start),), device=x_start.device, generator=self.generator)
         noise = self._noise(x_start) if noise is None else noise
-        schedule = self.schedule if mask is None and weights is None else self._later
+        schedule = self.schedule if mask is UNSET and weights is UNSET else self._later
+        mask = None if isinstance(mask, Unset) else mask
+        weights = None if isinstance(weights, Unset) else weights
         level = schedule.at(t, x_start)
         x_t = q_sample(x_start, level, noise)
         if mask is not None:
@@ -652,11 +657,11 @@ class SpeeDiffusion(IDDPM):
         t: Tensor | dict[str, Any] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         noise: Tensor | None = None,
-        mask: Tensor | None = None,
-        weights: Tensor | NDArray[np.floating] | None = None,
+        mask: Tensor | None | Unset = UNSET,
+        weights: Tensor | NDArray[np.floating] | None | Unset = UNSET,
     ) -> dict[str, Tensor]:
         """The losses of ``IDDPM`` at steps that are drawn here, with weights of its own. ``t`` is not looked at."""
-        if weights is not None:
+        if weights is not None and not isinstance(weights, Unset):
             raise InputError("SpeeDiffusion has weights of its own: give none")
         if isinstance(t, dict):
             model_kwargs = t
