@@ -521,8 +521,8 @@ class IDDPM:
         t: Tensor | dict[str, Any] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         noise: Tensor | None = None,
-        mask: Tensor | None | Unset = UNSET,
-        weights: Tensor | NDArray[np.floating] | None | Unset = UNSET,
+        mask: Tensor | Unset | None = UNSET,
+        weights: Tensor | NDArray[np.floating] | Unset | None = UNSET,
     ) -> dict[str, Tensor]:
         """``loss`` and its terms, each (B,), of x_start (B, C, ...) noised to steps t (B,).
 
@@ -657,8 +657,8 @@ class SpeeDiffusion(IDDPM):
         t: Tensor | dict[str, Any] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         noise: Tensor | None = None,
-        mask: Tensor | None | Unset = UNSET,
-        weights: Tensor | NDArray[np.floating] | None | Unset = UNSET,
+        mask: Tensor | Unset | None = UNSET,
+        weights: Tensor | NDArray[np.floating] | Unset | None = UNSET,
     ) -> dict[str, Tensor]:
         """The losses of ``IDDPM`` at steps that are drawn here, with weights of its own. ``t`` is not looked at."""
         if weights is not None and not isinstance(weights, Unset):
