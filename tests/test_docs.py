@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from docs_pages import PAGES, ROOT, anchors, blocks, commands, links
 from guidon import cli
@@ -92,6 +93,7 @@ def folder_of(tmp_path_factory):
                 write_given_frames(folder)
             if page == "docs/open-sora.md":
                 (folder / "16x256x256.py").write_text(CONFIG)
+                Image.new("RGB", (60, 40), (90, 90, 160)).save(folder / "lighthouse.png")
             (folder / "src").mkdir()
             (folder / "src" / "model.py").write_text(AUDITED)
         return folders[page]

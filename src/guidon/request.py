@@ -499,7 +499,8 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
         if clip is not None and request.loops > 1:
             frames, clips = clip.joined(request.conditioning), len(request.prompts) * len(request.samples)
             pixels = 3 * math.prod(clip_size(facts, request)[1:])
-            require_memory(f"{as_count(clips)} clips of {frames} frames", 2 * clips * frames * pixels, lower="loop")
+            several = "a long clip" if clips == 1 else f"each of {as_count(clips)} long clips"
+            require_memory(f"the {frames} frames of {several}", 2 * clips * frames * pixels, lower="loop")
     request.guidance.scales_for(facts.channels)
     rule = request.guidance.rule
     rule.check_size(*shape[-2:])

@@ -1,6 +1,7 @@
 """Clips that keep, edit and join given frames."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -132,6 +133,17 @@ def test_files_are_found_beside_a_manifest_and_checked_by_their_hash(pipe, pictu
         pipe.reproduce("a/clip.webp")
 
 
+def test_a_manifest_that_names_no_regular_file_is_refused(pipe, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture).save("picture.png")
+    manifest = pipe(PROMPT, first_frame="picture.png", **OPTIONS).manifest
+    os.mkfifo("pipe")
+    for name in ("/dev/zero", "pipe"):
+        manifest["generation"]["conditioning"]["references"][0]["file"] = name
+        with pytest.raises(InputError, match="give a file"):
+            pipe.reproduce(manifest)
+
+
 def test_frames_from_python_must_be_given_again(pipe, picture):
     clip = pipe(PROMPT, first_frame=Image.fromarray(picture), **OPTIONS)
     with pytest.raises(InputError, match="give the same frames as reference_frames"):
@@ -163,8 +175,9 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         ({"edit_strength": 0.5}, "edit_strength has an effect only with edit"),
         ({"condition_frames": 3}, "condition_frames has an effect only with loop"),
         ({"condition_edit": 0.3}, "condition_edit has an effect only with loop"),
+        ({"loop": 2, "condition_edit": np.float32(2)}, "condition_edit is"),
         ({"loop": 0}, "loop is 0: give a whole number"),
-        ({"loop": 10**8}, "frames need at least"),
+        ({"loop": 10**8}, "frames of a long clip need at least"),
         ({"mask_strategy": "0"}, "mask_strategy is given without reference"),
         ({"reference": "PICTURE"}, "reference is given without mask_strategy"),
         ({"reference": "PICTURE", "mask_strategy": "0,1"}, "names reference 1: there is 1, the first is 0"),

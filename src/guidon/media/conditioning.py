@@ -6,8 +6,10 @@ What a caller says, such as "begin with this picture", becomes references and pl
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -320,13 +322,17 @@ def _at_least(count: int, found: Frames, name: str) -> Frames:
 
 
 def _read_count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if not 1 <= count < 2**31:
         raise InputError(f"{setting(name)} is {quoted(value)}: give a whole number of at least 1")
-    return value
+    return count
 
 
 def _read_strength(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise InputError(
             f"{setting(name)} is {quoted(value)}: give 0, which keeps the frames, to 1, which redraws them"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..core.errors import InputError, quoted, setting
 from ..core.hashing import hash_files
-from ..core.reading import FRAME_PIXELS, is_there, reading
+from ..core.reading import FRAME_PIXELS, is_there, reading, regular_file
 from .files import as_images, load_video
 from .video import Video
 
@@ -43,7 +44,7 @@ def read_frames(given: Any, name: str) -> Frames:
     """
     if isinstance(given, str | Path):
         path = Path(given)
-        if "://" in str(given):
+        if re.match(r"\w{2,}:/", str(given)):
             raise InputError(f"{setting(name)} {quoted(str(given))} is an address: fetch the file, and give its path")
         if not str(given) or not is_there(path, "a picture or a video"):
             raise InputError(
@@ -61,7 +62,7 @@ def hash_of(path: Path) -> str:
     """The SHA-256 of a file; of a folder of frames, that of its PNG files one after the other, by their names."""
     with reading(path, "a picture or a video"):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".png") if path.is_dir() else [path]
-        return hash_files(*files)
+        return hash_files(*(regular_file(file, "a picture or a video") for file in files))
 
 
 def _as_frames(given: Any, name: str) -> np.ndarray:
