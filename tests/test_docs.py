@@ -33,6 +33,7 @@ FEWER = {
     "--held-out": 2,
     "--evaluations": 6,
     "--seeds": 1,
+    "--rounds": 1,
     "--frames": 2,
     "--size": "48x80",
 }
@@ -141,6 +142,9 @@ def few(words):
     reads_files = "--from" in words or any(re.search(r"\.(mp4|gif|webp)$|\*", word) for word in words[2:])
     if words[1] in SAMPLING and "--steps" not in words and not reads_files:
         words += ["--steps", "2"]
+    if words[1] == "bench":
+        own = {"--rounds": "1", "--threads": "1", "--steps": "2"}
+        words += [word for name in own if name not in words for word in (name, own[name])]
     return words
 
 
