@@ -6,13 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import guidon
 from guidon.core.errors import InputError
+from guidon.diffusion import NoiseLevel, convert
 from guidon.media.conditioning import ClipShape, choose_conditioning
 from guidon.media.placing import parse_placements
 from guidon.media.references import resize_to_fill
+from guidon.pipeline.kept import STILL_START, Kept, hold, put_back
 from guidon.request import Request
 
 PROMPT = "a red circle moves left on a white background"
@@ -207,6 +210,45 @@ def test_what_cannot_be_kept_is_refused_in_one_line(pipe, picture, video, option
 def test_a_model_of_images_is_refused(picture):
     with pytest.raises(InputError, match="dit-xl makes images: leave out first_frame, which is for video"):
         choose_conditioning({"first_frame": picture}, None, "dit-xl")
+
+
+@pytest.mark.parametrize("space", ["eps", "v", "x0", "flow"])
+def test_predictions_are_right_for_the_frames_that_are_held(space):
+    level = NoiseLevel(500.0, alpha=0.6, sigma=0.8, progress=0.5)
+    x, clean = torch.randn(2, 1, 4, 6, 2, 2, generator=torch.Generator().manual_seed(0))
+    kept = Kept(torch.tensor([0.0, 1, 1, 1, 0.5, 1]), clean[0])
+    seen = []
+
+    class Denoiser:
+        def __call__(self, x, level):
+            seen.append(x)
+            return torch.cat([x, x], dim=1)  # with a variance
+
+        def finish(self):
+            seen.append("end")
+
+    held, frames = hold(Denoiser(), [kept], False, space, torch.device("cpu"))
+    prediction = held(x, level)
+    held.finish()
+    assert torch.equal(seen[0], x)
+    assert seen[1] == "end"
+    assert prediction.shape == (1, 8, 6, 2, 2)
+    assert torch.equal(prediction[:, 4:], x)
+    assert torch.equal(prediction[:, :4, 1:], x[:, :, 1:])
+    assert torch.allclose(convert(prediction[:, :4], x, level, space, "x0")[:, :, 0], clean[:, :, 0], atol=1e-5)
+    # frames that are made begin as the one that is kept; one that is edited stays what it is
+    assert frames.replace
+    assert frames.made[0].tolist() == [1, STILL_START, STILL_START, STILL_START, 0.5, STILL_START]
+    assert torch.equal(frames.clean[0, :, 5], clean[0, :, 0])
+    assert torch.equal(frames.clean[0, :, 4], clean[0, :, 4])
+    # a network that is told of the frames gets them as they are
+    denoiser = Denoiser()
+    same, told = hold(denoiser, [kept], True, space, torch.device("cpu"))
+    assert same is denoiser
+    assert not told.replace
+    assert told.made[0].tolist() == kept.made.tolist()
+    assert torch.equal(put_back(x, [kept])[:, :, 0], clean[:, :, 0])
+    assert torch.equal(put_back(x, [kept])[:, :, 1:], x[:, :, 1:])
 
 
 def compressed(frames):
