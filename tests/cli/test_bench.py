@@ -91,6 +91,7 @@ def test_of_a_checkpoint_alone_the_network_is_measured(run, refused, tmp_path):
         (["--steps", "5000"], "--steps 5000 is more than guidon-small was trained for"),
         (["--sampler", "euler"], "--sampler euler does not go with guidon-small"),
         (["--size", "10x10"], "--size: height 10 is no multiple of 8"),
+        (["--prompt", "a zebra drives a car"], "guidon-small"),
         (["--threads", "99999"], "--threads 99999 is too many"),
         (["--rounds", "0"], "--rounds"),
         (["--json", "."], "--json . is a folder"),

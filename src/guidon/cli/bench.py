@@ -44,6 +44,7 @@ def bench(
         str | None,
         option("Prompt", "TEXT", "What the clips show: longer prompts may cost more.", default="one that it follows"),
     ] = None,
+    force: options.Force = False,
     parts: Annotated[
         str | None,
         option(
@@ -134,7 +135,7 @@ def bench(
     )
     text = prompt if prompt is not None else usual_prompt(planner, stored_prompts(features) if features else ())
     shared = cast("Choices", given(size=parse_size(size, None, None), frames=frames))
-    requests = arms.plan(planner, text, shared, known_device(device))
+    requests = arms.plan(planner, text, shared, known_device(device), force)
     if threads is not None and threads > MOST_THREADS:
         raise InputError(f"{setting('threads')} {threads} is too many: give at most {MOST_THREADS}")
     if json is not None:

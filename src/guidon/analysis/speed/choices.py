@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
 from ...core.devices import DtypeName
 from ...core.errors import InputError, nearest, quoted, setting
 
 if TYPE_CHECKING:
-    from ...pipeline.contract import ModelPlanner
-    from ...request import Choices, Request
+    from ...request import Choices, Planner, Request
 
 Part = Literal["step", "outside", "decode", "clip", "train"]
 """What is measured: one guided step, the same without the network, the decoder, a whole clip, one step of training."""
@@ -34,7 +33,9 @@ class Options:
     steps: tuple[int, ...]
     batch_size: int
 
-    def plan(self, planner: ModelPlanner, prompt: str, shared: Choices, device: str | None) -> dict[str, Request]:
+    def plan(
+        self, planner: Planner, prompt: str, shared: Choices, device: str | None, force: bool = False
+    ) -> dict[str, Request]:
         """The complete request of each clip that is compared, by what tells it from the others.
 
         Args:
@@ -42,9 +43,10 @@ class Options:
             prompt: what to show.
             shared: the choices that all clips share, such as the size.
             device: where it is known without torch.
+            force: take a prompt that the model cannot follow, too.
 
         Raises:
-            InputError: a choice is not valid for this model.
+            InputError: a choice is not valid for this model, or it cannot follow the prompt.
         """
         found: dict[str, Request] = {}
         for sampler, steps, dtype in product(self.samplers, self.steps, self.dtypes):
@@ -54,7 +56,10 @@ class Options:
                 [prompt], range(self.batch_size), batch_size=self.batch_size, device=device, **chosen
             )
             found[f"{sampler}, {steps} steps, {dtype}"] = request
-        return found
+        read_as = planner.read_prompts(
+            next(iter(found.values())), force=force
+        ).read_as  # once, so that a warning comes once
+        return {name: request.model_copy(update={"read_as": read_as}) for name, request in found.items()}
 
 
 def read_list(text: str, name: str, valid: Sequence[T]) -> tuple[T, ...]:
@@ -91,7 +96,7 @@ def read_numbers(text: str, name: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def usual_prompt(planner: Any, features: Mapping[str, Any] | Sequence[str] = ()) -> str:
+def usual_prompt(planner: Planner, features: Sequence[str] = ()) -> str:
     """A prompt that a model follows: its cost is measured, so any will do.
 
     Args:
@@ -99,9 +104,8 @@ def usual_prompt(planner: Any, features: Mapping[str, Any] | Sequence[str] = ())
         features: the prompts of which there are stored features; empty where a text encoder reads any prompt.
     """
     if features:
-        return next(iter(features))
-    preset = getattr(planner, "preset", None)
-    if preset is not None and preset.classes:
+        return features[0]
+    if planner.preset.classes:
         return "0"
     if planner.bench == "world":
         from ... import world

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ...core.devices import DtypeName
-from ...core.errors import InputError
 from ...core.progress import OnStep
 from ...diffusion import FlowPath, split_prediction
 from ...diffusion.prediction import target
@@ -44,9 +43,6 @@ def measure_part(
         requests: the clips that are compared, by name.
         rounds: as of ``take_rounds``.
         on_step: called after every round.
-
-    Raises:
-        InputError: the model has no such part.
     """
     how = {"rounds": rounds, "device": model.pipe.device, "on_step": on_step}
     if part == "train":  # needs gradients
@@ -156,9 +152,8 @@ def _training(model: Measured, options: Options) -> list[Arm]:
     """
     made = model.pipe.model.network.make(torch.float32)
     network: Any = getattr(made, "high", made)  # of two experts, one is trained at a time
-    if not isinstance(network, nn.Module):
-        raise InputError("this model's network cannot be trained here: leave out train")
-    network.train().requires_grad_(True)
+    module: nn.Module = getattr(network, "network", network)  # an adapter holds the network of its checkpoint
+    module.train().requires_grad_(True)
     prepare: Any = network.prepare
     device, process, schedule = model.pipe.device, model.pipe.model.process, model.pipe.model.schedule
     features, mask = model.run_in("fp32").prompts.rows([0] * model.rows, device)
@@ -168,7 +163,7 @@ def _training(model: Measured, options: Options) -> list[Arm]:
     timesteps = torch.linspace(0, model.pipe.model.facts.timesteps - 1, model.rows, device=device).long()
     level = schedule.at(timesteps, like=x_0)
     x_t, wanted = level.alpha * x_0 + level.sigma * noise, target(x_0, noise, level, process.parameterization)
-    optimiser = torch.optim.AdamW(network.parameters(), 1e-6, fused=True)
+    optimiser = torch.optim.AdamW(module.parameters(), 1e-6, fused=True)
 
     def step(dtype: DtypeName) -> Callable[[], None]:
         def run() -> None:
