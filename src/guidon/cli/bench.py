@@ -114,6 +114,9 @@ def bench(
     """
     # Check everything before torch is imported.
     from ..analysis.speed.choices import USUAL, Options, read_list, read_numbers, usual_prompt
+    from ..core.devices import check_device
+    from ..models.catalogue import find_facts, find_preset
+    from ..models.sources import NetworkOnly, Sources
     from ..models.text.headers import stored_prompts
     from ..request import Planner
 
@@ -121,9 +124,12 @@ def bench(
     alone = list(files) == ["checkpoint"]  # enough to measure the network
     chosen = read_list(parts, "parts", PARTS) if parts else USUAL[:2] if alone else USUAL
     if alone and not {"decode", "clip"} & {*chosen}:
-        files["network_only"] = True
-    planner: Planner = find_planner(model, device, files)
-    preset = planner.preset
+        check_device(device)
+        preset, sources = find_preset(model), NetworkOnly(**files)
+        planner = Planner(preset, find_facts(preset, sources))
+    else:
+        planner = find_planner(model, device, files)
+        preset, sources = planner.preset, Sources(**files)
     half = sorted({preset.steps, max(1, preset.steps // 2)}, reverse=True)
     arms = Options(
         parts=chosen,
@@ -151,13 +157,11 @@ def bench(
     from ..core.devices import cpu_threads, pick_device
     from ..core.progress import progress
     from ..models.catalogue import find_model
-    from ..models.sources import Sources
     from ..pipeline import Pipeline
 
     found: list[Comparison] = []
     with cpu_threads(threads) if threads else nullcontext():
         place = pick_device(device)
-        sources = Sources(**files)
         pipe = Pipeline(preset, find_model(preset, sources, place), place, sources)
         print(f"{preset.name} on {machine_line(describe_machine(pipe.device))}\n", flush=True)
         measured = Measured(pipe, next(iter(requests.values())))

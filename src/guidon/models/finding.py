@@ -13,7 +13,7 @@ from ..core.errors import InputError, first_line, nearest, setting
 from ..core.extras import require
 from ..core.progress import lines
 from .family import Facts, Preset, Released, any_prompts
-from .sources import Sources
+from .sources import NetworkOnly, Sources
 from .text.headers import refuse_unstored, stored_prompts
 
 T5 = "DeepFloyd/t5-v1_1-xxl"
@@ -61,7 +61,7 @@ def _check_parts(preset: Preset[Released], sources: Sources) -> None:
         ("checkpoint", sources.checkpoint, locate, released.repository, released.file),
         ("vae", sources.vae, locate if released.video_vae else find_autoencoder, released.vae, None),
     ]
-    if sources.network_only:
+    if isinstance(sources, NetworkOnly):
         del parts[1:]
     elif captions and sources.features is not None:
         parts.append(("features", sources.features, stored_prompts, "", None))

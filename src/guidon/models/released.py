@@ -23,7 +23,7 @@ from .family import Facts, Preset, Released
 from .finding import T5, find_autoencoder, find_on_hub, find_t5
 from .model import Model
 from .network import Network
-from .sources import Sources
+from .sources import NetworkOnly, Sources
 from .stages import Stage
 from .text import TextEncoder
 from .text.stand_in import RandomCaptions
@@ -52,7 +52,7 @@ def find_captions(tokens: int) -> FindText:
     """The ``FindText`` for T5 with captions padded to ``tokens``, or for features that T5 made."""
 
     def find(sources: Sources, device: torch.device) -> Text:
-        if sources.network_only and sources.checkpoint is not None:
+        if isinstance(sources, NetworkOnly) and sources.checkpoint is not None:
             checkpoint = sources.checkpoint
             return Text(lambda: RandomCaptions(tokens, _caption_width(checkpoint)), tokens=tokens)
         if sources.features is not None:
@@ -109,7 +109,7 @@ def find_released(
     released = preset.weights
     checkpoint = sources.checkpoint or find_on_hub(released.repository, released.file, sources.download, "checkpoint")
     vae = None
-    if not sources.network_only:
+    if not isinstance(sources, NetworkOnly):
         vae = sources.vae or find_on_hub(released.vae, None, sources.download, "vae")
     condition = text(sources, device)
 

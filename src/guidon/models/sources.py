@@ -31,10 +31,13 @@ class Sources(Settings):
     """What the text encoder computes in."""
     download: bool = False
     """Fetch what is missing from the hub."""
-    network_only: bool = False
-    """The network alone is used, from ``checkpoint``: the text encoder and the autoencoder may be missing."""
     offload: Literal["none", "stages"] | None = None
     """"stages" drops each stage after use, "none" keeps all; None is the family's choice."""
+
+
+class NetworkOnly(Sources):
+    """The sources of a released model of which the network alone is used, from ``checkpoint``: text encoder and
+    autoencoder may be missing. Captions are then random features."""
 
 
 def weights_for(hashes: Mapping[str, str], guidance: Guidance) -> dict[str, str]:
