@@ -40,6 +40,10 @@ def test_guidance_is_one_object_or_its_parts():
         ({"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "ddim", "timing": "linear"}, "give no ramp (linear)"),
         ({"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "heun"}, "or euler on a rectified flow: give one of them"),
         ({"timing": "oscillation:2", "sampler": "heun"}, "sampler heun calls twice a step: give euler"),
+        (
+            {"guidance": "three-way:oscillate=text", "sampler": "heun"},
+            "three-way with oscillate changes at every second",
+        ),
         ({"guidance": "perp-neg"}, "perp-neg needs a negative prompt"),
         ({"cfg_scale": -1}, "cfg_scale -1 is not valid"),
         ({"cfg_channels": "0,x"}, "cfg_channels '0,x' cannot be read"),

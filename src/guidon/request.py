@@ -275,10 +275,12 @@ class Request(Settings):
                 f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0, or euler on a rectified "
                 "flow: give one of them"
             )
-        if self.guidance.timing.name == "oscillation" and self.sampler == "heun":
+        by_timing = self.guidance.timing.name == "oscillation"
+        if self.sampler == "heun" and (by_timing or rule.oscillates):
+            what = f"{name('timing')} oscillation" if by_timing else f"{name('guidance')} {rule.name} with oscillate"
             raise InputError(
-                f"{name('timing')} oscillation guides every second call of the network, which {name('sampler')} heun "
-                "calls twice a step: give euler"
+                f"{what} changes at every second call of the network, which {name('sampler')} heun calls twice a step: "
+                "give euler"
             )
         if rule.needs_negative and self.negative_prompt is None:
             raise InputError(

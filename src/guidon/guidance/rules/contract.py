@@ -86,6 +86,11 @@ class Rule(ABC):
         return False
 
     @property
+    def oscillates(self) -> bool:
+        """Whether its scales change at every second call of the network."""
+        return False
+
+    @property
     def needs_uncond(self) -> bool:
         """Whether the unconditional branch is looked at."""
         return True

@@ -53,6 +53,10 @@ class ThreeWay(Rule):
         return self.image != 1
 
     @property
+    def oscillates(self) -> bool:
+        return self.oscillate != "none"
+
+    @property
     def by_scale_one(self) -> bool:
         return self.image == 1
 
