@@ -77,6 +77,12 @@ def test_frames_go_where_the_strategy_says(pipe, picture, video):
     assert apart(clip[[3, 14, 15, 6, 7]], shown(pipe, [picture, video[18], video[19], video[5], video[6]])) <= 1
 
 
+def test_the_last_reference_is_the_callers_in_every_loop(pipe, picture):
+    placed = {"reference": picture, "loop": 2, **OPTIONS}
+    first, last = (pipe(PROMPT, mask_strategy=f"1,{number},0,-1", **placed).frames for number in (0, -1))
+    assert np.array_equal(first, last)
+
+
 def test_a_prompt_may_end_in_open_soras_json(pipe, picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture).save("a.png")
@@ -115,6 +121,8 @@ def test_loops_join_clips_and_extend_gives_their_parts(pipe, picture):
     assert np.array_equal(np.concatenate([part.frames for part in found]), long.frames)
     assert np.array_equal(pipe.reproduce(found[1].manifest, reference_frames=[picture])[0].frames, long.frames[:27])
     assert not np.array_equal(long.frames[5:16], long.frames[16:27])
+    with pytest.raises(InputError, match="extend makes one video"):
+        next(pipe.extend([PROMPT, OTHER], **options))
     # the second clip began with the last frames of the first one
     second = pipe(OTHER, continue_from=long.frames[:16], condition_frames=5, **OPTIONS).frames
     assert apart(second[:5], shown(pipe, long.frames[11:16])) <= 1

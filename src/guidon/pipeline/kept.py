@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,7 +199,12 @@ class Keeper:
         folders: Sequence[Path] = (),
     ) -> None:
         self.conditioning, self.clip, self.shape = conditioning, clip, shape
-        self.placements = parse_placements(conditioning.strategy)
+        count = len(conditioning.references)
+        # counted from the beginning: the references of a further loop have another one at their end
+        self.placements = [
+            replace(each, reference=each.reference + count) if -count <= each.reference < 0 else each
+            for each in parse_placements(conditioning.strategy)
+        ]
         self.encode = partial(encode, stage, device=device)
         found = list(find_references(conditioning, frames_by_hash(given), folders))
         self.references = self.encode(found, size) if found else []

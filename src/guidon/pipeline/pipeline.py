@@ -217,6 +217,8 @@ class Pipeline(metaclass=_Named):
             InputError: as a call, or the model makes images.
         """
         call = read_call(prompt, None, cast("CallOptions", options))
+        if not call.single:
+            raise InputError("extend makes one video: give one prompt as a text, and one sample")
         choices: Choices = {**call.choices}
         if choices.setdefault("loop", None) is not None:
             raise InputError(f"{setting('loop')} ends a video, and extend goes on: leave it out, or call the pipeline")
@@ -265,7 +267,7 @@ class Pipeline(metaclass=_Named):
         run, _, micro_batch = last
         taken = 0 if request.conditioning is None else request.conditioning.condition_frames
         joined = [
-            np.concatenate([clip if loop == 0 else clip[taken:] for loop, clip in enumerate(several)])
+            several[0] if len(several) == 1 else np.concatenate([several[0], *(clip[taken:] for clip in several[1:])])
             for several in zip(*(clips for _, clips, _ in parts), strict=True)
         ]
         return [self._video(run, clip, frames, micro_batch) for clip, frames in zip(run.clips, joined, strict=True)]
