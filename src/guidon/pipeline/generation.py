@@ -257,7 +257,8 @@ class Generation:
         options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
         held: CheckedDenoiser = denoiser
         if kept is not None:
-            knows = getattr(network, "reads_frame_mask", False)
+            asked = [each for each in (network, weak) if each is not None]
+            knows = all(getattr(each, "reads_frame_mask", False) for each in asked)
             held, options["frames"] = hold(denoiser, kept, knows, self.model.process.parameterization, self.device)
         try:
             latents = samplers[request.sampler](held, schedule, x, noise, **options)

@@ -92,13 +92,15 @@ class SizedTransformer(CaptionedTransformer):
         """Positions within a frame, (S, D). The last ones are kept, since every step of a run asks for the same."""
         like = self.x_embedder.proj.weight
         key = (rows, columns, scale, like.device, like.dtype)
-        if self._positions is None or self._positions[0] != key:
+        kept = self._positions  # read once: another thread may replace it
+        if kept is None or kept[0] != key:
             base = round((rows * columns) ** 0.5)
             steps = rows / base * scale, columns / base * scale
             # in half precision the frequencies are rounded, as they were where the released weights were trained
             rounded = torch.float64 if like.dtype == torch.float32 else like.dtype
-            self._positions = key, sincos_2d(self.sizes.hidden_size, rows, columns, steps, rounded).to(like)
-        return self._positions[1]
+            kept = key, sincos_2d(self.sizes.hidden_size, rows, columns, steps, rounded).to(like)
+            self._positions = kept
+        return kept[1]
 
     def pixels(
         self,
