@@ -130,6 +130,36 @@ def test_losses_are_the_originals():
         assert relative_error(seen[-1][1], tensors[f"t.{name}"]) < 1e-6, name
 
 
+def test_what_is_left_out_has_the_originals_values():
+    t, sizes = torch.tensor([0.1, 0.9]), {"height": 240, "width": 426, "num_frames": 51}
+    assert torch.equal(rflow.timestep_transform(t, sizes), rflow.timestep_transform(t * 1000, sizes, 1.0, 1000) / 1000)
+    halved = rflow.timestep_transform(t, sizes, base_num_frames=4)
+    assert torch.allclose(halved, rflow.timestep_transform(t, sizes, 0.5))
+    scheduler = guidon.RFlow()
+    assert (scheduler.num_sampling_steps, scheduler.num_timesteps, scheduler.cfg_scale) == (10, 1000, 4.0)
+
+
+def test_noising_and_losses_are_computed_in_fp32():
+    x, noise, t = normal(2, 4, 3, 2, 2), normal(2, 4, 3, 2, 2, seed=1), torch.tensor([301.0, 7.0])
+    scheduler, frames = guidon.RFlow(), torch.tensor([[0, 1, 1], [1, 0, 0]])
+    rounded = t.bfloat16()
+    assert torch.equal(scheduler.add_noise(x, noise, rounded), scheduler.add_noise(x, noise, rounded.float()))
+
+    def loss(**options):
+        return scheduler.training_losses(Toy(), x, None, noise, t=t.long(), **options)["loss"]
+
+    weights = torch.linspace(0, 2, 1000)
+    assert loss(weights=weights.double()).dtype == torch.float32
+    assert torch.equal(loss(mask=frames), loss(mask=frames.bool()))  # numbers tell frames apart, too
+
+
+@pytest.mark.parametrize("loc", [-200.0, 200.0])
+def test_timesteps_of_a_normal_distribution_lie_inside(loc):
+    model = Toy()
+    guidon.RFlow(sample_method="logit-normal", loc=loc).training_losses(model, normal(2, 4, 3, 2, 2))
+    assert bool(((model.timesteps[0] > 0) & (model.timesteps[0] < 1000)).all())
+
+
 # what is Guidon's own
 
 

@@ -27,6 +27,12 @@ def test_one_scale_oscillates(number, text, image):
     assert torch.allclose(by_text, plain(b, float(text)) + 2 * (b.uncond - b.imageless), atol=1e-5)
 
 
+def test_it_oscillates_from_the_step_that_is_named():
+    b = branches(number=7)
+    assert torch.allclose(ThreeWay(3.0, "image", start=7)(b, 5.0), plain(b, 5.0), atol=1e-5)
+    assert torch.equal(ThreeWay(3.0, "image", start=8)(b, 5.0), ThreeWay(3.0)(b, 5.0))
+
+
 def test_both_oscillate_by_the_timing():
     """Where both scales are 1, three-way guidance is the conditional prediction, which the timing gives."""
     b = branches(number=11)
