@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from goldens import golden, relative_error
 from guidon.core.errors import InputError
 from guidon.guidance import Guidance
 from guidon.models import MMDiT, MMDiTConfig
+from guidon.models.mmdit.network import pack
 
 GOLDENS = "open_sora_1_1_to_2_0"
 SCALES = ("guidance", "guidance_img", "text_osci", "image_osci", "scale_temporal_osci")
@@ -30,6 +33,34 @@ def case(number=1):
 def test_the_numbers_of_the_original(net, number):
     called_with, expected = case(number)
     assert relative_error(guidon.rflow.sample_mmdit(net, **called_with), expected) < 1e-4
+
+
+@pytest.mark.parametrize(("text", "image"), [(True, False), (False, True), (False, False)])
+def test_each_scale_oscillates_by_itself(net, text, image):
+    """The formula, with every branch in a call of its own; 12 steps, of which the last one is lowered."""
+    called_with, _ = case(0)
+    steps, patch = guidon.rflow.mmdit_schedule(12, 6, 3), net.config.patch_size
+    called_with |= {"timesteps": steps, "text_osci": text, "image_osci": image}
+    called_with.pop("guidance"), called_with.pop("guidance_img")  # 7.5 and 3 unless given
+    shown = pack(torch.cat([called_with["masks"], called_with["masked_ref"]], 1), patch)
+    x = called_with["img"]
+    for number, (t, after) in enumerate(itertools.pairwise(steps)):
+        cond, uncond, neither = (
+            net(
+                img=x,
+                timesteps=torch.tensor([t]),
+                cond=shown * (row < 2),
+                **{name: called_with[name][row : row + 1] for name in ("img_ids", "txt", "txt_ids", "y_vec")},
+            )
+            for row in range(3)
+        )
+        by_text, by_image = (1 if osci and number == 11 else s for osci, s in ((text, 7.5), (image, 3.0)))
+        x = x + (after - t) * (neither + by_image * (uncond - neither) + by_text * (cond - uncond))
+    assert relative_error(guidon.rflow.sample_mmdit(net, **called_with), x) < 1e-5
+    if not (text or image):  # nothing oscillates unless asked for
+        for name in ("text_osci", "image_osci", "scale_temporal_osci"):
+            called_with.pop(name)
+        assert relative_error(guidon.rflow.sample_mmdit(net, **called_with), x) < 1e-5
 
 
 def test_the_schedule_and_the_oscillation_of_the_original():
@@ -123,6 +154,15 @@ def test_given_frames_are_put_at_the_ends(kind, given):
     assert torch.equal(shown[0], source * expected[:, None, None])
     assert not masks[1].any()
     assert not shown[1].any()
+
+
+def test_a_clip_may_be_given_whole_but_a_picture_is_given_nothing():
+    frames = torch.randn(4, 9, 2, 3)
+    masks, shown = guidon.rflow.mmdit_condition(torch.zeros(1, 4, 9, 2, 3), "v2v_tail", [[frames]])
+    assert bool(masks.all())
+    assert torch.equal(shown[0], frames)
+    masks, _ = guidon.rflow.mmdit_condition(torch.zeros(1, 4, 1, 2, 3), "i2v_head", [[frames]])
+    assert not masks.any()
 
 
 @pytest.mark.parametrize(
