@@ -5,8 +5,9 @@ The networks of the released models and their configurations are imported from h
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..core.lazy import imported_later
 
 if TYPE_CHECKING:
     from .mmdit.config import MMDiTConfig
@@ -18,19 +19,6 @@ if TYPE_CHECKING:
     from .vae.temporal import TemporalVAE
     from .vae.video import VideoVAE
 
-_ROOMS = {
-    "MMDiT": "mmdit.network",
-    "MMDiTConfig": "mmdit.config",
-    "STDiT": "stdit.network",
-    "STDiT2": "stdit2.network",
-    "STDiT2Config": "stdit2.network",
-    "STDiT3": "stdit3.network",
-    "STDiT3Config": "stdit3.network",
-    "STDiTConfig": "stdit.network",
-    "TemporalVAE": "vae.temporal",
-    "TemporalVAEConfig": "vae.config",
-    "VideoVAE": "vae.video",
-}
 __all__ = [
     "MMDiT",
     "MMDiTConfig",
@@ -44,9 +32,7 @@ __all__ = [
     "TemporalVAEConfig",
     "VideoVAE",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_later(
+    __name__, "mmdit.config", "vae.config", "vae.temporal", "vae.video", "stdit.network", "stdit2.network",
+    "stdit3.network", "mmdit.network",
+)  # fmt: skip
