@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.broadcasting import per_sample
 from ..core.errors import InputError, setting
 from .level import CLEAN, NoiseLevel
+from .losses import mean_of_frames
 from .schedule import MOST_TIMESTEPS
 
 TIMESTEPS = 1000
@@ -178,9 +179,4 @@ def velocity_loss(
         importance: weights of the squared errors, broadcastable to x_0.
     """
     squared = (velocity - (noise - x_0)).square()
-    if importance is not None:
-        squared = importance * squared
-    if frames is None:
-        return squared.flatten(1).mean(1)
-    counted = frames[:, None, :, None, None].expand_as(squared).to(squared.dtype)
-    return (squared * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
+    return mean_of_frames(squared if importance is None else importance * squared, frames)

@@ -33,11 +33,11 @@ LossKind = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
 BITS = 1 / math.log(2)
 
 
-def _per_sample_mean(x: Tensor, frames: Tensor | None = None) -> Tensor:
-    """The mean of every sample, (B,), over its values, or over those of the frames (B, T) that are True."""
+def mean_of_frames(x: Tensor, frames: Tensor | None = None) -> Tensor:
+    """The mean of every sample, (B,), over its values, or over those of the frames (B, T) that are True; 0 of none."""
     if frames is None:
         return x.flatten(1).mean(1)
-    counted = frames.sum(1) * (x[0].numel() // frames.shape[1])
+    counted = (frames.sum(1) * (x[0].numel() // frames.shape[1])).clamp_min(1)
     return torch.where(per_frame(frames), x, 0).flatten(1).sum(1) / counted
 
 
@@ -67,9 +67,9 @@ def bound_term(
     frames that are True count.
     """
     true_mean, _, true_log_variance = q_posterior(x_0, x_t, level)
-    kl = _per_sample_mean(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance), frames)
+    kl = mean_of_frames(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance), frames)
     log_scale = (0.5 * posterior.log_variance).to(x_0.device).expand_as(x_0)
-    nll = -_per_sample_mean(discretised_log_likelihood(x_0, posterior.mean, log_scale), frames)
+    nll = -mean_of_frames(discretised_log_likelihood(x_0, posterior.mean, log_scale), frames)
     return torch.where(torch.as_tensor(level.reaches_data, device=x_0.device), nll, kl) * BITS
 
 
@@ -110,7 +110,7 @@ def training_losses(
         raise InputError(f"loss {kind!r} does not exist; valid: mse, rescaled_mse, kl, rescaled_kl")
     output, interpolation = split_prediction(prediction, x_0.shape[1])
     squared = (target(x_0, noise, level, process.parameterization) - output).square()
-    terms = {"mse": _per_sample_mean(squared if importance is None else squared * importance, frames)}
+    terms = {"mse": mean_of_frames(squared if importance is None else squared * importance, frames)}
     if interpolation is None:
         return {"loss": terms["mse"]} | terms
     frozen = torch.cat([output.detach(), interpolation], dim=1)
@@ -124,7 +124,7 @@ def prior_bits(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
     """KL(q(x_T | x_0) || N(0, I)), bits per dimension, (B,): how far x_T is from pure noise."""
     mean, _, log_variance = q_mean_variance(x_0, schedule.levels[0])
     zero = torch.zeros((), device=x_0.device)
-    return _per_sample_mean(gaussian_kl(mean, log_variance, zero, zero)) * BITS
+    return mean_of_frames(gaussian_kl(mean, log_variance, zero, zero)) * BITS
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def bits_per_dimension(
         x_t = q_sample(x_0, level, eps)
         posterior = p_mean_variance(denoiser(x_t, level), x_t, level, process)
         vb.append(bound_term(posterior, x_0, x_t, level))
-        xstart_mse.append(_per_sample_mean((posterior.x_0 - x_0).square()))
-        mse.append(_per_sample_mean((eps_from_x0(x_t, level, posterior.x_0) - eps).square()))
+        xstart_mse.append(mean_of_frames((posterior.x_0 - x_0).square()))
+        mse.append(mean_of_frames((eps_from_x0(x_t, level, posterior.x_0) - eps).square()))
     prior = prior_bits(x_0, schedule)
     columns = [torch.stack(values, dim=1) for values in (vb, xstart_mse, mse)]
     return BitsPerDimension(columns[0].sum(1) + prior, prior, *columns)

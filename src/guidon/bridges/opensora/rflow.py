@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -231,15 +232,9 @@ class RFlow:
         return found[::-1]
 
     def _level(self, t: Tensor, like: Tensor, after: NoiseLevel | None = None) -> FlowLevel:
-        alpha = 1 - t.float() / self.num_timesteps
-        return FlowLevel(
-            timestep=t,
-            alpha=per_sample(alpha, like),
-            sigma=per_sample(1 - alpha, like),
-            progress=float(alpha.mean()),  # of all samples, whose sizes may differ, together
-            next=after,
-            num_timesteps=self.num_timesteps,
-        )
+        level = FlowPath(self.num_timesteps).at(t, like)
+        # one progress for all samples, whose sizes may differ
+        return replace(level, progress=float(torch.as_tensor(level.progress).mean()), next=after)
 
     def _step(self, level: NoiseLevel) -> Tensor:
         """How far sigma falls in a step, (B,), in the original's arithmetic."""
