@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         open_component,
         refuse_broken,
         refuse_misfit,
+        refuse_numbers,
         save_component,
     )
     from .files import TensorFile, count_values, read_safetensors, read_tensors
@@ -21,6 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Component", "TensorFile", "count_values", "is_component", "load_component", "load_weights", "make_config",
     "on_meta", "open_component", "read_safetensors", "read_tensors", "refuse_broken", "refuse_misfit",
-    "save_component",
+    "refuse_numbers", "save_component",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "component", "files")

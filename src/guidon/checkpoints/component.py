@@ -200,6 +200,13 @@ def refuse_broken(weights: Mapping[str, Tensor], path: Path) -> None:
         raise InputError(f"{path}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}")
 
 
+def refuse_numbers(weights: Mapping[str, Tensor], where: Path | str) -> None:
+    """Raise an InputError if a tensor holds whole numbers, which are no weights."""
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise InputError(f"{where}: {name!r} holds {value.dtype}, weights are floats")
+
+
 def _finite(value: Tensor) -> bool:
     # torch.isfinite does not know the types of 8 bits.
     return bool(torch.isfinite(value.float() if value.is_floating_point() and value.itemsize == 1 else value).all())

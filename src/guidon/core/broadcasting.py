@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,6 +18,17 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def per_frame(values: Tensor) -> Tensor:
     """Values (B, T) as (B, 1, T, 1, 1), so that they broadcast against videos (B, C, T, H, W)."""
     return values[:, None, :, None, None]
+
+
+def whole_rows(values: Tensor, rows: int, name: str) -> Tensor:
+    """Values (n, ...) repeated whole to a batch of so many rows: (0 ... n-1, 0 ... n-1).
+
+    Raises:
+        InputError: n does not divide the batch.
+    """
+    if not len(values) or rows % len(values):
+        raise InputError(f"{name} has {len(values)} rows for a batch of {rows}: give one for each sample")
+    return values.repeat(rows // len(values), *[1] * (values.ndim - 1))
 
 
 def at_least_single(x: Tensor) -> Tensor:

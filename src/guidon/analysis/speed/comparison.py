@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -41,9 +42,7 @@ class Row:
 
     def median(self, clock: Clock) -> float:
         """Seconds, the median over rounds."""
-        samples = sorted(self.times.cpu if clock == "cpu" else self.times.wall)
-        middle = len(samples) // 2
-        return samples[middle] if len(samples) % 2 else (samples[middle - 1] + samples[middle]) / 2
+        return median(self.times.cpu if clock == "cpu" else self.times.wall)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...core.errors import InputError, nearest, quoted, setting
 from ...media.placing import Placement, nearest_multiple, parse_placements, place_all, split_json, text_of_loop
+from ...models.stdit3 import CHUNK, CHUNK_LATENTS
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,6 @@ __all__ = [
 ]
 IMG_FPS = 120
 """The rate that the networks are told for a single image."""
-LATENTS, FRAMES = 5, 17
-"""The autoencoder of 1.2 makes 5 latent frames of 17 frames of a video."""
 SIZED = ("STDiT2", "OpenSora", "PixArtMS")
 
 RATIOS = (
@@ -291,9 +290,11 @@ def dframe_to_frame(num: int) -> int:
     Raises:
         InputError: it is no multiple of 5.
     """
-    if num % LATENTS:
-        raise InputError(f"{num} latent frames are no multiple of {LATENTS}, which stand for {FRAMES} frames: give one")
-    return num // LATENTS * FRAMES
+    if num % CHUNK_LATENTS:
+        raise InputError(
+            f"{num} latent frames are no multiple of {CHUNK_LATENTS}, which stand for {CHUNK} frames: give one"
+        )
+    return num // CHUNK_LATENTS * CHUNK
 
 
 def append_generated(

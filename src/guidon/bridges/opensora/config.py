@@ -17,8 +17,8 @@ from ...core.reading import read_text
 from ...media.placing import split_json, texts_of_loops
 from ...models.catalogue import presets
 from ...models.family import Preset
+from ...models.stdit3 import CHUNK_LATENTS
 from .conditioning import (
-    LATENTS,
     append_score_to_prompts,
     dframe_to_frame,
     get_image_size,
@@ -478,11 +478,11 @@ class _Reader:
     def _loops(self, frames: int) -> Settings:
         loop = self.get("loop", 1)
         new = self.found.version == "1.2"
-        length = self.get("condition_frame_length", LATENTS if new else 4)
+        length = self.get("condition_frame_length", CHUNK_LATENTS if new else 4)
         edit = self.get("condition_frame_edit", 0.0)
         align = self.get("align")
-        if new and align not in (None, LATENTS):
-            self.leave_out("align", f"frames are placed at multiples of {LATENTS} latent frames")
+        if new and align not in (None, CHUNK_LATENTS):
+            self.leave_out("align", f"frames are placed at multiples of {CHUNK_LATENTS} latent frames")
         if not isinstance(loop, int) or loop < 2:
             return []
         taken = dframe_to_frame(length) if new else length

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.errors import InputError
+from ...core.broadcasting import whole_rows
 from ...core.progress import OnStep, progress
 from ...diffusion import NoiseLevel
 
@@ -71,17 +71,6 @@ def called(model: Model, x: Tensor, t: Tensor, keywords: dict[str, Any]) -> tupl
     if isinstance(out, tuple):
         out, extra = out
     return (out["x"] if isinstance(out, dict) else out), extra
-
-
-def whole_rows(values: Tensor, rows: int, name: str) -> Tensor:
-    """Values (n, ...) repeated whole to a batch of so many rows: (0 ... n-1, 0 ... n-1).
-
-    Raises:
-        InputError: n does not divide the batch.
-    """
-    if not len(values) or rows % len(values):
-        raise InputError(f"{name} has {len(values)} rows, which cannot be repeated to a batch of {rows}")
-    return values.repeat(rows // len(values), *[1] * (values.ndim - 1))
 
 
 def device_of(model: Any) -> torch.device:

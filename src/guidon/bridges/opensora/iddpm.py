@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...core.broadcasting import per_frame, per_sample
+from ...core.broadcasting import per_frame, per_sample, whole_rows
 from ...core.errors import InputError
 from ...core.warn import warn
 from ...diffusion import (
@@ -42,7 +42,7 @@ from ...guidance import UNSET, CfgChannels, ChannelChoice, Guidance, GuidedDenoi
 from ...models.parts.guided import forward_with_cfg
 from ...samplers import FrameMask, LegacyNoise, ddim_away, ddim_towards, sample_ddpm
 from .dpms import DPMS
-from .foreign import ForeignNetwork, Keywords, Model, bar, call, called, device_of, whole_rows
+from .foreign import ForeignNetwork, Keywords, Model, bar, call, called, device_of
 from .kinds import LossType, ModelMeanType, ModelVarType
 from .timesteps import (
     LossAwareSampler,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints import TensorFile, make_config, on_meta, refuse_broken, refuse_misfit
+from ...checkpoints import TensorFile, make_config, on_meta, refuse_broken, refuse_misfit, refuse_numbers
 from ...checkpoints.finding import AGAIN
 from ...core.errors import InputError, nearest
 from ...core.limits import require_memory
@@ -59,8 +59,7 @@ class MMDiTReader(Reader):
     ) -> MMDiT:
         path, tensors = checkpoint.file.path, checkpoint.tensors
         refuse_broken(tensors, path)
-        if numbers := [name for name, value in tensors.items() if not value.is_floating_point()]:
-            raise InputError(f"{path}: {numbers[0]!r} holds {tensors[numbers[0]].dtype}, weights are floats")
+        refuse_numbers(tensors, path)
         copied = sum(value.numel() for value in tensors.values() if value.dtype != dtype) * dtype.itemsize
         require_memory(f"the weights in {path}", copied)
         network = _made(checkpoint, _config(tensors, {**assumed, **known}))

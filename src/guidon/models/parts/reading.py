@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints import TensorFile, is_component, make_config, on_meta, refuse_broken, refuse_misfit
+from ...checkpoints import TensorFile, is_component, make_config, on_meta, refuse_broken, refuse_misfit, refuse_numbers
 from ...core.errors import InputError, nearest
 from ...core.limits import require_memory
 from ..family import Checkpoint, Description, Reader
@@ -194,9 +194,7 @@ class TransformerReader(Reader, Generic[K, N]):
             InputError: tensors are missing, unexpected or mis-shaped.
         """
         model, given = self._fitting(config, tensors, where)
-        numbers = [name for name, value in given.items() if not value.is_floating_point()]
-        if numbers:
-            raise InputError(f"{where}: {numbers[0]!r} holds {given[numbers[0]].dtype}, weights are floats")
+        refuse_numbers(given, where)
         copied = sum(value.numel() for value in given.values() if value.dtype != dtype) * dtype.itemsize
         require_memory(f"the weights of {where} in {str(dtype).removeprefix('torch.')}", copied)
         filled = {name: value.to(dtype) for name, value in given.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...core.broadcasting import whole_rows
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from .captioned import Caption, CaptionedConfig, CaptionedTransformer
@@ -146,7 +147,7 @@ class SizedTransformer(CaptionedTransformer):
         if not isinstance(value, Tensor):
             # rounded to the network's precision, as in the original's scripts
             value = torch.tensor([own if value is None else value], dtype=self.dtype)
-        return self._whole(name, value.flatten(), x)
+        return whole_rows(value.flatten().to(x.device), len(x), name)
 
     def noisy(self, x_mask: Tensor | None, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
         """Which frames of each row are at the timestep, bool (B, T); the others are clean. None where all are.
@@ -166,13 +167,7 @@ class SizedTransformer(CaptionedTransformer):
         frames = -(-x.shape[2] // self.sizes.patch_size[0])
         if x_mask.ndim != 2 or x_mask.shape[1] != frames:
             raise InputError(f"x_mask is {tuple(x_mask.shape)}, expected one value a frame: {(len(x), frames)}")
-        return self._whole("x_mask", x_mask.to(torch.bool), x)
-
-    @staticmethod
-    def _whole(name: str, value: Tensor, x: Tensor) -> Tensor:
-        if not len(value) or len(x) % len(value):
-            raise InputError(f"{name} has {len(value)} rows for a batch of {len(x)}: give one for each sample")
-        return value.to(x.device).repeat(len(x) // len(value), *[1] * (value.ndim - 1))
+        return whole_rows(x_mask.to(x.device, torch.bool), len(x), "x_mask")
 
 
 def of_frames(noisy: Tensor | None, moving: Tensor, still: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...checkpoints import TensorFile, make_config, on_meta, read_tensors, refuse_broken, refuse_misfit
+from ...checkpoints import TensorFile, make_config, on_meta, read_tensors, refuse_broken, refuse_misfit, refuse_numbers
 from ...checkpoints.finding import AGAIN, WHAT
 from ...core.errors import InputError
 from ...core.limits import require_memory
@@ -65,8 +65,7 @@ def load_video_vae(path: str | Path, dtype: torch.dtype = torch.float32) -> Vide
     with reading(file.path, WHAT, AGAIN):
         tensors = refuse_incomplete(file)
         refuse_broken(tensors, file.path)
-        if numbers := [name for name, value in tensors.items() if not value.is_floating_point()]:
-            raise InputError(f"{file.path}: {numbers[0]!r} holds {tensors[numbers[0]].dtype}, weights are floats")
+        refuse_numbers(tensors, file.path)
         copied = sum(value.numel() for value in tensors.values() if value.dtype != dtype) * dtype.itemsize
         require_memory(f"the weights in {file.path}", copied)
         vae = _made(file, _temporal_config(tensors, file))

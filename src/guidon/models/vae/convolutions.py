@@ -102,7 +102,7 @@ class Down(nn.Module):
         self.downsamplers = nn.ModuleList([] if last else [Halve(config, outer)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through((*self.resnets, *self.downsamplers), x)
+        return through((*self.resnets, *self.downsamplers), x)
 
 
 class Up(nn.Module):
@@ -115,7 +115,7 @@ class Up(nn.Module):
         self.upsamplers = nn.ModuleList([] if last else [Double(config, outer)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through((*self.resnets, *self.upsamplers), x)
+        return through((*self.resnets, *self.upsamplers), x)
 
 
 class Encoder(nn.Module):
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         self.conv_out = _convolution(config, widths[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(_through(self.down_blocks, self.conv_in(x)))
+        x = self.mid_block(through(self.down_blocks, self.conv_in(x)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
         self.conv_out = _convolution(config, widths[-1], channels)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = _through(self.up_blocks, self.mid_block(self.conv_in(z)))
+        x = through(self.up_blocks, self.mid_block(self.conv_in(z)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -176,7 +176,13 @@ def _convolution(config: FrameVAEConfig, inner: int, outer: int, stride: int = 1
     return nn.Conv2d(inner, outer, 3, stride, padding, padding_mode=config.padding)
 
 
-def _through(layers: nn.ModuleList | tuple[nn.Module, ...], x: Tensor) -> Tensor:
+def between(convolution: nn.Module | None, x: Tensor) -> Tensor:
+    """Apply the 1x1 convolution next to the latents, if there is one. Some released autoencoders have none."""
+    return x if convolution is None else convolution(x)
+
+
+def through(layers: nn.ModuleList | tuple[nn.Module, ...], x: Tensor) -> Tensor:
+    """Apply layers one after the other."""
     for layer in layers:
         x = cast("Tensor", layer(x))
     return x

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...checkpoints import count_values, make_config, on_meta, read_tensors, refuse_broken
+from ...checkpoints import count_values, make_config, on_meta, read_tensors, refuse_broken, refuse_numbers
 from ...checkpoints.finding import AGAIN
 from ...core.errors import InputError
 from ...core.extras import require
@@ -24,7 +24,7 @@ from ...core.reading import read_object, reading
 from ..finding import AUTOENCODER, AUTOENCODER_WEIGHTS, find_autoencoder
 from . import FRAMES_TOGETHER
 from .config import FrameVAEConfig
-from .convolutions import Convolutions
+from .convolutions import Convolutions, between
 
 PADDINGS = ("zeros", "replicate")
 
@@ -91,8 +91,7 @@ class FrameVAE(nn.Module):
             raise InputError(f"{place} holds a {values.get('_class_name')!r:.60}, expected an AutoencoderKL")
         given = read_tensors(weights).tensors
         refuse_broken(given, weights)
-        if numbers := [name for name, value in given.items() if not value.is_floating_point()]:
-            raise InputError(f"{weights}: {numbers[0]!r} holds {given[numbers[0]].dtype}, weights are floats")
+        refuse_numbers(given, weights)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
@@ -134,19 +133,14 @@ class FrameVAE(nn.Module):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) in [-1, 1] -> mean and log variance of their unscaled latents, (N, C, h, w) each."""
-        moments = self._between(self.autoencoder.quant_conv, self.autoencoder.encoder(self._fold(images)))
+        moments = between(self.autoencoder.quant_conv, self.autoencoder.encoder(self._fold(images)))
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Unscaled latents (N, C, h, w) -> images (N, 3, H, W)."""
-        out = self.autoencoder.decoder(self._between(self.autoencoder.post_quant_conv, latents))
+        out = self.autoencoder.decoder(between(self.autoencoder.post_quant_conv, latents))
         return F.pixel_shuffle(out, self.config.pixel_unshuffle)
-
-    @staticmethod
-    def _between(convolution: nn.Module | None, x: Tensor) -> Tensor:
-        """Apply the 1x1 convolution next to the latents, if there is one. Some released autoencoders have none."""
-        return x if convolution is None else convolution(x)
 
     def _fold(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images, self.config.pixel_unshuffle)

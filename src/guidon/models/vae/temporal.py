@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ...core.errors import InputError, setting
 from .config import TemporalVAEConfig
+from .convolutions import through
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +82,6 @@ def _blocks(into: int, out: int, config: TemporalVAEConfig) -> nn.ModuleList:
     return nn.ModuleList(ResBlock(a, b, config.num_groups) for a, b in itertools.pairwise(width))
 
 
-def _through(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-    for block in blocks:
-        x = block(x)
-    return x
-
-
 class Encoder(nn.Module):
     """(B, C, T, H, W) -> (B, 2 latent_embed_dim, T / compression, H, W)."""
 
@@ -107,10 +102,10 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level, blocks in enumerate(self.block_res_blocks):
-            x = _through(blocks, x)  # type: ignore[arg-type]
+            x = through(blocks, x)  # type: ignore[arg-type]
             if level < len(self.conv_blocks):
                 x = self.conv_blocks[level](x)
-        return self.conv2(F.silu(self.norm1(_through(self.res_blocks, x))))
+        return self.conv2(F.silu(self.norm1(through(self.res_blocks, x))))
 
 
 class Decoder(nn.Module):
@@ -132,9 +127,9 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(widths[0], config.in_out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _through(self.res_blocks, self.conv1(x))
+        x = through(self.res_blocks, self.conv1(x))
         for level in reversed(range(len(self.block_res_blocks))):
-            x = _through(self.block_res_blocks[level], x)  # type: ignore[arg-type]
+            x = through(self.block_res_blocks[level], x)  # type: ignore[arg-type]
             if level and self.doubles[level - 1]:
                 x = self.conv_blocks[level - 1](x)
                 x = x.unflatten(1, (-1, 2)).movedim(2, 3).flatten(2, 3)  # (C 2) T -> C (T 2)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError, quoted, setting
 from . import FRAMES_TOGETHER
+from .convolutions import between
 from .temporal import Posterior, TemporalVAE
 
 Draws = Callable[[Tensor], Tensor]
@@ -55,7 +56,7 @@ class SpatialVAE(nn.Module):
         """The scaled latents of frames: means, or one draw of each where ``draws`` is given."""
 
         def encoded(images: Tensor) -> Tensor:
-            posterior = Posterior.of(_between(self.module.quant_conv, self.module.encoder(images)))
+            posterior = Posterior.of(between(self.module.quant_conv, self.module.encoder(images)))
             return posterior.mean if draws is None else posterior.sample(draws)
 
         return self._each(frames, encoded, together) * self.scale
@@ -64,7 +65,7 @@ class SpatialVAE(nn.Module):
         """Frames of scaled latents. They may leave [-1, 1] a little."""
 
         def decoded(part: Tensor) -> Tensor:
-            return self.module.decoder(_between(self.module.post_quant_conv, part))
+            return self.module.decoder(between(self.module.post_quant_conv, part))
 
         return self._each(latents / self.scale, decoded, together)
 
@@ -238,11 +239,6 @@ class VideoVAE(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the weights. Frames and latents are converted to it."""
         return self.temporal_vae.dtype
-
-
-def _between(convolution: nn.Module | None, x: Tensor) -> Tensor:
-    """Apply the 1x1 convolution next to the latents, which some autoencoders have not."""
-    return x if convolution is None else convolution(x)
 
 
 def _drawn_globally(mean: Tensor) -> Tensor:
