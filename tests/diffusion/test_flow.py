@@ -46,12 +46,32 @@ def test_timesteps_of_a_run_are_those_of_rflow(row):
         assert relative_error(found, tensors[f"{row}.sampling{steps}"]) < 1e-6
 
 
+@pytest.mark.parametrize("row", range(6))
+def test_sizes_in_bf16_round_as_in_open_soras_scripts(row):
+    tensors, case = golden("open_sora_1_1_to_2_0/rflow/transform")
+    path = FlowPath(by_size=True).for_clip(*case["rows"][row], torch.bfloat16)
+    found = [1000 * shifted(t / 1000, path.shift, path.dtype) for t in tensors["t"].tolist()]
+    assert relative_error(torch.tensor(found), tensors[f"{row}.bf16"]) < 1e-6
+
+
+def test_a_batch_has_levels_in_fp32():
+    level = FlowPath().at(torch.tensor([302.0, 7.0], dtype=torch.bfloat16), normal(2, 4, 3, 2, 2))
+    assert level.alpha.dtype == level.sigma.dtype == torch.float32
+    assert level.sigma.flatten().tolist() == pytest.approx([0.302, 0.007], rel=1e-5)
+
+
+def test_whole_timesteps_are_rounded():
+    assert [level.timestep for level in FlowPath(steps=7, whole=True).levels] == [1000, 857, 714, 571, 429, 286, 143]
+
+
 def test_a_size_changes_the_shift_only_where_the_path_says_so():
     path = FlowPath(shift=3)
     assert path.for_clip(720, 1280, 51) is path
     twice = FlowPath(shift=2, by_size=True).for_clip(512, 512)
     assert twice.shift == 2
     assert twice.for_clip(720, 1280) is twice
+    assert FlowPath(by_size=True).for_clip(256, 512) == FlowPath(by_size=True).for_clip(256, 512, 1)
+    assert clip_shift(256, 512) == pytest.approx(0.5**0.5)  # of a picture
 
 
 def test_clips_of_few_frames_have_a_shift():

@@ -10,6 +10,7 @@ from guidon.core.errors import InputError
 from guidon.diffusion import CLEAN
 from guidon.models import STDiT2, STDiT2Config, STDiT3, STDiT3Config
 from guidon.models.network import ClipFacts
+from guidon.models.stdit3.velocity import Velocity
 
 NETWORKS = {"stdit2": (STDiT2, STDiT2Config), "stdit3": (STDiT3, STDiT3Config)}
 TOLD = ("num_frames", "height", "width", "ar", "fps")
@@ -74,6 +75,17 @@ def test_a_told_network_is_called_by_level(name):
     said = model(x, t, y, num_frames=9, height=40, width=56, ar=40 / 56, fps=12)
     assert torch.equal(told(x, level, model.prepare(y)), said)
     assert relative_error(model(x, t, y), said) > 1e-3
+
+
+@torch.no_grad()
+def test_the_flow_of_stdit3_points_to_the_noise():
+    """Open-Sora's velocity is x_0 - noise, and the second half of the channels is not used."""
+    model, (x, t, y) = small("stdit3"), inputs()
+    level, clip = dataclasses.replace(CLEAN, timestep=t), ClipFacts(height=32, width=48, frames=3, fps=24)
+    flow, caption = Velocity(model), model.prepare(y)
+    expected = -model(x, t, y)[:, :4]
+    assert torch.equal(flow(x, level, caption), expected)
+    assert torch.equal(flow.told(clip)(x, level, caption), expected)
 
 
 @torch.no_grad()
