@@ -2,8 +2,7 @@
 
 It has the constructor and methods of ``opensora.schedulers.IDDPM`` (and, under it, of improved-diffusion's
 SpacedDiffusion), with their arguments in their order, and ``cfg_channels``. Random numbers come from the global
-generator, in the originals' order, so that their seeds reproduce. Here are also the other names that scripts of
-Open-Sora, DiT and PixArt import beside it.
+generator, in the originals' order, so that their seeds reproduce.
 
 Models are foreign objects called as ``model(x, t, **model_kwargs)`` with original timesteps; their output is a tensor
 (B, C or 2C, ...) or a dict that holds it under ``"x"``.
@@ -39,24 +38,9 @@ from ...diffusion import (
 )
 from ...diffusion import space_timesteps as spaced
 from ...guidance import UNSET, CfgChannels, ChannelChoice, Guidance, GuidedDenoiser, Unset, WithoutFrames
-from ...models.parts.guided import forward_with_cfg
 from ...samplers import FrameMask, LegacyNoise, ddim_away, ddim_towards, sample_ddpm
-from .dpms import DPMS
 from .foreign import ForeignNetwork, Keywords, Model, bar, call, called, device_of
 from .kinds import LossType, ModelMeanType, ModelVarType
-from .timesteps import (
-    LossAwareSampler,
-    LossSecondMomentResampler,
-    ScheduleSampler,
-    UniformSampler,
-    create_named_schedule_sampler,
-)
-
-__all__ = [
-    "DPMS", "IDDPM", "LossAwareSampler", "LossSecondMomentResampler", "LossType", "ModelMeanType", "ModelVarType",
-    "ScheduleSampler", "SpeeDiffusion", "UniformSampler", "create_diffusion", "create_named_schedule_sampler",
-    "forward_with_cfg", "get_named_beta_schedule", "space_timesteps",
-]  # fmt: skip
 
 Version = Literal["1.0", "1.1", "1.2", "1.3"]
 Change = Callable[..., Tensor]
@@ -615,62 +599,6 @@ class IDDPM:
 
     def _clipped(self, clip_denoised: bool) -> Process:
         return Process(self.process.parameterization, self.process.variance, clip_denoised)
-
-
-class SpeeDiffusion(IDDPM):
-    """Open-Sora's ``iddpm-speed``, for training: timesteps and weights of SpeeD (Wang et al. 2405.17403).
-
-    Timesteps at which the noise level changes are drawn more often, in pairs on either side of ``meaningful_steps``.
-
-    Args:
-        settings: those of ``IDDPM``.
-    """
-
-    def __init__(self, *settings: Any, version: Version = "1.1", **others: Any) -> None:
-        super().__init__(*settings, version=version, **others)
-        # numpy rounds this root alike on every machine, and torch does not; the slope of the table shows each bit
-        root = np.sqrt(1 - self.schedule.alphas_cumprod.astype(np.float32))
-        self.meaningful_steps = int(np.argmax(np.gradient(root) < 5e-5)) + 1
-        """The first step at which the noise level hardly changes, and 1 more."""
-        sigma = torch.as_tensor(root).to(self.device)
-        likely = torch.tanh(1e6 * (torch.gradient(sigma)[0] - 1e-4)) + 1.5
-        self.p = likely / likely.sum()
-        """The probability of every timestep, fp32 (T,)."""
-        signal = torch.as_tensor(self.schedule.alphas_cumprod).float().to(self.device)
-        self.p2_gamma, self.p2_k = 1, 1
-        self.snr = 1 / (1 - signal) - 1
-        """The signal-to-noise ratio, fp32 (T,)."""
-        self.weights = 1 / (self.p2_k + self.snr) ** self.p2_gamma
-        """Weights of the squared error (P2, Choi et al. 2204.00227), fp32 (T,)."""
-
-    def t_sample(self, n: int, device: torch.device | str) -> Tensor:
-        """``n`` timesteps, long: the drawn ones, then their partners."""
-        drawn = torch.multinomial(self.p, n // 2 + 1, replacement=True, generator=self.generator).to(device)
-        m = self.meaningful_steps
-        partner = torch.where(drawn < m, m - drawn, drawn - m).clamp_max(len(self.schedule) - 1)
-        return torch.cat([drawn, partner])[:n]
-
-    def training_losses(
-        self,
-        model: Model,
-        x_start: Tensor,
-        t: Tensor | dict[str, Any] | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        noise: Tensor | None = None,
-        mask: Tensor | Unset | None = UNSET,
-        weights: Tensor | NDArray[np.floating] | Unset | None = UNSET,
-    ) -> dict[str, Tensor]:
-        """The losses of ``IDDPM`` at steps that are drawn here, with weights of its own. ``t`` is not looked at."""
-        if weights is not None and not isinstance(weights, Unset):
-            raise InputError("SpeeDiffusion has weights of its own: give none")
-        if isinstance(t, dict):
-            model_kwargs = t
-        drawn = self.t_sample(len(x_start), x_start.device)
-        return super().training_losses(model, x_start, drawn, model_kwargs, noise, mask, self.weights)
-
-    def sample(self, *args: Any, **options: Any) -> Tensor:
-        """Refused: sample with ``IDDPM``."""
-        raise InputError("SpeeDiffusion is for training only: sample with IDDPM, which takes the same settings")
 
 
 def create_diffusion(

@@ -25,9 +25,7 @@ from ...diffusion.flow import CHUNK, CHUNK_LATENTS, REFERENCE_AREA
 from ...guidance import UNSET, CfgChannels, Guidance, GuidedDenoiser, Timing, Unset, WithoutFrames
 from ...samplers import FrameMask
 from .foreign import Keywords, Model, bar, call
-from .mmdit import mmdit_condition, mmdit_schedule, oscillate, sample_mmdit
 
-__all__ = ["RFLOW", "RFlow", "mmdit_condition", "mmdit_schedule", "oscillate", "sample_mmdit", "timestep_transform"]
 SIZES = ("height", "width", "num_frames")
 SAMPLE_METHODS = ("uniform", "logit-normal")
 
