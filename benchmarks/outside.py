@@ -20,7 +20,8 @@ from guidon.analysis.speed import Arm, Comparison, compare_speed, write_measurem
 from guidon.core.devices import cpu_threads
 from guidon.diffusion import DiscreteLevel, NoiseSchedule, Process
 from guidon.guidance import Guidance, GuidedDenoiser
-from guidon.samplers import LegacyNoise, SampleNoise, ddpm_step
+from guidon.samplers import LegacyNoise, SampleNoise
+from guidon.samplers.ddpm import ddpm_next
 
 SCALE = 7.0
 STEPS = 100
@@ -85,7 +86,7 @@ def guidon(name: str, case: Case, scale: float = SCALE, legacy: bool = False) ->
     denoiser = GuidedDenoiser(case.network, Guidance(scale, 3), Given(), Given())
 
     def step(noise: Callable[[Tensor], Tensor]) -> Tensor:
-        return ddpm_step(denoiser(case.x, case.level), case.x, case.level, noise(case.x), process)[0]
+        return ddpm_next(denoiser(case.x, case.level), case.x, case.level, noise(case.x), process)
 
     return Arm(name, lambda: step(own), lambda: step(lambda x: case.noise))
 
@@ -112,7 +113,7 @@ def guidance_alone(name: str, case: Case) -> Arm:
 
 def reverse_step_alone(name: str, case: Case) -> Arm:
     prediction, process = case.prediction[: len(case.x)], Process()
-    return Arm(name, lambda: ddpm_step(prediction, case.x, case.level, case.noise, process)[0], compared=False)
+    return Arm(name, lambda: ddpm_next(prediction, case.x, case.level, case.noise, process), compared=False)
 
 
 def noise_alone(name: str, case: Case) -> Arm:

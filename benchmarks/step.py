@@ -27,7 +27,8 @@ from guidon.core.devices import cpu_threads
 from guidon.diffusion import DiscreteLevel, NoiseSchedule, Process
 from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.models.stdit.network import STDiT, STDiTConfig
-from guidon.samplers import SampleNoise, ddpm_step
+from guidon.samplers import SampleNoise
+from guidon.samplers.ddpm import ddpm_next
 
 SCALE = 7.0
 STEPS = 100
@@ -129,7 +130,7 @@ def guidon(
     process, own = Process(), SampleNoise(0, [0])
 
     def step(prediction: Tensor, noise: Tensor) -> Tensor:
-        return ddpm_step(prediction, case.x, case.level, noise, process)[0]
+        return ddpm_next(prediction, case.x, case.level, noise, process)
 
     def result() -> Tensor:
         prediction = denoiser(case.x, case.level)

@@ -50,3 +50,11 @@ def test_replayed_noise_is_that_of_the_originals_and_leaves_the_global_generator
     assert torch.equal(noise.initial((3,), rows=2), z)
     assert torch.equal(noise(z), first[:2])
     assert torch.equal(torch.randn(3), expected)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3, 5), (1, 16, 33), (4, 2, 17, 9)])
+def test_draws_are_those_of_each_samples_own_generator(shape):
+    noise, again = SampleNoise(7, [0, 5]), SampleNoise(7, [0, 5])
+    for _ in range(2):
+        expected = torch.stack([torch.randn(shape, generator=generator) for generator in again.generators])
+        assert torch.equal(noise(torch.zeros(2, *shape)), expected)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Posterior,
         Process,
         eps_from_x0,
+        learned_log_variance,
         p_mean_variance,
         predicted_x0,
         q_mean_variance,
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CLEAN", "BitsPerDimension", "DiscreteLevel", "FlowLevel", "FlowPath", "LossKind", "NoiseLevel", "NoiseSchedule",
     "Parameterization", "Posterior", "Process", "bits_per_dimension", "clip_shift", "convert", "eps_from_x0",
-    "find_parameterization", "levels_at", "p_mean_variance", "predicted_x0", "q_mean_variance", "q_posterior",
-    "q_sample", "space_timesteps", "split_prediction", "target", "training_losses", "velocity_loss", "x0_from_eps",
+    "find_parameterization", "learned_log_variance", "levels_at", "p_mean_variance", "predicted_x0",
+    "q_mean_variance", "q_posterior", "q_sample", "space_timesteps", "split_prediction", "target", "training_losses",
+    "velocity_loss", "x0_from_eps",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "flow", "level", "losses", "posterior", "prediction", "schedule")

@@ -34,6 +34,11 @@ class Process:
     clip_denoised: bool = False
     """Clamp predicted x_0 to [-1, 1]: right for pixels, wrong for latents."""
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network predicts the variance."""
+        return self.variance in ("learned_range", "clamped_range")
+
     def __post_init__(self) -> None:
         for name, valid in (("parameterization", get_args(Parameterization)), ("variance", get_args(Variance))):
             if getattr(self, name) not in valid:
@@ -97,17 +102,13 @@ def p_mean_variance(
         InputError: the channels do not fit, or a learned variance was asked for and not predicted.
     """
     output, interpolation = split_prediction(prediction, x_t.shape[1])
-    if process.variance in ("learned_range", "clamped_range"):
+    if process.learns_variance:
         if interpolation is None:
             raise InputError(
                 f"variance {process.variance!r} needs {2 * x_t.shape[1]} channels, the network gave {x_t.shape[1]}: "
                 "use 'fixed_small' or 'fixed_large'"
             )
-        share = (interpolation + 1) / 2
-        if process.variance == "clamped_range":
-            share = share.clamp(0, 1)
-        # Nichol & Dhariwal 2021, eq. 15
-        log_variance = share * level.log_betas + (1 - share) * level.posterior_log_variance_clipped
+        log_variance = learned_log_variance(interpolation, level, process)
         variance = log_variance.exp()
     elif process.variance == "fixed_large":
         variance, log_variance = level.fixed_large_variance, level.fixed_large_log_variance
@@ -116,6 +117,20 @@ def p_mean_variance(
     x_0 = predicted_x0(output, x_t, level, process, denoised_fn)
     mean, _, _ = q_posterior(x_0, x_t, level)
     return Posterior(mean, variance, log_variance, x_0)
+
+
+def learned_log_variance(interpolation: Tensor, level: DiscreteLevel, process: Process) -> Tensor:
+    """The log variance that a network's last C channels stand for (Nichol & Dhariwal 2021, eq. 15): a new tensor."""
+    share = (interpolation + 1).div_(2)
+    if process.variance == "clamped_range":
+        share = share.clamp_(0, 1)
+    rest = _times(1 - share, level.posterior_log_variance_clipped)
+    return rest.add_(_times(share, level.log_betas))
+
+
+def _times(own: Tensor, factor: Tensor) -> Tensor:
+    """The product, in the memory of ``own`` where it is of the same type."""
+    return own.mul_(factor) if torch.result_type(own, factor) == own.dtype else own * factor
 
 
 def predicted_x0(

@@ -44,7 +44,10 @@ class SampleNoise:
         return self._draw(tuple(x.shape[1:])).to(x.device, x.dtype, non_blocking=True)
 
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+        drawn = torch.empty(len(self.generators), *shape)
+        for row, generator in zip(drawn, self.generators, strict=True):
+            torch.randn(shape, generator=generator, out=row)
+        return drawn
 
 
 def replayed_noise(seed: int, draws: str, device: torch.device) -> LegacyNoise:

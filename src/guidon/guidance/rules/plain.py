@@ -22,7 +22,7 @@ class CFG(Rule):
         return True
 
     def __call__(self, branches: Branches, scale: Scale) -> Tensor:
-        return branches.uncond + scale * (branches.cond - branches.uncond)
+        return (branches.cond - branches.uncond).mul_(scale).add_(branches.uncond)
 
 
 cfg = CFG()
