@@ -184,7 +184,8 @@ def within_frames(attention: nn.Module, x: Tensor) -> Tensor:
 
 def along_time(attention: nn.Module, x: Tensor, angles: Tensor) -> Tensor:
     """Attention of the tokens at each place to each other, x (B, T, S, D)."""
-    turned = x.transpose(1, 2)
+    # of one row this would be a view, for which torch copies the weights for each place
+    turned = x.transpose(1, 2).contiguous()
     return attention(turned.flatten(0, 1), angles).view_as(turned).transpose(1, 2)
 
 

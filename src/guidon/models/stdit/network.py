@@ -57,7 +57,8 @@ class Block(nn.Module):
         spatial = rearrange(modulate(self.norm1(x), shift, scale), "b (t s) d -> (b t) s d", t=frames)
         x = torch.addcmul(x, gate, rearrange(self.attn(spatial), "(b t) s d -> b (t s) d", t=frames))
 
-        temporal = rearrange(x, "b (t s) d -> (b s) t d", t=frames)
+        # of one row this would be a view, for which torch copies the weights for each place
+        temporal = rearrange(x, "b (t s) d -> (b s) t d", t=frames).contiguous()
         if positions is not None:
             temporal = temporal + positions
         x = torch.addcmul(x, gate, rearrange(self.attn_temp(temporal), "(b s) t d -> b (t s) d", b=x.shape[0]))
