@@ -14,7 +14,7 @@ from guidon import IDDPM, RFlow, cli
 from guidon.core.errors import InputError
 from guidon.media.files import load_video
 from guidon.models.text.t5 import T5Encoder
-from guidon.request import Planner
+from guidon.pipeline.planner import Planner
 from released import make_sized_checkpoints, make_t5, make_vae, make_video_vae
 
 PROMPTS = ["a lighthouse in a storm", "waves roll over the rocks"]

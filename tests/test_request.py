@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ import pytest
 from guidon.core.errors import InputError
 from guidon.core.settings import validated
 from guidon.guidance import Guidance
-from guidon.request import Planner, Request
+from guidon.request import Request
 
 EARLIER = json.loads((Path(__file__).parent / "goldens" / "frames" / "requests.json").read_text())
 NAMES = [name for name in EARLIER if not name.endswith(" text")]
@@ -66,22 +65,6 @@ def test_a_clip_alone_has_a_request_of_its_own():
     assert (alone.prompts, alone.samples, alone.seed, alone.seed_per_prompt) == (("b",), (3,), 6, False)
     replay = validated(Request, {"prompts": ("a", "b"), "exact": "dit"}, None)
     assert replay.alone(1, 0) is replay
-
-
-@pytest.mark.parametrize(
-    ("path", "sampler", "message"),
-    [
-        ("diffusion", "euler", "sampler euler does not go with guidon-small, which is a diffusion model: give ddpm or"),
-        ("flow", "ddpm", "sampler ddpm does not go with guidon-small, which is a rectified flow: give euler or heun"),
-        ("flow", "dpm-solver", "give euler or heun"),
-    ],
-)
-def test_a_sampler_of_the_other_path_is_refused_in_one_line(path, sampler, message):
-    own = Planner.find("guidon-small")
-    with pytest.raises(InputError) as error:
-        replace(own, facts=replace(own.facts, path=path)).complete(["a red circle"], sampler=sampler)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def several(**values):

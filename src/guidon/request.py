@@ -5,11 +5,9 @@ The command line, a call of a pipeline and a study make requests. Every manifest
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeGuard, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeGuard
 
 from pydantic import (
     ConfigDict,
@@ -22,26 +20,18 @@ from pydantic import (
 
 from .core.devices import DtypeName
 from .core.errors import InputError, nearest, quoted, setting
-from .core.limits import as_count, available_memory, require_memory
-from .core.settings import Settings, validated
-from .core.warn import warn
-from .guidance import CfgChannels, ChannelChoice, Guidance, Timing, Unset, cfg_channels_from, plain_scale
-from .media.conditioning import CHOICES as CONDITIONING
-from .media.conditioning import ClipShape, Conditioning, check_conditioning, choose_conditioning
-from .media.placing import JSON_KEYS, split_json, text_of_loop, texts_of_loops
-from .models.catalogue import find_facts, find_preset
-from .models.family import Facts, Preset
-from .models.prompts import check_prompts
+from .core.settings import Settings
+from .guidance import CfgChannels, ChannelChoice, Guidance, Timing
+from .media.conditioning import Conditioning
+from .media.placing import text_of_loop, texts_of_loops
 from .models.registry import find_replay
-from .models.sources import Sources
 from .models.vae import FRAMES_TOGETHER
-from .samplers import CLIPS_TOGETHER, SAMPLERS, SamplerName
+from .samplers import SamplerName
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-BLOCK = 16  # clips of a study that are denoised together, where it does not say it
 DIFFUSERS = "diffusers:"
 """How the name of a model begins that is the folder of a diffusers pipeline."""
 GUIDANCE_KEYS = ("cfg_scale", "cfg_channels", "cfg_channel", "timing")  # JSON keys of the guidance, but for the rule
@@ -115,7 +105,6 @@ class Choices(TypedDict, total=False):
 KEYWORDS = tuple(Choices.__annotations__)
 _NEW = ("latents", "conditioning", "callback", "call")
 """Fields that earlier versions did not know: JSON leaves them out where they say nothing."""
-_CLIP_BYTES = 4096  # what a clip takes beside its pixels: its manifest and its objects
 
 
 class Request(Settings):
@@ -379,275 +368,6 @@ class Output(Settings):
     """How many times the frames are enlarged in the file."""
 
 
-def make_request(
-    preset: Preset[Any],
-    facts: Facts,
-    prompts: Sequence[str],
-    samples: Sequence[int],
-    choices: Choices,
-    batch_size: int,
-    device: torch.device | str | None = None,
-) -> Request:
-    """The complete request of what was chosen, with the preset's own for the rest.
-
-    Args:
-        preset: the model's recommended settings.
-        facts: says which channels, sizes, steps and prompts there are.
-        prompts: what to show.
-        samples: sample indices.
-        choices: what the caller chose.
-        batch_size: clips denoised together; an exact replay keeps it.
-        device: where the model runs; None where it is not known yet.
-
-    Raises:
-        InputError: a choice is not valid for this model, or the run needs more memory than there is.
-    """
-    for name in choices:
-        if name not in KEYWORDS:
-            raise InputError(f"{name!r} is not a setting{nearest(name, KEYWORDS)}")
-    prompts, choices = _references_in(prompts, choices)
-    # what was chosen; None stands for the preset's own
-    elsewhere = (*GUIDANCE_KEYS, *CONDITIONING)
-    values = {name: value for name, value in choices.items() if value is not None and name not in elsewhere}
-    # what the preset recommends, and what the call fixes
-    own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
-    own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt}
-    texts = (prompts,) if isinstance(prompts, str) else prompts
-    fixed: dict[str, Any] = {"model": preset.name}
-    own_guidance = preset.cfg_scale, preset.cfg_channels, preset.timing
-    fixed["guidance"] = choose_guidance(choices, facts.channels, *own_guidance)
-    count = len(texts) * _length(samples)
-    if choices.get("exact"):
-        fixed["batch_size"] = min(batch_size, count)
-    # the first clip alone shows whether the others fit: a refusal then costs nothing
-    first = {"prompts": tuple(texts[:1]), "samples": tuple(samples[:1])}
-    for name in ("seed", "negative_prompt"):
-        if is_list(several := values.get(name)):
-            first[name] = several[:1] if count > 1 else several
-            if count == len(several) == 1:  # the same request as that of the value itself
-                first[name] = several[0]
-    request = validated(Request, own | values | fixed | first, None)
-    shape = latent_shape(preset, facts, request)
-    require_room(facts, shape, clip_size(facts, request)[0], count, batch_size, device)
-    if count > 1:
-        request = validated(Request, own | values | fixed | {"prompts": tuple(texts), "samples": tuple(samples)}, None)
-    conditioning = choose_conditioning(choices, clip_shape(preset, facts, request), preset.name)
-    if conditioning is not None:
-        request = validated(Request, dict(request) | {"conditioning": conditioning}, None)
-    check_request(preset, facts, request)
-    return request
-
-
-def _references_in(prompts: Sequence[str], choices: Choices) -> tuple[Sequence[str], Choices]:
-    """Prompts and choices where a prompt ends in Open-Sora's JSON of references, which then are choices.
-
-    Raises:
-        InputError: the JSON cannot be read, or there are other prompts or choices that it would not be for.
-    """
-    texts = (prompts,) if isinstance(prompts, str) else prompts
-    if not any("{" in text and any(f'"{key}"' in text for key in JSON_KEYS) for text in texts):
-        return prompts, choices
-    if len(texts) > 1 or choices.get("reference") is not None or choices.get("mask_strategy") is not None:
-        raise InputError(
-            f"a prompt names references of its own: give it alone, or {setting('reference')} and "
-            f"{setting('mask_strategy')} for all prompts"
-        )
-    text, found = split_json(texts[0])
-    paths = found.get("reference_path", "")
-    own: Choices = {
-        "reference": paths.split(";") if paths else None,
-        "mask_strategy": found.get("mask_strategy") or None,
-    }
-    return (text.strip(),), {**choices, **own}
-
-
-def clip_shape(preset: Preset[Any], facts: Facts, request: Request) -> ClipShape | None:
-    """What must be known to place frames in a request's clips; None where they are images."""
-    if preset.is_image:
-        return None
-    return ClipShape(preset.name, clip_size(facts, request)[0], facts.latent_frames, facts.latents_together)
-
-
-def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
-    """Refuse a complete request that a model cannot fulfil, such as that of another model's manifest.
-
-    Raises:
-        InputError: the message says what the model can do.
-    """
-    shape = latent_shape(preset, facts, request)
-    if request.exact is not None and request.exact not in preset.originals:
-        valid = f"valid: {', '.join(preset.originals)}" if preset.originals else "leave it out"
-        raise InputError(f"{preset.name} cannot replay {setting('exact')} {request.exact!r}; {valid}")
-    frames, _, _ = clip_size(facts, request)
-    if request.exact is not None and 1 < frames < (least := find_replay(request.exact).least_frames):
-        raise InputError(
-            f"{setting('exact')} {request.exact!r} makes no videos of {frames} frames, whose timesteps are no numbers "
-            f"in the original: give 1 frame or at least {least}, or leave it out"
-        )
-    if request.sampler is not None and request.sampler not in SAMPLERS[facts.path]:
-        kind = "a rectified flow" if facts.path == "flow" else "a diffusion model"
-        raise InputError(
-            f"{setting('sampler')} {request.sampler} does not go with {preset.name}, which is {kind}: give "
-            f"{' or '.join(SAMPLERS[facts.path])}"
-        )
-    if request.steps > facts.timesteps:
-        raise InputError(
-            f"{setting('steps')} {request.steps} is more than {preset.name} was trained for: give at most "
-            f"{facts.timesteps}"
-        )
-    if request.conditioning is not None:
-        clip = clip_shape(preset, facts, request)
-        check_conditioning(request.conditioning, clip, preset.name)
-        if clip is not None and request.loops > 1:
-            frames, clips = clip.joined(request.conditioning), len(request.prompts) * len(request.samples)
-            pixels = 3 * math.prod(clip_size(facts, request)[1:])
-            several = "a long clip" if clips == 1 else f"each of {as_count(clips)} long clips"
-            require_memory(f"the {frames} frames of {several}", 2 * clips * frames * pixels, lower="loop")
-    request.guidance.scales_for(facts.channels)
-    rule = request.guidance.rule
-    rule.check_size(*shape[-2:])
-    if rule.needs_weak and rule.weak == "model" and not facts.has_weak:
-        raise InputError(f"{setting('guidance')} {rule.name} needs a weaker model: give {setting('weak')}")
-    if rule.needs_imageless and not facts.knows_given_frames:
-        raise InputError(
-            f"{setting('guidance')} {rule.name} guides by given frames too, of which the network of {preset.name} is "
-            "not told: choose another rule"
-        )
-    if rule.needs_imageless and request.conditioning is None:
-        raise InputError(
-            f"{setting('guidance')} {rule.name} guides by given frames too, and none are: give "
-            f"{setting('first_frame')}, or choose another rule"
-        )
-    if shape != facts.latent_shape and facts.clip is None and not preset.is_image:
-        warn(
-            f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "
-            f"clip, give {setting('upscale')}"
-        )
-
-
-@dataclass(frozen=True)
-class Planner:
-    """Makes requests for one model. It needs neither the model's weights nor torch, so bad settings cost no time."""
-
-    preset: Preset[Any]
-    facts: Facts
-
-    @classmethod
-    def find(cls, model: str, **sources: Any) -> Planner:
-        """The planner of a preset's name, or of a folder of weights.
-
-        Args:
-            model: the name, or the folder.
-            sources: the fields of ``Sources``.
-
-        Raises:
-            InputError: the model does not exist, or files of it are missing: all of them are named.
-        """
-        preset = find_preset(model)
-        return cls(preset, find_facts(preset, validated(Sources, sources, None)))
-
-    @property
-    def channels(self) -> int:
-        """Latent channels of the model."""
-        return self.facts.channels
-
-    @property
-    def bench(self) -> str:
-        """The bench (``guidon.metrics.bench``) that its videos are measured on."""
-        return self.facts.bench
-
-    @property
-    def cfg_scale(self) -> float:
-        """The guidance scale that is recommended."""
-        return self.preset.cfg_scale
-
-    @property
-    def block(self) -> int:
-        """How many clips a study denoises together where it does not say it."""
-        return BLOCK
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that the model cannot be given, such as a number that is no class."""
-        self.facts.check_prompts(prompts)
-
-    def plan(
-        self,
-        prompts: Sequence[str],
-        samples: Sequence[int] = (0,),
-        *,
-        batch_size: int = CLIPS_TOGETHER,
-        device: torch.device | str | None = None,
-        force: bool = False,
-        **choices: Unpack[Choices],
-    ) -> Request:
-        """The complete request of some samples, with its prompts read: ``complete``, then ``read_prompts``.
-
-        Raises:
-            InputError: a choice is not valid for this model, or it cannot follow a prompt.
-        """
-        request = self.complete(prompts, samples, batch_size=batch_size, device=device, **choices)
-        return self.read_prompts(request, force=force)
-
-    def complete(
-        self,
-        prompts: Sequence[str],
-        samples: Sequence[int] = (0,),
-        *,
-        batch_size: int = CLIPS_TOGETHER,
-        device: torch.device | str | None = None,
-        **choices: Unpack[Choices],
-    ) -> Request:
-        """The complete request of some samples; see ``make_request``. Whether the model can follow the prompts is not
-        asked.
-
-        Raises:
-            InputError: a choice is not valid for this model.
-        """
-        request = make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
-        if not self.facts.rewrites:
-            return request
-        read = zip(request.texts, self.facts.read_prompts(request.texts, False), strict=True)
-        return request.model_copy(update={"read_as": {text: to.read_as for text, to in read if to.read_as != text}})
-
-    def read_prompts(self, request: Request, *, force: bool = False) -> Request:
-        """A complete request, with what the text encoder is given where it is not the prompt itself.
-
-        A warning says what of a prompt the model does not follow.
-
-        Args:
-            request: the request of ``complete``.
-            force: sample a prompt that the model cannot follow, too, with a warning.
-
-        Raises:
-            InputError: the model cannot be given a prompt, or cannot follow it.
-        """
-        self.facts.check_prompts([*request.texts, *request.negatives])
-        read_as = check_prompts(self.preset.name, self.facts, request.texts, request.negatives, force=force)
-        return request.model_copy(update={"read_as": read_as}) if read_as else request
-
-    def clip_shape(self, request: Request) -> ClipShape | None:
-        """What must be known to place frames in a request's clips; None where they are images."""
-        return clip_shape(self.preset, self.facts, request)
-
-    def length(self, request: Request) -> int:
-        """Frames of a finished clip, all of its loops joined; 1 of an image."""
-        clip = self.clip_shape(request)
-        return 1 if clip is None else clip.joined(request.conditioning)
-
-    def latent_shape(self, request: Request) -> tuple[int, ...]:
-        """The shape of a request's latents; see ``latent_shape``."""
-        return latent_shape(self.preset, self.facts, request)
-
-    def clip_size(self, request: Request) -> tuple[int, int, int]:
-        """(frames, height, width) of a request's clips; see ``clip_size``."""
-        return clip_size(self.facts, request)
-
-    def check(self, request: Request) -> None:
-        """Refuse a complete request that the model cannot fulfil; see ``check_request``."""
-        check_request(self.preset, self.facts, request)
-        self.facts.check_prompts([*request.texts, *request.negatives])
-
-
 def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a value holds several; a text is one value."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
@@ -662,137 +382,3 @@ def _read_seed(value: Any) -> int:
     if not 0 <= seed < 2**63:
         raise InputError(f"{setting('seed')} {quoted(value)} is no seed: give a whole number from 0 to 2^63 - 1")
     return seed
-
-
-def _length(samples: Sequence[int]) -> int:
-    """How many samples there are; a range may hold more than Python's ``len`` can say."""
-    return max(0, samples.stop - samples.start) if isinstance(samples, range) and samples.step == 1 else len(samples)
-
-
-def choose_guidance(choices: Choices, channels: int, own_scale: float, own_channels: str, own_timing: str) -> Guidance:
-    """The guidance that was chosen; scale, channels and timing are the model's own where they were not.
-
-    Raises:
-        InputError: a choice is not valid, is given twice, or does not fit the model's channels.
-    """
-    given = choices.get("guidance")
-    parts: dict[str, Any] = {key: value for key, value in choices.items() if key in GUIDANCE_KEYS}
-    if isinstance(given, Guidance):
-        named = [key for key, value in parts.items() if value is not None]
-        if named:
-            raise InputError(f"{setting('guidance')} holds the {setting(named[0])} already: leave one of them out")
-        return given.with_timing(own_timing).resolved(channels)
-    scale, timing = (parts.get(key) for key in ("cfg_scale", "timing"))
-    scale = own_scale if scale is None else plain_scale(scale)
-    chosen = cfg_channels_from(parts)  # here None is a choice: all channels
-    if isinstance(chosen, Unset) and not isinstance(scale, Sequence):
-        chosen = own_channels
-    settings = {"cfg_scale": scale, "cfg_channels": chosen, "guidance": given or "cfg"}
-    settings["timing"] = own_timing if timing is None else timing
-    return Guidance.from_settings(settings).resolved(channels)
-
-
-def own_size(facts: Facts, made: tuple[int, ...] | None = None) -> tuple[int, int, int]:
-    """(frames, height, width) in pixels of the clips that a model makes where nobody chooses; an image has one frame.
-
-    Args:
-        facts: of the model.
-        made: the latent shape that the loaded network was made for; see ``latent_shape``.
-    """
-    made, unit = made or facts.latent_shape, facts.downsampling
-    return facts.clip or (made[1] if len(made) == 4 else 1, made[-2] * unit, made[-1] * unit)
-
-
-def clip_size(facts: Facts, request: Request, made: tuple[int, ...] | None = None) -> tuple[int, int, int]:
-    """(frames, height, width) of a request's clips as they were asked for, in pixels; an image has one frame.
-
-    A size of a model for any size may be cut to whole latent pixels.
-
-    Args:
-        facts: what is made where nothing was chosen.
-        request: what was chosen.
-        made: the latent shape that the loaded network was made for; see ``latent_shape``.
-    """
-    frames, *size = own_size(facts, made)
-    height, width = request.size or size
-    return request.frames or frames, height, width
-
-
-def latent_shape(
-    preset: Preset[Any], facts: Facts, request: Request, made: tuple[int, ...] | None = None
-) -> tuple[int, ...]:
-    """The latent (C, T, H, W) or (C, H, W) of a request: that of the model, with the size and length that were chosen.
-
-    Args:
-        preset: what may be chosen.
-        facts: what sizes go with it.
-        request: what was chosen.
-        made: the shape that the loaded network was made for, where a user's checkpoint may differ from the preset.
-
-    Raises:
-        InputError: the model does not take other sizes, or not this one.
-    """
-    made, unit, patch = made or facts.latent_shape, facts.downsampling, facts.patch
-    own = made[-2] * unit, made[-1] * unit
-    for name, value in (("size", request.size), ("frames", request.frames)):
-        if value is not None and name not in preset.sizes:
-            only = f"{own[0]}x{own[1]}" if name == "size" else f"{made[1]} frames" if len(made) == 4 else "images"
-            raise InputError(f"{preset.name} makes {only} only: leave out {setting(name)}")
-    count, height, width = clip_size(facts, request, made)
-    if facts.clip is not None:
-        if min(height, width) < unit:
-            raise InputError(f"{setting('size')} {height}x{width} is too small: give at least {unit}x{unit}")
-        return made[0], facts.latent_frames(count), height // unit, width // unit
-    sides = [("height", height, patch[-2] * unit), ("width", width, patch[-1] * unit)]
-    frames = (count,) if len(made) == 4 else ()
-    for name, length, grain in (*sides, *(("frames", count, patch[0]) for count in frames)):
-        if length % grain:
-            what = f"{setting('frames')} {length}" if name == "frames" else f"{setting('size')}: {name} {length}"
-            below = length // grain * grain
-            near = " or ".join(str(near) for near in (below, below + grain) if near)
-            raise InputError(f"{what} is no multiple of {grain}, as {preset.name} needs: give {near}")
-    return (made[0], *frames, height // unit, width // unit)
-
-
-def require_room(
-    facts: Facts, shape: tuple[int, ...], frames: int, clips: int, batch_size: int, device: torch.device | str | None
-) -> None:
-    """Refuse a run that needs more memory than there is, before anything is made.
-
-    The estimate is a lower bound: the latents and the 8-bit frames of all clips, and one clip as the decoder gives it.
-
-    Args:
-        facts: says how many pixels a latent pixel is.
-        shape: of one clip's latents, (C, T, H, W) or (C, H, W).
-        frames: of one clip.
-        clips: how many are asked for.
-        batch_size: how many are to be denoised together.
-        device: where the model runs; None where it is not known yet. Then only the finished clips are counted.
-
-    Raises:
-        InputError: the message holds the estimate, what there is, and what to lower.
-    """
-    height, width = (side * facts.downsampling for side in shape[-2:])
-    latents, pixels = 4 * math.prod(shape), 3 * frames * height * width
-    decoded = 2 * 4 * pixels  # fp32: the parts that were decoded, and the clip that they are joined to
-    kept = pixels + _CLIP_BYTES
-    host = available_memory()
-    # what one clip needs, then all of them, then what was asked for at a time
-    video, of = len(shape) == 4, f"{height}x{width} pixels"
-    one = f"{frames} frames of {of}" if video else f"the {of} of an image"
-    smaller = f"lower {setting('size')}" + (f" or {setting('frames')}" if video else "")
-    fewer = f"lower {setting('num_samples')}, or give fewer prompts at a time"
-    number = as_count(clips)
-    what = f"{number} clips of {frames} frames of {of}" if video else f"{number} images of {of}"
-    if device is None:
-        require_memory(one, kept, have=host, lower=smaller)
-        require_memory(what, clips * kept, have=host, lower=fewer)
-        return
-    same = str(device).startswith("cpu")
-    place = host if same else available_memory(device)
-    require_memory(one, latents + decoded + (kept if same else 0), device, have=place, lower=smaller)
-    require_memory(what, clips * (latents + (kept if same else 0)) + decoded, device, have=place, lower=fewer)
-    if not same:
-        require_memory(what, clips * kept, have=host, lower=fewer)
-    together = f"the latents of {as_count(batch_size)} clips that are denoised together"
-    require_memory(together, batch_size * latents, device, have=place, lower="batch_size")

@@ -40,7 +40,7 @@ class Asked(BaseException):
 @pytest.fixture
 def asked(monkeypatch):
     """What a command asks of the model, without a model: ``asked("generate", ...)`` is (model and parts, plan)."""
-    import guidon.request
+    import guidon.pipeline.planner
     from guidon.models.family import Facts
 
     class Complete(dict):
@@ -75,7 +75,7 @@ def asked(monkeypatch):
                 calls["plan"] = request | {"force": force}
                 raise Asked
 
-        monkeypatch.setattr(guidon.request, "Planner", Planner)
+        monkeypatch.setattr(guidon.pipeline.planner, "Planner", Planner)
         with pytest.raises(Asked):
             cli.main([str(word) for word in words])
         return calls["find"], calls["plan"]

@@ -9,7 +9,7 @@ import pytest
 import guidon
 from guidon import cli
 from guidon.core.errors import InputError
-from guidon.request import Planner
+from guidon.pipeline.planner import Planner
 from guidon.studies.cells import cells_of, read_plan
 from guidon.studies.plan import load_study, make_plan
 from guidon.studies.ray_engine import Cluster, plan_study

@@ -31,7 +31,8 @@ from ..metrics.bench import find_bench, open_bench
 from ..metrics.choice import BenchChoice, find_weights, learned_parts
 from ..metrics.metric import COSINE, EVALUATION_SEED, SHARE, Bench, Examples, Metric, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval, metric_interval
-from ..request import Choices, Planner, Request
+from ..pipeline.planner import Planner
+from ..request import Choices, Request
 
 if TYPE_CHECKING:
     import torch

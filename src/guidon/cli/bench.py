@@ -118,7 +118,7 @@ def bench(
     from ..models.catalogue import find_facts, find_preset
     from ..models.sources import NetworkOnly, Sources
     from ..models.text.headers import stored_prompts
-    from ..request import Planner
+    from ..pipeline.planner import Planner
 
     files: dict[str, Any] = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
     alone = list(files) == ["checkpoint"]  # enough to measure the network

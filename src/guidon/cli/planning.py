@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..guidance import Guidance
     from ..pipeline.contract import ModelPlanner
-    from ..request import Planner
+    from ..pipeline.planner import Planner
 
 
 def find_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> Planner:
@@ -27,7 +27,8 @@ def find_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> Plan
         InputError: the model does not exist, parts of it are missing, or the device is none.
     """
     from ..core.devices import check_device
-    from ..request import DIFFUSERS, Planner
+    from ..pipeline.planner import Planner
+    from ..request import DIFFUSERS
 
     if model.startswith(DIFFUSERS):
         raise InputError(

@@ -5,10 +5,13 @@ contract           what studies and analyses ask of a model, whoever samples
 pipeline           a call, from top to bottom
 diffusers_pipeline a diffusers pipeline that fulfils the contract
 diffusers_planner  its requests, checked before torch is imported
+planner            the requests of Guidon's own models, checked before torch is imported
+sizes              the size and length of a request's clips, and the memory that they need
 calls              every keyword of a call, with its type
 diffusers_names    what diffusers calls these, and what a pipeline of diffusers has that this one has not
 steering           latents that a caller gives, and changes after a step
 generation         the clips of a complete request, in the memory that there is
+kept               frames of the clips that are given, not made
 manifests          what a manifest says, and how its clip is computed again
 """
 

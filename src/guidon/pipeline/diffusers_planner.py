@@ -17,7 +17,8 @@ from ..core.hashing import hash_files
 from ..core.reading import PIXELS, reading, regular_file
 from ..core.settings import validated
 from ..media.conditioning import CHOICES as CONDITIONING
-from ..request import DIFFUSERS, KEYWORDS, Choices, DtypeName, Request, choose_guidance
+from ..request import DIFFUSERS, KEYWORDS, Choices, DtypeName, Request
+from .planner import choose_guidance
 
 if TYPE_CHECKING:
     import torch

@@ -37,7 +37,7 @@ from ..models.registry import find_replay
 from ..models.stages import Stage
 from ..models.text.prompts import Prompts
 from ..models.vae import Autoencoder
-from ..request import Computation, Request, clip_size, latent_shape
+from ..request import Computation, Request
 from ..samplers import (
     AfterStep,
     CheckedDenoiser,
@@ -51,6 +51,7 @@ from ..samplers import (
     sample_heun,
 )
 from .kept import Kept, hold, put_back
+from .sizes import clip_size, latent_shape
 from .steering import Interrupted
 
 

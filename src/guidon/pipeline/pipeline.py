@@ -26,13 +26,15 @@ from ..models.family import Preset
 from ..models.model import Model
 from ..models.sources import Sources, weights_for
 from ..models.text.prompts import PromptMemory
-from ..request import Choices, Computation, Planner, Request, own_size, require_room
+from ..request import Choices, Computation, Request
 from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
 from .diffusers_names import ATTRIBUTES, no_attribute
 from .generation import Denoised, Generation, decode, warn_of_fallback
 from .kept import Keeper
 from .manifests import Manifest, read_computation
+from .planner import Planner
+from .sizes import own_size, require_room
 from .steering import Steering, start_from
 
 

@@ -10,7 +10,7 @@ from guidon.checkpoints import load_component, save_component
 from guidon.core.errors import InputError
 from guidon.models.small.words import Words
 from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
-from guidon.request import Planner
+from guidon.pipeline.planner import Planner
 
 PROMPT = "a red circle moves left on a white background"
 

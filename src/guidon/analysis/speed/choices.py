@@ -11,7 +11,8 @@ from ...core.devices import DtypeName
 from ...core.errors import InputError, nearest, quoted, setting
 
 if TYPE_CHECKING:
-    from ...request import Choices, Planner, Request
+    from ...pipeline.planner import Planner
+    from ...request import Choices, Request
 
 Part = Literal["step", "outside", "decode", "clip", "train"]
 """What is measured: one guided step, the same without the network, the decoder, a whole clip, one step of training."""

@@ -15,7 +15,8 @@ from ...guidance.combine import START
 from ...models.stages import Stage
 from ...pipeline import Pipeline
 from ...pipeline.generation import Generation
-from ...request import Request, latent_shape
+from ...pipeline.sizes import latent_shape
+from ...request import Request
 from ...samplers import SampleNoise
 
 LEVELS = 100  # from which the level of a step is chosen, however few steps the clips take
