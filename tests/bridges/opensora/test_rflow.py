@@ -244,6 +244,15 @@ def test_a_mask_of_ones_changes_nothing():
     assert torch.equal(toy_run(z=z, mask=torch.ones(2, 3))[0], toy_run(z=z)[0])
 
 
+def test_only_the_first_noise_is_drawn_in_the_order_of_the_latents_strides(monkeypatch):
+    """What the original's noising gives is contiguous, and later draws follow it."""
+    z, drawn = normal(2, 3, 4, 2, 2, seed=3).transpose(1, 2), []
+    noise = guidon.RFlow._noise
+    monkeypatch.setattr(guidon.RFlow, "_noise", lambda self, x: drawn.append(x.stride()) or noise(self, x))
+    toy_run(z=z, mask=torch.tensor([[0, 1, 0.5]] * 2))
+    assert drawn == [z.stride(), *[z.contiguous().stride()] * 3]
+
+
 def test_latents_in_bf16_are_computed_in_fp32():
     z = normal(2, 4, 3, 2, 2, seed=3).bfloat16()
     found, _ = toy_run(z=z)

@@ -203,7 +203,8 @@ class RFlow:
                     last = level
                 flow = denoiser(x, level)
                 x = at_least_single(x) - flow * per_sample(self._step(level), x)
-                x = x if frames is None else frames.end(before, x, level)
+                if frames is not None:  # the original's noise lies in memory in the usual order from the second step on
+                    x = frames.end(before, x, level).contiguous()
                 if on_step:
                     on_step(done, len(levels))
         denoiser.finish()
