@@ -524,6 +524,10 @@ def test_names_of_dit_and_improved_diffusion():
     assert diffusion.num_timesteps == 25
     assert diffusion.model_var_type is iddpm.ModelVarType.FIXED_LARGE
     assert iddpm.create_diffusion("").num_timesteps == iddpm.create_diffusion(None).num_timesteps == 1000
+    plain = iddpm.create_diffusion(None)
+    kinds = (plain.loss_type, plain.model_mean_type, plain.model_var_type)
+    assert kinds == (iddpm.LossType.MSE, iddpm.ModelMeanType.EPSILON, iddpm.ModelVarType.LEARNED_RANGE)
+    assert iddpm.create_diffusion(None, "linear", True).loss_type is iddpm.LossType.RESCALED_KL
     assert iddpm.space_timesteps(300, [10, 15, 20]) == set(
         iddpm.create_diffusion([10, 15, 20], diffusion_steps=300).timestep_map
     )

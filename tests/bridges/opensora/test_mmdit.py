@@ -35,6 +35,16 @@ def test_the_numbers_of_the_original(net, number):
     assert relative_error(guidon.rflow.sample_mmdit(net, **called_with), expected) < 1e-4
 
 
+def test_the_scale_of_the_image_may_grow_over_the_frames(net):
+    called_with, _ = case(0)
+    for scale, grows in ((1.5, True), (1.0, False), (0.5, False)):  # only a scale above 1 does
+        plain, ramp = (
+            guidon.rflow.sample_mmdit(net, **called_with | {"guidance_img": scale, "scale_temporal_osci": grown})
+            for grown in (False, True)
+        )
+        assert torch.equal(plain, ramp) != grows
+
+
 @pytest.mark.parametrize(("text", "image"), [(True, False), (False, True), (False, False)])
 def test_each_scale_oscillates_by_itself(net, text, image):
     """The formula, with every branch in a call of its own; 12 steps, of which the last one is lowered."""
@@ -118,6 +128,7 @@ def test_noise_of_all_three_rows_gives_the_same_and_the_dtype_stays(net):
         ({"masks": torch.zeros(1, 4, 3, 4, 6)}, "expected .1, 1, 3, 4, 6."),
         ({"timesteps": [0.0, 1.0]}, "timesteps do not fall from 1"),
         ({"timesteps": [1.0]}, "timesteps do not fall from 1"),
+        ({"timesteps": [1.5, 0.0]}, "timesteps do not fall from 1"),
         ({"guidance_img": -1.0}, "image is -1"),
         ({"cfg_channels": 5}, "asks for more channels than the model has"),
         ({"text_osci": True, "image_osci": True, "timing": "linear"}, "are a timing already"),
