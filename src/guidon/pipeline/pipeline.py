@@ -25,7 +25,7 @@ from ..models.catalogue import find_model, find_preset
 from ..models.family import Preset
 from ..models.model import Model
 from ..models.sources import Sources, weights_for
-from ..models.text.prompts import PromptMemory
+from ..models.text.prompts import PromptMemory, Prompts
 from ..request import Choices, Computation, Request
 from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
@@ -328,11 +328,7 @@ class Pipeline(metaclass=_Named):
         if like is None:
             like = Computation(batch=min(batch_size, count), sequential=options.get("sequential", False))
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
-        texts, avoided = (
-            tuple(request.text_of(text, loop) for text in each) for each in (request.prompts, request.negatives)
-        )
-        of_each = isinstance(request.negative_prompt, tuple)
-        prompts = self._prompts.encode(texts, avoided if of_each else avoided[0] if avoided else None)
+        prompts = self.prompts_of(request, loop)
         if self.model.vae.keep:  # where stages are dropped after use, it waits for its turn
             self.model.vae.prepare_in_background()
 
@@ -341,6 +337,7 @@ class Pipeline(metaclass=_Named):
         weak_prompts = None
         if self._weak_prompts is not None and request.guidance.rule.weak == "model" and request.guidance.needs_weak:
             same = self._weak_prompts is self._prompts
+            texts = tuple(request.text_of(text, loop) for text in request.prompts)
             weak_prompts = prompts if same else self._weak_prompts.encode(texts, None)
         generation = Generation(
             self.preset, self.model, self.device, request, prompts, trace, latents, steering, weak_prompts,
@@ -352,6 +349,14 @@ class Pipeline(metaclass=_Named):
         if steering is not None and steering.changed:
             request = request.model_copy(update={"callback": True})
         return _Run(request, like, denoised, size, threads)
+
+    def prompts_of(self, request: Request, loop: int = 0) -> Prompts:
+        """The prompts and negative prompts of a request, encoded, as one loop of a long clip shows them."""
+        texts, avoided = (
+            tuple(request.text_of(text, loop) for text in each) for each in (request.prompts, request.negatives)
+        )
+        of_each = isinstance(request.negative_prompt, tuple)
+        return self._prompts.encode(texts, avoided if of_each else avoided[0] if avoided else None)
 
     @torch.inference_mode()
     def _frames(self, run: _Run) -> tuple[list[np.ndarray], int]:

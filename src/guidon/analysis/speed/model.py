@@ -66,8 +66,7 @@ class Measured:
     def run_in(self, dtype: DtypeName, conditional: bool = False) -> Generation:
         """The run of a request, its prompt encoded."""
         pipe, request = self.pipe_in(dtype), self.request_in(dtype, conditional)
-        texts = tuple(map(request.text_of, request.prompts))
-        return Generation(pipe.preset, pipe.model, pipe.device, request, pipe._prompts.encode(texts, None))
+        return Generation(pipe.preset, pipe.model, pipe.device, request, pipe.prompts_of(request))
 
     def denoiser(
         self, dtype: DtypeName, *, sequential: bool = False, conditional: bool = False, network: Any = None

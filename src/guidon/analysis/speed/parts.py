@@ -96,8 +96,7 @@ def _step(name: str, model: Measured, denoiser: Any, sampler: Callable[..., Tens
 def _outside(model: Measured) -> list[Arm]:
     """The same steps of each sampler, with a network that costs nothing."""
     dtype: DtypeName = "fp32"  # every network gives fp32
-    network, denoiser = model.network(dtype), model.denoiser(dtype)
-    prediction: list[Tensor] = []
+    network, prediction = model.network(dtype), list[Tensor]()
 
     class Watched(Given):
         def __call__(self, x: Tensor, level: Any, condition: Any, /) -> Tensor:
@@ -106,7 +105,6 @@ def _outside(model: Measured) -> list[Arm]:
 
     watched = Watched(network, model.x)
     model.denoiser(dtype, network=watched)(model.x, model.level)
-    del denoiser
     given = Given(network, prediction[0])
     names = ("euler",) if isinstance(model.pipe.model.schedule, FlowPath) else ("ddpm", "ddim")
     arms = [_step(f"{name}, guided", model, model.denoiser(dtype, network=given), SAMPLERS[name]) for name in names]
