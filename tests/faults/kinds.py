@@ -922,7 +922,8 @@ loop = 2
     structure=mutations.as_code,
 )
 def _(folder: Path) -> str:
-    from guidon.bridges.opensora.config import read_config, translate
+    from guidon.bridges.opensora.commands import translate
+    from guidon.bridges.opensora.config import read_config
 
     path = folder / "a.py"
     found = translate(read_config(path), path)

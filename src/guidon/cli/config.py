@@ -12,7 +12,7 @@ from ..core.errors import InputError, setting
 from .options import option
 
 if TYPE_CHECKING:
-    from ..bridges.opensora.config import Command, Translation, Version
+    from ..bridges.opensora.commands import Command, Translation, Version
 
 EXAMPLE = "guidon config configs/opensora/inference/16x256x256.py"
 VERSIONS = ("1.0", "1.1", "1.2")
@@ -41,7 +41,8 @@ def config(
 
     Prints the ``guidon generate`` commands that do the same, and as comments what Guidon leaves out, and why.
     """
-    from ..bridges.opensora.config import read_config, translate
+    from ..bridges.opensora.commands import translate
+    from ..bridges.opensora.config import read_config
 
     if version is not None and version not in VERSIONS:
         raise InputError(f"{setting('version')} {version!r} does not exist; valid: {', '.join(VERSIONS)}")

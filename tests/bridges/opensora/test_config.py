@@ -3,7 +3,8 @@
 import pytest
 
 from guidon import InputError
-from guidon.bridges.opensora.config import read_config, translate
+from guidon.bridges.opensora.commands import translate
+from guidon.bridges.opensora.config import read_config
 
 V1_0 = """
 num_frames = 16
