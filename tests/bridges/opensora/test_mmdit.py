@@ -82,6 +82,7 @@ def test_the_schedule_and_the_oscillation_of_the_original():
     assert even == pytest.approx(numbers["noshift"].tolist(), rel=1e-6)
     for scale, step, expected in settings["oscillation"]:
         assert guidon.rflow.oscillate(scale, step) == expected
+    assert [guidon.rflow.oscillate(5.0, step, start=3) for step in range(6)] == [5, 5, 5, 1, 5, 1]
 
 
 def test_a_choice_of_channels_leaves_the_others_conditional(net):
@@ -98,6 +99,19 @@ def test_a_choice_of_channels_leaves_the_others_conditional(net):
     assert torch.equal(found[3][:, :3], found["all"][:, :3])
     assert torch.allclose(found[3][:, 3:], found["none"][:, 3:], atol=1e-6)  # which ran in a batch of its own
     assert not torch.allclose(found["all"], found["none"], atol=1e-3)
+
+
+def test_clips_of_a_batch_do_not_see_each_other(net):
+    first, _ = case(1)
+    first["timesteps"] = first["timesteps"][-4:]
+    second = first | {name: first[name].flip(1) for name in ("img", "txt")} | {"y_vec": -first["y_vec"]}
+    both = dict(first)
+    for name in INPUTS:  # rows are prompts, then negative prompts twice
+        pairs = zip(first[name], second[name], strict=True)
+        both[name] = torch.stack([row for pair in pairs for row in pair])
+    found = guidon.rflow.sample_mmdit(net, **both)
+    for row, alone in enumerate((first, second)):
+        assert relative_error(found[row : row + 1], guidon.rflow.sample_mmdit(net, **alone)) < 1e-5
 
 
 def test_without_an_image_it_is_guidance_by_text(net):
@@ -174,6 +188,12 @@ def test_a_clip_may_be_given_whole_but_a_picture_is_given_nothing():
     assert torch.equal(shown[0], frames)
     masks, _ = guidon.rflow.mmdit_condition(torch.zeros(1, 4, 1, 2, 3), "i2v_head", [[frames]])
     assert not masks.any()
+
+
+@pytest.mark.parametrize(("kind", "count"), [("i2v_head", 1), ("v2v_head", 8), ("v2v_head_easy", 16)])
+def test_an_autoencoder_that_is_not_causal_has_no_first_frame_alone(kind, count):
+    masks, _ = guidon.rflow.mmdit_condition(torch.zeros(1, 4, 20, 2, 3), kind, [[torch.ones(4, 20, 2, 3)]], False)
+    assert int(masks[0, 0, :, 0, 0].sum()) == count
 
 
 @pytest.mark.parametrize(
