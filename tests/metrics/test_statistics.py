@@ -155,7 +155,7 @@ def test_holm_by_hand_and_with_undefined():
     assert np.allclose(holm([0.01, math.nan, 0.03]), [0.02, math.nan, 0.03], equal_nan=True)
 
 
-def test_max_t_spares_what_repeats_itself_and_keeps_the_family_level():
+def test_max_t_spares_what_repeats_itself_and_keeps_the_family_level(fewer_draws):
     rng = np.random.default_rng(5)
     one = rng.normal(0.5, 1, (30, 1))
     alone, copied = max_t(one)[0], max_t(np.repeat(one, 10, axis=1))

@@ -18,7 +18,7 @@ def test_it_is_trained_exported_and_logged(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    run_recipe(vae_recipe(tmp_path, steps=60, batch_size=8, log_every=20, optimiser={"lr": 0.003, "warmup_steps": 1}))
+    run_recipe(vae_recipe(tmp_path, steps=30, batch_size=8, log_every=10, optimiser={"lr": 0.003, "warmup_steps": 1}))
     rows = rows_of(tmp_path / "vae")
     assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 0.8
 
