@@ -168,9 +168,27 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path, suffix):
     assert np.abs(frames[0].astype(int) - grey).max() <= 1
 
 
+def test_a_picture_is_read_as_viewers_show_it(tmp_path):
+    def read(image, name="a.png", **options):
+        image.save(tmp_path / name, **options)
+        return load_video(tmp_path / name)[0][0]
+
+    deep = np.array([[0, 257 * 128], [257 * 200 + 100, 65535]], np.uint16)
+    assert (read(Image.fromarray(deep)) == np.array([[0, 128], [200, 255]])[..., None]).all()
+    clear = np.array([[[9, 9, 9, 255], [0, 0, 0, 0], [200, 0, 0, 51]]], np.uint8)
+    assert read(Image.fromarray(clear, "RGBA")).tolist() == [[[9, 9, 9], [255, 255, 255], [244, 204, 204]]]
+    turned = Image.Exif()
+    turned[0x0112] = 6  # as a camera held upright writes it
+    wide = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8).repeat(16, 1), 16, 0))
+    seen = read(wide, "a.jpg", exif=turned, quality=95)
+    assert seen.shape == (32, 16, 3)
+    assert seen[:8].max() < 9
+    assert seen[-8:].min() > 246
+
+
 def test_a_playlist_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
-    with pytest.raises(InputError, match="not in a format that Guidon reads: convert it to mp4"):
+    with pytest.raises(InputError, match="not in a format that Guidon reads: convert a video to mp4"):
         load_video(tmp_path / "list.mp4")
 
 

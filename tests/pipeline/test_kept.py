@@ -191,7 +191,7 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         ({"loop": 10**8}, "frames of a long clip need at least"),
         ({"mask_strategy": "0"}, "mask_strategy is given without reference"),
         ({"reference": "PICTURE"}, "reference is given without mask_strategy"),
-        ({"reference": "PICTURE", "mask_strategy": "0,1"}, "names reference 1: there is 1, the first is 0"),
+        ({"reference": "PICTURE", "mask_strategy": "0,1"}, "names reference 1, counted from 0, and there is 1"),
         ({"reference": "PICTURE", "mask_strategy": "0,0,0,-17"}, "begins at frame -17 of a clip of 16"),
         ({"reference": "PICTURE", "mask_strategy": "1"}, "is for loop 1, counted from 0, and there is 1"),
         ({"reference": ["PICTURE", "VIDEO"], "mask_strategy": "0"}, "reference 1 is not placed anywhere"),
@@ -213,6 +213,20 @@ def test_what_cannot_be_kept_is_refused_in_one_line(pipe, picture, video, option
         pipe(PROMPT, **{name: real(value) for name, value in options.items()})
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "loop", "said"),
+    [
+        (f"|0|{PROMPT}|2|{OTHER}", 2, "has a text for loop 2, counted from 0, and there are 2: raise loop"),
+        (f"|0|{PROMPT}|1|{OTHER}", None, "has a text for loop 1, counted from 0, and there is 1: raise loop"),
+        (f"|1|{PROMPT}", 2, "begins with loop 1: begin with |0|"),
+    ],
+)
+def test_a_text_that_would_never_be_shown_is_refused(pipe, prompt, loop, said):
+    with pytest.raises(InputError) as error:
+        pipe(prompt, loop=loop)
+    assert said in str(error.value)
 
 
 def test_a_model_of_images_is_refused(picture):

@@ -33,6 +33,7 @@ _CONTAINERS = (
     "yuv4mpegpipe"
 )
 _IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the timing of a webp
+_ORIENTATION = 0x0112  # the EXIF tag by which cameras turn a picture
 
 
 def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str | None = None) -> Path:
@@ -169,6 +170,21 @@ def need_pillow() -> None:
     require("PIL", "an image file", "video", package="pillow")
 
 
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """A picture as uint8 (height, width, 3), upright as its EXIF tag says, 16 bits scaled to 8, on white."""
+    from PIL import Image, ImageOps
+
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # convert would cut everything above 255
+        grey = np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
+
+
 def as_images(frames: np.ndarray) -> list[Image.Image]:
     from PIL import Image
 
@@ -190,7 +206,7 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
 
 
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Read a video file, a picture (PNG, JPEG or BMP), or a folder of PNGs.
+    """Read a video file, a picture (PNG, JPEG or BMP), or a folder of PNGs. Transparent parts of pictures become white.
 
     A clip of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded if the file says its length.
 
@@ -255,7 +271,7 @@ def _read_pictures(path: Path, files: Sequence[Path], format: str) -> np.ndarray
     for file in files:
         with reading(file, "a frame"), Image.open(regular_file(file, "a frame"), formats=(format,)) as image:
             frames.expect(1, image.height, image.width)
-            frames.add(np.asarray(image.convert("RGB")))
+            frames.add(as_rgb(image))
     return frames.together()
 
 
@@ -295,7 +311,7 @@ def _read_container(path: Path) -> tuple[np.ndarray, float]:
     try:
         opened = av.open(str(path), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
     except av.error.ArgumentError:
-        raise ValueError("it is not in a format that Guidon reads: convert it to mp4") from None
+        raise ValueError("it is not in a format that Guidon reads: convert a video to mp4, a picture to PNG") from None
     with opened as container:
         if not container.streams.video:
             raise InputError(f"{path} holds no video")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
@@ -150,8 +151,10 @@ def place_all(
         if each.loop != loop:
             continue
         if not -len(references) <= each.reference < len(references):
-            there = f"there {'is' if len(references) == 1 else 'are'} {len(references)}, the first is 0"
-            raise InputError(f"{setting('mask_strategy')} '{each}' names reference {each.reference}: {there}")
+            raise InputError(
+                f"{setting('mask_strategy')} '{each}' names reference {each.reference}, counted from 0, and there "
+                f"{'is' if len(references) == 1 else 'are'} {len(references)}: give another {setting('reference')}"
+            )
         found.append(each.within(references[each.reference], frames, align, cut=cut))
     return found
 
@@ -184,6 +187,23 @@ def texts_of_loops(prompt: str) -> tuple[tuple[int, str], ...]:
     if starts != sorted(set(starts)):
         raise InputError(f"the loops of the prompt {quoted(prompt)} do not grow: begin each text at a later loop")
     return tuple(zip(starts, texts, strict=True))
+
+
+def check_texts(prompt: str, loops: int) -> None:
+    """Refuse a prompt by loop of which a text would never be shown.
+
+    Raises:
+        InputError: its first text is not for loop 0, or its last one begins after the last loop.
+    """
+    if found := re.match(r"\|(\d{1,9})\|", prompt):
+        if int(found[1]):
+            raise InputError(f"the prompt {quoted(prompt)} begins with loop {found[1]}: begin with |0|")
+        last = texts_of_loops(prompt)[-1][0]
+        if last >= loops:
+            raise InputError(
+                f"the prompt {quoted(prompt)} has a text for loop {last}, counted from 0, and there "
+                f"{'is' if loops == 1 else 'are'} {loops}: raise {setting('loop')}"
+            )
 
 
 def text_of_loop(prompt: str, loop: int) -> str:

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..core.errors import InputError, quoted, setting
 from ..core.hashing import hash_files
 from ..core.reading import FRAME_PIXELS, is_there, reading, regular_file
-from .files import as_images, load_video
+from .files import as_images, as_rgb, load_video
 from .video import Video
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 GIVE = "give a path, a uint8 array (time, height, width, 3) or (height, width, 3), an image of PIL, or a list of them"
 
@@ -73,8 +76,8 @@ def _as_frames(given: Any, name: str) -> np.ndarray:
         if len({each.shape[1:] for each in frames}) > 1:
             raise InputError(f"{setting(name)} holds images of different sizes: give images of one size")
         return np.concatenate(frames)
-    if callable(convert := getattr(given, "convert", None)):  # an image of PIL
-        return np.asarray(convert("RGB"))[None]
+    if callable(getattr(given, "convert", None)):  # an image of PIL
+        return as_rgb(cast("Image.Image", given))[None]
     if isinstance(given, np.ndarray) and given.ndim in (3, 4) and given.shape[-1] == 3 and given.size:
         frames = given if given.ndim == 4 else given[None]
         if frames.dtype == np.uint8:
@@ -114,8 +117,14 @@ def find_frames(file: str | None, wanted: str, given: Mapping[str, Any], folders
         if hash_of(place) == wanted:
             return load_video(place)[0]
     if found:
-        raise InputError(f"{found[0]} is not the file that the clip was made with: its SHA-256 is not {wanted[:12]}…")
-    raise InputError(f"{file} is not there, which the clip was made with: put it back, SHA-256 {wanted[:12]}…")
+        raise InputError(
+            f"{found[0]} is not the file that the clip was made with: put that one back, or beside the "
+            f"manifest; its SHA-256 is {wanted[:12]}…"
+        )
+    raise InputError(
+        f"{file} is not there, which the clip was made with: put it back, or beside the manifest; its SHA-256 is "
+        f"{wanted[:12]}…"
+    )
 
 
 def resize_to_fill(frames: np.ndarray, height: int, width: int) -> np.ndarray:

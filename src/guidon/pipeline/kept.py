@@ -129,7 +129,9 @@ def encode(
     found: list[Tensor] = []
     with stage.in_use() as vae:
         for frames in clips:
-            x = torch.from_numpy(np.ascontiguousarray(resize_to_fill(frames, size[0], size[1]))).to(device)
+            x = torch.from_numpy(np.require(resize_to_fill(frames, size[0], size[1]), requirements=["C", "W"])).to(
+                device
+            )
             latents = attempt(partial(vae.encode, x.permute(3, 0, 1, 2)[None].float() / 127.5 - 1))
             if latents is None:
                 raise InputError(

@@ -21,6 +21,7 @@ from ..core.version import VERSION
 from ..core.warn import warn
 from ..media import Video
 from ..media.layouts import DiffusersOutput, frames_as
+from ..media.placing import texts_of_loops
 from ..models.catalogue import find_model, find_preset
 from ..models.family import Preset
 from ..models.model import Model
@@ -224,7 +225,7 @@ class Pipeline(metaclass=_Named):
         choices: Choices = {**call.choices}
         if choices.setdefault("loop", None) is not None:
             raise InputError(f"{setting('loop')} ends a video, and extend goes on: leave it out, or call the pipeline")
-        choices["loop"] = 2  # it says that there will be another clip
+        choices["loop"] = max(2, 1 + texts_of_loops(call.prompts[0])[-1][0])  # it says that there will be other clips
         request = self.plan(call.prompts, batch_size=call.batch_size, force=call.force, **choices)
         how: RunOptions = {**call.run, "reference_frames": call.given_frames}
         for loop, (run, clips, micro_batch) in enumerate(self._parts(request, None, how, None)):

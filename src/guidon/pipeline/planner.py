@@ -14,7 +14,7 @@ from ..core.warn import warn
 from ..guidance import Guidance, Unset, cfg_channels_from, plain_scale
 from ..media.conditioning import CHOICES as CONDITIONING
 from ..media.conditioning import ClipShape, check_conditioning, choose_conditioning
-from ..media.placing import JSON_KEYS, split_json
+from ..media.placing import JSON_KEYS, check_texts, split_json
 from ..models.catalogue import find_facts, find_preset
 from ..models.family import Facts, Preset
 from ..models.prompts import check_prompts
@@ -85,6 +85,8 @@ def make_request(
     conditioning = choose_conditioning(choices, clip_shape(preset, facts, request), preset.name)
     if conditioning is not None:
         request = validated(Request, dict(request) | {"conditioning": conditioning}, None)
+    for text in (*request.prompts, *request.negatives):
+        check_texts(text, request.loops)
     check_request(preset, facts, request)
     return request
 
