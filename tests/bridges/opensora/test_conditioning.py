@@ -151,3 +151,19 @@ def test_a_size_that_does_not_exist_is_refused(call: object, said: str) -> None:
 
 def test_the_names_are_reached_from_guidon() -> None:
     assert guidon.conditioning.apply_mask_strategy is conditioning.apply_mask_strategy
+
+
+def test_what_the_json_of_a_prompt_does_not_name_is_what_was_given_or_nothing():
+    read = conditioning.extract_json_from_prompts
+    assert read(["a cat", "a dog"]) == (["a cat", "a dog"], ["", ""], ["", ""])
+    both = ["a cat", 'a dog{"mask_strategy": "1"}']
+    assert read(both, ["a.png", None], ["0", "0"]) == (["a cat", "a dog"], ["a.png", None], ["0", "1"])
+
+
+def test_aligning_to_single_frames_changes_nothing():
+    made = []
+    for align in (None, 1):
+        z = torch.zeros(1, 2, 6, 1, 1)
+        mask = conditioning.apply_mask_strategy(z, [[torch.ones(2, 4, 1, 1)]], ["0,0,1,2,2,0.5"], 0, align=align)
+        made.append((z.flatten().tolist(), mask.tolist()))
+    assert made[0] == made[1]

@@ -590,3 +590,15 @@ def test_bad_calls_are_refused_in_one_line(make, message):
     with pytest.raises(InputError, match=message) as caught:
         make(torch.zeros(2, 4, 3, 2, 2))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["p_mean_variance", "p_sample", "ddim_sample", "ddim_reverse_sample"])
+def test_a_step_clips_the_clean_sample_unless_told_not_to(name):
+    scheduler, x = IDDPM("10"), 5 * normal(2, 4, 3, 2)
+
+    def clean(**options):
+        return getattr(scheduler, name)(lambda x, t: torch.cat([x, x], 1), x, STEP, **options)["pred_xstart"]
+
+    assert float(clean().abs().max()) == 1
+    assert torch.equal(clean(), clean(clip_denoised=True))
+    assert float(clean(clip_denoised=False).abs().max()) != 1

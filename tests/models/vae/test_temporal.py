@@ -4,6 +4,7 @@ import torch
 from goldens import golden, relative_error
 from guidon.core.errors import InputError
 from guidon.models import TemporalVAE, TemporalVAEConfig
+from guidon.models.vae.temporal import Posterior
 
 GOLDENS = "open_sora_1_1_to_2_0/vae_1_2"
 
@@ -68,3 +69,9 @@ def test_a_number_of_frames_that_was_not_encoded_is_refused():
     vae = TemporalVAE(TemporalVAEConfig(4, 1, (1, 2), (True,), 2))
     with pytest.raises(InputError, match="frames 9 are 5 latent frames, and 4 were given: 7 to 8 frames"):
         vae.decode(torch.zeros(1, 4, 4, 2, 2), num_frames=9)
+
+
+def test_log_variances_are_kept_from_extremes():
+    posterior = Posterior.of(torch.tensor([[5.0, -99.0, 3.0, 99.0]]).reshape(2, 2, 1, 1, 1))
+    assert posterior.mean.flatten().tolist() == [5.0, 3.0]
+    assert posterior.logvar.flatten().tolist() == [-30.0, 20.0]
