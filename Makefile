@@ -13,12 +13,12 @@ help:  ## this list
 demo: $(VENV)/.installed  ## turn a prompt into a guided video with the model that ships in the package
 	$(BIN)/guidon generate "$(PROMPT)" --seed 7 --upscale 4 --out outputs/demo
 
-TEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --dist worksteal
+TEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q
 test: $(VENV)/.installed-dev  ## what Guidon does: all tests that need neither a GPU nor released weights
-	$(TEST) --ignore tests/faults
+	$(TEST) --workers auto --ignore tests/faults
 
 test-reliability: $(VENV)/.installed-dev  ## what holds when things break: a sample of damage, faults, kills, races and bombs
-	$(TEST) tests/faults
+	$(TEST) -n auto --dist worksteal tests/faults
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from workers import run_in_workers
+
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 gc.set_threshold(50_000, 20)  # collect garbage more rarely than Python would: models make many objects and few cycles
@@ -19,7 +21,7 @@ CPU_BUDGET = 300.0  # seconds that `make test` may take; the summary warns above
 
 _set_aside = {"modules": 0}
 _clock = {"mark": 0.0}
-_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children")
+_CHILDREN = Path("/proc/thread-self/children")
 _cpu_of_test: Counter[str] = Counter()
 
 
@@ -37,6 +39,21 @@ def _cpu_seconds_of(process: str) -> float:
     """CPU time so far of another process and of its children that have ended: fields 14 to 17 of proc(5)."""
     ticks = Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[11:15]
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--workers", default="0", help="run the tests in so many forks; auto: one for each core of Linux")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    """Elsewhere than on Linux, a fork of a process that has imported torch may not work."""
+    wish, cores = session.config.getoption("workers"), len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
+    count = cores if wish == "auto" else int(wish)
+    if not count or session.testsfailed or session.config.option.collectonly:
+        return None
+    run_in_workers(session, count)
+    return True
 
 
 def pytest_sessionstart(session):
@@ -71,7 +88,7 @@ def pytest_runtest_logstart():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Add to the report of each phase the CPU time since the one before. pytest-xdist carries it to the main process."""
+    """Add to the report of each phase the CPU time since the one before. It reaches the main process with the report."""
     report = yield
     now = _cpu_seconds()
     report.user_properties.append(("cpu", now - _clock["mark"]))
