@@ -54,7 +54,9 @@ def toy_run(scheduler=None, *, z=None, scale=3.0, model=None, **options):
 # the original's numbers
 
 
-@pytest.mark.parametrize("name", ["a_even_mask0", "a_even_mask1", "a_shift_mask0", "a_shift_mask1", "a_disc_mask0"])
+@pytest.mark.parametrize(
+    "name", ["a_even_mask0", "a_even_mask1", "a_shift_mask0", "a_shift_mask1", "a_disc_mask0", "b_shift_mask0"]
+)
 def test_samples_of_stdit3_are_the_originals(name):
     tensors, case = golden(f"{GOLDENS}/sample/stdit3_{name}")
     weights, made = golden(f"{GOLDENS}/{case['weights']}")
