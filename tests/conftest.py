@@ -3,7 +3,9 @@ import math
 import os
 import resource
 import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,10 @@ def _cpu_seconds() -> float:
 
     It is asked three times a test, and so it looks at the children of the main thread alone.
     """
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    running = _CHILDREN.read_text().split() if _CHILDREN.exists() else ()
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages) + sum(map(_cpu_seconds_of, running))
+    ended, running = resource.getrusage(resource.RUSAGE_CHILDREN), ()
+    with suppress(FileNotFoundError), _CHILDREN.open("rb", buffering=0) as file:
+        running = file.read().decode().split()
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_cpu_seconds_of, running))
 
 
 def _cpu_seconds_of(process: str) -> float:

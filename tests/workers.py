@@ -34,16 +34,16 @@ class Worker:
         except KeyboardInterrupt:
             session._setupstate.teardown_exact(None)
         except BaseException:
-            writer.send(("broken", traceback.format_exc()))
+            writer.send([("broken", traceback.format_exc())])
         finally:
             os._exit(status)
 
-    def receive(self) -> tuple[str, Any]:
-        """The next thing that the worker tells: its kind, and what belongs to it."""
+    def receive(self) -> list[tuple[str, Any]]:
+        """The next things that the worker tells: the kind of each, and what belongs to it."""
         try:
             return self.reader.recv()
         except EOFError:
-            return "end", None
+            return [("end", None)]
 
 
 class Sender:
@@ -52,17 +52,23 @@ class Sender:
     def __init__(self, writer: Connection, config: pytest.Config):
         self.writer, self.config = writer, config
         self.begun = False  # pytest tells a new plugin the warnings of before, which the main process knows
+        self.kept: list[tuple[str, Any]] = []
+        """What to send with the beginning of the next test."""
+
+    def send(self, kind: str) -> None:
+        self.writer.send([*self.kept, (kind, None)])
+        self.kept.clear()
 
     def pytest_runtest_logreport(self, report):
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-        self.writer.send(("report", data))
+        self.kept.append(("report", data))
 
     def pytest_warning_recorded(self, warning_message, when, nodeid, location):
         if not self.begun:
             return
         seen = warning_message
         what = (str(seen.message), seen.category.__name__, seen.filename, seen.lineno)
-        self.writer.send(("warning", (what, when, nodeid, location)))
+        self.kept.append(("warning", (what, when, nodeid, location)))
 
 
 def files_of(items: list[pytest.Item]) -> list[list[int]]:
@@ -84,47 +90,46 @@ def run_in_workers(session: pytest.Session, count: int) -> None:
     os.set_blocking(writer, False)  # a full pipe is an error: it holds 32,000 files
     os.write(writer, b"".join(number.to_bytes(2, "little") for number in range(len(files))))
     os.close(writer)
-    workers = [Worker(queue, session, []) for _ in range(count)]
+    workers = {worker.reader: worker for worker in (Worker(queue, session, []) for _ in range(count))}
     try:
         while workers:
-            readers = {worker.reader: worker for worker in workers}
-            for ready in wait(list(readers)):
-                worker = readers[ready]  # type: ignore[index]
-                kind, data = worker.receive()
-                if kind == "end":
-                    workers.remove(worker)
-                    _, status = os.waitpid(worker.process, 0)
-                    if not worker.done:
-                        _mourn(session, worker, status)
-                        workers.append(Worker(queue, session, worker.left))
-                    continue
-                if kind in ("test", "done") and worker.test is not None:
-                    item = items[worker.test]
-                    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-                if kind == "file":
-                    worker.left += files[data]
-                elif kind == "test":
-                    worker.test = worker.left.pop(0)
-                    item = items[worker.test]
-                    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-                elif kind == "report":
-                    report = hook.pytest_report_from_serializable(config=session.config, data=data)
-                    hook.pytest_runtest_logreport(report=report)
-                elif kind == "warning":
-                    _warn(hook, *data)
-                elif kind == "broken":
-                    raise RuntimeError(data)
-                else:
-                    worker.done = True
+            for reader in wait(list(workers)):
+                worker = workers[reader]  # type: ignore[index]
+                for kind, data in worker.receive():
+                    if kind in ("test", "done") and worker.test is not None:
+                        item = items[worker.test]
+                        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+                    if kind == "end":
+                        del workers[worker.reader]
+                        _, status = os.waitpid(worker.process, 0)
+                        if not worker.done:
+                            _mourn(session, worker, status)
+                            another = Worker(queue, session, worker.left)
+                            workers[another.reader] = another
+                    elif kind == "file":
+                        worker.left += files[data]
+                    elif kind == "test":
+                        worker.test = worker.left.pop(0)
+                        item = items[worker.test]
+                        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+                    elif kind == "report":
+                        report = hook.pytest_report_from_serializable(config=session.config, data=data)
+                        hook.pytest_runtest_logreport(report=report)
+                    elif kind == "warning":
+                        _warn(hook, *data)
+                    elif kind == "broken":
+                        raise RuntimeError(data)
+                    else:
+                        worker.done = True
                 if session.shouldfail:
                     raise session.Failed(session.shouldfail)
                 if session.shouldstop:
                     raise session.Interrupted(session.shouldstop)
     finally:
         os.close(queue)
-        for worker in workers:
+        for worker in workers.values():
             os.kill(worker.process, signal.SIGINT)
-        for worker in workers:
+        for worker in workers.values():
             worker.reader.close()
             os.waitpid(worker.process, 0)
 
@@ -148,7 +153,7 @@ def _work(session: pytest.Session, queue: int, first: list[int], sender: Sender)
         yield from first
         while taken := os.read(queue, 2):
             file = int.from_bytes(taken, "little")
-            sender.writer.send(("file", file))
+            sender.kept.append(("file", file))
             yield from files[file]
 
     coming = numbers()
@@ -156,10 +161,10 @@ def _work(session: pytest.Session, queue: int, first: list[int], sender: Sender)
     while number is not None:
         following = next(coming, None)
         item, after = session.items[number], None if following is None else session.items[following]
-        sender.writer.send(("test", None))
+        sender.send("test")
         config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         number = following
-    sender.writer.send(("done", None))
+    sender.send("done")
 
 
 def _mourn(session: pytest.Session, worker: Worker, status: int) -> None:
