@@ -11,12 +11,13 @@ from PIL import Image
 
 import guidon
 from guidon.core.errors import InputError
-from guidon.diffusion import NoiseLevel, convert
+from guidon.diffusion import NoiseLevel, NoiseSchedule, Process, convert
 from guidon.media.conditioning import ClipShape, choose_conditioning
 from guidon.media.placing import parse_placements
 from guidon.media.references import resize_to_fill
-from guidon.pipeline.kept import STILL_START, Kept, hold, put_back
+from guidon.pipeline.kept import STEERED_BELOW, Kept, hold, put_back
 from guidon.request import Request
+from guidon.samplers import checked, sample_ddim
 
 PROMPT = "a red circle moves left on a white background"
 OTHER = "a blue square moves up on a black background"
@@ -258,11 +259,9 @@ def test_predictions_are_right_for_the_frames_that_are_held(space):
     assert torch.equal(prediction[:, 4:], x)
     assert torch.equal(prediction[:, :4, 1:], x[:, :, 1:])
     assert torch.allclose(convert(prediction[:, :4], x, level, space, "x0")[:, :, 0], clean[:, :, 0], atol=1e-5)
-    # frames that are made begin as the one that is kept; one that is edited stays what it is
     assert frames.replace
-    assert frames.made[0].tolist() == [1, STILL_START, STILL_START, STILL_START, 0.5, STILL_START]
-    assert torch.equal(frames.clean[0, :, 5], clean[0, :, 0])
-    assert torch.equal(frames.clean[0, :, 4], clean[0, :, 4])
+    assert frames.made[0].tolist() == [1, 1, 1, 1, 0.5, 1]
+    assert torch.equal(frames.clean, clean)
     # a network that is told of the frames gets them as they are
     denoiser = Denoiser()
     same, told = hold(denoiser, [kept], True, space, torch.device("cpu"))
@@ -271,6 +270,83 @@ def test_predictions_are_right_for_the_frames_that_are_held(space):
     assert told.made[0].tolist() == kept.made.tolist()
     assert torch.equal(put_back(x, [kept])[:, :, 0], clean[:, :, 0])
     assert torch.equal(put_back(x, [kept])[:, :, 1:], x[:, :, 1:])
+
+
+@pytest.mark.parametrize("space", ["eps", "v", "x0"])
+@pytest.mark.parametrize("ratio", [STEERED_BELOW * 0.9, STEERED_BELOW * 1.1])
+@pytest.mark.parametrize("weak", [True, False])
+def test_the_error_in_kept_frames_corrects_the_others_where_noise_is_high(space, ratio, weak):
+    sigma = (1 + ratio**2) ** -0.5
+    level = NoiseLevel(500.0, alpha=ratio * sigma, sigma=sigma, progress=0.5)
+    generator = torch.Generator().manual_seed(0)
+    x, clean = torch.randn(2, 2, 1, 3, 2, 2, generator=generator)
+    mixing = torch.randn(3, 3, generator=generator) * (0.02 if weak else 1)  # x_0 of each frame from all frames
+
+    def predicted(x, level):
+        return convert(torch.einsum("st,bcthw->bcshw", mixing, x), x, level, "x0", space)
+
+    class Guided:
+        def __call__(self, x, level):
+            return convert(torch.zeros_like(x), x, level, "x0", space)
+
+        def finish(self):
+            pass
+
+    kept = [Kept(torch.tensor([0.0, 1, 1]), each) for each in clean]
+    held, _ = hold(Guided(), kept, False, space, torch.device("cpu"), predicted)
+    with torch.inference_mode(False), torch.no_grad():
+        found = held(x, level)
+    assert not found.requires_grad
+    x_0 = convert(found, x, level, space, "x0")
+    error = clean[:, :, 0] - torch.einsum("t,bcthw->bchw", mixing[0], x)
+    # no correction is larger than the error
+    wanted = mixing[0, 1:, None, None] * error[:, :, None] / level.alpha
+    larger = (wanted.square().mean((1, 2, 3, 4)) / error.square().mean((1, 2, 3))).sqrt().clamp_min(1)
+    assert (larger[0] == 1) == weak
+    wanted = wanted / larger[:, None, None, None, None] * (ratio < STEERED_BELOW)
+    assert torch.allclose(x_0[:, :, 1:], wanted, atol=1e-4)
+    assert torch.allclose(x_0[:, :, 0], clean[:, :, 0], atol=1e-4)
+
+
+def test_a_network_without_gradients_is_said_to_steer_nothing():
+    x, clean = torch.randn(2, 1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    level = NoiseLevel(900.0, alpha=0.1, sigma=0.99, progress=0.1)
+
+    def network(x, level):
+        return x.detach() * 0.5
+
+    held, _ = hold(
+        checked(network), [Kept(torch.tensor([0.0, 1]), clean[0])], False, "x0", torch.device("cpu"), network
+    )
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="the network gives no gradients"):
+            first = held(x, level)
+        assert torch.equal(first, held(x, level))
+    assert torch.equal(first[:, :, 1], x[:, :, 1] * 0.5)
+
+
+def test_frames_that_belong_together_come_near_the_kept_one():
+    frames, process = 4, Process("x0", "fixed_small")
+
+    def denoiser(x, level):  # the exact one of clips that stand still, each value from the normal distribution
+        mean = level.alpha * x.sum(2, keepdim=True) / (level.sigma**2 + frames * level.alpha**2)
+        return mean.expand_as(x).clone()
+
+    def made(conditional):
+        kept = [Kept(torch.tensor([0.0, 1, 1, 1]), torch.full((1, frames, 8, 8), 1.5))]
+        held, mask = hold(checked(denoiser), kept, False, "x0", torch.device("cpu"), conditional)
+        generator = torch.Generator().manual_seed(1)
+
+        def noise(x):
+            return torch.randn(x.shape, generator=generator)
+
+        x = noise(torch.empty(1, 1, frames, 8, 8))
+        with torch.no_grad():
+            return sample_ddim(held, NoiseSchedule.named().respaced(50), x, noise, process=process, frames=mask)
+
+    steered, plain = made(denoiser), made(None)
+    errors = [(each[:, :, 1:] - 1.5).abs().mean() for each in (steered, plain)]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def compressed(frames):

@@ -142,6 +142,10 @@ class GuidedDenoiser(Generic[C]):
         self.check.look(looked_at, partial(self._refuse, x, found, guided, level, self.memory.calls))
         return guided
 
+    def conditional(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
+        """The prediction (B, C or 2C, ...) for the prompts alone, without guidance and without a check, fp32."""
+        return self._run(x, level, "cond")
+
     def finish(self) -> None:
         """Look at the last prediction, if that was not done.
 

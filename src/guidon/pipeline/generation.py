@@ -260,7 +260,9 @@ class Generation:
         if kept is not None:
             asked = [each for each in (network, weak) if each is not None]
             knows = all(getattr(each, "reads_frame_mask", False) for each in asked)
-            held, options["frames"] = hold(denoiser, kept, knows, self.model.process.parameterization, self.device)
+            held, options["frames"] = hold(
+                denoiser, kept, knows, self.model.process.parameterization, self.device, denoiser.conditional
+            )
         try:
             latents = samplers[request.sampler](held, schedule, x, noise, **options)
         except Interrupted as stop:

@@ -15,16 +15,17 @@ from torch import Tensor
 from ..core.broadcasting import per_frame
 from ..core.errors import InputError, quoted, setting
 from ..core.limits import attempt
+from ..core.warn import warn
 from ..diffusion import NoiseLevel, Parameterization, convert
 from ..media.conditioning import ClipShape, Conditioning, find_references
 from ..media.placing import Placement, parse_placements, place_all
 from ..media.references import read_frames, resize_to_fill
 from ..models.stages import Stage
 from ..models.vae import Autoencoder
-from ..samplers import CheckedDenoiser, FrameMask
+from ..samplers import CheckedDenoiser, Denoiser, FrameMask
 
-STILL_START = 0.75
-"""Share of the run in which frames that are made move, where the network does not know which frames are kept."""
+STEERED_BELOW = 0.3
+"""Frames that are made are steered while alpha / sigma is below this: later, where things are is decided."""
 
 
 class Kept(NamedTuple):
@@ -40,28 +41,61 @@ class HeldFrames:
     """A denoiser whose predictions are right for the frames that are kept, for a network that does not know them.
 
     All frames then go from noise to data together, those that are kept on the way to what they are to be (Wang et al.
-    2212.00490, eq. 13). The others fit to them better than to frames that are noised anew at every step.
+    2212.00490, eq. 13). The network does not look at the kept frames enough to go on from them. So where there is much
+    noise, the x_0 of the other frames is corrected by the gradient of the error that the network makes in the kept
+    ones: reconstruction guidance (Ho et al. 2204.03458, eq. 7), with the weight of Song et al. (2023, "Pseudoinverse-
+    guided diffusion models for inverse problems", eq. 7), 1 / alpha where alpha^2 + sigma^2 = 1. In no clip is the
+    root mean square of the correction larger than that of the error, because gradients are rough at the first levels.
 
     Args:
         denoiser: predicts all frames.
         kept: where frames are kept, so that it broadcasts against them.
         clean: what they are to be, (B, C, T, h, w).
         parameterization: what the denoiser predicts.
+        conditional: the prediction without guidance, whose gradient steers; None steers nothing.
     """
 
     def __init__(
-        self, denoiser: CheckedDenoiser, kept: Tensor, clean: Tensor, parameterization: Parameterization
+        self,
+        denoiser: CheckedDenoiser,
+        kept: Tensor,
+        clean: Tensor,
+        parameterization: Parameterization,
+        conditional: Denoiser | None = None,
     ) -> None:
-        self.denoiser, self.kept, self.clean = denoiser, kept, clean
+        self.denoiser, self.kept, self.clean, self.conditional = denoiser, kept, clean, conditional
         self.parameterization: Parameterization = parameterization
 
     def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
+        correction = self._correction(x, level)  # before the prediction, so that its memory is free again
         prediction, rest = self.denoiser(x, level).tensor_split([x.shape[1]], dim=1)
+        if correction is not None:
+            x_0 = convert(prediction, x, level, self.parameterization, "x0") + correction
+            prediction = convert(x_0, x, level, "x0", self.parameterization)
         right = convert(self.clean, x, level, "x0", self.parameterization)
         return torch.cat([torch.where(self.kept, right, prediction), rest], dim=1)
 
     def finish(self) -> None:
         self.denoiser.finish()
+
+    def _correction(self, x: Tensor, level: NoiseLevel) -> Tensor | None:
+        """What is added to the predicted x_0 of the frames that are made."""
+        alpha, sigma = float(level.alpha), float(level.sigma)
+        if self.conditional is None or not 0 < alpha < STEERED_BELOW * sigma:
+            return None
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            prediction = self.conditional(x, level)[:, : x.shape[1]]
+            if not prediction.requires_grad:
+                warn("the network gives no gradients: there may be a jump beside the frames that are kept")
+                self.conditional = None
+                return None
+            x_0 = convert(prediction, x, level, self.parameterization, "x0")
+            error = torch.where(self.kept, self.clean - x_0, 0)
+            (gradient,) = torch.autograd.grad(error.square().sum() / 2, x)
+        correction = torch.where(self.kept, 0, -(alpha**2 + sigma**2) / alpha * gradient)
+        wrong, change = _mean_square(error.detach(), self.kept), _mean_square(correction, ~self.kept)
+        return correction * (wrong / change.clamp_min(1e-12)).sqrt().clamp(max=1)
 
 
 def hold(
@@ -70,6 +104,7 @@ def hold(
     knows: bool,
     parameterization: Parameterization,
     device: torch.device,
+    conditional: Denoiser | None = None,
 ) -> tuple[CheckedDenoiser, FrameMask]:
     """A batch's denoiser and frame mask.
 
@@ -79,12 +114,21 @@ def hold(
         knows: whether the network is told which frames are kept.
         parameterization: what the denoiser predicts.
         device: where sampling runs.
+        conditional: the prediction without guidance; see ``HeldFrames``.
     """
+    made, clean = _stacked(kept, device)
     if knows:
-        return denoiser, FrameMask(*_stacked(kept, device))
-    made, clean = _stacked([with_still_start(each) for each in kept], device)
-    frames = FrameMask(torch.where(made == 0, 1, made), clean, replace=True)
-    return HeldFrames(denoiser, per_frame(made == 0), clean, parameterization), frames
+        return denoiser, FrameMask(made, clean)
+    held = made == 0
+    frames = FrameMask(torch.where(held, 1, made), clean, replace=True)
+    steering = conditional if bool(held.any()) else None
+    return HeldFrames(denoiser, per_frame(held), clean, parameterization, steering), frames
+
+
+def _mean_square(values: Tensor, of: Tensor) -> Tensor:
+    """The mean square of each clip's values (B, C, T, h, w) in some of its frames, (B, 1, 1, 1, 1); 0 without any."""
+    count = of.expand_as(values).sum((1, 2, 3, 4), keepdim=True)
+    return torch.where(of, values, 0).square().sum((1, 2, 3, 4), keepdim=True) / count.clamp_min(1)
 
 
 def put_back(latents: Tensor, kept: Sequence[Kept]) -> Tensor:
@@ -96,20 +140,6 @@ def put_back(latents: Tensor, kept: Sequence[Kept]) -> Tensor:
 def _stacked(kept: Sequence[Kept], device: torch.device) -> tuple[Tensor, Tensor]:
     """(B, T) and (B, C, T, h, w)."""
     return torch.stack([each.made for each in kept]).to(device), torch.stack([each.clean for each in kept]).to(device)
-
-
-def with_still_start(kept: Kept) -> Kept:
-    """Let frames that are made begin as the nearest frame that is kept, standing still, with much noise.
-
-    For a network that does not know which frames are kept: at the first levels it would decide on another scene.
-    """
-    held = [frame for frame, made in enumerate(kept.made.tolist()) if made == 0]
-    if not held:
-        return kept
-    nearest = [min(held, key=lambda other: abs(other - frame)) for frame in range(len(kept.made))]
-    made = torch.where(kept.made == 1, STILL_START, kept.made)
-    clean = torch.where((kept.made == 1)[None, :, None, None], kept.clean[:, nearest], kept.clean)
-    return Kept(made, clean)
 
 
 def encode(

@@ -302,7 +302,8 @@ class Pipeline(metaclass=_Named):
         given = options.get("reference_frames")
         return Keeper(request.conditioning, clip, shape, size, self.model.vae, self.device, given, folders)
 
-    @torch.inference_mode()
+    @torch.inference_mode(False)  # given frames may need gradients
+    @torch.no_grad()
     def _denoise(
         self,
         request: Request,
