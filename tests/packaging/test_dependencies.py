@@ -89,7 +89,7 @@ def test_every_extra_that_an_error_recommends_brings_what_is_missing():
     found = 0
     for file in FILES:
         for node in nodes(file):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "require":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("require", "extras.require"):
                 given = dict(zip(("module", "purpose", "extra"), node.args, strict=False))
                 given |= {keyword.arg: keyword.value for keyword in node.keywords}
                 module, extra = (getattr(given[name], "value", None) for name in ("module", "extra"))
