@@ -150,7 +150,6 @@ def bench(
         prepare_folder(json.parent)
 
     # Load the model.
-    from contextlib import nullcontext
 
     from ..analysis.speed import describe_machine, machine_line, measure_part, write_measurements
     from ..analysis.speed.model import Measured
@@ -160,7 +159,7 @@ def bench(
     from ..pipeline import Pipeline
 
     found: list[Comparison] = []
-    with cpu_threads(threads) if threads else nullcontext():
+    with cpu_threads(threads):
         place = pick_device(device)
         pipe = Pipeline(preset, find_model(preset, sources, place), place, sources)
         print(f"{preset.name} on {machine_line(describe_machine(pipe.device))}\n", flush=True)

@@ -67,8 +67,11 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Set the number of torch's CPU threads for the block, and restore it afterwards."""
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Set the number of torch's CPU threads for the block, and restore it afterwards. None changes nothing."""
+    if count is None:
+        yield
+        return
     import torch
 
     before = torch.get_num_threads()

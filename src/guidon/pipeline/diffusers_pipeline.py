@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
@@ -155,7 +155,7 @@ class DiffusersPipeline:
         copies = size if computed is not None and len(clips) == 1 else 1
         threads = None if computed is None else computed.threads
         videos: list[Video] = []
-        with nullcontext() if threads is None else cpu_threads(threads):
+        with cpu_threads(threads):
             while len(videos) < len(clips):
                 batch = clips[len(videos) : len(videos) + (1 if copies > 1 else size)]
                 own = None if trace is None else GuidanceTrace(keep_x0=trace.keep_x0)

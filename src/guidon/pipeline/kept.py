@@ -165,7 +165,8 @@ def encode(
             latents = attempt(partial(vae.encode, x.permute(3, 0, 1, 2)[None].float() / 127.5 - 1))
             if latents is None:
                 raise InputError(
-                    f"the memory of {device} is full where a reference is encoded: lower {setting('size')}"
+                    f"the memory of {device} is full where a reference is encoded: lower {setting('size')}, or give a "
+                    "shorter one"
                 )
             if not bool(latents.isfinite().all()):
                 raise InputError(

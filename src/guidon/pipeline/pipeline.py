@@ -284,14 +284,17 @@ class Pipeline(metaclass=_Named):
         folders: Sequence[Path] = (),
     ) -> Iterator[tuple[_Run, list[np.ndarray], int]]:
         """The clips of one loop after the other, with how many frames were decoded together; None never ends."""
-        on_step, keeper = options.get("on_step"), self._keeper(request, options, folders)
+        on_step = options.get("on_step")
+        with cpu_threads(None if like is None else like.threads):  # the autoencoder's last bits depend on them
+            keeper = self._keeper(request, options, folders)
         for loop in count() if loops is None else range(loops):
             how: RunOptions = {**options, "on_step": on_step if loops is None else part_of(on_step, loop, loops)}
             run = self._denoise(request, like, how, keeper, loop)
             frames, micro_batch = self._frames(run)
             yield run, frames, micro_batch
             if keeper is not None and loop + 1 != loops:
-                keeper.take(frames)
+                with cpu_threads(run.threads):
+                    keeper.take(frames)
 
     def _keeper(self, request: Request, options: RunOptions, folders: Sequence[Path] = ()) -> Keeper | None:
         """The frames that the clips of a request keep; None where they keep none."""
@@ -345,7 +348,7 @@ class Pipeline(metaclass=_Named):
             self.preset, self.model, self.device, request, prompts, trace, latents, steering, weak_prompts,
             keeper and keeper.of_loop(loop, len(clips)), loop,
         )  # fmt: skip
-        with nullcontext() if like.threads is None else cpu_threads(like.threads):
+        with cpu_threads(like.threads):
             denoised, size = generation.denoise(clips, like, options.get("on_step"))
             threads = torch.get_num_threads()
         if steering is not None and steering.changed:
