@@ -182,6 +182,14 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         ({"continue_from": "VIDEO", "condition_frames": 16}, "condition_frames 16 leaves nothing to make of 16"),
         ({"continue_from": "VIDEO", "first_frame": "PICTURE"}, "both say how the clip begins"),
         ({"continue_from": "VIDEO", "connect_to": "VIDEO", "condition_frames": 8}, "leave no frame to make"),
+        (
+            {"first_frame": "PICTURE", "reference": "PICTURE", "mask_strategy": "0"},
+            "mask_strategy and first_frame both give frame 0, counted from 0: give one of them",
+        ),
+        (
+            {"continue_from": "VIDEO", "reference": "PICTURE", "mask_strategy": "0,0,0,3"},
+            "both give frame 3, counted from 0: give one of them, or lower condition_frames",
+        ),
         ({"edit": "PICTURE"}, "edit has 1 frame, a clip has 16: give a longer video"),
         ({"edit": "VIDEO", "edit_strength": 1.5}, "edit_strength is 1.5: give 0"),
         ({"edit_strength": 0.5}, "edit_strength has an effect only with edit"),

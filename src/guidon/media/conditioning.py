@@ -144,6 +144,8 @@ class _Placed:
     lengths: list[int] = field(default_factory=list[int])
     """Latent frames of each reference."""
     placements: list[Placement] = field(default_factory=list[Placement])
+    names: list[str] = field(default_factory=list[str])
+    """The choice that each placement is of."""
 
     def add(self, found: Frames, part: tuple[int, int] | None = None) -> int:
         """Add a reference, or a part of it: its number."""
@@ -166,6 +168,7 @@ class _Placed:
                 f"{setting('condition_frames')}"
             )
         self.placements.append(Placement(loop, number, 0, target, length, edit))
+        self.names.append(name)
 
 
 def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name: str) -> Conditioning | None:
@@ -195,6 +198,7 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     for each in _several(chosen.get("reference", ())):
         found.add(read_frames(each, "reference"))
     found.placements += parse_placements(chosen.get("mask_strategy", ""))
+    found.names += ["mask_strategy"] * len(found.placements)
     if "edit" in chosen:
         strength = _read_strength("edit_strength", chosen.get("edit_strength", EDIT_STRENGTH))
         video = read_frames(chosen["edit"], "edit")
@@ -224,6 +228,7 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
         condition_edit=_read_strength("condition_edit", chosen.get("condition_edit", 0.0)),
     )
     check_conditioning(made, clip, name, found.lengths)
+    _refuse_two_of_a_frame(found)
     return made
 
 
@@ -396,6 +401,29 @@ def _refuse_overlap(chosen: Mapping[str, Any], found: _Placed, loop: int) -> Non
                 f"{setting('continue_from')} and {setting('connect_to')} leave no frame to make between them: lower "
                 f"{setting('condition_frames')}"
             )
+
+
+def _refuse_two_of_a_frame(found: _Placed) -> None:
+    """Refuse two choices that keep the same frame. Within a mask strategy the later placement wins, as in Open-Sora.
+
+    Raises:
+        InputError: the message names both.
+    """
+    kept: dict[tuple[int, int], str] = {}
+    clip = found.clip
+    frames = clip.latent_frames(clip.frames)
+    for placement, name in zip(found.placements, found.names, strict=True):
+        if placement.edit:
+            continue
+        own = placement.within(found.lengths[placement.reference], frames, clip.align)
+        for frame in range(own.target, own.target + own.length):
+            other = kept.setdefault((own.loop, frame), name)
+            if other != name:
+                lower = {"continue_from", "connect_to"} & {other, name}
+                raise InputError(
+                    f"{setting(other)} and {setting(name)} both give frame {frame}, counted from 0: give one of them"
+                    + (f", or lower {setting('condition_frames')}" if lower else "")
+                )
 
 
 _WHERE = {"first_frame": "begins", "last_frame": "ends"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...core.errors import InputError, quoted
+from ...core.errors import InputError, quoted, setting
 from ...media.placing import split_json, texts_of_loops
 from ...models.catalogue import presets
 from ...models.family import Preset
@@ -102,8 +102,13 @@ def translate(config: Mapping[str, Any], source: Path, version: Version | None =
     model, scheduler = (_part(config, name, source) for name in ("model", "scheduler"))
     check_values(config, _EXPECTED, source)
     check_values(scheduler, _EXPECTED_OF_SCHEDULER, source)
-    reader = _Reader(config, model, scheduler, version or _version_of(config, model))
-    return reader.read()
+    for network, first in (("STDiT3", "1.2"), ("STDiT2", "1.1")):
+        if model["type"].startswith(network) and version is not None and version < first:
+            raise InputError(
+                f"{source} has a {network}, which Open-Sora has from {first} on: leave out {setting('version')} "
+                f"{version!r}"
+            )
+    return _Reader(config, model, scheduler, version or _version_of(config, model)).read()
 
 
 def _part(config: Mapping[str, Any], name: str, source: Path) -> Mapping[str, Any]:
