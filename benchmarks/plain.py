@@ -33,6 +33,8 @@ class Savings:
     """Patches are embedded by a matrix product, not a convolution."""
     fused_modulation: bool = False
     """Shift, scale and gate by one operator each."""
+    shared_start: bool = False
+    """Until the first attention to the caption, both branches are the same: they are computed once."""
     one_half: bool = False
     """After the network, only the rows of the prompts go on: one posterior and one draw of noise for each clip."""
 
@@ -62,7 +64,8 @@ class PlainSTDiT:
         """The prediction of x (B, C, T, H, W); ``kept`` is what ``captions`` gave, if that is done once."""
         net, savings = self.network, self.savings
         frames, (pt, ph, pw) = x.shape[2], net.config.patch_size
-        x = x.to(net.dtype)
+        size = x.shape[2:]
+        x = (x[: len(x) // 2] if savings.shared_start else x).to(net.dtype)
         if savings.patches_as_product:
             h = net.x_embedder(x)
         else:
@@ -79,9 +82,9 @@ class PlainSTDiT:
         last = net.final_layer
         shift, scale = (last.scale_shift_table[None] + t[:, None]).chunk(2, dim=1)
         out = last.linear(_modulated(last.norm_final(h), shift, scale, savings))
-        rows, columns = x.shape[3] // ph, x.shape[4] // pw
-        out = out.view(len(x), frames, rows, columns, ph, pw, -1)
-        return out.permute(0, 6, 1, 2, 4, 3, 5).reshape(len(x), -1, *x.shape[2:]).float()
+        rows, columns = size[1] // ph, size[2] // pw
+        out = out.view(len(out), frames, rows, columns, ph, pw, -1)
+        return out.permute(0, 6, 1, 2, 4, 3, 5).reshape(len(out), -1, *size).float()
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor, savings: Savings) -> Tensor:
@@ -96,11 +99,11 @@ def _block(
     block, x: Tensor, t: Tensor, frames: int, positions: Tensor | None, keys_values: Tensor, lengths: list[int],
     savings: Savings,
 ) -> Tensor:  # fmt: skip
-    """One block of STDiT on x (B, T S, D)."""
+    """One block of STDiT on x (B, T S, D), or on the rows of one branch before the captions differ."""
     rows, tokens, d = x.shape
-    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (block.scale_shift_table[None] + t.view(rows, 6, d)).chunk(
-        6, 1
-    )
+    modulation = block.scale_shift_table[None] + t.view(len(t), 6, d)
+    shift, scale, gate = modulation[:rows, :3].chunk(3, 1)
+    shift_mlp, scale_mlp, gate_mlp = modulation[:, 3:].chunk(3, 1)
     # within frames
     space = _modulated(block.norm1(x), shift, scale, savings).view(rows * frames, -1, d)
     x = _gated(x, gate, _self_attention(block.attn, space, savings).view(rows, tokens, d), savings)
@@ -110,6 +113,7 @@ def _block(
     time = _self_attention(block.attn_temp, time, savings).view(rows, -1, frames, d).transpose(1, 2)
     x = _gated(x, gate, time.reshape(rows, tokens, d), savings)
     # to the caption
+    x = torch.cat([x, x]) if rows < len(lengths) else x
     x = x + _cross_attention(block.cross_attn, x, keys_values, lengths, savings)
     # the MLP
     hidden = F.gelu(block.mlp.fc1(_modulated(block.norm2(x), shift_mlp, scale_mlp, savings)), approximate="tanh")

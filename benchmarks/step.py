@@ -149,6 +149,7 @@ PLAIN: dict[str, Savings] = {
     "original + captions once": Savings(captions_once=True),
     "original + patches as a product": Savings(patches_as_product=True),
     "original + fused modulation": Savings(fused_modulation=True),
+    "original + shared start": Savings(shared_start=True),
     "original + one half after the network": Savings(one_half=True),
     "original + all of these": ALL,
 }

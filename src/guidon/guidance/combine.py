@@ -297,10 +297,12 @@ class Guidance:
             memory.calls, _share(level, steps),
         )  # fmt: skip
         factor = _factor(tuple(scale.scales[c] for c in acted_on), x.device, x.ndim)
-        guided = rule(branches, factor)
         # back to what the network predicts, beside the channels that are not guided
         result = cond.clone()
-        result[:, where] = convert(guided, noisy, level, space, parameterization).to(cond.dtype)
+        if rule is cfg and isinstance(where, slice) and cond.dtype == branches.cond.dtype:  # no memory but the result's
+            result[:, where].sub_(branches.uncond).mul_(factor).add_(branches.uncond)
+        else:
+            result[:, where] = convert(rule(branches, factor), noisy, level, space, parameterization).to(cond.dtype)
         return result, Memory(memory.calls + 1, memory.guided + 1, rule.keeps(branches, factor), steps)
 
     def _acting(self, level: NoiseLevel, memory: Memory, channels: int) -> tuple[ChannelScale, tuple[int, ...]]:
