@@ -1,8 +1,7 @@
-"""Settings are checked before anything is loaded: without torch, in little time, and leaving nothing behind."""
+"""Settings are checked before anything is loaded: without torch, with few imports, and leaving nothing behind."""
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -119,12 +118,10 @@ def test_bad_settings_are_refused_in_one_line_without_torch_and_leave_nothing(fo
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_refusal_takes_less_than_half_a_second_of_cpu(folder):
-    def seconds():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found = start([sys.executable, "-m", "guidon", "generate", PROMPT, "--steps", "5000"], folder)
-        assert found.returncode == 2
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert any(seconds() < 0.5 for _ in range(4))  # other work on the machine may make one slow
+def test_a_refusal_imports_little(folder):
+    # imports are nearly all of its time: 0.3 s of CPU with these modules, 0.1 s more with numpy
+    words = json.dumps(["generate", PROMPT, "--steps", "5000"])
+    found = start([sys.executable, "-c", f"{RUN}\nprint(json.dumps(sorted(sys.modules)))"], folder, input=f"[{words}]")
+    modules = json.loads(found.stdout.splitlines()[-1])
+    assert not {"numpy", "torch", "diffusers", "transformers", "av", "PIL"} & set(modules)
+    assert len(modules) < 420, modules

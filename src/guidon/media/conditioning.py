@@ -182,11 +182,11 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     Raises:
         InputError: a file cannot be read, a choice does not fit the model or another choice, or has no effect.
     """
-    from .references import read_frames
-
     chosen = {key: choices[key] for key in CHOICES if choices.get(key) is not None}
     if not chosen:
         return None
+    from .references import read_frames  # imports numpy, which nothing else needs here
+
     if clip is None:
         raise InputError(f"{name} makes images: leave out {setting(next(iter(chosen)))}, which is for video")
     loop = _read_count("loop", chosen.get("loop", 1))
