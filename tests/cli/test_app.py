@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,25 @@ def test_warnings_are_one_line_on_stderr_and_shown_as_before_afterwards(run, gen
 def test_importing_guidon_imports_nothing_heavy():
     code = "import sys, guidon; assert not {'torch', 'numpy', 'pydantic', 'typer'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_how_threads_wait_is_left_to_the_user_who_says_it(own):
+    environment = dict(own)
+    cli.wait_briefly(environment)
+    assert environment == own
+
+
+def test_openmp_reads_how_long_threads_wait_in_a_loop():
+    found = sorted((Path(find_spec("torch").origin).parent / "lib").glob("libgomp*"))
+    if not found:
+        pytest.skip("this torch has another OpenMP")
+    code = f"import ctypes, os; from guidon import cli; cli.wait_briefly(os.environ); ctypes.CDLL({str(found[0])!r})"
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=own | {"OMP_DISPLAY_ENV": "verbose"}
+    )
+    assert f"GOMP_SPINCOUNT = '{cli.SPINS}'" in done.stderr
 
 
 def flags():
