@@ -21,6 +21,7 @@ from pydantic import (
 from .core.devices import DtypeName
 from .core.errors import InputError, nearest, quoted, setting
 from .core.settings import Settings
+from .diffusion.spacing import UNIFORM, parse_spacing
 from .guidance import CfgChannels, ChannelChoice, Guidance, Timing
 from .media.conditioning import Conditioning
 from .media.placing import text_of_loop, texts_of_loops
@@ -55,6 +56,12 @@ class Choices(TypedDict, total=False):
     """Denoising steps."""
     sampler: SamplerName | None
     """For a diffusion model "ddpm", "ddim" or "dpm-solver"; for a rectified flow "euler" or "heun"."""
+    spacing: str | None
+    """Where the steps lie: "uniform", "quadratic", "karras", "logsnr", "power:1.5", "split:0.35,0.5" or
+    "at:999,500,0"."""
+    fast: bool | None
+    """The fast settings that were calibrated for the model, in place of its own sampler, steps, spacing, timing and
+    dtype."""
     eta: float | None
     """How much noise ddim adds, 0 to 1."""
     guidance: Guidance | str | None
@@ -103,7 +110,7 @@ class Choices(TypedDict, total=False):
 
 
 KEYWORDS = tuple(Choices.__annotations__)
-_NEW = ("latents", "conditioning", "callback", "call")
+_NEW = ("spacing", "latents", "conditioning", "callback", "call")
 """Fields that earlier versions did not know: JSON leaves them out where they say nothing."""
 
 
@@ -139,6 +146,8 @@ class Request(Settings):
     """The sampler; None for the scheduler of a diffusers pipeline."""
     steps: Count = 50
     """Denoising steps."""
+    spacing: str | None = None
+    """Where the steps lie, as ``diffusion.parse_spacing`` reads it; None for the uniform spacing."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How much noise ddim adds: 0 none, 1 as much as ddpm."""
     guidance: Guidance = Guidance(1.0)
@@ -208,6 +217,13 @@ class Request(Settings):
             raise InputError(f"{setting('negative_prompt')} is {quoted(value)}: give a text, or one for each prompt")
         return texts if is_list(value) else texts[0]
 
+    @field_validator("spacing")
+    @classmethod
+    def _known_spacing(cls, value: str | None) -> str | None:
+        """In its canonical form, so that one choice has one spelling."""
+        spacing = UNIFORM if value is None else parse_spacing(value)
+        return None if spacing == UNIFORM else spacing.text
+
     @field_validator("exact")
     @classmethod
     def _known_original(cls, value: str | None) -> str | None:
@@ -263,6 +279,15 @@ class Request(Settings):
             raise InputError(
                 f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0, or euler on a rectified "
                 "flow: give one of them"
+            )
+        if self.spacing is not None and self.sampler is None:
+            raise InputError(
+                f"{name('spacing')} {self.spacing:.80} is for Guidon's own samplers, not for a diffusers pipeline"
+            )
+        if self.spacing is not None and self.exact:
+            raise InputError(
+                f"{name('spacing')} {self.spacing:.80} does not go with {name('exact')}, which replays the original's "
+                "own steps"
             )
         by_timing = self.guidance.timing.name == "oscillation"
         if self.sampler == "heun" and (by_timing or rule.oscillates):

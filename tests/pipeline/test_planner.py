@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from guidon import Guidance
 from guidon.core.errors import InputError
 from guidon.pipeline.planner import Planner
 
@@ -20,3 +21,72 @@ def test_a_sampler_of_the_other_path_is_refused_in_one_line(path, sampler, messa
         replace(own, facts=replace(own.facts, path=path)).complete(["a red circle"], sampler=sampler)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_fast_stands_for_the_settings_of_the_preset():
+    own = Planner.find("guidon-small")
+    fast = own.preset.fast
+    assert fast is not None
+    asked = own.complete(["a red circle"], fast=True, seed=3, cfg_scale=2)
+    assert asked == own.complete(["a red circle"], seed=3, cfg_scale=2, **fast.settings)
+    assert asked != own.complete(["a red circle"], seed=3, cfg_scale=2)
+    assert own.complete(["a red circle"], fast=False) == own.complete(["a red circle"])
+    assert "fast" not in asked.model_dump(mode="json")  # what it stands for is all that a manifest holds
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 10),
+        ("sampler", "ddim"),
+        ("spacing", "karras"),
+        ("dtype", "fp32"),
+        ("timing", "constant"),
+        ("eta", 1.0),
+    ],
+)
+def test_fast_and_a_setting_that_it_decides_are_refused(name, value):
+    with pytest.raises(InputError, match=f"^fast decides {name} itself: leave one of them out$"):
+        Planner.find("guidon-small").complete(["a red circle"], fast=True, **{name: value})
+
+
+def test_fast_needs_settings_that_were_calibrated():
+    own = Planner.find("guidon-small")
+    with pytest.raises(
+        InputError, match="fast is for a model whose settings were calibrated, and those of guidon-small"
+    ):
+        replace(own, preset=replace(own.preset, fast=None)).complete(["a red circle"], fast=True)
+    with pytest.raises(InputError, match="fast is 'yes': give True or False"):
+        own.complete(["a red circle"], fast="yes")
+
+
+def test_fast_times_guidance_but_a_guidance_with_a_timing_is_refused():
+    own = Planner.find("guidon-small")
+    assert (
+        own.complete(["a red circle"], fast=True, guidance=Guidance(2)).guidance.timing.text == own.preset.fast.timing
+    )
+    with pytest.raises(InputError, match="fast decides timing itself"):
+        own.complete(["a red circle"], fast=True, guidance=Guidance(2, timing="constant"))
+
+
+def test_a_request_says_a_spacing_only_where_it_is_not_the_uniform_one():
+    own = Planner.find("guidon-small")
+    neutral = own.complete(["a red circle"])
+    assert own.complete(["a red circle"], spacing="uniform") == neutral
+    assert "spacing" not in neutral.model_dump(mode="json")
+    assert own.complete(["a red circle"], spacing="power:2").model_dump(mode="json")["spacing"] == "quadratic"
+    assert own.complete(["a red circle"], spacing="at:999,30,0").steps == 3
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"spacing": "at:999,30,0", "steps": 4}, "lists 3 timesteps, steps is 4"),
+        ({"spacing": "at:1000,0"}, "the largest of the model is 999"),
+        ({"spacing": "at:999,0.5"}, "this sampler takes whole ones"),
+        ({"spacing": "karas"}, "did you mean 'karras'"),
+    ],
+)
+def test_a_spacing_that_does_not_fit_is_refused(choices, message):
+    with pytest.raises(InputError, match=message):
+        Planner.find("guidon-small").complete(["a red circle"], **choices)

@@ -42,7 +42,15 @@ if TYPE_CHECKING:
 TRUTH, CEILING = "truth", "truth through the VAE"
 MODELS_OWN = BenchChoice()
 BATCH = 16  # clips denoised together. Guidance doubles the rows; larger batches no longer fit a CPU's caches
-RECORDED = ("sampler", "steps", "eta", "guidance", "timing")  # keys of a request that an evaluation records
+RECORDED = (
+    "sampler",
+    "steps",
+    "spacing",
+    "eta",
+    "guidance",
+    "timing",
+    "dtype",
+)  # keys of a request that an evaluation records
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ def evaluate(
     seed: options.Seed = None,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
+    spacing: options.Spacing = None,
+    fast: options.Fast = False,
     batch_size: Annotated[
         int,
         option("Sampling", "N", "Number of clips that are denoised together; it changes memory.", min=1),
@@ -115,8 +117,9 @@ def evaluate(
     Files that cannot be measured are named and left out.
     """
     sampling = given(
-        guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler
-    )
+        guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler,
+        spacing=spacing, fast=fast or None,
+    )  # fmt: skip
     parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak)
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
     if videos:

@@ -162,6 +162,8 @@ def generate(
     ] = 1,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
+    spacing: options.Spacing = None,
+    fast: options.Fast = False,
     eta: Annotated[float | None, option("Sampling", "X", "Noise that ddim adds, from 0 to 1.", default="0")] = None,
     size: Annotated[
         str | None,
@@ -341,7 +343,8 @@ def generate(
     """
     choices = given(
         negative_prompt=negative_prompt, cfg_scale=parse_scale(cfg_scale), cfg_channels=cfg_channels, guidance=guidance,
-        timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler, eta=eta,
+        timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler, spacing=spacing,
+        fast=fast or None, eta=eta,
         size=parse_size(size, height, width, resolution, aspect_ratio), frames=frames, exact=exact,
         exact_noise=exact_noise, dtype=dtype,
         first_frame=first_frame, last_frame=last_frame, continue_from=continue_from, connect_to=connect_to, edit=edit,

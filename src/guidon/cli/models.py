@@ -47,6 +47,9 @@ def _print_settings(preset: Preset[Any]) -> None:
     print(f"  settings from {preset.source}")
     if preset.measured:
         print(f"  measured: {preset.measured}")
+    if fast := preset.fast:
+        print(f"  --fast: {', '.join(f'{name} {value}' for name, value in fast.settings.items())}")
+        print(f"    measured: {fast.measured}")
 
 
 def _print_files(preset: Preset[Released]) -> None:

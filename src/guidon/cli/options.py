@@ -22,6 +22,7 @@ RULES = (
     "fdg-time", "autoguidance", "stg", "three-way",
 )  # fmt: skip
 FORMATS = ("mp4", "gif", "webp", "frames", "png")
+SPACINGS = ("uniform", "quadratic", "karras", "logsnr", "power:1.5", "split:0.35,0.5")
 RAMPS = ("linear", "cosine", "exponential")
 DTYPES = ("fp32", "bf16", "fp16")
 TEXT_DTYPES = (*DTYPES, "int8")
@@ -156,6 +157,27 @@ Sampler = Annotated[
         "Sampler: ddpm, ddim or dpm-solver; for a rectified flow euler or heun.",
         default=of_model("ddpm"),
         values=SAMPLERS,
+    ),
+]
+Spacing = Annotated[
+    str | None,
+    option(
+        "Sampling",
+        "SPACING",
+        "Where the steps lie: uniform, quadratic, karras, logsnr, power:P (above 1: more steps near the video), "
+        "split:F,SHARE (a share of them below a fraction F of the timesteps), or at:T,T,... (these timesteps).",
+        default="uniform",
+        values=SPACINGS,
+    ),
+]
+Fast = Annotated[
+    bool,
+    option(
+        "Sampling",
+        None,
+        "Sample with the fast settings that were calibrated for the model; `guidon models` says what they are and what "
+        "was measured.",
+        "--fast",
     ),
 ]
 Block = Annotated[int, option("Sampling", "N", "Number of clips that are denoised together.", min=1)]

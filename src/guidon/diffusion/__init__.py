@@ -22,12 +22,39 @@ if TYPE_CHECKING:
     )
     from .prediction import Parameterization, convert, find_parameterization, split_prediction, target
     from .schedule import NoiseSchedule, space_timesteps
+    from .spacing import Spacing, parse_spacing
 
 __all__ = [
-    "CLEAN", "BitsPerDimension", "DiscreteLevel", "FlowLevel", "FlowPath", "LossKind", "NoiseLevel", "NoiseSchedule",
-    "Parameterization", "Posterior", "Process", "bits_per_dimension", "clip_shift", "convert", "eps_from_x0",
-    "find_parameterization", "learned_log_variance", "levels_at", "p_mean_variance", "predicted_x0",
-    "q_mean_variance", "q_posterior", "q_sample", "space_timesteps", "split_prediction", "target", "training_losses",
-    "velocity_loss", "x0_from_eps",
+    "CLEAN",
+    "BitsPerDimension",
+    "DiscreteLevel",
+    "FlowLevel",
+    "FlowPath",
+    "LossKind",
+    "NoiseLevel",
+    "NoiseSchedule",
+    "Parameterization",
+    "Posterior",
+    "Process",
+    "Spacing",
+    "bits_per_dimension",
+    "clip_shift",
+    "convert",
+    "eps_from_x0",
+    "find_parameterization",
+    "learned_log_variance",
+    "levels_at",
+    "p_mean_variance",
+    "parse_spacing",
+    "predicted_x0",
+    "q_mean_variance",
+    "q_posterior",
+    "q_sample",
+    "space_timesteps",
+    "split_prediction",
+    "target",
+    "training_losses",
+    "velocity_loss",
+    "x0_from_eps",
 ]  # fmt: skip
-__getattr__ = imported_later(__name__, "flow", "level", "losses", "posterior", "prediction", "schedule")
+__getattr__ = imported_later(__name__, "spacing", "flow", "level", "losses", "posterior", "prediction", "schedule")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ..core.errors import InputError, setting
 from .level import CLEAN, NoiseLevel
 from .losses import mean_of_frames
 from .schedule import MOST_TIMESTEPS
+from .spacing import Explicit, Spacing
 
 TIMESTEPS = 1000
 """T where nobody says it: networks are told of timesteps in [0, 1000]."""
@@ -54,6 +56,9 @@ class FlowPath:
     """Round timesteps to whole numbers, before the shift."""
     dtype: torch.dtype | None = None
     """What the shift is rounded to, and the shift less 1, as in Open-Sora's scripts; None for neither."""
+    spacing: Spacing | None = None
+    """Where the steps lie; None for the originals' uniform ones. Steps that a spacing places by their noise, and listed
+    ones, are not shifted."""
 
     def __post_init__(self) -> None:
         _check_count("a flow's number of timesteps", self.num_timesteps)
@@ -72,9 +77,19 @@ class FlowPath:
         """The path in another number of steps, at least 1."""
         return replace(self, steps=steps)
 
+    def spaced_by(self, steps: int, spacing: Spacing) -> FlowPath:
+        """The path in another number of steps, at least 1, which a spacing places.
+
+        Raises:
+            InputError: explicit timesteps lie outside of the path, or are not so many.
+        """
+        if isinstance(spacing, Explicit):
+            spacing.check(steps, self.num_timesteps, above_zero=True)
+        return replace(self, steps=steps, spacing=spacing)
+
     def is_same(self, other: object) -> bool:
         """Whether another schedule is the same flow, in however many steps."""
-        return isinstance(other, FlowPath) and replace(other, steps=self.steps) == self
+        return isinstance(other, FlowPath) and replace(other, steps=self.steps, spacing=self.spacing) == self
 
     def for_clip(self, height: int, width: int, frames: int = 1, dtype: torch.dtype | None = None) -> FlowPath:
         """The path for a clip's size in pixels and its frames; this path itself where the shift does not depend on it.
@@ -90,9 +105,21 @@ class FlowPath:
     def levels(self) -> tuple[FlowLevel, ...]:
         """Every level that a sampler visits, from pure noise to the last before the data."""
         total = self.num_timesteps
+        if self.spacing is not None:
+            return levels_at(self._spaced_by(self.spacing), total)
         times = [(1 - step / self.steps) * total for step in range(self.steps)]
         times = [float(round(t)) if self.whole else t for t in times]
         return levels_at([shifted(t / total, self.shift, self.dtype) * total for t in times], total)
+
+    def _spaced_by(self, spacing: Spacing) -> list[float]:
+        """The timesteps that a spacing places."""
+        total = self.num_timesteps
+        if isinstance(spacing, Explicit):
+            return list(spacing.timesteps)
+        u = np.linspace(0.0, 1.0, total + 1)
+        u[[0, -1]] = 0.5 / total, 1 - 0.5 / total  # there is no logarithm at the ends
+        found = [float(each) for each in spacing.fractions(self.steps + 1, np.log(u) - np.log1p(-u))[:-1]]
+        return [each * total if spacing.by_noise else shifted(each, self.shift, self.dtype) * total for each in found]
 
     def at(self, timestep: Tensor, like: Tensor) -> FlowLevel:
         """A level for every sample of a batch.

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core.broadcasting import per_sample
 from ..core.errors import InputError, nearest, setting
 from .level import CLEAN, DiscreteLevel, NoiseLevel
+from .spacing import Explicit, Spacing, whole_timesteps
 
 Table = NDArray[np.floating]
 COEFFICIENTS = (
@@ -99,7 +100,42 @@ class NoiseSchedule:
         Args:
             spec: see ``space_timesteps``. ``""`` and T itself give this schedule.
         """
-        kept = space_timesteps(len(self.betas), spec)
+        return self._keeping(space_timesteps(len(self.betas), spec))
+
+    def spaced_by(self, steps: int, spacing: Spacing) -> NoiseSchedule:
+        """The process seen at the steps that a spacing places.
+
+        Args:
+            steps: how many steps, at most as many as there are.
+            spacing: where they are.
+
+        Raises:
+            InputError: explicit timesteps are other than whole numbers of this schedule, or not so many.
+        """
+        last = len(self) - 1
+        if not isinstance(spacing, Explicit):
+            return self._keeping(whole_timesteps(spacing.fractions(steps, self._noise), last))
+        spacing.check(steps, last, whole=True)
+        return self._keeping([round(timestep) for timestep in reversed(spacing.timesteps)])
+
+    def times_spaced_by(self, steps: int, spacing: Spacing) -> list[float]:
+        """The times of ``between`` at which a solver of continuous time begins its steps, and where it ends.
+
+        The end is the schedule's first level, next to the data. Where listed timesteps begin the last step there, it is
+        the data itself: 0.
+
+        Raises:
+            InputError: explicit timesteps lie outside of this schedule, or are not so many.
+        """
+        end = 1 / len(self)
+        if not isinstance(spacing, Explicit):
+            return [end + (1 - end) * float(each) for each in spacing.fractions(steps + 1, self._noise)]
+        spacing.check(steps, len(self) - 1)
+        times = [(timestep + 1) / len(self) for timestep in spacing.timesteps]
+        return [*times, end] if times[-1] > end else [*times, 0.0]
+
+    def _keeping(self, kept: list[int]) -> NoiseSchedule:
+        """The process at some of its steps, which are increasing."""
         if len(kept) == len(self.betas):
             return self
         signal = self.alphas_cumprod[kept]
@@ -172,6 +208,12 @@ class NoiseSchedule:
     @cached_property
     def _log_alphas(self) -> Table:
         return 0.5 * np.log(self.alphas_cumprod)
+
+    @cached_property
+    def _noise(self) -> NDArray[np.float64]:
+        """log(sigma / alpha) at every step."""
+        signal = self.alphas_cumprod.astype(np.float64)
+        return 0.5 * (np.log1p(-signal) - np.log(signal))
 
     @property
     def _last_timestep(self) -> int:

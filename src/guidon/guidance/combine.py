@@ -160,10 +160,14 @@ class Guidance:
         """
         return _scales(self.scale, self.channels, channels, self._names)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether a timing was given."""
+        return not (isinstance(self.timing, Constant) and self.timing.left_out)
+
     def with_timing(self, timing: str) -> Guidance:
         """The same guidance with this timing, where none was given."""
-        left_out = isinstance(self.timing, Constant) and self.timing.left_out
-        return self._with(timing=parse_timing(timing)) if left_out else self
+        return self if self.is_timed else self._with(timing=parse_timing(timing))
 
     def resolved(self, channels: int) -> Guidance:
         """The same guidance, its choice of channels in the canonical form for a model of so many channels.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -64,6 +64,32 @@ class Released:
 
 
 @dataclass(frozen=True)
+class Fast:
+    """Sampling settings of a model that cost less, and were measured to be no worse than its own.
+
+    The setting ``fast`` takes them in place of the model's own. A request holds what they say, one by one, so that a
+    manifest reproduces its clip whatever becomes of them.
+    """
+
+    sampler: SamplerName
+    steps: int
+    """Denoising steps."""
+    measured: str
+    """How much less they cost, and what was measured against the model's own settings."""
+    spacing: str = "uniform"
+    """Where the steps lie (``diffusion.parse_spacing``)."""
+    timing: str = "constant"
+    """When to guide."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the network."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a request that they decide, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measured"}
+
+
+@dataclass(frozen=True)
 class Preset(Generic[W]):
     """A named model and its default settings."""
 
@@ -107,6 +133,8 @@ class Preset(Generic[W]):
     """How many classes its prompts choose from; 0 where they are text."""
     measured: str = ""
     """Measured results of these settings, and the data that they were measured on."""
+    fast: Fast | None = None
+    """What the setting ``fast`` stands for; None where nothing was calibrated for the model."""
 
 
 @dataclass(frozen=True)

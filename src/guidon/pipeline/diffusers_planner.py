@@ -61,6 +61,8 @@ THEIRS: Mapping[str, str] = {
 """Arguments of a diffusers pipeline that somebody may give as a setting, and what to give."""
 NOT_TAKEN: Mapping[str, str] = {
     "sampler": "the scheduler is the one in the pipeline",
+    "spacing": "the scheduler in the pipeline places the steps",
+    "fast": "nothing was calibrated for it",
     "eta": "give it in call, if the pipeline takes it",
     "rotation": "channels can only be rotated in Guidon's own models",
     "size": "give height and width in call",
@@ -234,7 +236,7 @@ class DiffusersPlanner:
             if name not in KEYWORDS:
                 hint = f": {THEIRS[name]}" if name in THEIRS else nearest(name, KEYWORDS)
                 raise InputError(f"{name!r} is not a setting{hint}")
-            if name in NOT_TAKEN and value is not None:
+            if name in NOT_TAKEN and value is not None and value is not False:
                 raise InputError(
                     f"{setting(name)} {quoted(value)} cannot be set in {self.arguments.pipeline}: {NOT_TAKEN[name]}"
                 )

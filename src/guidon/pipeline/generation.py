@@ -18,7 +18,7 @@ from ..core.errors import InputError, setting
 from ..core.limits import attempt
 from ..core.progress import OnStep, part_of
 from ..core.warn import warn
-from ..diffusion import FlowPath, NoiseLevel, NoiseSchedule
+from ..diffusion import FlowPath, NoiseLevel, NoiseSchedule, parse_spacing
 from ..guidance import (
     BlockSkip,
     Condition,
@@ -251,7 +251,9 @@ class Generation:
         samplers: dict[str | None, Callable[..., Tensor]] = {
             "ddpm": sample_ddpm,
             "ddim": partial(sample_ddim, eta=request.eta),
-            "dpm-solver": partial(sample_dpm_solver, steps=request.steps),
+            "dpm-solver": partial(
+                sample_dpm_solver, steps=request.steps, spacing=parse_spacing(request.spacing or "uniform")
+            ),
             "euler": sample_euler,
             "heun": sample_heun,
         }
@@ -309,8 +311,11 @@ class Generation:
         if isinstance(schedule, FlowPath):  # its levels may depend on the size and length of the clip
             frames, height, width = clip_size(self.model.facts, request, network.latent_shape)
             schedule = schedule.for_clip(height, width, frames, network.dtype if request.exact else None)
-        # dpm-solver chooses its levels between those of the full schedule
-        return schedule if request.sampler == "dpm-solver" else schedule.respaced(request.steps)
+        if request.sampler == "dpm-solver":  # it chooses its levels between those of the full schedule
+            return schedule
+        if request.spacing is not None:
+            return schedule.spaced_by(request.steps, parse_spacing(request.spacing))
+        return schedule.respaced(request.steps)
 
 
 def _with_rounded_timesteps(

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ..core.errors import InputError, nearest, setting
+from ..core.errors import InputError, nearest, quoted, setting
 from ..core.limits import as_count, require_memory
 from ..core.settings import validated
 from ..core.warn import warn
+from ..diffusion.spacing import Explicit, parse_spacing
 from ..guidance import Guidance, Unset, cfg_channels_from, plain_scale
 from ..media.conditioning import CHOICES as CONDITIONING
 from ..media.conditioning import ClipShape, check_conditioning, choose_conditioning
@@ -57,15 +58,16 @@ def make_request(
         if name not in KEYWORDS:
             raise InputError(f"{name!r} is not a setting{nearest(name, KEYWORDS)}")
     prompts, choices = _references_in(prompts, choices)
+    fast, choices = _as_fast(preset, choices)
     # what was chosen; None stands for the preset's own
     elsewhere = (*GUIDANCE_KEYS, *CONDITIONING)
     values = {name: value for name, value in choices.items() if value is not None and name not in elsewhere}
     # what the preset recommends, and what the call fixes
     own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
-    own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt}
+    own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt, "timing": preset.timing} | fast
     texts = (prompts,) if isinstance(prompts, str) else prompts
     fixed: dict[str, Any] = {"model": preset.name}
-    own_guidance = preset.cfg_scale, preset.cfg_channels, preset.timing
+    own_guidance = preset.cfg_scale, preset.cfg_channels, own.pop("timing")
     fixed["guidance"] = choose_guidance(choices, facts.channels, *own_guidance)
     count = len(texts) * _length(samples)
     if choices.get("exact"):
@@ -77,6 +79,9 @@ def make_request(
             first[name] = several[:1] if count > 1 else several
             if count == len(several) == 1:  # the same request as that of the value itself
                 first[name] = several[0]
+    spacing = values.get("spacing", own.get("spacing"))
+    if isinstance(spacing, str) and isinstance(listed := parse_spacing(spacing), Explicit):
+        own["steps"] = len(listed.timesteps)
     request = validated(Request, own | values | fixed | first, None)
     shape = latent_shape(preset, facts, request)
     require_room(facts, shape, clip_size(facts, request)[0], count, batch_size, device)
@@ -89,6 +94,31 @@ def make_request(
         check_texts(text, request.loops)
     check_request(preset, facts, request)
     return request
+
+
+def _as_fast(preset: Preset[Any], choices: Choices) -> tuple[dict[str, Any], Choices]:
+    """The fast settings of a preset, by name, if they are asked for, else none; and the other choices.
+
+    Raises:
+        InputError: nothing was calibrated for the model, or a choice is one that the fast settings decide.
+    """
+    if not isinstance(asked := choices.get("fast"), bool | None):
+        raise InputError(f"{setting('fast')} is {quoted(asked)}: give True or False")
+    rest: Choices = {**choices}
+    rest.pop("fast", None)
+    if not asked:
+        return {}, rest
+    if preset.fast is None:
+        raise InputError(
+            f"{setting('fast')} is for a model whose settings were calibrated, and those of {preset.name} were not: "
+            f"choose {setting('steps')} and {setting('sampler')}"
+        )
+    given = rest.get("guidance")
+    timed = isinstance(given, Guidance) and given.is_timed
+    for name in (*preset.fast.settings, "eta", "exact"):
+        if rest.get(name) is not None or (name == "timing" and timed):
+            raise InputError(f"{setting('fast')} decides {setting(name)} itself: leave one of them out")
+    return preset.fast.settings, rest
 
 
 def _references_in(prompts: Sequence[str], choices: Choices) -> tuple[Sequence[str], Choices]:
@@ -141,6 +171,10 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
             f"{setting('steps')} {request.steps} is more than {preset.name} was trained for: give at most "
             f"{facts.timesteps}"
         )
+    if request.spacing is not None and isinstance(spacing := parse_spacing(request.spacing), Explicit):
+        flows = facts.path == "flow"
+        most = facts.timesteps - (not flows)
+        spacing.check(request.steps, most, whole=request.sampler in ("ddpm", "ddim"), above_zero=flows)
     if request.conditioning is not None:
         clip = clip_shape(preset, facts, request)
         check_conditioning(request.conditioning, clip, preset.name)

@@ -1,6 +1,7 @@
 """DPM-Solver++ 2M (Lu et al. 2211.01095, algorithm 2): a second-order multistep solver of the diffusion ODE.
 
-It works in continuous time: the discrete schedule is interpolated (``NoiseSchedule.between``). Time steps are uniform.
+It works in continuous time: the discrete schedule is interpolated (``NoiseSchedule.between``). Time steps are uniform
+unless a spacing places them.
 """
 
 from __future__ import annotations
@@ -14,14 +15,28 @@ from torch import Tensor
 from ..core.broadcasting import at_least_single, per_frame
 from ..core.errors import InputError, setting
 from ..core.progress import OnStep
-from ..diffusion import NoiseLevel, NoiseSchedule, Process, convert, split_prediction
+from ..diffusion import CLEAN, NoiseLevel, NoiseSchedule, Process, Spacing, convert, split_prediction
+from ..diffusion.spacing import UNIFORM
 from .contract import AfterStep, Denoiser, Noise, checked
 from .frames import FrameMask
 
 
 def _half_log_snr(level: NoiseLevel) -> float:
-    """lambda = log(alpha / sigma)."""
-    return math.log(level.alpha) - math.log(level.sigma)
+    """lambda = log(alpha / sigma); infinite at the data."""
+    return math.log(level.alpha) - math.log(level.sigma) if level.sigma else math.inf
+
+
+def levels_of(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> list[NoiseLevel]:
+    """The levels at which a solver of continuous time begins its steps, from noise on, and the level at which it ends.
+
+    Raises:
+        InputError: fewer than 1 step, more than the schedule has, or the spacing does not fit the schedule.
+    """
+    if not 1 <= steps <= len(schedule):
+        raise InputError(f"dpm-solver was asked for {setting('steps')} {steps}: give 1 to {len(schedule)}")
+    uniform = [float(time) for time in np.linspace(1.0, 1.0 / len(schedule), steps + 1)]
+    times = uniform if spacing == UNIFORM else schedule.times_spaced_by(steps, spacing)
+    return [schedule.between(time) if time else CLEAN for time in times]
 
 
 def sample_dpm_solver(
@@ -35,22 +50,22 @@ def sample_dpm_solver(
     after_step: AfterStep | None = None,
     frames: FrameMask | None = None,
     steps: int = 20,
+    spacing: Spacing = UNIFORM,
 ) -> Tensor:
     """From noise x (B, C, ...) to x_0 in ``steps`` evaluations. Only a frame mask draws noise.
 
-    Pass the full schedule, not a respaced one. The solver ends at the schedule's first level, next to the data.
+    Pass the full schedule, not a respaced one. The solver ends at the schedule's first level, next to the data; where
+    the spacing lists timesteps to the last, at the data. ``spacing`` places the steps.
 
     The first step is of first order. With fewer than ten steps, so is the last. The step at which a frame joins
     is of first order for that frame.
 
     Raises:
-        InputError: fewer than 1 step, more than the schedule has, a prediction is not finite, or the frame mask does
-            not fit.
+        InputError: fewer than 1 step, more than the schedule has, a prediction is not finite, or the frame mask or the
+            spacing does not fit.
     """
-    if not 1 <= steps <= len(schedule):
-        raise InputError(f"dpm-solver was asked for {setting('steps')} {steps}: give 1 to {len(schedule)}")
     predict = checked(denoiser)
-    levels = [schedule.between(time) for time in np.linspace(1.0, 1.0 / len(schedule), steps + 1)]
+    levels = levels_of(schedule, steps, spacing)
     x = at_least_single(x)
     last: NoiseLevel | None = None
     previous: Tensor | None = None
@@ -66,7 +81,7 @@ def sample_dpm_solver(
         # extrapolate it from the last two predictions
         h = _half_log_snr(after) - _half_log_snr(level)
         direction = x_0
-        if previous is not None and (k < steps - 1 or steps >= 10):
+        if previous is not None and (k < steps - 1 or steps >= 10) and after.sigma:
             direction = x_0 + (h / (2 * previous_h)) * (x_0 - previous)
             if last is not None and last.noisy is not None:  # a frame that joins has no history
                 direction = torch.where(per_frame(last.noisy), direction, x_0)

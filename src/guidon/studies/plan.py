@@ -74,6 +74,12 @@ class Arm(Settings):
     sampler: str | None = None
     steps: PositiveInt | None = None
     """Denoising steps."""
+    spacing: str | None = None
+    """Where the steps lie, such as "quadratic"."""
+    fast: bool | None = None
+    """The model's calibrated fast settings; sampler, steps and timing of the study then have no effect on it."""
+    dtype: DtypeName | None = None
+    """Precision of the network."""
     eta: float | None = None
     """How much noise ddim adds, 0 to 1."""
     negative_prompt: str | None = None
@@ -529,6 +535,8 @@ def _choices(study: Study, arm: Arm) -> Choices:
     """The choices of an arm for the pipeline, with the study's values where the arm has none."""
     shared = study.model_dump(include={"sampler", "steps", "timing", "seed"}) | {"seed_per_prompt": True}
     own = arm.model_dump(exclude={"name", "energy_of", "grid"}, exclude_none=True)
+    if arm.fast:
+        shared = {name: value for name, value in shared.items() if name in ("seed", "seed_per_prompt")}
     if arm.energy_of is not None:
         own.setdefault("cfg_scale", ANY_SCALE)
     return cast("Choices", shared | own)

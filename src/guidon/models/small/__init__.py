@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..family import Facts, Family, Preset, Reader
+from ..family import Facts, Family, Fast, Preset, Reader
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,13 @@ SMALL = Preset(
     bench="world",
     sizes=("size", "frames"),
     measured="200 L0 prompts x 4: all attributes right 96.5%; shape 99% (outlines within 0.25 px), others 98% or more",
+    fast=Fast(
+        sampler="ddpm",
+        steps=25,
+        timing="interval:0,0.5",
+        dtype="bf16",
+        measured="3.7x less CPU time; on 64 L0 prompts nothing told apart from the 50 steps in fp32",
+    ),
 )
 
 
@@ -77,7 +84,7 @@ class SmallFamily(Family):
         if not any((folder / name).is_file() for name in (DENOISER, TEXT, VAE)):
             return None
         own = {"name": str(folder), "summary": "a model folder", "weights": folder, "source": str(folder)}
-        preset = replace(SMALL, **own, measured="")
+        preset = replace(SMALL, **own, measured="", fast=None)
         if (folder / DENOISER).is_file():
             from .facts import path_of
 

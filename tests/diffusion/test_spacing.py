@@ -1,0 +1,133 @@
+import math
+
+import numpy as np
+import pytest
+
+from guidon.core.errors import InputError
+from guidon.diffusion import FlowPath, NoiseSchedule
+from guidon.diffusion.spacing import UNIFORM, Explicit, Power, parse_spacing, whole_timesteps
+
+FULL = NoiseSchedule.named()
+TEXTS = ("uniform", "quadratic", "power:0.5", "karras", "karras:3", "logsnr", "split:0.35,0.5", "at:999,500.5,0")
+NOISE = 0.5 * (np.log1p(-FULL.alphas_cumprod) - np.log(FULL.alphas_cumprod))
+
+
+@pytest.mark.parametrize("text", TEXTS[1:])
+def test_its_text_is_read_back(text):
+    assert parse_spacing(text).text == text
+
+
+def test_one_choice_has_one_spelling():
+    assert parse_spacing("power:1") == parse_spacing("uniform") == UNIFORM
+    assert parse_spacing("power:2").text == "quadratic"
+    assert parse_spacing("karras:7").text == "karras"
+
+
+@pytest.mark.parametrize("text", TEXTS[:-1])
+@pytest.mark.parametrize("count", [1, 2, 7, 50])
+def test_fractions_fall_from_noise_to_data(text, count):
+    found = parse_spacing(text).fractions(count, NOISE)
+    assert len(found) == count
+    assert found[0] == 1
+    assert (np.diff(found) < 0).all()
+    assert count == 1 or found[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_each_kind_is_even_in_its_own_measure():
+    def even(values):
+        gaps = np.diff(values)
+        return np.ptp(gaps) < 1e-3 * abs(gaps).mean()
+
+    def noise_at(fractions):
+        return np.interp(fractions, np.linspace(0, 1, len(NOISE)), NOISE)
+
+    assert even(np.sqrt(parse_spacing("quadratic").fractions(9, NOISE)))
+    assert even(noise_at(parse_spacing("logsnr").fractions(9, NOISE)))
+    assert even(np.exp(noise_at(parse_spacing("karras:3").fractions(9, NOISE)) / 3))
+    split = parse_spacing("split:0.4,0.7").fractions(10, NOISE)
+    assert (split < 0.4).sum() == 7
+    assert even(split[:3])
+    assert even(split[3:])
+
+
+@pytest.mark.parametrize("text", ["power:9", "logsnr", "power:0.1"])
+@pytest.mark.parametrize("count", [1, 30, 999, 1000])
+def test_whole_timesteps_are_as_many_as_asked_for(text, count):
+    found = whole_timesteps(parse_spacing(text).fractions(count, NOISE), 999)
+    assert len(set(found)) == count
+    assert found == sorted(found)
+    assert found[0] >= 0
+    assert found[-1] == 999 if count > 1 else found[-1] <= 999
+
+
+def test_a_uniform_one_is_what_a_schedule_does_without():
+    for steps in (2, 10, 50):
+        assert FULL.spaced_by(steps, UNIFORM).timestep_map.tolist() == FULL.respaced(steps).timestep_map.tolist()
+        flow = FlowPath(shift=3.0)
+        with_it = [level.timestep for level in flow.spaced_by(steps, UNIFORM).levels]
+        assert with_it == pytest.approx([level.timestep for level in flow.respaced(steps).levels])
+
+
+def test_it_keeps_the_marginals_of_the_schedule():
+    few = FULL.spaced_by(8, Power(1.5))
+    assert few.alphas_cumprod == pytest.approx(FULL.alphas_cumprod[few.timestep_map])
+
+
+def test_listed_timesteps_are_visited():
+    listed = Explicit((999, 600, 30))
+    assert FULL.spaced_by(3, listed).timestep_map.tolist() == [30, 600, 999]
+    assert FULL.times_spaced_by(3, listed) == pytest.approx([1.0, 0.601, 0.031, 0.001])
+    assert FULL.times_spaced_by(2, Explicit((999, 0)))[-1] == 0
+    assert [level.timestep for level in FlowPath(shift=3.0).spaced_by(3, listed).levels] == [999, 600, 30]
+
+
+@pytest.mark.parametrize("text", ["quadratic", "logsnr", "karras", "split:0.3,0.5"])
+def test_a_flow_ends_at_the_data_once(text):
+    levels = FlowPath().spaced_by(6, parse_spacing(text)).levels
+    assert levels[0].timestep == 1000
+    times = [level.timestep for level in levels]
+    assert times == sorted(set(times), reverse=True)
+    assert times[-1] > 0
+    assert levels[-1].next is not None
+    assert levels[-1].next.sigma == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("uniformly", "did you mean 'uniform'"),
+        ("power:0", "the power 0 is not valid: give a number from 0.05 to 20"),
+        ("power:x", "cannot be read: give a power such as power:1.5"),
+        ("power", "cannot be read: give a power"),
+        ("karras:-1", "karras has the exponent -1"),
+        (f"karras:{math.nan}", "karras has the exponent nan"),
+        ("split:0.5", "cannot be read: give a fraction"),
+        ("split:0,0.5", "both above 0 and below 1"),
+        ("at:1,2", "do not fall from noise to 0"),
+        ("at:nan", "do not fall"),
+        ("at:inf,1", "do not fall"),
+        ("at:5,-1", "do not fall"),
+        ("at:", "cannot be read: give timesteps"),
+    ],
+)
+def test_what_is_no_spacing_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_spacing(text)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "message"),
+    [
+        ((999, 0), "lists 2 timesteps, steps is 3: give as many"),
+        ((1000, 500, 0), "begins at timestep 1000, the largest of the model is 999"),
+        ((999, 0.5, 0), "lists timestep 0.5, and this sampler takes whole ones"),
+    ],
+)
+def test_listed_timesteps_that_do_not_fit_are_refused(timesteps, message):
+    with pytest.raises(InputError, match=message):
+        FULL.spaced_by(3, Explicit(timesteps))
+
+
+def test_a_flow_does_not_begin_a_step_at_the_data():
+    with pytest.raises(InputError, match="ends at timestep 0, which is the data itself"):
+        FlowPath().spaced_by(2, Explicit((1000, 0)))
