@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guidon.diffusion import DiscreteLevel, NoiseSchedule
@@ -50,13 +50,13 @@ class PlainSTDiT:
         """Keys and values of each block, (1, tokens of all rows, 2, H, D / H), and how many tokens each row has."""
         net = self.network
         lengths = mask.sum(1).tolist()
-        tokens = net.y_embedder.y_proj(features.to(net.dtype))
+        tokens = _mlp(net.y_embedder.y_proj, features.to(net.dtype))
         kept = tokens.masked_select(mask[..., None] != 0).view(1, -1, tokens.shape[-1])
         return [self._keys_values(k, kept) for k in range(len(net.blocks))], lengths
 
     def _keys_values(self, block: int, tokens: Tensor) -> Tensor:
         cross = self.network.blocks[block].cross_attn
-        return cross.kv_linear(tokens).view(1, -1, 2, cross.num_heads, tokens.shape[-1] // cross.num_heads)
+        return _linear(cross.kv_linear, tokens).view(1, -1, 2, cross.num_heads, tokens.shape[-1] // cross.num_heads)
 
     def __call__(
         self, x: Tensor, timesteps: Tensor, features: Tensor, mask: Tensor, kept: tuple[list[Tensor], list[int]] | None
@@ -81,10 +81,19 @@ class PlainSTDiT:
             h = self.block(block, h, t_six, frames, positions, keys_values[k], lengths, savings)
         last = net.final_layer
         shift, scale = (last.scale_shift_table[None] + t[:, None]).chunk(2, dim=1)
-        out = last.linear(_modulated(last.norm_final(h), shift, scale, savings))
+        out = _linear(last.linear, _modulated(last.norm_final(h), shift, scale, savings))
         rows, columns = size[1] // ph, size[2] // pw
         out = out.view(len(out), frames, rows, columns, ph, pw, -1)
         return out.permute(0, 6, 1, 2, 4, 3, 5).reshape(len(out), -1, *size).float()
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """torch's own product, whatever the layer takes."""
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def _mlp(mlp, x: Tensor) -> Tensor:
+    return _linear(mlp.fc2, F.gelu(_linear(mlp.fc1, x), approximate="tanh"))
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor, savings: Savings) -> Tensor:
@@ -116,8 +125,7 @@ def _block(
     x = torch.cat([x, x]) if rows < len(lengths) else x
     x = x + _cross_attention(block.cross_attn, x, keys_values, lengths, savings)
     # the MLP
-    hidden = F.gelu(block.mlp.fc1(_modulated(block.norm2(x), shift_mlp, scale_mlp, savings)), approximate="tanh")
-    return _gated(x, gate_mlp, block.mlp.fc2(hidden), savings)
+    return _gated(x, gate_mlp, _mlp(block.mlp, _modulated(block.norm2(x), shift_mlp, scale_mlp, savings)), savings)
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, savings: Savings) -> Tensor:
@@ -131,20 +139,20 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, savings: Savings) -> Tensor:
 def _self_attention(attention, x: Tensor, savings: Savings) -> Tensor:
     rows, tokens, d = x.shape
     heads = attention.num_heads
-    q, k, v = attention.qkv(x).view(rows, tokens, 3, heads, d // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    return attention.proj(_attended(q, k, v, savings).transpose(1, 2).reshape(rows, tokens, d))
+    q, k, v = _linear(attention.qkv, x).view(rows, tokens, 3, heads, d // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    return _linear(attention.proj, _attended(q, k, v, savings).transpose(1, 2).reshape(rows, tokens, d))
 
 
 def _cross_attention(cross, x: Tensor, keys_values: Tensor, lengths: list[int], savings: Savings) -> Tensor:
     """Every row attends to its own caption tokens, which lie one after the other in ``keys_values``."""
     rows, tokens, d = x.shape
-    q = cross.q_linear(x).view(rows, tokens, cross.num_heads, -1).transpose(1, 2)
+    q = _linear(cross.q_linear, x).view(rows, tokens, cross.num_heads, -1).transpose(1, 2)
     found, first = [], 0
     for row, length in enumerate(lengths):
         k, v = keys_values[:, first : first + length].permute(2, 0, 3, 1, 4).unbind(0)
         found.append(_attended(q[row : row + 1], k, v, savings))
         first += length
-    return cross.proj(torch.cat(found).transpose(1, 2).reshape(rows, tokens, d))
+    return _linear(cross.proj, torch.cat(found).transpose(1, 2).reshape(rows, tokens, d))
 
 
 def guided(model: Callable[[Tensor], Tensor], x: Tensor, scale: float, savings: Savings) -> Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .errors import InputError, setting
@@ -80,3 +83,15 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's name, and the names of its abilities ("avx512f"), which only Linux tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        return platform.processor(), frozenset()
+    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    flags = (lines.get("flags") or lines.get("Features") or "").split()
+    return lines.get("model name", platform.processor()), frozenset(flags)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...core.devices import processor
 from ...core.version import VERSION
 
 KINDS = ("sse4_2", "avx", "fma", "amx", "neon", "asimd", "sve", "bf16", "f16")  # parts of names of CPU flags
@@ -22,7 +23,8 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     Args:
         device: what it is measured on.
     """
-    model, flags = _processor()
+    model, known = processor()
+    flags = sorted(flag for flag in known if any(kind in flag for kind in KINDS))
     place = torch.device(device)
     found: dict[str, Any] = {
         "guidon": VERSION,
@@ -52,18 +54,6 @@ def machine_line(machine: dict[str, Any]) -> str:
         f"torch {machine['torch']}, guidon {machine['guidon']}"
         + (f" at {machine['commit']}" if machine["commit"] else "")
     )
-
-
-def _processor() -> tuple[str, list[str]]:
-    """The processor's name, and those of its flags that decide the speed of arithmetic."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no Linux
-        return platform.processor(), []
-    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
-    flags = (lines.get("flags") or lines.get("Features") or "").split()
-    kept = sorted(flag for flag in set(flags) if any(kind in flag for kind in KINDS))
-    return lines.get("model name", platform.processor()), kept
 
 
 def _commit() -> str | None:

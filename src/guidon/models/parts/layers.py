@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
+from .products import Linear, gelu_of, product
 
 
 def timesteps_of(timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor:
@@ -143,11 +144,11 @@ class Mlp(nn.Module):
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.fc2 = nn.Linear(hidden_features, out_features)
+        self.fc1 = Linear(in_features, hidden_features)
+        self.fc2 = Linear(hidden_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu_of(self.fc1, x))
 
 
 class CaptionEmbedder(nn.Module):
@@ -215,15 +216,15 @@ class Attention(nn.Module):
         super().__init__()
         refuse_heads(hidden_size, num_heads)
         self.num_heads, self.rotate_first = num_heads, rotate_first
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
         self.q_norm, self.k_norm = (RMSNorm(hidden_size // num_heads) if qk_norm else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
         """``angles`` (N, D / H / 2) rotate queries and keys; None where positions are in x already."""
         if x.shape[1] == 1:  # one token attends to itself alone, so its value is the result
             d = x.shape[-1]
-            return self.proj(F.linear(x, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
+            return self.proj(product(x, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         if angles is not None and self.rotate_first:
             q, k = rotate(q, angles), rotate(k, angles)
@@ -240,9 +241,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         refuse_heads(hidden_size, num_heads)
         self.num_heads = num_heads
-        self.q_linear = nn.Linear(hidden_size, hidden_size)
-        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.q_linear = Linear(hidden_size, hidden_size)
+        self.kv_linear = Linear(hidden_size, 2 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def keys_values(self, y: Tensor) -> Tensor:
         """Caption tokens (B, L, D) -> keys and values (2, B, H, L, D / H)."""
@@ -261,7 +262,7 @@ class FinalLayer(nn.Module):
     def __init__(self, hidden_size: int, out_features: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(hidden_size, out_features)
+        self.linear = Linear(hidden_size, out_features)
         self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
 
     def modulated(self, x: Tensor, t: Tensor) -> Tensor:

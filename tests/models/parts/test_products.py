@@ -1,0 +1,140 @@
+"""Products by oneDNN are torch's own to rounding, and are taken only where no gradient needs them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from guidon.models.parts import products
+from guidon.models.parts.layers import Mlp
+from guidon.models.parts.products import LEAST_ROWS, LEAST_WIDTH, Linear, gelu_of, product
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+WIDE = LEAST_WIDTH
+
+
+class Names(TorchDispatchMode):
+    """The names of all operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def by_onednn(work):
+    with Names() as names:
+        work()
+    return any("mkldnn._linear_pointwise" in name for name in names.found)
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch):
+    """As on a processor where oneDNN is faster."""
+    monkeypatch.setattr(products, "_is_faster", lambda dtype: dtype in (torch.float32, torch.bfloat16))
+
+
+def inputs(rows=LEAST_ROWS, into=WIDE, out=2 * WIDE, dtype=torch.float32):
+    torch.manual_seed(0)
+    return [
+        t.to(dtype) for t in (torch.randn(2, rows // 2, into), torch.randn(out, into) / into**0.5, torch.randn(out))
+    ]
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_the_product_is_torchs_to_rounding(activation):
+    x, weight, bias = inputs()
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    exact = F.gelu(exact, approximate="tanh") if activation == "gelu" else exact
+    with torch.no_grad():
+        assert by_onednn(lambda: product(x, weight, bias, activation))
+        assert (product(x, weight, bias, activation) - exact).abs().max() < 1e-5
+
+
+def test_a_product_without_bias():
+    x, weight, _ = inputs()
+    with torch.no_grad():
+        assert (product(x, weight, None) - F.linear(x.double(), weight.double())).abs().max() < 1e-5
+
+
+def test_a_layer_that_was_replaced_or_hooked_is_called():
+    mlp, (x, *_), seen = Mlp(WIDE, WIDE, WIDE), inputs(), []
+    with torch.no_grad():
+        before = mlp(x)
+        hook = mlp.fc1.register_forward_hook(lambda layer, given, made: seen.append(made))
+        assert torch.allclose(mlp(x), before, atol=1e-5)
+        assert len(seen) == 1
+        hook.remove()
+        mlp.fc1 = nn.Sequential(mlp.fc1, nn.Identity())
+        assert torch.allclose(mlp(x), before, atol=1e-5)
+
+
+def test_half_precision_errs_no_more_than_torchs():
+    x, weight, bias = inputs(dtype=torch.bfloat16)
+    exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+    with torch.no_grad():
+        ours, torchs = product(x, weight, bias, "gelu"), F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).square().mean() <= (torchs - exact).square().mean()
+
+
+def test_a_row_is_the_same_in_every_batch():
+    x, weight, bias = inputs(4 * LEAST_ROWS)
+    with torch.no_grad():
+        whole = product(x, weight, bias, "gelu")
+        assert torch.equal(whole[:1], product(x[:1], weight, bias, "gelu"))
+        assert torch.equal(whole[1:, 7:71], product(x[1:, 7:71], weight, bias, "gelu"))
+
+
+@pytest.mark.parametrize(
+    "made", [inputs(LEAST_ROWS - 2), inputs(into=WIDE - 64), inputs(out=WIDE - 64), inputs(dtype=torch.float64)]
+)
+def test_small_and_other_products_are_torchs_bit_for_bit(made):
+    with torch.no_grad():
+        assert not by_onednn(lambda: product(*made))
+        assert torch.equal(product(*made), F.linear(*made))
+
+
+def test_gradients_are_torchs():
+    x, weight, bias = inputs()
+    layer = Linear(WIDE, 2 * WIDE)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    assert not by_onednn(lambda: gelu_of(layer, x))
+    gelu_of(layer, x).sum().backward()
+    weight.requires_grad_()
+    F.gelu(F.linear(x, weight, bias), approximate="tanh").sum().backward()
+    assert torch.equal(layer.weight.grad, weight.grad)
+
+
+def test_forward_derivatives_and_autocast_are_torchs():
+    x, weight, bias = inputs()
+    with torch.no_grad(), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(product(forward_ad.make_dual(x, x), weight, bias)).tangent
+        assert torch.allclose(tangent, F.linear(x, weight), atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert product(x, weight, bias).dtype == torch.bfloat16
+
+
+def test_torchs_counter_knows_its_flops():
+    x, weight, bias = inputs()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        product(x, weight, bias)
+    assert counter.get_total_flops() == 2 * LEAST_ROWS * weight.numel()
+
+
+def test_processors_of_others_keep_torchs_product(monkeypatch):
+    monkeypatch.undo()
+    for name, flags, faster in (
+        ("Intel(R) Xeon(R)", {"avx512f"}, False), ("AMD EPYC", {"avx2"}, False), ("AMD EPYC", {"avx512f"}, True),
+    ):  # fmt: skip
+        monkeypatch.setattr(products, "processor", lambda name=name, flags=flags: (name, flags))
+        products._is_faster.cache_clear()
+        assert products._is_faster(torch.float32) == (faster and torch.backends.mkl.is_available())
+    products._is_faster.cache_clear()
+    assert not products._is_faster(torch.float16)
