@@ -27,6 +27,7 @@ REFUSED = [
         ("--cfg-scale 1,2,3", "--cfg-scale has 3 values"),
         ("--guidance nope", "--guidance"),
         ("--guidance fdg:levels=9", "latents of 16x16 cannot be halved 9 times"),
+        ("--guidance stg:blocks=99", "blocks=99 names block 99, but the network's are numbered 0 to 5"),
         ("--guidance cfg++", "--guidance cfg++ takes a --cfg-scale from 0 to 1"),
         ("--interval 2,3", "--interval"),
         ("--sampler x", "--sampler"),

@@ -78,7 +78,11 @@ def test_many_samples_are_in_several_rows_of_the_sheet(tmp_path):
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.width < 1700
         colours = {red for _, (red, green, blue) in picture.getcolors(1 << 20) if red == green == blue}
+        assert np.asarray(picture)[:20].min() == 255
     assert {20 * number for number in range(10)} <= colours
+    sheet_of_samples(clips, ["a circle", "a square"], range(5), path=tmp_path / "sheet.png", heading="cfg_scale 3")
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert np.asarray(picture)[:20].min() < 128
 
 
 def test_a_contact_sheet_stays_a_picture_that_can_be_opened():

@@ -146,9 +146,16 @@ def write_videos(
     frames = [video.frames for video in videos]
     rows = [frames[first : first + samples] for first in range(0, len(frames), samples)]
     path = out / f"{run_name(request, weights)}-sheet.png"
-    shown = sheet_of_samples(rows, request.prompts, request.samples, path=path)
+    shown = sheet_of_samples(rows, request.prompts, request.samples, path=path, heading=_heading(request))
     part = f" (the first {shown} of {len(videos)} clips)" if shown < len(videos) else ""
     print(f"contact sheet: {path}{part}")
+
+
+def _heading(request: Request) -> str:
+    """The settings that tell one run of a prompt from another."""
+    guidance = ", ".join(f"{name} {value}" for name, value in request.guidance.to_settings().items())
+    sampled = f"{request.sampler}, {request.steps} steps" if request.exact is None else f"exact {request.exact}"
+    return f"{request.model}: {guidance}, {sampled}"
 
 
 def write_trace(trace: GuidanceTrace, path: Path) -> None:

@@ -117,7 +117,12 @@ def contact_sheet(
 
 
 def sheet_of_samples(
-    clips: Sequence[Sequence[np.ndarray]], prompts: Sequence[str], samples: Sequence[int], *, path: str | Path
+    clips: Sequence[Sequence[np.ndarray]],
+    prompts: Sequence[str],
+    samples: Sequence[int],
+    *,
+    path: str | Path,
+    heading: str = "",
 ) -> int:
     """Write the contact sheet of a run as PNG: the samples of a prompt side by side, in several rows if they are many.
 
@@ -128,6 +133,7 @@ def sheet_of_samples(
         prompts: the text of each row.
         samples: the index of each sample.
         path: the file.
+        heading: a line above all clips.
 
     Returns:
         How many clips it shows.
@@ -146,7 +152,7 @@ def sheet_of_samples(
             own, numbers = list(row[line]), ", ".join(map(str, samples[line]))
             rows.append(own + [np.full_like(own[0], 255)] * (across - len(own)))
             labels.append(prompt if len(samples) == 1 else f"{prompt}, sample{'s' * (len(own) > 1)} {numbers}")
-    contact_sheet(rows, labels, [""] * across, path=path)
+    contact_sheet(rows, labels, [heading, *[""] * (across - 1)], path=path)
     return shown_prompts * shown_samples
 
 

@@ -188,6 +188,8 @@ class Facts:
     too."""
     path: PathName = "diffusion"
     """The path from data to noise that it was trained on. Each has its own samplers (``samplers.SAMPLERS``)."""
+    blocks: int | None = None
+    """Transformer blocks of its network, which the rule "stg" names by number; None where they are not known."""
     has_weak: bool = False
     """Whether a weaker model comes with it, for the rule "autoguidance"."""
     latent_frames: Callable[[int], int] = one_for_each

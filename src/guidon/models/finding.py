@@ -23,6 +23,7 @@ TOKENIZERS = ("spiece.model", "tokenizer.json")
 AUTOENCODER = "stabilityai/sd-vae-ft-ema"
 AUTOENCODER_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 DOWNSAMPLING = 8  # pixels per latent pixel in Stable Diffusion's autoencoder, along one side
+DEPTH = 28  # blocks of the XL networks, which all released models have
 TIMESTEPS = 1000  # of the diffusion that all released models were trained for
 
 
@@ -42,7 +43,7 @@ def released_facts(preset: Preset[Released], sources: Sources, *, patch: tuple[i
     if sources.features is not None:
         check = partial(refuse_unstored, sources.features, stored_prompts(sources.features))
     shape = preset.weights.latent_shape
-    return Facts(shape, patch, DOWNSAMPLING, TIMESTEPS, preset.bench, check)
+    return Facts(shape, patch, DOWNSAMPLING, TIMESTEPS, preset.bench, check, blocks=DEPTH)
 
 
 def _check_parts(preset: Preset[Released], sources: Sources) -> None:

@@ -13,6 +13,7 @@ from ..core.settings import validated
 from ..core.warn import warn
 from ..diffusion.spacing import Explicit, parse_spacing
 from ..guidance import Guidance, Unset, cfg_channels_from, plain_scale
+from ..guidance.rules import SkipGuidance
 from ..media.conditioning import CHOICES as CONDITIONING
 from ..media.conditioning import ClipShape, check_conditioning, choose_conditioning
 from ..media.placing import JSON_KEYS, check_texts, split_json
@@ -186,6 +187,8 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     request.guidance.scales_for(facts.channels)
     rule = request.guidance.rule
     rule.check_size(*shape[-2:])
+    if isinstance(rule, SkipGuidance) and facts.blocks is not None:
+        rule.numbers(facts.blocks)
     if rule.needs_weak and rule.weak == "model" and not facts.has_weak:
         raise InputError(f"{setting('guidance')} {rule.name} needs a weaker model: give {setting('weak')}")
     if rule.needs_imageless and not facts.knows_given_frames:

@@ -48,12 +48,16 @@ def test_what_the_command_line_has_no_option_for_is_made_from_the_manifest():
     generation = frozen("3", 2.0) | {"prompts": ["x"], "samples": [0]}
     assert generate_command(generation).startswith("guidon generate x --model guidon-small --cfg-scale 2 ")
     assert generate_command(generation | {"rotation": 1}) == "guidon generate --from manifest.json"
+    weak = generate_command(generation | {"guidance": "autoguidance"})
+    assert weak == "guidon generate --from manifest.json --weak FOLDER"
 
 
 def test_only_what_is_not_the_default_is_written():
     plain = frozen("3", 2.0) | {"prompts": ["x"], "samples": [0]}
     assert "--guidance" not in generate_command(plain)
     command = generate_command(plain | {"guidance": "apg", "eta": 0.5, "cfg_scale": [1.0, 2.5], "timing": "linear"})
+    assert "--spacing" not in command
+    assert "--spacing quadratic" in generate_command(plain | {"spacing": "quadratic"})
     for words in ("--guidance apg", "--eta 0.5", "--cfg-scale 1,2.5", "--ramp linear"):
         assert words in command
     growing = generate_command(plain | {"timing": "exponential:0.7"})

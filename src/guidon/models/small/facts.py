@@ -92,6 +92,7 @@ def facts_of(
         downsampling=downsampling,
         timesteps=diffusion.diffusion_steps,
         path=diffusion.path,
+        blocks=shape.depth,
         # the bench "world" measures clips of one size only
         bench=preset.bench if pixels == (world.SIZE, world.SIZE) else "video",
         read_prompts=as_they_are if words is None else words.read_prompts,

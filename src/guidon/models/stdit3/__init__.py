@@ -76,7 +76,7 @@ class STDiT3Family(Family):
         return READER
 
     def facts(self, preset: Preset[Released], sources: Sources) -> Facts:
-        from ..finding import released_facts
+        from ..finding import DEPTH, released_facts
         from ..text.headers import stored_prompts
 
         found = released_facts(preset, sources, patch=(1, 1, 1))
@@ -95,6 +95,7 @@ class STDiT3Family(Family):
             knows_given_frames=True,
             latent_frames=latent_frames,
             latents_together=CHUNK_LATENTS,
+            blocks=2 * DEPTH,  # one in space and one in time, in turn
         )
 
     def find_model(self, preset: Preset[Released], sources: Sources, device: torch.device) -> Model:
