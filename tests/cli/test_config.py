@@ -37,5 +37,7 @@ def test_bad_input_is_refused_in_one_line(refused, tmp_path):
     path.write_text(CONFIG.replace("STDiT-XL/2", "STDiT3-XL/2"))
     said = refused("config", path, "--open-sora", "1.1")
     assert "has a STDiT3, which Open-Sora has from 1.2 on: leave out --open-sora '1.1'" in said
+    path.write_text(CONFIG.replace("iddpm", "lcm"))
+    assert "asks for what no command does: scheduler.type: lcm is not one of" in refused("config", path)
     path.write_text("print('run')")
     assert "holds assignments such as seed = 42 only" in refused("config", path)

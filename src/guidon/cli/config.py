@@ -47,6 +47,9 @@ def config(
     if version is not None and version not in VERSIONS:
         raise InputError(f"{setting('version')} {version!r} does not exist; valid: {', '.join(VERSIONS)}")
     found = translate(read_config(file), file, cast("Version | None", version))
+    if not found.commands:
+        name, why = next(iter(found.left_out.items()))
+        raise InputError(f"{file} asks for what no command does: {name}: {why}")
     print(_as_json(found) if json else _as_text(found))
 
 
@@ -60,7 +63,7 @@ def _words(command: Command) -> list[str]:
 
 def _as_text(found: Translation) -> str:
     """Lines for a shell."""
-    lines = [shlex.join(_words(command)) for command in found.commands] or ["# no command does this"]
+    lines = [shlex.join(_words(command)) for command in found.commands]
     return "\n".join([*lines, *(f"# left out: {name}: {why}" for name, why in found.left_out.items())])
 
 
