@@ -54,7 +54,7 @@ def apart(ours, theirs):
     return np.abs(np.asarray(ours, float) - theirs).max()
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver", "dpm-solver-3m-sde", "unipc"])
 @pytest.mark.parametrize("channels", ["3", "all", "only:1"])
 def test_the_first_and_last_frames_are_the_pictures_with_every_sampler(pipe, picture, video, sampler, channels):
     clip = pipe(

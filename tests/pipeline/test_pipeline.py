@@ -33,7 +33,7 @@ def test_the_same_call_gives_the_same_frames_and_another_seed_others(pipe):
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver", "dpm-solver-sde", "unipc"])
 def test_samples_do_not_depend_on_what_is_generated_beside_them(pipe, sampler):
     options = {"steps": 3, "seed": 4, "sampler": sampler, "cfg_scale": 3.0}
     many = pipe([OTHER, PROMPT], num_samples=3, **options)

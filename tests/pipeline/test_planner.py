@@ -13,6 +13,7 @@ from guidon.pipeline.planner import Planner
         ("diffusion", "euler", "sampler euler does not go with guidon-small, which is a diffusion model: give ddpm or"),
         ("flow", "ddpm", "sampler ddpm does not go with guidon-small, which is a rectified flow: give euler or heun"),
         ("flow", "dpm-solver", "give euler or heun"),
+        ("flow", "unipc", "give euler or heun"),
     ],
 )
 def test_a_sampler_of_the_other_path_is_refused_in_one_line(path, sampler, message):

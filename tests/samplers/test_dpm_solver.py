@@ -59,5 +59,5 @@ def test_it_visits_uniform_times_from_noise_to_the_first_step():
 
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_steps_out_of_range_are_refused(steps):
-    with pytest.raises(InputError, match=f"dpm-solver was asked for steps {steps}: give 1 to 1000"):
+    with pytest.raises(InputError, match=f"a solver was asked for steps {steps}: give 1 to 1000"):
         sample_dpm_solver(MixtureDenoiser(), FULL, torch.zeros(1, 1, 2), torch.randn_like, steps=steps)

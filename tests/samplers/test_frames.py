@@ -1,11 +1,22 @@
 """Frames that are kept or edited, in every sampler."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule, Process
-from guidon.samplers import FrameMask, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
+from guidon.samplers import (
+    WHOLE,
+    FrameMask,
+    SampleNoise,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm_solver,
+    sample_dpm_solver_sde,
+    sample_unipc,
+)
 from toy_network import normal
 
 FULL = NoiseSchedule.named()
@@ -13,7 +24,14 @@ SHAPE = (2, 4, 5, 3, 3)
 MADE = torch.tensor([[0.0, 1.0, 0.5, 1.0, 0.0], [1.0, 1.0, 0.2, 0.9, 1.0]])
 FIXED = Process("x0", "fixed_small")
 STEPS = 10
-every_sampler = pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm-solver"])
+SOLVERS = {
+    "dpm-solver": sample_dpm_solver,
+    "dpm-solver-sde": sample_dpm_solver_sde,
+    "dpm-solver-3m-sde": partial(sample_dpm_solver_sde, order=3),
+    "unipc": sample_unipc,
+}
+NOISY = ("ddpm", "dpm-solver-sde", "dpm-solver-3m-sde")
+every_sampler = pytest.mark.parametrize("name", ["ddpm", "ddim", *SOLVERS])
 
 
 class Watched:
@@ -30,8 +48,8 @@ class Watched:
 
 def run(name, x, frames, network=None, noise=None):
     network, noise = network or Watched(), noise or SampleNoise(1, range(2))
-    if name == "dpm-solver":
-        return sample_dpm_solver(network, FULL, x, noise, process=FIXED, frames=frames, steps=STEPS)
+    if name in SOLVERS:
+        return SOLVERS[name](network, FULL, x, noise, process=FIXED, frames=frames, steps=STEPS)
     sample = sample_ddpm if name == "ddpm" else sample_ddim
     return sample(network, FULL.respaced(STEPS), x, noise, process=FIXED, frames=frames)
 
@@ -47,7 +65,7 @@ def test_kept_frames_come_back_and_the_others_are_made(name):
     for row, number in ((0, 0), (0, 4)):
         # on a discrete schedule a kept frame takes part in the last step, which changes it a little, as in the original
         assert all(torch.equal(frame(seen, row, number), frame(x, row, number)) for seen in network.x[: STEPS - 1])
-        if name == "dpm-solver":
+        if name not in WHOLE:
             assert torch.equal(frame(out, row, number), frame(x, row, number))
     assert not torch.equal(frame(out, 0, 1), frame(x, 0, 1))
     assert not torch.equal(frame(out, 1, 2), frame(x, 1, 2))
@@ -62,7 +80,7 @@ def test_a_frame_of_half_an_edit_joins_in_the_middle(name):
     assert moved == list(range(moved[0], STEPS))
     assert moved[0] in (STEPS // 2 - 1, STEPS // 2)
     # Open-Sora 1.1 tells the network one step later
-    assert told == (moved if name == "dpm-solver" else moved[1:])
+    assert told == (moved[1:] if name in WHOLE else moved)
     assert [bool(noisy[0, 1]) for noisy in network.noisy] == [True] * STEPS
 
 
@@ -81,7 +99,7 @@ def test_a_mask_of_ones_makes_every_frame_as_no_mask_does(name):
 
         def __call__(self, x):
             self.calls += 1
-            return torch.full_like(x, 1e9) if self.calls % 2 or name != "ddpm" else noise(x)
+            return torch.full_like(x, 1e9) if self.calls % 2 or name not in NOISY else noise(x)
 
     masked = run(name, x, FrameMask(torch.ones(2, 5)), noise=Half())
     draws = iter(range(100))
@@ -105,11 +123,12 @@ def test_a_network_that_reads_no_mask_is_shown_kept_frames_noised_to_the_level(n
     assert last < first / 2
 
 
-def test_the_first_step_of_a_frame_that_joins_is_of_first_order():
+@pytest.mark.parametrize("name", ["dpm-solver", "unipc"])
+def test_the_first_step_of_a_frame_that_joins_is_of_first_order(name):
     """Beside frames that move, it is what it would be if the run began there: no history from before leaks in."""
     x, network = normal(*SHAPE), Watched()
     made = torch.tensor([[1.0, 1.0, 0.5, 1.0, 1.0]] * 2)
-    run("dpm-solver", x, FrameMask(made), network)
+    run(name, x, FrameMask(made), network)
     joins = next(k for k in range(STEPS) if network.noisy[k][0, 2])
     before, after = network.x[joins][:, :, 2], network.x[joins + 1][:, :, 2]
     levels = [FULL.between(1 - k / STEPS * (1 - 1 / len(FULL))) for k in (joins, joins + 1)]

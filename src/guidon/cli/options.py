@@ -16,7 +16,7 @@ Panel = Literal[
 ]
 
 # The values of options, for completion in a shell. Their own modules would load torch.
-SAMPLERS = ("ddpm", "ddim", "dpm-solver", "euler", "heun")
+SAMPLERS = ("ddpm", "ddim", "dpm-solver", "dpm-solver-sde", "dpm-solver-3m-sde", "unipc", "euler", "heun")
 RULES = (
     "cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg", "tcfg", "mambo-g", "momentum", "samg", "renorm",
     "fdg-time", "autoguidance", "stg", "three-way",
@@ -154,7 +154,7 @@ Sampler = Annotated[
     option(
         "Sampling",
         "NAME",
-        "Sampler: ddpm, ddim or dpm-solver; for a rectified flow euler or heun.",
+        f"Sampler: {', '.join(SAMPLERS[:5])} or {SAMPLERS[5]}; for a rectified flow {SAMPLERS[6]} or {SAMPLERS[7]}.",
         default=of_model("ddpm"),
         values=SAMPLERS,
     ),

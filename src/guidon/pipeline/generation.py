@@ -39,6 +39,7 @@ from ..models.text.prompts import Prompts
 from ..models.vae import Autoencoder
 from ..request import Computation, Request
 from ..samplers import (
+    WHOLE,
     AfterStep,
     CheckedDenoiser,
     LegacyNoise,
@@ -47,8 +48,10 @@ from ..samplers import (
     sample_ddim,
     sample_ddpm,
     sample_dpm_solver,
+    sample_dpm_solver_sde,
     sample_euler,
     sample_heun,
+    sample_unipc,
 )
 from .kept import Kept, hold, put_back
 from .sizes import clip_size, latent_shape
@@ -248,12 +251,14 @@ class Generation:
 
         # from noise to latents
         denoiser = self.denoiser(network, weak, numbers, sequential)
+        placed: dict[str, Any] = {"steps": request.steps, "spacing": parse_spacing(request.spacing or "uniform")}
         samplers: dict[str | None, Callable[..., Tensor]] = {
             "ddpm": sample_ddpm,
             "ddim": partial(sample_ddim, eta=request.eta),
-            "dpm-solver": partial(
-                sample_dpm_solver, steps=request.steps, spacing=parse_spacing(request.spacing or "uniform")
-            ),
+            "dpm-solver": partial(sample_dpm_solver, **placed),
+            "dpm-solver-sde": partial(sample_dpm_solver_sde, **placed),
+            "dpm-solver-3m-sde": partial(sample_dpm_solver_sde, order=3, **placed),
+            "unipc": partial(sample_unipc, **placed),
             "euler": sample_euler,
             "heun": sample_heun,
         }
@@ -311,7 +316,7 @@ class Generation:
         if isinstance(schedule, FlowPath):  # its levels may depend on the size and length of the clip
             frames, height, width = clip_size(self.model.facts, request, network.latent_shape)
             schedule = schedule.for_clip(height, width, frames, network.dtype if request.exact else None)
-        if request.sampler == "dpm-solver":  # it chooses its levels between those of the full schedule
+        if isinstance(schedule, NoiseSchedule) and request.sampler not in WHOLE:  # it chooses levels between its steps
             return schedule
         if request.spacing is not None:
             return schedule.spaced_by(request.steps, parse_spacing(request.spacing))

@@ -23,7 +23,7 @@ from ..models.prompts import check_prompts
 from ..models.registry import find_replay
 from ..models.sources import Sources
 from ..request import GUIDANCE_KEYS, KEYWORDS, Choices, Request, is_list
-from ..samplers import CLIPS_TOGETHER, SAMPLERS
+from ..samplers import CLIPS_TOGETHER, SAMPLERS, WHOLE
 from .sizes import clip_shape, clip_size, latent_shape, require_room
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     if request.spacing is not None and isinstance(spacing := parse_spacing(request.spacing), Explicit):
         flows = facts.path == "flow"
         most = facts.timesteps - (not flows)
-        spacing.check(request.steps, most, whole=request.sampler in ("ddpm", "ddim"), above_zero=flows)
+        spacing.check(request.steps, most, whole=request.sampler in WHOLE, above_zero=flows)
     if request.conditioning is not None:
         clip = clip_shape(preset, facts, request)
         check_conditioning(request.conditioning, clip, preset.name)

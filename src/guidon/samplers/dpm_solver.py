@@ -21,22 +21,35 @@ from .contract import AfterStep, Denoiser, Noise, checked
 from .frames import FrameMask
 
 
-def _half_log_snr(level: NoiseLevel) -> float:
+def half_log_snr(level: NoiseLevel) -> float:
     """lambda = log(alpha / sigma); infinite at the data."""
     return math.log(level.alpha) - math.log(level.sigma) if level.sigma else math.inf
 
 
-def levels_of(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> list[NoiseLevel]:
+def levels_of(schedule: NoiseSchedule, steps: int, spacing: Spacing, *, to_data: bool = False) -> list[NoiseLevel]:
     """The levels at which a solver of continuous time begins its steps, from noise on, and the level at which it ends.
+
+    Args:
+        schedule: the full schedule.
+        steps: how many steps.
+        spacing: where they lie.
+        to_data: end at the data, and not at the schedule's first level, next to it.
 
     Raises:
         InputError: fewer than 1 step, more than the schedule has, or the spacing does not fit the schedule.
     """
     if not 1 <= steps <= len(schedule):
-        raise InputError(f"dpm-solver was asked for {setting('steps')} {steps}: give 1 to {len(schedule)}")
+        raise InputError(f"a solver was asked for {setting('steps')} {steps}: give 1 to {len(schedule)}")
     uniform = [float(time) for time in np.linspace(1.0, 1.0 / len(schedule), steps + 1)]
     times = uniform if spacing == UNIFORM else schedule.times_spaced_by(steps, spacing)
-    return [schedule.between(time) if time else CLEAN for time in times]
+    return [schedule.between(time) if time else CLEAN for time in (*times[:-1], 0.0 if to_data else times[-1])]
+
+
+def predicted_data(prediction: Tensor, x: Tensor, level: NoiseLevel, process: Process) -> Tensor:
+    """The clean sample (B, C, ...) by a prediction (B, C or 2C, ...) of x at a level."""
+    output, _ = split_prediction(prediction, x.shape[1])
+    x_0 = convert(output, x, level, process.parameterization, "x0")
+    return x_0.clamp(-1, 1) if process.clip_denoised else x_0
 
 
 def sample_dpm_solver(
@@ -75,11 +88,9 @@ def sample_dpm_solver(
         if frames is not None:
             x, level = frames.begin(x, level, noise, last)
         # the clean sample that is predicted here
-        output, _ = split_prediction(predict(x, level), x.shape[1])
-        x_0 = convert(output, x, level, process.parameterization, "x0")
-        x_0 = x_0.clamp(-1, 1) if process.clip_denoised else x_0
+        x_0 = predicted_data(predict(x, level), x, level, process)
         # extrapolate it from the last two predictions
-        h = _half_log_snr(after) - _half_log_snr(level)
+        h = half_log_snr(after) - half_log_snr(level)
         direction = x_0
         if previous is not None and (k < steps - 1 or steps >= 10) and after.sigma:
             direction = x_0 + (h / (2 * previous_h)) * (x_0 - previous)
