@@ -7,12 +7,14 @@ out, and the number of such pairs is reported. Undefined values are never filled
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,8 @@ stats = Later("scipy.stats", "comparing settings", "study")
 
 RESAMPLED = 1 << 16  # values of resamples that are held together: they fit the processor's cache
 RESAMPLES = 9999  # bootstrap resamples of the prompts
+BATCH = 500  # resamples, or sign flips, that are made together
+KEPT = 1 << 27  # bytes of draws that are kept for the next comparisons
 FLIPS = 19_999  # random sign flips: the smallest p, 1/20,000, suffices for Holm's correction of 999 comparisons
 
 
@@ -100,22 +104,63 @@ def metric_interval(values: np.ndarray, *, share: bool) -> Interval:
 def _bca(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     """The BCa interval, or the percentile interval where few distinct values leave BCa's acceleration undefined."""
     found: dict[str, tuple[float, float]] = {}
+    drawn = SimpleNamespace(bootstrap_distribution=_resampled_means(values, seed))
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = stats.bootstrap(
                 (values,),
                 np.mean,
-                n_resamples=RESAMPLES,
+                n_resamples=0,
                 confidence_level=confidence,
                 method=method,
-                rng=seed,
-                batch=500,
+                batch=BATCH,
+                bootstrap_result=drawn,
             )
         found[method] = float(result.confidence_interval.low), float(result.confidence_interval.high)
         if all(math.isfinite(end) for end in found[method]):
             return found[method]
     return found["percentile"]
+
+
+def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
+    """The means (RESAMPLES,) of bootstrap resamples of values (n,)."""
+    return np.concatenate([values.take(drawn).mean(axis=-1) for drawn in _resamples(len(values), seed)])
+
+
+def _resamples(count: int, seed: int) -> Iterable[np.ndarray]:
+    """Which of ``count`` values each resample draws, in batches (up to BATCH, count). They are shared: do not change
+    them."""
+    if 2 * RESAMPLES * count > KEPT or count > 1 << 16:
+        return _draw(count, seed)
+    return _kept.get(("resamples", count, seed, RESAMPLES), lambda: [b.astype(np.uint16) for b in _draw(count, seed)])
+
+
+def _draw(count: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    for first in range(0, RESAMPLES, BATCH):
+        yield rng.integers(0, count, (min(BATCH, RESAMPLES - first), count))
+
+
+class _Kept:
+    """The last used draws. Most comparisons of a study are of the same number of prompts, and get the same draws."""
+
+    def __init__(self) -> None:
+        self.found: OrderedDict[tuple[Any, ...], list[np.ndarray]] = OrderedDict()
+
+    def get(self, key: tuple[Any, ...], make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """Those of a key. The oldest are dropped above ``KEPT`` bytes."""
+        if key not in self.found:
+            made = make()
+            size = sum(part.nbytes for part in made)
+            while self.found and size + sum(part.nbytes for own in self.found.values() for part in own) > KEPT:
+                self.found.popitem(last=False)
+            self.found[key] = made
+        self.found.move_to_end(key)
+        return self.found[key]
+
+
+_kept = _Kept()
 
 
 def share_interval(successes: float, count: int, *, confidence: float = 0.95) -> Interval:
@@ -134,15 +179,18 @@ def sign_flips(prompts: int, seed: int = 0) -> np.ndarray:
     return _sign_flips(prompts, seed).copy()
 
 
-@lru_cache(maxsize=4)
 def _sign_flips(prompts: int, seed: int) -> np.ndarray:
     """See ``sign_flips``. The array is shared: do not change it."""
-    if prompts <= 13:
-        signs = 1 - 2 * ((np.arange(2**prompts)[:, None] >> np.arange(prompts)) & 1)
-    else:
-        signs = 1 - 2 * np.random.default_rng(seed).integers(2, size=(FLIPS, prompts), dtype=np.int8)
-    signs.flags.writeable = False
-    return signs
+
+    def make() -> list[np.ndarray]:
+        if prompts <= 13:
+            signs = 1 - 2 * ((np.arange(2**prompts)[:, None] >> np.arange(prompts)) & 1)
+        else:
+            signs = 1 - 2 * np.random.default_rng(seed).integers(2, size=(FLIPS, prompts), dtype=np.int8)
+        signs.flags.writeable = False
+        return [signs]
+
+    return _kept.get(("flips", prompts, seed, FLIPS), make)[0]
 
 
 def compare(a: np.ndarray, b: np.ndarray, *, better: str | None = "higher", seed: int = 0) -> Comparison:
@@ -192,7 +240,9 @@ def _p_values(differences: np.ndarray, seed: int) -> np.ndarray:
 
 def _flipped(differences: np.ndarray, seed: int) -> np.ndarray:
     """Means (R, M) under sign flips of the prompts."""
-    return _sign_flips(len(differences), seed).astype(float) @ differences / len(differences)
+    signs, rows = _sign_flips(len(differences), seed), BATCH
+    means = [signs[first : first + rows].astype(float) @ differences for first in range(0, len(signs), rows)]
+    return np.concatenate(means) / len(differences)
 
 
 def _p(observed: np.ndarray, null: np.ndarray, exact: bool) -> np.ndarray:
@@ -242,7 +292,6 @@ def max_t(differences: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-@functools.cache
 def smallest_effect(pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest d_z that a paired two-sided test of ``pairs`` pairs detects with the given power.
 
@@ -347,6 +396,15 @@ def pareto(
 
 def _on_front(means: np.ndarray) -> np.ndarray:
     """Which of the points (..., S, 2) are on the front: no other is at least as large in both and larger in one."""
-    others, own = means[..., :, None, :], means[..., None, :, :]
-    beaten = np.any((others >= own).all(-1) & (others > own).any(-1), axis=-2)
-    return np.logical_and(~beaten, np.isfinite(means).all(-1))
+    defined = np.isfinite(means).all(-1)
+    x, y = (np.where(np.isnan(means).any(-1), -np.inf, means[..., k]) for k in (0, 1))  # NaN beats nothing
+    # From the largest x on, and for equal x from the largest y on, each point is compared with the best before it.
+    order = np.lexsort((-y, -x), axis=-1)
+    x, y = (np.take_along_axis(values, order, -1) for values in (x, y))
+    new = np.concatenate([np.ones_like(x[..., :1], bool), x[..., 1:] != x[..., :-1]], -1)
+    first = np.maximum.accumulate(np.where(new, np.arange(x.shape[-1]), 0), -1)  # of the points of the same x
+    highest = np.concatenate([np.full_like(y[..., :1], -np.inf), np.maximum.accumulate(y, -1)], -1)
+    beaten = (np.take_along_axis(highest, first, -1) >= y) | (np.take_along_axis(y, first, -1) > y)
+    found = np.empty_like(defined)
+    np.put_along_axis(found, order, ~beaten, -1)
+    return found & defined

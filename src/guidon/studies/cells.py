@@ -26,6 +26,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,6 +55,7 @@ BY_SAMPLE = ("difference", "cond", "cosine")
 """Arrays of a trace that a sample has of its own, (steps, channels)."""
 OF_RUN = ("timestep", "scale")
 """Arrays of a trace that all samples of a run share: (steps,), and (steps, channels)."""
+HEADER = 10  # bytes of an .npy file before its header; the last two say how long that is
 AGAIN = "delete the folder of the cell, and run `guidon study run` again"
 Finite = Annotated[FiniteFloat, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -84,6 +86,17 @@ class Measured(Settings):
 
 
 @dataclass(frozen=True)
+class Content:
+    """What a cell says of its clip."""
+
+    manifest: Manifest
+    metrics: dict[str, float]
+    """As ``Cell.metrics`` gives them."""
+    trace: dict[str, NDArray[np.float64]]
+    """As ``Cell.trace`` gives it."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One clip of a study."""
 
@@ -101,15 +114,24 @@ class Cell:
         Raises:
             InputError: the scale of its setting is not solved yet.
         """
+        found = self.read()
+        return found if isinstance(found, str) else None
+
+    def read(self) -> Content | str:
+        """What the cell says of its clip, after all its files were checked; else what is wrong with them, as ``damage``
+        says it.
+
+        Raises:
+            InputError: the scale of its setting is not solved yet.
+        """
         if not os.path.lexists(self.folder):
             return "absent"
         expected = self._expected()
         try:
             self._check_digests()
-            self._check_content(expected)
+            return self._checked_content(expected)
         except InputError as error:
             return str(error)
-        return None
 
     def _expected(self) -> Request:
         """The request of its clip alone."""
@@ -126,17 +148,17 @@ class Cell:
             if digest != hashes.get(name):
                 raise InputError(f"{path} is not what was written")
 
-    def _check_content(self, expected: Request) -> None:
+    def _checked_content(self, expected: Request) -> Content:
         """Refuse files that are whole but are not those of this cell. The frames are not decoded."""
-        manifest = self.manifest()
+        manifest, metrics = self.manifest(), self.metrics()
         weights = weights_for(self.plan.weights, expected.guidance)
         if manifest.generation != expected or manifest.weights not in (None, weights):
             raise InputError(f"{self.folder / 'manifest.json'} is of another clip than the plan's")
-        if self.metrics().keys() != self.plan.metrics.keys():
+        if metrics.keys() != self.plan.metrics.keys():
             raise InputError(f"{self.folder / 'metrics.json'} does not hold the metrics of the bench {self.plan.bench}")
-        with self._picture(manifest) as picture:
+        with self._picture(manifest.frames) as picture:
             picture.verify()
-        self.trace()
+        return Content(manifest, metrics, self.trace())
 
     def manifest(self) -> Manifest:
         """What made the clip.
@@ -150,21 +172,21 @@ class Cell:
         PIXELS.check(frames * height * width, path)
         return found
 
-    def frames(self) -> np.ndarray:
-        """The clip, uint8 (T, H, W, 3).
+    def frames(self, shape: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """The clip, uint8 (T, H, W, 3). ``shape``: its shape, if it is known; else the manifest is read.
 
         Raises:
             InputError: the files are damaged.
         """
-        manifest = self.manifest()
-        with self._picture(manifest) as picture:
-            return np.stack(np.split(np.asarray(picture), manifest.frames[0], axis=1))
+        shape = shape or self.manifest().frames
+        with self._picture(shape) as picture:
+            return np.stack(np.split(np.asarray(picture), shape[0], axis=1))
 
     @contextmanager
-    def _picture(self, manifest: Manifest) -> Iterator[Any]:
+    def _picture(self, shape: tuple[int, int, int, int]) -> Iterator[Any]:
         """The open picture, of the size that the manifest says. What fails in the block is damage of the file."""
         path = self.folder / "clip.png"
-        count, height, width, _ = manifest.frames
+        count, height, width, _ = shape
         with reading(path, "the clip of a cell", AGAIN), Image.open(path, formats=("PNG",)) as picture:
             found = (picture.mode, *picture.size)
             if found != ("RGB", count * width, height):
@@ -251,18 +273,26 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
 
 def _array(name: str, data: bytes) -> NDArray[np.float64]:
     """An array of finite numbers from the content of an .npy file."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
+    version = np.lib.format.read_magic(io.BytesIO(data))
     if version != (1, 0):
         raise ValueError(f"{name} has the format {version}")
-    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-    values = data[file.tell() :]
+    start = HEADER + int.from_bytes(data[HEADER - 2 : HEADER], "little")
+    shape, by_column, dtype = _read_header(data[:start])
+    values = data[start:]
     if dtype.kind not in "fiu" or by_column or math.prod(shape) * dtype.itemsize != len(values):
         raise ValueError(f"{name} claims {dtype} {shape} in {len(values)} bytes")
     array = np.frombuffer(values, dtype).reshape(shape)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} is not finite")
     return array
+
+
+@lru_cache(maxsize=64)
+def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape, the order and the type that an .npy file begins with. The cells of a study have the same few."""
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def cells_of(plan: Plan, out: Path) -> list[Cell]:

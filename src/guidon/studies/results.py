@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
-from .cells import cells_of, held_blocks, read_plan
+from .cells import Cell, cells_of, held_blocks, read_plan
 from .plan import Plan
 
 Results = dict[str, dict[str, np.ndarray]]
@@ -25,7 +25,18 @@ def results(plan: Plan, out: Path) -> Results:
     if plan.unsolved:
         plan = read_plan(out)  # with the scales that the run has solved
     cells = cells_of(plan, out)
-    faults = [fault for cell in cells if (fault := cell.damage()) is not None]
+    shape = (len(plan.captions), plan.seeds)
+    found = {setting: {name: np.full(shape, np.nan) for name in plan.metrics} for setting in plan.settings}
+    faults: list[str] = []
+    sizes: dict[tuple[int, ...], Cell] = {}  # of clips, with the first cell of that size
+    for cell in cells:
+        content = cell.read()
+        if isinstance(content, str):
+            faults.append(content)
+            continue
+        sizes.setdefault(content.manifest.frames, cell)
+        for name, value in content.metrics.items():
+            found[cell.setting][name][cell.prompt, cell.sample] = value
     if faults:
         if held_blocks(out):
             raise InputError(
@@ -37,17 +48,12 @@ def results(plan: Plan, out: Path) -> Results:
         raise InputError(
             f"{len(faults)} of {len(cells)} cells of {out} are missing or damaged{first}: run `guidon study run` again"
         )
-    shape = (len(plan.captions), plan.seeds)
-    found = {setting: {name: np.full(shape, np.nan) for name in plan.metrics} for setting in plan.settings}
-    size = cells[0].manifest().frames
-    for cell in cells:
-        if (own := cell.manifest().frames) != size:
-            raise InputError(
-                f"{cell.folder} holds a clip of {own}, {cells[0].folder} one of {size}: delete the one that is wrong, "
-                "and run `guidon study run` again"
-            )
-        for name, value in cell.metrics().items():
-            found[cell.setting][name][cell.prompt, cell.sample] = value
+    if len(sizes) > 1:
+        (size, first_cell), (own, cell), *_ = sizes.items()
+        raise InputError(
+            f"{cell.folder} holds a clip of {own}, {first_cell.folder} one of {size}: delete the one that is wrong, "
+            "and run `guidon study run` again"
+        )
     return found
 
 

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -64,6 +64,10 @@ class Source:
     cell: Cell
     metric: Metric
     """The primary metric."""
+    value: float
+    """Its value in that metric."""
+    shape: tuple[int, int, int, int]
+    """The shape of its frames."""
     page: Path | None
     """The page whose folder links to MP4s are relative to; None for no links."""
 
@@ -86,14 +90,17 @@ class Source:
     def small(self, side: int) -> Clip:
         """The clip with frames of at most ``side`` px."""
         return Clip(
-            self.cell, _data_uri("webp", small_strip(self.cell.frames(), side)), False, self._value(), self._video()
+            self.cell,
+            _data_uri("webp", small_strip(self.cell.frames(self.shape), side)),
+            False,
+            self._value(),
+            self._video(),
         )
 
     def _value(self) -> str:
-        value = self.cell.metrics()[self.metric.name]
-        if self.metric.unit == SHARE and self.metric.kind == "alignment" and value in (0, 1):
-            return f"{self.metric.label}: {'yes' if value else 'no'}"
-        return f"{self.metric.label}: {write_value(value, self.metric.unit)}{_unit(self.metric.unit)}"
+        if self.metric.unit == SHARE and self.metric.kind == "alignment" and self.value in (0, 1):
+            return f"{self.metric.label}: {'yes' if self.value else 'no'}"
+        return f"{self.metric.label}: {write_value(self.value, self.metric.unit)}{_unit(self.metric.unit)}"
 
     def _video(self) -> str:
         if self.page is None:
@@ -115,60 +122,80 @@ def small_strip(frames: np.ndarray, side: int) -> bytes:
     count, height, width, _ = frames.shape
     share = min(1.0, side / max(height, width), WEBP_PIXELS / (count * width))
     size = max(1, int(width * share)), max(1, round(height * share))
-    small = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames]
+    # Where a pixel is a whole number of pixels wide, it does not reach into the next frame: all frames at once.
+    parts = [np.concatenate(frames, axis=1)] if width % size[0] == 0 else frames
+    small = [Image.fromarray(part).resize((size[0] * part.shape[1] // width, size[1]), Image.Resampling.BOX)
+             for part in parts]  # fmt: skip
+    strip = small[0] if len(small) == 1 else Image.fromarray(np.concatenate([*map(np.asarray, small)], axis=1))
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(small, axis=1)).save(file, "WEBP", quality=QUALITY, method=4)
+    strip.save(file, "WEBP", quality=QUALITY, method=4)
     return file.getvalue()
 
 
-def choose_clips(sources: Mapping[int, Sequence[Source]], order: Sequence[int], room: int) -> dict[int, list[Clip]]:
-    """The clips of a page by prompt, as many as fit into ``room`` bytes.
-
-    If not all clips fit as they are, every prompt gets small ones, and then the first prompts of ``order`` get exact
-    ones in their place while there is room. If not even the small ones fit, the last prompts are left out. How large
-    the small ones may be is judged by those of the first prompts.
+class Choice:
+    """Chooses the clips of a page, and makes each once.
 
     Args:
         sources: by prompt, its cells.
         order: all prompts, the most interesting first.
-        room: bytes.
     """
-    exact = _take(({prompt: [source.exact() for source in sources[prompt]]} for prompt in order), room)
-    if len(exact) == len(order):
-        return exact
-    with ThreadPoolExecutor() as threads:  # pictures are read and compressed outside of Python
 
-        def small_clips(prompt: int, side: int) -> dict[int, list[Clip]]:
-            return {prompt: [*threads.map(lambda source: source.small(side), sources[prompt])]}
+    def __init__(self, sources: Mapping[int, Sequence[Source]], order: Sequence[int]) -> None:
+        self.sources, self.order = sources, order
+        self._exact: dict[int, list[Clip]] = {}
+        self._small: dict[tuple[int, int], list[Clip]] = {}
 
-        def needed(side: int) -> float:
-            some = order[:SAMPLED]
-            return sum(_size(small_clips(prompt, side)) for prompt in some) / len(some) * len(order)
+    def within(self, room: int) -> dict[int, list[Clip]]:
+        """The clips by prompt, as many as fit into ``room`` bytes.
 
-        side = next((side for side in SMALL if needed(side) <= SMALL_SHARE * room), SMALL[-1])
-        small = _take((small_clips(prompt, side) for prompt in order), room)
-    left = room - _size(small)
-    for prompt, clips in exact.items():
-        left -= _size({prompt: clips}) - _size({prompt: small.get(prompt, [])})
-        if left < 0:
-            break
-        small[prompt] = clips
-    return small
+        If not all clips fit as they are, every prompt gets small ones, and then the first prompts of the order get
+        exact ones in their place while there is room. If not even the small ones fit, the last prompts are left out.
+        How large the small ones may be is judged by those of the first prompts.
+        """
+        exact = _take(((prompt, self._make_exact(prompt)) for prompt in self.order), room)
+        if len(exact) == len(self.order):
+            return exact
+        with ThreadPoolExecutor() as threads:  # pictures are read and compressed outside of Python
+
+            def needed(side: int) -> float:
+                some = self.order[:SAMPLED]
+                return sum(_size(self._make_small(p, side, threads)) for p in some) / len(some) * len(self.order)
+
+            side = next((side for side in SMALL if needed(side) <= SMALL_SHARE * room), SMALL[-1])
+            small = _take(((prompt, self._make_small(prompt, side, threads)) for prompt in self.order), room)
+        left = room - sum(map(_size, small.values()))
+        for prompt, clips in exact.items():
+            left -= _size(clips) - _size(small.get(prompt, ()))
+            if left < 0:
+                break
+            small[prompt] = clips
+        return small
+
+    def _make_exact(self, prompt: int) -> list[Clip]:
+        if prompt not in self._exact:
+            self._exact[prompt] = [source.exact() for source in self.sources[prompt]]
+        return self._exact[prompt]
+
+    def _make_small(self, prompt: int, side: int, threads: Executor) -> list[Clip]:
+        if (prompt, side) not in self._small:
+            made = threads.map(lambda source: source.small(side), self.sources[prompt])
+            self._small[prompt, side] = [*made]
+        return self._small[prompt, side]
 
 
-def _take(prompts: Iterable[dict[int, list[Clip]]], room: int) -> dict[int, list[Clip]]:
+def _take(prompts: Iterable[tuple[int, list[Clip]]], room: int) -> dict[int, list[Clip]]:
     """The first prompts that fit into ``room`` bytes together."""
     taken: dict[int, list[Clip]] = {}
-    for one in prompts:
-        room -= _size(one)
+    for prompt, clips in prompts:
+        room -= _size(clips)
         if room < 0:
             break
-        taken |= one
+        taken[prompt] = clips
     return taken
 
 
-def _size(clips: Mapping[int, Sequence[Clip]]) -> int:
-    return sum(clip.size for own in clips.values() for clip in own)
+def _size(clips: Iterable[Clip]) -> int:
+    return sum(clip.size for clip in clips)
 
 
 def object_row(clips: Sequence[np.ndarray]) -> int:
@@ -177,10 +204,23 @@ def object_row(clips: Sequence[np.ndarray]) -> int:
     The background of a clip is the median of its pixels.
     """
     total = np.zeros(clips[0].shape[1])
+    levels = np.arange(256)
     for frames in clips:
-        background = np.median(frames, axis=(0, 1, 2))
-        total += np.abs(frames - background).sum(axis=(0, 2, 3))
+        _, height, _, colours = frames.shape
+        # How often each row of pixels has each level: (H, 256) for each colour.
+        rows = np.arange(height)[None, :, None] * 256
+        for colour in range(colours):
+            places = (rows + frames[..., colour]).ravel()
+            counts = np.bincount(places, minlength=256 * height).reshape(height, 256)
+            total += counts @ np.abs(levels - _median(counts.sum(0)))
     return int(total.argmax())
+
+
+def _median(counts: np.ndarray) -> float:
+    """The median of whole numbers, of which ``counts`` says how often each occurs."""
+    reached, half = np.cumsum(counts), int(counts.sum()) / 2
+    # Of an even number of values it is the mean of the two in the middle.
+    return float(np.searchsorted(reached, half) + np.searchsorted(reached, half, side="right")) / 2
 
 
 def video_path(cell: Cell) -> Path:
@@ -193,4 +233,5 @@ def write_video(cell: Cell) -> None:
     """Write the MP4 of a cell, if it is not there."""
     path = video_path(cell)
     if not path.exists():
-        save_video(cell.frames(), path, cell.manifest().fps)
+        manifest = cell.manifest()
+        save_video(cell.frames(manifest.frames), path, manifest.fps)

@@ -108,6 +108,7 @@ def make_content(
     names = [plan.primary.metric, *(name for name in bench.shown if name != plan.primary.metric)]
     settings = _settings(plan, cells)
     compared = {name: [row for row in rows if row.metric.name == name and row.pairing] for name in names}
+    by_both = {(row.setting, row.metric.name): row for row in rows}
     differing = [name for name, own in compared.items() if any(row.differs for row in own)]
     manifest = cells[0].manifest()
     return {
@@ -119,7 +120,7 @@ def make_content(
         "shared_choices": _shared_choices(plan),
         "comparisons": max((row.comparisons for row in rows), default=1),
         "rows": rows,
-        "table": {s: [r for m in names for r in rows if (r.setting, r.metric.name) == (s, m)] for s in settings},
+        "table": {s: [by_both[s, m] for m in names if (s, m) in by_both] for s in settings},
         "fps": manifest.fps,
         "frames": manifest.frames,
         "made_by": manifest.guidon,
@@ -127,7 +128,7 @@ def make_content(
         "equal": [plan.metrics[name] for name, own in compared.items() if own and name not in differing],
         "fronts": _fronts(plan, found, rows, settings),
         "grid": _grid(plan, found),
-        "energies": _energies(plan, cells, settings),
+        "energies": _energies(cells, settings),
     }
 
 
@@ -292,24 +293,27 @@ def _grid(plan: Plan, found: Results) -> Grid | None:
     return Grid(metric, [f"{scale:g}" for scale in scales], rows)
 
 
-def _energies(plan: Plan, cells: Sequence[Cell], settings: Mapping[str, Setting]) -> list[Energy]:
+def _energies(cells: Sequence[Cell], settings: Mapping[str, Setting]) -> list[Energy]:
     """By setting, the mean ||cond - uncond|| over channels and steps at which guidance acted; one scale of colour."""
     means: dict[str, tuple[np.ndarray, list[str]]] = {}
-    for name in plan.settings:
-        traces = []
-        for cell in (cell for cell in cells if cell.setting == name):
+    for name, own in itertools.groupby(cells, key=lambda cell: cell.setting):
+        first: dict[str, np.ndarray] = {}
+        total, count = np.zeros(0), 0
+        for cell in own:
             trace = cell.trace()
             if "difference" not in trace:
                 break
-            traces.append((trace["difference"], trace["timestep"]))
-            if traces[-1][0].shape != traces[0][0].shape:
+            first = first or trace
+            if trace["difference"].shape != first["difference"].shape:
                 raise InputError(
                     f"{cell.folder / 'trace.npz'} has another shape than that of the setting's first clip: delete the "
                     "cell, and run `guidon study run` again"
                 )
-        if traces and len(traces[0][1]) > 1:
-            values = np.mean([difference for difference, _ in traces], axis=0).T  # (channels, steps)
-            means[name] = figures.binned(values, [f"{t:.0f}" for t in traces[0][1]])
+            total = total + trace["difference"] if count else trace["difference"]
+            count += 1
+        if count and len(first["timestep"]) > 1:
+            values = (total / count).T  # (channels, steps)
+            means[name] = figures.binned(values, [f"{t:.0f}" for t in first["timestep"]])
     highest = max((float(values.max()) for values, _ in means.values()), default=0.0)
     return [
         Energy(

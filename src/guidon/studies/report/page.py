@@ -26,7 +26,7 @@ from ..cells import cells_of, delete_leftovers, read_plan
 from ..plan import Plan
 from ..results import results
 from ..words import write_change, write_direction, write_interval, write_p, write_value
-from .clips import SMALL, Clip, Source, choose_clips, object_row, write_video
+from .clips import SMALL, Choice, Clip, Source, object_row, write_video
 from .content import make_content
 from .tables import extremes, summarise, write_summary
 
@@ -71,14 +71,16 @@ def write_report(
     order = list(dict.fromkeys([*turns, *range(len(plan.captions))]))
     cells, both = cells_of(plan, folder), (plan.primary.baseline, plan.primary.against)
     # Write the page and summary.csv.
+    metric, shape = plan.metrics[plan.primary.metric], cells[0].manifest().frames
     sources: dict[int, list[Source]] = {prompt: [] for prompt in order}
     for cell in cells:
-        sources[cell.prompt].append(Source(cell, plan.metrics[plan.primary.metric], out if videos else None))
+        value = float(found[cell.setting][metric.name][cell.prompt, cell.sample])
+        sources[cell.prompt].append(Source(cell, metric, value, shape, out if videos else None))
     content = make_content(plan, found, answered, rows, cells) | {
         "gains": gains,
         "losses": losses,
         "object_rows": {
-            prompt: object_row([source.cell.frames() for source in own if source.cell.setting in both])
+            prompt: object_row([source.cell.frames(shape) for source in own if source.cell.setting in both])
             for prompt, own in sources.items()
         },
         "examples": _examples(plan, sources, order[:EXAMPLES]),
@@ -108,12 +110,12 @@ def _examples(
     plan: Plan, sources: Mapping[int, Sequence[Source]], prompts: Sequence[int]
 ) -> list[tuple[int, list[Clip]]]:
     """By prompt, a clip of each of the primary contrast's two settings, of the sample in which they differ most."""
-    both, metric = (plan.primary.baseline, plan.primary.against), plan.primary.metric
+    both = plan.primary.baseline, plan.primary.against
     examples: list[tuple[int, list[Clip]]] = []
     for prompt in prompts:
         base, against = ([s for s in sources[prompt] if s.cell.setting == name] for name in both)
         pairs = [*zip(base, against, strict=True)]
-        values = [[source.cell.metrics()[metric] for source in pair] for pair in pairs]
+        values = [[source.value for source in pair] for pair in pairs]
         apart = [abs(b - a) if np.isfinite([a, b]).all() else -1.0 for a, b in values]
         examples.append((prompt, [source.small(SMALL[0]) for source in pairs[int(np.argmax(apart))]]))
     return examples
@@ -122,8 +124,9 @@ def _examples(
 def _fit(content: dict[str, Any], sources: Mapping[int, Sequence[Source]], order: Sequence[int], limit: int) -> str:
     """The page with as many clips as the limit allows."""
     room = limit - len(_render(content, {}).encode())
+    choice = Choice(sources, order)
     while True:
-        clips = choose_clips(sources, order, room)
+        clips = choice.within(room)
         if not clips:
             break
         page = _render(content, {prompt: clips[prompt] for prompt in sorted(clips)})
