@@ -13,6 +13,7 @@ Models and clips:
     reproduce: make a clip again from its manifest.
     Video: a clip and its manifest.
     Request: all choices that decide the frames.
+    Ranks: the processes that torchrun started, which share the work of a call.
 
 Guidance:
     Guidance: channel scales, rule and timing; ``combine`` joins the predictions of a step.
@@ -63,6 +64,7 @@ _ROOMS = {
     "NoiseLevel": "diffusion",
     "NoiseSchedule": "diffusion",
     "Pipeline": "pipeline",
+    "Ranks": "core.ranks",
     "RFlow": "bridges.opensora.rflow",
     "Request": "request",
     "Video": "media",
@@ -93,6 +95,7 @@ __all__ = [
     "NoiseSchedule",
     "Pipeline",
     "RFlow",
+    "Ranks",
     "Request",
     "Video",
     "apply",
@@ -118,6 +121,7 @@ if TYPE_CHECKING:
     from .bridges.opensora.iddpm import IDDPM
     from .bridges.opensora.rflow import RFlow
     from .core.errors import InputError
+    from .core.ranks import Ranks
     from .diffusion import FlowPath, NoiseLevel, NoiseSchedule
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
     from .media import Video

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..core.errors import InputError, shortened
+from ..core.interrupts import hear_once
 from ..core.limits import is_out_of_memory
 from ..core.version import VERSION
 from . import (
@@ -36,6 +37,7 @@ from . import (
 )
 from .command import Command, Group
 from .outputs import say
+from .together import fall_silent, is_silent, let_first_speak
 
 DEFECT = 70  # the exit code of a defect, EX_SOFTWARE of sysexits.h
 _STYLE: dict[str, Any] = {"cls": Group, "rich_markup_mode": None}
@@ -115,6 +117,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     debug = bool(os.environ.get("GUIDON_DEBUG"))
     _open_closed_streams()
+    hear_once()
+    if silent := is_silent(sys.argv[1:] if arguments is None else arguments):
+        fall_silent()
     width = None if sys.stdout.isatty() else _ONE_LINE
     code: Any = 2
     try:
@@ -143,6 +148,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
             say(what_failed(error, sys.argv[1:] if arguments is None else arguments, command_line()))
             code = DEFECT
+    if silent and code not in (0, None, STOPPED):
+        let_first_speak()
     sys.exit(code or 0)
 
 

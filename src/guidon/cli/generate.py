@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import InputError, setting
+from ..core.ranks import check_branches, rank_count
 from ..media.placing import EDIT_STRENGTH
 from ..samplers import CLIPS_TOGETHER
 from . import options
 from .options import given, of_model, option
 from .outputs import prepare_folder, run_name, stopped, write_trace, write_videos
 from .planning import find_planner, known_device, refuse_idle_weak
+from .together import joined
 from .values import parse_scale, parse_size, parse_timing
 
 if TYPE_CHECKING:
@@ -333,6 +335,7 @@ def generate(
             min=0.1,
         ),
     ] = None,
+    branch_ranks: options.BranchRanks = None,
     trace: Annotated[
         bool, option("Output", None, "Also write what guidance did, per channel and step, as .npz.", "--trace")
     ] = False,
@@ -355,6 +358,8 @@ def generate(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, text_dtype=text_dtype,
         download=download or None, offload=offload,
     )  # fmt: skip
+
+    check_branches(branch_ranks, rank_count())
 
     # What to make: prompts and choices, or all that a manifest says.
     manifest, texts = None, ()
@@ -413,23 +418,23 @@ def generate(
     from ..guidance import GuidanceTrace
     from ..pipeline import load
 
-    pipe = load(model, device=device, **parts)
+    with stopped("nothing was written"), joined(branch_ranks) as ranks:
+        pipe = ranks.agreed(lambda: load(model, device=device, **parts))
 
-    # Generate and write.
-    from ..core.progress import progress
+        # Generate and write.
+        from ..core.progress import progress
 
-    clips = len(request.prompts) * len(request.samples)
-    traced = GuidanceTrace() if trace else None
-    together = max(together, clips) if trace else together  # a trace can hold only one batch
-    what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
-    with stopped("nothing was written"), progress(what, "steps", "decoding") as on_step:
-        run: dict[str, Any] = {"sequential": sequential, "on_step": on_step, "trace": traced}
-        if manifest is None:
-            videos = pipe.generate(request, batch_size=together, **run)
-        elif batch_size or manifest.computed is None:
-            videos = pipe.reproduce(manifest, batch_size=together, **run)
-        else:
-            videos = pipe.reproduce(manifest, **run)
+        clips = len(request.prompts) * len(request.samples)
+        traced = GuidanceTrace() if trace else None
+        together = max(together, clips) if trace else together  # a trace can hold only one batch
+        what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
+        with progress(what, "steps", "decoding") as on_step:
+            run: dict[str, Any] = {"sequential": sequential, "on_step": on_step, "trace": traced, "ranks": ranks}
+            if batch_size or trace or (manifest is not None and manifest.computed is None):
+                run["batch_size"] = together
+            videos = pipe.generate(request, **run) if manifest is None else pipe.reproduce(manifest, **run)
+    if not ranks.first:
+        return
     write_videos(videos, request, pipe.hashes_for(request), out, format, upscale or 1, fps)
     if traced is not None:
         write_trace(traced, out / f"{run_name(request, pipe.hashes_for(request))}-trace.npz")

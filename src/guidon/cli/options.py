@@ -248,6 +248,16 @@ Offload = Annotated[
         values=OFFLOADS,
     ),
 ]
+BranchRanks = Annotated[
+    int | None,
+    option(
+        "Sampling",
+        "N",
+        "Under torchrun, how many ranks share the branches of a clip; 1 gives each rank clips of its own.",
+        min=1,
+        default="by the number of clips",
+    ),
+]
 Weak = Annotated[
     Path | None,
     option(

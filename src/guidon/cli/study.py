@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from ..core.errors import InputError, nearest, setting
 from ..core.extras import require
+from ..core.ranks import own_rank
 from . import options
 from .options import option
 from .outputs import prepare_folder, say, stopped
@@ -81,7 +81,7 @@ def run(
     with stopped(kept), progress(f"study of {plan.cells} cells") as bar:
         run_study(plan, pipe, out, bench=bench, on_cell=bar, on_solve=bar, say=say)
 
-    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, the first rank prints the answer
+    if own_rank():  # under torchrun, the first rank prints the answer
         return
     print_answer(plan, out)
 

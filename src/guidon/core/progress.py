@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+
+from .ranks import own_rank
 
 OnStep = Callable[[int, int], None]  # called with (steps done, total steps)
 
@@ -35,8 +36,10 @@ def progress(what: str, unit: str = "", then: str = "") -> AbstractContextManage
         what: what is done and how much of it: "denoising 4 clips".
         unit: what ``OnStep`` counts, in the plural; empty to show per cent.
         then: work of the block that ``OnStep`` does not count, nor an estimate: "decoding".
+
+    Under torchrun the first rank alone shows it.
     """
-    return _bar(what, then) if sys.stderr.isatty() else lines(what, unit, then)
+    return _bar(what, then) if sys.stderr.isatty() and not own_rank() else lines(what, unit, then)
 
 
 def late_progress(what: str, after: float = QUICK, then: str = "") -> AbstractContextManager[OnStep]:
@@ -48,7 +51,8 @@ def late_progress(what: str, after: float = QUICK, then: str = "") -> AbstractCo
         then: as in ``progress``.
     """
     notebook = type(sys.stderr).__module__.startswith("ipykernel")
-    return _bar(what, then, after) if notebook or sys.stderr.isatty() else nullcontext(lambda done, total: None)
+    shown = (notebook or sys.stderr.isatty()) and not own_rank()
+    return _bar(what, then, after) if shown else nullcontext(lambda done, total: None)
 
 
 @contextmanager
@@ -84,7 +88,7 @@ def lines(what: str, unit: str = "", then: str = "") -> Iterator[OnStep]:
     """The lines of ``progress``, also on a terminal. Under torchrun the first rank alone prints them."""
     work = _Work(what, unit, then)
     watch = threading.Thread(target=work.watch, daemon=True)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if not own_rank():
         watch.start()
     try:
         yield work.note

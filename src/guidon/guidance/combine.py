@@ -213,6 +213,10 @@ class Guidance:
         """Whether ``combine`` needs the other branches at this level; else it returns the conditional prediction."""
         return bool(self._acting(level, memory, channels)[1])
 
+    def looks_at(self, level: NoiseLevel, memory: Memory, channels: int) -> Sequence[int]:
+        """The channels of the other branches that ``combine`` reads at a level; none where it needs no other branch."""
+        return self._acting(level, memory, channels)[1]
+
     def combine(
         self,
         cond: Tensor,
@@ -341,6 +345,8 @@ class Combines(Protocol):
     def acts(self, level: NoiseLevel, memory: Memory, channels: int) -> bool: ...
 
     def scale_at(self, level: NoiseLevel, memory: Memory, channels: int) -> ChannelScale: ...
+
+    def looks_at(self, level: NoiseLevel, memory: Memory, channels: int) -> Sequence[int]: ...
 
     def combine(
         self,

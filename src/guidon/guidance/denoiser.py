@@ -5,8 +5,8 @@ It knows no model and no sampler. It is the only place that batches conditions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ..core.errors import InputError, setting
 from ..core.finite import FiniteCheck
+from ..core.ranks import Ranks
 from ..diffusion import NoiseLevel, Parameterization, split_prediction
 from .combine import START, Combines, GuidedStep, Observe
 from .imageless import WithoutFrames
 from .skipping import BlockSkip
+from .spread import Spread
 
 
 class Condition(Protocol):
@@ -58,6 +60,8 @@ class GuidedDenoiser(Generic[C]):
         imageless: the branch without the image, for a rule that needs it: a condition, or ``WithoutFrames``.
         parameterization: what the network predicts.
         batched: all branches in one batch. False runs them one after the other, in the memory of one branch.
+        ranks: the ranks that share the branches, each of which makes this object; then no branches are in one batch.
+            The first samples, the others call ``serve``.
         observe: called with every step at which guidance acted.
         steps: how many steps the run has, for messages.
 
@@ -77,6 +81,7 @@ class GuidedDenoiser(Generic[C]):
         imageless: C | WithoutFrames[C] | None = None,
         parameterization: Parameterization = "eps",
         batched: bool = True,
+        ranks: Ranks | None = None,
         observe: Observe | None = None,
         steps: int | None = None,
     ) -> None:
@@ -107,10 +112,13 @@ class GuidedDenoiser(Generic[C]):
                     self.branches["imageless"] = imageless
             if isinstance(self.weak, BlockSkip):
                 self.branches["weak"] = cond
-            if batched:
+            if batched and ranks is None:
                 self.together = cond
                 for other in list(self.branches.values())[1:]:
                     self.together = self.together.cat(other)
+        others = [name for name, given in (("weak", self.weak), ("imageless", self.imageless)) if given is not None]
+        self.names = list(dict.fromkeys([*self.branches, *others]))
+        self.spread = None if ranks is None or len(ranks) == 1 else Spread(ranks, self.names)
         self.network, self.guidance, self.observe, self.steps = network, guidance, observe, steps
         self.parameterization: Parameterization = parameterization
         self.memory = START
@@ -154,6 +162,33 @@ class GuidedDenoiser(Generic[C]):
         """
         self.check.finish()
 
+    @contextmanager
+    def leading(self) -> Generator[None]:
+        """The run of the first rank of a team: at its end, and where it fails, the other ranks leave ``serve``."""
+        try:
+            yield
+        except BaseException as error:
+            if self.spread is not None:
+                self.spread.fail(error)
+            raise
+        if self.spread is not None:
+            self.spread.end(guided=self.memory.guided)
+
+    def serve(self, device: torch.device) -> int:
+        """Predict this rank's branches for the first rank of a team, until its run is over.
+
+        Args:
+            device: where the network is.
+
+        Returns:
+            At how many steps guidance acted.
+
+        Raises:
+            InputError, MemoryError, KeyboardInterrupt: why the run failed, on the first rank or here.
+        """
+        assert self.spread is not None, "only ranks that share branches serve"
+        return self.spread.serve(self._each, device)["guided"]
+
     def _refuse(self, x: Tensor, branches: dict[str, Tensor], guided: Tensor, level: NoiseLevel, step: int) -> None:
         """Refuse a step if one of its numbers is not finite."""
         broken = [name for name, branch in branches.items() if not bool(branch.isfinite().all())]
@@ -173,21 +208,39 @@ class GuidedDenoiser(Generic[C]):
 
     def _predictions(self, x: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
         """The predictions of all branches."""
+        if self.spread is not None:
+            channels = self._looked_at(level, x.shape[1])
+            self.spread.ask(x, level, channels)
+            found = self._each(self.spread.of(0), x, level)
+            return found | self.spread.answers(found["cond"], channels)
         if self.together is None:
-            found = {name: self._run(x, level, name) for name in self.branches}
-        else:
-            rows, names = len(x), list(self.branches)
-            skipped = slice(rows * (len(names) - 1), None)  # the weak branch is the last
-            with self._skipping(skipped):
-                prediction = self.network(torch.cat([x] * len(names)), level, self.together).float()
-            split_prediction(prediction, x.shape[1])
-            found = dict(zip(names, prediction.chunk(len(names)), strict=True))
-        if isinstance(self.weak, WeakModel):
-            found["weak"] = self.weak.network(x, level, self.weak.cond).float()
-            split_prediction(found["weak"], x.shape[1])
-        if self.imageless is not None:
-            found["imageless"] = self.imageless(x, level, found["uncond"])
+            return self._each(self.names, x, level)
+        rows, names = len(x), list(self.branches)
+        skipped = slice(rows * (len(names) - 1), None)  # the weak branch is the last
+        with self._skipping(skipped):
+            prediction = self.network(torch.cat([x] * len(names)), level, self.together).float()
+        split_prediction(prediction, x.shape[1])
+        found = dict(zip(names, prediction.chunk(len(names)), strict=True))
+        return found | self._each([name for name in self.names if name not in found], x, level, found)
+
+    def _each(
+        self, names: Sequence[str], x: Tensor, level: NoiseLevel, known: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The predictions of some branches, one after the other; the imageless one builds on ``known`` ones too."""
+        found: dict[str, Tensor] = {}
+        for name in names:
+            if name == "weak" and isinstance(self.weak, WeakModel):
+                found[name] = self.weak.network(x, level, self.weak.cond).float()
+                split_prediction(found[name], x.shape[1])
+            elif name == "imageless" and self.imageless is not None:
+                found[name] = self.imageless(x, level, {**(known or {}), **found}["uncond"])
+            else:
+                found[name] = self._run(x, level, name)
         return found
+
+    def _looked_at(self, level: NoiseLevel, channels: int) -> Sequence[int]:
+        """The channels that must cross between ranks: those that guidance looks at, and all where somebody observes."""
+        return range(channels) if self.observe is not None else self.guidance.looks_at(level, self.memory, channels)
 
     def _run(self, x: Tensor, level: NoiseLevel, branch: str) -> Tensor:
         """The prediction of one branch alone."""

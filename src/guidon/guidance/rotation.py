@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +64,10 @@ class RotatedGuidance:
     def scale_at(self, level: NoiseLevel, memory: Memory, channels: int) -> ChannelScale:
         """See ``Guidance.scale_at``."""
         return self.guidance.scale_at(level, memory, channels)
+
+    def looks_at(self, level: NoiseLevel, memory: Memory, channels: int) -> Sequence[int]:
+        """See ``Guidance.looks_at``. A rotated channel is a sum of all channels."""
+        return range(channels) if self.acts(level, memory, channels) else ()
 
     def combine(
         self,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.progress import OnStep
+    from ..core.ranks import Ranks
     from ..guidance import GuidanceTrace
     from ..media import Video
     from ..media.layouts import DiffusersOutput
@@ -53,6 +54,12 @@ class RunOptions(TypedDict, total=False):
 
     Sampling goes on with the ``latents`` of the dict that it returns, and ends where it has set ``pipe._interrupt``.
     All the clips must fit one batch. If it changed latents, only the same callback reproduces the clip.
+    """
+    ranks: Ranks | None
+    """The processes of ``guidon.Ranks.join()`` that share the work. All of them make this call, and get its result.
+
+    Batches are divided among them, and the branches of a clip where there are fewer clips than ranks. Clips are those
+    of one process. A trace is filled on the first rank.
     """
     reference_frames: Sequence[Any] | None
     """Frames that a request names by their hash alone, because they were given in Python. A call has them itself."""
@@ -182,6 +189,7 @@ def check_run(request: Any, options: RunOptions) -> None:
     Raises:
         InputError: the message says what was given.
     """
+    from ..core.ranks import Ranks
     from ..guidance import GuidanceTrace
 
     if not isinstance(request, Request):
@@ -199,6 +207,8 @@ def check_run(request: Any, options: RunOptions) -> None:
             raise InputError(f"{setting(name)} is {quoted(value)}: give True or False")
         elif name == "on_step" and not (value is None or callable(value)):
             raise InputError(f"{setting(name)} is {quoted(value)}: give a function of the steps done and their number")
+        elif name == "ranks" and not (value is None or isinstance(value, Ranks)):
+            raise InputError(f"{name} is {quoted(value)}: give guidon.Ranks.join()")
         elif name == "trace" and not (value is None or isinstance(value, GuidanceTrace)):
             raise InputError(f"{setting(name)} is {quoted(value)}: give a GuidanceTrace")
     if request.loops > 1:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ..core.devices import torch_dtype
 from ..core.errors import InputError, setting
 from ..core.limits import attempt
 from ..core.progress import OnStep, part_of
+from ..core.ranks import Ranks
 from ..core.warn import warn
 from ..diffusion import FlowPath, NoiseLevel, NoiseSchedule, parse_spacing
 from ..guidance import (
@@ -57,6 +58,8 @@ from .kept import Kept, hold, put_back
 from .sizes import clip_size, latent_shape
 from .steering import Interrupted
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Denoised:
@@ -96,6 +99,8 @@ class Generation:
     """The frames of each clip that are not made from noise; None where all are."""
     loop: int = 0
     """Which part of a long clip this is. Each part has noise of its own."""
+    team: Ranks | None = None
+    """The ranks that share the branches of these clips; None where this process has all of them."""
 
     @property
     def in_one_batch(self) -> bool:
@@ -117,7 +122,7 @@ class Generation:
         waiting, done, guided = list(clips), list[Denoised](), 0
         replay = self._replay()
         dtype = torch_dtype(request.dtype)
-        with self.model.network.in_use(dtype) as network, self._weak_network(dtype) as weak:
+        with self._networks(dtype) as (network, weak):
             while waiting:
                 batch = waiting[:size] * copies
                 numbers = [prompt for prompt, _ in batch]
@@ -170,6 +175,22 @@ class Generation:
         if request.exact is None:
             return None
         return replayed_noise(request.noise_of(0, request.samples[0])[0], request.exact_noise, self.device)
+
+    @contextmanager
+    def _networks(self, dtype: torch.dtype) -> Generator[tuple[Network[Any], Network[Any] | None]]:
+        """The network and the weak one, if there is one. If one rank of a team cannot load them, none goes on."""
+        with ExitStack() as held:
+
+            def load() -> tuple[Network[Any], Network[Any] | None]:
+                return held.enter_context(self.model.network.in_use(dtype)), held.enter_context(
+                    self._weak_network(dtype)
+                )
+
+            yield self._agreed(load)
+
+    def _agreed(self, work: Callable[[], T]) -> T:
+        """What the work gives on this rank, once it is done on all ranks of the team; its error if it fails on one."""
+        return work() if self.team is None else self.team.agreed(work)
 
     @contextmanager
     def _weak_network(self, dtype: torch.dtype) -> Generator[Network[Any] | None]:
@@ -249,8 +270,10 @@ class Generation:
         if exact and exact.single_precision and isinstance(schedule, NoiseSchedule):
             schedule = schedule.single_precision()
 
-        # from noise to latents
-        denoiser = self.denoiser(network, weak, numbers, sequential)
+        # from noise to latents, for which the other ranks of a team give predictions alone
+        denoiser = self._agreed(partial(self.denoiser, network, weak, numbers, sequential))
+        if self.team is not None and not self.team.first:
+            return x, denoiser.serve(self.device)
         placed: dict[str, Any] = {"steps": request.steps, "spacing": parse_spacing(request.spacing or "uniform")}
         samplers: dict[str | None, Callable[..., Tensor]] = {
             "ddpm": sample_ddpm,
@@ -270,10 +293,11 @@ class Generation:
             held, options["frames"] = hold(
                 denoiser, kept, knows, self.model.process.parameterization, self.device, denoiser.conditional
             )
-        try:
-            latents = samplers[request.sampler](held, schedule, x, noise, **options)
-        except Interrupted as stop:
-            latents = stop.latents
+        with denoiser.leading():
+            try:
+                latents = samplers[request.sampler](held, schedule, x, noise, **options)
+            except Interrupted as stop:
+                latents = stop.latents
         if kept is not None:
             latents = put_back(latents, kept)
         return latents, denoiser.memory.guided
@@ -306,8 +330,8 @@ class Generation:
         called = self._called(network)
         return GuidedDenoiser(
             called, guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
-            imageless=self._imageless(network, called, uncond), batched=not sequential, observe=observe,
-            parameterization=self.model.process.parameterization, steps=request.steps,
+            imageless=self._imageless(network, called, uncond), batched=not sequential, ranks=self.team,
+            observe=observe, parameterization=self.model.process.parameterization, steps=request.steps,
         )  # fmt: skip
 
     def schedule(self, network: Network[Any]) -> NoiseSchedule | FlowPath:
@@ -348,6 +372,8 @@ def decode(
         device: where the autoencoder is, for the message.
     """
     clips: list[np.ndarray] = []
+    if not latents:
+        return clips, micro_batch
     with stage.in_use() as vae:
         while len(clips) < len(latents):
             latent = latents[len(clips)].float()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast, overload
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..core.devices import cpu_threads, dtype_name, pick_device
 from ..core.errors import InputError, quoted, setting
 from ..core.progress import late_progress, part_of
+from ..core.ranks import Ranks
 from ..core.version import VERSION
 from ..core.warn import warn
 from ..media import Video
@@ -31,6 +33,7 @@ from ..request import Choices, Computation, Request
 from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
 from .diffusers_names import ATTRIBUTES, no_attribute
+from .division import Division, divide
 from .generation import Denoised, Generation, decode, warn_of_fallback
 from .kept import Keeper
 from .manifests import Manifest, read_computation
@@ -50,6 +53,8 @@ class _Run:
     size: int
     """Clips of the last batch."""
     threads: int
+    ranks: Ranks | None = None
+    """The ranks that share the work; None for this process alone."""
 
     def computed(self, clip: Denoised, micro_batch: int) -> Computation:
         """How one clip was computed."""
@@ -322,6 +327,8 @@ class Pipeline(metaclass=_Named):
         count, shape = len(request.prompts) * len(request.samples), self.planner.latent_shape(request)
         together = CLIPS_TOGETHER if trace is None else max(CLIPS_TOGETHER, count)  # a trace is of one batch
         batch_size = request.batch_size or (options.get("batch_size", together) if like is None else like.batch)
+        ranks = options.get("ranks")
+        ranks = None if ranks is None or len(ranks) == 1 else ranks
         frames, _, _ = self.planner.clip_size(request)
         require_room(self.model.facts, shape, frames, count, batch_size, self.device)
         for what, given in (("a trace", trace), ("a callback", callback)):
@@ -330,11 +337,20 @@ class Pipeline(metaclass=_Named):
                     f"{what} needs its {count} clips in one batch: raise {setting('batch_size')} from {batch_size}"
                 )
         request, latents = start_from(request, options.get("latents"), shape)
+        anew = like is None
         if like is None:
             like = Computation(batch=min(batch_size, count), sequential=options.get("sequential", False))
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
-        prompts = self.prompts_of(request, loop)
-        if self.model.vae.keep:  # where stages are dropped after use, it waits for its turn
+        division = Division(None, slice(0, count), like, slice(0, 1))
+        if ranks is not None:
+            whole = request.exact is not None or trace is not None or steering is not None
+            division = divide(
+                ranks, request, like, in_one_batch=whole, anew=anew, batch_given="batch_size" in options
+            )  # fmt: skip
+        encode = partial(self.prompts_of, request, loop)
+        prompts = encode() if ranks is None else ranks.from_first(encode)
+        decodes = ranks is None or ranks.share(count) != slice(0, 0)
+        if self.model.vae.keep and decodes:  # where stages are dropped after use, it waits for its turn
             self.model.vae.prepare_in_background()
 
         # latents
@@ -343,17 +359,43 @@ class Pipeline(metaclass=_Named):
         if self._weak_prompts is not None and request.guidance.rule.weak == "model" and request.guidance.needs_weak:
             same = self._weak_prompts is self._prompts
             texts = tuple(request.text_of(text, loop) for text in request.prompts)
-            weak_prompts = prompts if same else self._weak_prompts.encode(texts, None)
+            encode = partial(self._weak_prompts.encode, texts, None)
+            weak_prompts = prompts if same else encode() if ranks is None else ranks.from_first(encode)
+        kept, own = keeper and keeper.of_loop(loop, len(clips)), division.clips
         generation = Generation(
-            self.preset, self.model, self.device, request, prompts, trace, latents, steering, weak_prompts,
-            keeper and keeper.of_loop(loop, len(clips)), loop,
+            self.preset, self.model, self.device, request, prompts, trace, latents if latents is None else latents[own],
+            steering, weak_prompts, kept if kept is None else kept[own], loop, division.team,
         )  # fmt: skip
+        report = options.get("on_step") if ranks is None or ranks.first else None
+        denoise = partial(generation.denoise, clips[own], division.computation, report)
         with cpu_threads(like.threads):
-            denoised, size = generation.denoise(clips, like, options.get("on_step"))
+            if ranks is None:
+                denoised, size = denoise()
+            else:
+                denoised, size = self._denoised_by_all(ranks, division, denoise)
             threads = torch.get_num_threads()
         if steering is not None and steering.changed:
             request = request.model_copy(update={"callback": True})
-        return _Run(request, like, denoised, size, threads)
+        return _Run(request, division.computation, denoised, size, threads, ranks)
+
+    def _denoised_by_all(
+        self, ranks: Ranks, division: Division, denoise: Callable[[], tuple[list[Denoised], int]]
+    ) -> tuple[list[Denoised], int]:
+        """The clips of all ranks, in the order of the request, on every rank; and the least size of their last batches.
+
+        Raises:
+            InputError: a rank failed or ended.
+        """
+
+        def work() -> tuple[list[Denoised], int]:
+            if division.clips.start == division.clips.stop:
+                return [], division.computation.batch
+            made, size = denoise()
+            return [replace(clip, latent=clip.latent.cpu()) for clip in made], size
+
+        found = ranks.together(work)[division.leaders]
+        clips = [replace(clip, latent=clip.latent.to(self.device)) for made, _ in found for clip in made]
+        return clips, min(size for made, size in found if made)
 
     def prompts_of(self, request: Request, loop: int = 0) -> Prompts:
         """The prompts and negative prompts of a request, encoded, as one loop of a long clip shows them."""
@@ -366,10 +408,13 @@ class Pipeline(metaclass=_Named):
     @torch.inference_mode()
     def _frames(self, run: _Run) -> tuple[list[np.ndarray], int]:
         """The frames of every clip, and how many were decoded together at the least."""
+        latents, micro_batch = [clip.latent for clip in run.clips], run.asked.micro_batch
+        count, _, _ = self.planner.clip_size(run.request)
+        own = slice(None) if run.ranks is None else run.ranks.share(len(latents))
+        work = partial(decode, self.model.vae, latents[own], count, micro_batch, self.device)
         with cpu_threads(run.threads):
-            latents = [clip.latent for clip in run.clips]
-            count, _, _ = self.planner.clip_size(run.request)
-            frames, micro_batch = decode(self.model.vae, latents, count, run.asked.micro_batch, self.device)
+            parts = [work()] if run.ranks is None else run.ranks.together(work)
+        frames, micro_batch = [clip for made, _ in parts for clip in made], min(size for _, size in parts)
         computed = [run.computed(clip, micro_batch) for clip in run.clips]
         warn_of_fallback(run.asked, run.size, computed, run.request.closeness)
         return frames, micro_batch

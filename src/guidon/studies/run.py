@@ -24,6 +24,7 @@ from ..core.interrupts import finished_first
 from ..core.limits import require_disk
 from ..core.locks import try_held
 from ..core.progress import OnStep, as_time
+from ..core.ranks import own_rank, rank_count
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench
@@ -126,7 +127,7 @@ def _do_blocks(
     Ctrl-C waits for the end of the block in work, which would else be lost.
     """
     blocks = done.blocks
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, ranks = own_rank(), rank_count()
     waiting = deque(range(len(blocks)))
     waiting.rotate(-(rank * len(blocks) // ranks))
     written, refused, told = 0, 0, False
