@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...core.errors import InputError, setting
 from .guided import ForwardWithCfg
-from .layers import CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder
+from .layers import Absorbed, CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder, absorbs
+from .tables import Kept, is_compiled, kept
+
+GROUP = 16
+"""Padding is left out in groups of so many tokens: what is left is added in the same order as before."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +27,46 @@ class Caption:
     """Keys and values for each of the network's ``crossings``, (2, B, H, L, D / H)."""
     mask: Tensor | None
     """(B, 1, 1, L), True where a token counts; None where all do."""
+    kept: dict[str, Kept] = field(default_factory=dict[str, Kept], compare=False, repr=False)
+    """What a network has computed from the caption and its weights, for the steps that follow."""
 
     def __len__(self) -> int:
         return self.keys_values[0].shape[1]
 
     def cat(self, other: Caption) -> Caption:
         """Concatenate the rows: those of this object, then those of ``other``. Each row keeps its token mask."""
+        tokens = max(each.keys_values[0].shape[3] for each in (self, other))
+        first, second = self._padded(tokens), other._padded(tokens)
         mask = None
-        if self.mask is not None or other.mask is not None:
-            mask = torch.cat([self._full_mask(), other._full_mask()])
-        pairs = zip(self.keys_values, other.keys_values, strict=True)
+        if first.mask is not None or second.mask is not None:
+            mask = torch.cat([first._full_mask(), second._full_mask()])
+        pairs = zip(first.keys_values, second.keys_values, strict=True)
         return Caption(tuple(torch.cat(pair, dim=1) for pair in pairs), mask)
+
+    def _padded(self, tokens: int) -> Caption:
+        """The same with so many tokens; those that are added do not count."""
+        more = tokens - self.keys_values[0].shape[3]
+        if not more:
+            return self
+        return Caption(
+            tuple(F.pad(pair, (0, 0, 0, more)) for pair in self.keys_values), F.pad(self._full_mask(), (0, more))
+        )
+
+    def short(self) -> Caption:
+        """The same without the padding at the end, as far as it fills groups of ``GROUP`` tokens.
+
+        Attention to it is the same bit for bit: a token that does not count adds zero. It asks the device once how many
+        tokens count.
+        """
+        if self.mask is None:
+            return self
+        counting = self.mask.flatten(1).any(0).nonzero()
+        end = -(-(int(counting[-1]) + 1) // GROUP) * GROUP if len(counting) else self.mask.shape[-1]
+        if end >= self.mask.shape[-1]:
+            return self
+        return Caption(
+            tuple(pair[:, :, :, :end].contiguous() for pair in self.keys_values), self.mask[..., :end].contiguous()
+        )
 
     def _full_mask(self) -> Tensor:
         if self.mask is not None:
@@ -91,7 +126,27 @@ class CaptionedTransformer(ForwardWithCfg, nn.Module):
         tokens = self.y_embedder(y.to(self.dtype))
         if mask is not None:
             mask = mask.to(torch.bool).flatten(1).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]
-        return Caption(tuple(cross.keys_values(tokens) for cross in self.crossings()), mask)
+        caption = Caption(tuple(cross.keys_values(tokens) for cross in self.crossings()), mask)
+        # of every length a compiled network would be compiled anew
+        return caption if torch.is_grad_enabled() or is_compiled(self) else caption.short()
+
+    def read_caption(self, caption: Caption, tokens: int) -> Sequence[Tensor | Absorbed]:
+        """What each of the ``crossings`` reads of a caption, for attention of ``tokens`` tokens a row.
+
+        Where captions are short, a block's projections of queries and of the result are multiplied with the keys and
+        values, once for all steps: see ``Absorbed``.
+        """
+        crossings = CaptionedTransformer.crossings(self)  # those of the blocks; others have few queries
+        pairs = caption.keys_values
+        if not absorbs(crossings[0], pairs[0], tokens) or is_compiled(self):
+            return pairs
+        weights = [weight for cross in crossings for weight in (*cross.q_linear.parameters(), *cross.proj.parameters())]
+
+        def absorb() -> list[Tensor | Absorbed]:
+            absorbed = [cross.absorb(pair, caption.mask) for cross, pair in zip(crossings, pairs, strict=False)]
+            return [*absorbed, *pairs[len(absorbed) :]]
+
+        return kept(caption.kept, "absorbed", weights, absorb)
 
     def crossings(self) -> list[CrossAttention]:
         """The layers that read the caption: that of each block, then others."""

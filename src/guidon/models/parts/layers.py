@@ -6,15 +6,17 @@ Shapes: B batch, T frames (tokens in time), S tokens in a frame, N = T S, L capt
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
-from .products import Linear, gelu_of, product
+from .products import LEAST_ROWS, LEAST_WIDTH, Linear, gelu_of, product
 
 
 def timesteps_of(timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor:
@@ -234,6 +236,48 @@ class Attention(nn.Module):
         return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
+class Absorbed(NamedTuple):
+    """A short caption, multiplied with a block's projections, so that attention to it is two narrow products.
+
+    The score of token x for caption token l in head h is x Wq_h K_hl, and its value reaches the result as V_hl Wo_h:
+    both products of weights and caption are taken once for all steps. That saves work where H L < D + L.
+    """
+
+    scores: Tensor
+    """Wq K^T / sqrt(D / H), (B, D, H L)."""
+    bias: Tensor
+    """What queries' biases add to the scores; -inf where a token does not count: (B, 1, H L)."""
+    values: Tensor
+    """V Wo, (B, H L, D)."""
+
+
+MOST_TABLES = 4
+"""Absorbed captions take at most so many times the memory of the weights that they stand for."""
+
+
+def absorbs(cross: CrossAttention, keys_values: Tensor, tokens: int) -> bool:
+    """Whether ``Absorbed`` saves time, for keys and values (2, B, H, L, D / H) and ``tokens`` tokens a row.
+
+    It does on a CPU where captions are short. Sums are taken in another order, so narrow networks do without it, and
+    whatever needs gradients.
+    """
+    rows, heads, length = keys_values.shape[1:4]
+    width = cross.q_linear.weight.shape[0]
+    return (
+        keys_values.device.type == "cpu"
+        and keys_values.dtype in (torch.float32, torch.bfloat16)
+        and width >= LEAST_WIDTH
+        and tokens >= LEAST_ROWS
+        and heads * length < width + length
+        and rows * heads * length <= MOST_TABLES * width
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+        and type(cross.q_linear) is type(cross.proj) is Linear
+    )
+
+
 class CrossAttention(nn.Module):
     """Attention to caption tokens whose keys and values were projected once per prompt."""
 
@@ -249,8 +293,26 @@ class CrossAttention(nn.Module):
         """Caption tokens (B, L, D) -> keys and values (2, B, H, L, D / H)."""
         return rearrange(self.kv_linear(y), "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
 
-    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
-        """``mask`` (B, 1, 1, L) is True where a caption token may be attended to."""
+    def absorb(self, keys_values: Tensor, mask: Tensor | None) -> Absorbed | Tensor:
+        """The caption multiplied with the projections; as it is where a row has no token that counts."""
+        counts = torch.ones_like(keys_values[0, :, :1, :, 0], dtype=torch.bool) if mask is None else mask.flatten(1, 2)
+        if not bool(counts.any(-1).all()):
+            return keys_values
+        end = int(counts.flatten(0, 1).any(0).nonzero()[-1]) + 1
+        keys, values = keys_values[..., :end, :].float()
+        wide, heads = self.q_linear.weight.dtype, self.num_heads
+        query = self.q_linear.weight.float().unflatten(0, (heads, -1)) * keys.shape[-1] ** -0.5
+        shift = self.q_linear.bias.float().view(heads, -1, 1) * keys.shape[-1] ** -0.5
+        bias = (keys @ shift).squeeze(-1).masked_fill(~counts[..., :end], -math.inf)
+        scores = (keys @ query).flatten(1, 2).transpose(1, 2)
+        out = (values @ self.proj.weight.float().unflatten(1, (heads, -1)).permute(1, 2, 0)).flatten(1, 2)
+        return Absorbed(scores.to(wide), bias.flatten(1)[:, None].to(wide), out.to(wide))
+
+    def forward(self, x: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None) -> Tensor:
+        """``mask`` (B, 1, 1, L) is True where a caption token may be attended to. ``Absorbed`` holds its own."""
+        if isinstance(keys_values, Absorbed):
+            scores = torch.baddbmm(keys_values.bias, x, keys_values.scores).unflatten(-1, (self.num_heads, -1))
+            return torch.baddbmm(self.proj.bias, scores.softmax(-1).flatten(2), keys_values.values)
         q = rearrange(self.q_linear(x), "b n (h d) -> b h n d", h=self.num_heads)
         out = F.scaled_dot_product_attention(q, keys_values[0], keys_values[1], attn_mask=mask)
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))

@@ -53,7 +53,7 @@ def gelu_of(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN computes a product: on such a processor, of matrices that are large enough, without gradients, uncompiled."""
+    """Whether oneDNN computes a product: of large matrices on such a processor, without gradients, not compiled."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"

@@ -17,7 +17,7 @@ from ...core.broadcasting import whole_rows
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from .captioned import Caption, CaptionedConfig, CaptionedTransformer
-from .layers import PatchEmbed, Rotary, SizeEmbedder, sincos_2d, timesteps_of, unpatch
+from .layers import Absorbed, PatchEmbed, Rotary, SizeEmbedder, sincos_2d, timesteps_of, unpatch
 
 PIXELS = 8  # a latent pixel is as many pixels wide and high: the sizes that a network is told are in pixels
 FPS = 24.0  # of the videos that the released weights were trained on
@@ -189,7 +189,7 @@ def along_time(attention: nn.Module, x: Tensor, angles: Tensor) -> Tensor:
     return attention(turned.flatten(0, 1), angles).view_as(turned).transpose(1, 2)
 
 
-def to_caption(attention: nn.Module, x: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
+def to_caption(attention: nn.Module, x: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None) -> Tensor:
     """Attention of all tokens to the caption, x (B, T, S, D)."""
     return attention(x.flatten(1, 2), keys_values, mask).view_as(x)
 

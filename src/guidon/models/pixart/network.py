@@ -17,6 +17,7 @@ from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from ..parts.captioned import Caption, CaptionedTransformer
 from ..parts.layers import (
+    Absorbed,
     Attention,
     CrossAttention,
     Mlp,
@@ -73,7 +74,7 @@ class Block(nn.Module):
         self.mlp = Mlp(d, int(d * config.mlp_ratio), d)
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 
-    def forward(self, x: Tensor, t: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None) -> Tensor:
         """x (B, N, D), t (B, 6, D)."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=1)  # (B, 1, D)
         x = torch.addcmul(x, gate, self.attn(modulate(self.norm1(x), shift, scale)))
@@ -154,8 +155,9 @@ class PixArt(CaptionedTransformer):
             aspect_ratio = x.new_full((len(x), 1), height / width) if aspect_ratio is None else aspect_ratio
             t = t + torch.cat([self.csize_embedder(size), self.ar_embedder(aspect_ratio)], dim=1)
         modulation = self.t_block(t).unflatten(1, (6, -1))
+        read = self.read_caption(caption, h.shape[1])
         for k, block in enumerate(self.blocks):
-            h = block(h, modulation, caption.keys_values[k], caption.mask)
+            h = block(h, modulation, read[k], caption.mask)
         return rearrange(
             self.final_layer(h, t).float(),
             "b (nh nw) (ph pw c) -> b c (nh ph) (nw pw)", nh=rows, nw=columns, ph=patch, pw=patch,

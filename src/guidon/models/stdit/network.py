@@ -20,6 +20,7 @@ from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from ..parts.captioned import Caption, CaptionedTransformer
 from ..parts.layers import (
+    Absorbed,
     Attention,
     CrossAttention,
     Mlp,
@@ -49,7 +50,13 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 
     def forward(
-        self, x: Tensor, t: Tensor, frames: int, positions: Tensor | None, keys_values: Tensor, mask: Tensor | None
+        self,
+        x: Tensor,
+        t: Tensor,
+        frames: int,
+        positions: Tensor | None,
+        keys_values: Tensor | Absorbed,
+        mask: Tensor | None,
     ) -> Tensor:
         """x (B, N, D), t (B, 6, D); ``positions`` (T, D) are added before temporal attention in the first block."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=1)  # (B, 1, D)
@@ -147,8 +154,9 @@ class STDiT(CaptionedTransformer):
         h = (tokens + in_space).flatten(1, 2)
         t = self.t_embedder(timesteps_of(timestep, x))
         modulation = self.t_block(t).unflatten(1, (6, -1))
+        read = self.read_caption(caption, h.shape[1])
         for k, block in enumerate(self.blocks):
-            h = block(h, modulation, frames, in_time if k == 0 else None, caption.keys_values[k], caption.mask)
+            h = block(h, modulation, frames, in_time if k == 0 else None, read[k], caption.mask)
         grid = (frames, height, width)
         out = unpatch(self.final_layer(h, t).float(), grid, self.config.patch_size)
         acts = self._finishes(timestep, x)

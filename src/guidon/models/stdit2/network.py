@@ -17,7 +17,7 @@ from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from ..network import IMAGE_FPS, ClipFacts
 from ..parts.captioned import Caption
-from ..parts.layers import Attention, CrossAttention, Mlp, SizeEmbedder, modulate
+from ..parts.layers import Absorbed, Attention, CrossAttention, Mlp, SizeEmbedder, modulate
 from ..parts.sized import (
     FPS,
     PIXELS,
@@ -46,7 +46,7 @@ class Block(nn.Module):
         self.scale_shift_table_temporal = nn.Parameter(torch.randn(3, d) / d**0.5)
 
     def forward(
-        self, x: Tensor, t: Tensor, t_temp: Tensor, angles: Tensor, keys_values: Tensor, mask: Tensor | None
+        self, x: Tensor, t: Tensor, t_temp: Tensor, angles: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None
     ) -> Tensor:
         """x (B, T, S, D); t (B, T or 1, 6, D) and t_temp (B, T or 1, 3, D) modulate every frame or all of them."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=2)
@@ -132,8 +132,9 @@ class STDiT2(SizedTransformer):
 
         h, grid = self.tokens(x, high, wide)
         angles = self.rope(grid[0])
+        read = self.read_caption(caption, h.shape[1] * h.shape[2])
         for k, block in enumerate(self.blocks):
-            h = block(h, space_6, time_3, angles, caption.keys_values[k], caption.mask)
+            h = block(h, space_6, time_3, angles, read[k], caption.mask)
         # of a clean frame the head is told the size, too, and of a noisy one it is not: so it is in the original
         return self.pixels(h, grid, x.shape[2:], t, None if clean is None else clean + size, noisy)
 

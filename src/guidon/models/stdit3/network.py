@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...diffusion import NoiseLevel
 from ..network import IMAGE_FPS, ClipFacts
 from ..parts.captioned import Caption
-from ..parts.layers import Attention, CrossAttention, Mlp, modulate
+from ..parts.layers import Absorbed, Attention, CrossAttention, Mlp, modulate
 from ..parts.sized import (
     FPS,
     PIXELS,
@@ -49,7 +49,9 @@ class Block(nn.Module):
         self.mlp = Mlp(d, int(d * config.mlp_ratio), d)
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 
-    def forward(self, x: Tensor, t: Tensor, angles: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, angles: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None
+    ) -> Tensor:
         """x (B, T, S, D); t (B, T or 1, 6, D) modulates every frame or all of them."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=2)
         seen = modulate(self.norm1(x), shift, scale)
@@ -131,6 +133,6 @@ class STDiT3(SizedTransformer):
 
         h, grid = self.tokens(x, high, wide)
         angles = self.rope(grid[0])
-        for block, keys_values in zip(self.blocks, caption.keys_values, strict=True):
+        for block, keys_values in zip(self.blocks, self.read_caption(caption, h.shape[1] * h.shape[2]), strict=True):
             h = block(h, modulation, angles, keys_values, caption.mask)
         return self.pixels(h, grid, x.shape[2:], t, clean, noisy)

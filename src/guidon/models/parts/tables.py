@@ -1,0 +1,42 @@
+"""What a network computes once from its weights and a condition, and keeps beside the condition for later steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A value, and the weights that it was computed from."""
+
+    weights: tuple[Any, ...]
+    """Where each weight lies, its type, and how often it was changed."""
+    value: Any
+    """What was computed."""
+
+
+def kept(store: dict[str, Kept], name: str, weights: Iterable[Tensor], make: Callable[[], Any]) -> Any:
+    """A value that is computed anew whenever a weight has changed, moved or been replaced.
+
+    A change through ``weight.data`` is not seen: prepare the condition again after it.
+
+    Args:
+        store: where values are kept: that of a condition.
+        name: of the value; each network that reads the condition replaces that of another.
+        weights: what the value depends on beside the condition.
+        make: computes it.
+    """
+    state = tuple((each.data_ptr(), each.dtype, 0 if each.is_inference() else each._version) for each in weights)
+    found = store.get(name)
+    if found is None or found.weights != state:
+        store[name] = found = Kept(state, make())
+    return found.value
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether a part of a network is compiled. It is then compiled again for every shape."""
+    return any(module._compiled_call_impl is not None for module in network.modules())
