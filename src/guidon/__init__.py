@@ -19,6 +19,7 @@ Guidance:
     Guidance: channel scales, rule and timing; ``combine`` joins the predictions of a step.
     ChannelScale: one scale per latent channel.
     GuidanceTrace: collects what guidance did.
+    Sparing: which calls of the other branches guidance leaves out.
     GuidedDenoiser: a network under guidance, for a sampler.
 
 Pipelines of diffusers:
@@ -57,6 +58,7 @@ _ROOMS = {
     "FlowPath": "diffusion",
     "Guidance": "guidance",
     "GuidanceTrace": "guidance",
+    "Sparing": "guidance",
     "GuidedDenoiser": "guidance",
     "IDDPM": "bridges.opensora.iddpm",
     "IDDPMScheduler": "bridges.diffusers.scheduler",
@@ -97,6 +99,7 @@ __all__ = [
     "RFlow",
     "Ranks",
     "Request",
+    "Sparing",
     "Video",
     "apply",
     "channel_scale",
@@ -123,7 +126,7 @@ if TYPE_CHECKING:
     from .core.errors import InputError
     from .core.ranks import Ranks
     from .diffusion import FlowPath, NoiseLevel, NoiseSchedule
-    from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser
+    from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser, Sparing
     from .media import Video
     from .models.checkpoint import inspect_checkpoint, load_checkpoint
     from .pipeline import Pipeline, from_diffusers, load, reproduce, wrap

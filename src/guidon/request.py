@@ -22,7 +22,7 @@ from .core.devices import DtypeName
 from .core.errors import InputError, nearest, quoted, setting
 from .core.settings import Settings
 from .diffusion.spacing import UNIFORM, parse_spacing
-from .guidance import CfgChannels, ChannelChoice, Guidance, Timing
+from .guidance import CfgChannels, ChannelChoice, Guidance, Sparing, Timing
 from .media.conditioning import Conditioning
 from .media.placing import text_of_loop, texts_of_loops
 from .models.registry import find_replay
@@ -74,6 +74,10 @@ class Choices(TypedDict, total=False):
     """Open-Sora's name for cfg_channels."""
     timing: str | Timing | None
     """When guidance acts, such as "interval:0,0.5"."""
+    adaptive: float | None
+    """Stop guiding a clip once its branches agree: the cosine from which they do, such as 0.99."""
+    reuse: int | None
+    """Call the unconditional branch at every so many guided steps, and use its last difference between them."""
     rotation: int | None
     """Seed of a random rotation of the latent channels."""
     negative_prompt: str | Sequence[str] | None
@@ -110,7 +114,7 @@ class Choices(TypedDict, total=False):
 
 
 KEYWORDS = tuple(Choices.__annotations__)
-_NEW = ("spacing", "latents", "conditioning", "callback", "call")
+_NEW = ("spacing", "adaptive", "reuse", "latents", "conditioning", "callback", "call")
 """Fields that earlier versions did not know: JSON leaves them out where they say nothing."""
 
 
@@ -152,6 +156,10 @@ class Request(Settings):
     """How much noise ddim adds: 0 none, 1 as much as ddpm."""
     guidance: Guidance = Guidance(1.0)
     """Channel scales, rule and timing; in JSON they are cfg_scale, cfg_channels, guidance (the rule) and timing."""
+    adaptive: float | None = None
+    """The cosine of the branches from which a clip is guided no more; see ``guidance.Sparing``."""
+    reuse: int | None = None
+    """The other branches are called at every so many guided steps; None for every one. See ``guidance.Sparing``."""
     rotation: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Seed of a random rotation of the latent channels, of which cfg_channels then chooses: a control for studies."""
     dtype: DtypeName = "fp32"
@@ -224,6 +232,11 @@ class Request(Settings):
         spacing = UNIFORM if value is None else parse_spacing(value)
         return None if spacing == UNIFORM else spacing.text
 
+    @field_validator("reuse")
+    @classmethod
+    def _neutral_reuse(cls, value: int | None) -> int | None:
+        return None if value == 1 else value
+
     @field_validator("exact")
     @classmethod
     def _known_original(cls, value: str | None) -> str | None:
@@ -289,6 +302,7 @@ class Request(Settings):
                 f"{name('spacing')} {self.spacing:.80} does not go with {name('exact')}, which replays the original's "
                 "own steps"
             )
+        self._check_sparing()
         by_timing = self.guidance.timing.name == "oscillation"
         if self.sampler == "heun" and (by_timing or rule.oscillates):
             what = f"{name('timing')} oscillation" if by_timing else f"{name('guidance')} {rule.name} with oscillate"
@@ -312,6 +326,26 @@ class Request(Settings):
                 f"{name('exact_noise')} {self.exact_noise!r} has an effect only with {name('exact')}: give both"
             )
         return self
+
+    def _check_sparing(self) -> None:
+        """Refuse that calls are left out where they cannot be."""
+        name, spared = setting, self.sparing  # which checks its numbers
+        if spared.is_neutral:
+            return
+        given = name("reuse" if spared.adaptive is None else "adaptive")
+        if self.sampler is None:
+            raise InputError(f"{given} is for Guidon's own models: a diffusers pipeline calls its branches itself")
+        if self.exact:
+            raise InputError(f"{given} does not go with {name('exact')}, which replays every call of the original")
+        if self.rotation is not None and spared.adaptive is not None:
+            raise InputError(
+                f"{given} compares channels as they are, {name('rotation')} turns them: leave one of them out"
+            )
+
+    @property
+    def sparing(self) -> Sparing:
+        """Which calls of the other branches are left out."""
+        return Sparing(self.adaptive, 1 if self.reuse is None else self.reuse)
 
     @property
     def closeness(self) -> str:

@@ -46,6 +46,8 @@ RECORDED = (
     "sampler",
     "steps",
     "spacing",
+    "adaptive",
+    "reuse",
     "eta",
     "guidance",
     "timing",

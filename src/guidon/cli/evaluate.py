@@ -89,6 +89,8 @@ def evaluate(
     interval: options.Interval = None,
     ramp: options.Ramp = None,
     oscillate: options.Oscillate = None,
+    adaptive: options.Adaptive = None,
+    reuse: options.Reuse = None,
     seed: options.Seed = None,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
@@ -118,7 +120,7 @@ def evaluate(
     """
     sampling = given(
         guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler,
-        spacing=spacing, fast=fast or None,
+        spacing=spacing, fast=fast or None, adaptive=adaptive, reuse=reuse,
     )  # fmt: skip
     parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak)
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)

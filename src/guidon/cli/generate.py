@@ -149,6 +149,8 @@ def generate(
     interval: options.Interval = None,
     ramp: options.Ramp = None,
     oscillate: options.Oscillate = None,
+    adaptive: options.Adaptive = None,
+    reuse: options.Reuse = None,
     seed: options.Seed = None,
     num_samples: Annotated[
         int,
@@ -347,7 +349,7 @@ def generate(
     choices = given(
         negative_prompt=negative_prompt, cfg_scale=parse_scale(cfg_scale), cfg_channels=cfg_channels, guidance=guidance,
         timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler, spacing=spacing,
-        fast=fast or None, eta=eta,
+        fast=fast or None, adaptive=adaptive, reuse=reuse, eta=eta,
         size=parse_size(size, height, width, resolution, aspect_ratio), frames=frames, exact=exact,
         exact_noise=exact_noise, dtype=dtype,
         first_frame=first_frame, last_frame=last_frame, continue_from=continue_from, connect_to=connect_to, edit=edit,

@@ -143,6 +143,26 @@ Oscillate = Annotated[
     option("Guidance", "N", "From step N on, guide every second step only.", default="off"),
 ]
 
+Adaptive = Annotated[
+    float | None,
+    option(
+        "Guidance",
+        "X",
+        "Stop guiding a clip once both branches agree, from this cosine on, such as 0.99; only guided channels count.",
+        default="off",
+    ),
+]
+Reuse = Annotated[
+    int | None,
+    option(
+        "Guidance",
+        "K",
+        "Call the unconditional branch at every K-th guided step; between them, use the last difference again.",
+        default="1",
+        min=1,
+    ),
+]
+
 # Sampling
 Seed = Annotated[int | None, option("Sampling", "N", "Seed of the noise.", min=0, default=of_model("0"))]
 Steps = Annotated[

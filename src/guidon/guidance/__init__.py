@@ -16,6 +16,7 @@ from .channels import (
 )
 from .combine import START, Combines, Guidance, GuidedStep, Memory, Observe
 from .rules import RULES, Branches, Rule, parse_rule, rule_text
+from .sparing import Sparing
 from .timing import (
     CONSTANT,
     Constant,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CONSTANT", "RULES", "START", "UNSET", "BlockSkip", "Branches", "CfgChannels", "ChannelChoice", "ChannelScale",
     "Combines", "Condition", "Constant", "CosineRamp", "Exponential", "Guidance", "GuidanceTrace", "GuidedDenoiser",
-    "GuidedStep", "Interval", "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Timing",
-    "Unset", "WeakModel", "WithoutFrames", "added_energy", "cfg_channels_from", "guides_nothing", "parse_channels",
-    "parse_rule", "parse_timing", "plain_scale", "random_rotation", "rule_text",
+    "GuidedStep", "Interval", "LinearRamp", "Memory", "Observe", "Oscillation", "RotatedGuidance", "Rule", "Sparing",
+    "Timing", "Unset", "WeakModel", "WithoutFrames", "added_energy", "cfg_channels_from", "guides_nothing",
+    "parse_channels", "parse_rule", "parse_timing", "plain_scale", "random_rotation", "rule_text",
 ]  # fmt: skip
 __getattr__ = imported_later(__name__, "denoiser", "imageless", "rotation", "skipping", "trace")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -21,6 +21,7 @@ from ..diffusion import NoiseLevel, Parameterization, split_prediction
 from .combine import START, Combines, GuidedStep, Observe
 from .imageless import WithoutFrames
 from .skipping import BlockSkip
+from .sparing import EVERY_CALL, Spared, Sparing
 from .spread import Spread
 
 
@@ -62,6 +63,8 @@ class GuidedDenoiser(Generic[C]):
         batched: all branches in one batch. False runs them one after the other, in the memory of one branch.
         ranks: the ranks that share the branches, each of which makes this object; then no branches are in one batch.
             The first samples, the others call ``serve``.
+        sparing: which calls of the other branches are left out. Where it may stop them clip by clip, branches run one
+            after the other, so that a clip does not depend on when the others of its batch stop.
         observe: called with every step at which guidance acted.
         steps: how many steps the run has, for messages.
 
@@ -82,6 +85,7 @@ class GuidedDenoiser(Generic[C]):
         parameterization: Parameterization = "eps",
         batched: bool = True,
         ranks: Ranks | None = None,
+        sparing: Sparing = EVERY_CALL,
         observe: Observe | None = None,
         steps: int | None = None,
     ) -> None:
@@ -112,7 +116,7 @@ class GuidedDenoiser(Generic[C]):
                     self.branches["imageless"] = imageless
             if isinstance(self.weak, BlockSkip):
                 self.branches["weak"] = cond
-            if batched and ranks is None:
+            if batched and ranks is None and sparing.adaptive is None:
                 self.together = cond
                 for other in list(self.branches.values())[1:]:
                     self.together = self.together.cat(other)
@@ -122,6 +126,7 @@ class GuidedDenoiser(Generic[C]):
         self.network, self.guidance, self.observe, self.steps = network, guidance, observe, steps
         self.parameterization: Parameterization = parameterization
         self.memory = START
+        self.spared = None if sparing.is_neutral else Spared(sparing)
         self.check = FiniteCheck()
 
     def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
@@ -133,7 +138,13 @@ class GuidedDenoiser(Generic[C]):
             InputError: this prediction, or that of the step before, is not finite. The message names step and branch.
         """
         acts = self.guidance.acts(level, self.memory, x.shape[1])
-        found = self._predictions(x, level) if acts else {"cond": self._run(x, level, "cond")}
+        spared = self.spared
+        if acts and spared is not None:
+            if spared.ended:
+                return self._unguided(x, level)
+            found = self._spared_predictions(x, level, spared)
+        else:
+            found = self._predictions(x, level) if acts else {"cond": self._run(x, level, "cond")}
         cond, uncond, *others = (found.get(name) for name in ("cond", "uncond", "negative", "weak", "imageless"))
         negative, weak, imageless = others
         assert cond is not None
@@ -146,9 +157,25 @@ class GuidedDenoiser(Generic[C]):
             cond, uncond, x, level, self.memory,
             negative=negative, weak=weak, imageless=imageless, parameterization=self.parameterization,
         )  # fmt: skip
+        if acts and spared is not None:
+            guided = spared.only_guided(guided, cond)
         looked_at = [*found.values()] if guided is cond else [*found.values(), guided]
         self.check.look(looked_at, partial(self._refuse, x, found, guided, level, self.memory.calls))
         return guided
+
+    def _unguided(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """The step of a run whose clips are guided no more."""
+        cond = self._run(x, level, "cond")
+        self.memory = replace(self.memory, calls=self.memory.calls + 1)
+        self.check.look([cond], partial(self._refuse, x, {"cond": cond}, cond, level, self.memory.calls))
+        return cond
+
+    def _spared_predictions(self, x: Tensor, level: NoiseLevel, spared: Spared) -> dict[str, Tensor]:
+        """The predictions of all branches, of which some may not be computed."""
+        if spared.needs_branches(self.memory.guided):
+            scale = self.guidance.scale_at(level, self.memory, x.shape[1])
+            return spared.seen(self._predictions(x, level), scale.guided)
+        return spared.reused(self._run(x, level, "cond"))
 
     def conditional(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
         """The prediction (B, C or 2C, ...) for the prompts alone, without guidance and without a check, fp32."""

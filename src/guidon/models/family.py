@@ -80,6 +80,10 @@ class Fast:
     """Where the steps lie (``diffusion.parse_spacing``)."""
     timing: str = "constant"
     """When to guide."""
+    adaptive: float | None = None
+    """The cosine of the branches from which a clip is guided no more (``guidance.Sparing``)."""
+    reuse: int | None = None
+    """The unconditional branch is called at every so many guided steps; None for every one."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the network."""
 

@@ -62,6 +62,8 @@ THEIRS: Mapping[str, str] = {
 NOT_TAKEN: Mapping[str, str] = {
     "sampler": "the scheduler is the one in the pipeline",
     "spacing": "the scheduler in the pipeline places the steps",
+    "adaptive": "it calls its branches itself",
+    "reuse": "it calls its branches itself",
     "fast": "nothing was calibrated for it",
     "eta": "give it in call, if the pipeline takes it",
     "rotation": "channels can only be rotated in Guidon's own models",

@@ -331,7 +331,8 @@ class Generation:
         return GuidedDenoiser(
             called, guidance, cond, uncond, negative=negative, weak=self._weak(network, weak, numbers),
             imageless=self._imageless(network, called, uncond), batched=not sequential, ranks=self.team,
-            observe=observe, parameterization=self.model.process.parameterization, steps=request.steps,
+            sparing=request.sparing, observe=observe, parameterization=self.model.process.parameterization,
+            steps=request.steps,
         )  # fmt: skip
 
     def schedule(self, network: Network[Any]) -> NoiseSchedule | FlowPath:

@@ -78,6 +78,10 @@ class Arm(Settings):
     """Where the steps lie, such as "quadratic"."""
     fast: bool | None = None
     """The model's calibrated fast settings; sampler, steps and timing of the study then have no effect on it."""
+    adaptive: float | None = None
+    """Stop guiding a clip once its branches agree: the cosine from which they do, such as 0.99."""
+    reuse: PositiveInt | None = None
+    """Call the unconditional branch at every so many guided steps."""
     dtype: DtypeName | None = None
     """Precision of the network."""
     eta: float | None = None
