@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 class Killed:
     """In place of a result: the rank ended without one."""
@@ -56,6 +58,7 @@ def _start(work: Callable[[], Any], environment: dict[str, Any]) -> tuple[int, i
         return process, reader
     outcome: Any = False, "it ended early"
     try:
+        torch.set_num_threads(1)  # threads do not survive a fork
         os.environ.update({name: str(value) for name, value in environment.items()})
         outcome = True, work()
     except BaseException:

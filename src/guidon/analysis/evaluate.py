@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -23,6 +23,7 @@ from ..core.atomic import atomic_path
 from ..core.devices import pick_device
 from ..core.errors import InputError
 from ..core.progress import OnStep
+from ..core.ranks import ALONE, Ranks
 from ..core.reading import read_object, reading
 from ..media import contact_sheet, load_video
 from ..media.files import shrink
@@ -31,6 +32,7 @@ from ..metrics.bench import find_bench, open_bench
 from ..metrics.choice import BenchChoice, find_weights, learned_parts
 from ..metrics.metric import COSINE, EVALUATION_SEED, SHARE, Bench, Examples, Metric, Values
 from ..metrics.statistics import Comparison, Interval, compare, mean_interval, metric_interval
+from ..pipeline.division import branch_count
 from ..pipeline.planner import Planner
 from ..request import Choices, Request
 
@@ -269,6 +271,7 @@ def evaluate(
     batch_size: int = BATCH,
     pictures: int = 8,
     on_step: OnStep | None = None,
+    ranks: Ranks = ALONE,
     **choices: Unpack[Choices],
 ) -> Evaluation:
     """Sample prompts ``seeds`` times at every setting, and measure.
@@ -284,6 +287,8 @@ def evaluate(
         batch_size: clips denoised together.
         pictures: for how many prompts the frames of the first sample are kept.
         on_step: called as ``on_step(done, 1000)`` over all sampling.
+        ranks: the processes that share the work, all of which make this call and get its result. Each samples and
+            measures whole batches, so that numbers are those of one process.
         choices: choices that all settings share, such as sampler and steps. The seed of prompt k is ``seed + k``.
 
     Raises:
@@ -304,25 +309,44 @@ def evaluate(
     values, shown, exact = dict[str, Values](), dict[str, list[np.ndarray]](), None
     if isinstance(prompts, int):
         exact = judge.own_examples(split)
-        values, shown = _ceilings(pipe, judge, *exact, captions, pictures)
-    # Sample and measure every setting, block by block.
-    over_seeds: dict[str, Values] = {}
-    sampling: dict[str, Any] = {}
+        values, shown = _ceilings(pipe, judge, *exact, captions, pictures, ranks)
+    # Sample and measure every setting, block by block. Teams of ranks take turns.
     per_block = max(1, batch_size // seeds)
+    requests = [
+        pipe.complete(
+            captions[start : start + per_block], tuple(range(seeds)),
+            **_at(setting, choices) | {"seed": first + start, "seed_per_prompt": True},
+        )
+        for setting in settings for start in range(0, count, per_block)
+    ]  # fmt: skip
+    size = ranks.branches_for(len(requests), max(branch_count(request.guidance) for request in requests))
+    team, teams = ranks.teams(size), len(ranks) // size
+
+    def sampled() -> dict[int, _Block]:
+        """The blocks of this rank's team, by number."""
+        found, own = dict[int, _Block](), range(ranks.index // size, len(requests), teams)
+        done, total = 0, sum(len(requests[number].prompts) for number in own)
+        for number in own:
+            request, start = requests[number], number % blocks_of_each * per_block
+            report = _share_of(on_step if ranks.first else None, done, len(request.prompts), total)
+            block = _sample_block(pipe, judge, exact, start, request, batch_size, report, team)
+            found[number] = replace(block, first_samples=block.first_samples[: max(0, pictures - start)])
+            done += len(request.prompts)
+        return found
+
+    blocks_of_each = -(-count // per_block)
+    by_number = dict[int, _Block]()
+    for part in ranks.together(sampled)[::size]:
+        by_number |= part
+    over_seeds: dict[str, Values] = {}
     for number, setting in enumerate(settings):
-        blocks: list[_Block] = []
-        for start in range(0, count, per_block):
-            done, size = number * count + start, len(captions[start : start + per_block])
-            own: Choices = {**_at(setting, choices), "seed": first + start, "seed_per_prompt": True}
-            request = pipe.complete(captions[start : start + per_block], tuple(range(seeds)), **own)
-            report = _share_of(on_step, done, size, len(settings) * count)
-            blocks.append(_sample_block(pipe, judge, exact, start, request, batch_size, report))
-            sampling = {key: value for key, value in request.model_dump(mode="json").items() if key in RECORDED}
         name = str(setting)
+        blocks = [by_number[number * blocks_of_each + k] for k in range(blocks_of_each)]
         values[name] = {key: found.reshape(count, seeds) for key, found in _joined(b.values for b in blocks).items()}
         shown[name] = [frames for block in blocks for frames in block.first_samples][:pictures]
         if blocks[0].over_seeds:
             over_seeds[name] = _joined(block.over_seeds for block in blocks)
+    sampling = {key: value for key, value in requests[-1].model_dump(mode="json").items() if key in RECORDED}
     return Evaluation(
         judge, pipe.preset.name, exact and exact[1], captions, seeds, sampling | {"seed": first}, values, over_seeds,
         shown if pictures else {},
@@ -335,22 +359,30 @@ def _at(setting: Setting, choices: Choices) -> Choices:
 
 
 def _ceilings(
-    pipe: Pipeline, bench: Bench, examples: Examples, split: str, captions: Sequence[str], pictures: int
+    pipe: Pipeline, bench: Bench, examples: Examples, split: str, captions: Sequence[str], pictures: int, ranks: Ranks
 ) -> tuple[dict[str, Values], dict[str, list[np.ndarray]]]:
     """Truth and truth through the autoencoder: their values (prompts, 1), and frames of truth.
 
     Both are rounded to 8 bits as samples are, so that rounding affects all rows equally.
     """
-    measured: dict[str, list[Values]] = {TRUTH: [], CEILING: []}
-    shown: dict[str, list[np.ndarray]] = {TRUTH: [], CEILING: []}
-    for start in range(0, len(captions), BATCH):  # block by block, so that memory does not grow with the captions
-        texts = captions[start : start + BATCH]
-        exact = [examples.frames(split, EVALUATION_SEED, start + k) for k in range(len(texts))]
-        clips = {TRUTH: exact, CEILING: [pipe.autoencode(frames) for frames in exact]}
-        for name, found in clips.items():
-            frames = _bytes(np.stack(found))
-            measured[name].append(bench.measure(frames, texts))
-            shown[name] += list(frames[: max(0, pictures - start)].copy())
+
+    def measured_part() -> tuple[dict[str, list[Values]], dict[str, list[np.ndarray]]]:
+        """The blocks of this rank: block by block, so that memory does not grow with the captions."""
+        measured: dict[str, list[Values]] = {TRUTH: [], CEILING: []}
+        shown: dict[str, list[np.ndarray]] = {TRUTH: [], CEILING: []}
+        for start in range(0, len(captions), BATCH)[ranks.share(-(-len(captions) // BATCH))]:
+            texts = captions[start : start + BATCH]
+            exact = [examples.frames(split, EVALUATION_SEED, start + k) for k in range(len(texts))]
+            clips = {TRUTH: exact, CEILING: [pipe.autoencode(frames) for frames in exact]}
+            for name, found in clips.items():
+                frames = _bytes(np.stack(found))
+                measured[name].append(bench.measure(frames, texts))
+                shown[name] += list(frames[: max(0, pictures - start)].copy())
+        return measured, shown
+
+    parts = ranks.together(measured_part)
+    measured = {name: [values for part, _ in parts for values in part[name]] for name in (TRUTH, CEILING)}
+    shown = {name: [frames for _, part in parts for frames in part[name]] for name in (TRUTH, CEILING)}
     values = {name: {key: found[:, None] for key, found in _joined(rows).items()} for name, rows in measured.items()}
     return values, shown
 
@@ -379,15 +411,17 @@ def _sample_block(
     request: Request,
     batch_size: int,
     on_step: OnStep | None,
+    team: Ranks,
 ) -> _Block:
-    """Sample and measure the prompts of a request.
+    """Sample and measure the prompts of a request, with the other ranks of a team.
 
     If ``exact`` names the examples and the split of the captions, the first prompt is caption number ``start``.
     """
     seeds = len(request.samples)
-    videos = pipe.generate(request, batch_size=batch_size, on_step=on_step)
+    videos = pipe.generate(request, batch_size=batch_size, on_step=on_step, ranks=team)
     frames = np.stack([video.frames for video in videos])
-    values = bench.measure(frames, [prompt for prompt in request.prompts for _ in range(seeds)])
+    measured = [prompt for prompt in request.prompts for _ in range(seeds)]
+    values = team.from_first(lambda: bench.measure(frames, measured))
     together: list[dict[str, float]] = []
     if exact is not None and seeds > 1:
         examples, split = exact

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..core.errors import InputError, setting
+from ..core.ranks import check_branches, own_rank, rank_count
 from . import options
 from .generate import lines_named, read_prompts
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
 from .planning import brings_weights, find_planner, refuse_idle_weak
+from .together import joined
 from .values import parse_timing
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ def evaluate(
     weak: options.Weak = None,
     download: options.Download = False,
     device: options.Device = "auto",
+    branch_ranks: options.BranchRanks = None,
     out: Annotated[
         Path | None,
         option("Output", "FOLDER", "Folder for metrics.csv, summary.json and sheet.png.", *options.OUT, default="none"),
@@ -124,12 +127,19 @@ def evaluate(
     )  # fmt: skip
     parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak)
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
+    check_branches(branch_ranks, rank_count())
     if videos:
         for name in given(
-            cfg_scale=cfg_scale, cfg_channels=cfg_channels, prompts_file=prompts_file, **sampling, **parts
+            cfg_scale=cfg_scale,
+            cfg_channels=cfg_channels,
+            prompts_file=prompts_file,
+            branch_ranks=branch_ranks,
+            **sampling,
+            **parts,
         ):
             raise InputError(f"{setting(name)} belongs to a model, and video files were given: leave it out")
-        measure_files(videos, caption, weights | {"download": download}, device, out)
+        if own_rank() == 0:
+            measure_files(videos, caption, weights | {"download": download}, device, out)
         return
     if caption is not None:
         raise InputError(f"{setting('caption')} belongs to video files, and none was given")
@@ -161,10 +171,14 @@ def evaluate(
     from ..core.progress import progress
     from ..pipeline import load
 
-    pipe = load(model, device=device, **parts)
     clips = len(settings) * len(captions) * seeds
-    with stopped("nothing was written"), progress(f"sampling and measuring {clips} clips") as on_step:
-        found = evaluation.evaluate(pipe, settings, batch_size=batch_size, on_step=on_step, **asked, **sampling)
+    with stopped("nothing was written"), joined(branch_ranks) as ranks:
+        pipe = ranks.agreed(lambda: load(model, device=device, **parts))
+        with progress(f"sampling and measuring {clips} clips") as on_step:
+            run: dict[str, Any] = {"batch_size": batch_size, "on_step": on_step, "ranks": ranks}
+            found = evaluation.evaluate(pipe, settings, **run, **asked, **sampling)
+    if not ranks.first:
+        return
     print(found.table())
     print("\nsampled with {sampler}, {steps} steps, guidance {guidance}, {timing}\n".format_map(found.sampling))
     print(found.legend())

@@ -142,28 +142,36 @@ class Ranks:
 
     def share(self, count: int) -> slice:
         """This rank's part of ``count`` things, of which every rank gets as many as the others, or one more."""
-        return slice(count * self.index // len(self), count * (self.index + 1) // len(self))
+        return share_of(count, self.index, len(self))
 
     def teams(self, size: int) -> Ranks:
         """The team of this rank: ``size`` members that share the branches of a clip. They use the same channel."""
         first = self.index // size * size
         members = self.members[first : first + size]
-        return Ranks(members, self.members[self.index], self.channel, size)
+        return Ranks(members, self.members[self.index], self.channel)
 
-    def branches_for(self, clips: int, branches: int) -> int:
+    def branches_for(self, pieces: int, branches: int) -> int:
         """How many ranks share the branches of a clip.
 
         Args:
-            clips: how many there are.
+            pieces: clips, or batches of clips, that ranks can have each for itself.
             branches: how many branches guidance has.
 
         Returns:
             What was asked for; else the number with which the longest rank has the least to do, the smallest of those.
+
+        Raises:
+            InputError: more were asked for than there are branches to share.
         """
         if self.branches is not None:
-            return min(self.branches, branches) if branches > 1 else 1
+            if self.branches > branches > 1:
+                raise InputError(
+                    f"{setting('branch_ranks')} is {self.branches}, and guidance has {branches} branches here: give "
+                    f"{branches} at most"
+                )
+            return min(self.branches, branches)
         divisors = [n for n in range(1, branches + 1) if len(self) % n == 0]
-        return min(divisors, key=lambda n: (-(-clips // (len(self) // n)) * -(-branches // n), n))
+        return min(divisors, key=lambda n: (-(-pieces // (len(self) // n)) * -(-branches // n), n))
 
     # messages between two members, by their index
 
@@ -251,6 +259,15 @@ class Ranks:
     def _channel(self) -> _Channel:
         assert self.channel is not None, "a program of one rank sends nothing"
         return self.channel
+
+
+def share_of(count: int, index: int, parts: int) -> slice:
+    """Part ``index`` of ``count`` things in order; the first part has one if there is one."""
+    return slice(-(-count * index // parts), -(-count * (index + 1) // parts))
+
+
+ALONE = Ranks((0,), 0)
+"""A program of one process."""
 
 
 def check_branches(branches: int | None, ranks: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import InputError, setting
-from ..core.ranks import Ranks
+from ..core.ranks import Ranks, share_of
 from ..guidance import Guidance
 from ..request import Computation, Request
 
@@ -47,24 +47,23 @@ def divide(
         batch_given: whether the user chose the size of batches. Else they are so small that every team has one.
 
     Raises:
-        InputError: more ranks are to share the branches of a clip than guidance has branches.
+        InputError: more ranks are to share the branches of a clip than it has.
     """
     count, branches = len(request.prompts) * len(request.samples), branch_count(request.guidance)
-    if ranks.branches is not None and ranks.branches > branches:
-        has = "one branch" if branches == 1 else f"{branches} branches"
+    if branches == 1 < (ranks.branches or 1):
         raise InputError(
-            f"{setting('branch_ranks')} {ranks.branches} is more than {setting('guidance')} "
-            f"{request.guidance.rule.name} has branches here: it has {has}"
+            f"{setting('branch_ranks')} is {ranks.branches}, and without guidance there is one branch: leave it out, "
+            f"or raise {setting('cfg_scale')}"
         )
-    size = ranks.branches_for(1 if in_one_batch else count, branches if anew or asked.sequential else 1)
+    pieces = 1 if in_one_batch else -(-count // asked.batch) if batch_given else count
+    size = ranks.branches_for(pieces, branches if anew or asked.sequential else 1)
     teams, own = len(ranks) // size, ranks.index // size
     batch = asked.batch if batch_given or in_one_batch or not anew else min(asked.batch, -(-count // teams))
     if in_one_batch:
         clips = slice(0, count if own == 0 else 0)
     else:
-        batches = -(-count // batch)
-        first, after = (min(count, batch * (batches * k // teams)) for k in (own, own + 1))
-        clips = slice(first, after)
+        batches = share_of(-(-count // batch), own, teams)
+        clips = slice(min(count, batch * batches.start), min(count, batch * batches.stop))
     rows = batch if not anew else max(1, min(batch, clips.stop - clips.start))
     computation = asked.model_copy(update={"batch": rows, "sequential": asked.sequential or size > 1})
     return Division(ranks.teams(size) if size > 1 else None, clips, computation, slice(0, len(ranks), size))

@@ -274,26 +274,26 @@ class Generation:
         denoiser = self._agreed(partial(self.denoiser, network, weak, numbers, sequential))
         if self.team is not None and not self.team.first:
             return x, denoiser.serve(self.device)
-        placed: dict[str, Any] = {"steps": request.steps, "spacing": parse_spacing(request.spacing or "uniform")}
-        samplers: dict[str | None, Callable[..., Tensor]] = {
-            "ddpm": sample_ddpm,
-            "ddim": partial(sample_ddim, eta=request.eta),
-            "dpm-solver": partial(sample_dpm_solver, **placed),
-            "dpm-solver-sde": partial(sample_dpm_solver_sde, **placed),
-            "dpm-solver-3m-sde": partial(sample_dpm_solver_sde, order=3, **placed),
-            "unipc": partial(sample_unipc, **placed),
-            "euler": sample_euler,
-            "heun": sample_heun,
-        }
-        options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
-        held: CheckedDenoiser = denoiser
-        if kept is not None:
-            asked = [each for each in (network, weak) if each is not None]
-            knows = all(getattr(each, "reads_frame_mask", False) for each in asked)
-            held, options["frames"] = hold(
-                denoiser, kept, knows, self.model.process.parameterization, self.device, denoiser.conditional
-            )
         with denoiser.leading():
+            placed: dict[str, Any] = {"steps": request.steps, "spacing": parse_spacing(request.spacing or "uniform")}
+            samplers: dict[str | None, Callable[..., Tensor]] = {
+                "ddpm": sample_ddpm,
+                "ddim": partial(sample_ddim, eta=request.eta),
+                "dpm-solver": partial(sample_dpm_solver, **placed),
+                "dpm-solver-sde": partial(sample_dpm_solver_sde, **placed),
+                "dpm-solver-3m-sde": partial(sample_dpm_solver_sde, order=3, **placed),
+                "unipc": partial(sample_unipc, **placed),
+                "euler": sample_euler,
+                "heun": sample_heun,
+            }
+            options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
+            held: CheckedDenoiser = denoiser
+            if kept is not None:
+                asked = [each for each in (network, weak) if each is not None]
+                knows = all(getattr(each, "reads_frame_mask", False) for each in asked)
+                held, options["frames"] = hold(
+                    denoiser, kept, knows, self.model.process.parameterization, self.device, denoiser.conditional
+                )
             try:
                 latents = samplers[request.sampler](held, schedule, x, noise, **options)
             except Interrupted as stop:
