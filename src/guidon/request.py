@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from .core.devices import DtypeName
+from .core.devices import DecodeDtype, DtypeName
 from .core.errors import InputError, nearest, quoted, setting
 from .core.settings import Settings
 from .diffusion.spacing import UNIFORM, parse_spacing
@@ -84,6 +84,8 @@ class Choices(TypedDict, total=False):
     """What to steer away from, in the null caption's place: for all prompts, or one for each."""
     dtype: DtypeName | None
     """Precision of the network."""
+    decode_dtype: DecodeDtype | None
+    """Precision in which the autoencoder decodes: "fp32" or "bf16"."""
     exact: str | None
     """Name of the original whose draws and precisions are replayed."""
     exact_noise: str | None
@@ -164,6 +166,8 @@ class Request(Settings):
     """Seed of a random rotation of the latent channels, of which cfg_channels then chooses: a control for studies."""
     dtype: DtypeName = "fp32"
     """Precision of the network. Diffusion arithmetic is fp32 whatever this is."""
+    decode_dtype: DecodeDtype = "fp32"
+    """Precision in which the autoencoder decodes. Its weights and its frames are fp32 whatever this is."""
     exact: str | None = None
     """Name of the original whose draws and precisions are replayed. A sample then depends on its batch."""
     exact_noise: str = "device"
@@ -202,7 +206,7 @@ class Request(Settings):
         flat: dict[str, Any] = {}
         guidance = self.guidance.to_settings()
         for name, value in handler(self).items():
-            if name in _NEW and not value:
+            if (name in _NEW and not value) or (name == "decode_dtype" and value == "fp32"):
                 continue
             if name == "guidance":
                 flat |= {key: guidance[key] for key in ("cfg_scale", "cfg_channels") if key in guidance}
@@ -350,7 +354,8 @@ class Request(Settings):
     @property
     def closeness(self) -> str:
         """How far pixels may move where the same clip is computed in another batch or with other threads."""
-        return "1/255" if self.dtype == "fp32" else f"the rounding of {self.dtype}"
+        rounded = next((dtype for dtype in (self.dtype, self.decode_dtype) if dtype != "fp32"), None)
+        return "1/255" if rounded is None else f"the rounding of {rounded}"
 
     def noise_of(self, prompt: int, sample: int) -> tuple[int, int]:
         """The seed and the sample index that a clip's noise is drawn from."""

@@ -928,3 +928,15 @@ def _(folder: Path) -> str:
     path = folder / "a.py"
     found = translate(read_config(path), path)
     return digest(repr((found.version, found.commands, found.left_out)))
+
+
+@kind(
+    "measured errors of bf16",
+    "*",
+    make=lambda folder: (folder / "a.json").write_text(json.dumps({"error": 0.0161, "of": {"check": "dtype"}})),
+    structure=mutations.as_json,
+)
+def _(folder: Path) -> str:
+    from guidon.pipeline.precision import read_error
+
+    return repr(read_error(folder / "a.json"))

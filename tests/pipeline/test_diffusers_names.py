@@ -187,7 +187,7 @@ def test_a_guidance_without_a_timing_has_the_models(pipe):
 
 
 def test_the_ways_in_of_diffusers_say_what_to_do():
-    with pytest.raises(InputError, match=r"load has no 'torch_dtype': call guidon.load\(...\).to\(torch.float16\)"):
+    with pytest.raises(InputError, match="load has no 'torch_dtype': give dtype"):
         guidon.load(torch_dtype=torch.float16)
     with pytest.raises(InputError, match=r"load has no 'devic' .did you mean 'device'"):
         guidon.load(devic="cpu")

@@ -54,6 +54,7 @@ RECORDED = (
     "guidance",
     "timing",
     "dtype",
+    "decode_dtype",
 )  # keys of a request that an evaluation records
 
 

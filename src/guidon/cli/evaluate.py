@@ -15,7 +15,7 @@ from . import options
 from .generate import lines_named, read_prompts
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
-from .planning import brings_weights, find_planner, refuse_idle_weak
+from .planning import brings_weights, find_planner, refuse_idle_weak, split_precisions
 from .together import joined
 from .values import parse_timing
 
@@ -108,6 +108,8 @@ def evaluate(
     vae: options.VAE = None,
     features: options.Features = None,
     weak: options.Weak = None,
+    dtype: options.Dtype = None,
+    decode_dtype: options.DecodeDtype = None,
     download: options.Download = False,
     device: options.Device = "auto",
     branch_ranks: options.BranchRanks = None,
@@ -125,7 +127,11 @@ def evaluate(
         guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler,
         spacing=spacing, fast=fast or None, adaptive=adaptive, reuse=reuse,
     )  # fmt: skip
-    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak)
+    precisions, chosen_here = split_precisions(fast, dtype=dtype, decode_dtype=decode_dtype)
+    sampling |= precisions
+    parts = chosen_here | given(
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak
+    )  # fmt: skip
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
     check_branches(branch_ranks, rank_count())
     if videos:

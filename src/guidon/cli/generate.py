@@ -17,7 +17,7 @@ from ..samplers import CLIPS_TOGETHER
 from . import options
 from .options import given, of_model, option
 from .outputs import prepare_folder, run_name, stopped, write_trace, write_videos
-from .planning import find_planner, known_device, refuse_idle_weak
+from .planning import find_planner, known_device, refuse_idle_weak, split_precisions
 from .together import joined
 from .values import parse_scale, parse_size, parse_timing
 
@@ -282,16 +282,8 @@ def generate(
             values=options.TEXT_DTYPES,
         ),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        option(
-            "Model and weights",
-            "TYPE",
-            "Precision of the network: fp32, bf16 or fp16.",
-            default=of_model("fp32"),
-            values=options.DTYPES,
-        ),
-    ] = None,
+    dtype: options.Dtype = None,
+    decode_dtype: options.DecodeDtype = None,
     offload: Annotated[
         str | None,
         option(
@@ -351,12 +343,14 @@ def generate(
         timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler, spacing=spacing,
         fast=fast or None, adaptive=adaptive, reuse=reuse, eta=eta,
         size=parse_size(size, height, width, resolution, aspect_ratio), frames=frames, exact=exact,
-        exact_noise=exact_noise, dtype=dtype,
+        exact_noise=exact_noise,
         first_frame=first_frame, last_frame=last_frame, continue_from=continue_from, connect_to=connect_to, edit=edit,
         edit_strength=edit_strength, loop=loop, condition_frames=condition_frames, condition_edit=condition_edit,
         reference=reference or None, mask_strategy=mask_strategy,
     )  # fmt: skip
-    parts = given(
+    precisions, chosen_here = split_precisions(fast, dtype=dtype, decode_dtype=decode_dtype)
+    choices |= precisions
+    parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, text_dtype=text_dtype,
         download=download or None, offload=offload,
     )  # fmt: skip
@@ -371,7 +365,7 @@ def generate(
         drawn = [draw_prompt(seed or 0)] if random_prompt else []
         require_quotes(prompts or ())
         texts = read_prompts([*(prompts or ()), *map(str, classes or ()), *drawn], prompts_file)
-    elif more := [*(name for name, value in own.items() if value), *choices]:
+    elif more := [*(name for name, value in own.items() if value), *choices, *chosen_here]:
         raise InputError(
             f"{setting('from_manifest')} takes every setting from the manifest: leave out {setting(more[0])}"
         )
@@ -422,6 +416,9 @@ def generate(
 
     with stopped("nothing was written"), joined(branch_ranks) as ranks:
         pipe = ranks.agreed(lambda: load(model, device=device, **parts))
+        # what a machine chose: all ranks take what the first one did
+        own = {name: getattr(pipe.preset, name) for name in chosen_here}
+        request = request.model_copy(update=ranks.together(lambda: own)[0] if own else own)
 
         # Generate and write.
         from ..core.progress import progress

@@ -48,6 +48,7 @@ def match(
     model: options.AnyModel = "guidon-small",
     call: options.Call = None,
     dtype: options.Dtype = None,
+    decode_dtype: options.DecodeDtype = None,
     offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
@@ -73,7 +74,7 @@ def match(
     timing = parse_timing(interval)
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, offload=offload,
+        dtype=dtype, decode_dtype=decode_dtype, offload=offload,
     )  # fmt: skip
     planner = find_any_planner(model, device, parts)
     scales = cfg_scale or [planner.cfg_scale]

@@ -25,6 +25,8 @@ FORMATS = ("mp4", "gif", "webp", "frames", "png")
 SPACINGS = ("uniform", "quadratic", "karras", "logsnr", "power:1.5", "split:0.35,0.5")
 RAMPS = ("linear", "cosine", "exponential")
 DTYPES = ("fp32", "bf16", "fp16")
+CHOSEN_DTYPES = ("auto", *DTYPES)
+DECODE_DTYPES = ("auto", "fp32", "bf16")
 TEXT_DTYPES = (*DTYPES, "int8")
 OFFLOADS = ("none", "model", "sequential")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -253,9 +255,19 @@ Dtype = Annotated[
     option(
         "Model and weights",
         "DTYPE",
-        "Precision of a diffusers pipeline: fp32, bf16 or fp16.",
-        default="that of its weights",
-        values=DTYPES,
+        "Precision of the network: fp32, bf16, fp16, or auto: bf16 where this machine is fast in it and errs little.",
+        default="the model's: fp32 for guidon-small; of a diffusers pipeline, that of its weights",
+        values=CHOSEN_DTYPES,
+    ),
+]
+DecodeDtype = Annotated[
+    str | None,
+    option(
+        "Model and weights",
+        "DTYPE",
+        "Precision in which the autoencoder decodes: fp32, bf16 or auto.",
+        default="fp32",
+        values=DECODE_DTYPES,
     ),
 ]
 Offload = Annotated[

@@ -54,9 +54,8 @@ def find_any_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> 
     from ..request import DIFFUSERS
 
     if not model.startswith(DIFFUSERS):
-        for name in ("call", "dtype"):
-            if name in parts:
-                raise InputError(f"{setting(name)} is for diffusers pipelines: leave it out, or give {DIFFUSERS}FOLDER")
+        if "call" in parts:
+            raise InputError(f"{setting('call')} is for diffusers pipelines: leave it out, or give {DIFFUSERS}FOLDER")
         return find_planner(model, device, parts)
     from ..core.devices import check_device
     from ..pipeline.diffusers_planner import DiffusersPlanner, check_options
@@ -64,6 +63,21 @@ def find_any_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> 
     check_device(device)
     check_options(model, parts)
     return DiffusersPlanner.find(model.removeprefix(DIFFUSERS), call=parts.get("call"), dtype=parts.get("dtype"))
+
+
+def split_precisions(fast: bool, **precisions: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Precisions that the user gave: those with a name, which are choices of a clip, and those that are "auto".
+
+    The latter are arguments of ``guidon.load``.
+
+    Raises:
+        InputError: a machine is to choose what fast settings decide.
+    """
+    named: dict[str, Any] = {name: value for name, value in precisions.items() if value not in (None, "auto")}
+    chosen: dict[str, Any] = {name: value for name, value in precisions.items() if value == "auto"}
+    if fast and "dtype" in chosen:
+        raise InputError(f"{setting('fast')} decides {setting('dtype')} itself: leave one of them out")
+    return named, chosen
 
 
 def brings_weights(model: str) -> bool:

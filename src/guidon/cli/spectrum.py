@@ -37,6 +37,7 @@ def spectrum(
     model: options.AnyModel = "guidon-small",
     call: options.Call = None,
     dtype: options.Dtype = None,
+    decode_dtype: options.DecodeDtype = None,
     offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
@@ -58,7 +59,7 @@ def spectrum(
     )  # fmt: skip
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, offload=offload,
+        dtype=dtype, decode_dtype=decode_dtype, offload=offload,
     )  # fmt: skip
 
     # Check everything before torch is imported.

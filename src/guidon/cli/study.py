@@ -11,7 +11,7 @@ from ..core.errors import InputError, nearest, setting
 from ..core.extras import require
 from ..core.ranks import own_rank
 from . import options
-from .options import option
+from .options import given, option
 from .outputs import prepare_folder, say, stopped
 from .planning import find_any_planner
 
@@ -35,6 +35,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, its cost and the effects that it can detect, and stop.")
     ] = False,
+    dtype: options.Dtype = None,
+    decode_dtype: options.DecodeDtype = None,
     device: options.Device = "auto",
     engine: Annotated[
         str,
@@ -52,11 +54,11 @@ def run(
     once and loses them. The same study always gives the same bytes.
     """
     # Check everything before torch is imported.
-    from ..studies.plan import check_study, load_study, make_plan, outline
+    from ..studies.plan import check_study, load_study, make_plan, outline, with_precisions
 
     if engine not in ENGINES:
         raise InputError(f"{setting('engine')} {engine!r} does not exist{nearest(engine, ENGINES)}")
-    study = load_study(file)
+    study = with_precisions(load_study(file), given(dtype=dtype, decode_dtype=decode_dtype))
     planner = find_any_planner(study.model_name, device, study.parts)
     check_study(study, planner)
     if not dry_run:
@@ -68,9 +70,10 @@ def run(
     from ..core.progress import progress
     from ..metrics.bench import open_bench
     from ..pipeline import load
-    from ..studies.cells import threads_of
+    from ..studies.cells import as_begun, threads_of
     from ..studies.run import run_study, seconds_per_cell
 
+    study = as_begun(study, out)
     pipe = load(study.model_name, device=device, **study.parts)
     plan = make_plan(study, pipe, threads=threads_of(out))
     if dry_run:
@@ -88,6 +91,9 @@ def run(
 
 def run_by_ray(study: Study, planner: ModelPlanner, out: Path, dry_run: bool, device: str) -> None:
     """``run`` on a Ray cluster."""
+    from ..pipeline.precision import refuse_auto
+
+    refuse_auto(study.parts, "is chosen by one machine, and a cluster may have several kinds")
     require("ray", "the engine ray", "ray")
     from ..core.progress import progress
     from ..studies.cells import threads_of

@@ -48,6 +48,7 @@ def tune(
     model: options.AnyModel = "guidon-small",
     call: options.Call = None,
     dtype: options.Dtype = None,
+    decode_dtype: options.DecodeDtype = None,
     offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
@@ -80,7 +81,7 @@ def tune(
     chosen = BenchChoice(clip=clip)
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, offload=offload,
+        dtype=dtype, decode_dtype=decode_dtype, offload=offload,
     )  # fmt: skip
     if not model.startswith(DIFFUSERS):
         preset = find_preset(model)

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
 """The precisions in which networks run."""
+DecodeDtype = Literal["fp32", "bf16"]
+"""The precisions in which autoencoders decode."""
 _OF_TORCH: dict[DtypeName, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -32,6 +34,29 @@ def dtype_name(dtype: object) -> DtypeName | None:
     """The precision that a dtype of torch is, given itself or by name ("float16"); None for another one."""
     own = str(dtype).removeprefix("torch.")
     return next((name for name in get_args(DtypeName) if _OF_TORCH[name] == own), None)
+
+
+def bf16_unit(device: torch.device) -> str | None:
+    """The name of the unit of a device that multiplies in bf16, such as "amx_bf16"; None where it has none.
+
+    A CPU without such a unit computes bf16 by fp32 instructions, which is slower than fp32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return "bf16 in CUDA" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    ask = getattr(torch.cpu, "get_capabilities", None)  # not in versions before 2.11
+    if device.type != "cpu" or ask is None:
+        return None
+    found = ask()
+    return next((name for name in ("amx_bf16", "avx512_bf16") if found.get(name)), None)
+
+
+def autocast(name: DecodeDtype, device: torch.device) -> AbstractContextManager[object]:
+    """A block in which matrix products and convolutions are computed in bf16; one that changes nothing for fp32."""
+    import torch
+
+    return nullcontext() if name == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def check_device(name: str) -> None:

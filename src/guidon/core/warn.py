@@ -1,14 +1,21 @@
-"""Warnings that point at the line of the user's program that called guidon."""
+"""Lines about what was chosen, and warnings that point at the line of the user's program that called guidon."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = str(Path(__file__).parents[1]) + os.sep
 _DECORATORS = ("torch", "contextlib")  # modules whose decorators stand between functions of guidon
+
+
+def note(message: str) -> None:
+    """Say on stderr, in a line, what was chosen for the user."""
+    with suppress(OSError, ValueError):  # stderr is full or closed: that must not end the work
+        print(f"guidon: {message}", file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

@@ -125,6 +125,8 @@ class Preset(Generic[W]):
     """Seed of the noise."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the network."""
+    decode_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which the autoencoder decodes."""
     negative_prompt: str | None = None
     """What to steer away from; None for the network's null condition."""
     sizes: tuple[Literal["size", "frames"], ...] = ()

@@ -68,8 +68,7 @@ ELSEWHERE = {
 LOADED = {
     "cache_dir": "give the folders as checkpoint, text_encoder and vae",
     "device_map": "give device",
-    "dtype": "call guidon.load(...).to(torch.float16), or give dtype in the call",
-    "torch_dtype": "call guidon.load(...).to(torch.float16), or give dtype in the call",
+    "torch_dtype": "give dtype",
     "use_safetensors": "both kinds of file are read",
     "variant": "give the file as checkpoint",
 }
@@ -155,7 +154,7 @@ def no_option_of_load(name: str) -> str:
     """What to do about a keyword that ``guidon.load`` has not."""
     if name in LOADED:
         return f": {LOADED[name]}"
-    valid = (*Sources.model_fields, "device")
+    valid = (*Sources.model_fields, "device", "dtype", "decode_dtype")
     return nearest(name, valid)
 
 

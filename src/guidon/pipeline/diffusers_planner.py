@@ -19,6 +19,7 @@ from ..core.settings import validated
 from ..media.conditioning import CHOICES as CONDITIONING
 from ..request import DIFFUSERS, KEYWORDS, Choices, DtypeName, Request
 from .planner import choose_guidance
+from .precision import refuse_auto
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,7 @@ NOT_TAKEN: Mapping[str, str] = {
     "reuse": "it calls its branches itself",
     "fast": "nothing was calibrated for it",
     "eta": "give it in call, if the pipeline takes it",
+    "decode_dtype": "its autoencoder has the precision that it is loaded in",
     "rotation": "channels can only be rotated in Guidon's own models",
     "size": "give height and width in call",
     "frames": "give num_frames in call",
@@ -345,7 +347,8 @@ def check_offload(offload: str | None) -> None:
 
 
 def check_dtype(dtype: str | None) -> None:
-    """Refuse a precision that does not exist."""
+    """Refuse a precision that does not exist, or that a machine would have to choose."""
+    refuse_auto({"dtype": dtype}, "is for Guidon's own models")
     if dtype is not None and dtype not in get_args(DtypeName):
         raise InputError(f"{setting('dtype')} {quoted(dtype)} does not exist{nearest(str(dtype), get_args(DtypeName))}")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.devices import torch_dtype
+from ..core.devices import DecodeDtype, autocast, torch_dtype
 from ..core.errors import InputError, setting
 from ..core.limits import attempt
 from ..core.progress import OnStep, part_of
@@ -361,7 +361,12 @@ def _with_rounded_timesteps(
 
 
 def decode(
-    stage: Stage[[], Autoencoder], latents: Sequence[Tensor], frames: int | None, micro_batch: int, device: torch.device
+    stage: Stage[[], Autoencoder],
+    latents: Sequence[Tensor],
+    frames: int | None,
+    micro_batch: int,
+    device: torch.device,
+    dtype: DecodeDtype = "fp32",
 ) -> tuple[list[np.ndarray], int]:
     """The frames of clips, each decoded alone, and how many frames were decoded together at the least.
 
@@ -370,7 +375,8 @@ def decode(
         latents: those of each clip, (1, C, T', h, w), or (1, C, h, w) of images.
         frames: the length of a clip; None for images, and where the latents tell it.
         micro_batch: frames that are decoded together, while memory is enough.
-        device: where the autoencoder is, for the message.
+        device: where the autoencoder is.
+        dtype: what it computes in.
     """
     clips: list[np.ndarray] = []
     if not latents:
@@ -378,7 +384,8 @@ def decode(
     with stage.in_use() as vae:
         while len(clips) < len(latents):
             latent = latents[len(clips)].float()
-            decoded = attempt(partial(_decode_clip, vae, latent, frames, micro_batch))
+            with autocast(dtype, device):
+                decoded = attempt(partial(_decode_clip, vae, latent, frames, micro_batch))
             if decoded is not None:
                 clips.append(decoded)
             elif micro_batch > 1:
@@ -395,7 +402,7 @@ def decode(
 
 def _decode_clip(vae: Autoencoder, latent: Tensor, frames: int | None, micro_batch: int) -> np.ndarray:
     """The latents of one clip (1, C, T', h, w), or image (1, C, h, w), to uint8 frames (T, H, W, 3)."""
-    decoded = vae.decode(latent, micro_batch, frames)[0]
+    decoded = vae.decode(latent, micro_batch, frames)[0].float()
     if not bool(decoded.isfinite().all()):
         raise InputError("the autoencoder gave numbers that are not finite: look at its weights, or lower the scale")
     if decoded.ndim == 3:

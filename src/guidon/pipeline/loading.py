@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
 import torch
 
 from ..bridges.diffusers.networks import Frequencies, adopt
-from ..core.devices import pick_device
+from ..core.devices import dtype_name, pick_device
 from ..core.errors import InputError, quoted
 from ..core.settings import validated
 from ..media import Video
@@ -22,6 +22,7 @@ from .diffusers_pipeline import DiffusersPipeline, load_folder
 from .diffusers_planner import ELSEWHERE, check_options
 from .manifests import Manifest
 from .pipeline import Pipeline
+from .precision import Arithmetic, choose, divided
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -37,6 +38,8 @@ class LoadOptions(TypedDict, total=False):
     features: str | Path | None
     weak: str | Path | None
     text_dtype: str
+    dtype: str | torch.dtype | None
+    decode_dtype: str | torch.dtype | None
     download: bool
     offload: str | None
 
@@ -82,7 +85,11 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
         download: True to fetch what is missing from the hub.
         offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.
             Of a diffusers pipeline: "none" (the default), "model" or "sequential", as diffusers calls them.
-        dtype: of a diffusers pipeline: "fp32", "bf16" or "fp16". Left out, it is that of its weights.
+        dtype: precision of the network where a call does not choose it: "fp32", "bf16", "fp16", or "auto": bf16 where
+            this machine has a unit for it and a guided step is close to that in fp32, else fp32. A line on stderr says
+            which, and why. Of a diffusers pipeline, which takes no "auto": that of all parts.
+        decode_dtype: precision in which the autoencoder decodes where a call does not choose it: "fp32", "bf16" or
+            "auto".
         call: of a diffusers pipeline: arguments of every call, such as ``{"height": 480, "num_frames": 81}``.
 
     Raises:
@@ -96,9 +103,13 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
     for name in options:
         if name not in LoadOptions.__annotations__:
             raise InputError(f"load has no {name!r}{no_option_of_load(name)}")
-    preset, place = find_preset(str(model)), pick_device(str(options.pop("device", "auto")))
-    sources = validated(Sources, options, None)
-    return Pipeline(preset, find_model(preset, sources, place), place, sources)
+    own, files = divided(options)
+    own = {name: dtype_name(value) or value for name, value in own.items()}
+    asked = validated(Arithmetic, own, None)
+    preset, place = find_preset(str(model)), pick_device(str(files.pop("device", "auto")))
+    sources = validated(Sources, files, None)
+    found = find_model(preset, sources, place)
+    return Pipeline(choose(asked, preset, found, place), found, place, sources)
 
 
 def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[ReproduceOptions]) -> Video | list[Video]:
@@ -122,6 +133,9 @@ def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[Reprod
     of_load = (*LoadOptions.__annotations__, *DiffusersOptions.__annotations__)
     parts = {name: value for name, value in options.items() if name in of_load}
     run = {name: value for name, value in options.items() if name not in parts}
+    for name in ("dtype", "decode_dtype"):
+        if name in parts:
+            raise InputError(f"{name} is the manifest's: leave it out")
     if found.request.model.startswith(DIFFUSERS):
         if run:
             raise InputError(f"{next(iter(run))!r} is not for a clip of a diffusers pipeline: leave it out")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.devices import cpu_threads, dtype_name, pick_device
+from ..core.devices import autocast, cpu_threads, dtype_name, pick_device
 from ..core.errors import InputError, quoted, setting
 from ..core.progress import late_progress, part_of
 from ..core.ranks import Ranks
@@ -411,7 +411,8 @@ class Pipeline(metaclass=_Named):
         latents, micro_batch = [clip.latent for clip in run.clips], run.asked.micro_batch
         count, _, _ = self.planner.clip_size(run.request)
         own = slice(None) if run.ranks is None else run.ranks.share(len(latents))
-        work = partial(decode, self.model.vae, latents[own], count, micro_batch, self.device)
+        dtype = run.request.decode_dtype
+        work = partial(decode, self.model.vae, latents[own], count, micro_batch, self.device, dtype)
         with cpu_threads(run.threads):
             parts = [work()] if run.ranks is None else run.ranks.together(work)
         frames, micro_batch = [clip for made, _ in parts for clip in made], min(size for _, size in parts)
@@ -427,8 +428,13 @@ class Pipeline(metaclass=_Named):
     def decoder(self, request: Request) -> Iterator[Callable[[Tensor], Tensor]]:
         """A function from latents (B, C, ...) to video (B, 3, T, H, W), or images (B, 3, H, W), in [-1, 1]."""
         count, _, _ = self.planner.clip_size(request)
+
+        def decode_latents(latents: Tensor) -> Tensor:
+            with autocast(request.decode_dtype, self.device):
+                return vae.decode(latents.to(self.device), frames=count).float().cpu()
+
         with self.model.vae.in_use() as vae:
-            yield lambda latents: vae.decode(latents.to(self.device), frames=count).float().cpu()
+            yield decode_latents
 
     def hashes_for(self, request: Request) -> dict[str, str]:
         """The hashes of all weights that decide a request's clips, by part."""
@@ -512,7 +518,8 @@ class Pipeline(metaclass=_Named):
     def __reduce__(self) -> Any:
         if self.sources is None:
             raise InputError("the weights are a diffusers pipeline's: copy or pickle that one, and adopt it again")
-        return _load_again, (self.preset.name, self.sources, str(self.device), self.preset.dtype, self._shows_progress)
+        own = {"dtype": self.preset.dtype, "decode_dtype": self.preset.decode_dtype}
+        return _load_again, (self.preset.name, self.sources, str(self.device), own, self._shows_progress)
 
     if not TYPE_CHECKING:  # a type checker would take every name for an attribute
 
@@ -525,10 +532,10 @@ class Pipeline(metaclass=_Named):
         super().__setattr__(name, value)
 
 
-def _load_again(name: str, sources: Sources, device: str, dtype: str, shows_progress: bool) -> Pipeline:
+def _load_again(name: str, sources: Sources, device: str, own: dict[str, Any], shows_progress: bool) -> Pipeline:
     """A pipeline from what its pickle holds: where its files are."""
     place = pick_device(device)
-    preset = replace(find_preset(name), dtype=dtype)
+    preset = replace(find_preset(name), **own)
     pipe = Pipeline(preset, find_model(preset, sources, place), place, sources)
     pipe.set_progress_bar_config(disable=not shows_progress)
     return pipe

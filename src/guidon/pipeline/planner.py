@@ -24,6 +24,7 @@ from ..models.registry import find_replay
 from ..models.sources import Sources
 from ..request import GUIDANCE_KEYS, KEYWORDS, Choices, Request, is_list
 from ..samplers import CLIPS_TOGETHER, SAMPLERS, WHOLE
+from .precision import Arithmetic, divided
 from .sizes import clip_shape, clip_size, latent_shape, require_room
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def make_request(
     values = {name: value for name, value in choices.items() if value is not None and name not in elsewhere}
     # what the preset recommends, and what the call fixes
     own = {"sampler": preset.sampler, "steps": preset.steps, "seed": preset.seed}
-    own |= {"dtype": preset.dtype, "negative_prompt": preset.negative_prompt, "timing": preset.timing} | fast
+    own |= {"dtype": preset.dtype, "decode_dtype": preset.decode_dtype}
+    own |= {"negative_prompt": preset.negative_prompt, "timing": preset.timing} | fast
     texts = (prompts,) if isinstance(prompts, str) else prompts
     fixed: dict[str, Any] = {"model": preset.name}
     own_guidance = preset.cfg_scale, preset.cfg_channels, own.pop("timing")
@@ -221,13 +223,14 @@ class Planner:
 
         Args:
             model: the name, or the folder.
-            sources: the fields of ``Sources``.
+            sources: the fields of ``Sources`` and of ``Arithmetic``.
 
         Raises:
             InputError: the model does not exist, or files of it are missing: all of them are named.
         """
-        preset = find_preset(model)
-        return cls(preset, find_facts(preset, validated(Sources, sources, None)))
+        own, files = divided(sources)
+        preset = validated(Arithmetic, own, None).of(find_preset(model))
+        return cls(preset, find_facts(preset, validated(Sources, files, None)))
 
     @property
     def channels(self) -> int:

@@ -44,7 +44,7 @@ from ..core.settings import Settings, read_mapping, validated
 from ..media import Video
 from ..models.sources import weights_for
 from ..request import Request
-from .plan import Plan, check_plan, make_request
+from .plan import Plan, Study, arms, check_plan, make_request
 
 Image = require("PIL.Image", "the clips of a study", "study", package="pillow")
 
@@ -413,6 +413,19 @@ def read_plan(out: Path) -> Plan:
 def threads_of(out: Path) -> int | None:
     """The number of threads with which the study in a folder must be resumed; None if there is no study."""
     return read_plan(out).threads if (out / "plan.json").exists() else None
+
+
+def as_begun(study: Study, out: Path) -> Study:
+    """A study with the precisions that were chosen at its start, where a machine is to choose, and it is resumed."""
+    open_names = [name for name in ("dtype", "decode_dtype") if getattr(study, name) == "auto"]
+    if not open_names or not (out / "plan.json").exists():
+        return study
+    begun, chosen = read_plan(out).settings, dict[str, Any]()
+    for name, arm in arms(study).items():
+        for key in open_names:
+            if getattr(arm, key) is None and name in begun and not (arm.fast and key == "dtype"):
+                chosen[key] = begun[name].get(key, "fp32")
+    return study.model_copy(update=chosen)
 
 
 class Scales(Settings):

@@ -25,7 +25,7 @@ from ..core.reading import Limit
 from ..core.settings import Settings, read_mapping, validated
 from ..metrics.choice import BenchChoice, Weights, describe_weights, find_weights
 from ..models.sources import Sources
-from ..request import DIFFUSERS, Choices, DtypeName, Request
+from ..request import DIFFUSERS, Choices, DecodeDtype, DtypeName, Request
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Arm(Settings):
     spacing: str | None = None
     """Where the steps lie, such as "quadratic"."""
     fast: bool | None = None
-    """The model's calibrated fast settings; sampler, steps and timing of the study then have no effect on it."""
+    """The model's calibrated fast settings; sampler, steps, timing and dtype of the study then have no effect on it."""
     adaptive: float | None = None
     """Stop guiding a clip once its branches agree: the cosine from which they do, such as 0.99."""
     reuse: PositiveInt | None = None
@@ -88,6 +88,8 @@ class Arm(Settings):
     """How much noise ddim adds, 0 to 1."""
     negative_prompt: str | None = None
     """A prompt to steer away from. It replaces the null caption."""
+    decode_dtype: DecodeDtype | None = None
+    """Precision in which the autoencoder decodes."""
     grid: dict[str, list[Any]] | None = None
     """Keys of a setting, each with a list of values. Every combination of the values becomes a setting."""
 
@@ -147,6 +149,11 @@ class Study(Settings):
     """Denoising steps of settings that name none; None for the model's own."""
     timing: str | None = None
     """When guidance acts, for settings that do not say it; None for the model's own."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """Precision of the network, for settings that do not say it; None for the model's own. "auto" lets the machine that
+    plans the study choose fp32 or bf16; the plan holds which."""
+    decode_dtype: Literal["auto", "fp32", "bf16"] | None = None
+    """Precision in which the autoencoder decodes, as ``dtype``; None for fp32."""
     block: PositiveInt | None = None
     """Clips that are denoised together; None for 16, or 1 of a diffusers pipeline."""
     settings: Annotated[
@@ -170,6 +177,7 @@ class Study(Settings):
         """How the model is loaded: arguments of ``guidon.load``."""
         found = self.sources.model_dump(exclude_unset=True)
         found |= {} if isinstance(self.model, str) else self.model.model_dump(exclude={"diffusers"}, exclude_unset=True)
+        found |= self.model_dump(include={"dtype", "decode_dtype"}, exclude_none=True)
         return found | ({"call": self.call} if self.call else {})
 
     @field_validator("model", mode="before")
@@ -208,6 +216,15 @@ def check_size(settings: int, prompts: int, seeds: int) -> None:
 def load_study(path: Path) -> Study:
     """The validated content of a STUDY.yaml."""
     return validated(Study, read_mapping(path, "a study"), str(path))
+
+
+def with_precisions(study: Study, choices: Mapping[str, str]) -> Study:
+    """A study with ``dtype`` and ``decode_dtype`` of a caller in the place of its own.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    return validated(Study, study.model_dump(exclude_unset=True) | dict(choices), None) if choices else study
 
 
 def arms(study: Study) -> dict[str, Arm]:
@@ -538,9 +555,13 @@ def make_plan(study: Study, pipe: ModelDescription, *, threads: int | None = Non
 def _choices(study: Study, arm: Arm) -> Choices:
     """The choices of an arm for the pipeline, with the study's values where the arm has none."""
     shared = study.model_dump(include={"sampler", "steps", "timing", "seed"}) | {"seed_per_prompt": True}
+    for name in ("dtype", "decode_dtype"):  # a diffusers pipeline is loaded in its precision, "auto" is chosen then
+        if isinstance(study.model, str) and getattr(study, name) not in (None, "auto"):
+            shared[name] = getattr(study, name)
     own = arm.model_dump(exclude={"name", "energy_of", "grid"}, exclude_none=True)
     if arm.fast:
-        shared = {name: value for name, value in shared.items() if name in ("seed", "seed_per_prompt")}
+        kept = ("seed", "seed_per_prompt", "decode_dtype")
+        shared = {name: value for name, value in shared.items() if name in kept}
     if arm.energy_of is not None:
         own.setdefault("cfg_scale", ANY_SCALE)
     return cast("Choices", shared | own)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from guidon.core.devices import autocast
 from guidon.core.errors import InputError
 from guidon.models.vae import frames
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
@@ -94,6 +95,11 @@ def test_weights_and_bits_are_those_of_the_library(shape):
         assert torch.equal(one, other)
     latents = torch.randn(2, config.latent_channels, 4, 8)
     assert torch.equal(ours.reconstruct(latents), wrapped.reconstruct(latents))
+    exact = ours.reconstruct(latents)
+    with autocast("bf16", latents.device):
+        rounded = [each.reconstruct(latents) for each in (ours, wrapped)]
+    for each in rounded:
+        assert 0 < (each - exact).abs().max() < 0.03 * exact.abs().max()
 
 
 @torch.no_grad()

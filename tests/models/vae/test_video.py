@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from goldens import golden, relative_error
+from guidon.core.devices import autocast
 from guidon.core.errors import InputError
 from guidon.models import TemporalVAE, TemporalVAEConfig, VideoVAE
 from guidon.models.stages import Stage
@@ -25,6 +26,16 @@ def frames_vae():
     torch.manual_seed(1)
     shape = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     return AutoencoderKL(block_out_channels=(4, 4), norm_num_groups=2, **shape).eval()
+
+
+@pytest.mark.parametrize("spatial", [None, frames_vae], ids=["temporal alone", "both parts"])
+def test_decoding_in_bf16_is_close_to_fp32(spatial):
+    vae = small(**({} if spatial is None else {"spatial": spatial()}))
+    z = torch.randn(1, 4, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    exact = vae.reconstruct(z, 17)
+    with autocast("bf16", z.device):
+        rounded = vae.reconstruct(z, 17).float()
+    assert 0 < (rounded - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()
 
 
 def test_the_numbers_of_the_original():
