@@ -21,7 +21,7 @@ from guidon.core.devices import cpu_threads
 from guidon.diffusion import DiscreteLevel, NoiseSchedule, Process
 from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.samplers import LegacyNoise, SampleNoise
-from guidon.samplers.ddpm import ddpm_next
+from guidon.samplers.ddpm import ddpm_guided_next, ddpm_next
 
 SCALE = 7.0
 STEPS = 100
@@ -86,7 +86,7 @@ def guidon(name: str, case: Case, scale: float = SCALE, legacy: bool = False) ->
     denoiser = GuidedDenoiser(case.network, Guidance(scale, 3), Given(), Given())
 
     def step(noise: Callable[[Tensor], Tensor]) -> Tensor:
-        return ddpm_next(denoiser(case.x, case.level), case.x, case.level, noise(case.x), process)
+        return ddpm_guided_next(denoiser, case.x, case.level, noise, process)
 
     return Arm(name, lambda: step(own), lambda: step(lambda x: case.noise))
 

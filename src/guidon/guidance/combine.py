@@ -217,6 +217,24 @@ class Guidance:
         """The channels of the other branches that ``combine`` reads at a level; none where it needs no other branch."""
         return self._acting(level, memory, channels)[1]
 
+    def plain_at(self, level: NoiseLevel, memory: Memory, channels: int) -> tuple[int, float, Memory] | None:
+        """How many leading channels ``combine`` guides by one scale and the plain rule, the scale, and its memory.
+
+        No channel where it returns the conditional prediction. None where it does anything else.
+        """
+        scale, acted_on = self._acting(level, memory, channels)
+        calls = memory.calls + 1
+        if self.needs_imageless:
+            return None
+        if not acted_on:
+            return 0, 1.0, replace(memory, calls=calls)
+        factors = {scale.scales[channel] for channel in acted_on}
+        if not self.rule.is_plain or not self.needs_uncond or self.needs_negative or len(factors) > 1:
+            return None
+        if acted_on != tuple(range(len(acted_on))):
+            return None
+        return len(acted_on), factors.pop(), Memory(calls, memory.guided + 1, {}, memory.steps)
+
     def combine(
         self,
         cond: Tensor,

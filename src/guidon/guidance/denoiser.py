@@ -18,8 +18,9 @@ from ..core.errors import InputError, setting
 from ..core.finite import FiniteCheck
 from ..core.ranks import Ranks
 from ..diffusion import NoiseLevel, Parameterization, split_prediction
-from .combine import START, Combines, GuidedStep, Observe
+from .combine import START, Combines, Guidance, GuidedStep, Observe
 from .imageless import WithoutFrames
+from .parts import GuidedParts
 from .skipping import BlockSkip
 from .sparing import EVERY_CALL, Spared, Sparing
 from .spread import Spread
@@ -176,6 +177,34 @@ class GuidedDenoiser(Generic[C]):
             scale = self.guidance.scale_at(level, self.memory, x.shape[1])
             return spared.seen(self._predictions(x, level), scale.guided)
         return spared.reused(self._run(x, level, "cond"))
+
+    def parts(self, x: Tensor, level: NoiseLevel, /) -> GuidedParts | None:
+        """What the call gives, to be computed part by part. None, and nothing has run, where only the whole is known.
+
+        Raises:
+            InputError: as for the call.
+        """
+        guidance, channels = self.guidance, x.shape[1]
+        alone = self.observe is None and self.spared is None and self.spread is None
+        own = type(self) is GuidedDenoiser and type(guidance) is Guidance
+        if not (alone and own and isinstance(guidance, Guidance)):
+            return None
+        plain = guidance.plain_at(level, self.memory, channels)
+        if plain is None or (plain[0] and self.names != ["cond", "uncond"]):
+            return None
+        guided, factor, after = plain
+        found = self._predictions(x, level) if guided else {"cond": self._run(x, level, "cond")}
+        before, self.memory = self.memory, after
+        cond, uncond = found["cond"], found.get("uncond")
+        parts = GuidedParts(
+            cond, uncond, guided, factor,
+            lambda: guidance.combine(
+                cond, uncond, x, level, before, parameterization=self.parameterization
+            )[0],
+            lambda whole: self._refuse(x, found, whole, level, after.calls),
+        )  # fmt: skip
+        self.check.look([*found.values()], lambda: parts.refuse(parts.whole()))
+        return parts
 
     def conditional(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
         """The prediction (B, C or 2C, ...) for the prompts alone, without guidance and without a check, fp32."""

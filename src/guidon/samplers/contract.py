@@ -52,6 +52,36 @@ class CheckedDenoiser(Protocol):
         ...
 
 
+class DenoiserInParts(Protocol):
+    """A denoiser whose prediction can be computed part by part, as that of ``GuidedDenoiser``."""
+
+    def parts(self, x: Tensor, level: NoiseLevel, /) -> Parts | None:
+        """The parts, which are what the call gives; or None, without having run the network."""
+        ...
+
+
+class Parts(Protocol):
+    """A prediction of B rows that is computed part by part. The numbers of a row are in the order of its memory."""
+
+    @property
+    def cond(self) -> Tensor:
+        """A prediction of the same shape, of which the learned variance is taken."""
+        ...
+
+    @property
+    def whole(self) -> Callable[[], Tensor]:
+        """Computes all parts at once."""
+        ...
+
+    def output(self, row: int, start: int, stop: int, out: Tensor) -> Tensor:
+        """Numbers ``start`` to ``stop`` of the first C channels of a row; ``out`` is memory for as many."""
+        ...
+
+    def check(self, total: float) -> None:
+        """Refuse the step if the sum of numbers that follow from all parts is not finite."""
+        ...
+
+
 def checked(denoiser: Denoiser) -> CheckedDenoiser:
     """The denoiser itself if it checks its predictions, else one that checks them for it."""
     return denoiser if isinstance(denoiser, CheckedDenoiser) else _Checked(denoiser)

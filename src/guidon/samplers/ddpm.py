@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -16,8 +19,9 @@ from ..diffusion import (
     predicted_x0,
     split_prediction,
 )
-from .contract import AfterStep, Denoiser, Noise, checked
+from .contract import AfterStep, Denoiser, DenoiserInParts, Noise, Parts, checked
 from .frames import FrameMask
+from .noise import SampleNoise
 
 
 def ddpm_step(
@@ -48,6 +52,71 @@ def ddpm_next(prediction: Tensor, x: Tensor, level: DiscreteLevel, noise: Tensor
     return mean.add_(learned_log_variance(interpolation, level, process).mul_(0.5).exp_().mul_(noise))
 
 
+PART = 1 << 18
+"""Numbers of a part: three pieces of memory of this size stay in the cache. Smaller latents are not divided."""
+
+
+def ddpm_guided_next(denoiser: Denoiser, x: Tensor, level: DiscreteLevel, noise: Noise, process: Process) -> Tensor:
+    """Predict, and take a step of ancestral sampling: x_{t-1}, bit for bit that of ``ddpm_next``.
+
+    Large latents on the CPU go part by part through guidance, reverse step and noise, so that each number comes from
+    memory once.
+    """
+    parts = None
+    if (
+        hasattr(type(denoiser), "parts")  # its own: a wrapper may pass on the attributes of what it wraps
+        and isinstance(level.step, int)
+        and level.step > 0
+        and level.noisy is None
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and len(x) > 0
+        and x.numel() >= 2 * PART
+        and not torch.is_grad_enabled()
+        and process.parameterization == "eps"
+        and process.learns_variance
+    ):
+        parts = cast("DenoiserInParts", denoiser).parts(x, level)
+    if parts is None:
+        return ddpm_next(denoiser(x, level), x, level, noise(x), process)
+    if parts.cond.shape[1] != 2 * x.shape[1]:
+        return ddpm_next(parts.whole(), x, level, noise(x), process)
+    return _in_parts(parts, x.contiguous(), level, noise, process)
+
+
+def _in_parts(parts: Parts, x: Tensor, level: DiscreteLevel, noise: Noise, process: Process) -> Tensor:
+    """``ddpm_next`` part by part. The operations and their order are those of ``ddpm_next`` for every number."""
+    own = noise if isinstance(noise, SampleNoise) else None
+    drawn = x if own is not None else noise(x)
+    made, shares, rows = torch.empty_like(x), parts.cond[:, x.shape[1] :].flatten(1), x.flatten(1)
+    length, total, one = rows.shape[1], 0.0, torch.ones(())
+    bounds = [*range(0, max(length - PART, 0) + 1, PART), length]  # the last part is of 1 to 2 times the size
+    eps, share, chance = (torch.empty(min(length, 2 * PART)) for _ in range(3))
+    for row in range(len(x)):
+        for start, stop in pairwise(bounds):
+            size = stop - start
+            a, b, z = eps[:size], share[:size], chance[:size]
+            seen, out = rows[row, start:stop], made[row].view(-1)[start:stop]
+            # x_0 of the noise, in the originals' order
+            torch.mul(parts.output(row, start, stop, a), level.sqrt_recipm1_alphas_cumprod, out=a)
+            torch.mul(seen, level.sqrt_recip_alphas_cumprod, out=out).sub_(a)
+            total += float(out.sum())
+            if process.clip_denoised:
+                out.clamp_(-1, 1)
+            # the mean
+            out.mul_(level.posterior_mean_coef1).add_(torch.mul(seen, level.posterior_mean_coef2, out=a))
+            # the deviation (Nichol & Dhariwal 2021, eq. 15)
+            torch.add(shares[row, start:stop], 1, out=b).div_(2)
+            if process.variance == "clamped_range":
+                b.clamp_(0, 1)
+            torch.sub(one, b, out=a).mul_(level.posterior_log_variance_clipped)
+            a.add_(b.mul_(level.log_betas)).mul_(0.5).exp_()
+            values = own.draw_part(row, z) if own is not None else drawn[row].reshape(-1)[start:stop]
+            out.add_(a.mul_(values))
+    parts.check(total)
+    return made
+
+
 def sample_ddpm(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -69,7 +138,7 @@ def sample_ddpm(
         before = x
         if frames is not None:
             x, level = frames.begin(x, level, noise)
-        x = ddpm_next(predict(x, level), x, level, noise(x), process)
+        x = ddpm_guided_next(predict, x, level, noise, process)
         if frames is not None:
             x = frames.end(before, x, level)
         if after_step:

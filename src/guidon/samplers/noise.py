@@ -43,6 +43,13 @@ class SampleNoise:
     def __call__(self, x: Tensor) -> Tensor:
         return self._draw(tuple(x.shape[1:])).to(x.device, x.dtype, non_blocking=True)
 
+    def draw_part(self, row: int, out: Tensor) -> Tensor:
+        """Fill fp32 memory on the CPU with the next values of a row.
+
+        Parts of whole multiples of 16 values, and a last one of at least 16, are the values that a call draws at once.
+        """
+        return torch.randn(out.shape, generator=self.generators[row], out=out)
+
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         drawn = torch.empty(len(self.generators), *shape)
         for row, generator in zip(drawn, self.generators, strict=True):

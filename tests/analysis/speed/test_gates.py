@@ -11,7 +11,7 @@ from guidon.analysis.speed import count
 from guidon.diffusion import NoiseSchedule, Process
 from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.models.stdit.network import STDiT, STDiTConfig
-from guidon.samplers import SampleNoise, sample_ddpm
+from guidon.samplers import SampleNoise, ddpm, sample_ddpm
 from guidon.samplers.ddpm import ddpm_next
 
 WIDTH, DEPTH, FRAMES, PLACES, CAPTION = 32, 2, 4, 16, 6
@@ -79,6 +79,46 @@ def test_a_step_outside_the_network(made):
     with torch.inference_mode():
         found = count(lambda: ddpm_next(guidance.combine(cond, uncond, x, level)[0], x, level, noise(x), process))
     check(found, flops=0, operators=23, allocated=36_864)
+
+
+@PINNED
+def test_a_step_outside_the_network_on_large_latents(made, monkeypatch):
+    *_, schedule, x = made
+    large, level, process = torch.cat([x] * 4, dim=2), schedule.levels[5], Process()
+    prediction = torch.randn(2, 8, *large.shape[2:])
+    denoiser = GuidedDenoiser(lambda *given: prediction, Guidance(7.0, 3), _Nothing(), _Nothing())
+    monkeypatch.setattr(ddpm, "PART", large.numel() // 2)
+    with torch.inference_mode():
+        found = count(lambda: ddpm.ddpm_guided_next(denoiser, large, level, SampleNoise(0, [0]), process))
+    # the doubled batch, x_{t-1}, and three pieces of memory of up to two parts each; the rest is single numbers
+    latents = 4 * large.numel()
+    assert found.allocated - 6 * latents < 100
+    check(found, operators=55)
+
+
+class _Nothing:
+    """A condition that is not read."""
+
+    def cat(self, other):
+        return self
+
+
+@PINNED
+def test_a_short_caption_is_multiplied_with_the_weights_once():
+    d, heads, tokens, places = 256, 4, 5, FRAMES * PLACES
+    config = STDiTConfig(
+        (FRAMES, 8, 8), hidden_size=d, depth=1, num_heads=heads, caption_channels=24, model_max_length=40
+    )
+    network = STDiT(config).eval().requires_grad_(False)
+    mask = (torch.arange(40) < tokens).long()[None]
+    with torch.inference_mode():
+        caption = network.prepare(torch.randn(1, 40, 24), mask)
+        x, t = torch.randn(1, 4, FRAMES, 8, 8), torch.tensor([500.0])
+        network(x, t, caption)
+        found = count(lambda: network(x, t, caption))
+    products = places * (8 * d * d + 2 * heads * tokens * d + 8 * d * d)  # two attentions, the caption, the MLP
+    scores = 2 * places * d * (PLACES + FRAMES)
+    check(found, flops=2 * (products + scores + 256 * d + 7 * d * d + places * 48 * d))
 
 
 @PINNED
