@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from guidon.core.errors import InputError
+from guidon.metrics import statistics
 from guidon.metrics.statistics import (
     by_prompt,
     compare,
@@ -199,3 +201,39 @@ def test_an_interval_of_a_share_counts_the_prompts_that_have_one():
     values = np.full((50, 1), math.nan)
     values[:5] = 1.0
     assert metric_interval(values, share=True).low == pytest.approx(share_interval(5, 5).low)
+
+
+@pytest.mark.parametrize("count", [30, 257])
+def test_an_interval_is_scipys_bit_for_bit(count):
+    values = np.random.default_rng(8).exponential(size=count)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=9_999, method="BCa", rng=0, batch=500).confidence_interval
+    assert (mean_interval(values).low, mean_interval(values).high) == (theirs.low, theirs.high)
+
+
+def test_comparisons_of_so_many_prompts_share_their_draws(monkeypatch):
+    made, original = [], np.random.default_rng
+    values = original(9).normal(size=(6, 40))
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or original(seed))
+    monkeypatch.setattr(statistics, "_kept", statistics._Kept())
+    kept = [compare(values[0], other) for other in values[1:]]
+    assert len(made) == 2  # of the resamples and of the flips
+    monkeypatch.setattr(statistics, "KEPT", 1)
+    assert [compare(values[0], other) for other in values[1:]] == kept
+
+
+def test_draws_are_kept_up_to_a_size(monkeypatch):
+    kept, made = statistics._Kept(), []
+    monkeypatch.setattr(statistics, "KEPT", 100)
+    for key in (1, 2, 1, 3, 1, 2):
+        kept.get((key,), lambda key=key: made.append(key) or [np.zeros(50, np.uint8)])
+        assert sum(part.nbytes for parts in kept.found.values() for part in parts) <= 100
+    assert made == [1, 2, 3, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(float, st.tuples(st.just(2), st.integers(1, 7), st.just(2)), elements=st.sampled_from(
+    [0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])))  # fmt: skip
+def test_the_front_is_what_no_other_point_beats(points):
+    others, own = points[..., :, None, :], points[..., None, :, :]
+    beaten = ((others >= own).all(-1) & (others > own).any(-1)).any(-2)
+    assert np.array_equal(statistics._on_front(points), ~beaten & np.isfinite(points).all(-1))

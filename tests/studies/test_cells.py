@@ -10,7 +10,7 @@ import pytest
 from guidon.core.errors import InputError
 from guidon.metrics.world import METRICS
 from guidon.request import Request
-from guidon.studies.cells import CONTENT, blocks_of, cells_of, open_plan, read_plan, threads_of
+from guidon.studies.cells import CONTENT, block_of, blocks_of, cells_of, open_plan, read_plan, threads_of
 from guidon.studies.plan import make_plan
 from studies.small import study
 
@@ -63,6 +63,7 @@ def test_damage_to_any_file_is_seen(whole, plan, tmp_path, name):
 def test_blocks_are_whole_prompts_of_one_setting(plan, tmp_path):
     blocks = blocks_of(plan, tmp_path)
     assert [cell for block in blocks for cell in block] == cells_of(plan, tmp_path)
+    assert [block_of(plan, tmp_path, number) for number in range(len(blocks))] == blocks
     assert [len(block) for block in blocks] == [4, 2] * 3  # 4 clips a block: two prompts of two seeds
     assert all(len({cell.setting for cell in block}) == 1 for block in blocks)
 

@@ -297,14 +297,20 @@ def _read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 def cells_of(plan: Plan, out: Path) -> list[Cell]:
     """All cells, settings outermost, then prompts."""
-    found = []
-    for number, name in enumerate(plan.settings):
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-        for prompt in range(len(plan.captions)):
-            for sample in range(plan.seeds):
-                folder = out / "cells" / f"{number:02}-{slug}" / f"{prompt:04}-{sample}"
-                found.append(Cell(name, prompt, sample, folder, plan))
-    return found
+    prompts = range(len(plan.captions))
+    return [cell for setting in enumerate(plan.settings) for cell in _cells(plan, out, setting, prompts)]
+
+
+def _cells(plan: Plan, out: Path, setting: tuple[int, str], prompts: range) -> list[Cell]:
+    """The cells of some prompts of a setting, which is given by its number and its name."""
+    number, name = setting
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    folder = out / "cells" / f"{number:02}-{slug}"
+    return [
+        Cell(name, prompt, sample, folder / f"{prompt:04}-{sample}", plan)
+        for prompt in prompts
+        for sample in range(plan.seeds)
+    ]
 
 
 def delete_leftovers(out: Path) -> None:
@@ -327,14 +333,21 @@ def _is_free(lock: Path) -> bool:
 
 def blocks_of(plan: Plan, out: Path) -> list[list[Cell]]:
     """Groups of cells that are sampled together. Each group holds all samples of some prompts of one setting."""
-    cells = cells_of(plan, out)
-    per_setting = len(plan.captions) * plan.seeds
-    size = max(1, plan.block // plan.seeds) * plan.seeds
-    return [
-        cells[start : min(start + size, first + per_setting)]
-        for first in range(0, len(cells), per_setting)
-        for start in range(first, first + per_setting, size)
-    ]
+    together = _prompts_together(plan)
+    return [_cells(plan, out, setting, prompts) for setting in enumerate(plan.settings) for prompts in together]
+
+
+def block_of(plan: Plan, out: Path, number: int) -> list[Cell]:
+    """The block of that number; see ``blocks_of``."""
+    together = _prompts_together(plan)
+    setting, part = divmod(number, len(together))
+    return _cells(plan, out, (setting, list(plan.settings)[setting]), together[part])
+
+
+def _prompts_together(plan: Plan) -> list[range]:
+    """The numbers of the prompts of each block of a setting."""
+    prompts, size = range(len(plan.captions)), max(1, plan.block // plan.seeds)
+    return [prompts[first : first + size] for first in range(0, len(prompts), size)]
 
 
 def open_plan(plan: Plan, out: Path) -> Plan:

@@ -519,10 +519,11 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
     captions, tuning = _prompts(study, bench, solves)
     planner.check_prompts(captions)
     settings: dict[str, dict[str, Any]] = {}
+    energy_of = {name: arm.energy_of for name, arm in chosen.items()}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
         if arm.energy_of is not None:
-            _check_energy(name, chosen, requests, planner.channels)
+            _check_energy(_check_chain(name, energy_of), chosen[name], requests, planner.channels)
             del settings[name]["cfg_scale"]
             settings[name]["energy_of"] = arm.energy_of
     return CheckedStudy(bench, weights, captions, tuning, settings)
@@ -609,15 +610,15 @@ def _check_chain(name: str, energy_of: Mapping[str, Any]) -> list[str]:
     return seen
 
 
-def _check_energy(name: str, chosen: Mapping[str, Arm], requests: Mapping[str, Request], channels: int) -> None:
-    """Refuse an arm whose scale could not be solved."""
-    seen = _check_chain(name, {other: arm.energy_of for other, arm in chosen.items()})
-    if chosen[name].cfg_scale is not None:
+def _check_energy(chain: Sequence[str], arm: Arm, requests: Mapping[str, Request], channels: int) -> None:
+    """Refuse an arm whose scale could not be solved. ``chain``: the settings along energy_of, its own first."""
+    name, other = chain[:2]
+    if arm.cfg_scale is not None:
         raise InputError(f"{name!r} gives cfg_scale and energy_of: choose one")
     # Guidance: both settings must add energy, and with the rule cfg, because the trace defines energy only for it.
-    for guidance in (requests[seen[1]].guidance, requests[name].guidance):
+    for guidance in (requests[other].guidance, requests[name].guidance):
         if guidance.scales_for(channels).is_identity:
-            raise InputError(f"{name!r} matches the energy of {seen[1]!r}, which guides nothing: name another")
+            raise InputError(f"{name!r} matches the energy of {other!r}, which guides nothing: name another")
         if guidance.rule.name != "cfg":
             raise InputError(f"{name!r} matches energies, which only the rule cfg has, not {guidance.rule.name}")
 

@@ -27,7 +27,7 @@ from ..core.locks import try_held
 from ..core.progress import OnStep
 from ..metrics.choice import BenchChoice
 from ..request import DIFFUSERS
-from .cells import BLOCK_LOCK, CONTENT, Cell, blocks_of, delete_leftovers, open_plan
+from .cells import BLOCK_LOCK, CONTENT, Cell, block_of, blocks_of, delete_leftovers, open_plan
 from .energy import keep_scales, solve_scales
 from .plan import Plan, Study, make_plan
 from .run import check_model, do_block, find_missing, require_room, seconds_per_cell
@@ -277,7 +277,7 @@ def _do(loading: Loading, plan: Plan, number: int) -> list[Files]:
     """The files of every cell of a block."""
     pipe, bench = _checked(loading, plan)
     with cpu_threads(plan.threads), tempfile.TemporaryDirectory() as folder:
-        block = blocks_of(plan, Path(folder))[number]
+        block = block_of(plan, Path(folder), number)
         do_block(plan, pipe, bench, block, block)
         return [{name: (cell.folder / name).read_bytes() for name in FILES} for cell in block]
 
@@ -304,8 +304,9 @@ def _checked(loading: Loading, plan: Plan) -> tuple[ModelPipeline, Bench]:
 
 def _write(block: list[Cell], missing: list[Cell], made: list[Files]) -> None:
     """Write the missing cells of a block, each whole or not at all."""
+    wanted = set(missing)
     for cell, files in zip(block, made, strict=True):
-        if cell not in missing:
+        if cell not in wanted:
             continue
         with cell.writing(), atomic_folder(cell.folder) as folder:
             for name, content in files.items():

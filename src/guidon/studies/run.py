@@ -34,6 +34,7 @@ from .energy import solve_scales
 from .plan import ANY_SCALE, CELL_BYTES, Plan
 
 POLL = 0.5  # seconds between two looks at blocks that other processes hold
+LOOKS = 64  # blocks of others that are looked for after each block; to look for all of them would take ever longer
 
 
 def run_study(
@@ -105,31 +106,46 @@ class _Done:
 
     def __init__(self, blocks: list[list[Cell]], left: list[int], on_cell: OnStep | None) -> None:
         self.blocks, self.on_cell, self.left = blocks, on_cell, set(left)
-        self.absent = {number for number in left if not os.path.lexists(blocks[number][-1].folder)}
+        self.absent = deque(number for number in left if not os.path.lexists(blocks[number][-1].folder))
         self.total, self.told = sum(map(len, blocks)), -1
+        self.count = self.total - sum(len(blocks[number]) for number in left)
         self.report()
 
     def report(self, number: int | None = None) -> None:
         """Count what is there. Block ``number`` is done, even if it was there before and damaged."""
-        done = {n for n in self.left & self.absent if os.path.lexists(self.blocks[n][-1].folder)}
-        self.left -= done | {number}
-        count = self.total - sum(len(self.blocks[n]) for n in self.left)
-        if count != self.told and self.on_cell:
-            self.on_cell(count, self.total)
-        self.told = count
+        self._mark(number)
+        for _ in range(min(LOOKS, len(self.absent))):
+            other = self.absent.popleft()
+            if other not in self.left:
+                continue
+            if os.path.lexists(self.blocks[other][-1].folder):
+                self._mark(other)
+            else:
+                self.absent.append(other)
+        if self.count != self.told and self.on_cell:
+            self.on_cell(self.count, self.total)
+        self.told = self.count
+
+    def _mark(self, number: int | None) -> None:
+        if number in self.left:
+            self.left.remove(number)
+            self.count += len(self.blocks[number])
 
 
 def _do_blocks(
     plan: Plan, pipe: ModelPipeline, bench: Bench, out: Path, done: _Done, say: Callable[[str], None]
 ) -> int:
-    """Do every block that no other process does, until all are done. Returns how many cells were written here.
+    """Do every block that is left and that no other process does, until all are done.
 
     Ctrl-C waits for the end of the block in work, which would else be lost.
+
+    Returns:
+        How many cells were written here.
     """
     blocks = done.blocks
     rank, ranks = own_rank(), rank_count()
-    waiting = deque(range(len(blocks)))
-    waiting.rotate(-(rank * len(blocks) // ranks))
+    waiting = deque(sorted(done.left))
+    waiting.rotate(-(rank * len(waiting) // ranks))
     written, refused, told = 0, 0, False
     while waiting:
         number = waiting.popleft()
@@ -233,9 +249,9 @@ def do_block(
     videos = pipe.generate(request, batch_size=len(block), trace=trace, on_step=on_step)
     captions = [plan.captions[cell.prompt] for cell in block]
     values = bench.measure(np.stack([video.frames for video in videos]), captions)
-    arrays = trace.as_arrays()
+    arrays, wanted = trace.as_arrays(), set(missing)
     for number, cell in enumerate(block):
-        if cell not in missing:
+        if cell not in wanted:
             continue
         own = {name: arrays[name][number] for name in BY_SAMPLE if len(trace)}
         metrics = {name: float(column[number]) for name, column in values.items()}
