@@ -54,8 +54,10 @@ def test_generate_has_its_options_in_panels(help_of):
     assert found["Prompt"] == [
         "PROMPT", "--prompts-file", "--class", "--random-prompt", "--force", "--negative-prompt", "--from",
     ]  # fmt: skip
-    assert found["Guidance"] == ["--cfg-scale", "--cfg-channels", "--guidance", "--interval", "--ramp", "--oscillate"]
-    assert {"--seed", "--steps", "--sampler", "--size", "--frames"} <= set(found["Sampling"])
+    assert found["Guidance"] == [
+        "--cfg-scale", "--cfg-channels", "--guidance", "--interval", "--ramp", "--oscillate", "--adaptive", "--reuse",
+    ]  # fmt: skip
+    assert {"--seed", "--steps", "--sampler", "--spacing", "--fast", "--size", "--frames"} <= set(found["Sampling"])
     assert {"--model", "--checkpoint", "--dtype", "--device"} <= set(found["Model and weights"])
     assert found["Output"] == ["--out", "--format", "--upscale", "--fps", "--trace"]
     assert found["Options"] == ["--help"]

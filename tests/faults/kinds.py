@@ -828,6 +828,35 @@ def _(folder: Path) -> str:
     return digest({scales: {name: v.tolist() for name, v in found.items()} for scales, found in known.items()})
 
 
+BLOCK: dict[str, Any] = {"request": {"prompts": ["a", "b"]}, "weights": {"denoiser": "0"}, "bench": "world"}
+
+
+def _block(folder: Path) -> None:
+    from guidon.analysis.calibration import store_block
+
+    store_block(folder / "block.json", BLOCK, 0.5, {"joint": np.array([0.0, 1.0]), "drift": np.array([np.nan, 1.0])})
+
+
+@kind("blocks of a calibration", "*.json", make=_block, structure=mutations.as_json, digested=True)
+def _(folder: Path) -> str:
+    from guidon.analysis.calibration import read_block
+
+    values, seconds = read_block(folder / "block.json", BLOCK, ["joint", "drift"], 2)
+    return digest(seconds, {name: column.tolist() for name, column in values.items()})
+
+
+def _fast(folder: Path) -> None:
+    fast = {"sampler": "ddpm", "steps": 18, "spacing": "split:0.35,0.33", "timing": "interval:0,0.5", "measured": "4x"}
+    (folder / "Guidon.fast.json").write_text(json.dumps(fast))
+
+
+@kind("fast settings", "*.json", make=_fast, structure=mutations.as_json, share=0.8)
+def _(folder: Path) -> str:
+    from guidon.models.small.facts import read_fast
+
+    return digest(read_fast(folder / "Guidon.fast.json"))
+
+
 # Clips
 
 

@@ -113,6 +113,8 @@ class Bench:
     """The metric of the primary contrast in the study that `guidon match` makes."""
     matched: tuple[str, ...]
     """Metrics that `guidon match` compares if the user names none."""
+    guarded: tuple[str, ...] = ()
+    """Metrics in which fast settings must be no worse; empty for all that are shown and have a better direction."""
     fronts: tuple[tuple[str, str], ...] = ()
     """Pairs of metrics whose trade-off a report plots."""
     watched: tuple[str, ...] = ()

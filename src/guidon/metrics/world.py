@@ -398,6 +398,7 @@ BENCH = Bench(
     ),
     primary="joint",
     matched=("joint", "chroma", "colour_drift", "law_residual"),
+    guarded=("joint", "law_residual", "area_cv", "colour_drift", "fit_psnr"),
     fronts=(("joint", "colour_drift"), ("joint", "law_residual")),
     watched=("joint", "colour", "shape", "direction", "size", "outline_error", "law_residual"),
     check_prompt=_check_prompt,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "Guidon"
 DENOISER, LOW_NOISE, TEXT, VAE = (f"{name}.safetensors" for name in ("denoiser", "denoiser-low", "text", "vae"))
+FAST = f"{NAME}.fast.json"  # fast settings that `guidon calibrate-fast` found for the folder's model
 DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # keys of a denoiser's config besides its shape
 FLOW = "flow"  # the noise schedule in the config of a rectified flow, which has none
 BOUNDARY = "boundary"  # key in the config of a denoiser for low noise: the first timestep that it does not cover
@@ -85,6 +86,10 @@ class SmallFamily(Family):
             return None
         own = {"name": str(folder), "summary": "a model folder", "weights": folder, "source": str(folder)}
         preset = replace(SMALL, **own, measured="", fast=None)
+        if (folder / FAST).is_file():
+            from .facts import read_fast
+
+            preset = replace(preset, fast=read_fast(folder / FAST))
         if (folder / DENOISER).is_file():
             from .facts import path_of
 

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt, field_validator, model_validator
 
 from ... import world
 from ...checkpoints.config import configured, read_config
+from ...core.devices import DtypeName
 from ...core.errors import InputError, setting
+from ...core.reading import read_object
 from ...core.settings import Settings, validated
-from ...samplers import PathName
-from ..family import Facts, Preset, as_they_are
+from ...diffusion.spacing import parse_spacing
+from ...guidance import parse_timing
+from ...samplers import PathName, SamplerName
+from ..family import Facts, Fast, Preset, as_they_are
 from ..sources import Sources
 from ..stdit.config import STDiTConfig
 from ..vae.config import FrameVAEConfig
@@ -40,6 +44,38 @@ class Diffusion(Settings):
                 f"its noise_schedule is flow, its prediction {self.prediction}: a rectified flow predicts flow"
             )
         return self
+
+
+class FastFile(Settings):
+    """The content of a file of fast settings; see ``family.Fast``."""
+
+    sampler: SamplerName
+    steps: PositiveInt
+    measured: str
+    spacing: str = "uniform"
+    timing: str = "constant"
+    adaptive: float | None = None
+    reuse: PositiveInt | None = None
+    dtype: DtypeName = "fp32"
+
+    @field_validator("spacing")
+    @classmethod
+    def _known_spacing(cls, value: str) -> str:
+        return parse_spacing(value).text if value != "uniform" else value
+
+    @field_validator("timing")
+    @classmethod
+    def _known_timing(cls, value: str) -> str:
+        return parse_timing(value).text
+
+
+def read_fast(path: Path) -> Fast:
+    """The fast settings of a model folder, from their file.
+
+    Raises:
+        InputError: the file is damaged, or a setting does not exist.
+    """
+    return Fast(**validated(FastFile, read_object(path, "fast settings"), str(path)).model_dump())
 
 
 def read_facts(preset: Preset[Path], sources: Sources) -> Facts:
