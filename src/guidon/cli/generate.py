@@ -289,9 +289,10 @@ def generate(
         option(
             "Model and weights",
             "HOW",
-            "stages frees the memory of each part after its use; none keeps all parts.",
+            "stages frees the memory of each part after its use; blocks also keeps the network's blocks in the CPU's "
+            "memory, two of them at a time on the GPU; none keeps all parts.",
             default="none for guidon-small, stages for the others",
-            values=("stages", "none"),
+            values=("stages", "blocks", "none"),
         ),
     ] = None,
     download: options.Download = False,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .family import Facts, Preset, Released
 from .finding import T5, find_autoencoder, find_on_hub, find_t5
 from .model import Model
 from .network import Network
+from .parts.offload import place_network
 from .sources import NetworkOnly, Sources
 from .stages import Stage
 from .text import TextEncoder
@@ -135,7 +137,7 @@ def find_released(
 
     # Make the stages. Large files are read when a stage is first used.
     def network(dtype: torch.dtype) -> Network[Any]:
-        found = _network(checkpoint, preset, condition.tokens, dtype, device)
+        found = place_network(partial(_network, checkpoint, preset, condition.tokens, dtype), device, sources.offload)
         return found if adapt is None else adapt(found)
 
     keep = sources.offload == "none"

@@ -31,8 +31,9 @@ class Sources(Settings):
     """What the text encoder computes in."""
     download: bool = False
     """Fetch what is missing from the hub."""
-    offload: Literal["none", "stages"] | None = None
-    """"stages" drops each stage after use, "none" keeps all; None is the family's choice."""
+    offload: Literal["none", "stages", "blocks"] | None = None
+    """"stages" drops each stage after use, "none" keeps all; None is the family's choice. "blocks" is "stages", and the
+    network's blocks stay in the CPU's memory, two of them at a time on the device."""
 
 
 class NetworkOnly(Sources):

@@ -84,6 +84,7 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
         text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB, the default), "bf16", "fp16" or "int8".
         download: True to fetch what is missing from the hub.
         offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.
+            "blocks" is "stages" with the blocks of the network in the CPU's memory, two of them at a time on a GPU.
             Of a diffusers pipeline: "none" (the default), "model" or "sequential", as diffusers calls them.
         dtype: precision of the network where a call does not choose it: "fp32", "bf16", "fp16", or "auto": bf16 where
             this machine has a unit for it and a guided step is close to that in fp32, else fp32. A line on stderr says

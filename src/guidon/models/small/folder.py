@@ -16,6 +16,7 @@ from ...diffusion import FlowPath, NoiseSchedule, Process
 from ..family import Checkpoint, Description, Preset, Reader
 from ..model import Model
 from ..network import Network
+from ..parts.offload import place_network
 from ..parts.reading import count
 from ..sources import Sources
 from ..stages import Stage
@@ -86,16 +87,21 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     refuse_sources(preset, sources)
     files = read_folder(preset.weights)
     facts = facts_of(preset, files.denoiser.config, files.text.config, files.vae.config)
-    keep = sources.offload != "stages"
+    keep = sources.offload in (None, "none")
     trained = read_diffusion(files.denoiser.path, files.denoiser.config)
     steps = trained.diffusion_steps
 
     def network(dtype: torch.dtype) -> Network[Any]:
-        high = files.denoiser.build(STDiT, STDiTConfig, *DIFFUSION).to(device, dtype).eval()
+        def placed(file: Component, *own: str) -> STDiT:
+            def load(device: torch.device) -> STDiT:
+                return file.build(STDiT, STDiTConfig, *own).to(device, dtype).eval()
+
+            return place_network(load, device, sources.offload)
+
+        high = placed(files.denoiser, *DIFFUSION)
         if files.low is None:
             return high
-        low = files.low.build(STDiT, STDiTConfig, *DIFFUSION, BOUNDARY).to(device, dtype).eval()
-        return Experts(high, low, files.low.config[BOUNDARY])
+        return Experts(high, placed(files.low, *DIFFUSION, BOUNDARY), files.low.config[BOUNDARY])
 
     stage = Stage(network, keep)
     with stage.in_use(torch.float32):  # refuse now a file that does not fit
