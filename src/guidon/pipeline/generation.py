@@ -152,9 +152,10 @@ class Generation:
                         waiting, done, replay = list(clips), [], self._replay()
                 else:
                     rows = "one clip" if len(batch) == 1 else f"{len(batch)} clips, which must be one batch,"
+                    rather = "free memory" if self.device.type == "cpu" else f"give {setting('offload')} blocks"
                     raise InputError(
                         f"the memory of {self.device} is full where {rows} and one branch is denoised at a time: lower "
-                        f"{setting('size')} or {setting('frames')}, or free memory"
+                        f"{setting('size')} or {setting('frames')}, or {rather}"
                     )
             del network, weak  # so that their stages can free them
         if not guided and not request.guidance.is_conditional:

@@ -20,6 +20,7 @@ from ...metrics.statistics import Interval
 from .counters import Counts, count
 from .exactness import Exactness, compare_results
 from .machine import describe_machine
+from .memory import peak_memory
 from .ratios import noise_of, paired_ratio
 from .rounds import SECONDS, TWIN, Arm, Times, take_rounds
 
@@ -39,6 +40,8 @@ class Row:
     exactness: Exactness | None
     """None for the base, and where results are not compared."""
     note: str
+    memory: int | None = None
+    """The most bytes that it takes; see ``peak_memory``. None where nothing tells."""
 
     def median(self, clock: Clock) -> float:
         """Seconds, the median over rounds."""
@@ -60,6 +63,8 @@ class Comparison:
     """Rounds that were measured."""
     stopped: bool = False
     """Whether Ctrl-C ended it early."""
+    memory_of: Literal["process", "GPU"] = "process"
+    """What the rows' ``memory`` is counted of: the growth of the process, or all that is on the GPU."""
 
     @property
     def noise(self) -> str:
@@ -79,12 +84,14 @@ class Comparison:
         """The rows as a Markdown table, and below it the noise of the run."""
         of = "CPU" if self.clock == "cpu" else "wall"
         head = ["arm", "CPU ms", "wall ms", f"times faster [95%], {of}", "GFLOP", "operators", "MB made", "MB peak"]
+        head.append(f"MB {self.memory_of}")
         cells = [[*head, "result"]]
         for number, row in enumerate(self.rows):
             counts = ["-"] * 4
             if row.counts is not None:
                 counts = [f"{row.counts.flops / 1e9:.4g}", str(row.counts.operators)]
                 counts += [f"{size / 1e6:.4g}" for size in (row.counts.allocated, row.counts.peak)]
+            counts.append("-" if row.memory is None else f"{row.memory / 1e6:.4g}")
             result = "the base" if not number else str(row.exactness or "not compared")
             ratio = "1" if not number else _interval(row.ratio)
             times = [_milliseconds(row.median(clock)) for clock in ("cpu", "wall")]
@@ -129,10 +136,12 @@ class Comparison:
                 "exact": None if row.exactness is None else row.exactness.exact,
                 "error": None if row.exactness is None else _plain(row.exactness),
                 "note": row.note,
+                "memory": row.memory,
             }
             for row in self.rows
         ]
         own = {"title": self.title, "clock": self.clock, "rounds": self.rounds, "stopped": self.stopped}
+        own["memory_of"] = self.memory_of
         return own | {"a_a": _plain(self.twin), "noise": self.noise, "rows": rows}
 
 
@@ -173,16 +182,22 @@ def compare_speed(
     del results, base
     counts = {arm.name: count(arm.run) for arm in arms if arm.counted}
     taken = take_rounds(arms, rounds=rounds, device=place, seed=seed, seconds=seconds, on_step=on_step)
+    # after the rounds, so that nothing is counted that is made once
+    memory = {arm.name: None if taken.stopped else peak_memory(arm.run, place) for arm in arms}
 
     def ratio(name: str) -> Interval:
         times = (taken.times[each] for each in (arms[0].name, name))
         return paired_ratio(*(each.cpu if clock == "cpu" else each.wall for each in times))
 
     rows = tuple(
-        Row(arm.name, taken.times[arm.name], ratio(arm.name), counts.get(arm.name), found.get(arm.name), arm.note)
+        Row(
+            arm.name, taken.times[arm.name], ratio(arm.name), counts.get(arm.name), found.get(arm.name), arm.note,
+            memory[arm.name],
+        )
         for arm in arms
-    )
-    return Comparison(title, rows, clock, ratio(TWIN), taken.done, taken.stopped)
+    )  # fmt: skip
+    of = "GPU" if place.type == "cuda" else "process"
+    return Comparison(title, rows, clock, ratio(TWIN), taken.done, taken.stopped, of)
 
 
 def write_measurements(path: Path, found: Sequence[Comparison], device: torch.device | str = "cpu") -> None:
