@@ -347,6 +347,12 @@ class Request(Settings):
             )
 
     @property
+    def lossy(self) -> list[str]:
+        """The settings by which the clip costs less and is another one than without them; empty for none."""
+        rounded = [name for name in ("dtype", "decode_dtype") if getattr(self, name) != "fp32"]
+        return [name for name in ("spacing", "adaptive", "reuse") if getattr(self, name) is not None] + rounded
+
+    @property
     def sparing(self) -> Sparing:
         """Which calls of the other branches are left out."""
         return Sparing(self.adaptive, 1 if self.reuse is None else self.reuse)

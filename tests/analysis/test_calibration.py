@@ -185,13 +185,22 @@ def test_what_cannot_be_guarded_is_refused():
 
 def test_the_first_candidates_are_valid_settings_of_the_model():
     names = [each.name for each in first_candidates(PLANNER, dtype="bf16")]
-    assert names[0] == "sampler ddpm, steps 12, dtype bf16"
+    assert names[0] == "sampler ddpm, steps 12, dtype bf16, decode_dtype bf16"
     assert len(names) == 6
     with pytest.raises(InputError, match="sampler euler does not go with guidon-small"):
         first_candidates(PLANNER, samplers=["euler"])
     spaced, spared = finer_candidates(Candidate({"steps": 20}), 10, "constant")
     for each in (*spaced, *spared):
         PLANNER.complete([""], **each.choices)
+
+
+def test_a_candidate_is_read_from_a_text():
+    text = "sampler=unipc steps=18 spacing=split:0.35,0.33 adaptive=0.99 reuse=3"
+    read = Candidate.read(text).choices
+    assert read == {
+        "sampler": "unipc", "steps": 18, "spacing": "split:0.35,0.33", "adaptive": 0.99, "reuse": 3,
+    }  # fmt: skip
+    PLANNER.complete([""], **read)
 
 
 def test_what_is_written_can_be_read_by_a_model_folder(tmp_path):

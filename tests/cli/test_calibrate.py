@@ -37,6 +37,10 @@ def test_the_settings_that_are_found_serve_the_model_folder(run, tiny_model, tmp
         (("--sampler", "euler"), "--sampler euler does not go with guidon-small"),
         (("--steps", "2000"), "more than guidon-small was trained for"),
         (("--dtype", "fp8"), "fp8"),
+        (("--candidate", "step=3"), "cannot be read: give NAME=VALUE of sampler, steps, spacing"),
+        (("--candidate", "steps=x"), "--steps 'x' is not a number"),
+        (("--candidate", "steps=3 spacing=karas"), "did you mean 'karras'"),
+        (("--candidate", "steps=3", "--steps", "2"), "--candidate says all that is tried first: leave out --steps"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(refused, tmp_path, options, message):

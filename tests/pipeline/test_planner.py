@@ -41,7 +41,7 @@ def test_fast_stands_for_the_settings_of_the_preset():
         ("steps", 10),
         ("sampler", "ddim"),
         ("spacing", "karras"),
-        ("dtype", "fp32"),
+        ("reuse", 2),
         ("timing", "constant"),
         ("eta", 1.0),
     ],
@@ -49,6 +49,19 @@ def test_fast_stands_for_the_settings_of_the_preset():
 def test_fast_and_a_setting_that_it_decides_are_refused(name, value):
     with pytest.raises(InputError, match=f"^fast decides {name} itself: leave one of them out$"):
         Planner.find("guidon-small").complete(["a red circle"], fast=True, **{name: value})
+
+
+def test_a_precision_may_be_given_beside_fast():
+    own = Planner.find("guidon-small")
+    asked = own.complete(["a red circle"], fast=True, dtype="fp32", decode_dtype="fp32")
+    assert (asked.dtype, asked.decode_dtype, asked.steps) == ("fp32", "fp32", own.preset.fast.steps)
+
+
+def test_a_request_names_its_lossy_settings():
+    own = Planner.find("guidon-small")
+    assert own.complete(["a red circle"]).lossy == []
+    lossy = own.complete(["a red circle"], spacing="karras", reuse=2, adaptive=0.99, decode_dtype="bf16").lossy
+    assert lossy == ["spacing", "adaptive", "reuse", "decode_dtype"]
 
 
 def test_fast_needs_settings_that_were_calibrated():

@@ -46,6 +46,11 @@ SHARES_OF_STEPS = (0.5, 0.36, 0.24)
 """Which shares of the model's own steps are tried first."""
 SPACINGS = ("power:1.25", "power:0.8", "split:0.35,0.33", "split:0.35,0.4")
 SPARED: tuple[Mapping[str, Any], ...] = ({"reuse": 2}, {"reuse": 3}, {"adaptive": 0.99})
+TRIED: Mapping[str, type[str] | type[int] | type[float]] = {
+    "sampler": str, "steps": int, "spacing": str, "timing": str, "adaptive": float, "reuse": int, "dtype": str,
+    "decode_dtype": str,
+}  # fmt: skip
+"""What a candidate may choose."""
 BLOCK = 16
 """Clips that are denoised together, and stored together."""
 POLL = 0.5
@@ -58,6 +63,24 @@ class Candidate:
 
     choices: Mapping[str, Any]
     """Those that differ from the model's own, by name."""
+
+    @classmethod
+    def read(cls, text: str) -> Candidate:
+        """From a text such as ``"steps=18 reuse=3 spacing=split:0.35,0.33"``.
+
+        Raises:
+            InputError: it is another text, or names what is no setting of sampling.
+        """
+        found: dict[str, Any] = {}
+        for part in text.split():
+            name, _, value = part.partition("=")
+            if name not in TRIED or not value:
+                raise InputError(
+                    f"{setting('candidate')} {text[:80]!r} cannot be read: give NAME=VALUE of {', '.join(TRIED)}, with "
+                    "spaces between them"
+                )
+            found[name] = _value_of(name, value)
+        return cls(found)
 
     @property
     def name(self) -> str:
@@ -167,7 +190,8 @@ class Calibration:
         """The fast settings of a model with this preset; None if none was found."""
         if self.found is None:
             return None
-        own = {"sampler": preset.sampler, "steps": preset.steps, "timing": preset.timing, "dtype": preset.dtype}
+        names = ("sampler", "steps", "timing", "dtype", "decode_dtype")
+        own: dict[str, Any] = {name: getattr(preset, name) for name in names}
         count = len(next(iter(self.own.values.values())))
         measured = (
             f"{self.found.faster:.1f}x less time a clip; no worse on {count} prompts in {', '.join(self.margins)}"
@@ -257,6 +281,13 @@ class Calibration:
         return path
 
 
+def _value_of(name: str, text: str) -> Any:
+    try:
+        return TRIED[name](text)
+    except ValueError:
+        raise InputError(f"{setting(name)} {text[:80]!r} is not a number: give one") from None
+
+
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -319,11 +350,8 @@ def first_candidates(
     own, path = planner.preset, planner.facts.path
     counts = steps or sorted({max(2, round(share * own.steps)) for share in SHARES_OF_STEPS})
     names = samplers or [own.sampler, *(each for each in SAMPLERS[path] if each == "dpm-solver-sde" != own.sampler)]
-    found = [
-        Candidate({"sampler": name, "steps": count} | ({"dtype": dtype} if dtype else {}))
-        for count in sorted(counts)
-        for name in names
-    ]
+    precision = {"dtype": dtype, "decode_dtype": "bf16" if dtype == "bf16" else "fp32"} if dtype else {}
+    found = [Candidate({"sampler": name, "steps": count} | precision) for count in sorted(counts) for name in names]
     for each in found:
         planner.complete([""], **cast("Choices", dict(each.choices)))
     return found

@@ -65,6 +65,15 @@ def calibrate_fast(
             values=options.SAMPLERS,
         ),
     ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        option(
+            "Sampling",
+            "SETTINGS",
+            "Settings to try first, such as 'steps=18 reuse=3', in place of --steps and --sampler; repeatable.",
+            default="none",
+        ),
+    ] = None,
     coarse: Annotated[
         bool, option("Sampling", None, "Try these alone, without a finer search around the best of them.", "--coarse")
     ] = False,
@@ -101,7 +110,15 @@ def calibrate_fast(
 
     bench = find_bench(planner.bench)
     calibration.check_margins(allowed, calibration.guarded_metrics(bench, metric or ()))
-    candidates = calibration.first_candidates(planner, steps or (), sampler or (), dtype)
+    if candidate:
+        if steps or sampler:
+            other = setting("steps" if steps else "sampler")
+            raise InputError(f"{setting('candidate')} says all that is tried first: leave out {other}")
+        candidates = [calibration.Candidate.read(text) for text in candidate]
+        for each in candidates:
+            planner.complete([""], **each.choices)
+    else:
+        candidates = calibration.first_candidates(planner, steps or (), sampler or (), dtype)
     choose, verify = tuning.split_prompts(prompts) if prompts else (captions, held_out)
     if not prompts:
         bench.own_examples()

@@ -127,7 +127,7 @@ def evaluate(
         guidance=guidance, timing=parse_timing(interval, ramp, oscillate), seed=seed, steps=steps, sampler=sampler,
         spacing=spacing, fast=fast or None, adaptive=adaptive, reuse=reuse,
     )  # fmt: skip
-    precisions, chosen_here = split_precisions(fast, dtype=dtype, decode_dtype=decode_dtype)
+    precisions, chosen_here = split_precisions(dtype=dtype, decode_dtype=decode_dtype)
     sampling |= precisions
     parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak

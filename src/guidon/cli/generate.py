@@ -349,7 +349,7 @@ def generate(
         edit_strength=edit_strength, loop=loop, condition_frames=condition_frames, condition_edit=condition_edit,
         reference=reference or None, mask_strategy=mask_strategy,
     )  # fmt: skip
-    precisions, chosen_here = split_precisions(fast, dtype=dtype, decode_dtype=decode_dtype)
+    precisions, chosen_here = split_precisions(dtype=dtype, decode_dtype=decode_dtype)
     choices |= precisions
     parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, text_dtype=text_dtype,

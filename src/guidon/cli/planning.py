@@ -65,18 +65,13 @@ def find_any_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> 
     return DiffusersPlanner.find(model.removeprefix(DIFFUSERS), call=parts.get("call"), dtype=parts.get("dtype"))
 
 
-def split_precisions(fast: bool, **precisions: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_precisions(**precisions: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Precisions that the user gave: those with a name, which are choices of a clip, and those that are "auto".
 
     The latter are arguments of ``guidon.load``.
-
-    Raises:
-        InputError: a machine is to choose what fast settings decide.
     """
     named: dict[str, Any] = {name: value for name, value in precisions.items() if value not in (None, "auto")}
     chosen: dict[str, Any] = {name: value for name, value in precisions.items() if value == "auto"}
-    if fast and "dtype" in chosen:
-        raise InputError(f"{setting('fast')} decides {setting('dtype')} itself: leave one of them out")
     return named, chosen
 
 

@@ -86,6 +86,8 @@ class Fast:
     """The unconditional branch is called at every so many guided steps; None for every one."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the network."""
+    decode_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which the autoencoder decodes."""
 
     @property
     def settings(self) -> dict[str, Any]:

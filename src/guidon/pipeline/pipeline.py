@@ -453,6 +453,7 @@ class Pipeline(metaclass=_Named):
             return ((vae.decode(vae.encode(x), frames=len(frames))[0] + 1) / 2).permute(1, 2, 3, 0).cpu().numpy()
 
     def _manifest(self, run: _Run, clip: Denoised, micro_batch: int) -> dict[str, Any]:
+        lossy = run.request.lossy
         return {
             "guidon": VERSION,
             "generation": run.request.alone(clip.prompt, clip.sample).model_dump(mode="json"),
@@ -462,6 +463,7 @@ class Pipeline(metaclass=_Named):
             "python": sys.version.split()[0],
             "device": str(self.device),
             "fps": self.preset.fps,
+            **({"lossy": lossy} if lossy else {}),
         }
 
     def set_progress_bar_config(self, *, disable: bool = False) -> None:

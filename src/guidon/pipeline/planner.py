@@ -118,7 +118,8 @@ def _as_fast(preset: Preset[Any], choices: Choices) -> tuple[dict[str, Any], Cho
         )
     given = rest.get("guidance")
     timed = isinstance(given, Guidance) and given.is_timed
-    for name in (*preset.fast.settings, "eta", "exact"):
+    decided = [name for name in preset.fast.settings if name not in ("dtype", "decode_dtype")]
+    for name in (*decided, "eta", "exact"):  # a precision may be given: a machine may have no unit for bf16
         if rest.get(name) is not None or (name == "timing" and timed):
             raise InputError(f"{setting('fast')} decides {setting(name)} itself: leave one of them out")
     return preset.fast.settings, rest

@@ -10,7 +10,7 @@ from pydantic import PositiveInt, field_validator, model_validator
 
 from ... import world
 from ...checkpoints.config import configured, read_config
-from ...core.devices import DtypeName
+from ...core.devices import DecodeDtype, DtypeName
 from ...core.errors import InputError, setting
 from ...core.reading import read_object
 from ...core.settings import Settings, validated
@@ -57,6 +57,7 @@ class FastFile(Settings):
     adaptive: float | None = None
     reuse: PositiveInt | None = None
     dtype: DtypeName = "fp32"
+    decode_dtype: DecodeDtype = "fp32"
 
     @field_validator("spacing")
     @classmethod
