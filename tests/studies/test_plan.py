@@ -16,7 +16,8 @@ from guidon.core.errors import InputError
 from guidon.core.hashing import hash_settings
 from guidon.metrics.bench import find_bench
 from guidon.metrics.metric import EVALUATION_SEED, TUNING_SEED
-from guidon.studies.plan import FIRST_FORMAT, Plan, load_study, make_plan, outline
+from guidon.pipeline.planner import Planner
+from guidon.studies.plan import FIRST_FORMAT, Plan, Study, check_study, load_study, make_plan, outline
 from studies.small import MATCHED, STUDY, study, write
 
 ROOT = Path(__file__).parents[2]
@@ -271,3 +272,21 @@ def test_a_key_that_is_missing_is_shown_by_an_example_that_can_be_copied(tmp_pat
     shown = str(error.value).partition(" is missing, as in ")[2].partition(", or a list")[0]
     path.write_text(yaml.safe_dump(STUDY | yaml.safe_load(shown)))
     load_study(path)
+
+
+def test_a_setting_may_be_the_fast_one_of_the_model():
+    planner = Planner.find("guidon-small")
+    values = {
+        "prompts": 2, "sampler": "ddim", "steps": 7, "timing": "constant",
+        "settings": [{"name": "own"}, {"name": "fast", "fast": True}, {"name": "spared", "reuse": 2, "spacing": "karras"}],
+        "primary": {"metric": "joint", "baseline": "own", "against": "fast"},
+    }  # fmt: skip
+    found = check_study(Study(**values), planner).settings
+    fast = planner.preset.fast
+    assert (found["fast"]["sampler"], found["fast"]["steps"]) == (fast.sampler, fast.steps)
+    assert found["fast"]["timing"] == fast.timing
+    assert (found["spared"]["reuse"], found["spared"]["spacing"], found["spared"]["steps"]) == (2, "karras", 7)
+    assert not {"reuse", "spacing"} & found["own"].keys()
+    values["settings"][1]["steps"] = 3
+    with pytest.raises(InputError, match="the setting 'fast': fast decides steps itself"):
+        check_study(Study(**values), planner)

@@ -24,7 +24,6 @@ RENAMED = {
 """Keywords of diffusers' pipelines, and ours."""
 
 _EMBEDDED = "give the prompts as text; guidon.load(features=...) reads features that `guidon encode` stored"
-_EVENLY = "give steps, which are spaced evenly"
 _RATE = "a model has a rate of its own; give fps to video.save"
 _ROOM = "frames are decoded in as much memory as there is"
 _RUN = "give it to a call, or to generate"
@@ -57,8 +56,8 @@ ELSEWHERE = {
     "ramp": "give timing='linear', 'cosine' or 'exponential:0.7'",
     "scheduler": "give sampler",
     "sequential": _RUN,
-    "sigmas": _EVENLY,
-    "timesteps": _EVENLY,
+    "sigmas": "give spacing, such as 'karras'",
+    "timesteps": "give spacing, such as 'at:999,500,0'",
     "torch_dtype": "give dtype",
     "trace": _RUN,
     "true_cfg_scale": "give cfg_scale",

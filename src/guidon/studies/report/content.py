@@ -26,10 +26,20 @@ from .tables import Row
 
 FILLED = 0.75  # the least share of a grid's fields that have a value
 LEVELS = 8  # strengths of colour in a grid
-SAID = ("cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "sampler", "steps", "eta",
-        "negative_prompt", "dtype", "call")  # fmt: skip
+SAID = ("cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "adaptive", "reuse", "sampler",
+        "steps", "spacing", "eta", "negative_prompt", "dtype", "decode_dtype", "call")  # fmt: skip
 """The choices that are said in words, in order."""
-OF_GUIDANCE = {"cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "negative_prompt"}
+OF_GUIDANCE = {
+    "cfg_scale",
+    "energy_of",
+    "cfg_channels",
+    "rotation",
+    "guidance",
+    "timing",
+    "adaptive",
+    "reuse",
+    "negative_prompt",
+}
 """The choices that act only where there is guidance."""
 
 
@@ -199,6 +209,14 @@ def _say_choice(key: str, value: Any) -> str:
             return spell_timing(str(value))
         case "steps":
             return f"{value} steps"
+        case "spacing":
+            return f"spaced {value}"
+        case "adaptive":
+            return f"guided until the branches agree to {value:g}"
+        case "reuse":
+            return f"the unconditional branch called at every {value}th guided step"
+        case "decode_dtype":
+            return f"decoded in {value}"
         case "eta":
             return f"eta {value:g}" if value else ""
         case "call":
