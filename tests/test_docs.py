@@ -238,7 +238,16 @@ def check_python(words, tiny):
         assert (ROOT / words[1]).is_file()
 
 
-HANDLERS = {"guidon": run_guidon, "make": check_make, "pip": check_pip, "cp": check_copy, "python": check_python}
+def run_torchrun(words, tiny):
+    """``torchrun --nproc-per-node N -m guidon ...``, by this process alone; tests/cli/test_together.py starts several."""
+    assert words[1] == "--nproc-per-node"
+    assert int(words[2]) > 1
+    assert words[3:5] == ["-m", "guidon"]
+    tiny()
+    run_guidon(words[4:], tiny)
+
+
+HANDLERS = {"guidon": run_guidon, "torchrun": run_torchrun, "make": check_make, "pip": check_pip, "cp": check_copy, "python": check_python}
 """What a test does with a command, by its first word."""
 
 
