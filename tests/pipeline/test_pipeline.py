@@ -398,6 +398,46 @@ def test_a_clip_of_a_batch_is_reproduced_bit_for_bit(pipe, tmp_path):
     assert again[0].save(tmp_path / "b.gif").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"reuse": 2, "cfg_channels": "0,2"}, {"adaptive": 0.9, "reuse": 2}, {"spacing": "karras", "sampler": "unipc"},
+        {"spacing": "split:0.5,0.5", "sampler": "dpm-solver-3m-sde"}, {"spacing": "at:999,500,3"},
+    ],
+)  # fmt: skip
+def test_a_clip_of_a_batch_with_lossy_settings_is_reproduced_bit_for_bit(pipe, choices):
+    values = {"steps": 4, "cfg_scale": 3.0, "timing": "constant"} | choices
+    if str(choices.get("spacing")).startswith("at:"):
+        del values["steps"]
+    videos = pipe([PROMPT, OTHER, PROMPT], seed_per_prompt=True, **values)
+    made = videos[1].manifest
+    assert set(made["lossy"]) == {"adaptive", "reuse", "spacing"} & choices.keys()
+    assert {name: made["generation"][name] for name in choices} == choices
+    assert np.array_equal(pipe.reproduce(made)[0].frames, videos[1].frames)
+    neutral = {name: value for name, value in values.items() if name not in made["lossy"]}
+    plain = pipe([PROMPT, OTHER, PROMPT], seed_per_prompt=True, **{"steps": 4} | neutral)
+    assert "lossy" not in plain[1].manifest
+    assert not np.array_equal(plain[1].frames, videos[1].frames)
+
+
+def test_calls_that_are_left_out_do_not_reach_the_network(pipe, monkeypatch):
+    rows = []
+    with pipe.model.network.in_use(torch.float32) as network:
+        original = type(network).__call__
+
+        def counted(self, x, *others):
+            rows.append(len(x))
+            return original(self, x, *others)
+
+        monkeypatch.setattr(type(network), "__call__", counted)
+        found = {}
+        for name, choices in {"all": {}, "reuse": {"reuse": 3}, "ended": {"adaptive": 1e-6}}.items():
+            rows.clear()
+            pipe(PROMPT, steps=8, cfg_scale=3.0, timing="constant", **choices)
+            found[name] = sum(rows)
+    assert found == {"all": 16, "reuse": 8 + 3, "ended": 8 + 1}
+
+
 def test_what_differs_from_a_manifest_is_said(pipe):
     manifest = pipe(PROMPT, steps=1, seed=4).manifest
     manifest |= {"weights": manifest["weights"] | {"vae": "0" * 64}, "torch": "2.5.0"}
