@@ -5,7 +5,7 @@ import torch
 
 from guidon.diffusion import NoiseSchedule
 from guidon.models.parts.layers import unpatch
-from guidon.models.parts.refiner import Layer, Refiner
+from guidon.models.parts.refiner import Refiner
 from guidon.models.stdit.network import STDiT, STDiTConfig
 
 PLAIN = STDiTConfig(
@@ -130,16 +130,3 @@ def test_a_new_finisher_changes_nothing_and_learns():
     other = drawn(STDiT(FINISHED))
     other(*INPUTS, y).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in other.parameters())
-
-
-@pytest.mark.parametrize("normalised", [False, True])
-def test_a_layer_without_gradients_reuses_memory_and_gives_the_same_bits(normalised):
-    layer = drawn(Layer(6, 8, normalised=normalised))
-    h = torch.randn(2 * 4, 6, 5, 3).contiguous(memory_format=torch.channels_last)
-    t, before = torch.randn(2, 8), h.clone()
-    trained = layer(h, t, 4)
-    with torch.no_grad():
-        assert torch.equal(layer(h, t, 4), trained)
-    assert torch.equal(h, before)
-    trained.sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.parameters())
