@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from workers import run_in_workers
+from workers import files_of, import_shared, run_in_workers
 
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
@@ -20,6 +20,7 @@ gc.set_threshold(50_000, 20)  # collect garbage more rarely than Python would: m
 CPU_LIMIT = 20.0  # seconds that one test may take; the summary names the tests above it
 CPU_SHOWN = 10
 CPU_BUDGET = 300.0  # seconds that `make test` may take; the summary warns above it
+FEW_FILES = 50  # a run of fewer may not need what most workers of a larger one import
 
 _set_aside = {"modules": 0}
 _clock = {"mark": 0.0}
@@ -55,6 +56,9 @@ def pytest_runtestloop(session):
     count = cores if wish == "auto" else int(wish)
     if not count or session.testsfailed or session.config.option.collectonly:
         return None
+    if len(files_of(session.items)) > FEW_FILES:
+        import_shared()
+        _set_modules_aside()
     run_in_workers(session, count)
     return True
 
@@ -122,16 +126,14 @@ def pytest_terminal_summary(terminalreporter):
         )
 
 
-@pytest.fixture(autouse=True)
-def no_lines_of_progress(monkeypatch):
-    """A slow machine prints nothing that a fast one does not."""
-    monkeypatch.setattr("guidon.core.progress.QUICK", math.inf)
-
-
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch):
-    """A study takes a thread for each core. Threads that wait for each other cost more CPU time than a tiny model."""
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+@pytest.fixture(scope="session", autouse=True)
+def same_on_every_machine():
+    """A slow machine prints no line of progress. A study takes a thread for each core: threads that wait for each other
+    cost more CPU time than a tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guidon.core.progress.QUICK", math.inf)
+        patch.setattr("os.cpu_count", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")

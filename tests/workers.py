@@ -5,11 +5,21 @@ import signal
 import traceback
 import warnings
 from collections import defaultdict
+from contextlib import suppress
+from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pytest
+
+SHARED = (
+    "diffusers",
+    "diffusers.models.transformers",
+    "diffusers.pipelines.pipeline_utils",
+    "transformers.models.t5.modeling_t5",
+)
+"""Modules that tests of many files import, for seconds."""
 
 
 class Worker:
@@ -77,6 +87,13 @@ def files_of(items: list[pytest.Item]) -> list[list[int]]:
     for number, item in enumerate(items):
         files[item.nodeid.partition("::")[0]].append(number)
     return sorted(files.values(), key=len, reverse=True)
+
+
+def import_shared() -> None:
+    """Import once what each of many workers would import by itself."""
+    for name in SHARED:
+        with suppress(ImportError):  # an optional library
+            import_module(name)
 
 
 def run_in_workers(session: pytest.Session, count: int) -> None:
