@@ -41,10 +41,9 @@ def test_runs_repeat_and_the_scale_matters(tiny: TinyPipeline) -> None:
     pipe = shared(tiny)
     unguided = run(tiny, pipe, tiny.unguided_scale, steps=2)
     assert difference(unguided, latents) > 1e-3
-    # the same pipeline again, and no wrapper is left behind
+    # another pipeline after other runs, recorded: the same again, and no wrapper is left behind
     recorded, _ = record(tiny, pipe, steps=2)
     assert torch.equal(recorded, latents)
-    assert torch.equal(run(tiny, pipe, steps=2), latents)
     assert not any("forward" in vars(getattr(pipe, name)) for name in tiny.networks)
 
 
