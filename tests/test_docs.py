@@ -143,7 +143,12 @@ def few(words):
     if words[1] in SAMPLING and "--steps" not in words and not reads_files:
         words += ["--steps", "2"]
     if words[1] == "bench":
-        own = {"--rounds": "1", "--threads": "1", "--steps": "2"}
+        own = {
+            "--rounds": "1",
+            "--threads": "1",
+            "--steps": "2",
+            "--parts": "step",
+        }  # tests/cli/test_bench.py has all parts
         words += [word for name in own if name not in words for word in (name, own[name])]
     return words
 
