@@ -425,6 +425,14 @@ class Computation(Settings):
     """Frames that were decoded together."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """CPU threads of torch; None to use as many as torch is set to."""
+    compiled: bool = False
+    """Whether the blocks of the network were compiled."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As earlier versions wrote it, where nothing was compiled."""
+        found: dict[str, Any] = handler(self)
+        return found if self.compiled else {key: value for key, value in found.items() if key != "compiled"}
 
 
 class Output(Settings):

@@ -110,6 +110,7 @@ def evaluate(
     weak: options.Weak = None,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
+    compile: options.Compile = False,
     download: options.Download = False,
     device: options.Device = "auto",
     branch_ranks: options.BranchRanks = None,
@@ -130,7 +131,8 @@ def evaluate(
     precisions, chosen_here = split_precisions(dtype=dtype, decode_dtype=decode_dtype)
     sampling |= precisions
     parts = chosen_here | given(
-        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak,
+        compile=compile or None,
     )  # fmt: skip
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
     check_branches(branch_ranks, rank_count())
@@ -180,6 +182,8 @@ def evaluate(
     clips = len(settings) * len(captions) * seeds
     with stopped("nothing was written"), joined(branch_ranks) as ranks:
         pipe = ranks.agreed(lambda: load(model, device=device, **parts))
+        own = {name: getattr(pipe.preset, name) for name in chosen_here}
+        sampling |= ranks.together(lambda: own)[0] if own else own  # all ranks take what the first one chose
         with progress(f"sampling and measuring {clips} clips") as on_step:
             run: dict[str, Any] = {"batch_size": batch_size, "on_step": on_step, "ranks": ranks}
             found = evaluation.evaluate(pipe, settings, **run, **asked, **sampling)

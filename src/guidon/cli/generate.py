@@ -284,6 +284,7 @@ def generate(
     ] = None,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
+    compile: options.Compile = False,
     offload: Annotated[
         str | None,
         option(
@@ -353,7 +354,7 @@ def generate(
     choices |= precisions
     parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, text_dtype=text_dtype,
-        download=download or None, offload=offload,
+        download=download or None, compile=compile or None, offload=offload,
     )  # fmt: skip
 
     check_branches(branch_ranks, rank_count())
@@ -394,6 +395,8 @@ def generate(
         request = manifest.request
         planner.check(request)
         manifest.find_references()
+        if manifest.computed is not None and manifest.computed.compiled:
+            parts["compile"] = True
     refuse_idle_weak(weak, request.guidance)
     from ..media.formats import check_fps, check_library, check_upscale
 

@@ -49,6 +49,7 @@ def match(
     call: options.Call = None,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
+    compile: options.Compile = False,
     offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
@@ -74,7 +75,7 @@ def match(
     timing = parse_timing(interval)
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, decode_dtype=decode_dtype, offload=offload,
+        dtype=dtype, decode_dtype=decode_dtype, compile=compile or None, offload=offload,
     )  # fmt: skip
     planner = find_any_planner(model, device, parts)
     scales = cfg_scale or [planner.cfg_scale]

@@ -270,6 +270,15 @@ DecodeDtype = Annotated[
         values=DECODE_DTYPES,
     ),
 ]
+Compile = Annotated[
+    bool,
+    option(
+        "Model and weights",
+        None,
+        "Compile the blocks of the network; what that costs and saves is measured at the start, and said.",
+        "--compile",
+    ),
+]
 Offload = Annotated[
     str | None,
     option(

@@ -38,6 +38,7 @@ def spectrum(
     call: options.Call = None,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
+    compile: options.Compile = False,
     offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
@@ -59,7 +60,7 @@ def spectrum(
     )  # fmt: skip
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, decode_dtype=decode_dtype, offload=offload,
+        dtype=dtype, decode_dtype=decode_dtype, compile=compile or None, offload=offload,
     )  # fmt: skip
 
     # Check everything before torch is imported.

@@ -37,6 +37,7 @@ def run(
     ] = False,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
+    compile: options.Compile = False,
     device: options.Device = "auto",
     engine: Annotated[
         str,
@@ -54,11 +55,11 @@ def run(
     once and loses them. The same study always gives the same bytes.
     """
     # Check everything before torch is imported.
-    from ..studies.plan import check_study, load_study, make_plan, outline, with_precisions
+    from ..studies.plan import check_study, load_study, make_plan, outline, with_arithmetic
 
     if engine not in ENGINES:
         raise InputError(f"{setting('engine')} {engine!r} does not exist{nearest(engine, ENGINES)}")
-    study = with_precisions(load_study(file), given(dtype=dtype, decode_dtype=decode_dtype))
+    study = with_arithmetic(load_study(file), given(dtype=dtype, decode_dtype=decode_dtype, compile=compile or None))
     planner = find_any_planner(study.model_name, device, study.parts)
     check_study(study, planner)
     if not dry_run:

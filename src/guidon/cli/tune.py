@@ -49,6 +49,7 @@ def tune(
     call: options.Call = None,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
+    compile: options.Compile = False,
     offload: options.Offload = None,
     checkpoint: options.Checkpoint = None,
     text_encoder: options.TextEncoder = None,
@@ -81,7 +82,7 @@ def tune(
     chosen = BenchChoice(clip=clip)
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, decode_dtype=decode_dtype, offload=offload,
+        dtype=dtype, decode_dtype=decode_dtype, compile=compile or None, offload=offload,
     )  # fmt: skip
     if not model.startswith(DIFFUSERS):
         preset = find_preset(model)

@@ -153,7 +153,7 @@ def no_option_of_load(name: str) -> str:
     """What to do about a keyword that ``guidon.load`` has not."""
     if name in LOADED:
         return f": {LOADED[name]}"
-    valid = (*Sources.model_fields, "device", "dtype", "decode_dtype")
+    valid = (*Sources.model_fields, "device", "dtype", "decode_dtype", "compile")
     return nearest(name, valid)
 
 

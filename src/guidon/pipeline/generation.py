@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from ..guidance import (
     WithoutFrames,
     random_rotation,
 )
+from ..guidance.combine import START
 from ..guidance.rules import SkipGuidance
 from ..models.family import Preset
 from ..models.model import Model
@@ -54,6 +55,7 @@ from ..samplers import (
     sample_heun,
     sample_unipc,
 )
+from .compilation import Compilation
 from .kept import Kept, hold, put_back
 from .sizes import clip_size, latent_shape
 from .steering import Interrupted
@@ -99,6 +101,8 @@ class Generation:
     """The frames of each clip that are not made from noise; None where all are."""
     loop: int = 0
     """Which part of a long clip this is. Each part has noise of its own."""
+    compilation: Compilation | None = None
+    """Compiles the networks; None to run them as they are."""
     team: Ranks | None = None
     """The ranks that share the branches of these clips; None where this process has all of them."""
 
@@ -122,7 +126,8 @@ class Generation:
         waiting, done, guided = list(clips), list[Denoised](), 0
         replay = self._replay()
         dtype = torch_dtype(request.dtype)
-        with self._networks(dtype) as (network, weak):
+        graphs = nullcontext() if self.compilation is None else self.compilation.on()
+        with self._networks(dtype) as (network, weak), graphs:
             while waiting:
                 batch = waiting[:size] * copies
                 numbers = [prompt for prompt, _ in batch]
@@ -227,6 +232,8 @@ class Generation:
         called: Callable[[Tensor, NoiseLevel, Any], Tensor] = network
         if told is not None:
             called = told(ClipFacts(height, width, frames, IMAGE_FPS if frames == 1 else self.preset.source_fps))
+        if self.compilation is not None:
+            called = self.compilation.called(called)
         return _with_rounded_timesteps(called, network.dtype) if self.request.exact else called
 
     def _imageless(
@@ -271,6 +278,12 @@ class Generation:
         if exact and exact.single_precision and isinstance(schedule, NoiseSchedule):
             schedule = schedule.single_precision()
 
+        if self.compilation is not None:
+            networks = [each for each in (network, weak) if each is not None]
+            key = network.dtype, x.shape, sequential, request.guidance
+            steps = None if self.team else partial(self._steps, network, weak, numbers, sequential, x)
+            self.compilation.prepare(networks, key, steps)
+
         # from noise to latents, for which the other ranks of a team give predictions alone
         denoiser = self._agreed(partial(self.denoiser, network, weak, numbers, sequential))
         if self.team is not None and not self.team.first:
@@ -302,6 +315,16 @@ class Generation:
         if kept is not None:
             latents = put_back(latents, kept)
         return latents, denoiser.memory.guided
+
+    def _steps(
+        self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool, x: Tensor
+    ) -> list[Tensor]:
+        """Predictions at a level at which guidance acts and at one at which it does not, if the run has both."""
+        denoiser = replace(self, trace=None).denoiser(network, weak, numbers, sequential)
+        acting = dict[bool, NoiseLevel]()
+        for level in self.model.schedule.respaced(min(self.request.steps, self.model.facts.timesteps)).levels:
+            acting.setdefault(self.request.guidance.acts(level, START, x.shape[1]), level)
+        return [denoiser(x, level) for level in acting.values()]
 
     def denoiser(
         self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool

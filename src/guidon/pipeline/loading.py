@@ -10,13 +10,14 @@ import torch
 
 from ..bridges.diffusers.networks import Frequencies, adopt
 from ..core.devices import dtype_name, pick_device
-from ..core.errors import InputError, quoted
+from ..core.errors import InputError, quoted, setting
 from ..core.settings import validated
 from ..media import Video
 from ..models.catalogue import find_model, find_preset
 from ..models.sources import Sources
 from ..request import DIFFUSERS, DtypeName
 from .calls import RunOptions
+from .compilation import Compilation
 from .diffusers_names import no_option_of_load
 from .diffusers_pipeline import DiffusersPipeline, load_folder
 from .diffusers_planner import ELSEWHERE, check_options
@@ -40,6 +41,7 @@ class LoadOptions(TypedDict, total=False):
     text_dtype: str
     dtype: str | torch.dtype | None
     decode_dtype: str | torch.dtype | None
+    compile: bool
     download: bool
     offload: str | None
 
@@ -91,6 +93,8 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
             which, and why. Of a diffusers pipeline, which takes no "auto": that of all parts.
         decode_dtype: precision in which the autoencoder decodes where a call does not choose it: "fp32", "bf16" or
             "auto".
+        compile: compile the blocks of the network by torch. Before a run it is measured what that costs and saves, and
+            said on stderr. Predictions differ by rounding.
         call: of a diffusers pipeline: arguments of every call, such as ``{"height": 480, "num_frames": 81}``.
 
     Raises:
@@ -109,8 +113,13 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
     asked = validated(Arithmetic, own, None)
     preset, place = find_preset(str(model)), pick_device(str(files.pop("device", "auto")))
     sources = validated(Sources, files, None)
+    if asked.compile and sources.offload == "blocks":
+        raise InputError(
+            f"{setting('compile')} is for blocks that stay in place, {setting('offload')} is blocks: leave one out"
+        )
     found = find_model(preset, sources, place)
-    return Pipeline(choose(asked, preset, found, place), found, place, sources)
+    compilation = Compilation(place) if asked.compile else None
+    return Pipeline(choose(asked, preset, found, place), found, place, sources, compilation)
 
 
 def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[ReproduceOptions]) -> Video | list[Video]:
@@ -142,6 +151,8 @@ def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[Reprod
             raise InputError(f"{next(iter(run))!r} is not for a clip of a diffusers pipeline: leave it out")
         parts["dtype"] = found.request.dtype
         parts.setdefault("call", {key: value for key, value in found.request.call.items() if key not in ELSEWHERE})
+    elif found.computed is not None and found.computed.compiled:
+        parts.setdefault("compile", True)
     pipe = load(found.request.model, **cast("LoadOptions", parts))
     videos = pipe.reproduce(found, **cast("RunOptions", run))
     return videos[0] if len(videos) == 1 else videos

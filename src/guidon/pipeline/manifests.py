@@ -109,13 +109,16 @@ class Manifest:
                     "that the clip was made with"
                 )
 
-    def differences(self, like: Computation | None, device: torch.device, hashes: Mapping[str, str]) -> list[str]:
+    def differences(
+        self, like: Computation | None, device: torch.device, hashes: Mapping[str, str], *, compiled: bool = False
+    ) -> list[str]:
         """How a run differs from the one that made the clip, a line for each kind of difference.
 
         Args:
             like: how the clip is computed; None for another way than the manifest says.
             device: where the model runs.
             hashes: those of the model's parts.
+            compiled: whether the networks are compiled.
         """
         import torch
 
@@ -132,6 +135,8 @@ class Manifest:
         if self.device is not None and self.device.partition(":")[0] != device.type:
             others.append(f"the device {self.device}")
         if (computed := self.computed) is not None:
+            if compiled != computed.compiled:
+                others.append("compiled blocks" if computed.compiled else "blocks that were not compiled")
             if like is None:
                 branches = "one branch after the other" if computed.sequential else "its branches together"
                 others.append(f"{computed.batch} clip{'s' * (computed.batch > 1)} together, {branches}")

@@ -32,6 +32,7 @@ from ..models.text.prompts import PromptMemory, Prompts
 from ..request import Choices, Computation, Request
 from ..samplers import CLIPS_TOGETHER
 from .calls import CallOptions, ClipOptions, OutputType, Prompted, RunOptions, check_run, read_call, read_plan
+from .compilation import Compilation
 from .diffusers_names import ATTRIBUTES, no_attribute
 from .division import Division, divide
 from .generation import Denoised, Generation, decode, warn_of_fallback
@@ -55,10 +56,15 @@ class _Run:
     threads: int
     ranks: Ranks | None = None
     """The ranks that share the work; None for this process alone."""
+    compiled: bool = False
+    """Whether the networks were compiled."""
 
     def computed(self, clip: Denoised, micro_batch: int) -> Computation:
         """How one clip was computed."""
-        return Computation(batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=self.threads)
+        return Computation(
+            batch=clip.batch, sequential=clip.sequential, micro_batch=micro_batch, threads=self.threads,
+            compiled=self.compiled,
+        )  # fmt: skip
 
 
 class _Named(type):
@@ -78,10 +84,18 @@ class Pipeline(metaclass=_Named):
         model: the three stages, and the diffusion that the network was trained for.
         device: where they run.
         sources: where the model's files are; None where the weights are another pipeline's.
+        compilation: compiles the networks; None to run them as they are.
     """
 
-    def __init__(self, preset: Preset[Any], model: Model, device: torch.device, sources: Sources | None = None) -> None:
-        self.preset, self.sources = preset, sources
+    def __init__(
+        self,
+        preset: Preset[Any],
+        model: Model,
+        device: torch.device,
+        sources: Sources | None = None,
+        compilation: Compilation | None = None,
+    ) -> None:
+        self.preset, self.sources, self.compilation = preset, sources, compilation
         self._shows_progress, self._interrupt = True, False
         self._use(model, device)
 
@@ -262,7 +276,7 @@ class Pipeline(metaclass=_Named):
         like = None if anew else found.computed_on(self.device)
         hashes = self.hashes_for(found.request)
         found.refuse_other_weak(hashes)
-        for line in found.differences(like, self.device, hashes):
+        for line in found.differences(like, self.device, hashes, compiled=self.compilation is not None):
             warn(line)
         return self._make(found.request, like, options, [] if found.folder is None else [found.folder])
 
@@ -364,7 +378,7 @@ class Pipeline(metaclass=_Named):
         kept, own = keeper and keeper.of_loop(loop, len(clips)), division.clips
         generation = Generation(
             self.preset, self.model, self.device, request, prompts, trace, latents if latents is None else latents[own],
-            steering, weak_prompts, kept if kept is None else kept[own], loop, division.team,
+            steering, weak_prompts, kept if kept is None else kept[own], loop, self.compilation, division.team,
         )  # fmt: skip
         report = options.get("on_step") if ranks is None or ranks.first else None
         denoise = partial(generation.denoise, clips[own], division.computation, report)
@@ -376,7 +390,8 @@ class Pipeline(metaclass=_Named):
             threads = torch.get_num_threads()
         if steering is not None and steering.changed:
             request = request.model_copy(update={"callback": True})
-        return _Run(request, division.computation, denoised, size, threads, ranks)
+        compiled = self.compilation is not None and self.compilation.works
+        return _Run(request, division.computation, denoised, size, threads, ranks, compiled)
 
     def _denoised_by_all(
         self, ranks: Ranks, division: Division, denoise: Callable[[], tuple[list[Denoised], int]]
@@ -505,6 +520,7 @@ class Pipeline(metaclass=_Named):
                     f"the weights are a diffusers pipeline's: move that one to {device}, and adopt it again"
                 )
             self._use(find_model(self.preset, self.sources, device), device)
+            self.compilation = None if self.compilation is None else Compilation(device)
         return self
 
     def __repr__(self) -> str:
@@ -515,13 +531,14 @@ class Pipeline(metaclass=_Named):
         return f"<Pipeline {own.name!r}, {size}, {settings}, on {self.device}>"
 
     def __copy__(self) -> Pipeline:
-        return Pipeline(self.preset, self.model, self.device, self.sources)
+        return Pipeline(self.preset, self.model, self.device, self.sources, self.compilation)
 
     def __reduce__(self) -> Any:
         if self.sources is None:
             raise InputError("the weights are a diffusers pipeline's: copy or pickle that one, and adopt it again")
         own = {"dtype": self.preset.dtype, "decode_dtype": self.preset.decode_dtype}
-        return _load_again, (self.preset.name, self.sources, str(self.device), own, self._shows_progress)
+        how = self.compilation is not None, self._shows_progress
+        return _load_again, (self.preset.name, self.sources, str(self.device), own, *how)
 
     if not TYPE_CHECKING:  # a type checker would take every name for an attribute
 
@@ -534,10 +551,13 @@ class Pipeline(metaclass=_Named):
         super().__setattr__(name, value)
 
 
-def _load_again(name: str, sources: Sources, device: str, own: dict[str, Any], shows_progress: bool) -> Pipeline:
+def _load_again(
+    name: str, sources: Sources, device: str, own: dict[str, Any], compiled: bool, shows_progress: bool
+) -> Pipeline:
     """A pipeline from what its pickle holds: where its files are."""
     place = pick_device(device)
     preset = replace(find_preset(name), **own)
-    pipe = Pipeline(preset, find_model(preset, sources, place), place, sources)
+    compilation = Compilation(place) if compiled else None
+    pipe = Pipeline(preset, find_model(preset, sources, place), place, sources, compilation)
     pipe.set_progress_bar_config(disable=not shows_progress)
     return pipe

@@ -45,15 +45,14 @@ class Arithmetic(Settings):
     """Precision of the network; "auto" lets this machine choose fp32 or bf16."""
     decode_dtype: Literal["auto", "fp32", "bf16"] | None = None
     """Precision in which the autoencoder decodes; "auto" as for ``dtype``."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a machine chooses something."""
-        return "auto" in (self.dtype, self.decode_dtype)
+    compile: bool = False
+    """Whether the blocks of the network are compiled."""
 
     def of(self, preset: Preset[Any]) -> Preset[Any]:
         """The preset with what is said here in the place of its own; it keeps what a machine chooses."""
-        said = {name: value for name, value in self.model_dump().items() if value not in (None, "auto")}
+        said = {
+            name: value for name, value in self.model_dump(exclude={"compile"}).items() if value not in (None, "auto")
+        }
         return replace(preset, **said) if said else preset
 
 

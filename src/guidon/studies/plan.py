@@ -154,6 +154,8 @@ class Study(Settings):
     plans the study choose fp32 or bf16; the plan holds which."""
     decode_dtype: Literal["auto", "fp32", "bf16"] | None = None
     """Precision in which the autoencoder decodes, as ``dtype``; None for fp32."""
+    compile: Literal[True] | None = None
+    """True to compile the blocks of the network. Results then differ by rounding."""
     block: PositiveInt | None = None
     """Clips that are denoised together; None for 16, or 1 of a diffusers pipeline."""
     settings: Annotated[
@@ -177,7 +179,7 @@ class Study(Settings):
         """How the model is loaded: arguments of ``guidon.load``."""
         found = self.sources.model_dump(exclude_unset=True)
         found |= {} if isinstance(self.model, str) else self.model.model_dump(exclude={"diffusers"}, exclude_unset=True)
-        found |= self.model_dump(include={"dtype", "decode_dtype"}, exclude_none=True)
+        found |= self.model_dump(include={"dtype", "decode_dtype", "compile"}, exclude_none=True)
         return found | ({"call": self.call} if self.call else {})
 
     @field_validator("model", mode="before")
@@ -218,8 +220,8 @@ def load_study(path: Path) -> Study:
     return validated(Study, read_mapping(path, "a study"), str(path))
 
 
-def with_precisions(study: Study, choices: Mapping[str, str]) -> Study:
-    """A study with ``dtype`` and ``decode_dtype`` of a caller in the place of its own.
+def with_arithmetic(study: Study, choices: Mapping[str, Any]) -> Study:
+    """A study with ``dtype``, ``decode_dtype`` and ``compile`` of a caller in the place of its own.
 
     Raises:
         InputError: there is no such precision.
