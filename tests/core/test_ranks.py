@@ -109,5 +109,7 @@ def test_a_rank_that_is_gone_or_silent_is_noticed(how):
 
 def test_ranks_that_branches_do_not_divide_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
+    assert len(Ranks.join()) == 1  # nothing says where they would meet
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match="branch_ranks 2 does not divide the 3 ranks"):
         Ranks.join(branches=2)

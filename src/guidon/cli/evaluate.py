@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..core.errors import InputError, setting
-from ..core.ranks import check_branches, own_rank, rank_count
+from ..core.ranks import check_branches, own_rank, ranks_to_join
 from . import options
 from .generate import lines_named, read_prompts
 from .options import given, option
@@ -135,7 +135,7 @@ def evaluate(
         compile=compile or None,
     )  # fmt: skip
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
-    check_branches(branch_ranks, rank_count())
+    check_branches(branch_ranks, ranks_to_join())
     if videos:
         for name in given(
             cfg_scale=cfg_scale,
@@ -146,7 +146,7 @@ def evaluate(
             **parts,
         ):
             raise InputError(f"{setting(name)} belongs to a model, and video files were given: leave it out")
-        if own_rank() == 0:
+        if own_rank() == 0 or ranks_to_join() == 1:
             measure_files(videos, caption, weights | {"download": download}, device, out)
         return
     if caption is not None:

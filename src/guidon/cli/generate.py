@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import InputError, setting
-from ..core.ranks import check_branches, rank_count
+from ..core.ranks import check_branches, ranks_to_join
 from ..media.placing import EDIT_STRENGTH
 from ..samplers import CLIPS_TOGETHER
 from . import options
@@ -357,7 +357,7 @@ def generate(
         download=download or None, compile=compile or None, offload=offload,
     )  # fmt: skip
 
-    check_branches(branch_ranks, rank_count())
+    check_branches(branch_ranks, ranks_to_join())
 
     # What to make: prompts and choices, or all that a manifest says.
     manifest, texts = None, ()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.limits import as_text
-from ..core.ranks import Ranks, own_rank
+from ..core.ranks import Ranks, own_rank, ranks_to_join
 from .outputs import say
 
 COMMANDS = ("generate", "evaluate")
@@ -21,7 +21,8 @@ first one must say why before that."""
 
 def is_silent(words: Sequence[str]) -> bool:
     """Whether this process is a rank of a command whose first rank speaks for all."""
-    return own_rank() > 0 and words[:1] != [] and words[0] in COMMANDS and not os.environ.get("GUIDON_DEBUG")
+    several = own_rank() > 0 and ranks_to_join() > 1
+    return several and any(word in COMMANDS for word in words[:1]) and not os.environ.get("GUIDON_DEBUG")
 
 
 def fall_silent() -> None:

@@ -43,6 +43,11 @@ def rank_count() -> int:
     return max(1, _number("WORLD_SIZE", 1))
 
 
+def ranks_to_join() -> int:
+    """How many processes can find each other: all that torchrun started; 1 where nothing says where they meet."""
+    return rank_count() if "MASTER_ADDR" in os.environ else 1
+
+
 def under_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -112,8 +117,8 @@ class Ranks:
         Raises:
             InputError: the number of ranks is no multiple of ``branches``, torch has no gloo, or a rank is missing.
         """
-        check_branches(branches, rank_count())
-        if rank_count() == 1:
+        check_branches(branches, ranks_to_join())
+        if ranks_to_join() == 1:
             return cls((0,), 0, None, branches)
         channel = _Channel.open()
         return cls(range(channel.size), channel.rank, channel, branches)
