@@ -100,3 +100,10 @@ def redraw_truth(frames, wanted):
     for n in np.flatnonzero(usable):
         clean[n], coverage[n] = world.render(scenes[wanted[n]]), world.foreground(scenes[wanted[n]])
     return Redrawn(clean, coverage, usable)
+
+
+def scenes_of_captions(wanted):
+    """In place of ``correct``: the scene of every second caption, from the first; the others cannot be read."""
+    known = {world.clip("train", 0, k).caption: world.clip("train", 0, k).scene for k in range(64)}
+    scenes = {world.read_caption(text): scene for text, scene in known.items()}
+    return [scenes[want] if n % 2 == 0 else None for n, want in enumerate(wanted)]

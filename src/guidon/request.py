@@ -116,7 +116,7 @@ class Choices(TypedDict, total=False):
 
 
 KEYWORDS = tuple(Choices.__annotations__)
-_NEW = ("spacing", "adaptive", "reuse", "latents", "conditioning", "callback", "call")
+_NEW = ("spacing", "distilled", "adaptive", "reuse", "latents", "conditioning", "callback", "call")
 """Fields that earlier versions did not know: JSON leaves them out where they say nothing."""
 
 
@@ -154,6 +154,8 @@ class Request(Settings):
     """Denoising steps."""
     spacing: str | None = None
     """Where the steps lie, as ``diffusion.parse_spacing`` reads it; None for the uniform spacing."""
+    distilled: bool = False
+    """Sample with the model's distilled network, which is told of guidance and runs one branch."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How much noise ddim adds: 0 none, 1 as much as ddpm."""
     guidance: Guidance = Guidance(1.0)

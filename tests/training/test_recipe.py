@@ -136,14 +136,14 @@ def test_a_stage_has_the_settings_of_common_under_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages__low__start": "bass"}, "stages.low: start is 'bass', expected an earlier denoiser or rollout stage (did you mean 'base'?)"),
-        ({"stages__low__start": "low"}, "expected an earlier denoiser or rollout stage"), ({"stages__low__vae": "base"}, "expected an earlier vae stage"),
+        ({"stages__low__start": "bass"}, "stages.low: start is 'bass', expected an earlier denoiser or rollout or distill stage (did you mean 'base'?)"),
+        ({"stages__low__start": "low"}, "expected an earlier denoiser or rollout or distill stage"), ({"stages__low__vae": "base"}, "expected an earlier vae stage"),
         ({"stages__base__stpes": 3}, "stages.base: unknown key 'stpes' (did you mean 'steps'?)"),
         ({"stages__base__task": "denoise"}, "stages.base: task is 'denoise' (did you mean 'denoiser'?)"),
         ({"stages__base__out": "x"}, "stages.base: out is given once"), ({"stages__eye__kl_weight": -1}, "stages.eye: kl_weight"),
         ({"common__evry": {}}, "unknown key 'common.evry' (did you mean 'every'?)"),
-        ({"export__stage": "lo"}, "export.stage is 'lo', expected a denoiser or rollout stage (did you mean 'low'?)"),
-        ({"export__stage": "eye"}, "export.stage is 'eye', expected a denoiser or rollout stage"),
+        ({"export__stage": "lo"}, "export.stage is 'lo', expected a denoiser or rollout or distill stage (did you mean 'low'?)"),
+        ({"export__stage": "eye"}, "export.stage is 'eye', expected a denoiser or rollout or distill stage"),
         ({"stages": {}}, "stages"), ({"stages__../x": {"task": "vae", "steps": 1}}, "stages"),
     ],
 )  # fmt: skip

@@ -88,11 +88,16 @@ class Fast:
     """Precision of the network."""
     decode_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision in which the autoencoder decodes."""
+    distilled: bool = False
+    """Sample with the model's distilled network, which is told of guidance and runs one branch."""
+    eta: float = 0.0
+    """How much noise ddim adds."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of a request that they decide, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measured"}
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measured"}
+        return found if self.distilled else {name: found[name] for name in found if name not in ("distilled", "eta")}
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,8 @@ class Facts:
     """Frames of a video -> frames of its latents."""
     latents_together: int = 1
     """Latent frames that the autoencoder encodes and decodes together, apart from the others."""
+    distilled: tuple[int, ...] = ()
+    """The timesteps of the model's distilled network, falling; empty where it has none."""
     knows_given_frames: bool = False
     """Whether the network is told which frames are given. It can then also be asked without them, for "three-way"."""
     clip: tuple[int, int, int] | None = None

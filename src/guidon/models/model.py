@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..core.hashing import hash_files
 from ..diffusion import FlowPath, NoiseSchedule, Process
 from .family import Facts
 from .network import Network
@@ -37,8 +39,17 @@ class Model:
     """What settings are checked against."""
     hashes: dict[str, str] = field(default_factory=dict[str, str])
     """A hash of each part's weights; for T5 its precision too. Manifests hold them."""
+    distilled: Stage[[torch.dtype], Network[Any]] | None = None
+    """The distilled network, which is told of guidance and runs one branch; None where the model has none."""
+    distilled_file: Path | None = None
+    """The file of what it changes, which is read where it is asked for."""
     weak: Model | None = None
     """A weaker model of the same latents and diffusion, for the rule "autoguidance"."""
+
+    @property
+    def distilled_hashes(self) -> dict[str, str]:
+        """The hash of the distilled network's file, by its name."""
+        return {} if self.distilled_file is None else {self.distilled_file.stem: hash_files(self.distilled_file)}
 
     @property
     def all_hashes(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from ..diffusion import FlowPath, NoiseLevel, NoiseSchedule, parse_spacing
 from ..guidance import (
     BlockSkip,
     Condition,
+    Guidance,
     GuidanceTrace,
     GuidedDenoiser,
     RotatedGuidance,
@@ -36,6 +37,7 @@ from ..models.family import Preset
 from ..models.model import Model
 from ..models.network import IMAGE_FPS, ClipFacts, Network
 from ..models.registry import find_replay
+from ..models.small.distilled import DistilledNetwork
 from ..models.stages import Stage
 from ..models.text.prompts import Prompts
 from ..models.vae import Autoencoder
@@ -163,7 +165,7 @@ class Generation:
                         f"{setting('size')} or {setting('frames')}, or {rather}"
                     )
             del network, weak  # so that their stages can free them
-        if not guided and not request.guidance.is_conditional:
+        if not guided and not request.guidance.is_conditional and not request.distilled:
             warn(
                 f"no step was guided: none of the {request.steps} steps falls inside the timing "
                 f"{request.guidance.timing.text}: widen it or take more steps"
@@ -174,6 +176,13 @@ class Generation:
                 f"{request.dtype}): try more steps, a lower scale, or fp32"
             )
         return done, size
+
+    def _network(self) -> Stage[[torch.dtype], Network[Any]]:
+        """The stage of the network that the request asks for."""
+        if not self.request.distilled:
+            return self.model.network
+        assert self.model.distilled is not None  # the planner refuses it otherwise
+        return self.model.distilled
 
     def _replay(self) -> LegacyNoise | None:
         """The noise of an exact replay, from its beginning."""
@@ -188,9 +197,7 @@ class Generation:
         with ExitStack() as held:
 
             def load() -> tuple[Network[Any], Network[Any] | None]:
-                return held.enter_context(self.model.network.in_use(dtype)), held.enter_context(
-                    self._weak_network(dtype)
-                )
+                return held.enter_context(self._network().in_use(dtype)), held.enter_context(self._weak_network(dtype))
 
             yield self._agreed(load)
 
@@ -334,6 +341,12 @@ class Generation:
         # the conditions of the branches; the null caption is read under the prompts' mask, as in the originals
         features, mask = prompts.rows(numbers, self.device)
         cond, negative = network.prepare(features, mask), None
+        if isinstance(network, DistilledNetwork):  # it is told of guidance, which therefore does not act on branches
+            scales = torch.tensor(request.guidance.scales_for(self.model.facts.channels).scales)
+            return GuidedDenoiser(
+                network.under(scales), Guidance(1.0), cond,
+                parameterization=self.model.process.parameterization, steps=request.steps,
+            )  # fmt: skip
         if prompts.negative is not None:
             of_all = not isinstance(request.negative_prompt, tuple)
             negative = network.prepare(*prompts.negative.rows([0 if of_all else n for n in numbers], self.device))

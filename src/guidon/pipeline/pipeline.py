@@ -337,6 +337,10 @@ class Pipeline(metaclass=_Named):
         # what is asked for, and whether there is room for it
         check_run(request, options)
         trace, callback = options.get("trace"), options.get("callback_on_step_end")
+        if trace is not None and request.distilled:
+            raise InputError(
+                f"a trace compares two branches, and a distilled network runs one: leave it out, or {setting('fast')}"
+            )
         steering = None if callback is None else Steering(self, callback)
         count, shape = len(request.prompts) * len(request.samples), self.planner.latent_shape(request)
         together = CLIPS_TOGETHER if trace is None else max(CLIPS_TOGETHER, count)  # a trace is of one batch
@@ -453,7 +457,8 @@ class Pipeline(metaclass=_Named):
 
     def hashes_for(self, request: Request) -> dict[str, str]:
         """The hashes of all weights that decide a request's clips, by part."""
-        return weights_for(self.hashes, request.guidance)
+        own = self.model.distilled_hashes if request.distilled else {}
+        return weights_for(self.hashes, request.guidance) | own
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show.

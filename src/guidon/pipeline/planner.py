@@ -187,6 +187,8 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
             pixels = 3 * math.prod(clip_size(facts, request)[1:])
             several = "a long clip" if clips == 1 else f"each of {as_count(clips)} long clips"
             require_memory(f"the {frames} frames of {several}", 2 * clips * frames * pixels, lower="loop")
+    if request.distilled:
+        _check_distilled(preset, facts, request)
     request.guidance.scales_for(facts.channels)
     rule = request.guidance.rule
     rule.check_size(*shape[-2:])
@@ -209,6 +211,38 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
             f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "
             f"clip, give {setting('upscale')}"
         )
+
+
+def _check_distilled(preset: Preset[Any], facts: Facts, request: Request) -> None:
+    """Refuse a request that the distilled network of a model cannot fulfil.
+
+    Raises:
+        InputError: the model has none, or the request needs a second branch or other timesteps.
+    """
+    if not facts.distilled:
+        raise InputError(f"{preset.name} holds no distilled network: leave out {setting('distilled')}")
+    timesteps = request.spacing and parse_spacing(request.spacing)
+    listed = tuple(map(float, facts.distilled))
+    if request.sampler != "ddim" or not isinstance(timesteps, Explicit) or timesteps.timesteps != listed:
+        raise InputError(
+            f"the distilled network of {preset.name} was trained for {setting('sampler')} ddim and "
+            f"{setting('spacing')} at:{','.join(map(str, facts.distilled))}: give these, or leave out "
+            f"{setting('distilled')}"
+        )
+    for name, given in (
+        ("guidance", None if request.guidance.rule.name == "cfg" else request.guidance.rule.name),
+        ("timing", None if request.guidance.timing.name == "constant" else request.guidance.timing.text),
+        ("negative_prompt", request.negative_prompt),
+        ("rotation", request.rotation),
+        ("adaptive", request.adaptive),
+        ("reuse", request.reuse),
+        ("first_frame", "or another given frame" if request.conditioning is not None else None),
+    ):
+        if given is not None:
+            raise InputError(
+                f"{setting(name)} {quoted(given)} needs two branches, a distilled network runs one: "
+                f"leave it out, or {setting('fast')}"
+            )
 
 
 @dataclass(frozen=True)

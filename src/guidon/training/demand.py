@@ -8,7 +8,7 @@ import torch
 
 from ..core.limits import require_memory
 from ..world import SIZE
-from .recipe import DenoiserRecipe, Recipe, RolloutRecipe, VAERecipe
+from .recipe import DenoiserRecipe, DistillRecipe, Recipe, RolloutRecipe, VAERecipe
 
 FLOAT = 4  # bytes
 COPIES = 4  # of trained weights: the weights, their gradients, a moment of the optimiser, their average
@@ -32,7 +32,9 @@ def require_resources(recipe: Recipe, device: torch.device) -> None:
         require_memory(f"batches of {recipe.batch_size} frames", frames, device, lower="batch_size")
 
 
-def require_batch(recipe: DenoiserRecipe | RolloutRecipe, latent_shape: tuple[int, ...], device: torch.device) -> None:
+def require_batch(
+    recipe: DenoiserRecipe | RolloutRecipe | DistillRecipe, latent_shape: tuple[int, ...], device: torch.device
+) -> None:
     """Refuse batches of latents that cannot fit: the clean latents, the noise, the noisy ones, and twice as many
     channels of prediction and of its gradient.
 
@@ -53,6 +55,8 @@ def _network(recipe: Recipe) -> float:
     if isinstance(recipe, RolloutRecipe):
         finisher = recipe.finisher
         return COPIES * FLOAT * _convolutions(finisher.channels, finisher.depth) + LAYER * finisher.depth
+    if isinstance(recipe, DistillRecipe):
+        return COPIES * FLOAT * 1000.0 * recipe.rank  # the network's width is not known before its file is read
     model, text = recipe.model, recipe.text
     width, features = float(model.hidden_size), float(text.features)
     blocks = float(model.depth) * (12 + 2 * model.mlp_ratio) * width * width  # three attentions and an MLP each

@@ -23,6 +23,7 @@ from .scene import (
     Scene,
     Thing,
     extents,
+    inside,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ __all__ = [
     "AREAS", "BACKGROUNDS", "COLOURS", "DIRECTIONS", "FPS", "FRAMES", "MOTIONS", "SHAPES", "SIZE", "SPEEDS", "SPLITS",
     "STILL", "UNSEEN_SPEED", "Attributes", "Clip", "Fault", "Prompt", "PromptReader", "Scene", "Thing", "Wanted",
     "caption", "clip", "combinations", "coverage", "coverage_table", "extents", "family", "foreground", "holds",
-    "mistaken", "plain_caption", "read_caption", "render", "vocabulary",
+    "inside", "mistaken", "plain_caption", "read_caption", "render", "vocabulary",
 ]  # fmt: skip
 
 

@@ -27,6 +27,8 @@ class Caption:
     """Keys and values for each of the network's ``crossings``, (2, B, H, L, D / H)."""
     mask: Tensor | None
     """(B, 1, 1, L), True where a token counts; None where all do."""
+    told: Tensor | None = None
+    """(B, D), added to the embedding of the timestep: what a network is told besides; None for nothing."""
     kept: dict[str, Kept] = field(default_factory=dict[str, Kept], compare=False, repr=False)
     """What a network has computed from the caption and its weights, for the steps that follow."""
 
@@ -34,7 +36,11 @@ class Caption:
         return self.keys_values[0].shape[1]
 
     def cat(self, other: Caption) -> Caption:
-        """Concatenate the rows: those of this object, then those of ``other``. Each row keeps its token mask."""
+        """Concatenate the rows: those of this object, then those of ``other``. Each row keeps its token mask.
+
+        Rows that are told something are not concatenated: a network that is told of guidance runs one branch.
+        """
+        assert self.told is other.told is None
         tokens = max(each.keys_values[0].shape[3] for each in (self, other))
         first, second = self._padded(tokens), other._padded(tokens)
         mask = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAME = "Guidon"
 DENOISER, LOW_NOISE, TEXT, VAE = (f"{name}.safetensors" for name in ("denoiser", "denoiser-low", "text", "vae"))
 FAST = f"{NAME}.fast.json"  # fast settings that `guidon calibrate-fast` found for the folder's model
+DISTILLED = "denoiser-fast.safetensors"
 DIFFUSION = ("noise_schedule", "diffusion_steps", "prediction")  # keys of a denoiser's config besides its shape
 FLOW = "flow"  # the noise schedule in the config of a rectified flow, which has none
 BOUNDARY = "boundary"  # key in the config of a denoiser for low noise: the first timestep that it does not cover
@@ -73,7 +74,7 @@ class SmallFamily(Family):
         return find_model(preset, sources, device)
 
     def files(self, folder: Path) -> list[Path]:
-        return [folder / name for name in (DENOISER, LOW_NOISE, TEXT, VAE) if (folder / name).is_file()]
+        return [folder / name for name in (DENOISER, LOW_NOISE, DISTILLED, TEXT, VAE) if (folder / name).is_file()]
 
     def describe_words(self, preset: Preset[Path]) -> dict[str, str]:
         from .facts import read_words
@@ -90,6 +91,10 @@ class SmallFamily(Family):
             from .facts import read_fast
 
             preset = replace(preset, fast=read_fast(folder / FAST))
+        elif (folder / DISTILLED).is_file():
+            from .facts import distilled_fast
+
+            preset = replace(preset, fast=distilled_fast(folder / DISTILLED))
         if (folder / DENOISER).is_file():
             from .facts import path_of
 

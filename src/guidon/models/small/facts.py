@@ -21,7 +21,8 @@ from ..family import Facts, Fast, Preset, as_they_are
 from ..sources import Sources
 from ..stdit.config import STDiTConfig
 from ..vae.config import FrameVAEConfig
-from . import BOUNDARY, DENOISER, DIFFUSION, FLOW, LOW_NOISE, TEXT, VAE
+from . import BOUNDARY, DENOISER, DIFFUSION, DISTILLED, FLOW, LOW_NOISE, TEXT, VAE
+from .distilled_config import DISTILLED_KIND, ETA, DistilledConfig
 from .words import Words
 
 
@@ -130,9 +131,38 @@ def facts_of(
         timesteps=diffusion.diffusion_steps,
         path=diffusion.path,
         blocks=shape.depth,
+        distilled=read_distilled(preset.weights / DISTILLED),
         # the bench "world" measures clips of one size only
         bench=preset.bench if pixels == (world.SIZE, world.SIZE) else "video",
         read_prompts=as_they_are if words is None else words.read_prompts,
+    )
+
+
+def read_distilled(path: Path) -> tuple[int, ...]:
+    """The timesteps of a distilled network, from its file's header; empty where there is no file.
+
+    Raises:
+        InputError: the header is damaged, or says no timesteps.
+    """
+    if not path.is_file():
+        return ()
+    return configured(path, DistilledConfig, read_config(path, DISTILLED_KIND)).timesteps
+
+
+def distilled_fast(path: Path) -> Fast:
+    """The fast settings of a model folder that holds a distilled network.
+
+    Raises:
+        InputError: see ``read_distilled``.
+    """
+    timesteps = read_distilled(path)
+    return Fast(
+        sampler="ddim",
+        steps=len(timesteps),
+        spacing="at:" + ",".join(map(str, timesteps)),
+        eta=ETA,
+        distilled=True,
+        measured="nothing yet",
     )
 
 

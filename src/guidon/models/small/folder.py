@@ -25,7 +25,9 @@ from ..stdit.network import STDiT
 from ..text.captions import CaptionEncoder, CaptionEncoderConfig
 from ..vae.config import FrameVAEConfig
 from ..vae.frames import FrameVAE
-from . import BOUNDARY, DENOISER, DIFFUSION, LOW_NOISE, TEXT, VAE
+from . import BOUNDARY, DENOISER, DIFFUSION, DISTILLED, LOW_NOISE, TEXT, VAE
+from .distilled import DistilledNetwork, build_distilled
+from .distilled_config import DISTILLED_KIND
 from .experts import Experts
 from .facts import facts_of, read_diffusion, refuse_incomplete, refuse_sources
 
@@ -91,7 +93,7 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
     trained = read_diffusion(files.denoiser.path, files.denoiser.config)
     steps = trained.diffusion_steps
 
-    def network(dtype: torch.dtype) -> Network[Any]:
+    def network(dtype: torch.dtype) -> STDiT | Experts:
         def placed(file: Component, *own: str) -> STDiT:
             def load(device: torch.device) -> STDiT:
                 return file.build(STDiT, STDiTConfig, *own).to(device, dtype).eval()
@@ -102,6 +104,13 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
         if files.low is None:
             return high
         return Experts(high, placed(files.low, *DIFFUSION, BOUNDARY), files.low.config[BOUNDARY])
+
+    path = preset.weights / DISTILLED
+
+    def distilled(dtype: torch.dtype) -> Network[Any]:
+        parts = build_distilled(files.denoiser, load_component(path, DISTILLED_KIND), *DIFFUSION)
+        told = parts.told.to(device, dtype).eval()
+        return DistilledNetwork(parts.merge().to(device, dtype).eval(), told, network(dtype), parts.config)
 
     stage = Stage(network, keep)
     with stage.in_use(torch.float32):  # refuse now a file that does not fit
@@ -114,6 +123,8 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
         process=Process.trained(trained.prediction),
         facts=facts,
         hashes=files.hashes,
+        distilled=Stage(distilled, keep) if path.is_file() else None,
+        distilled_file=path if path.is_file() else None,
     )
 
 

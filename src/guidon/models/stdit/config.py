@@ -35,6 +35,8 @@ class STDiTConfig:
     """Channels of a refiner (``parts.refiner``), which the originals do not have; 0 for none."""
     refiner_depth: int = 3
     """Layers of the refiner."""
+    refiner_end: int = 0
+    """The refiner acts at timesteps below this one; 0 where it acts at all."""
     finisher_channels: int = 0
     """Channels of a finisher (``parts.refiner``); 0 for none."""
     finisher_depth: int = 5

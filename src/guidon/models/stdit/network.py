@@ -153,23 +153,33 @@ class STDiT(CaptionedTransformer):
         tokens = self.x_embedder(x.to(self.dtype)).unflatten(1, (frames, -1))
         h = (tokens + in_space).flatten(1, 2)
         t = self.t_embedder(timesteps_of(timestep, x))
+        if caption.told is not None:
+            t = t + caption.told.to(t)
         modulation = self.t_block(t).unflatten(1, (6, -1))
         read = self.read_caption(caption, h.shape[1])
         for k, block in enumerate(self.blocks):
             h = block(h, modulation, frames, in_time if k == 0 else None, read[k], caption.mask)
         grid = (frames, height, width)
         out = unpatch(self.final_layer(h, t).float(), grid, self.config.patch_size)
+        refines = self.refiner is not None and self._is_below(self.config.refiner_end, timestep)
         acts = self._finishes(timestep, x)
-        if self.refiner is None and acts is None:
+        if not refines and acts is None:
             return out
         prediction, variance = out[:, : x.shape[1]], out[:, x.shape[1] :]
         tokens = self.final_layer.norm_final(h)
-        if self.refiner is not None:
+        if refines and self.refiner is not None:
             prediction = prediction + self.refiner(x, prediction, tokens, t, grid)
         if self.finisher is not None and acts is not None:
             more = self.finisher(x, prediction, tokens, t, grid, caption.keys_values[-1], caption.mask)
             prediction = prediction + per_sample(acts, more) * more
         return torch.cat([prediction, variance], dim=1)
+
+    def _is_below(self, end: int, timestep: Tensor | NoiseLevel) -> bool:
+        """Whether a batch is at a timestep below ``end``; always where ``end`` is 0."""
+        if not end:
+            return True
+        shared = timestep if isinstance(timestep, Tensor) else timestep.timestep
+        return bool((shared < end).all()) if isinstance(shared, Tensor) else shared < end
 
     def _finishes(self, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
         """At which samples the finisher acts, bool (B,); None if it acts at none.

@@ -6,6 +6,7 @@ makes none, so it can teach the model: the scene is read off the clip and render
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ OUTSIDE = 1.0  # px, how far an object may reach beyond the frame
 OTHER_SHAPE = 2.0  # the clip shows another shape if the caption's outline is so many times as far as the nearest one
 OTHER_SIZE = 1.6  # the clip shows the other size if the area is so many times that of the caption's, or a part of it
 OPEN_SIZE = 1.25  # a clip leaves its size open if its area is so many times that of the nearest size, or a part of it
+SHOWN = 0.6  # the least share of the frames that show an object, where errors of content are corrected
+STRAYS = 1.5  # px, the largest RMS distance of such an object from a straight line
+FARTHEST = 8.0  # px that such an object is moved at the most, to be inside the frame
 OTHER_COLOUR = 0.3  # RGB, the largest distance from a colour of the palette
 
 
@@ -99,6 +103,44 @@ def _scene(
     if (lowest < -OUTSIDE).any() or (highest > world.SIZE + OUTSIDE).any():
         return None
     return colour, background, world.coverage(shape, area, centres)
+
+
+def correct(frames: np.ndarray, wanted: Sequence[world.Wanted]) -> list[world.Scene | None]:
+    """The scene that each clip shows, with all that its caption asks for; None for a clip that cannot be read.
+
+    Unlike ``redraw``, this corrects errors of content, too. What the caption leaves open is what the clip shows. The
+    object passes the middle of its path where it was drawn.
+
+    Args:
+        frames: (N, T, H, W, 3), uint8, or floats in [0, 1].
+        wanted: what the captions ask for. They name shape, colour, motion and background.
+    """
+    from ...metrics.reading import read_clips  # they need scipy
+    from ...metrics.world import Motion
+
+    reading = read_clips(frames)
+    motion = Motion.fit(reading)
+    middle = (frames.shape[1] - 1) / 2
+    return [_corrected(reading, motion, middle, n, want) for n, want in enumerate(wanted)]
+
+
+def _corrected(reading: Reading, motion: Motion, middle: float, n: int, want: world.Wanted) -> world.Scene | None:
+    """The corrected scene of clip ``n``; None if it cannot be read."""
+    if (reading.objects[n] >= 1).mean() < SHOWN or not motion.residual[n] <= STRAYS:
+        return None
+    if want.shape is None or want.colour is None or want.motion is None or want.background is None:
+        return None
+    area, velocity = float(np.nanmedian(reading.area[n])), motion.velocity[n]
+    size = want.size or min(world.AREAS, key=lambda name: abs(math.log(max(area, 1.0) / world.AREAS[name])))
+    fits = min(world.SPEEDS, key=lambda name: abs(float(np.hypot(*velocity)) - world.SPEEDS[name]))
+    speed = None if want.motion == world.STILL else want.speed or fits
+    thing = world.Thing(want.shape, want.colour, size, want.motion, speed, (0.0, 0.0))
+    x, y = motion.start[n] + middle * (velocity - np.array(thing.velocity))
+    thing = dataclasses.replace(thing, start=(float(x), float(y)))
+    start = world.inside(thing)
+    if max(abs(start[0] - x), abs(start[1] - y)) > FARTHEST:
+        return None
+    return world.Scene(want.background, (dataclasses.replace(thing, start=start),))
 
 
 def _nearest(found: np.ndarray, palette: dict[str, tuple[float, float, float]]) -> np.ndarray | None:

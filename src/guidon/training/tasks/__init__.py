@@ -1,12 +1,16 @@
-"""Training tasks: autoencoder, denoiser, rollout. A new task needs a file here, a recipe, and a line in ``prepare``."""
+"""Training tasks: autoencoder, denoiser, rollout, distill.
+
+A new task needs a file here, a recipe, and a line in ``prepare``.
+"""
 
 from __future__ import annotations
 
 import torch
 
 from ..loop import Task
-from ..recipe import Recipe, RolloutRecipe, VAERecipe
+from ..recipe import DistillRecipe, Recipe, RolloutRecipe, VAERecipe
 from .denoiser import DenoiserTask
+from .distill import DistillTask
 from .rollout import RolloutTask
 from .vae import VAETask
 
@@ -21,4 +25,6 @@ def prepare(recipe: Recipe, device: torch.device) -> Task:
         return VAETask.prepare(recipe, device)
     if isinstance(recipe, RolloutRecipe):
         return RolloutTask.prepare(recipe, device)
+    if isinstance(recipe, DistillRecipe):
+        return DistillTask.prepare(recipe, device)
     return DenoiserTask.prepare(recipe, device)

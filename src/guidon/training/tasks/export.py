@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...core.atomic import atomic_folder
-from ...models.small import DENOISER, LOW_NOISE, TEXT, VAE
+from ...models.small import DENOISER, DISTILLED, LOW_NOISE, TEXT, VAE
 
-COMPONENTS = (DENOISER, LOW_NOISE, TEXT, VAE)
+COMPONENTS = (DENOISER, LOW_NOISE, DISTILLED, TEXT, VAE)
 
 
 @contextmanager
