@@ -58,7 +58,7 @@ def measure(frames, captions):
 
 BENCH = replace(
     WORLD, metrics={name: WORLD.metrics[name] for name in ("joint", "law_residual")}, measure=measure,
-    guarded=("joint", "law_residual"),
+    guarded=("joint", "law_residual"), margins={},
 )  # fmt: skip
 
 
@@ -165,9 +165,10 @@ def test_no_worse_means_that_the_interval_excludes_the_margin(loss, spread, no_w
 
 
 def test_margins_are_by_unit_and_in_the_metrics_direction():
-    assert default_margin(WORLD.metrics["joint"], 0.9) == 0.05
-    assert default_margin(WORLD.metrics["fit_psnr"], 40) == 1
-    assert default_margin(WORLD.metrics["law_residual"], 0.02) == 0.01
+    assert default_margin(WORLD, "joint", 0.9) == 0.05
+    assert default_margin(WORLD, "fit_psnr", 40) == 1
+    assert default_margin(WORLD, "law_residual", 0.02) == WORLD.margins["law_residual"]
+    assert default_margin(WORLD, "teleport", 0.02) == 0.01
     own, other = measured(0.5, 0)
     better = replace(BENCH, metrics={**BENCH.metrics, "law_residual": WORLD.metrics["fit_psnr"]})
     assert verify(better, own, other, {"law_residual": 0.1}).no_worse  # higher is better in it

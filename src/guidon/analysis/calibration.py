@@ -26,7 +26,7 @@ from ..core.locks import try_held
 from ..core.progress import OnStep
 from ..core.reading import read_object, reading
 from ..metrics.bench import find_bench
-from ..metrics.metric import EVALUATION_SEED, MARGIN, SHARE, TUNING_SEED, Bench, Metric, Values
+from ..metrics.metric import EVALUATION_SEED, MARGIN, SHARE, TUNING_SEED, Bench, Values
 from ..metrics.statistics import Interval, by_prompt, mean_interval
 from ..models.family import Fast, Preset
 from ..models.small import FAST
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 OWN = "the model's own"
 """The name of the settings that candidates are compared with."""
 DECIBELS, HALF = 1.0, 0.5
-"""Margins where the user gives none: a loss in dB, and in other units a share of the mean of the model's own settings.
-A share may lose ``MARGIN``."""
+"""Margins where neither the user nor the bench gives one: a loss in dB, and in other units a share of the mean of the
+model's own settings. A share may lose ``MARGIN``."""
 SHARES_OF_STEPS = (0.5, 0.36, 0.24)
 """Which shares of the model's own steps are tried first."""
 SPACINGS = ("power:1.25", "power:0.8", "split:0.35,0.33", "split:0.35,0.4")
 SPARED: tuple[Mapping[str, Any], ...] = ({"reuse": 2}, {"reuse": 3}, {"adaptive": 0.99})
 TRIED: Mapping[str, type[str] | type[int] | type[float]] = {
-    "sampler": str, "steps": int, "spacing": str, "timing": str, "adaptive": float, "reuse": int, "dtype": str,
-    "decode_dtype": str,
+    "sampler": str, "steps": int, "spacing": str, "timing": str, "cfg_scale": float, "adaptive": float, "reuse": int,
+    "dtype": str, "decode_dtype": str,
 }  # fmt: skip
 """What a candidate may choose."""
 BLOCK = 16
@@ -321,13 +321,17 @@ def check_margins(margins: Mapping[str, float], names: Sequence[str]) -> None:
             )
 
 
-def default_margin(metric: Metric, own: float) -> float:
+def default_margin(bench: Bench, name: str, own: float) -> float:
     """The loss of a metric that is allowed where the user does not say it.
 
     Args:
-        metric: the metric.
+        bench: it may say which loss cannot be seen.
+        name: the metric.
         own: its mean under the model's own settings, on tuning prompts.
     """
+    if name in bench.margins:
+        return bench.margins[name]
+    metric = bench.metrics[name]
     if metric.unit == SHARE:
         return MARGIN
     return DECIBELS if metric.unit == "dB" else HALF * abs(own)
@@ -549,7 +553,7 @@ def calibrate(
         return sample(chosen, texts, progress.more(len(chosen) * len(texts)))
 
     own, *tuned = sampled([Candidate({}), *candidates], captions)
-    allowed = {n: margins.get(n, default_margin(bench.metrics[n], float(np.nanmean(own.values[n])))) for n in names}
+    allowed = {n: margins.get(n, default_margin(bench, n, float(np.nanmean(own.values[n])))) for n in names}
     for name, margin in allowed.items():
         say(f"margin of {name}: {margin:.3g} {bench.metrics[name].unit}")
 

@@ -47,7 +47,7 @@ def calibrate_fast(
             "Measuring",
             "NAME=X",
             "The loss of a metric that held-out captions must exclude, in its unit; repeatable.",
-            default="0.05 of a share, 1 dB, or half of the model's own mean",
+            default="too little to be seen, if the bench says it; else 0.05 of a share, 1 dB, or half of the own mean",
         ),
     ] = None,
     finalists: Annotated[int, option("Measuring", "N", "Number of settings that are verified at most.", min=1)] = 2,

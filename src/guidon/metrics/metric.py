@@ -115,6 +115,8 @@ class Bench:
     """Metrics that `guidon match` compares if the user names none."""
     guarded: tuple[str, ...] = ()
     """Metrics in which fast settings must be no worse; empty for all that are shown and have a better direction."""
+    margins: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By guarded metric, a loss that is too small to be seen, in its unit."""
     fronts: tuple[tuple[str, str], ...] = ()
     """Pairs of metrics whose trade-off a report plots."""
     watched: tuple[str, ...] = ()

@@ -80,6 +80,8 @@ class Fast:
     """Where the steps lie (``diffusion.parse_spacing``)."""
     timing: str = "constant"
     """When to guide."""
+    cfg_scale: float | None = None
+    """Guidance scale where a call does not choose one; None for the preset's."""
     adaptive: float | None = None
     """The cosine of the branches from which a clip is guided no more (``guidance.Sparing``)."""
     reuse: int | None = None

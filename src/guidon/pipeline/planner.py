@@ -70,7 +70,7 @@ def make_request(
     own |= {"negative_prompt": preset.negative_prompt, "timing": preset.timing} | fast
     texts = (prompts,) if isinstance(prompts, str) else prompts
     fixed: dict[str, Any] = {"model": preset.name}
-    own_guidance = preset.cfg_scale, preset.cfg_channels, own.pop("timing")
+    own_guidance = own.pop("cfg_scale", None) or preset.cfg_scale, preset.cfg_channels, own.pop("timing")
     fixed["guidance"] = choose_guidance(choices, facts.channels, *own_guidance)
     count = len(texts) * _length(samples)
     if choices.get("exact"):
@@ -118,8 +118,9 @@ def _as_fast(preset: Preset[Any], choices: Choices) -> tuple[dict[str, Any], Cho
         )
     given = rest.get("guidance")
     timed = isinstance(given, Guidance) and given.is_timed
-    decided = [name for name in preset.fast.settings if name not in ("dtype", "decode_dtype")]
-    for name in (*decided, "eta", "exact"):  # a precision may be given: a machine may have no unit for bf16
+    # a precision may be given, since a machine may have no unit for bf16; and a scale, which says what is wanted
+    decided = [name for name in preset.fast.settings if name not in ("dtype", "decode_dtype", "cfg_scale")]
+    for name in (*decided, "eta", "exact"):
         if rest.get(name) is not None or (name == "timing" and timed):
             raise InputError(f"{setting('fast')} decides {setting(name)} itself: leave one of them out")
     return preset.fast.settings, rest

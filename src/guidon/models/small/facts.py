@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, field_validator, model_validator
 
 from ... import world
 from ...checkpoints.config import configured, read_config
@@ -55,6 +55,7 @@ class FastFile(Settings):
     measured: str
     spacing: str = "uniform"
     timing: str = "constant"
+    cfg_scale: Annotated[FiniteFloat, Field(ge=0)] | None = None
     adaptive: float | None = None
     reuse: PositiveInt | None = None
     dtype: DtypeName = "fp32"
