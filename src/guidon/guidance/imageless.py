@@ -40,13 +40,16 @@ class WithoutFrames(Generic[C]):
         Raises:
             InputError: the clips differ in their clean frames, or clean frames lie between the others.
         """
-        if level.noisy is None or bool(level.noisy.all()):
+        if level.noisy is None:
             return uncond
-        if bool((level.noisy != level.noisy[:1]).any()):
+        clips: list[list[bool]] = level.noisy.cpu().numpy().tolist()  # one copy from the device
+        if all(map(all, clips)):
+            return uncond
+        if any(clip != clips[0] for clip in clips):
             raise InputError(
                 f"{setting('guidance')} three-way needs clips that are given the same frames: make them one by one"
             )
-        moving = [frame for frame, is_noisy in enumerate(level.noisy[0]) if is_noisy]
+        moving = [frame for frame, is_noisy in enumerate(clips[0]) if is_noisy]
         if not moving:
             return uncond
         first, after = moving[0], moving[-1] + 1

@@ -152,3 +152,16 @@ def test_what_is_absorbed(wide):
         assert not absorbs(cross, pair(rows=MOST_TABLES * 8 + 1), 64)  # many rows: too much memory
         assert not absorbs(network().blocks[0].cross_attn, torch.zeros(2, 1, 2, 8, 16), 64)  # a narrow network
     assert not absorbs(cross, pair(), 64)  # gradients
+
+
+def test_positions_of_another_size_are_computed_once(narrow, monkeypatch):
+    made, own = [], network()
+    monkeypatch.setattr(own, "_in_space", lambda *grid: made.append(grid) or type(own)._in_space(own, *grid))
+    larger, caption = torch.randn(2, 4, 6, 12, 8), own.prepare(FEATURES, mask_of(3, 3))
+    with torch.no_grad():
+        first, second = (own(larger, T, caption) for _ in range(2))
+        assert torch.equal(first, second)
+        assert made == [(6, 4)]
+        own.double()
+        assert own(larger.double(), T, own.prepare(FEATURES, mask_of(3, 3))).isfinite().all()
+    assert made == [(6, 4)] * 2

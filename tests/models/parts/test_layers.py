@@ -1,8 +1,10 @@
 import math
 
+import pytest
 import torch
+from torch.nn import functional as F
 
-from guidon.models.parts.layers import modulate, sincos_2d, timestep_embedding
+from guidon.models.parts.layers import attend, modulate, sincos_2d, timestep_embedding
 
 
 def test_timestep_embedding_is_cosines_then_sines():
@@ -22,3 +24,20 @@ def test_positions_put_x_first_and_are_divided_by_the_scale():
 def test_modulation():
     x, shift, scale = torch.randn(2, 5, 3), torch.randn(2, 1, 3), torch.randn(2, 1, 3)
     assert torch.allclose(modulate(x, shift, scale), x * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize(("heads", "by_products"), [(4, True), (2, False)])
+def test_attention_in_bf16_errs_as_products_do(heads, by_products):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 5, heads, 16, 64).bfloat16()
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    with torch.no_grad():
+        found, fused = attend(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    assert (found - exact).square().mean() < 1e-5
+    assert torch.equal(found, fused) != by_products
+    assert torch.equal(attend(q, k, v), fused)  # where gradients may flow
+    with torch.no_grad():
+        assert torch.equal(
+            attend(*(each.float() for each in (q, k, v))),
+            F.scaled_dot_product_attention(q.float(), k.float(), v.float()),
+        )

@@ -37,7 +37,7 @@ def by_onednn(work):
 @pytest.fixture(autouse=True)
 def faster(monkeypatch):
     """As on a processor where oneDNN is faster."""
-    monkeypatch.setattr(products, "_is_faster", lambda dtype: dtype in (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(products, "FASTER", {torch.float32: True, torch.bfloat16: True})
 
 
 def inputs(rows=LEAST_ROWS, into=WIDE, out=2 * WIDE, dtype=torch.float32):
@@ -134,7 +134,5 @@ def test_processors_of_others_keep_torchs_product(monkeypatch):
         ("Intel(R) Xeon(R)", {"avx512f"}, False), ("AMD EPYC", {"avx2"}, False), ("AMD EPYC", {"avx512f"}, True),
     ):  # fmt: skip
         monkeypatch.setattr(products, "processor", lambda name=name, flags=flags: (name, flags))
-        products._is_faster.cache_clear()
         assert products._is_faster(torch.float32) == (faster and torch.backends.mkl.is_available())
-    products._is_faster.cache_clear()
     assert not products._is_faster(torch.float16)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from goldens import golden, relative_error
 from guidon.core.errors import InputError
@@ -161,3 +162,42 @@ def test_half_precision_gives_fp32_near_to_that_of_single_precision(model):
     given = model.to(torch.bfloat16)(x, t, y)
     assert given.dtype == torch.float32
     assert relative_error(given, expected) < 0.05
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers that are read from a tensor, for which a device would have to be waited for, and copies to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_a_told_network_reads_no_number_from_the_device(name, monkeypatch):
+    model = small(name)
+    x, _, y = inputs()
+    told, caption = model.told(ClipFacts(height=40, width=56, frames=9, fps=12)), model.prepare(y)
+    level = dataclasses.replace(CLEAN, timestep=500.0, noisy=torch.tensor([[True, False, True]]))
+    rounded, asked = model._rounded, []
+    monkeypatch.setattr(model, "_rounded", lambda value: asked.append(value) or rounded(value))
+    with Reads() as reads:
+        told(x, level, caption)
+    assert not any(isinstance(value, torch.Tensor) for value in asked)
+    assert reads.count == len(asked)  # each of a number on the CPU
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_numbers_as_tensors_and_as_floats_are_the_same(name):
+    x, t, y = inputs()
+    for model in (small(name), small(name).bfloat16()):
+        said = {"height": 40.3, "width": 56.7, "fps": 11.9, "num_frames": 9.0, "ar": 0.71}
+        as_tensors = {key: torch.full((2,), value, dtype=model.dtype) for key, value in said.items()}
+        assert torch.equal(model(x, t, y, **said), model(x, t, y, **as_tensors))
+    with pytest.raises(InputError, match="height has 3 rows"):
+        model(x, t, y, height=torch.ones(3))

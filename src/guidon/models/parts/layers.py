@@ -233,7 +233,26 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None and not self.rotate_first:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        return self.proj(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
+
+
+MOST_SCORES = 256
+"""Tokens up to which attention in bf16 keeps its scores in memory."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of q, k, v (B, H, N, D).
+
+    In bf16 on a CPU, torch's fused attention takes longer than products for few tokens: 6.6 ms in place of 3.7 for 32
+    rows of 6 heads and 64 tokens. Scores are then rounded to bf16, as in the originals. Narrow networks do without.
+    """
+    heads, tokens, width = q.shape[1:]
+    few = tokens <= MOST_SCORES and heads * width >= LEAST_WIDTH
+    if not few or q.dtype != torch.bfloat16 or q.device.type != "cpu" or torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = (each.reshape(-1, tokens, width) for each in (q, k, v))
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, (-1, heads))
 
 
 class Absorbed(NamedTuple):

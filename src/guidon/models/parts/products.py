@@ -8,7 +8,6 @@ row of the result is the same in every batch.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -31,7 +30,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activati
 
     "gelu" is the approximation by tanh.
     """
-    if _by_onednn(x, weight):
+    if torch.compiler.is_compiling():
+        if _fits(x, weight):
+            return torch.ops.guidon.product(x, weight, bias, activation)
+    elif _fits(x, weight) and _is_plain():
         how = "tanh" if activation == "gelu" else ""
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], how)
     found = F.linear(x, weight, bias)
@@ -52,23 +54,24 @@ def gelu_of(layer: nn.Module, x: Tensor) -> Tensor:
     return F.gelu(layer(x), approximate="tanh")
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN computes a product: of large matrices on such a processor, without gradients, not compiled."""
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is faster for a product: of large matrices on such a processor, without gradients."""
     return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
+        and FASTER.get(x.dtype, False)
         and x.dtype == weight.dtype
         and min(weight.shape) >= LEAST_WIDTH
         and x.numel() >= LEAST_ROWS * x.shape[-1]
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and _is_faster(x.dtype)
-        and torch.backends.mkldnn.enabled
-        and not torch.is_autocast_enabled("cpu")
-        and forward_ad._current_level < 0
     )
 
 
-@lru_cache(maxsize=4)
+def _is_plain() -> bool:
+    """Whether nothing is asked of torch that oneDNN's own operator does not know."""
+    enabled = torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
+    return enabled and forward_ad._current_level < 0
+
+
 def _is_faster(dtype: torch.dtype) -> bool:
     """Whether oneDNN's product is faster on this processor than the one that torch would take."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -80,6 +83,20 @@ def _is_faster(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+FASTER = {dtype: _is_faster(dtype) for dtype in (torch.float32, torch.bfloat16)}
+"""In which precisions oneDNN's product is taken."""
+
+# ``product`` as one operator, which compiled code calls as it is
+_LIBRARY = torch.library.Library("guidon", "DEF")
+_LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor")
+_LIBRARY.impl("product", product, "CPU")
+
+
+@torch.library.register_fake("guidon::product", lib=_LIBRARY)
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
 def _flops(x: list[int], weight: list[int], *others: object, out_shape: object = None, **named: object) -> int:
     """For torch's counter of FLOPs, which does not know the product of oneDNN."""
     rows = 1
@@ -88,5 +105,6 @@ def _flops(x: list[int], weight: list[int], *others: object, out_shape: object =
     return 2 * rows * weight[0] * weight[1]
 
 
+flop_counter.register_flop_formula(torch.ops.guidon.product)(_flops)
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     flop_counter.register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)

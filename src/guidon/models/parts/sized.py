@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from .captioned import Caption, CaptionedConfig, CaptionedTransformer
 from .layers import Absorbed, PatchEmbed, Rotary, SizeEmbedder, sincos_2d, timesteps_of, unpatch
+from .tables import Last
 
 PIXELS = 8  # a latent pixel is as many pixels wide and high: the sizes that a network is told are in pixels
 FPS = 24.0  # of the videos that the released weights were trained on
@@ -62,7 +63,7 @@ class SizedTransformer(CaptionedTransformer):
         self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, d)
         self.rope = Rotary(d // config.num_heads)
         self.fps_embedder = SizeEmbedder(d)
-        self._positions: tuple[tuple[Any, ...], Tensor] | None = None
+        self._positions = Last()
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -73,35 +74,44 @@ class SizedTransformer(CaptionedTransformer):
         """The frozen parameter that follows from the configuration alone."""
         return {"rope.freqs": Rotary.frequencies(self.sizes.hidden_size // self.sizes.num_heads)}
 
-    def tokens(self, x: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    def tokens(
+        self, x: Tensor, height: Tensor | float | None, width: Tensor | float | None
+    ) -> tuple[Tensor, tuple[int, int, int]]:
         """Latents (B, C, T, H, W) to tokens with positions (B, T, S, D), and their grid (T, rows, columns).
 
         Args:
             x: latents of any size.
-            height, width: of the video in pixels, one a row; those of the first row scale the positions of all.
+            height, width: of the video in pixels, as ``each`` takes them; those of the first row scale the positions of
+                all. A tensor is asked for its number in every step, so a clip's own numbers are better.
         """
+        for name, value in (("height", height), ("width", width)):
+            if isinstance(value, Tensor):
+                whole_rows(value.flatten(), len(x), name)
+        high, wide = (
+            self._rounded(PIXELS * own if value is None else value)
+            for value, own in zip((height, width), x.shape[3:], strict=True)
+        )
         padding = [-length % p for length, p in zip(x.shape[2:], self.sizes.patch_size, strict=True)]
         x = F.pad(x.to(self.dtype), [n for after in reversed(padding) for n in (0, after)])
         frames, rows, columns = (length // p for length, p in zip(x.shape[2:], self.sizes.patch_size, strict=True))
-        scale = (height[0].item() * width[0].item()) ** 0.5 / self.sizes.input_sq_size
+        scale = (high * wide) ** 0.5 / self.sizes.input_sq_size if high * wide > 0 else 0.0
         if not scale > 0:
-            raise InputError(f"a video of {height[0]:g}x{width[0]:g} pixels does not exist: give its height and width")
+            raise InputError(f"a video of {high:g}x{wide:g} pixels does not exist: give its height and width")
         embedded = self.x_embedder(x).unflatten(1, (frames, -1))
         return embedded + self._in_space(rows, columns, scale), (frames, rows, columns)
 
     def _in_space(self, rows: int, columns: int, scale: float) -> Tensor:
         """Positions within a frame, (S, D). The last ones are kept, since every step of a run asks for the same."""
         like = self.x_embedder.proj.weight
-        key = (rows, columns, scale, like.device, like.dtype)
-        kept = self._positions  # read once: another thread may replace it
-        if kept is None or kept[0] != key:
+
+        def make() -> Tensor:
             base = round((rows * columns) ** 0.5)
             steps = rows / base * scale, columns / base * scale
             # in half precision the frequencies are rounded, as they were where the released weights were trained
             rounded = torch.float64 if like.dtype == torch.float32 else like.dtype
-            kept = key, sincos_2d(self.sizes.hidden_size, rows, columns, steps, rounded).to(like)
-            self._positions = kept
-        return kept[1]
+            return sincos_2d(self.sizes.hidden_size, rows, columns, steps, rounded).to(like)
+
+        return self._positions.of((rows, columns, scale, like.device, like.dtype), make)
 
     def pixels(
         self,
@@ -144,10 +154,17 @@ class SizedTransformer(CaptionedTransformer):
             own: taken where it is not given.
             x: the batch.
         """
-        if not isinstance(value, Tensor):
-            # rounded to the network's precision, as in the original's scripts
-            value = torch.tensor([own if value is None else value], dtype=self.dtype)
+        if not isinstance(value, Tensor):  # made where x is: nothing is copied to the device
+            return torch.full(
+                (len(x),), self._rounded(own if value is None else value), dtype=self.dtype, device=x.device
+            )
         return whole_rows(value.flatten().to(x.device), len(x), name)
+
+    def _rounded(self, value: Tensor | float) -> float:
+        """A number, or the first one of a tensor; rounded to the network's precision, as in the original's scripts."""
+        if isinstance(value, Tensor):
+            return value.flatten()[0].item()
+        return torch.tensor(value, dtype=self.dtype, device="cpu").item()
 
     def noisy(self, x_mask: Tensor | None, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
         """Which frames of each row are at the timestep, bool (B, T); the others are clean. None where all are.

@@ -1,4 +1,4 @@
-"""What a network computes once from its weights and a condition, and keeps beside the condition for later steps."""
+"""What a network computes once and keeps for later steps: of its weights and a condition, or of a size."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ def kept(store: dict[str, Kept], name: str, weights: Iterable[Tensor], make: Cal
     if found is None or found.weights != state:
         store[name] = found = Kept(state, make())
     return found.value
+
+
+class Last:
+    """The value that was computed last, for the next call that asks for the same."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, Any] | None = None
+
+    def of(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of a key, computed by ``make`` unless it was the last one."""
+        found = self._kept  # read once: another thread may replace it
+        if found is None or found[0] != key:
+            self._kept = found = key, make()
+        return found[1]
 
 
 def is_compiled(network: nn.Module) -> bool:

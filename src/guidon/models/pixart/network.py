@@ -27,6 +27,7 @@ from ..parts.layers import (
     sincos_2d,
     timesteps_of,
 )
+from ..parts.tables import Last
 
 PIXELS_PER_LATENT = 8  # Stable Diffusion's VAE; the size embedders were trained on pixels
 
@@ -92,6 +93,7 @@ class PixArt(CaptionedTransformer):
         self.out_channels = config.in_channels * (2 if config.learn_sigma else 1)
         super().__init__(config, patch**2 * self.out_channels)
         self.config = config
+        self._other_positions = Last()
         self.x_embedder = PatchEmbed((patch, patch), config.in_channels, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         if config.micro_condition:
@@ -172,4 +174,5 @@ class PixArt(CaptionedTransformer):
                 f"this PixArt was made for latents of {self.config.input_size} x {self.config.input_size}, "
                 f"given {x.shape[-2]} x {x.shape[-1]}: only the multi-scale (MS) model takes other sizes"
             )
-        return self.positions(rows, columns).to(x.device, self.dtype)
+        key = rows, columns, x.device, self.dtype
+        return self._other_positions.of(key, lambda: self.positions(rows, columns).to(x.device, self.dtype))

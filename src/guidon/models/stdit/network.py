@@ -32,6 +32,7 @@ from ..parts.layers import (
     unpatch,
 )
 from ..parts.refiner import Finisher, Refiner
+from ..parts.tables import Last
 from .config import STDiTConfig
 
 
@@ -89,6 +90,7 @@ class STDiT(CaptionedTransformer):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         for name, table in self.position_tables().items():
             self.register_buffer(name, table)
+        self._other_positions = Last()
         self.initialise()
         self.refiner: Refiner | None = None
         if config.refiner_channels:  # after initialise(), which would overwrite the layers that start at zero
@@ -127,9 +129,15 @@ class STDiT(CaptionedTransformer):
     def _positions(self, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Positions (1, S, D) within a frame and (1, T, D) along time."""
         trained, like = self._grid(self.config.input_size), self.x_embedder.proj.weight
-        space = self.pos_embed if (rows, columns) == trained[1:] else self._in_space(rows, columns)[None]
-        time = self.pos_embed_temporal if frames == trained[0] else self._in_time(frames)[None]
-        return space.to(like), time.to(like)
+        if (frames, rows, columns) == trained:
+            return self.pos_embed.to(like), self.pos_embed_temporal.to(like)
+
+        def make() -> tuple[Tensor, Tensor]:
+            space = self.pos_embed if (rows, columns) == trained[1:] else self._in_space(rows, columns)[None]
+            time = self.pos_embed_temporal if frames == trained[0] else self._in_time(frames)[None]
+            return space.to(like), time.to(like)
+
+        return self._other_positions.of((frames, rows, columns, like.device, like.dtype), make)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

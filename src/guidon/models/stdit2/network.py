@@ -130,7 +130,7 @@ class STDiT2(SizedTransformer):
         space_6 = self._modulation(self.t_block, 6, noisy, t, clean, size)
         time_3 = self._modulation(self.t_block_temp, 3, noisy, t, clean, time)
 
-        h, grid = self.tokens(x, high, wide)
+        h, grid = self.tokens(x, height, width)
         angles = self.rope(grid[0])
         read = self.read_caption(caption, h.shape[1] * h.shape[2])
         for k, block in enumerate(self.blocks):

@@ -20,7 +20,6 @@ from ..parts.captioned import Caption
 from ..parts.layers import Absorbed, Attention, CrossAttention, Mlp, modulate
 from ..parts.sized import (
     FPS,
-    PIXELS,
     SizedTransformer,
     along_time,
     caption_of,
@@ -120,18 +119,16 @@ class STDiT3(SizedTransformer):
             InputError: a mask or a number does not fit the batch.
         """
         caption, noisy = caption_of(self, y, mask), self.noisy(x_mask, timestep, x)
-        frames, rows, columns = x.shape[2:]
-        rate = self.fps_embedder(self.each("fps", fps, FPS if frames > 1 else IMAGE_FPS, x)[:, None])
-        high, wide = self.each("height", height, PIXELS * rows, x), self.each("width", width, PIXELS * columns, x)
+        rate = self.fps_embedder(self.each("fps", fps, FPS if x.shape[2] > 1 else IMAGE_FPS, x)[:, None])
 
         # modulation, that of a clean frame from timestep 0
         t, clean = self.t_embedder(self.timesteps(timestep, x)) + rate, None
         if noisy is not None:
-            clean = self.t_embedder(torch.zeros_like(high)) + rate
+            clean = self.t_embedder(x.new_zeros(len(x))) + rate
         moving, still = (None if at is None else self.t_block(at).unflatten(1, (6, -1)) for at in (t, clean))
         modulation = of_frames(noisy, moving, still)  # type: ignore[arg-type]
 
-        h, grid = self.tokens(x, high, wide)
+        h, grid = self.tokens(x, height, width)
         angles = self.rope(grid[0])
         for block, keys_values in zip(self.blocks, self.read_caption(caption, h.shape[1] * h.shape[2]), strict=True):
             h = block(h, modulation, angles, keys_values, caption.mask)
