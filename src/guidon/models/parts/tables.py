@@ -53,4 +53,4 @@ class Last:
 
 def is_compiled(network: nn.Module) -> bool:
     """Whether a part of a network is compiled. It is then compiled again for every shape."""
-    return any(module._compiled_call_impl is not None for module in network.modules())
+    return any(module._compiled_call_impl is not None or "forward" in vars(module) for module in network.modules())
