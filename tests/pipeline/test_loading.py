@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 from guidon.models.sources import Sources
 from guidon.pipeline.loading import LoadOptions
 from guidon.pipeline.precision import Arithmetic
@@ -7,3 +10,10 @@ def test_load_takes_every_setting_of_the_sources():
     """``network_only`` is for measuring: what is loaded by it makes no clip."""
     of_all = {"device", *Sources.model_fields, *Arithmetic.model_fields}
     assert LoadOptions.__annotations__.keys() == of_all - {"network_only"}
+
+
+def test_what_loads_a_model_imports_neither_torchs_compiler_nor_libraries():
+    """Each of them takes about as long as torch."""
+    heavy = {"torch._dynamo", "sympy", "diffusers", "transformers"}
+    code = f"import sys, guidon.pipeline.loading; found = {heavy!r} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", code], check=True)

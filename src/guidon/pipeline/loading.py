@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
 
 import torch
 
-from ..bridges.diffusers.networks import Frequencies, adopt
 from ..core.devices import dtype_name, pick_device
 from ..core.errors import InputError, quoted, setting
 from ..core.settings import validated
@@ -19,7 +18,6 @@ from ..request import DIFFUSERS, DtypeName
 from .calls import RunOptions
 from .compilation import Compilation
 from .diffusers_names import no_option_of_load
-from .diffusers_pipeline import DiffusersPipeline, load_folder
 from .diffusers_planner import ELSEWHERE, check_options
 from .manifests import Manifest
 from .pipeline import Pipeline
@@ -27,6 +25,9 @@ from .precision import Arithmetic, choose, divided
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    from ..bridges.diffusers.networks import Frequencies
+    from .diffusers_pipeline import DiffusersPipeline
 
 
 class LoadOptions(TypedDict, total=False):
@@ -104,6 +105,10 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
         raise InputError(f"model is {quoted(model)}: give the name of a preset, or a folder of weights")
     if str(model).startswith(DIFFUSERS):
         check_options(str(model), options)
+        from .diffusers_pipeline import (
+            load_folder,  # not above: it loads torch's compiler, which takes as long as torch
+        )
+
         return load_folder(str(model).removeprefix(DIFFUSERS), **options)
     for name in options:
         if name not in LoadOptions.__annotations__:
@@ -179,5 +184,7 @@ def from_diffusers(
     Raises:
         InputError: the pipeline is of another family, or one of its parts is missing or unsuitable.
     """
+    from ..bridges.diffusers.networks import adopt
+
     adopted = adopt(pipe, features=None if features is None else Path(features), frequencies=frequencies)
     return Pipeline(adopted.preset, adopted.model, adopted.device)
