@@ -28,7 +28,7 @@ def sizes(shape):
         yield size
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["prompts"])
 def test_planning_and_running_grow_as_the_number_of_cells(tmp_path, monkeypatch, shape):
     monkeypatch.setattr(run, "LOOKS", 4)
     monkeypatch.setattr(run, "do_block", lambda plan, pipe, bench, block, *rest: block[-1].folder.mkdir(parents=True))
@@ -38,7 +38,8 @@ def test_planning_and_running_grow_as_the_number_of_cells(tmp_path, monkeypatch,
     def work(settings, prompts, seeds):
         scales = [1.5 + k / 100 for k in range(settings)]
         path = write(
-            tmp_path / "study.yaml", prompts=[f"a red circle, take {k}" for k in range(prompts)], seeds=seeds, block=2,
+            tmp_path / f"{settings}-{prompts}-{seeds}.yaml",
+            prompts=[f"a red circle, take {k}" for k in range(prompts)], seeds=seeds, block=2,
             settings=[{"name": "of", "grid": {"cfg_scale": scales}}, {"name": "matched", "energy_of": "of: scale 1.5"}],
             primary={"metric": "law_residual", "baseline": "of: scale 1.5", "against": "matched"},
         )  # fmt: skip
