@@ -55,7 +55,8 @@ class Choices(TypedDict, total=False):
     steps: int | None
     """Denoising steps."""
     sampler: SamplerName | None
-    """For a diffusion model "ddpm", "ddim" or "dpm-solver"; for a rectified flow "euler" or "heun"."""
+    """For a diffusion model one of ``samplers.SAMPLERS``, such as "ddpm" or "ddim"; for a rectified flow "euler" or
+    "heun"."""
     spacing: str | None
     """Where the steps lie: "uniform", "quadratic", "karras", "logsnr", "power:1.5", "split:0.35,0.5" or
     "at:999,500,0"."""

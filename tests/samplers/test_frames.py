@@ -11,6 +11,7 @@ from guidon.samplers import (
     WHOLE,
     FrameMask,
     SampleNoise,
+    sample_consistency,
     sample_ddim,
     sample_ddpm,
     sample_dpm_solver,
@@ -30,8 +31,8 @@ SOLVERS = {
     "dpm-solver-3m-sde": partial(sample_dpm_solver_sde, order=3),
     "unipc": sample_unipc,
 }
-NOISY = ("ddpm", "dpm-solver-sde", "dpm-solver-3m-sde")
-every_sampler = pytest.mark.parametrize("name", ["ddpm", "ddim", *SOLVERS])
+NOISY = ("ddpm", "consistency", "dpm-solver-sde", "dpm-solver-3m-sde")
+every_sampler = pytest.mark.parametrize("name", ["ddpm", "ddim", "consistency", *SOLVERS])
 
 
 class Watched:
@@ -50,7 +51,7 @@ def run(name, x, frames, network=None, noise=None):
     network, noise = network or Watched(), noise or SampleNoise(1, range(2))
     if name in SOLVERS:
         return SOLVERS[name](network, FULL, x, noise, process=FIXED, frames=frames, steps=STEPS)
-    sample = sample_ddpm if name == "ddpm" else sample_ddim
+    sample = {"ddpm": sample_ddpm, "ddim": sample_ddim, "consistency": sample_consistency}[name]
     return sample(network, FULL.respaced(STEPS), x, noise, process=FIXED, frames=frames)
 
 

@@ -16,7 +16,17 @@ Panel = Literal[
 ]
 
 # The values of options, for completion in a shell. Their own modules would load torch.
-SAMPLERS = ("ddpm", "ddim", "dpm-solver", "dpm-solver-sde", "dpm-solver-3m-sde", "unipc", "euler", "heun")
+SAMPLERS = (
+    "ddpm",
+    "ddim",
+    "dpm-solver",
+    "dpm-solver-sde",
+    "dpm-solver-3m-sde",
+    "unipc",
+    "consistency",
+    "euler",
+    "heun",
+)
 RULES = (
     "cfg", "rescale", "apg", "cfg-zero", "cfg++", "fdg", "perp-neg", "tcfg", "mambo-g", "momentum", "samg", "renorm",
     "fdg-time", "autoguidance", "stg", "three-way",

@@ -92,14 +92,12 @@ class Fast:
     """Precision in which the autoencoder decodes."""
     distilled: bool = False
     """Sample with the model's distilled network, which is told of guidance and runs one branch."""
-    eta: float = 0.0
-    """How much noise ddim adds."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of a request that they decide, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measured"}
-        return found if self.distilled else {name: found[name] for name in found if name not in ("distilled", "eta")}
+        return found if self.distilled else {name: value for name, value in found.items() if name != "distilled"}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from .sizes import clip_shape, clip_size, latent_shape, require_room
 if TYPE_CHECKING:
     import torch
 
+FEW_STEPS = ("consistency", "ddim")  # samplers of a distilled network
 BLOCK = 16  # clips of a study that are denoised together, where it does not say it
 
 
@@ -224,9 +225,9 @@ def _check_distilled(preset: Preset[Any], facts: Facts, request: Request) -> Non
         raise InputError(f"{preset.name} holds no distilled network: leave out {setting('distilled')}")
     timesteps = request.spacing and parse_spacing(request.spacing)
     listed = tuple(map(float, facts.distilled))
-    if request.sampler != "ddim" or not isinstance(timesteps, Explicit) or timesteps.timesteps != listed:
+    if request.sampler not in FEW_STEPS or not isinstance(timesteps, Explicit) or timesteps.timesteps != listed:
         raise InputError(
-            f"the distilled network of {preset.name} was trained for {setting('sampler')} ddim and "
+            f"the distilled network of {preset.name} was trained for {setting('sampler')} consistency or ddim and "
             f"{setting('spacing')} at:{','.join(map(str, facts.distilled))}: give these, or leave out "
             f"{setting('distilled')}"
         )

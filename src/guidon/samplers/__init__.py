@@ -17,6 +17,7 @@ from .contract import (
 )
 
 if TYPE_CHECKING:
+    from .consistency import sample_consistency
     from .ddim import ddim_away, ddim_reverse_step, ddim_step, ddim_towards, sample_ddim
     from .ddpm import ddpm_step, sample_ddpm
     from .dpm_solver import sample_dpm_solver
@@ -31,9 +32,21 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIPS_TOGETHER", "SAMPLERS", "WHOLE", "AfterStep", "CheckedDenoiser", "CudaGenerator", "Denoiser", "FrameMask",
     "LegacyNoise", "Noise", "PathName", "SampleNoise", "SamplerName", "checked", "ddim_away", "ddim_reverse_step",
-    "ddim_step", "ddim_towards", "ddpm_step", "euler_step", "replayed_noise", "sample_ddim", "sample_ddpm",
-    "sample_dpm_solver", "sample_dpm_solver_sde", "sample_euler", "sample_heun", "sample_unipc",
+    "ddim_step", "ddim_towards", "ddpm_step", "euler_step", "replayed_noise", "sample_consistency",
+    "sample_ddim", "sample_ddpm", "sample_dpm_solver", "sample_dpm_solver_sde", "sample_euler", "sample_heun",
+    "sample_unipc",
 ]  # fmt: skip
 __getattr__ = imported_later(
-    __name__, "ddim", "ddpm", "dpm_solver", "dpm_solver_sde", "euler", "frames", "heun", "noise", "philox", "unipc"
+    __name__,
+    "consistency",
+    "ddim",
+    "ddpm",
+    "dpm_solver",
+    "dpm_solver_sde",
+    "euler",
+    "frames",
+    "heun",
+    "noise",
+    "philox",
+    "unipc",
 )

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 
 CLIPS_TOGETHER = 8
 """How many clips are denoised together where a call does not say it."""
-SamplerName = Literal["ddpm", "ddim", "dpm-solver", "dpm-solver-sde", "dpm-solver-3m-sde", "unipc", "euler", "heun"]
+SamplerName = Literal[
+    "ddpm", "ddim", "dpm-solver", "dpm-solver-sde", "dpm-solver-3m-sde", "unipc", "consistency", "euler", "heun"
+]
 PathName = Literal["diffusion", "flow"]
 """The path from data to noise that a model was trained on: a diffusion schedule, or rectified flow."""
 SAMPLERS: dict[PathName, tuple[SamplerName, ...]] = {
-    "diffusion": ("ddpm", "ddim", "dpm-solver", "dpm-solver-sde", "dpm-solver-3m-sde", "unipc"),
+    "diffusion": ("ddpm", "ddim", "dpm-solver", "dpm-solver-sde", "dpm-solver-3m-sde", "unipc", "consistency"),
     "flow": ("euler", "heun"),
 }
 """The samplers of each path."""
-WHOLE: tuple[SamplerName, ...] = ("ddpm", "ddim")
+WHOLE: tuple[SamplerName, ...] = ("ddpm", "ddim", "consistency")
 """The samplers that visit whole timesteps of a diffusion schedule. The others visit levels between them."""
 Noise: TypeAlias = "Callable[[Tensor], Tensor]"
 """``noise(x)`` gives standard normal values shaped like x."""

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +12,15 @@ from guidon.checkpoints import load_component, save_component
 from guidon.core.errors import InputError
 from guidon.diffusion import FlowPath, NoiseSchedule
 from guidon.models.catalogue import find_preset
-from guidon.models.small import SMALL
-from guidon.models.small.folder import different_diffusion, find_model, read_folder
+from guidon.models.small import DIFFUSION, SMALL
+from guidon.models.small.folder import (
+    CUT_FROM,
+    different_diffusion,
+    find_model,
+    load_denoiser,
+    read_folder,
+    without_unused,
+)
 from guidon.models.sources import Sources
 from guidon.models.stdit.network import STDiT, STDiTConfig
 from tiny_model import write_tiny_model
@@ -137,3 +145,31 @@ def test_building_a_component_draws_no_random_numbers_and_shares_no_memory(tiny_
         one.embedding.weight.zero_()
     assert two.embedding.weight.abs().max() > 0
     assert text.weights["embedding.weight"].abs().max() > 0
+
+
+def test_a_file_may_leave_out_what_clips_of_one_token_never_use(tmp_path, tiny_model):
+    """Queries and keys of attention along time: the clips and the hash of the weights stay as they were."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        shutil.copytree(tiny_model, folder)
+    made = load_component(tiny_model / "denoiser.safetensors", "denoiser")
+    tall = dataclasses.replace(made.configure(STDiTConfig, *DIFFUSION), patch_size=(16, 4, 4))
+    config = made.config | {"patch_size": [16, 4, 4]}
+    torch.manual_seed(0)
+    save_component(whole / "denoiser.safetensors", "denoiser", config, STDiT(tall).state_dict(), {})
+    before = load_denoiser(whole / "denoiser.safetensors")
+    less = without_unused(before)
+    save_component(cut / "denoiser.safetensors", "denoiser", config, less, {CUT_FROM: before.sha256})
+    sizes = [(folder / "denoiser.safetensors").stat().st_size for folder in (whole, cut)]
+    assert sizes[1] < sizes[0]
+    after = load_denoiser(cut / "denoiser.safetensors")
+    assert after.sha256 == before.sha256
+    assert {name: value.shape for name, value in after.weights.items()} == {
+        name: value.shape for name, value in before.weights.items()
+    }
+    prompt = "a red circle moves left on a white background"
+    clips = [guidon.load(folder, device="cpu")(prompt, steps=2) for folder in (whole, cut)]
+    assert np.array_equal(clips[0].frames, clips[1].frames)
+    assert clips[0].manifest["weights"] == clips[1].manifest["weights"]
+    with pytest.raises(InputError, match="several tokens along time"):
+        without_unused(load_denoiser(tiny_model / "denoiser.safetensors"))

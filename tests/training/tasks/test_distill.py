@@ -92,7 +92,7 @@ def test_the_default_ignores_the_file(distilled, model_x0):
     assert "distilled" not in ours.manifest["generation"]
 
 
-SAMPLER = {"steps": 3, "sampler": "ddim", "spacing": "at:999,600,300", "timing": "constant"}
+SAMPLER = {"steps": 3, "sampler": "consistency", "spacing": "at:999,600,300", "timing": "constant"}
 
 
 def sampled(pipe, **choices):

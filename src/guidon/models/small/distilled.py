@@ -30,7 +30,7 @@ from .experts import Experts
 
 UNIT = 3.0
 """Strengths are told in this unit, as their distance from 1, which is no guidance."""
-WHOLE = ("refiner.", "finisher.", "t_embedder.")
+WHOLE = ("refiner.", "finisher.")
 """Parts of a network that have no matrices of low rank."""
 
 
@@ -78,7 +78,7 @@ class Distilled(nn.Module):
                 if module.bias is not None:
                     module.bias.requires_grad_(True)
         for name, parameter in denoiser.named_parameters():
-            if "scale_shift_table" in name or name.startswith("t_embedder."):
+            if "scale_shift_table" in name:
                 parameter.requires_grad_(True)
 
     def adapter(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 DISTILLED_KIND = "denoiser-fast"
 """The kind of the component that holds one."""
-ETA = 1.0
-"""The noise of ddim with which it is sampled. New noise in every step hides what the step before drew wrong."""
 
 
 @dataclass(frozen=True)

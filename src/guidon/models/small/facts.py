@@ -22,7 +22,7 @@ from ..sources import Sources
 from ..stdit.config import STDiTConfig
 from ..vae.config import FrameVAEConfig
 from . import BOUNDARY, DENOISER, DIFFUSION, DISTILLED, FLOW, LOW_NOISE, TEXT, VAE
-from .distilled_config import DISTILLED_KIND, ETA, DistilledConfig
+from .distilled_config import DISTILLED_KIND, DistilledConfig
 from .words import Words
 
 
@@ -158,10 +158,9 @@ def distilled_fast(path: Path) -> Fast:
     """
     timesteps = read_distilled(path)
     return Fast(
-        sampler="ddim",
+        sampler="consistency",
         steps=len(timesteps),
         spacing="at:" + ",".join(map(str, timesteps)),
-        eta=ETA,
         distilled=True,
         measured="nothing yet",
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...checkpoints import Component, TensorFile, is_component, load_component, open_component
 from ...core.errors import InputError
@@ -30,6 +30,10 @@ from .distilled import DistilledNetwork, build_distilled
 from .distilled_config import DISTILLED_KIND
 from .experts import Experts
 from .facts import facts_of, read_diffusion, refuse_incomplete, refuse_sources
+
+TEMPORAL = ".attn_temp.qkv.weight"
+CUT_FROM = "cut_from"
+"""In the record of a file that leaves weights out: the SHA-256 of the whole file."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,51 @@ def read_folder(folder: Path) -> ModelFolder:
         InputError: one is missing, damaged or of another kind, or the two denoisers do not belong together.
     """
     refuse_incomplete(folder)
-    denoiser = load_component(folder / DENOISER, "denoiser")
+    denoiser = load_denoiser(folder / DENOISER)
     text, vae = load_component(folder / TEXT, "text"), load_component(folder / VAE, "vae")
     read_diffusion(denoiser.path, denoiser.config)
     low = folder / LOW_NOISE
     return ModelFolder(denoiser, text, vae, _read_low(low, denoiser) if low.is_file() else None)
 
 
+def load_denoiser(path: Path) -> Component:
+    """A denoiser's file. What was left out of it is zero, and its hash is that of the file that it was cut from.
+
+    Where a clip is one token long, attention along time has one token to attend to, and its queries and keys are never
+    used. A file for such clips may leave them out (``without_unused``).
+
+    Raises:
+        InputError: it is missing, damaged or of another kind.
+    """
+    found = load_component(path, "denoiser")
+    cut = {name: value for name, value in found.weights.items() if _is_cut(name, value)}
+    if not cut:
+        return found
+    whole = {name: torch.cat([value.new_zeros(2 * len(value), len(value)), value]) for name, value in cut.items()}
+    return replace(found, weights=found.weights | whole, sha256=str(found.record.get(CUT_FROM, found.sha256)))
+
+
+def without_unused(denoiser: Component) -> dict[str, Tensor]:
+    """The weights of a denoiser without the queries and keys of attention along time.
+
+    Raises:
+        InputError: its clips are longer than a token, so it uses them.
+    """
+    shape = denoiser.configure(STDiTConfig, *DIFFUSION, BOUNDARY)
+    if shape.input_size[0] != shape.patch_size[0]:
+        raise InputError(f"{denoiser.path} has clips of several tokens along time: it uses all of its weights")
+    return {
+        name: value[2 * value.shape[1] :].clone() if name.endswith(TEMPORAL) else value
+        for name, value in denoiser.weights.items()
+    }
+
+
+def _is_cut(name: str, value: Tensor) -> bool:
+    return name.endswith(TEMPORAL) and value.ndim == 2 and value.shape[0] == value.shape[1]
+
+
 def _read_low(path: Path, denoiser: Component) -> Component:
-    low = load_component(path, "denoiser")
+    low = load_denoiser(path)
     boundary, steps = low.config.get(BOUNDARY), denoiser.config["diffusion_steps"]
     if not isinstance(boundary, int) or not 0 < boundary < steps:
         raise InputError(
@@ -147,4 +187,4 @@ class ComponentReader(Reader):
         path = checkpoint.file.path
         if known:
             raise InputError(f"{path} carries its own configuration: leave out {', '.join(known)}")
-        return load_component(path, "denoiser").build(STDiT, STDiTConfig, *DIFFUSION, BOUNDARY).to(dtype)
+        return load_denoiser(path).build(STDiT, STDiTConfig, *DIFFUSION, BOUNDARY).to(dtype)
