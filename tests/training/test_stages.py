@@ -11,7 +11,7 @@ import guidon
 from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.training import plan_recipe, run_recipe
-from guidon.training.data import rollouts
+from guidon.training.data import pairs, rollouts
 from guidon.training.stages import weights_hash
 from recipes import (
     DENOISER,
@@ -21,6 +21,7 @@ from recipes import (
     assert_equal_weights,
     at_step,
     redraw_truth,
+    scenes_of_captions,
     vae_recipe,
     weights_of,
     write_recipe,
@@ -216,6 +217,7 @@ def test_weights_are_the_same_whatever_their_record_says(made, tmp_path):
 
 def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypatch):
     monkeypatch.setattr(rollouts, "redraw", redraw_truth)  # a tiny model draws nothing that can be read
+    monkeypatch.setattr(pairs, "correct", lambda frames, wanted: scenes_of_captions(wanted))
     values = yaml.safe_load(SHIPPED.read_text())
     values["out"] = str(tmp_path / "runs")
     tiny = {"hidden_size": 16, "depth": 1, "num_heads": 2}
@@ -226,13 +228,16 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
         stage |= {"steps": 2, "batch_size": 4}
     tiny_finisher = {"finisher": {"channels": 4, "depth": 1}, "rollouts": 8, "sampling": {"steps": 2}}
     values["stages"]["finished"] |= tiny_finisher
+    for stage in ("distilled", "fast"):
+        values["stages"][stage] |= {"rollouts": 8, "rank": 2, "sampling": {"block": 4}}
     values["stages"]["vae"]["model"] |= {"block_out_channels": [8, 8]}
     for stage in ("low", "low-steady", "high-refined"):
         values["stages"][stage]["model"] |= {"refiner_channels": 4, "refiner_depth": 1}
     path = write_recipe(tmp_path / "tiny.yaml", values)
     folder = run_recipe(path)
     pipe = guidon.load(folder, device="cpu")
-    assert pipe("a red circle moves left on a white background", steps=2).frames.shape == (16, 64, 64, 3)
+    prompt = "a red circle moves left on a white background"
+    assert pipe(prompt, steps=2).frames.shape == pipe(prompt, fast=True).frames.shape == (16, 64, 64, 3)
     low, high = (load_component(folder / f"{name}.safetensors", "denoiser") for name in ("denoiser-low", "denoiser"))
     assert (low.config["finisher_channels"], low.config["boundary"], low.config["finisher_end"]) == (4, 350, 100)
     assert not high.config["finisher_channels"]

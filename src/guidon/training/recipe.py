@@ -485,6 +485,9 @@ class DistillRecipe(Run):
     """The first steps of training, in which every sample imitates the model's guided predictions."""
     forced: Fraction = 0.15
     """Share of the other samples whose steps begin where the model's own began, and not with what the network drew."""
+    renewed: Fraction = 0.5
+    """Share of these whose steps begin with the prediction of the step before and new noise, as the sampler
+    ``consistency`` does once noise no longer hides the clip."""
     foreground: PositiveFloat = 4.0
     """Weight of an error on the object, relative to 1 on the background."""
 
@@ -536,6 +539,8 @@ class Common(Section):
     """Settings of stages with ``task: denoiser``."""
     rollout: dict[str, Any] = Field(default_factory=dict)
     """Settings of stages with ``task: rollout``."""
+    distill: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stages with ``task: distill``."""
 
 
 class Export(Section):

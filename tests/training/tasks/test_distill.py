@@ -178,7 +178,7 @@ def test_it_goes_on_from_a_distilled_model_and_learns_from_what_that_draws(tmp_p
     rows = [usual] * 2
     neither = torch.zeros(2, dtype=torch.bool)
     with torch.no_grad():
-        found = task.predict(task._read(rows, neither, neither)).predictions
+        found = task.predict(task._read(rows, neither, neither, neither, task.pairs.before[rows])).predictions
     for k, prediction in enumerate(found):  # it draws what was stored, up to the rounding of the files
         torch.testing.assert_close(prediction[0], task.pairs.guided[usual, k].float(), atol=0.02, rtol=0.02)
 

@@ -14,7 +14,7 @@ from ...checkpoints import load_component, save_component
 from ...core.broadcasting import per_sample
 from ...core.errors import InputError, quoted
 from ...core.hashing import hash_text
-from ...diffusion import DiscreteLevel, NoiseSchedule
+from ...diffusion import DiscreteLevel, NoiseSchedule, q_sample
 from ...diffusion.spacing import Explicit
 from ...models.small import BOUNDARY, DIFFUSION, DISTILLED, FAMILY
 from ...models.small.distilled import Distilled, build_distilled, start_distilled
@@ -22,6 +22,7 @@ from ...models.small.distilled_config import DISTILLED_KIND, DistilledConfig
 from ...models.small.folder import ModelFolder, find_model, read_folder
 from ...models.sources import Sources
 from ...models.text.captions import CaptionEncoder, CaptionEncoderConfig
+from ...samplers.consistency import HIDDEN
 from ...samplers.ddim import ddim_towards
 from ..data.pairs import Pairs
 from ..demand import require_batch
@@ -51,6 +52,10 @@ class PairBatch:
     """Samples that learn these predictions, bool (B,); the others learn the clips."""
     forced: Tensor
     """Samples whose steps begin where the model's own began, bool (B,)."""
+    renewed: Tensor
+    """Which of these have new noise where it no longer hides the clip, bool (B,)."""
+    noise: Tensor
+    """The new noise of each step, like ``before``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,20 +158,25 @@ class DistillTask:
         chosen = torch.randint(self.trained, (size,), generator=generator).tolist()
         forced = torch.rand(size, generator=generator) < self.recipe.forced
         imitating = self.pairs.varied[chosen] | (step < self.recipe.imitation)
-        return self._read(chosen, imitating, forced | imitating)
+        renewed = (torch.rand(size, generator=generator) < self.recipe.renewed) & ~imitating
+        noise = torch.randn(size, *self.pairs.before.shape[1:], generator=generator)
+        return self._read(chosen, imitating, forced | imitating, renewed, noise)
 
-    def _read(self, chosen: list[int], imitating: Tensor, forced: Tensor) -> PairBatch:
+    def _read(self, chosen: list[int], imitating: Tensor, forced: Tensor, renewed: Tensor, noise: Tensor) -> PairBatch:
         """Pairs by number."""
         pairs = self.pairs
         clips, before, guided = (part[chosen].float() for part in (pairs.clips, pairs.before, pairs.guided))
         captions = [pairs.captions[index] for index in chosen]
-        return PairBatch(clips, before, guided, captions, pairs.strengths[chosen], imitating, forced)
+        strengths = pairs.strengths[chosen]
+        return PairBatch(clips, before, guided, captions, strengths, imitating, forced, renewed, noise)
 
     def predict(self, batch: PairBatch) -> Steps:
         """Run the steps of sampling, each on the result of the one before. Gradients stay within a step."""
-        clips, before, guided, strengths, imitating, forced = (
-            value.to(self.device)
-            for value in (batch.clips, batch.before, batch.guided, batch.strengths, batch.imitating, batch.forced)
+        clips, before, guided, strengths = (
+            value.to(self.device) for value in (batch.clips, batch.before, batch.guided, batch.strengths)
+        )
+        imitating, forced, renewed, noise = (
+            value.to(self.device) for value in (batch.imitating, batch.forced, batch.renewed, batch.noise)
         )
         with torch.no_grad():
             features, mask = self.text(self.text.tokenize(batch.captions).to(self.device))
@@ -177,7 +187,11 @@ class DistillTask:
             predictions.append(denoiser(x, timesteps, caption)[:, : x.shape[1]].float())
             if k + 1 < len(self.levels):
                 drawn = ddim_towards(predictions[-1].detach(), x, level, None, 0.0)
-                x = torch.where(per_sample(forced, x), before[:, k + 1], drawn)
+                stored = before[:, k + 1]
+                if float(level.alphas_cumprod) >= HIDDEN**2:
+                    again = q_sample(guided[:, k], self.levels[k + 1], noise[:, k + 1])
+                    stored = torch.where(per_sample(renewed, x), again, stored)
+                x = torch.where(per_sample(forced, x), stored, drawn)
         targets = [torch.where(per_sample(imitating, x), guided[:, k], clips) for k in range(len(self.levels))]
         return Steps(predictions, targets, clips, imitating)
 
@@ -208,7 +222,7 @@ class DistillTask:
         now = {name: value.clone() for name, value in self.module.state_dict().items()}
         self.module.load_state_dict(weights)
         neither = torch.zeros(len(held), dtype=torch.bool)
-        predicted = self.predict(self._read(held, neither, neither))
+        predicted = self.predict(self._read(held, neither, neither, neither, self.pairs.before[held]))
         self.module.load_state_dict(now)
         errors = (predicted.predictions[-1] - predicted.clips).square().flatten(1).mean(1)
         return {"val_mse": float(errors.mean()), "val_mse_median": float(errors.median())}
