@@ -52,7 +52,7 @@ def opened(chromium, folder):
     page.on("request", lambda request: requests.append(request.url))
     url = (folder / "report.html").as_uri()
     page.goto(url)
-    page.wait_for_selector("body[data-ready]")
+    page.wait_for_selector("body[data-ready='true']")
     page.keyboard.press("Home")  # clips play at first; this stops them at their first frame
     yield page
     assert faults == []
@@ -65,7 +65,8 @@ def frames_of(page):
 
 
 def pixels(page, selector):
-    """RGB of a canvas as it is, (height, width, 3)."""
+    """RGB of a canvas once its clip is loaded, (height, width, 3)."""
+    page.wait_for_selector("body[data-ready='true']")
     values = page.eval_on_selector(
         selector,
         "c => [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]",
@@ -206,7 +207,7 @@ def test_clips_keep_the_order_of_the_settings_until_one_is_compared(chromium, tm
     write_report(folder, videos=False)
     page = chromium.new_page()
     page.goto((folder / "report.html").as_uri())
-    page.wait_for_selector("body[data-ready]")
+    page.wait_for_selector("body[data-ready='true']")
 
     def order():
         slugs = "[...row.querySelectorAll(':scope > [data-slug]')].map(cell => cell.dataset.slug.slice(0, 2))"
@@ -267,7 +268,7 @@ def test_clips_play_at_first_unless_less_motion_is_asked_for(chromium, folder):
         context = chromium.new_context(reduced_motion=motion)
         page = context.new_page()
         page.goto((folder / "report.html").as_uri())
-        page.wait_for_selector("body[data-ready]")
+        page.wait_for_selector("body[data-ready='true']")
         seen = set()
         for _ in range(20 if playing else 5):
             page.wait_for_timeout(60)
@@ -347,7 +348,7 @@ def test_no_label_overlaps_another_or_is_cut_and_all_can_be_read(chromium, folde
     for path in (folder / "report.html", crowded):
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.goto(path.as_uri())
-        page.wait_for_selector("body[data-ready]")
+        page.wait_for_selector("body[data-ready='true']")
         page.eval_on_selector_all("#differences details", "all => all.forEach((one) => (one.open = true))")
         found = page.evaluate(MEASURE)
         assert found["faults"] == []
@@ -360,7 +361,7 @@ def test_no_label_overlaps_another_or_is_cut_and_all_can_be_read(chromium, folde
 def test_a_table_that_is_wider_than_the_screen_says_so(chromium, folder):
     page = chromium.new_page(viewport={"width": 390, "height": 900})
     page.goto((folder / "report.html").as_uri())
-    page.wait_for_selector("body[data-ready]")
+    page.wait_for_selector("body[data-ready='true']")
     box = page.locator(".table:has(#means)")
     assert box.locator(".hint").is_visible()
     assert "more" in box.get_attribute("class")
@@ -376,6 +377,6 @@ def test_a_table_that_is_wider_than_the_screen_says_so(chromium, folder):
 def test_a_narrow_screen_needs_no_sideways_scrolling(chromium, folder):
     page = chromium.new_page(viewport={"width": 390, "height": 800})
     page.goto((folder / "report.html").as_uri())
-    page.wait_for_selector("body[data-ready]")
+    page.wait_for_selector("body[data-ready='true']")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()

@@ -4,6 +4,7 @@ const compare = () => {
   const a = players.get(`${$("which").value}/${$("a").value}`), b = players.get(`${$("which").value}/${$("b").value}`);
   if (!a || !b) return;
   for (const side of document.querySelectorAll("[data-side]")) side.textContent = $(side.dataset.side).selectedOptions[0].textContent;
+  if (![a.image, b.image].map(loaded).every(Boolean)) return;
   const [w, h] = sizeOf(a.image), edge = Math.round((w * $("wipe").value) / 100);
   show(b.image, $("wiped"));
   const drawn = context($("wiped"));

@@ -41,14 +41,34 @@ const fit = (canvas, width, tall) => {
   return context(canvas);
 };
 const show = (image, canvas) => {
+  if (!loaded(image)) return;
   const [w, h] = sizeOf(image);
   fit(canvas, w, h).drawImage(image, frame * w, 0, w, h, 0, 0, w, h);
 };
 // One row of pixels over time; ``row`` is counted in the study's frames.
 const slice = (image, row, canvas) => {
+  if (!loaded(image)) return;
   const [w, h] = sizeOf(image), drawn = fit(canvas, w, frames), at = Math.floor(((row + 0.5) / height) * h);
   for (let t = 0; t < frames; t++) drawn.drawImage(image, t * w, at, w, 1, 0, t, w, 1);
 };
+// A page may hold thousands of clips, so each is loaded when it is first wanted. What it was wanted for is then drawn.
+let waiting = false;
+const soon = () => {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => ((waiting = false), draw()));
+};
+const loaded = (image) => {
+  if (image.complete && image.naturalWidth > 0) return true;
+  if (image.loading === "lazy" || image.dataset.wanted === undefined) {
+    image.dataset.wanted = "";
+    image.addEventListener("load", soon, { once: true });
+    image.loading = "eager";
+  }
+  missing++;
+  return false;
+};
+let missing = 0; // clips that a drawing wanted and that are not loaded yet
 const still = document.createElement("canvas");
 const pixels = (image) => {
   const [w, h] = sizeOf(image);
@@ -56,6 +76,7 @@ const pixels = (image) => {
   return context(still).getImageData(0, 0, w, h);
 };
 const difference = (a, b, gain, canvas) => {
+  if (![a, b].map(loaded).every(Boolean)) return;
   const one = pixels(a), two = pixels(b);
   for (let k = 0; k < one.data.length; k++) {
     if (k % 4 !== 3) one.data[k] = Math.min(255, gain * Math.abs(one.data[k] - two.data[k]));
@@ -65,6 +86,7 @@ const difference = (a, b, gain, canvas) => {
 
 const draw = () => {
   const mode = $("mode").value, pinned = $("pin").value;
+  missing = 0;
   for (const { image, canvas } of examples) show(image, canvas);
   for (const row of rows) {
     if (row.hidden) continue;
@@ -82,6 +104,7 @@ const draw = () => {
   drawBallot();
   $("scrub").value = frame;
   $("now").textContent = `${frame + 1} of ${frames}`;
+  page.ready = String(missing === 0);
 };
 
 // The clock.

@@ -16,9 +16,6 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-window.addEventListener("load", () => {
-  choose();
-  layout();
-  play(!calm.matches);
-  document.body.dataset.ready = "true";
-});
+choose();
+layout();
+play(!calm.matches);
