@@ -40,7 +40,7 @@ FEWER = {
 """What takes the place of an option's value."""
 SAMPLING = ("generate", "evaluate", "spectrum", "match", "tune")
 """Commands that get ``--steps 2``, except where they read videos or a manifest."""
-MEASURING = ("evaluate", "spectrum", "match", "tune", "study")
+MEASURING = ("calibrate-fast", "evaluate", "spectrum", "match", "tune", "study")
 """Commands that sample the tiny model on every page. On all pages but the README, ``generate`` does so too."""
 RELEASED = {
     "OpenSora-v1-HQ-16x256x256.pth": "video.pth",
@@ -142,6 +142,8 @@ def few(words):
     reads_files = "--from" in words or any(re.search(r"\.(mp4|gif|webp)$|\*", word) for word in words[2:])
     if words[1] in SAMPLING and "--steps" not in words and not reads_files:
         words += ["--steps", "2"]
+    if words[1] == "calibrate-fast":
+        words += ["--candidate", "steps=2", "--coarse"]
     if words[1] == "bench":
         own = {
             "--rounds": "1",
@@ -252,7 +254,14 @@ def run_torchrun(words, tiny):
     run_guidon(words[4:], tiny)
 
 
-HANDLERS = {"guidon": run_guidon, "torchrun": run_torchrun, "make": check_make, "pip": check_pip, "cp": check_copy, "python": check_python}
+HANDLERS = {
+    "guidon": run_guidon,
+    "torchrun": run_torchrun,
+    "make": check_make,
+    "pip": check_pip,
+    "cp": check_copy,
+    "python": check_python,
+}
 """What a test does with a command, by its first word."""
 
 

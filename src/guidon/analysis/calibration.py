@@ -166,7 +166,7 @@ class Calibration:
         names = list(self.margins)
         lines = ["| settings | s a clip | times faster | " + " | ".join(names) + " | no worse |"]
         lines.append("|---" * (len(names) + 4) + "|")
-        means = " | ".join(f"{float(np.nanmean(self.own.values[name])):.4g}" for name in names)
+        means = " | ".join(f"{_mean(self.own.values[name]):.4g}" for name in names)
         lines.append(f"| {OWN} | {self.own.seconds:.3g} | 1 | {means} | |")
         for each in self.verified:
             cells = " | ".join(f"{found.value:.4g} ({found.loss})" for found in each.judgements.values())
@@ -202,12 +202,12 @@ class Calibration:
         """All of it as plain values."""
 
         def plain(each: Measured) -> dict[str, Any]:
-            means = {name: _number(float(np.nanmean(each.values[name]))) for name in self.margins}
+            means = {name: _number(_mean(each.values[name])) for name in self.margins}
             return {"settings": dict(each.candidate.choices), "seconds": each.seconds, "means": means}
 
         def judged(found: Judgement) -> dict[str, Any]:
-            loss = {"value": found.loss.value, "low": found.loss.low, "high": found.loss.high}
-            return {"own": found.own, "value": found.value, "loss": loss, "margin": found.margin}
+            loss = {end: _number(getattr(found.loss, end)) for end in ("value", "low", "high")}
+            return {"own": _number(found.own), "value": _number(found.value), "loss": loss, "margin": found.margin}
 
         verified = [
             plain(each.measured)
@@ -234,7 +234,7 @@ class Calibration:
             held_out = [self.own, *(each.measured for each in self.verified)]
             for prompts, rows in (("tuning", self.tuned), ("held-out", held_out)):
                 for each in rows:
-                    means = [f"{float(np.nanmean(each.values[name])):.6g}" for name in self.margins]
+                    means = [f"{_mean(each.values[name]):.6g}" for name in self.margins]
                     writer.writerow([prompts, each.candidate.name, f"{each.seconds:.6g}", *means])
         if (fast := self.fast(preset)) is not None:
             paths.append(out / FAST)
@@ -246,6 +246,7 @@ class Calibration:
         names = list(self.margins)
         width = min(3, len(names))
         height = math.ceil(len(names) / width)
+        ticks = require("matplotlib.ticker", "drawing", "study")
         figure = require("matplotlib.figure", "drawing", "study").Figure(
             figsize=(3.4 * width, 2.9 * height), layout="constrained"
         )
@@ -253,7 +254,7 @@ class Calibration:
             axis = figure.add_subplot(height, width, number + 1)
             metric = self.bench.metrics[name]
             sign = 1 if metric.better == "higher" else -1
-            points = [(each.seconds, float(np.nanmean(each.values[name]))) for each in self.tuned]
+            points = [(each.seconds, _mean(each.values[name])) for each in self.tuned]
             axis.scatter(*zip(*points, strict=True), s=14, color="0.6", label="tuning prompts")
             front = [
                 a for a in points if not any(b[0] <= a[0] and sign * b[1] >= sign * a[1] and b != a for b in points)
@@ -273,6 +274,9 @@ class Calibration:
                     label=OWN if own else "held-out prompts",
                 )
             axis.set(xscale="log", xlabel="seconds a clip", title=f"{metric.label} ({metric.better} is better)")
+            axis.xaxis.set_major_locator(ticks.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(ticks.FormatStrFormatter("%g"))
+            axis.xaxis.set_minor_formatter(ticks.NullFormatter())
             if not number:
                 handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
                 axis.legend(handles.values(), handles.keys(), fontsize=7)
@@ -290,6 +294,12 @@ def _value_of(name: str, text: str) -> Any:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of the defined values; NaN where there is none."""
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if len(defined) else math.nan
 
 
 def guarded_metrics(bench: Bench, names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -553,18 +563,18 @@ def calibrate(
         return sample(chosen, texts, progress.more(len(chosen) * len(texts)))
 
     own, *tuned = sampled([Candidate({}), *candidates], captions)
-    allowed = {n: margins.get(n, default_margin(bench, n, float(np.nanmean(own.values[n])))) for n in names}
+    allowed = {n: margins.get(n, default_margin(bench, n, _mean(own.values[n]))) for n in names}
     for name, margin in allowed.items():
         say(f"margin of {name}: {margin:.3g} {bench.metrics[name].unit}")
 
     def seems_no_worse(each: Measured) -> bool:
-        return all(_loss(bench, n, own, each).mean() < margin for n, margin in allowed.items())
+        return all(_mean(_loss(bench, n, own, each)) < margin for n, margin in allowed.items())
 
     def best() -> Measured:
         fine = [each for each in tuned if seems_no_worse(each)]
         if fine:
             return min(fine, key=lambda each: each.seconds)
-        return max(tuned, key=lambda each: -float(_loss(bench, names[0], own, each).mean()))
+        return max(tuned, key=lambda each: -_mean(_loss(bench, names[0], own, each)))
 
     if finer:
         counts = sorted({each.choices["steps"] for each in candidates})
@@ -594,7 +604,7 @@ def verify(
     for name, margin in margins.items():
         loss = _loss(bench, name, own, each)
         both = np.isfinite(by_prompt(own.values[name]) + by_prompt(each.values[name]))
-        means = [float(np.mean(by_prompt(side.values[name])[both])) for side in (own, each)]
+        means = [_mean(by_prompt(side.values[name])[both]) for side in (own, each)]
         judged[name] = Judgement(means[0], means[1], mean_interval(loss, confidence=confidence), margin)
     return Verified(each, judged, own.seconds / each.seconds)
 
