@@ -65,7 +65,7 @@ class Released:
 
 @dataclass(frozen=True)
 class Fast:
-    """Sampling settings of a model that cost less, and were measured to be no worse than its own.
+    """Sampling settings of a model that cost less than its own, and what was measured of them.
 
     The setting ``fast`` takes them in place of the model's own. A request holds what they say, one by one, so that a
     manifest reproduces its clip whatever becomes of them.
