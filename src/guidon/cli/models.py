@@ -48,8 +48,10 @@ def _print_settings(preset: Preset[Any]) -> None:
     if preset.measured:
         print(f"  measured: {preset.measured}")
     if fast := preset.fast:
-        print(f"  --fast: {', '.join(f'{name} {value}' for name, value in fast.settings.items())}")
-        print(f"    measured: {fast.measured}")
+        said = ", ".join(f"{name} {value}" for name, value in fast.settings.items() if value is not None)
+        for text in (f"--fast: {said}", f"  measured: {fast.measured}"):
+            indent = "  " + " " * (len(text) - len(text.lstrip()))
+            print(textwrap.fill(text.strip(), WIDTH, initial_indent=indent, subsequent_indent=indent + "  "))
 
 
 def _print_files(preset: Preset[Released]) -> None:
