@@ -39,7 +39,7 @@ FEWER = {
 }
 """What takes the place of an option's value."""
 SAMPLING = ("generate", "evaluate", "spectrum", "match", "tune")
-"""Commands that get ``--steps 2``, except where they read videos or a manifest."""
+"""Commands that get ``--steps 2``, except where they read videos or a manifest, or take fast settings."""
 MEASURING = ("calibrate-fast", "evaluate", "spectrum", "match", "tune", "study")
 """Commands that sample the tiny model on every page. On all pages but the README, ``generate`` does so too."""
 RELEASED = {
@@ -140,7 +140,7 @@ def few(words):
     if "--engine" in words:  # tests/studies/test_ray.py runs it on a cluster
         del words[words.index("--engine") : words.index("--engine") + 2]
     reads_files = "--from" in words or any(re.search(r"\.(mp4|gif|webp)$|\*", word) for word in words[2:])
-    if words[1] in SAMPLING and "--steps" not in words and not reads_files:
+    if words[1] in SAMPLING and not {"--steps", "--fast"} & set(words) and not reads_files:
         words += ["--steps", "2"]
     if words[1] == "calibrate-fast":
         words += ["--candidate", "steps=2", "--coarse"]

@@ -139,7 +139,7 @@ def calibrate_fast(
     for path in found.write(out, pipe.preset):
         print(path)
     if found.found is not None:
-        print("for --fast, copy the settings into the folder of the model" if pipe.sources else "")
+        print("for --fast, copy Guidon.fast.json into the folder of the model")
 
 
 def parse_margin(text: str) -> tuple[str, float]:
