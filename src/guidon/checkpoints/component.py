@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from ..core.atomic import write_bytes
 from ..core.errors import InputError
@@ -149,6 +150,18 @@ def open_component(path: Path, weights: dict[str, Tensor], header: Mapping[str, 
     return Component(path, kind, config, record, weights, hash_files(path))
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves parameters as they are where they would get their first values.
+
+    Without memory there is nothing to fill, and torch would import its compiler for it, which takes as long as torch.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def on_meta(tensors: int) -> Iterator[None]:
     """In the block, this thread makes modules without memory and without random numbers.
@@ -172,7 +185,7 @@ def on_meta(tensors: int) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             yield
     finally:
         hook.remove()

@@ -37,11 +37,19 @@ def timestep_embedding(timesteps: Tensor, width: int = 256, shift: int = 0) -> T
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def places(count: int, scale: float) -> Tensor:
+    """0, 1, ... divided by ``scale``: (count,) fp32. Without memory there are no values; see ``scaled_normal``."""
+    found = torch.empty(count)
+    return found if found.is_meta else torch.arange(count) / scale
+
+
 def sincos_1d(width: int, positions: Tensor, rounded: torch.dtype = torch.float64) -> Tensor:
     """Sines then cosines of positions: (P,) -> (P, width), frequency 10000^(-i / (width / 2)), in float64.
 
     ``rounded`` is the precision that the frequencies have.
     """
+    if positions.is_meta:  # see ``scaled_normal``
+        return positions.new_empty(positions.numel(), width // 2 * 2, dtype=torch.float64)
     steps = torch.arange(width // 2, dtype=torch.float64, device=positions.device)
     omega = (10000.0 ** (-steps / (width / 2))).to(rounded).double()
     angles = positions.double().reshape(-1, 1) * omega
@@ -60,7 +68,9 @@ def sincos_2d(
     Positions are divided by ``scale``: one number for both axes, or (y, x). ``rounded``: see ``sincos_1d``.
     """
     down, across = scale if isinstance(scale, tuple) else (scale, scale)
-    y, x = torch.meshgrid(torch.arange(rows) / down, torch.arange(columns) / across, indexing="ij")
+    if (none := torch.empty(0)).is_meta:
+        return none.new_empty(rows * columns, width // 2 // 2 * 4)
+    y, x = torch.meshgrid(places(rows, down), places(columns, across), indexing="ij")
     halves = [sincos_1d(width // 2, axis.flatten(), rounded) for axis in (x, y)]
     return torch.cat(halves, dim=1).float()
 
@@ -153,6 +163,15 @@ class Mlp(nn.Module):
         return self.fc2(gelu_of(self.fc1, x))
 
 
+def scaled_normal(*shape: int) -> Tensor:
+    """Normal values of variance 1 / width, the last of the shape.
+
+    Without memory none are drawn: torch would import its compiler for it, which takes as long as torch itself.
+    """
+    table = torch.empty(shape)
+    return table if table.is_meta else torch.randn(shape) / shape[-1] ** 0.5
+
+
 class CaptionEmbedder(nn.Module):
     """Caption features to the model's width, and the null caption (a buffer that is never trained)."""
 
@@ -161,7 +180,7 @@ class CaptionEmbedder(nn.Module):
     def __init__(self, in_channels: int, hidden_size: int, tokens: int) -> None:
         super().__init__()
         self.y_proj = Mlp(in_channels, hidden_size, hidden_size)
-        self.register_buffer("y_embedding", torch.randn(tokens, in_channels) / in_channels**0.5)
+        self.register_buffer("y_embedding", scaled_normal(tokens, in_channels))
 
     def forward(self, y: Tensor) -> Tensor:
         return self.y_proj(y)
@@ -344,7 +363,7 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.linear = Linear(hidden_size, out_features)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
+        self.scale_shift_table = nn.Parameter(scaled_normal(2, hidden_size))
 
     def modulated(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, N, D) normalised and modulated by t (B, D)."""

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import CrossAttention, unpatch
+from .layers import CrossAttention, scaled_normal, unpatch
 
 FEATURES = 8  # features of the tokens, per latent pixel
 REACH = 5  # kernel size of the convolutions along time, in frames
@@ -97,7 +97,7 @@ class Finisher(nn.Module):
     def __init__(self, refiner: Refiner, hidden_size: int, heads: int, end: int) -> None:
         super().__init__()
         self.refiner, self.end = refiner, end
-        self.query = nn.Parameter(torch.randn(1, 1, hidden_size) / hidden_size**0.5)
+        self.query = nn.Parameter(scaled_normal(1, 1, hidden_size))
         self.cross_attn = CrossAttention(hidden_size, heads)
 
     def forward(

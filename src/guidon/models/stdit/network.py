@@ -26,6 +26,8 @@ from ..parts.layers import (
     Mlp,
     PatchEmbed,
     modulate,
+    places,
+    scaled_normal,
     sincos_1d,
     sincos_2d,
     timesteps_of,
@@ -48,7 +50,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(d, int(d * config.mlp_ratio), d)
         self.attn_temp = Attention(d, heads)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
+        self.scale_shift_table = nn.Parameter(scaled_normal(6, d))
 
     def forward(
         self,
@@ -124,7 +126,7 @@ class STDiT(CaptionedTransformer):
         return sincos_2d(self.config.hidden_size, rows, columns, self.config.space_scale)
 
     def _in_time(self, frames: int) -> Tensor:
-        return sincos_1d(self.config.hidden_size, torch.arange(frames) / self.config.time_scale).float()
+        return sincos_1d(self.config.hidden_size, places(frames, self.config.time_scale)).float()
 
     def _positions(self, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Positions (1, S, D) within a frame and (1, T, D) along time."""
