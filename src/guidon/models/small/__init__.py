@@ -41,15 +41,13 @@ SMALL = Preset(
     sizes=("size", "frames"),
     measured="200 L0 prompts x 4: all attributes right 96.5%; shape 99% (outlines within 0.25 px), others 98% or more",
     fast=Fast(
-        sampler="ddpm",
-        steps=18,
-        spacing="split:0.35,0.33",
-        timing="interval:0,0.5",
-        reuse=2,
+        sampler="consistency",
+        steps=8,
+        spacing="at:999,780,650,540,450,385,349,60",
+        distilled=True,
         dtype="bf16",
-        decode_dtype="bf16",
-        measured="4.2x to 4.7x less CPU time a clip; of 296 L0 prompts 3.4 points fewer all right [0.3, 6.8], and law "
-        "residual, area CV, colour drift and fit PSNR no worse",
+        measured="20x less CPU time of denoising; 200 L0 prompts, against the 50 steps: all attributes right 99.5% "
+        "(96.0%), fit to a clean scene 0.5 dB worse",
     ),
 )
 
