@@ -353,7 +353,8 @@ class Request(Settings):
     def lossy(self) -> list[str]:
         """The settings by which the clip costs less and is another one than without them; empty for none."""
         rounded = [name for name in ("dtype", "decode_dtype") if getattr(self, name) != "fp32"]
-        return [name for name in ("spacing", "adaptive", "reuse") if getattr(self, name) is not None] + rounded
+        other = ["distilled"] if self.distilled else []
+        return other + [name for name in ("spacing", "adaptive", "reuse") if getattr(self, name) is not None] + rounded
 
     @property
     def sparing(self) -> Sparing:
