@@ -186,7 +186,7 @@ Sampler = Annotated[
     option(
         "Sampling",
         "NAME",
-        f"Sampler: {', '.join(SAMPLERS[:5])} or {SAMPLERS[5]}; for a rectified flow {SAMPLERS[6]} or {SAMPLERS[7]}.",
+        f"Sampler: {', '.join(SAMPLERS[:-3])} or {SAMPLERS[-3]}; for a rectified flow {SAMPLERS[-2]} or {SAMPLERS[-1]}.",
         default=of_model("ddpm"),
         values=SAMPLERS,
     ),
