@@ -186,7 +186,8 @@ Sampler = Annotated[
     option(
         "Sampling",
         "NAME",
-        f"Sampler: {', '.join(SAMPLERS[:-3])} or {SAMPLERS[-3]}; for a rectified flow {SAMPLERS[-2]} or {SAMPLERS[-1]}.",
+        f"Sampler: {', '.join(SAMPLERS[:-3])} or {SAMPLERS[-3]}; for a rectified flow {SAMPLERS[-2]} or "
+        f"{SAMPLERS[-1]}.",
         default=of_model("ddpm"),
         values=SAMPLERS,
     ),
