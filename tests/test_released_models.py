@@ -295,7 +295,7 @@ def test_parts_that_do_not_fit_each_other_are_named(hub, tmp_path):
         ("--download", "brings its own weights: leave out --download"),
         ("--text-dtype bf16", "leave out --text-dtype"),
         ("--exact open-sora-1", "did you mean 'open-sora-1.2'"),
-        ("--offload all", "--offload is 'all': expected 'none' or 'stages'"),
+        ("--offload all", "--offload is 'all': expected 'none', 'stages' or 'blocks'"),
         ("--format png", "--format png holds one image"),
     ],
 )  # fmt: skip

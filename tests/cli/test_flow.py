@@ -12,6 +12,7 @@ from PIL import Image
 import guidon
 from guidon.analysis import matching
 from guidon.diffusion import FlowPath, clip_shift
+from guidon.samplers import SAMPLERS
 
 PROMPT = "a red circle moves left on a white background"
 STUDY = {
@@ -53,7 +54,7 @@ def test_its_own_sampler_is_euler_and_those_of_a_diffusion_are_refused(made, ref
             said == f"--sampler {sampler} does not go with {tiny_flow}, which is a rectified flow: give euler or heun"
         )
     said = refused("generate", PROMPT, "--model", tiny_model, "--sampler", "heun")
-    assert said.endswith("which is a diffusion model: give ddpm or ddim or dpm-solver")
+    assert said.endswith(f"which is a diffusion model: give {' or '.join(SAMPLERS['diffusion'])}")
     said = refused(
         "generate", PROMPT, "--model", tiny_flow, "--guidance", "cfg++", "--cfg-scale", 0.5, "--sampler", "heun"
     )

@@ -22,7 +22,7 @@ from . import (
     STOPPED,
     audit,
     bench,
-    calibrate,
+    calibrate_fast,
     channels,
     config,
     encode,
@@ -74,7 +74,7 @@ add(app, spectrum.spectrum, spectrum.EXAMPLE, MEASURE)
 add(app, channels.channels, channels.EXAMPLE, MEASURE)
 add(app, match.match, match.EXAMPLE, MEASURE)
 add(app, tune.tune, tune.EXAMPLE, MEASURE)
-add(app, calibrate.calibrate_fast, calibrate.EXAMPLE, MEASURE)
+add(app, calibrate_fast.calibrate_fast, calibrate_fast.EXAMPLE, MEASURE)
 app.add_typer(studies, name="study", rich_help_panel=MEASURE)
 add(studies, study.run, study.EXAMPLE_RUN)
 add(studies, study.report, study.EXAMPLE_REPORT)

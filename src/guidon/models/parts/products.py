@@ -86,13 +86,7 @@ def _is_faster(dtype: torch.dtype) -> bool:
 FASTER = {dtype: _is_faster(dtype) for dtype in (torch.float32, torch.bfloat16)}
 """In which precisions oneDNN's product is taken."""
 
-# ``product`` as one operator, which compiled code calls as it is
-_LIBRARY = torch.library.Library("guidon", "DEF")
-_LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor")
-_LIBRARY.impl("product", product, "CPU")
 
-
-@torch.library.register_fake("guidon::product", lib=_LIBRARY)
 def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
@@ -105,6 +99,17 @@ def _flops(x: list[int], weight: list[int], *others: object, out_shape: object =
     return 2 * rows * weight[0] * weight[1]
 
 
-flop_counter.register_flop_formula(torch.ops.guidon.product)(_flops)
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    flop_counter.register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+def _register() -> torch.library.Library:
+    """``product`` as one operator of torch, which compiled code calls as it is."""
+    library = torch.library.Library("guidon", "DEF")
+    library.define("product(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor")
+    library.impl("product", product, "CPU")
+    torch.library.register_fake("guidon::product", _shape, lib=library)
+    flop_counter.register_flop_formula(torch.ops.guidon.product)(_flops)
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        flop_counter.register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
+    return library
+
+
+_LIBRARY = None if hasattr(torch.ops.guidon, "product") else _register()
+"""Torch's registry outlives this module, should it be imported anew. The operator goes with this object."""

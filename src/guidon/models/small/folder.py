@@ -152,7 +152,7 @@ def find_model(preset: Preset[Path], sources: Sources, device: torch.device) -> 
         told = parts.told.to(device, dtype).eval()
         return DistilledNetwork(parts.merge().to(device, dtype).eval(), told, network(dtype), parts.config)
 
-    stage = Stage(network, keep)
+    stage: Stage[[torch.dtype], Network[Any]] = Stage(network, keep)
     with stage.in_use(torch.float32):  # refuse now a file that does not fit
         pass
     return Model(
