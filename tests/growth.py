@@ -7,7 +7,7 @@ from pathlib import Path
 import guidon
 
 OURS = str(Path(guidon.__file__).parent)
-LINEAR = 2.2
+LINEAR = 3.0
 """If work is linear, doubling it twice adds lines in the ratio 2; if it is quadratic, in the ratio 4."""
 
 

@@ -179,7 +179,7 @@ def run(request, folder_of, done, tiny, monkeypatch):
         words = command.words
         while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             monkeypatch.setenv(*words.pop(0).split("=", 1))
-        if command.page != "README.md" and "--model" not in words and words[0] == "guidon":
+        if command.page != "README.md" and not {"--model", "--fast"} & set(words) and words[0] == "guidon":
             tiny()
         HANDLERS[words[0]](words, tiny)
         done.add(command)

@@ -106,6 +106,7 @@ def _fails(error):
     def before():
         from guidon.models.stdit.network import STDiT
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         if os.environ["RANK"] != "1":
             return
         calls, call = [], STDiT.__call__
