@@ -1,7 +1,9 @@
+import shutil
 from contextlib import contextmanager
 
 import pytest
 
+from guidon.checkpoints import load_component, save_component
 from guidon.core.atomic import write_bytes
 from guidon.training import loop, run_recipe
 from guidon.training.tasks import denoiser, vae
@@ -35,3 +37,13 @@ def trained(tmp_path_factory, tiny_model):
     """The model folder of a run that was not interrupted."""
     with tiny_runs():
         return run_recipe(denoiser_recipe(tmp_path_factory.mktemp("whole"), tiny_model / "vae.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def model_x0(tmp_path_factory, tiny_model):
+    """The tiny model as one that predicts x_0."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("x0") / "model")
+    path = folder / "denoiser.safetensors"
+    found = load_component(path, "denoiser")
+    save_component(path, "denoiser", found.config | {"prediction": "x0"}, found.weights, found.record)
+    return folder

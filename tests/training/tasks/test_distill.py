@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import guidon
-from guidon.checkpoints import load_component, save_component
+from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.models.small import DISTILLED
 from guidon.models.small.distilled_config import DISTILLED_KIND
@@ -31,16 +31,6 @@ DISTILL = {
 def readable(monkeypatch):
     """As if a model drew what it was asked for: tiny ones draw nothing that can be read."""
     monkeypatch.setattr(pairs, "correct", lambda frames, wanted: scenes_of_captions(wanted))
-
-
-@pytest.fixture(scope="module")
-def model_x0(tmp_path_factory, tiny_model):
-    """The tiny model as one that predicts x_0."""
-    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("x0") / "model")
-    path = folder / "denoiser.safetensors"
-    found = load_component(path, "denoiser")
-    save_component(path, "denoiser", found.config | {"prediction": "x0"}, found.weights, found.record)
-    return folder
 
 
 def recipe(folder, model, **values):

@@ -1,6 +1,5 @@
 """The stage that learns from its own rollouts: what it trains, what it leaves, and that the result samples."""
 
-import shutil
 import signal
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 import guidon
-from guidon.checkpoints import load_component, save_component
+from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.training import load_recipe, run_recipe
 from guidon.training.data import rollouts
@@ -31,16 +30,6 @@ PROMPT = "a red circle moves left on a white background"
 @pytest.fixture(autouse=True)
 def readable(monkeypatch):
     monkeypatch.setattr(rollouts, "redraw", redraw_truth)
-
-
-@pytest.fixture(scope="module")
-def model_x0(tmp_path_factory, tiny_model):
-    """The tiny model as one that predicts x_0."""
-    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("x0") / "model")
-    path = folder / "denoiser.safetensors"
-    found = load_component(path, "denoiser")
-    save_component(path, "denoiser", found.config | {"prediction": "x0"}, found.weights, found.record)
-    return folder
 
 
 def recipe(folder, model, **values):
