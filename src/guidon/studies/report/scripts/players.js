@@ -52,6 +52,8 @@ const slice = (image, row, canvas) => {
   for (let t = 0; t < frames; t++) drawn.drawImage(image, t * w, at, w, 1, 0, t, w, 1);
 };
 // A page may hold thousands of clips, so each is loaded when it is first wanted. What it was wanted for is then drawn.
+const wanted = new Set();
+let missing = 0; // clips that the last drawing wanted and that were not loaded
 let waiting = false;
 const soon = () => {
   if (waiting) return;
@@ -60,15 +62,14 @@ const soon = () => {
 };
 const loaded = (image) => {
   if (image.complete && image.naturalWidth > 0) return true;
-  if (image.loading === "lazy" || image.dataset.wanted === undefined) {
-    image.dataset.wanted = "";
+  if (!wanted.has(image)) {
+    wanted.add(image);
     image.addEventListener("load", soon, { once: true });
     image.loading = "eager";
   }
   missing++;
   return false;
 };
-let missing = 0; // clips that a drawing wanted and that are not loaded yet
 const still = document.createElement("canvas");
 const pixels = (image) => {
   const [w, h] = sizeOf(image);
