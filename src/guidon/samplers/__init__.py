@@ -37,16 +37,6 @@ __all__ = [
     "sample_unipc",
 ]  # fmt: skip
 __getattr__ = imported_later(
-    __name__,
-    "consistency",
-    "ddim",
-    "ddpm",
-    "dpm_solver",
-    "dpm_solver_sde",
-    "euler",
-    "frames",
-    "heun",
-    "noise",
-    "philox",
-    "unipc",
-)
+    __name__, "consistency", "ddim", "ddpm", "dpm_solver", "dpm_solver_sde", "euler", "frames", "heun", "noise",
+    "philox", "unipc",
+)  # fmt: skip
