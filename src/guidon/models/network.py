@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,4 +60,13 @@ class Network(Protocol[C]):
 
     def __call__(self, x: Tensor, level: NoiseLevel, cond: C, /) -> Tensor:
         """The prediction for x (B, C, ...): (B, C, ...), or (B, 2C, ...) where the variance is learned; fp32."""
+        ...
+
+
+@runtime_checkable
+class ToldOfGuidance(Protocol):
+    """A network that is told how strong guidance is, and runs one branch."""
+
+    def under(self, strengths: Tensor) -> Callable[[Tensor, NoiseLevel, Any], Tensor]:
+        """The network under guidance of these strengths, (C,): ``(x, level, condition)`` -> the guided prediction."""
         ...

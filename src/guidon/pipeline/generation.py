@@ -35,9 +35,8 @@ from ..guidance.combine import START
 from ..guidance.rules import SkipGuidance
 from ..models.family import Preset
 from ..models.model import Model
-from ..models.network import IMAGE_FPS, ClipFacts, Network
+from ..models.network import IMAGE_FPS, ClipFacts, Network, ToldOfGuidance
 from ..models.registry import find_replay
-from ..models.small.distilled import DistilledNetwork
 from ..models.stages import Stage
 from ..models.text.prompts import Prompts
 from ..models.vae import Autoencoder
@@ -343,7 +342,7 @@ class Generation:
         # the conditions of the branches; the null caption is read under the prompts' mask, as in the originals
         features, mask = prompts.rows(numbers, self.device)
         cond, negative = network.prepare(features, mask), None
-        if isinstance(network, DistilledNetwork):  # it is told of guidance, which therefore does not act on branches
+        if isinstance(network, ToldOfGuidance):  # so guidance does not act on branches
             scales = torch.tensor(request.guidance.scales_for(self.model.facts.channels).scales)
             return GuidedDenoiser(
                 network.under(scales), Guidance(1.0), cond,

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ...checkpoints.writing import safetensors_bytes
-from ...core.atomic import write_bytes
+from ...core.atomic import sweep, write_bytes
 from ...core.errors import InputError
 from ...core.hashing import hash_tensors
+from ...core.progress import progress
 from ...core.reading import reading, regular_file
 
 
@@ -67,3 +70,44 @@ def stored(
         print(error, file=sys.stderr)
         return None
     return tensors
+
+
+def sampled_rollouts(
+    place: Path,
+    key: str,
+    count: int,
+    size: int,
+    fits: Callable[[range, Mapping[str, Tensor]], bool],
+    sample: Callable[[range], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Clips that a model samples, block by block: the tensors of all blocks, joined along their first axis.
+
+    A block that was stored is read, so an interrupted run continues with the next one.
+
+    Args:
+        place: the folder of the blocks.
+        key: what they are sampled from.
+        count: how many clips are sampled.
+        size: how many in a block.
+        fits: whether stored tensors are those of clips of these numbers.
+        sample: samples the clips of these numbers. Those that cannot be read are left out of "numbers".
+
+    Raises:
+        InputError: not one clip can be read.
+    """
+    sweep(place)
+    blocks: list[dict[str, Tensor]] = []
+    starts = range(0, count, size)
+    with progress("sampling rollouts") as on_step:
+        for done, first in enumerate(starts):
+            path, numbers = place / f"{first:06}.safetensors", range(first, min(first + size, count))
+            own = f"{key} {len(numbers)}"
+            if (block := stored(path, own, "rollouts", partial(fits, numbers))) is None:
+                block = sample(numbers)
+                store(path, own, block)
+            blocks.append(block)
+            on_step(done + 1, len(starts))
+    found = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    if not len(found["numbers"]):
+        raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")
+    return found

@@ -13,19 +13,16 @@ import torch
 from torch import Tensor
 
 from ... import world
-from ...core.atomic import sweep
-from ...core.errors import InputError
 from ...core.hashing import hash_settings
 from ...core.limits import require_memory
-from ...core.progress import progress
 from ...diffusion import NoiseLevel, NoiseSchedule, split_prediction
 from ...diffusion.spacing import Explicit
 from ...guidance import Guidance, GuidedDenoiser
 from ...models.model import Model
-from ...models.small.distilled import DistilledNetwork
+from ...models.network import ToldOfGuidance
 from ...samplers import SampleNoise, sample_ddim
 from ..recipe import DistillRecipe
-from .cache import store, stored
+from .cache import sampled_rollouts
 from .redraw import correct
 
 RULES = 1  # raise it when the rules below change: pairs that were stored by other rules are then made again
@@ -74,28 +71,17 @@ class Pairs:
         settings = recipe.model_dump(mode="json", include={"seed", "timesteps", "sampling"})
         key = hash_settings({"weights": weights, "settings": settings, "steps": steps, "rules": RULES})
         place = folder / f"pairs-{key[:8]}"
-        sweep(place)
-        blocks: list[dict[str, Tensor]] = []
-        starts = range(0, count, size)
-        with progress("sampling rollouts") as on_step:
-            for done, first in enumerate(starts):
-                path, numbers = place / f"{first:06}.safetensors", range(first, min(first + size, count))
-                own = f"{key} {len(numbers)}"
-                if (block := stored(path, own, "rollouts", partial(_fits, model, numbers, steps))) is None:
-                    block = _sample(model, numbers, recipe, steps, device)
-                    store(path, own, block)
-                blocks.append(block)
-                on_step(done + 1, len(starts))
-        found = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        fits = partial(_fits, model, steps)
+        found = sampled_rollouts(
+            place, key, count, size, fits, lambda numbers: _sample(model, numbers, recipe, steps, device)
+        )
         numbers = found["numbers"].tolist()
-        if not numbers:
-            raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")
         captions = [world.clip("train", recipe.seed, number).caption for number in numbers]
         parts = (found[name] for name in ("clips", "before", "guided", "varied", "strengths"))
         return cls(captions, *parts)
 
 
-def _fits(model: Model, numbers: range, steps: int, block: Mapping[str, Tensor]) -> bool:
+def _fits(model: Model, steps: int, numbers: range, block: Mapping[str, Tensor]) -> bool:
     """Whether a stored block is one that ``_sample`` makes for clips of these numbers."""
     if "numbers" not in block or block["numbers"].dtype != torch.int64 or block["numbers"].ndim != 1:
         return False
@@ -141,7 +127,7 @@ def _sample(
     with model.text.in_use() as text, stage.in_use(torch.float32) as network:
         features, mask = text.encode(captions)
         condition, parameterization = network.prepare(features, mask), model.process.parameterization
-        if isinstance(network, DistilledNetwork):
+        if isinstance(network, ToldOfGuidance):
             told = network.under(torch.tensor(strengths))
             denoiser = GuidedDenoiser(told, Guidance(1.0), condition, parameterization=parameterization)
         else:

@@ -19,18 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import world
-from ...core.atomic import sweep
-from ...core.errors import InputError
 from ...core.hashing import hash_settings
 from ...core.limits import require_memory
-from ...core.progress import progress
 from ...diffusion import NoiseSchedule
 from ...guidance import Guidance, GuidedDenoiser
 from ...models.model import Model
 from ...models.vae import Autoencoder
 from ...samplers import SampleNoise, sample_ddpm
 from ..recipe import Sampling
-from .cache import store, stored
+from .cache import sampled_rollouts
 from .redraw import RULES, redraw
 
 MARGIN = 3  # pixels around the object that count as part of it, for it may be drawn too large
@@ -80,22 +77,10 @@ class Rollouts:
         settings, size = sampling.model_dump(mode="json", exclude={"block"}), sampling.block
         key = hash_settings({"weights": weights, "seed": seed, "sampling": settings, "block": size, "rules": RULES})
         place = folder / f"rollouts-{key[:8]}"
-        sweep(place)
-        blocks: list[dict[str, Tensor]] = []
-        starts = range(0, count, size)
-        with progress("sampling rollouts") as on_step:
-            for done, first in enumerate(starts):
-                path = place / f"{first:06}.safetensors"
-                numbers = range(first, min(first + size, count))
-                own = f"{key} {len(numbers)}"
-                if (block := stored(path, own, "rollouts", partial(_fits, model, numbers))) is None:
-                    block = _sample(model, seed, numbers, sampling, device)
-                    store(path, own, block)
-                blocks.append(block)
-                on_step(done + 1, len(starts))
-        found = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-        if not len(found["numbers"]):
-            raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")
+        fits = partial(_fits, model)
+        found = sampled_rollouts(
+            place, key, count, size, fits, lambda numbers: _sample(model, seed, numbers, sampling, device)
+        )
         clips = [world.clip("train", seed, number) for number in found["numbers"].tolist()]
         captions, backwards = [clip.caption for clip in clips], [_backwards(clip) for clip in clips]
         return cls(captions, backwards, found["drawn"], found["clean"], found["objects"])
