@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..core.broadcasting import at_least_single
 from ..core.progress import OnStep
-from ..diffusion import NoiseSchedule, Process, predicted_x0, split_prediction
+from ..diffusion import DiscreteLevel, NoiseSchedule, Process, predicted_x0, split_prediction
 from .contract import AfterStep, Denoiser, Noise, checked
 from .ddim import ddim_towards
 from .frames import FrameMask
+from .walk import walk
 
 HIDDEN = 0.15
 """Noise hides a sample where alpha, its share in x_t, is below this."""
@@ -37,23 +38,14 @@ def sample_consistency(
         InputError: a prediction is not finite, or the frame mask does not fit.
     """
     predict = checked(denoiser)
-    for done, level in enumerate(schedule.levels, 1):
-        before = x
-        if frames is not None:
-            x, level = frames.begin(x, level, noise)
+
+    def step(x: Tensor, level: DiscreteLevel, _: int) -> Tensor:
         x = at_least_single(x)
         x_0 = predicted_x0(split_prediction(predict(x, level), x.shape[1])[0], x, level, process)
-        drawn = noise(x)
+        drawn = noise(x)  # at every step, whether it is used or not
         if float(level.alphas_cumprod.max()) < HIDDEN**2:
-            x = ddim_towards(x_0, x, level, None, 0.0)
-        else:
-            next_signal = level.alphas_cumprod_prev
-            x = next_signal.sqrt() * x_0 + (1 - next_signal).sqrt() * drawn
-        if frames is not None:
-            x = frames.end(before, x, level)
-        if after_step:
-            x = after_step(done - 1, level, x)
-        if on_step:
-            on_step(done, len(schedule))
-    predict.finish()
-    return x
+            return ddim_towards(x_0, x, level, None, 0.0)
+        next_signal = level.alphas_cumprod_prev
+        return next_signal.sqrt() * x_0 + (1 - next_signal).sqrt() * drawn
+
+    return walk(predict, schedule.levels, x, noise, step, on_step=on_step, after_step=after_step, frames=frames)

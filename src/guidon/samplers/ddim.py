@@ -11,6 +11,7 @@ from ..core.progress import OnStep
 from ..diffusion import DiscreteLevel, NoiseSchedule, Process, eps_from_x0, predicted_x0, split_prediction
 from .contract import AfterStep, Denoiser, Noise, checked
 from .frames import FrameMask
+from .walk import walk
 
 
 def ddim_step(
@@ -71,16 +72,8 @@ def sample_ddim(
     if not 0 <= eta <= 1:
         raise InputError(f"{setting('eta')} {eta:g} is outside [0, 1]: 0 is deterministic, 1 as noisy as ddpm")
     predict = checked(denoiser)
-    for done, level in enumerate(schedule.levels, 1):
-        before = x
-        if frames is not None:
-            x, level = frames.begin(x, level, noise)
-        x, _ = ddim_step(predict(x, level), x, level, noise(x) if eta else None, process, eta)
-        if frames is not None:
-            x = frames.end(before, x, level)
-        if after_step:
-            x = after_step(done - 1, level, x)
-        if on_step:
-            on_step(done, len(schedule))
-    predict.finish()
-    return x
+
+    def step(x: Tensor, level: DiscreteLevel, _: int) -> Tensor:
+        return ddim_step(predict(x, level), x, level, noise(x) if eta else None, process, eta)[0]
+
+    return walk(predict, schedule.levels, x, noise, step, on_step=on_step, after_step=after_step, frames=frames)

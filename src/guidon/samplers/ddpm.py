@@ -22,6 +22,7 @@ from ..diffusion import (
 from .contract import AfterStep, Denoiser, DenoiserInParts, Noise, Parts, checked
 from .frames import FrameMask
 from .noise import SampleNoise
+from .walk import walk
 
 
 def ddpm_step(
@@ -134,16 +135,8 @@ def sample_ddpm(
         InputError: a prediction is not finite, or the frame mask does not fit.
     """
     predict = checked(denoiser)
-    for done, level in enumerate(schedule.levels, 1):
-        before = x
-        if frames is not None:
-            x, level = frames.begin(x, level, noise)
-        x = ddpm_guided_next(predict, x, level, noise, process)
-        if frames is not None:
-            x = frames.end(before, x, level)
-        if after_step:
-            x = after_step(done - 1, level, x)
-        if on_step:
-            on_step(done, len(schedule))
-    predict.finish()
-    return x
+
+    def step(x: Tensor, level: DiscreteLevel, _: int) -> Tensor:
+        return ddpm_guided_next(predict, x, level, noise, process)
+
+    return walk(predict, schedule.levels, x, noise, step, on_step=on_step, after_step=after_step, frames=frames)

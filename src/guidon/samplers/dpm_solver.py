@@ -19,6 +19,7 @@ from ..diffusion import CLEAN, NoiseLevel, NoiseSchedule, Process, Spacing, conv
 from ..diffusion.spacing import UNIFORM
 from .contract import AfterStep, Denoiser, Noise, checked
 from .frames import FrameMask
+from .walk import walk
 
 
 def half_log_snr(level: NoiseLevel) -> float:
@@ -79,14 +80,13 @@ def sample_dpm_solver(
     """
     predict = checked(denoiser)
     levels = levels_of(schedule, steps, spacing)
-    x = at_least_single(x)
     last: NoiseLevel | None = None
     previous: Tensor | None = None
     previous_h = 0.0
-    for k in range(steps):
-        level, after, before = levels[k], levels[k + 1], x
-        if frames is not None:
-            x, level = frames.begin(x, level, noise, last)
+
+    def step(x: Tensor, level: NoiseLevel, k: int) -> Tensor:
+        nonlocal last, previous, previous_h
+        after = levels[k + 1]
         # the clean sample that is predicted here
         x_0 = predicted_data(predict(x, level), x, level, process)
         # extrapolate it from the last two predictions
@@ -96,14 +96,10 @@ def sample_dpm_solver(
             direction = x_0 + (h / (2 * previous_h)) * (x_0 - previous)
             if last is not None and last.noisy is not None:  # a frame that joins has no history
                 direction = torch.where(per_frame(last.noisy), direction, x_0)
-        # one step of the exponential integrator
-        x = (after.sigma / level.sigma) * x - after.alpha * math.expm1(-h) * direction
-        if frames is not None:
-            x = frames.end(before, x, level)
         last, previous, previous_h = level, x_0, h
-        if after_step:
-            x = after_step(k, level, x)
-        if on_step:
-            on_step(k + 1, steps)
-    predict.finish()
-    return x
+        # one step of the exponential integrator
+        return (after.sigma / level.sigma) * x - after.alpha * math.expm1(-h) * direction
+
+    return walk(
+        predict, levels[:-1], at_least_single(x), noise, step, on_step=on_step, after_step=after_step, frames=frames
+    )

@@ -19,6 +19,7 @@ from ..diffusion.spacing import UNIFORM
 from .contract import AfterStep, Denoiser, Noise, checked
 from .dpm_solver import half_log_snr, levels_of, predicted_data
 from .frames import FrameMask
+from .walk import walk
 
 History = list[tuple[NoiseLevel, Tensor, float]]
 """Of the steps before, the last one first: the level, the clean sample that was predicted, and the step's length."""
@@ -52,12 +53,11 @@ def sample_dpm_solver_sde(
     """
     predict = checked(denoiser)
     levels = levels_of(schedule, steps, spacing, to_data=True)
-    x = at_least_single(x)
     history: History = []
-    for k in range(steps):
-        level, after, before = levels[k], levels[k + 1], x
-        if frames is not None:
-            x, level = frames.begin(x, level, noise, history[0][0] if history else None)
+
+    def step(x: Tensor, level: NoiseLevel, k: int) -> Tensor:
+        nonlocal history
+        after = levels[k + 1]
         x_0 = predicted_data(predict(x, level), x, level, process)
         drawn = at_least_single(noise(x))
         # one step of the exponential integrator; at the data nothing is left of x and of noise
@@ -68,15 +68,12 @@ def sample_dpm_solver_sde(
             x = x + after.alpha * _curvature(x_0, h, history, order) + (after.sigma * math.sqrt(share)) * drawn
         else:
             x = x_0
-        if frames is not None:
-            x = frames.end(before, x, level)
         history = [(level, x_0, h), *history[: order - 2]] if order > 1 else [(level, x_0, h)]
-        if after_step:
-            x = after_step(k, level, x)
-        if on_step:
-            on_step(k + 1, steps)
-    predict.finish()
-    return x
+        return x
+
+    return walk(
+        predict, levels[:-1], at_least_single(x), noise, step, on_step=on_step, after_step=after_step, frames=frames
+    )
 
 
 def _curvature(x_0: Tensor, h: float, history: History, order: int) -> Tensor | float:

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from ..core.broadcasting import at_least_single
 from ..core.progress import OnStep
-from ..diffusion import FlowPath, NoiseLevel, Process, convert, split_prediction
+from ..diffusion import FlowLevel, FlowPath, NoiseLevel, Process, convert, split_prediction
 from .contract import AfterStep, Denoiser, Noise, checked
 from .frames import FrameMask
+from .walk import walk
 
 
 def velocity(prediction: Tensor, x: Tensor, level: NoiseLevel, process: Process) -> Tensor:
@@ -40,19 +41,10 @@ def sample_euler(
     Raises:
         InputError: a prediction is not finite, or the frame mask does not fit.
     """
-    predict, last = checked(denoiser), None
-    for done, level in enumerate(path.levels, 1):
-        before, after = x, level.next
-        assert after is not None  # the data comes after the last level
-        if frames is not None:
-            x, level = frames.begin(x, level, noise, last)
-            last = level
-        x = euler_step(velocity(predict(x, level), x, level, process), x, level, after)
-        if frames is not None:
-            x = frames.end(before, x, level)
-        if after_step:
-            x = after_step(done - 1, level, x)
-        if on_step:
-            on_step(done, len(path))
-    predict.finish()
-    return x
+    predict = checked(denoiser)
+
+    def step(x: Tensor, level: FlowLevel, _: int) -> Tensor:
+        assert level.next is not None  # the data comes after the last level
+        return euler_step(velocity(predict(x, level), x, level, process), x, level, level.next)
+
+    return walk(predict, path.levels, x, noise, step, on_step=on_step, after_step=after_step, frames=frames)

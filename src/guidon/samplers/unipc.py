@@ -19,6 +19,7 @@ from ..diffusion.spacing import UNIFORM
 from .contract import AfterStep, Denoiser, Noise, checked
 from .dpm_solver import half_log_snr, levels_of, predicted_data
 from .frames import FrameMask
+from .walk import walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +61,12 @@ def sample_unipc(
     """
     predict = checked(denoiser)
     levels = levels_of(schedule, steps, spacing, to_data=True)
-    x = at_least_single(x)
     last: _Step | None = None
     earlier: _Step | None = None
-    for k in range(steps):
-        level, after, before = levels[k], levels[k + 1], x
-        if frames is not None:
-            x, level = frames.begin(x, level, noise, None if last is None else last.level)
+
+    def step(x: Tensor, level: NoiseLevel, k: int) -> Tensor:
+        nonlocal last, earlier
+        after = levels[k + 1]
         x_0 = predicted_data(predict(x, level), x, level, process)
         if last is not None:  # what is predicted here corrects the step that led here (alg. 1, UniC)
             x = _known(_corrected(last, earlier, level, x_0), x, last.level)
@@ -75,15 +75,12 @@ def sample_unipc(
         if after.sigma and last is not None:  # eq. 3 of second order, UniP
             slope = (x_0 - last.x_0) * (h / (half_log_snr(level) - half_log_snr(last.level)))
             x = _known(x - 0.5 * after.alpha * math.expm1(-h) * slope, x, last.level)
-        if frames is not None:
-            x = frames.end(before, x, level)
         last, earlier = here, last
-        if after_step:
-            x = after_step(k, level, x)
-        if on_step:
-            on_step(k + 1, steps)
-    predict.finish()
-    return x
+        return x
+
+    return walk(
+        predict, levels[:-1], at_least_single(x), noise, step, on_step=on_step, after_step=after_step, frames=frames
+    )
 
 
 def _corrected(last: _Step, earlier: _Step | None, level: NoiseLevel, x_0: Tensor) -> Tensor:
