@@ -110,7 +110,10 @@ def test_a_prompt_becomes_an_mp4_that_its_manifest_makes_again(hub, tmp_path, na
         cli.main(["generate", "--from", f"{video}.json", *where, "--out", f"{tmp_path}/b"])
     assert stop.value.code == 0, capsys.readouterr().err
     first, again = (next((tmp_path / folder).glob("*-sheet.png")).read_bytes() for folder in "ab")
-    assert again == first  # the frames; x264 may code the same ones otherwise on a busy machine
+    assert again == first  # four of the frames, without loss
+    # x264 may code the same frames otherwise on a busy machine: up to 8 of 255 were seen
+    shown, repeated = (load_video(path)[0].astype(int) for path in (video, next((tmp_path / "b").glob("*.mp4"))))
+    assert np.abs(repeated - shown).max() <= 16
 
 
 def test_one_frame_is_an_image(hub, tmp_path):
