@@ -420,22 +420,22 @@ def test_a_real_memory_that_is_too_small_falls_back(pipe):
     assert whole.how == "returned", whole
     frames, computed = whole.value
     with trials("an allocation that fails on the CPU") as found:
-        told, too_little, enough = 0, 0.0, 1.5
-        # The first three mostly end in smaller parts, refused at the last of them, and refused at the start. What is free
-        # differs from run to run: if none was made in smaller parts, the share at which some are is searched for.
-        for number in range(15):
-            if number >= (7 if LONG else 3) and told:
+        told = 0
+        # What is free differs from run to run, and what fails grows and shrinks with the share: if none of the first was
+        # made in smaller parts, all shares are tried, those near its usual place first.
+        first, finer = (
+            (0.7, 0.45, 0.3, 0.6, 0.25, 0.38, 0.2),
+            sorted((n / 50 for n in range(4, 75)), key=lambda share: abs(share - 0.35)),
+        )
+        for number, share in enumerate((*first, *finer)):
+            if number >= (len(first) if LONG else 3) and told:
                 break
-            share = (0.7, 0.45, 0.3)[number] if number < 3 else (too_little + enough) / 2
             ended = child(work, frames, memory=int(share * whole.memory), cpu=120)
             if ended.how == "returned":
                 right, lines, how = ended.value
                 told += len(lines)
-                if not lines:
-                    enough = min(enough, share)
                 found.check(right and len(lines) == (how != computed), f"{share}: {lines} {how}", ended)
             else:
-                too_little = max(too_little, share)
                 held = ended.one_line and "memory" in ended.message
                 (found.refused if held else found.failed)(f"{share}: {ended}", ended)
         assert told
