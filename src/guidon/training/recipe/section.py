@@ -1,0 +1,27 @@
+"""What all sections of a recipe share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from ...core.errors import InputError
+from ...core.settings import Settings
+
+DIFFUSION_STEPS = 1000  # timesteps of the diffusion that is trained
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+def must_divide(part: int, whole: int, what: str) -> None:
+    """Raise an InputError that begins with ``what`` if ``part`` does not divide ``whole``."""
+    if whole % part:
+        raise InputError(f"{what}: {whole} is no multiple of {part}")
+
+
+class Section(Settings):
+    """Base of the sections of a recipe. The docstring under a field is the field's description."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)

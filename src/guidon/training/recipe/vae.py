@@ -1,0 +1,73 @@
+"""The recipe of a frame autoencoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from ...core.errors import InputError
+from ...world import SIZE
+from .run import Run
+from .section import NotNegative, Section, must_divide
+
+
+class VAEShape(Section):
+    """Shape of the frame autoencoder."""
+
+    block_out_channels: tuple[PositiveInt, ...] = (32, 64, 96)
+    """Channels of each level; each after the first halves the size."""
+    layers_per_block: PositiveInt = 1
+    """Residual layers in a level."""
+    latent_channels: PositiveInt = 4
+    """Channels of the latents."""
+    norm_num_groups: PositiveInt = 8
+    """Groups of the group normalisation; divides every number of channels."""
+    mid_block_attention: bool = False
+    """Whether the innermost level has self-attention."""
+    pixel_unshuffle: PositiveInt = 2
+    """Side of the squares of pixels that become channels before the first level; 1 for none."""
+    padding: Literal["zeros", "replicate"] = "zeros"
+    """What convolutions see beyond the border: zeros, which leave ticks in the corners, or the border itself."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> VAEShape:
+        for channels in self.block_out_channels:
+            must_divide(self.norm_num_groups, channels, "norm_num_groups must divide block_out_channels")
+        downsampling = self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1)
+        must_divide(downsampling, SIZE, "its downsampling must divide frames")
+        return self
+
+
+class VAERecipe(Run):
+    """A run that trains the frame autoencoder. The loss is L1 + MSE with a weighted foreground, plus a KL term."""
+
+    task: Literal["vae"]
+    start: Path | None = None
+    """Autoencoder file of an earlier run, whose weights this one starts from."""
+    redraw: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Latent channels that start from new weights, not from those of ``start``. Use it for a channel that a strong KL
+    term has made constant: such a channel does not recover by itself."""
+    model: VAEShape = VAEShape()
+    """Shape of the network."""
+    foreground_weight: PositiveFloat = 10.0
+    """Weight of an error on the object, relative to 1 on the background."""
+    kl_weight: NotNegative = 1e-4
+    """Weight of the KL term."""
+
+    @property
+    def result(self) -> Path:
+        """The exported file."""
+        return self.out / "vae.safetensors"
+
+    @model_validator(mode="after")
+    def _redraws(self) -> VAERecipe:
+        channels = self.model.latent_channels
+        if self.redraw and self.start is None:
+            raise InputError("redraw leaves out weights of an earlier run: give its start")
+        if len(set(self.redraw)) >= channels:
+            raise InputError("redraw names every latent channel: leave one out, whose spread the new ones are given")
+        if wrong := [channel for channel in self.redraw if channel >= channels]:
+            raise InputError(f"redraw names latent channel {wrong[0]}, they are 0 to {channels - 1}")
+        return self
