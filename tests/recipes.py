@@ -11,6 +11,7 @@ from guidon.checkpoints import load_component
 from guidon.training import load_recipe
 from guidon.training.data.redraw import Redrawn
 from guidon.training.ema import EMA
+from guidon.training.rows import tensors_of
 from guidon.training.tasks.denoiser import DenoiserTask
 from guidon.training.tasks.vae import VAETask
 
@@ -54,6 +55,18 @@ def denoiser_task(folder, vae, **values):
 def step_of(task, step=0):
     """What a task predicts in a step."""
     return task.predict(task.draw(step, torch.Generator().manual_seed(step)))
+
+
+def assert_rows_are_those_of_the_batch(task, size, step=3):
+    """Rows that are drawn alone are those of the whole batch, tensors and captions, and the batch is not changed."""
+    whole = task.draw(step, torch.Generator().manual_seed(step))
+    for rows in (slice(0, size // 2), slice(size // 2, size), slice(1, 2)):
+        part = task.draw(step, torch.Generator().manual_seed(step), rows)
+        wanted, found = tensors_of(whole), tensors_of(part)
+        assert len(wanted) == len(found) > 0
+        assert all(torch.equal(value[rows], own) for value, own in zip(wanted, found, strict=True))
+        captions, told = (getattr(getattr(batch, "clips", batch), "captions", []) for batch in (whole, part))
+        assert list(captions)[rows] == list(told)
 
 
 def at_step(monkeypatch, step, action):

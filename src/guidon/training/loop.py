@@ -29,6 +29,7 @@ from .ema import EMA
 from .log import Log, draw_curves, read_rows
 from .optimisers import learning_rate, make_optimisers
 from .recipe import Run
+from .rows import ALL
 from .state import Checkpoint, Progress
 
 SKIPPED_AT_MOST = 5  # steps in a row; then the run stops
@@ -58,16 +59,27 @@ class Task(Protocol):
         """
         ...
 
-    def draw(self, step: int, generator: torch.Generator) -> Any:
-        """The batch of a step, on the CPU. Another thread calls it one step ahead, so it must not change the task."""
+    def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> Any:
+        """Rows of the batch of a step, on the CPU. Another thread calls it one step ahead: it must not change the task.
+
+        Each of several ranks asks for rows of its own. All random numbers are drawn for the whole batch, so that a row
+        is the same however many are asked for. Data is read for the given rows alone, where it can be.
+        """
         ...
 
     def predict(self, batch: Any) -> Any:
-        """Run the module on a batch. The result is passed to ``loss``."""
+        """Run the module on rows of a batch. The result is passed to ``loss``.
+
+        It is a dataclass. All its tensors but scalars have one row a sample (``rows.py``), because several ranks join
+        theirs. Everything else in it is equal for all rows.
+        """
         ...
 
     def loss(self, predicted: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss, and more values to log; a value that this step does not define is NaN."""
+        """The scalar loss of the whole batch, and more values to log; a value that this step does not define is NaN.
+
+        On several ranks every one computes it, on the joined predictions of all. It uses no parameter of the module.
+        """
         ...
 
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from guidon import world
 from guidon.diffusion import convert
 from guidon.training import run_recipe
 from guidon.training.tasks.denoiser import caption_counts
-from recipes import HIGH, LOW, denoiser_recipe, denoiser_task, step_of
+from recipes import HIGH, LOW, assert_rows_are_those_of_the_batch, denoiser_recipe, denoiser_task, step_of
 
 FAMILIES = {"terms": {"shape_contrast": {"weight": 4}}, "batch_size": 8, "clips": 8}
 
@@ -47,6 +47,12 @@ def test_drawing_changes_nothing(tmp_path, vae):
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert all(torch.equal(before[name], value) for name, value in task.module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("more", [{}, FAMILIES, FAMILIES | {"shape_swap": 1.0}, {"prediction": "flow"}])
+def test_a_rank_draws_its_rows_of_the_batch(tmp_path, vae, more):
+    values = {"batch_size": 8, "clips": 8, "caption_noise": 0.5, "caption_dropout": 0.5} | more
+    assert_rows_are_those_of_the_batch(denoiser_task(tmp_path, vae, **values), 8)
 
 
 def test_a_family_shares_what_hides_its_shapes(tmp_path, vae, monkeypatch):

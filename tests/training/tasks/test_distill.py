@@ -16,7 +16,16 @@ from guidon.training import load_recipe, run_recipe
 from guidon.training.data import pairs
 from guidon.training.tasks import distill
 from guidon.training.tasks.distill import DistillTask
-from recipes import CPU, assert_equal_weights, at_step, rows_of, scenes_of_captions, step_of, write_recipe
+from recipes import (
+    CPU,
+    assert_equal_weights,
+    assert_rows_are_those_of_the_batch,
+    at_step,
+    rows_of,
+    scenes_of_captions,
+    step_of,
+    write_recipe,
+)
 
 PROMPT = "a red circle moves left on a white background"
 STEPS = (999, 600, 300)
@@ -61,6 +70,10 @@ def test_a_file_is_added_and_all_others_stay(distilled, model_x0):
     assert made.record["distils"].keys() == {"denoiser", "text", "vae"}
     assert not any(name.endswith("original") for name in made.weights)
     assert max(float(value.float().abs().max()) for name, value in made.weights.items() if name.endswith("up")) > 0
+
+
+def test_a_rank_draws_its_rows_of_the_batch(tmp_path, model_x0):
+    assert_rows_are_those_of_the_batch(task_of(tmp_path, model_x0), 4)
 
 
 def test_a_new_network_predicts_what_the_conditional_branch_does(tmp_path, model_x0):

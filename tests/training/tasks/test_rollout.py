@@ -16,6 +16,7 @@ from recipes import (
     CPU,
     ROLLOUT,
     assert_equal_weights,
+    assert_rows_are_those_of_the_batch,
     at_step,
     redraw_truth,
     rows_of,
@@ -41,6 +42,10 @@ def recipe(folder, model, **values):
 
 def task_of(folder, model, **values):
     return RolloutTask.prepare(load_recipe(recipe(folder, model, **values)), CPU)
+
+
+def test_a_rank_draws_its_rows_of_the_batch(tmp_path, model_x0):
+    assert_rows_are_those_of_the_batch(task_of(tmp_path, model_x0), 4)
 
 
 def test_only_the_finisher_is_trained(tmp_path, model_x0):

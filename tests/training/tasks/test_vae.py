@@ -5,7 +5,7 @@ from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.training import run_recipe
 from guidon.training.tasks.vae import frames_of
-from recipes import VAE_SHAPE, rows_of, vae_recipe, vae_task
+from recipes import VAE_SHAPE, assert_rows_are_those_of_the_batch, rows_of, vae_recipe, vae_task
 
 
 def test_it_is_trained_exported_and_logged(tmp_path):
@@ -15,6 +15,10 @@ def test_it_is_trained_exported_and_logged(tmp_path):
     assert component.record["psnr"] > 0
     assert component.config["scaling_factor"] > 0
     assert [row["step"] for row in rows_of(tmp_path / "vae")] == ["2", "4"]
+
+
+def test_a_rank_draws_its_rows_of_the_batch(tmp_path):
+    assert_rows_are_those_of_the_batch(vae_task(tmp_path), 4)
 
 
 def test_it_learns(tmp_path):

@@ -19,6 +19,7 @@ from ...core.hashing import hash_text
 from ...core.limits import require_disk, require_memory
 from ...core.progress import progress
 from ...models.vae.frames import FrameVAE
+from ..rows import ALL
 from .areas import area_gradient
 from .cache import store, stored
 
@@ -79,19 +80,20 @@ class LatentClips:
             gradients = _kept(folder, "areas", key, shape, partial(_area_gradient, vae, seed, family_size, latents))
         return cls(seed, family_size, latents, gradients)
 
-    def batch(self, step: int, size: int, *, caption_noise: float = 0.0) -> Batch:
+    def batch(self, step: int, size: int, *, caption_noise: float = 0.0, rows: slice = ALL) -> Batch:
         """The clips of a step. Every clip is drawn once before any is drawn twice.
 
         Args:
             step: number of the step.
             size: clips in a batch.
             caption_noise: the probability that a caption is wrong about one attribute.
+            rows: which of these clips are read.
         """
         latents: list[Tensor] = []
         gradients: list[Tensor] = []
         captions: list[str] = []
         objects: list[Tensor] = []
-        for position in range(step * size, (step + 1) * size):
+        for position in range(step * size, (step + 1) * size)[rows]:
             # Which clip, and in which direction: the same direction for a whole family.
             count, member = divmod(position, self.family_size)
             first = self._family(count)

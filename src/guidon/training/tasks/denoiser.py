@@ -24,6 +24,7 @@ from ..data.draws import draw_timesteps, swap_shapes
 from ..data.latents import Batch, LatentClips
 from ..demand import require_batch
 from ..recipe import DIFFUSION_STEPS, SWAPPED_FROM, DenoiserRecipe
+from ..rows import ALL, with_tensors
 from ..terms import Term, TrainingStep, total_loss
 from .export import model_folder
 from .start import Start, read_start
@@ -122,21 +123,22 @@ class DenoiserTask:
             found["kept"] = self.start.hashes
         return found
 
-    def draw(self, step: int, generator: torch.Generator) -> NoisyBatch:
-        """The batch of a step. All clips of a family have the same noise, timestep and caption dropout."""
-        clips = self.clips.batch(step, self.recipe.batch_size, caption_noise=self.recipe.caption_noise)
-        x_0, each = clips.latents, self.clips.family_size
-        draws = len(x_0) // each
+    def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> NoisyBatch:
+        """Rows of the batch of a step. All clips of a family have the same noise, timestep and caption dropout."""
+        recipe, each = self.recipe, self.clips.family_size
+        read = ALL if recipe.shape_swap else rows  # a clip may be mixed with another one of its family
+        clips = self.clips.batch(step, recipe.batch_size, caption_noise=recipe.caption_noise, rows=read)
+        x_0, draws = clips.latents, recipe.batch_size // each
         noise = torch.randn((draws, *x_0.shape[1:]), generator=generator)
-        t = draw_timesteps(
-            generator, draws, *self.recipe.timestep_range, self.recipe.timesteps, whole=not self.recipe.flows
-        )
-        dropped = torch.rand(draws, generator=generator) < self.recipe.caption_dropout
-        noise, t, dropped = (value.repeat_interleave(each, 0) for value in (noise, t, dropped))
+        t = draw_timesteps(generator, draws, *recipe.timestep_range, recipe.timesteps, whole=not recipe.flows)
+        dropped = torch.rand(draws, generator=generator) < recipe.caption_dropout
+        noise, t, dropped = (value.repeat_interleave(each, 0)[read] for value in (noise, t, dropped))
         shown, swapped = x_0, torch.zeros(len(x_0), dtype=torch.bool)
-        if self.recipe.shape_swap:
+        if recipe.shape_swap:
             allowed = (t >= SWAPPED_FROM) & ~dropped
-            shown, swapped = swap_shapes(x_0, allowed, self.recipe.shape_swap, each, generator)
+            shown, swapped = swap_shapes(x_0, allowed, recipe.shape_swap, each, generator)
+            clips = dataclasses.replace(with_tensors(clips, lambda value: value[rows]), captions=clips.captions[rows])
+            noise, t, dropped, shown, swapped = (value[rows] for value in (noise, t, dropped, shown, swapped))
         return NoisyBatch(clips, noise, t, dropped, shown, swapped)
 
     def predict(self, batch: NoisyBatch) -> TrainingStep:

@@ -27,6 +27,7 @@ from ...samplers.ddim import ddim_towards
 from ..data.pairs import Pairs
 from ..demand import require_batch
 from ..recipe import DistillRecipe
+from ..rows import ALL
 from .export import model_folder
 
 HELD_OUT = 32  # the last pairs, which are not trained on
@@ -149,8 +150,8 @@ class DistillTask:
         """See ``Task.identity``."""
         return {**self.recipe.decisive, "start": self.hashes}
 
-    def draw(self, step: int, generator: torch.Generator) -> PairBatch:
-        """The batch of a step.
+    def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> PairBatch:
+        """Rows of the batch of a step.
 
         Nothing is played backwards: from noise that is turned round, a network does not draw the clip turned round.
         """
@@ -160,7 +161,7 @@ class DistillTask:
         imitating = self.pairs.varied[chosen] | (step < self.recipe.imitation)
         renewed = (torch.rand(size, generator=generator) < self.recipe.renewed) & ~imitating
         noise = torch.randn(size, *self.pairs.before.shape[1:], generator=generator)
-        return self._read(chosen, imitating, forced | imitating, renewed, noise)
+        return self._read(chosen[rows], imitating[rows], (forced | imitating)[rows], renewed[rows], noise[rows])
 
     def _read(self, chosen: list[int], imitating: Tensor, forced: Tensor, renewed: Tensor, noise: Tensor) -> PairBatch:
         """Pairs by number."""

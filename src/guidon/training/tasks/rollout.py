@@ -26,6 +26,7 @@ from ..data.draws import draw_timesteps
 from ..data.rollouts import Rollouts
 from ..demand import require_batch
 from ..recipe import RolloutRecipe
+from ..rows import ALL
 from ..terms import Term, TrainingStep, total_loss
 from .denoiser import Trained, part_of, validation_errors
 from .export import model_folder
@@ -113,21 +114,22 @@ class RolloutTask:
         """See ``Task.identity``."""
         return {**self.recipe.decisive, "start": self.start.hashes}
 
-    def draw(self, step: int, generator: torch.Generator) -> RolloutBatch:
-        """The batch of a step. Half of the rollouts are played backwards, where the caption can be told backwards."""
+    def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> RolloutBatch:
+        """Rows of the batch of a step. Half of the rollouts are played backwards, if the caption can be told so."""
         size, recipe = self.recipe.batch_size, self.recipe
         chosen = torch.randint(self.trained, (size,), generator=generator).tolist()
         turned = torch.rand(size, generator=generator) < 0.5
-        drawn, clean, objects, captions = self._read(chosen, turned.tolist())
+        drawn, clean, objects, captions = self._read(chosen[rows], turned.tolist()[rows])
         share = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) < recipe.blend)
+        share = share[rows]
         return RolloutBatch(
             shown=torch.lerp(drawn, clean, per_sample(share, drawn)),
             clean=clean,
             objects=objects,
             captions=captions,
-            noise=torch.randn(drawn.shape, generator=generator),
-            t=draw_timesteps(generator, size, 0, recipe.finisher.end, None),
-            dropped=torch.rand(size, generator=generator) < recipe.caption_dropout,
+            noise=torch.randn((size, *drawn.shape[1:]), generator=generator)[rows],
+            t=draw_timesteps(generator, size, 0, recipe.finisher.end, None)[rows],
+            dropped=(torch.rand(size, generator=generator) < recipe.caption_dropout)[rows],
         )
 
     def _read(self, chosen: list[int], turned: list[bool]) -> tuple[Tensor, Tensor, Tensor, list[str]]:

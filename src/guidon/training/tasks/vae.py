@@ -17,6 +17,7 @@ from ...checkpoints import load_component, load_weights, save_component
 from ...core.errors import InputError
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
 from ..recipe import VAERecipe
+from ..rows import ALL
 
 HELD_OUT = 16  # number of held-out batches that are measured
 
@@ -80,12 +81,12 @@ class VAETask:
         """See ``Task.identity``."""
         return self.recipe.decisive
 
-    def draw(self, step: int, generator: torch.Generator) -> Frames:
-        """The batch of a step: a random frame of each of its clips."""
-        images, near = frames_of(step, self.recipe.batch_size, self.recipe.seed)
+    def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> Frames:
+        """Rows of the batch of a step: a random frame of each of its clips."""
+        images, near = frames_of(step, self.recipe.batch_size, self.recipe.seed, rows)
         side = world.SIZE // self.config.downsampling
-        noise = torch.randn((len(images), self.config.latent_channels, side, side), generator=generator)
-        return Frames(images, near, noise)
+        noise = torch.randn((self.recipe.batch_size, self.config.latent_channels, side, side), generator=generator)
+        return Frames(images, near, noise[rows])
 
     def predict(self, batch: Frames) -> Reconstruction:
         """Encode, sample and decode."""
@@ -148,15 +149,15 @@ class VAETask:
         return torch.cat(latents), found
 
 
-def frames_of(step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A random frame of each of the ``size`` clips of a step.
+def frames_of(step: int, size: int, seed: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
+    """A random frame of each of the ``size`` clips of a step, or of some of them.
 
     Returns:
         Images in [-1, 1], (B, 3, H, W); and the object with one pixel around it, bool (B, 1, H, W).
     """
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
-    for index in range(step * size, (step + 1) * size):
+    for index in range(step * size, (step + 1) * size)[rows]:
         scene = world.clip("train", seed, index).scene
         time = int(np.random.default_rng((seed, index)).integers(world.FRAMES))
         x, y = scene.things[0].centroids()[time]
