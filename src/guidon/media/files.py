@@ -37,7 +37,7 @@ _ORIENTATION = 0x0112  # the EXIF tag by which cameras turn a picture
 
 
 def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str | None = None) -> Path:
-    """Write a clip. The same frames give the same bytes.
+    """Write a clip. The same frames give the same bytes, but for rare cases of mp4 (docs/reliability.md).
 
     Args:
         frames: uint8 (time, height, width, 3).
