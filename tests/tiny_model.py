@@ -7,7 +7,10 @@ from typing import Any
 import torch
 
 from guidon import world
-from guidon.checkpoints import save_component
+from guidon.checkpoints import load_component, save_component
+from guidon.models.small import DIFFUSION, DISTILLED
+from guidon.models.small.distilled import start_distilled
+from guidon.models.small.distilled_config import DISTILLED_KIND, DistilledConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
 from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
@@ -53,6 +56,18 @@ def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: boo
     if blots:
         _smooth(vae.autoencoder.decoder)
     save_component(folder / "vae.safetensors", "vae", dataclasses.asdict(vae_config), vae.state_dict(), record)
+    return folder
+
+
+def write_tiny_distilled(folder: Path, seed: int = 0) -> Path:
+    """Write the file of a distilled network into a folder of the tiny model; another seed is another network."""
+    torch.manual_seed(seed)
+    denoiser = load_component(folder / "denoiser.safetensors", "denoiser")
+    shape = {"rank": 2, "channels": 4, "hidden_size": 32, "timesteps": (999, 600, 300), "end": 400}
+    network = start_distilled(denoiser, DistilledConfig(**shape, denoiser=denoiser.sha256), *DIFFUSION)
+    weights = {name: 0.1 * torch.randn(value.shape) for name, value in network.adapter().items()}
+    config = dataclasses.asdict(network.config)
+    save_component(folder / DISTILLED, DISTILLED_KIND, config, weights, {"steps": 0})
     return folder
 
 

@@ -1,23 +1,29 @@
 """Every cell once: resumed, damaged, killed, shared over ranks; always the same bytes."""
 
 import dataclasses
+import shutil
 import signal
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
+import guidon
 from faults.harness import leftovers, tree
 from guidon.cli import main
 from guidon.core.errors import InputError
+from guidon.core.hashing import hash_files
 from guidon.core.locks import try_held
 from guidon.core.workspaces import _workspace_name
 from guidon.metrics.bench import BENCHES
+from guidon.models.sources import DISTILLED
 from guidon.studies.cells import Cell, cells_of, open_plan
-from guidon.studies.plan import load_study, make_plan
+from guidon.studies.energy import solve_scales
+from guidon.studies.plan import Plan, load_study, make_plan
 from guidon.studies.results import results
 from guidon.studies.run import run_study, seconds_per_cell
 from studies.small import MATCHED, content, study, toy_bench, write
+from tiny_model import write_tiny_distilled
 
 
 def test_what_is_done_is_not_done_again_and_what_is_damaged_is(whole, plan, pipe):
@@ -35,6 +41,65 @@ def test_what_is_done_is_not_done_again_and_what_is_damaged_is(whole, plan, pipe
     assert "clip.png is not what was written" in said[0]
     assert content(whole) == before
     assert seen == [(done, 18) for done in (12, 16, 18)]
+
+
+FAST = {
+    "prompts": 2, "seeds": 1, "settings": [{"name": "own"}, {"name": "fast", "fast": True}],
+    "primary": {"metric": "law_residual", "baseline": "own", "against": "fast"},
+}  # fmt: skip
+
+
+def test_a_study_of_fast_settings_keeps_to_its_distilled_network(tmp_path, tiny_model):
+    folder = write_tiny_distilled(shutil.copytree(tiny_model, tmp_path / "model"))
+    pipe, out = guidon.load(folder, device="cpu"), tmp_path / "out"
+    plan = make_plan(study(tmp_path, folder, **FAST), pipe, threads=1)
+    assert plan.weights == pipe.hashes | {DISTILLED: hash_files(folder / f"{DISTILLED}.safetensors")}
+    assert run_study(plan, pipe, out) == 4
+    own, fast = (cell.read() for cell in cells_of(plan, out)[1:3])
+    assert own.manifest.weights == pipe.hashes
+    assert fast.manifest.weights == plan.weights
+    assert "difference" in own.trace
+    assert "difference" not in fast.trace
+    assert seconds_per_cell(plan, pipe) > 0
+    assert run_study(plan, pipe, out) == 0
+
+    other = guidon.load(write_tiny_distilled(folder, seed=1), device="cpu")
+    with pytest.raises(InputError, match=rf"the weights of .* \({DISTILLED}\) are not those of the plan"):
+        run_study(plan, other, out)
+    with pytest.raises(InputError, match=r"holds results of another plan .* differ in weights"):
+        run_study(make_plan(study(tmp_path, folder, **FAST), other, threads=1), other, out)
+    # a study without fast settings is the same with any distilled network, and without one
+    plain = study(tmp_path, folder)
+    hashes = {make_plan(plain, each, threads=1).hash for each in (pipe, other)}
+    (folder / f"{DISTILLED}.safetensors").unlink()
+    assert hashes == {make_plan(plain, guidon.load(folder, device="cpu"), threads=1).hash}
+
+
+def test_energies_are_not_matched_with_a_distilled_network(tmp_path, tiny_model):
+    folder = write_tiny_distilled(shutil.copytree(tiny_model, tmp_path / "model"))
+    settings = [{"name": "fast", "fast": True}, {"name": "all", "energy_of": "fast", "cfg_channels": "all"}]
+    asked = study(
+        tmp_path, folder, settings=settings, primary={"metric": "joint", "baseline": "fast", "against": "all"}
+    )
+    with pytest.raises(InputError, match="the distilled network of 'fast' runs one"):
+        make_plan(asked, guidon.load(folder, device="cpu"))
+
+
+def test_a_compiled_study_is_not_continued_without(tmp_path, plan, tiny_model):
+    compiled = guidon.load(tiny_model, device="cpu", compile=True)
+    asked = make_plan(study(tmp_path, tiny_model, compile=True), compiled, threads=1)
+    assert Plan.model_validate(asked.content).hash == asked.hash != plan.hash
+    assert "compile" not in plan.content
+    assert asked.differences(plan) == ["compile"]
+    with pytest.raises(InputError, match="the plan is for a network that is not compiled"):
+        run_study(plan, compiled, tmp_path / "out")
+
+
+def test_listed_timesteps_stay_as_they_are(tmp_path, pipe, tiny_model):
+    settings = [each | {"spacing": "at:900,500,100", "steps": 3} for each in MATCHED["settings"]]
+    plan = make_plan(study(tmp_path, tiny_model, **MATCHED | {"settings": settings, "prompts": 2}), pipe, threads=1)
+    assert seconds_per_cell(plan, pipe) > 0
+    assert solve_scales(open_plan(plan, tmp_path / "out"), pipe, tmp_path / "out").unsolved == []
 
 
 def test_progress_counts_what_others_do(plan, pipe, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from ..core.hashing import hash_files
 from ..diffusion import FlowPath, NoiseSchedule, Process
 from .family import Facts
 from .network import Network
-from .sources import WEAK
+from .sources import DISTILLED, WEAK
 from .stages import Stage
 from .text import TextEncoder
 from .vae import Autoencoder
@@ -49,7 +49,7 @@ class Model:
     @property
     def distilled_hashes(self) -> dict[str, str]:
         """The hash of the distilled network's file, by its name."""
-        return {} if self.distilled_file is None else {self.distilled_file.stem: hash_files(self.distilled_file)}
+        return {} if self.distilled_file is None else {DISTILLED: hash_files(self.distilled_file)}
 
     @property
     def all_hashes(self) -> dict[str, str]:

@@ -11,6 +11,8 @@ from ..guidance import Guidance
 
 WEAK = "weak-"
 """How the names of the weak model's parts begin in a manifest."""
+DISTILLED = "denoiser-fast"
+"""The name of the distilled network in a manifest."""
 
 
 class Sources(Settings):
@@ -41,7 +43,12 @@ class NetworkOnly(Sources):
     autoencoder may be missing. Captions are then random features."""
 
 
-def weights_for(hashes: Mapping[str, str], guidance: Guidance) -> dict[str, str]:
-    """The hashes of the weights that decide a clip, out of all of a model: the weak ones only where they are asked."""
+def weights_for(hashes: Mapping[str, str], guidance: Guidance, distilled: bool) -> dict[str, str]:
+    """The hashes of the weights that decide a clip, out of all of a model: the weak ones and the distilled network's
+    only where they are asked."""
     weak = guidance.rule.weak == "model" and guidance.needs_weak
-    return {name: value for name, value in hashes.items() if weak or not name.startswith(WEAK)}
+    return {
+        name: value
+        for name, value in hashes.items()
+        if (weak or not name.startswith(WEAK)) and (distilled or name != DISTILLED)
+    }

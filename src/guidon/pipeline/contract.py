@@ -93,6 +93,16 @@ class ModelDescription(Protocol):
         """A hash of each part of the model: other weights have another one."""
         ...
 
+    @property
+    def distilled_hashes(self) -> dict[str, str]:
+        """The hash of its distilled network, by its name; empty where it has none."""
+        ...
+
+    @property
+    def compiles(self) -> bool:
+        """Whether its network is compiled, so that results differ by rounding."""
+        ...
+
 
 class ModelPipeline(ModelDescription, Protocol):
     """Makes clips."""

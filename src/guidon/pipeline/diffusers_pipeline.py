@@ -60,6 +60,8 @@ class DiffusersPipeline:
 
     def __init__(self, pipe: Any, planner: DiffusersPlanner, hashes: dict[str, str]) -> None:
         self.pipe, self.planner, self.hashes = pipe, planner, hashes
+        self.distilled_hashes: dict[str, str] = {}
+        self.compiles = False
         self._clips = Clips(pipe, planner.family, planner.arguments)
 
     @property

@@ -108,6 +108,16 @@ class Pipeline(metaclass=_Named):
             self._weak_prompts = self._prompts if model.reads_as_weak else PromptMemory(model.weak.text)
 
     @property
+    def distilled_hashes(self) -> dict[str, str]:
+        """The hash of the distilled network, by its name; empty where the model has none."""
+        return self.model.distilled_hashes
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the blocks of the network are compiled before a run."""
+        return self.compilation is not None
+
+    @property
     def keeps_parts(self) -> bool:
         """Whether the stages stay in memory after use."""
         return self.model.vae.keep
@@ -457,8 +467,8 @@ class Pipeline(metaclass=_Named):
 
     def hashes_for(self, request: Request) -> dict[str, str]:
         """The hashes of all weights that decide a request's clips, by part."""
-        own = self.model.distilled_hashes if request.distilled else {}
-        return weights_for(self.hashes, request.guidance) | own
+        own = self.distilled_hashes if request.distilled else {}
+        return weights_for(self.hashes | own, request.guidance, request.distilled)
 
     def autoencode(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, H, W, 3) in [0, 1] through the autoencoder and back: the best that the model could show.

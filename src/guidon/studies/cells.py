@@ -151,7 +151,7 @@ class Cell:
     def _checked_content(self, expected: Request) -> Content:
         """Refuse files that are whole but are not those of this cell. The frames are not decoded."""
         manifest, metrics = self.manifest(), self.metrics()
-        weights = weights_for(self.plan.weights, expected.guidance)
+        weights = weights_for(self.plan.weights, expected.guidance, expected.distilled)
         if manifest.generation != expected or manifest.weights not in (None, weights):
             raise InputError(f"{self.folder / 'manifest.json'} is of another clip than the plan's")
         if metrics.keys() != self.plan.metrics.keys():

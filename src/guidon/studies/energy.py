@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.progress import OnStep, part_of
+from ..diffusion.spacing import Explicit, parse_spacing
 from ..guidance import GuidanceTrace, added_energy
 from ..pipeline.contract import ModelPipeline
 from .cells import Scales, read_plan, write_scales
@@ -70,9 +71,11 @@ def _matching_scale(plan: Plan, pipe: ModelPipeline, name: str, on_step: OnStep 
 def _energy(plan: Plan, pipe: ModelPipeline, choices: Mapping[str, Any], on_step: OnStep | None) -> float:
     """The energy that a setting adds, summed over one sample of each tuning prompt."""
     total, starts = 0.0, range(0, len(plan.tuning), plan.block)
+    listed = isinstance(parse_spacing(choices.get("spacing") or "uniform"), Explicit)
+    steps = {} if listed else {"steps": STEPS}  # timesteps that are listed stay as they are
     for number, first in enumerate(starts):
         prompts = plan.tuning[first : first + plan.block]
-        request = make_request({**choices, "steps": STEPS}, prompts, (0,), first, "energy_of")
+        request = make_request({**choices, **steps}, prompts, (0,), first, "energy_of")
         trace = GuidanceTrace()
         pipe.generate(request, batch_size=plan.block, trace=trace, on_step=part_of(on_step, number, len(starts)))
         total += added_energy(trace.as_arrays())

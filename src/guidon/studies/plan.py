@@ -283,7 +283,9 @@ class Plan(Settings):
     model: str
     """A preset, or a folder of weights."""
     weights: dict[str, str]
-    """The hash of each part of the model."""
+    """The hash of each part of the model; of the distilled network only where a setting samples with it."""
+    compile: bool = False
+    """Whether the blocks of the network are compiled. Results then differ by rounding."""
     bench: str
     """The bench that measures its clips."""
     bench_weights: dict[str, Weights] = Field(default_factory=dict[str, Weights])
@@ -329,6 +331,8 @@ class Plan(Settings):
             del values["tuning"]
         if not self.bench_weights:  # plans of earlier versions do not have them
             del values["bench_weights"]
+        if not self.compile:
+            del values["compile"]
         return values
 
     @property
@@ -342,6 +346,11 @@ class Plan(Settings):
         from ..metrics.bench import find_bench
 
         return find_bench(self.bench).metrics
+
+    @property
+    def distilled(self) -> bool:
+        """Whether a setting samples with the model's distilled network."""
+        return any(own.get("distilled") for own in self.settings.values())
 
     @property
     def cells(self) -> int:
@@ -545,8 +554,10 @@ def make_plan(study: Study, pipe: ModelDescription, *, threads: int | None = Non
     import torch
 
     checked = check_study(study, pipe.planner, pipe.device)
+    distilled = any(own.get("distilled") for own in checked.settings.values())
     plan = Plan(
-        title=study.title, model=study.model_name, weights=pipe.hashes, bench=checked.bench.name,
+        title=study.title, model=study.model_name, weights=pipe.hashes | (pipe.distilled_hashes if distilled else {}),
+        compile=pipe.compiles, bench=checked.bench.name,
         bench_weights=describe_weights(study.bench, checked.weights), captions=checked.captions, tuning=checked.tuning,
         seeds=study.seeds, block=study.block or pipe.planner.block, threads=threads or os.cpu_count() or 1,
         device=pipe.device.type, torch=torch.__version__, settings=checked.settings, primary=study.primary,
@@ -623,6 +634,12 @@ def _check_energy(chain: Sequence[str], arm: Arm, requests: Mapping[str, Request
             raise InputError(f"{name!r} matches the energy of {other!r}, which guides nothing: name another")
         if guidance.rule.name != "cfg":
             raise InputError(f"{name!r} matches energies, which only the rule cfg has, not {guidance.rule.name}")
+    for each in (other, name):
+        if requests[each].distilled:
+            raise InputError(
+                f"{name!r} matches energies, which are those of two branches, and the distilled network of {each!r} "
+                "runs one: give cfg_scale"
+            )
 
 
 def outline(plan: Plan, seconds_per_cell: float) -> str:

@@ -79,6 +79,8 @@ class Description:
     planner: ModelPlanner
     device: torch.device
     hashes: dict[str, str]
+    distilled_hashes: dict[str, str]
+    compiles: bool
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class Cluster:
         """
         import torch
 
-        device, hashes = self.get(self._task(_describe, 1).remote(self.loading))
-        return Description(planner, torch.device(device), hashes)
+        device, *known = self.get(self._task(_describe, 1).remote(self.loading))
+        return Description(planner, torch.device(device), *known)
 
     def seconds_per_cell(self, plan: Plan) -> float:
         """The time of a cell on a node; see ``guidon.studies.run.seconds_per_cell``."""
@@ -255,9 +257,9 @@ def _load(loading: Loading) -> tuple[ModelPipeline, Bench]:
     return _loaded[repr(loading)]
 
 
-def _describe(loading: Loading) -> tuple[str, dict[str, str]]:
+def _describe(loading: Loading) -> tuple[str, dict[str, str], dict[str, str], bool]:
     pipe, _ = _load(loading)
-    return pipe.device.type, pipe.hashes
+    return pipe.device.type, pipe.hashes, pipe.distilled_hashes, pipe.compiles
 
 
 def _seconds(loading: Loading, plan: Plan) -> float:

@@ -25,10 +25,12 @@ from ..core.limits import require_disk
 from ..core.locks import try_held
 from ..core.progress import OnStep, as_time
 from ..core.ranks import own_rank, rank_count
+from ..diffusion.spacing import Explicit, parse_spacing
 from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench
 from ..pipeline.contract import ModelPipeline
+from ..request import Request
 from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, open_plan
 from .energy import solve_scales
 from .plan import ANY_SCALE, CELL_BYTES, Plan
@@ -201,12 +203,18 @@ def check_model(plan: Plan, pipe: ModelPipeline, bench: Bench) -> None:
 
 
 def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
-    if pipe.hashes != plan.weights:
-        names = plan.weights.keys() | pipe.hashes.keys()
-        changed = sorted(name for name in names if pipe.hashes.get(name) != plan.weights.get(name))
+    found = pipe.hashes | (pipe.distilled_hashes if plan.distilled else {})
+    if found != plan.weights:
+        names = plan.weights.keys() | found.keys()
+        changed = sorted(name for name in names if found.get(name) != plan.weights.get(name))
         raise InputError(
             f"the weights of {plan.model} ({', '.join(changed)}) are not those of the plan: use another "
             f"{setting('out')}"
+        )
+    if pipe.compiles != plan.compile:
+        raise InputError(
+            f"the plan is for a network that is {'' if plan.compile else 'not '}compiled, and this one is "
+            f"{'not' if plan.compile else 'compiled'}: load it with {setting('compile')} {plan.compile}"
         )
 
 
@@ -245,8 +253,9 @@ def do_block(
 ) -> None:
     """Sample and measure a block, and write those of its cells that are missing."""
     request = plan.request(block[0].setting, slice(block[0].prompt, block[-1].prompt + 1))
-    trace = GuidanceTrace()
-    videos = pipe.generate(request, batch_size=len(block), trace=trace, on_step=on_step)
+    trace = GuidanceTrace()  # which stays empty where a distilled network runs one branch
+    observed = None if request.distilled else trace
+    videos = pipe.generate(request, batch_size=len(block), trace=observed, on_step=on_step)
     captions = [plan.captions[cell.prompt] for cell in block]
     values = bench.measure(np.stack([video.frames for video in videos]), captions)
     arrays, wanted = trace.as_arrays(), set(missing)
@@ -266,13 +275,21 @@ def seconds_per_cell(plan: Plan, pipe: ModelPipeline) -> float:
     total = 0.0
     for name in plan.settings:
         request = plan.request(name, slice(max(1, size // plan.seeds)))
+        clips = len(request.prompts) * plan.seeds
+        if request.spacing is not None and isinstance(parse_spacing(request.spacing), Explicit):
+            total += _seconds(pipe, request, size) / clips  # its timesteps are what they are
+            continue
         # Time runs of 2 and 4 steps; half of the difference is the cost of a step.
         guidance = dataclasses.replace(request.guidance, timing=CONSTANT)
-        took = []
-        for steps in (2, 4):
-            began = time.monotonic()
-            pipe.generate(request.model_copy(update={"steps": steps, "guidance": guidance}), batch_size=size)
-            took.append(time.monotonic() - began)
+        few = [request.model_copy(update={"steps": steps, "guidance": guidance}) for steps in (2, 4)]
+        took = [_seconds(pipe, each, size) for each in few]
         each = max(0.0, took[1] - took[0]) / 2
-        total += (took[0] + each * (request.steps - 2)) / (len(request.prompts) * plan.seeds)
+        total += (took[0] + each * (request.steps - 2)) / clips
     return total / len(plan.settings)
+
+
+def _seconds(pipe: ModelPipeline, request: Request, batch_size: int) -> float:
+    """How long it takes to make the clips of a request."""
+    began = time.monotonic()
+    pipe.generate(request, batch_size=batch_size)
+    return time.monotonic() - began

@@ -27,7 +27,7 @@ from .tables import Row
 FILLED = 0.75  # the least share of a grid's fields that have a value
 LEVELS = 8  # strengths of colour in a grid
 SAID = ("cfg_scale", "energy_of", "cfg_channels", "rotation", "guidance", "timing", "adaptive", "reuse", "sampler",
-        "steps", "spacing", "eta", "negative_prompt", "dtype", "decode_dtype", "call")  # fmt: skip
+        "steps", "spacing", "distilled", "eta", "negative_prompt", "dtype", "decode_dtype", "call")  # fmt: skip
 """The choices that are said in words, in order."""
 OF_GUIDANCE = {
     "cfg_scale",
@@ -214,7 +214,9 @@ def _say_choice(key: str, value: Any) -> str:
         case "adaptive":
             return f"guided until the branches agree to {value:g}"
         case "reuse":
-            return f"the unconditional branch called at every {value}th guided step"
+            return f"the unconditional branch called once in {value} guided steps"
+        case "distilled":
+            return "drawn by the distilled network"
         case "decode_dtype":
             return f"decoded in {value}"
         case "eta":
