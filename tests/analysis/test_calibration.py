@@ -36,6 +36,7 @@ class Made:
     def __init__(self, quality):
         self.quality, self.calls = quality, []
         self.preset, self.planner, self.hashes = find_preset("guidon-small"), PLANNER, {"denoiser": "0" * 64}
+        self.distilled_hashes = {"denoiser-fast": "0" * 64}
         self.device, self.sources = torch.device("cpu"), None
 
     def complete(self, prompts, samples, **choices):
@@ -91,7 +92,7 @@ def test_where_all_are_worse_none_is_found(tmp_path):
     found, _, _ = run(tmp_path, lambda request: 0.9 if request.steps == 50 else 0.4, finer=False)
     assert found.found is None
     assert "no candidate is shown to be no worse" in found.verdict
-    assert "not shown" in found.table()
+    assert "not shown in joint, law_residual |" in found.table()
     assert found.fast(find_preset("guidon-small")) is None
 
 
@@ -104,6 +105,27 @@ def test_a_finer_search_varies_the_best(tmp_path):
     assert any("adaptive" in choices for choices in tried)
     assert len(found.verified) == 2
     assert found.confidence == pytest.approx(0.975)
+
+
+def test_the_fast_settings_that_a_model_has_are_judged_too(tmp_path):
+    def quality(request):
+        return 0.9 if request.distilled or request.steps == 50 else 0.4
+
+    candidates = [Candidate({"steps": 10}), Candidate.read("fast=true")]
+    found, pipe, _ = run(tmp_path, quality, candidates=candidates)
+    assert found.found is not None
+    assert found.found.measured.candidate.name == "the model's fast settings"
+    assert not any("fast" in each.choices for each in finer_candidates(candidates[0], None, "constant")[0])
+    small = find_preset("guidon-small")
+    written = found.fast(small)
+    assert written is not None
+    assert written.settings == small.fast.settings
+    assert "no worse on 40 prompts" in written.measured
+    # another distilled network is sampled anew
+    made = len(pipe.calls)
+    pipe.distilled_hashes = {"denoiser-fast": "1" * 64}
+    calibrate(pipe, tmp_path, prompts=20, held_out=40, candidates=candidates, bench=BENCH, block=8, say=print)
+    assert {request.distilled for request in pipe.calls[made:]} == {True}
 
 
 def test_it_goes_on_from_the_blocks_that_are_there(tmp_path):
@@ -187,7 +209,7 @@ def test_what_cannot_be_guarded_is_refused():
 def test_the_first_candidates_are_valid_settings_of_the_model():
     names = [each.name for each in first_candidates(PLANNER, dtype="bf16")]
     assert names[0] == "sampler ddpm, steps 12, dtype bf16, decode_dtype bf16"
-    assert len(names) == 6
+    assert names[6:] == ["the model's fast settings"]
     with pytest.raises(InputError, match="sampler euler does not go with guidon-small"):
         first_candidates(PLANNER, samplers=["euler"])
     spaced, spared = finer_candidates(Candidate({"steps": 20}), 10, "constant")

@@ -39,6 +39,7 @@ def test_the_settings_that_are_found_serve_the_model_folder(run, tiny_model, tmp
         (("--dtype", "fp8"), "fp8"),
         (("--candidate", "step=3"), "cannot be read: give NAME=VALUE of sampler, steps, spacing"),
         (("--candidate", "steps=x"), "--steps 'x' is not a number"),
+        (("--candidate", "fast=yes"), "--candidate fast=yes cannot be read: give fast=true, or leave it out"),
         (("--candidate", "steps=3 spacing=karas"), "did you mean 'karras'"),
         (("--candidate", "steps=3", "--steps", "2"), "--candidate says all that is tried first: leave out --steps"),
     ],

@@ -138,8 +138,10 @@ def calibrate_fast(
     print(f"{found.table()}\n\n{found.verdict}")
     for path in found.write(out, pipe.preset):
         print(path)
-    if found.found is not None:
-        print("for --fast, copy Guidon.fast.json into the folder of the model")
+    if found.found is not None and Path(model).is_dir():
+        print(f"for --fast, copy Guidon.fast.json into {model}")
+    elif found.found is not None:
+        print(f"--fast of {model} stays as it is: give these settings one by one")
 
 
 def parse_margin(text: str) -> tuple[str, float]:

@@ -105,7 +105,8 @@ class Sampler:
 
     def _asked(self, request: Request) -> dict[str, Any]:
         """What decides the values of a block."""
-        own = {"request": request.model_dump(mode="json"), "weights": self.pipe.hashes, "bench": self.bench.name}
+        weights = self.pipe.hashes | (self.pipe.distilled_hashes if request.distilled else {})
+        own = {"request": request.model_dump(mode="json"), "weights": weights, "bench": self.bench.name}
         return own | ({"bench_weights": self.weights} if self.weights else {})
 
     def _path(self, request: Request) -> Path:

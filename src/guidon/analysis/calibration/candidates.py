@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 OWN = "the model's own"
 """The name of the settings that candidates are compared with."""
+FAST = "the model's fast settings"
+"""The name of those that it has already."""
 SHARES_OF_STEPS = (0.5, 0.36, 0.24)
 """Which shares of the model's own steps are tried first."""
 SPACINGS = ("power:1.25", "power:0.8", "split:0.35,0.33", "split:0.35,0.4")
 SPARED: tuple[Mapping[str, Any], ...] = ({"reuse": 2}, {"reuse": 3}, {"adaptive": 0.99})
-TRIED: Mapping[str, type[str] | type[int] | type[float]] = {
+TRIED: Mapping[str, Callable[[str], Any]] = {
     "sampler": str, "steps": int, "spacing": str, "timing": str, "cfg_scale": float, "adaptive": float, "reuse": int,
-    "dtype": str, "decode_dtype": str,
+    "dtype": str, "decode_dtype": str, "fast": lambda text: {"true": True}[text.lower()],
 }  # fmt: skip
 """What a candidate may choose."""
 
@@ -54,7 +56,8 @@ class Candidate:
     @property
     def name(self) -> str:
         """What they are, in a line."""
-        return ", ".join(f"{name} {value}" for name, value in self.choices.items()) or OWN
+        words = (FAST if name == "fast" else f"{name} {value}" for name, value in self.choices.items())
+        return ", ".join(words) or OWN
 
     def but(self, **changes: Any) -> Candidate:
         """The same with other choices; None leaves one out."""
@@ -65,6 +68,10 @@ class Candidate:
 def _value_of(name: str, text: str) -> Any:
     try:
         return TRIED[name](text)
+    except KeyError:
+        raise InputError(
+            f"{setting('candidate')} fast={text[:80]} cannot be read: give fast=true, or leave it out"
+        ) from None
     except ValueError:
         raise InputError(f"{setting(name)} {text[:80]!r} is not a number: give one") from None
 
@@ -72,7 +79,7 @@ def _value_of(name: str, text: str) -> Any:
 def first_candidates(
     planner: Planner, steps: Sequence[int] = (), samplers: Sequence[str] = (), dtype: str | None = None
 ) -> list[Candidate]:
-    """The coarse candidates: each sampler with each number of steps.
+    """The coarse candidates: each sampler with each number of steps, and the fast settings that the model has already.
 
     Args:
         planner: the model's.
@@ -88,6 +95,7 @@ def first_candidates(
     names = samplers or [own.sampler, *(each for each in SAMPLERS[path] if each == "dpm-solver-sde" != own.sampler)]
     precision = {"dtype": dtype, "decode_dtype": "bf16" if dtype == "bf16" else "fp32"} if dtype else {}
     found = [Candidate({"sampler": name, "steps": count} | precision) for count in sorted(counts) for name in names]
+    found += [Candidate({"fast": True})] if own.fast is not None else []
     for each in found:
         planner.complete([""], **cast("Choices", dict(each.choices)))
     return found

@@ -19,6 +19,8 @@ from .blocks import Measured, number_of
 from .candidates import OWN
 from .judging import Judgement, Verified, mean_of
 
+MARKERS = "soD^v"
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -36,6 +38,8 @@ class Calibration:
     """The candidates that were sampled on held-out prompts, the cheapest first."""
     confidence: float
     """Of the intervals on held-out prompts: 0.95 for all finalists together."""
+    timed: str = "s"
+    """What time is measured in: CPU seconds, or seconds by the clock."""
 
     @property
     def found(self) -> Verified | None:
@@ -45,13 +49,13 @@ class Calibration:
     def table(self) -> str:
         """The finalists on held-out prompts as a Markdown table: mean, loss with its interval, and margin."""
         names = list(self.margins)
-        lines = ["| settings | s a clip | times faster | " + " | ".join(names) + " | no worse |"]
+        lines = [f"| settings | {self.timed} a clip | times faster | " + " | ".join(names) + " | no worse |"]
         lines.append("|---" * (len(names) + 4) + "|")
         means = " | ".join(f"{mean_of(self.own.values[name]):.4g}" for name in names)
         lines.append(f"| {OWN} | {self.own.seconds:.3g} | 1 | {means} | |")
         for each in self.verified:
             cells = " | ".join(f"{found.value:.4g} ({found.loss})" for found in each.judgements.values())
-            said = "yes" if each.no_worse else "not shown"
+            said = "yes" if each.no_worse else f"not shown in {', '.join(each.not_shown)}"
             start = f"| {each.measured.candidate.name} | {each.measured.seconds:.3g} | {each.faster:.2f}"
             lines.append(f"{start} | {cells} | {said} |")
         return "\n".join(lines)
@@ -63,7 +67,10 @@ class Calibration:
         count = len(next(iter(self.own.values.values())))
         told = f"margins: {allowed}; {count} held-out prompts, intervals of {100 * self.confidence:.4g}%"
         if self.found is None:
-            return f"{told}\nno candidate is shown to be no worse: ask for more steps, more prompts or wider margins"
+            return (
+                f"{told}\nno candidate is shown to be no worse: of what the last column names, intervals reach beyond "
+                "the margin; ask for more prompts, which narrow it, or for more finalists, more steps or wider margins"
+            )
         found = self.found
         return f"{told}\nfast settings, {found.faster:.1f} times less time: {found.measured.candidate.name}"
 
@@ -71,13 +78,16 @@ class Calibration:
         """The fast settings of a model with this preset; None if none was found."""
         if self.found is None:
             return None
-        names = ("sampler", "steps", "timing", "dtype", "decode_dtype")
-        own: dict[str, Any] = {name: getattr(preset, name) for name in names}
+        chosen = dict(self.found.measured.candidate.choices)
+        if chosen.pop("fast", False) and preset.fast is not None:  # those that it has already
+            own = preset.fast.settings
+        else:
+            own = {name: getattr(preset, name) for name in ("sampler", "steps", "timing", "dtype", "decode_dtype")}
         count = len(next(iter(self.own.values.values())))
         measured = (
             f"{self.found.faster:.1f}x less time a clip; no worse on {count} prompts in {', '.join(self.margins)}"
         )
-        return Fast(**own | dict(self.found.measured.candidate.choices), measured=measured)
+        return Fast(**own | chosen, measured=measured)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -127,40 +137,42 @@ class Calibration:
         names = list(self.margins)
         width = min(3, len(names))
         height = math.ceil(len(names) / width)
+        shown = [(OWN, self.own), *((each.measured.candidate.name, each.measured) for each in self.verified)]
         ticks = require("matplotlib.ticker", "drawing", "study")
         figure = require("matplotlib.figure", "drawing", "study").Figure(
-            figsize=(3.4 * width, 2.9 * height), layout="constrained"
+            figsize=(3.4 * width, 2.9 * height + 0.3 * (2 + len(shown))), layout="constrained"
         )
         for number, name in enumerate(names):
             axis = figure.add_subplot(height, width, number + 1)
             metric = self.bench.metrics[name]
             sign = 1 if metric.better == "higher" else -1
             points = [(each.seconds, mean_of(each.values[name])) for each in self.tuned]
-            axis.scatter(*zip(*points, strict=True), s=14, color="0.6", label="tuning prompts")
+            axis.scatter(
+                *zip(*points, strict=True), s=14, color="0.6", label="settings that were tried, on tuning prompts"
+            )
             front = [
                 a for a in points if not any(b[0] <= a[0] and sign * b[1] >= sign * a[1] and b != a for b in points)
             ]
             axis.step(*zip(*sorted(front), strict=True), where="post", color="0.8", linewidth=1, zorder=0)
-            for each, own in ((self.own, True), *((v.measured, False) for v in self.verified)):
+            for place, (label, each) in enumerate(shown):
                 mean = mean_interval(each.values[name])
                 ends = [[mean.value - mean.low], [mean.high - mean.value]]
                 axis.errorbar(
                     [each.seconds],
                     [mean.value],
                     ends if all(math.isfinite(e[0]) for e in ends) else None,
-                    fmt="s" if own else "o",
-                    color="C3" if own else "C0",
+                    fmt=MARKERS[place % len(MARKERS)],
+                    color="C3" if not place else f"C{(place - 1) % 3}",
                     markersize=5,
                     capsize=2,
-                    label=OWN if own else "held-out prompts",
+                    label=f"{label}, on held-out prompts",
                 )
-            axis.set(xscale="log", xlabel="seconds a clip", title=f"{metric.label} ({metric.better} is better)")
+            axis.set(xscale="log", xlabel=f"{self.timed} a clip", title=f"{metric.label} ({metric.better} is better)")
             axis.xaxis.set_major_locator(ticks.LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter(ticks.FormatStrFormatter("%g"))
             axis.xaxis.set_minor_formatter(ticks.NullFormatter())
             if not number:
-                handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-                axis.legend(handles.values(), handles.keys(), fontsize=7)
+                figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=130, format="png")
         return path

@@ -79,30 +79,31 @@ def calibrate(
     def seems_no_worse(each: Measured) -> bool:
         return all(mean_of(loss_of(bench, n, own, each)) < margin for n, margin in allowed.items())
 
-    def best() -> Measured:
-        fine = [each for each in tuned if seems_no_worse(each)]
+    def best(of: Sequence[Measured]) -> Measured:
+        fine = [each for each in of if seems_no_worse(each)]
         if fine:
             return min(fine, key=lambda each: each.seconds)
-        return max(tuned, key=lambda each: -mean_of(loss_of(bench, names[0], own, each)))
+        return max(of, key=lambda each: -mean_of(loss_of(bench, names[0], own, each)))
 
-    if finer:
-        counts = sorted({each.choices["steps"] for each in candidates})
-        for number in range(2):
-            first = best().candidate
+    counts = sorted({each.choices["steps"] for each in candidates if "steps" in each.choices})
+    if finer and counts:
+        for number, what in enumerate(("where the steps lie", "which calls are left out")):
+            first = best([each for each in tuned if "steps" in each.candidate.choices]).candidate
             smaller = [count for count in counts if count < first.choices["steps"]]
             rounds = finer_candidates(first, smaller[-1] if smaller else None, pipe.preset.timing)
             new = [each for each in rounds[number] if each not in [known.candidate for known in tuned]]
-            say(f"varying {first.name}")
+            say(f"best so far: {first.name}; varying {what}")
             tuned += sampled(new, captions)
 
     # Verify the cheapest on the held-out prompts.
     fine = sorted((each for each in tuned if seems_no_worse(each)), key=lambda each: each.seconds)
-    chosen = [each.candidate for each in (fine or [best()])[:finalists]]
+    chosen = [each.candidate for each in (fine or [best(tuned)])[:finalists]]
     say(f"verifying {'; '.join(each.name for each in chosen)}")
     reference, *found = sampled([Candidate({}), *chosen], judges)
     confidence = 1 - 0.05 / len(chosen)
     verified = tuple(verify(bench, reference, each, allowed, confidence) for each in found)
-    return Calibration(pipe.preset.name, bench, allowed, (own, *tuned), reference, verified, confidence)
+    timed = "CPU s" if pipe.device.type == "cpu" else "s"
+    return Calibration(pipe.preset.name, bench, allowed, (own, *tuned), reference, verified, confidence, timed)
 
 
 class _Progress:

@@ -60,6 +60,7 @@ class FastFile(Settings):
     reuse: PositiveInt | None = None
     dtype: DtypeName = "fp32"
     decode_dtype: DecodeDtype = "fp32"
+    distilled: bool = False
 
     @field_validator("spacing")
     @classmethod
