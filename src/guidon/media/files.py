@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -225,7 +225,7 @@ def load_video(path: str | Path) -> tuple[np.ndarray, float]:
         suffix = path.suffix.lower()
         if suffix in _PICTURES:
             return _read_pictures(path, [path], _PICTURES[suffix]), 8.0
-        return _read_animation(path) if suffix in (".gif", ".webp") else _read_container(path)
+        return read_animation(path) if suffix in (".gif", ".webp") else _read_container(path)
 
 
 class _Frames:
@@ -275,12 +275,13 @@ def _read_pictures(path: Path, files: Sequence[Path], format: str) -> np.ndarray
     return frames.together()
 
 
-def _read_animation(path: Path) -> tuple[np.ndarray, float]:
+def read_animation(path: Path, file: IO[bytes] | None = None) -> tuple[np.ndarray, float]:
+    """All frames of a gif or webp, and frames per second. ``file``: its content, if it is not a file of its own."""
     need_pillow()
     from PIL import Image, ImageSequence
 
     frames, shown = _Frames(path), list[int]()
-    with Image.open(path, formats=("GIF", "WEBP")) as image:
+    with Image.open(path if file is None else file, formats=("GIF", "WEBP")) as image:
         comment = image.info.get("comment", b"").decode("ascii", "replace")
         timing = comment or image.getexif().get(_IMAGE_DESCRIPTION, "")
         frames.expect(getattr(image, "n_frames", 1), image.height, image.width)
@@ -308,11 +309,7 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float]:
 def _read_container(path: Path) -> tuple[np.ndarray, float]:
     av = require("av", f"reading {path.suffix[1:].lower() or 'video'}", "video")
     frames = _Frames(path)
-    try:
-        opened = av.open(str(path), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
-    except av.error.ArgumentError:
-        raise ValueError("it is not in a format that Guidon reads: convert a video to mp4, a picture to PNG") from None
-    with opened as container:
+    with open_container(av, path) as container:
         if not container.streams.video:
             raise InputError(f"{path} holds no video")
         stream = container.streams.video[0]
@@ -324,3 +321,21 @@ def _read_container(path: Path) -> tuple[np.ndarray, float]:
             frames.add(frame.to_ndarray(format="rgb24"))
         rate = stream.average_rate
     return frames.together(), float(rate or 8)
+
+
+def open_container(av: Any, path: Path, file: IO[bytes] | None = None) -> Any:
+    """An open video of PyAV.
+
+    Args:
+        av: the library.
+        path: the file.
+        file: its content, if it is not a file of its own.
+
+    Raises:
+        ValueError: it is in no format that is read.
+    """
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        return av.open(str(path) if file is None else file, options=options, metadata_errors="replace")
+    except av.error.ArgumentError:
+        raise ValueError("it is not in a format that Guidon reads: convert a video to mp4, a picture to PNG") from None

@@ -1,0 +1,377 @@
+"""Which files a user gives to train on, and what is said of each: captions and classes. Nothing is decoded here.
+
+A folder may hold a file of metadata, ``metadata.jsonl`` or ``metadata.csv`` as in Hugging Face's VideoFolder and
+ImageFolder, or another ``.jsonl`` or ``.csv`` that names files, as Open-Sora and musubi-tuner write them. Without one,
+the caption of ``a.mp4`` is in ``a.txt``, and the folder in which a file is names its class. WebDataset shards (tar)
+hold samples: files of one name, such as ``000.mp4``, ``000.txt`` and ``000.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tarfile
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from ...core.errors import InputError, quoted
+from ...core.reading import TEXT_BYTES, Limit, is_there, read_text, reading, regular_file
+from ...media.streaming import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Content, looks_like_media
+from .defects import Defect, DefectKind
+
+METADATA_BYTES = Limit("GUIDON_MAX_METADATA_BYTES", 1 << 30, "bytes of metadata")
+"""The size of a file that lists clips."""
+ROWS = Limit("GUIDON_MAX_FILES", 1 << 22, "files to train on")
+"""The files of a folder, rows of metadata, or members of a shard."""
+
+PATH_KEYS = ("file_name", "video_path", "image_path", "path", "video_file_name", "image_file_name")
+CAPTION_KEYS = ("caption", "text", "prompt")
+CLASS_KEYS = ("label", "class")
+METADATA = ("metadata.jsonl", "metadata.csv")
+_LISTS = (".jsonl", ".csv")
+_PACKED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip")
+MEDIA = VIDEO_SUFFIXES + PICTURE_SUFFIXES
+_TEXTS = (".txt", ".json", ".cls")  # what a shard may say of a sample
+
+
+@dataclass(frozen=True)
+class Given:
+    """A file that is to be trained on."""
+
+    content: Content
+    caption: str | None
+    """On one line; "" where it is empty, None where there is none."""
+    label: str | None
+    """Its class; None where there is none."""
+    row: str
+    """Where it is named, for messages; empty for a file that no row names."""
+    folder: int = 0
+    """The number of the place in ``Data.folder`` that it is from."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.content.shown)
+
+    def defect(self, kind: DefectKind, why: str) -> Defect:
+        """Something that is wrong with it."""
+        return Defect(kind, self.name, why, self.row)
+
+
+@dataclass
+class Listing:
+    """What was found in the places that a user gave."""
+
+    given: list[Given] = field(default_factory=list[Given])
+    defects: list[Defect] = field(default_factory=list[Defect])
+    notes: list[str] = field(default_factory=list[str])
+    """What a user should know, though nothing is wrong."""
+
+
+def list_files(place: Path, number: int, into: Listing) -> None:
+    """Add the files of a folder, of a file of metadata or of a shard; or the file itself.
+
+    Args:
+        place: the path.
+        number: of the place among all.
+        into: what is added to.
+
+    Raises:
+        InputError: the place, or a file of metadata in it, cannot be read; or it has too many files.
+    """
+    if not is_there(place, "a folder of videos"):
+        raise InputError(f"{place} is not there: give a folder of videos, a file that lists them, or a .tar shard")
+    suffix = place.suffix.lower()
+    if place.is_dir():
+        _list_folder(place, number, into)
+    elif suffix == ".tar":
+        _list_shard(place, number, into)
+    elif place.name.lower().endswith(_PACKED):
+        raise InputError(f"{place} is compressed, and its samples cannot be read one by one: unpack it, or give a .tar")
+    elif suffix in _LISTS:
+        _list_rows(place, number, into)
+    else:
+        regular_file(place, "a video or a picture")
+        into.given.append(_beside(place, number, None))
+
+
+def _list_folder(folder: Path, number: int, into: Listing) -> None:
+    """Files are taken from metadata where there is some in their folder or above it, else as they are."""
+    with reading(folder, "a folder of videos"):
+        files = list(_walk(folder))
+    lists = [path for path in files if path.name.lower() in METADATA]
+    if not any(path.parent == folder for path in lists):  # as Open-Sora and musubi-tuner name theirs
+        lists += [path for path in files if path.parent == folder and path.suffix.lower() in _LISTS and _names(path)]
+    governed: dict[Path, Path] = {}
+    for path in lists:
+        if (other := governed.get(path.parent)) is not None:
+            raise InputError(f"{other} and {path.name} both list the files of {path.parent}: leave one there")
+        governed[path.parent] = path
+    named = {os.path.normpath(given.content.path) for path in lists for given in _list_rows(path, number, into)}
+    unnamed: list[Path] = []
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix == ".tar":
+            _list_shard(path, number, into)
+        elif path.name.lower().endswith(_PACKED):
+            into.notes.append(f"{path} is not read: unpack it, or give an uncompressed .tar")
+        elif path in lists or suffix in (*_TEXTS, *_LISTS) or os.path.normpath(path) in named:
+            continue
+        elif any(parent in governed for parent in path.parents):
+            if suffix in MEDIA or (not suffix and looks_like_media(Content(path))):
+                unnamed.append(path)
+        elif suffix in MEDIA or looks_like_media(Content(path)):
+            into.given.append(_beside(path, number, path.parent.name if path.parent != folder else None))
+        elif path.with_suffix(".txt").is_file():
+            into.defects.append(
+                Defect("unsupported", str(path), f"{_UNSUPPORTED}, though {path.stem}.txt has its caption")
+            )
+    for path in unnamed[:3]:
+        into.notes.append(f"{path} is in no row of the metadata: it is not trained on")
+    if len(unnamed) > 3:
+        into.notes.append(f"{len(unnamed) - 3} more files of {folder} are in no row: they are not trained on")
+
+
+_UNSUPPORTED = "it is not in a format that Guidon reads: convert a video to mp4, a picture to PNG"
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder that are not hidden, sorted. Links are followed, but into no folder a second time."""
+    seen: set[str] = set()
+    count = 0
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if not name.startswith(".") and path.is_file():
+                count += 1
+                ROWS.check(count, folder)
+                yield path
+
+
+def _beside(path: Path, number: int, label: str | None) -> Given:
+    """A file whose caption is in the text file of its name."""
+    return Given(Content(path), _text_beside(path), label, "", number)
+
+
+def _text_beside(path: Path) -> str | None:
+    place = path.with_suffix(".txt")
+    return _one_line(read_text(place, "a caption")) if place != path and place.is_file() else None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# Metadata
+
+
+def _list_rows(path: Path, number: int, into: Listing) -> list[Given]:
+    """Add the files that a file of metadata names. Returns them."""
+    found: list[Given] = []
+    for count, (line, values) in enumerate(_rows(path), 1):
+        ROWS.check(count, path)
+        row = f"{path}, line {line}"
+        if isinstance(values, str):
+            into.defects.append(Defect("bad row", row, values))
+            continue
+        outcome = _given(path.parent, values, row, number)
+        if isinstance(outcome, Defect):
+            into.defects.append(outcome)
+        else:
+            found.append(outcome)
+    into.given += found
+    return found
+
+
+def _given(folder: Path, values: Mapping[str, Any], row: str, number: int) -> Given | Defect:
+    """What a row says."""
+    name = _first(values, PATH_KEYS)
+    if not isinstance(name, str) or not name.strip():
+        why = f"its file is {quoted(name)}, not a path" if name is not None else "it names no file"
+        return Defect("bad row", row, f"{why}: give {PATH_KEYS[0]}")
+    path = Path(name)
+    if not path.is_absolute():
+        if ".." in PurePosixPath(os.path.normpath(name)).parts:
+            return Defect("outside", name, "it is outside the folder: move it there, or give its absolute path", row)
+        path = folder / name
+    path = _spelled(path)
+    caption = _first(values, CAPTION_KEYS)
+    if caption is not None and not isinstance(caption, str):
+        return Defect("bad row", str(path), f"its caption is {quoted(caption)}: give a text", row)
+    if caption is not None and not _is_text(caption):
+        return Defect("bad row", str(path), "its caption holds half a character: give text in UTF-8", row)
+    label = _first(values, CLASS_KEYS)
+    if isinstance(label, bool | float | list | dict):
+        return Defect("bad row", str(path), f"its class is {quoted(label)}: give a name or a whole number", row)
+    if label is None and path.parent != folder and not Path(name).is_absolute():
+        label = path.parent.name
+    caption = _text_beside(path) if caption is None else _one_line(caption)
+    return Given(Content(path), caption, None if label is None else _one_line(str(label)), row, number)
+
+
+def _first(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """The value of the first key that has one."""
+    return next((values[key] for key in keys if values.get(key) is not None), None)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _spelled(path: Path) -> Path:
+    """The path as the disk spells it: the same letters may be written in two ways in Unicode."""
+    forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
+    return next((form for form in forms if _exists(form)), path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no file can have this name
+        return False
+
+
+def _names(path: Path) -> bool:
+    """Whether the first row of a file names a file, as that of metadata does."""
+    try:
+        _, values = next(_rows(path), (0, ""))
+    except InputError:
+        return False
+    return not isinstance(values, str) and any(key in values for key in PATH_KEYS)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """The rows of a file of metadata: the line of each, and its values, or what is wrong with it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    regular_file(path, "a list of videos", METADATA_BYTES)
+    with reading(path, "a list of videos"), path.open("rb") as file:
+        yield from (_csv_rows if path.suffix.lower() == ".csv" else _json_rows)(path, file)
+
+
+def _json_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    line = 0
+    while data := file.readline(TEXT_BYTES.value + 1):
+        line += 1
+        TEXT_BYTES.check(len(data), path)
+        try:
+            text = data.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+            values = json.loads(text) if text else None
+        except (ValueError, RecursionError) as error:
+            what = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else "it is no JSON"
+            yield line, f"{what}: mend the row"
+            continue
+        if isinstance(values, dict):
+            yield line, values
+        elif text:
+            yield line, f"it is {quoted(values)}, not a JSON object: mend the row"
+
+
+def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    rows = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+    header = [name.strip() for name in next(rows, [])]
+    if not any(key in header for key in PATH_KEYS):
+        raise ValueError(f"its first line is {quoted(','.join(header))}, and names no column {PATH_KEYS[0]} or path")
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise ValueError(f"{error} in line {line}") from None
+        if row is None:
+            return
+        if row and len(row) != len(header):
+            yield line, f"it has {len(row)} columns, and the first line has {len(header)}: mend the row"
+        elif row:
+            yield line, dict(zip(header, row, strict=True))
+
+
+# WebDataset
+
+
+def _list_shard(path: Path, number: int, into: Listing) -> None:
+    """Add the samples of a shard. Nothing is unpacked: files of it are read where they are."""
+    regular_file(path, "a WebDataset shard")
+    parts: dict[str, dict[str, tarfile.TarInfo]] = {}
+    size = path.stat().st_size
+    with reading(path, "a WebDataset shard"), tarfile.open(path, "r:") as archive:
+        for count, member in enumerate(archive, 1):
+            ROWS.check(count, path)
+            name = PurePosixPath(member.name.lstrip("/"))
+            suffix = name.suffix.lower()
+            if member.isdir() or name.name.startswith(".") or suffix not in MEDIA + _TEXTS:
+                continue
+            if not member.isreg() or member.issparse():
+                into.defects.append(Defect("unsupported", str(path / name), "it is a link in the shard: pack the file"))
+            elif member.offset_data + member.size > size:
+                into.defects.append(Defect("undecodable", str(path / name), f"{path} ends in it: copy the shard again"))
+            elif suffix in parts.setdefault(str(name.with_suffix("")), {}):
+                into.defects.append(Defect("bad row", str(path / name), "the shard has two files of this name"))
+            else:
+                parts[str(name.with_suffix(""))][suffix] = member
+    with path.open("rb") as file:
+        for members in parts.values():
+            media = [suffix for suffix in members if suffix in MEDIA]
+            if not media:
+                shown = path / next(iter(members.values())).name.lstrip("/")
+                into.notes.append(f"{shown} describes a sample without a video or picture: it is left out")
+                continue
+            into.given.append(_sample(path, file, members, media[0], number, into.defects))
+
+
+def _sample(
+    path: Path,
+    file: IO[bytes],
+    members: Mapping[str, tarfile.TarInfo],
+    media: str,
+    number: int,
+    defects: list[Defect],
+) -> Given:
+    """A sample of a shard."""
+    caption: Any = None
+    label: Any = None
+    for suffix in _TEXTS:
+        if suffix not in members:
+            continue
+        member = members[suffix]
+        shown = path / member.name.lstrip("/")
+        TEXT_BYTES.check(member.size, shown)
+        try:
+            file.seek(member.offset_data)
+            text = file.read(member.size).decode("utf-8-sig")
+            if suffix == ".json":
+                values = json.loads(text)
+                values = values if isinstance(values, dict) else {}
+                caption = _first(values, CAPTION_KEYS) if caption is None else caption
+                label = _first(values, CLASS_KEYS)
+            elif suffix == ".txt":
+                caption = text
+            else:
+                label = text
+        except (ValueError, RecursionError):
+            defects.append(Defect("bad row", str(shown), "it is no text in UTF-8, or no JSON: pack it again"))
+    member = members[media]
+    content = Content(path, (member.offset_data, member.size), member.name.lstrip("/"))
+    caption = _one_line(caption) if isinstance(caption, str) and _is_text(caption) else None
+    return Given(content, caption, _label(label), "", number)
+
+
+def _label(label: Any) -> str | None:
+    return _one_line(str(label)) if isinstance(label, str | int) and not isinstance(label, bool) else None
