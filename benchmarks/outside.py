@@ -28,11 +28,14 @@ STEPS = 100
 SHAPES = ((2, 4, 16, 64, 64), (2, 4, 64, 64, 64))  # clips, channels, frames, height, width
 
 
+@dataclass(frozen=True)
 class Given:
-    """A condition that no network reads."""
+    """A condition of which only the number of rows is read."""
+
+    rows: int
 
     def cat(self, other: "Given") -> "Given":
-        return self
+        return Given(self.rows + other.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +54,16 @@ class Case:
     def level(self) -> DiscreteLevel:
         return self.schedule.levels[STEPS // 2]
 
-    def network(self, x: Tensor, level: object, condition: object) -> Tensor:
-        """The prediction for as many rows as x has."""
-        return self.prediction[: len(x)]
+
+class Predicted:
+    """A network whose prediction is there already. ``branches_share_rows`` is as of Guidon's networks from a width of
+    256; narrow ones are given the latents of each branch."""
+
+    def __init__(self, case: Case, shares: bool) -> None:
+        self.prediction, self.branches_share_rows = case.prediction, shares
+
+    def __call__(self, x: Tensor, level: object, condition: Given) -> Tensor:
+        return self.prediction[: condition.rows]
 
 
 def make_case(shape: tuple[int, ...]) -> Case:
@@ -79,11 +89,11 @@ def original(name: str, savings: Savings, case: Case) -> Arm:
     return Arm(name, lambda: step(torch.randn_like), lambda: step(fixed))
 
 
-def guidon(name: str, case: Case, scale: float = SCALE, legacy: bool = False) -> Arm:
+def guidon(name: str, case: Case, scale: float = SCALE, legacy: bool = False, shares: bool = True) -> Arm:
     """What Guidon's samplers do around the network."""
     rows, process = len(case.x), Process()
     own = LegacyNoise(2, torch.Generator().manual_seed(0)) if legacy else SampleNoise(0, range(rows))
-    denoiser = GuidedDenoiser(case.network, Guidance(scale, 3), Given(), Given())
+    denoiser = GuidedDenoiser(Predicted(case, shares), Guidance(scale, 3), Given(rows), Given(rows))
 
     def step(noise: Callable[[Tensor], Tensor]) -> Tensor:
         return ddpm_guided_next(denoiser, case.x, case.level, noise, process)
@@ -127,6 +137,7 @@ ARMS: dict[str, Callable[[Case], Arm]] = {
         original, "original + one half after the network", Savings(one_half=True)
     ),
     "guidon": partial(guidon, "guidon"),
+    "guidon, latents given for each branch": partial(guidon, "guidon, latents given for each branch", shares=False),
     "guidon with the original's noise": partial(guidon, "guidon with the original's noise", legacy=True),
     "guidon, conditional only": partial(guidon, "guidon, conditional only", scale=1.0),
     "fused by hand": partial(fused, "fused by hand"),

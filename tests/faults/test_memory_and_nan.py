@@ -214,8 +214,8 @@ def test_how_close_the_smaller_parts_are_depends_on_the_precision(pipe):
 def full(error, least_rows):
     """A network whose memory holds fewer than ``least_rows`` rows."""
 
-    def change(call, run, x, *_):
-        if len(x) >= least_rows:
+    def change(call, run, x, level, caption, *_):
+        if len(caption) >= least_rows:
             raise type(error)(*error.args)
         return run()
 
@@ -314,7 +314,7 @@ def test_memory_that_holds_no_single_row_is_refused_in_one_line(pipe, monkeypatc
     ):
         pipe(PROMPTS, num_samples=2, steps=2, cfg_scale=3.0, timing="constant")
     assert "\n" not in str(refused.value)
-    assert [len(arguments[0]) for arguments in calls] == [12, 6, 2, 1]
+    assert [len(arguments[2]) for arguments in calls] == [12, 6, 2, 1]
 
 
 def test_another_error_is_not_taken_for_a_full_memory(pipe, monkeypatch):
@@ -331,8 +331,8 @@ def test_a_trace_keeps_its_one_batch_and_holds_one_run(pipe, monkeypatch):
     expected, trace = GuidanceTrace(), GuidanceTrace()
     whole = pipe(PROMPT, **options, trace=expected)
 
-    def change(call, run, x, *_):
-        if len(x) > 2 and call == 3:  # two steps are in the trace already
+    def change(call, run, x, level, caption, *_):
+        if len(caption) > 2 and call == 3:  # two steps are in the trace already
             raise CUDA
         return run()
 
@@ -352,8 +352,8 @@ def test_an_exact_replay_keeps_its_batches_and_its_noise(pipe, monkeypatch):
     request = request.model_copy(update={"exact": "open-sora-1.0", "batch_size": 2})
     whole = pipe.generate(request)
 
-    def change(call, run, x, *_):
-        if len(x) == 4 and call == 5:  # in the second batch
+    def change(call, run, x, level, caption, *_):
+        if len(caption) == 4 and call == 5:  # in the second batch
             raise CUDA
         return run()
 

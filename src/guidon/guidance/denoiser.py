@@ -53,7 +53,8 @@ class GuidedDenoiser(Generic[C]):
     later, so that they need not wait.
 
     Args:
-        network: ``network(x, level, condition)`` gives a prediction of C or 2C channels.
+        network: ``network(x, level, condition)`` gives a prediction of C or 2C channels. With a true attribute
+            ``branches_share_rows`` it is given x once for all branches of a batch, whose conditions have more rows.
         guidance: how the branches are combined.
         cond: the prompts' condition.
         uncond: the condition of the null caption; may be None where guidance never acts or does not need it.
@@ -126,6 +127,8 @@ class GuidedDenoiser(Generic[C]):
         self.spread = None if ranks is None or len(ranks) == 1 else Spread(ranks, self.names)
         self.network, self.guidance, self.observe, self.steps = network, guidance, observe, steps
         self.parameterization: Parameterization = parameterization
+        # a network that knows its branches computes once what they share; which rows a block skips is of all of them
+        self._shares_rows = shares_rows(network) and not isinstance(self.weak, BlockSkip)
         self.memory = START
         self.spared = None if sparing.is_neutral else Spared(sparing)
         self.check = FiniteCheck()
@@ -181,8 +184,7 @@ class GuidedDenoiser(Generic[C]):
     def parts(self, x: Tensor, level: NoiseLevel, /) -> GuidedParts | None:
         """What the call gives, to be computed part by part. None, and nothing has run, where only the whole is known.
 
-        Raises:
-            InputError: as for the call.
+        Its numbers are not checked: see ``GuidedParts.check``.
         """
         guidance, channels = self.guidance, x.shape[1]
         alone = self.observe is None and self.spared is None and self.spread is None
@@ -196,15 +198,13 @@ class GuidedDenoiser(Generic[C]):
         found = self._predictions(x, level) if guided else {"cond": self._run(x, level, "cond")}
         before, self.memory = self.memory, after
         cond, uncond = found["cond"], found.get("uncond")
-        parts = GuidedParts(
+        return GuidedParts(
             cond, uncond, guided, factor,
             lambda: guidance.combine(
                 cond, uncond, x, level, before, parameterization=self.parameterization
             )[0],
             lambda whole: self._refuse(x, found, whole, level, after.calls),
         )  # fmt: skip
-        self.check.look([*found.values()], lambda: parts.refuse(parts.whole()))
-        return parts
 
     def conditional(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
         """The prediction (B, C or 2C, ...) for the prompts alone, without guidance and without a check, fp32."""
@@ -274,7 +274,8 @@ class GuidedDenoiser(Generic[C]):
         rows, names = len(x), list(self.branches)
         skipped = slice(rows * (len(names) - 1), None)  # the weak branch is the last
         with self._skipping(skipped):
-            prediction = self.network(torch.cat([x] * len(names)), level, self.together).float()
+            given = x if self._shares_rows else torch.cat([x] * len(names))
+            prediction = self.network(given, level, self.together).float()
         split_prediction(prediction, x.shape[1])
         found = dict(zip(names, prediction.chunk(len(names)), strict=True))
         return found | self._each([name for name in self.names if name not in found], x, level, found)
@@ -308,3 +309,8 @@ class GuidedDenoiser(Generic[C]):
     def _skipping(self, rows: slice) -> AbstractContextManager[None]:
         """Where the weak branch is the network's own, its blocks are skipped for these rows."""
         return self.weak.rows(rows) if isinstance(self.weak, BlockSkip) else nullcontext()
+
+
+def shares_rows(network: object) -> bool:
+    """Whether a network, or the one that is called with some arguments of its own, takes x once for all branches."""
+    return bool(getattr(network.func if isinstance(network, partial) else network, "branches_share_rows", False))

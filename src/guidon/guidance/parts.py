@@ -47,11 +47,20 @@ class GuidedParts:
         out[guided : stop - start].copy_(cond[guided:])
         return out[: stop - start]
 
-    def check(self, total: float) -> None:
-        """Refuse the step if the sum of numbers that follow from all parts is not finite.
+    def check(self, total: float, shown: bool) -> None:
+        """Refuse the step if a number of a branch, or of the guided prediction, is not finite.
+
+        Args:
+            total: the sum of numbers that follow from all parts.
+            shown: whether it is not finite wherever a part, or a number of ``cond``, is not. Then only what no part
+                depends on is looked at.
 
         Raises:
-            InputError: the guided prediction is not finite.
+            InputError: the number, and where it is.
         """
-        if not math.isfinite(total):
+        if shown:
+            unseen = [] if self.uncond is None else [self.uncond[:, self.channels :]]
+        else:
+            unseen = [self.cond] if self.uncond is None else [self.cond, self.uncond]
+        if not math.isfinite(total + sum(float(each.sum()) for each in unseen)):
             self.refuse(self.whole())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import first_line
 from ..core.warn import note, warn
+from ..guidance.denoiser import shares_rows
 
 GRAPHS = 64
 """Graphs of a kind of block before torch goes on without compiling: two for each number of rows that a run has."""
@@ -97,6 +98,7 @@ class Compilation:
                 torch.compiler.cudagraph_mark_step_begin()
             return network(*arguments)
 
+        call.branches_share_rows = shares_rows(network)  # type: ignore[attr-defined]
         return call
 
     def _compile(self, part: nn.Module) -> None:

@@ -79,8 +79,13 @@ class Parts(Protocol):
         """Numbers ``start`` to ``stop`` of the first C channels of a row; ``out`` is memory for as many."""
         ...
 
-    def check(self, total: float) -> None:
-        """Refuse the step if the sum of numbers that follow from all parts is not finite."""
+    def check(self, total: float, shown: bool) -> None:
+        """Refuse the step if a number of a branch, or of the prediction, is not finite.
+
+        Args:
+            total: the sum of numbers that follow from all parts.
+            shown: whether it is not finite wherever a part, or the learned variance, is not.
+        """
         ...
 
 

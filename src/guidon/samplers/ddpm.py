@@ -81,40 +81,48 @@ def ddpm_guided_next(denoiser: Denoiser, x: Tensor, level: DiscreteLevel, noise:
     if parts is None:
         return ddpm_next(denoiser(x, level), x, level, noise(x), process)
     if parts.cond.shape[1] != 2 * x.shape[1]:
-        return ddpm_next(parts.whole(), x, level, noise(x), process)
+        guided = parts.whole()
+        parts.check(float(guided.sum()), shown=False)
+        return ddpm_next(guided, x, level, noise(x), process)
     return _in_parts(parts, x.contiguous(), level, noise, process)
 
 
 def _in_parts(parts: Parts, x: Tensor, level: DiscreteLevel, noise: Noise, process: Process) -> Tensor:
-    """``ddpm_next`` part by part. The operations and their order are those of ``ddpm_next`` for every number."""
+    """``ddpm_next`` part by part: the same bits, in fewer operations."""
     own = noise if isinstance(noise, SampleNoise) else None
     drawn = x if own is not None else noise(x)
     made, shares, rows = torch.empty_like(x), parts.cond[:, x.shape[1] :].flatten(1), x.flatten(1)
-    length, total, one = rows.shape[1], 0.0, torch.ones(())
+    length, total, clamped = rows.shape[1], 0.0, process.variance == "clamped_range"
     bounds = [*range(0, max(length - PART, 0) + 1, PART), length]  # the last part is of 1 to 2 times the size
-    eps, share, chance = (torch.empty(min(length, 2 * PART)) for _ in range(3))
+    first, second, chance = (torch.empty(min(length, 2 * PART)) for _ in range(3))
+    two = torch.full((), 2.0)
+    of_x, of_eps = float(level.sqrt_recip_alphas_cumprod), float(level.sqrt_recipm1_alphas_cumprod)
+    of_x_0, of_seen = float(level.posterior_mean_coef1), float(level.posterior_mean_coef2)
+    # Half the log variance is (share high + (1 - share) low) / 2, with a share of (interpolation + 1) / 2. Here both
+    # divisions by 2 are one of the factors by 4, which rounds nothing.
+    low, high = float(level.posterior_log_variance_clipped) / 4, float(level.log_betas) / 4
     for row in range(len(x)):
         for start, stop in pairwise(bounds):
             size = stop - start
-            a, b, z = eps[:size], share[:size], chance[:size]
+            a, b, z = first[:size], second[:size], chance[:size]
             seen, out = rows[row, start:stop], made[row].view(-1)[start:stop]
             # x_0 of the noise, in the originals' order
-            torch.mul(parts.output(row, start, stop, a), level.sqrt_recipm1_alphas_cumprod, out=a)
-            torch.mul(seen, level.sqrt_recip_alphas_cumprod, out=out).sub_(a)
-            total += float(out.sum())
+            torch.mul(parts.output(row, start, stop, a), of_eps, out=a)
+            torch.mul(seen, of_x, out=out).sub_(a)
             if process.clip_denoised:
+                total += float(out.sum())
                 out.clamp_(-1, 1)
             # the mean
-            out.mul_(level.posterior_mean_coef1).add_(torch.mul(seen, level.posterior_mean_coef2, out=a))
+            out.mul_(of_x_0).add_(torch.mul(seen, of_seen, out=a))
             # the deviation (Nichol & Dhariwal 2021, eq. 15)
-            torch.add(shares[row, start:stop], 1, out=b).div_(2)
-            if process.variance == "clamped_range":
-                b.clamp_(0, 1)
-            torch.sub(one, b, out=a).mul_(level.posterior_log_variance_clipped)
-            a.add_(b.mul_(level.log_betas)).mul_(0.5).exp_()
+            torch.add(shares[row, start:stop], 1, out=b)
+            if clamped:
+                b.clamp_(0, 2)
+            torch.sub(two, b, out=a).mul_(low).add_(b.mul_(high)).exp_()
             values = own.draw_part(row, z) if own is not None else drawn[row].reshape(-1)[start:stop]
             out.add_(a.mul_(values))
-    parts.check(total)
+            total += float(out.sum())
+    parts.check(total, shown=not (process.clip_denoised or clamped))
     return made
 
 

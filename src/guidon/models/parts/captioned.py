@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from ...core.errors import InputError, setting
 from .guided import ForwardWithCfg
 from .layers import Absorbed, CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder, absorbs
+from .products import LEAST_WIDTH
 from .tables import Kept, is_compiled, kept
 
+T = TypeVar("T")
 GROUP = 16
 """Padding is left out in groups of so many tokens: what is left is added in the same order as before."""
 
@@ -81,6 +83,17 @@ class Caption:
         return torch.ones(len(self), 1, 1, tokens, dtype=torch.bool, device=self.keys_values[0].device)
 
 
+def repeated(x: Tensor, rows: int) -> Tensor:
+    """x (B, ...) again and again, until there are so many rows; itself where it has as many or more."""
+    return x if len(x) >= rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
+
+def for_all(keys_values: Tensor | Absorbed, *shared: Tensor) -> tuple[Tensor, ...]:
+    """What branches have shared so far, repeated for all rows of the caption that a block reads now."""
+    rows = len(keys_values.values) if isinstance(keys_values, Absorbed) else keys_values.shape[1]
+    return tuple(repeated(each, rows) for each in shared)
+
+
 class CaptionedConfig(Protocol):
     """The part of a configuration that the base class reads."""
 
@@ -97,6 +110,10 @@ class CaptionedTransformer(ForwardWithCfg, nn.Module):
 
     A model adds ``x_embedder`` and ``blocks``, each with a ``cross_attn``.
     """
+
+    branches_share_rows = False
+    """Whether a caption may have a multiple of the rows of x. They are then those of several branches, each of which is
+    given x; what comes before the first attention to the caption is computed once for all branches."""
 
     def __init__(self, config: CaptionedConfig, out_features: int) -> None:
         super().__init__()
@@ -153,6 +170,18 @@ class CaptionedTransformer(ForwardWithCfg, nn.Module):
             return [*absorbed, *pairs[len(absorbed) :]]
 
         return kept(caption.kept, "absorbed", weights, absorb)
+
+    def shared(self, x: Tensor, timestep: T, caption: Caption) -> tuple[Tensor, T]:
+        """x and its timesteps, repeated for all rows of the caption unless branches share the first layers.
+
+        Products of fewer rows may differ in their last bits, so narrow networks share nothing.
+        """
+        shares = caption.told is None and not torch.is_grad_enabled()
+        wide = self.final_layer.linear.weight.shape[1] >= LEAST_WIDTH
+        if len(x) >= len(caption) or (shares and wide):
+            return x, timestep
+        rows = len(caption)
+        return repeated(x, rows), repeated(timestep, rows) if isinstance(timestep, Tensor) else timestep
 
     def crossings(self) -> list[CrossAttention]:
         """The layers that read the caption: that of each block, then others."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ...core.broadcasting import whole_rows
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
-from .captioned import Caption, CaptionedConfig, CaptionedTransformer
+from .captioned import Caption, CaptionedConfig, CaptionedTransformer, repeated
 from .layers import Absorbed, PatchEmbed, Rotary, SizeEmbedder, sincos_2d, timesteps_of, unpatch
 from .tables import Last
 
@@ -128,10 +128,11 @@ class SizedTransformer(CaptionedTransformer):
             x: the tokens.
             grid: of the tokens, (T, rows, columns).
             size: of the latents, (T, H, W).
-            t: modulates the head, (B, D).
+            t: modulates the head, (B, D). It, ``clean`` and ``noisy`` may be of the rows that branches share.
             clean: modulates it at the frames that are clean. As in the original, there it comes on top of ``t``.
             noisy: which frames are not clean.
         """
+        t, clean, noisy = repeated(t, len(x)), *(None if at is None else repeated(at, len(x)) for at in (clean, noisy))
         out = self.final_layer.modulated(x.flatten(1, 2), t)
         if noisy is not None and clean is not None:
             again = self.final_layer.modulated(out, clean)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
-from ..parts.captioned import Caption, CaptionedTransformer
+from ..parts.captioned import Caption, CaptionedTransformer, for_all, repeated
 from ..parts.layers import (
     Absorbed,
     Attention,
@@ -76,15 +76,18 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 
     def forward(self, x: Tensor, t: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None) -> Tensor:
-        """x (B, N, D), t (B, 6, D)."""
+        """x (B, N, D), t (B, 6, D). Where the caption has more rows, both are repeated to them when it is read."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=1)  # (B, 1, D)
         x = torch.addcmul(x, gate, self.attn(modulate(self.norm1(x), shift, scale)))
+        x, shift_mlp, scale_mlp, gate_mlp = for_all(keys_values, x, shift_mlp, scale_mlp, gate_mlp)
         x = x + self.cross_attn(x, keys_values, mask)
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
 class PixArt(CaptionedTransformer):
     """Noisy image latents to the noise in them (first C channels) and the variance interpolation (last C)."""
+
+    branches_share_rows = True
 
     pos_embed: Tensor
 
@@ -132,8 +135,8 @@ class PixArt(CaptionedTransformer):
         """Predict, with fp32 output (B, 2C, H, W), or (B, C, H, W) without a learned variance.
 
         Args:
-            x: noisy latents (B, C, H, W).
-            timestep: original timesteps (B,), or a noise level.
+            x: noisy latents (B, C, H, W), or (B / n, C, H, W) that n branches of a prepared caption share.
+            timestep: original timesteps of the rows of x, or a noise level.
             y: a prepared caption, or caption features as in ``prepare``.
             mask: of features, as in ``prepare``.
             size: (B, 2), the image's height and width in pixels, for ``micro_condition``; that of x unless given.
@@ -144,6 +147,7 @@ class PixArt(CaptionedTransformer):
             InputError: latents of another size than the model takes.
         """
         caption = y if isinstance(y, Caption) else self.prepare(y, mask)
+        x, timestep = self.shared(x, timestep, caption)
         patch = self.config.patch_size
         rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
         h = self.x_embedder(x.to(self.dtype)) + self._positions(x, rows, columns)
@@ -160,6 +164,8 @@ class PixArt(CaptionedTransformer):
         read = self.read_caption(caption, h.shape[1])
         for k, block in enumerate(self.blocks):
             h = block(h, modulation, read[k], caption.mask)
+            modulation = repeated(modulation, len(h))
+        t = repeated(t, len(h))
         return rearrange(
             self.final_layer(h, t).float(),
             "b (nh nw) (ph pw c) -> b c (nh ph) (nw pw)", nh=rows, nw=columns, ph=patch, pw=patch,

@@ -38,6 +38,8 @@ class Experts:
         InputError: they are made for different latents, patches or captions.
     """
 
+    branches_share_rows = True
+
     def __init__(self, high: STDiT, low: STDiT, boundary: int) -> None:
         for name in SHARED:
             ours, theirs = getattr(low.config, name), getattr(high.config, name)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...core.broadcasting import per_sample
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
-from ..parts.captioned import Caption, CaptionedTransformer
+from ..parts.captioned import Caption, CaptionedTransformer, for_all, repeated
 from ..parts.layers import (
     Absorbed,
     Attention,
@@ -61,7 +61,10 @@ class Block(nn.Module):
         keys_values: Tensor | Absorbed,
         mask: Tensor | None,
     ) -> Tensor:
-        """x (B, N, D), t (B, 6, D); ``positions`` (T, D) are added before temporal attention in the first block."""
+        """x (B, N, D), t (B, 6, D); ``positions`` (T, D) are added before temporal attention in the first block.
+
+        Where the caption has more rows, x and t are repeated to them as soon as it is read.
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=1)  # (B, 1, D)
 
         spatial = rearrange(modulate(self.norm1(x), shift, scale), "b (t s) d -> (b t) s d", t=frames)
@@ -73,12 +76,15 @@ class Block(nn.Module):
             temporal = temporal + positions
         x = torch.addcmul(x, gate, rearrange(self.attn_temp(temporal), "(b s) t d -> b (t s) d", b=x.shape[0]))
 
+        x, shift_mlp, scale_mlp, gate_mlp = for_all(keys_values, x, shift_mlp, scale_mlp, gate_mlp)
         x = x + self.cross_attn(x, keys_values, mask)
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
 class STDiT(CaptionedTransformer):
     """Noisy video latents to the noise in them (first C channels) and the variance interpolation (last C)."""
+
+    branches_share_rows = True
 
     pos_embed: Tensor
     pos_embed_temporal: Tensor
@@ -152,12 +158,13 @@ class STDiT(CaptionedTransformer):
         """Predict, with fp32 output (B, 2C, T, H, W), or (B, C, T, H, W) without a learned variance.
 
         Args:
-            x: noisy latents (B, C, T, H, W).
-            timestep: original timesteps (B,), or a noise level.
+            x: noisy latents (B, C, T, H, W), or (B / n, C, T, H, W) that n branches of a prepared caption share.
+            timestep: original timesteps of the rows of x, or a noise level.
             y: a prepared caption, or caption features as in ``prepare``.
             mask: of features, as in ``prepare``.
         """
         caption = y if isinstance(y, Caption) else self.prepare(y, mask)
+        x, timestep = self.shared(x, timestep, caption)
         frames, height, width = self._grid(x.shape[2:])
         in_space, in_time = self._positions(frames, height, width)
         tokens = self.x_embedder(x.to(self.dtype)).unflatten(1, (frames, -1))
@@ -169,6 +176,8 @@ class STDiT(CaptionedTransformer):
         read = self.read_caption(caption, h.shape[1])
         for k, block in enumerate(self.blocks):
             h = block(h, modulation, frames, in_time if k == 0 else None, read[k], caption.mask)
+            modulation = repeated(modulation, len(h))
+        t, x = repeated(t, len(h)), repeated(x, len(h))
         grid = (frames, height, width)
         out = unpatch(self.final_layer(h, t).float(), grid, self.config.patch_size)
         refines = self.refiner is not None and self._is_below(self.config.refiner_end, timestep)
@@ -181,7 +190,7 @@ class STDiT(CaptionedTransformer):
             prediction = prediction + self.refiner(x, prediction, tokens, t, grid)
         if self.finisher is not None and acts is not None:
             more = self.finisher(x, prediction, tokens, t, grid, caption.keys_values[-1], caption.mask)
-            prediction = prediction + per_sample(acts, more) * more
+            prediction = prediction + per_sample(repeated(acts, len(more)), more) * more
         return torch.cat([prediction, variance], dim=1)
 
     def _is_below(self, end: int, timestep: Tensor | NoiseLevel) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...core.errors import InputError
 from ...diffusion import NoiseLevel
 from ..network import IMAGE_FPS, ClipFacts
-from ..parts.captioned import Caption
+from ..parts.captioned import Caption, for_all, repeated
 from ..parts.layers import Absorbed, Attention, CrossAttention, Mlp, SizeEmbedder, modulate
 from ..parts.sized import (
     FPS,
@@ -48,12 +48,16 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, t_temp: Tensor, angles: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None
     ) -> Tensor:
-        """x (B, T, S, D); t (B, T or 1, 6, D) and t_temp (B, T or 1, 3, D) modulate every frame or all of them."""
+        """x (B, T, S, D); t (B, T or 1, 6, D) and t_temp (B, T or 1, 3, D) modulate every frame or all of them.
+
+        Where the caption has more rows, x and t are repeated to them as soon as it is read.
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=2)
         shift_temp, scale_temp, gate_temp = (self.scale_shift_table_temporal + t_temp).chunk(3, dim=2)
         x = torch.addcmul(x, gate, within_frames(self.attn, modulate(self.norm1(x), shift, scale)))
         temporal = modulate(self.norm_temp(x), shift_temp, scale_temp)
         x = torch.addcmul(x, gate_temp, along_time(self.attn_temp, temporal, angles))
+        x, shift_mlp, scale_mlp, gate_mlp = for_all(keys_values, x, shift_mlp, scale_mlp, gate_mlp)
         x = x + to_caption(self.cross_attn, x, keys_values, mask)
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
@@ -61,6 +65,7 @@ class Block(nn.Module):
 class STDiT2(SizedTransformer):
     """Noisy video latents to the noise in them (first C channels) and the variance interpolation (last C)."""
 
+    branches_share_rows = True
     reads_frame_mask = True
 
     def __init__(self, config: STDiT2Config) -> None:
@@ -101,7 +106,8 @@ class STDiT2(SizedTransformer):
         where the branches of guidance share them. What is left out is that of x.
 
         Args:
-            x: noisy latents (B, C, T, H, W) of any size.
+            x: noisy latents (B, C, T, H, W) of any size, or those that n branches of a prepared caption share: then its
+                rows, and those of all numbers that follow, are an n-th of the caption's.
             timestep: original timesteps (B,), or a noise level, whose frame mask is read.
             y: a prepared caption, or caption features as in ``prepare``.
             mask: of features, as in ``prepare``.
@@ -114,7 +120,9 @@ class STDiT2(SizedTransformer):
         Raises:
             InputError: a mask or a number does not fit the batch.
         """
-        caption, noisy = caption_of(self, y, mask), self.noisy(x_mask, timestep, x)
+        caption = caption_of(self, y, mask)
+        x, timestep = self.shared(x, timestep, caption)
+        noisy = self.noisy(x_mask, timestep, x)
         # what the clip is
         frames, rows, columns = x.shape[2:]
         high, wide = self.each("height", height, PIXELS * rows, x), self.each("width", width, PIXELS * columns, x)
@@ -135,6 +143,7 @@ class STDiT2(SizedTransformer):
         read = self.read_caption(caption, h.shape[1] * h.shape[2])
         for k, block in enumerate(self.blocks):
             h = block(h, space_6, time_3, angles, read[k], caption.mask)
+            space_6, time_3 = repeated(space_6, len(h)), repeated(time_3, len(h))
         # of a clean frame the head is told the size, too, and of a noisy one it is not: so it is in the original
         return self.pixels(h, grid, x.shape[2:], t, None if clean is None else clean + size, noisy)
 

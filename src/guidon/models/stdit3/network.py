@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...diffusion import NoiseLevel
 from ..network import IMAGE_FPS, ClipFacts
-from ..parts.captioned import Caption
+from ..parts.captioned import Caption, for_all, repeated
 from ..parts.layers import Absorbed, Attention, CrossAttention, Mlp, modulate
 from ..parts.sized import (
     FPS,
@@ -51,11 +51,15 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, angles: Tensor, keys_values: Tensor | Absorbed, mask: Tensor | None
     ) -> Tensor:
-        """x (B, T, S, D); t (B, T or 1, 6, D) modulates every frame or all of them."""
+        """x (B, T, S, D); t (B, T or 1, 6, D) modulates every frame or all of them.
+
+        Where the caption has more rows, both are repeated to them as soon as it is read.
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (self.scale_shift_table + t).chunk(6, dim=2)
         seen = modulate(self.norm1(x), shift, scale)
         attended = along_time(self.attn, seen, angles) if self.temporal else within_frames(self.attn, seen)
         x = torch.addcmul(x, gate, attended)
+        x, shift_mlp, scale_mlp, gate_mlp = for_all(keys_values, x, shift_mlp, scale_mlp, gate_mlp)
         x = x + to_caption(self.cross_attn, x, keys_values, mask)
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
@@ -63,6 +67,7 @@ class Block(nn.Module):
 class STDiT3(SizedTransformer):
     """Noisy video latents to the velocity x_0 - noise, in the first C channels of the output."""
 
+    branches_share_rows = True
     reads_frame_mask = True
 
     def __init__(self, config: STDiT3Config) -> None:
@@ -106,7 +111,8 @@ class STDiT3(SizedTransformer):
         where the branches of guidance share them. What is left out is that of x.
 
         Args:
-            x: noisy latents (B, C, T, H, W) of any size.
+            x: noisy latents (B, C, T, H, W) of any size, or those that n branches of a prepared caption share: then its
+                rows, and those of all numbers that follow, are an n-th of the caption's.
             timestep: original timesteps (B,) in [0, 1000], or a noise level, whose frame mask is read.
             y: a prepared caption, or caption features as in ``prepare``.
             mask: of features, as in ``prepare``.
@@ -118,7 +124,9 @@ class STDiT3(SizedTransformer):
         Raises:
             InputError: a mask or a number does not fit the batch.
         """
-        caption, noisy = caption_of(self, y, mask), self.noisy(x_mask, timestep, x)
+        caption = caption_of(self, y, mask)
+        x, timestep = self.shared(x, timestep, caption)
+        noisy = self.noisy(x_mask, timestep, x)
         rate = self.fps_embedder(self.each("fps", fps, FPS if x.shape[2] > 1 else IMAGE_FPS, x)[:, None])
 
         # modulation, that of a clean frame from timestep 0
@@ -132,4 +140,5 @@ class STDiT3(SizedTransformer):
         angles = self.rope(grid[0])
         for block, keys_values in zip(self.blocks, self.read_caption(caption, h.shape[1] * h.shape[2]), strict=True):
             h = block(h, modulation, angles, keys_values, caption.mask)
+            modulation = repeated(modulation, len(h))
         return self.pixels(h, grid, x.shape[2:], t, clean, noisy)
