@@ -31,6 +31,7 @@ from . import (
     inspect,
     match,
     models,
+    prepare,
     spectrum,
     study,
     train,
@@ -82,6 +83,7 @@ add(app, bench.bench, bench.EXAMPLE, MEASURE)
 add(app, models.models, models.EXAMPLE, WEIGHTS)
 add(app, inspect.inspect, inspect.EXAMPLE, WEIGHTS)
 add(app, encode.encode, encode.EXAMPLE, WEIGHTS)
+add(app, prepare.prepare, prepare.EXAMPLE, WEIGHTS)
 add(app, train.train, train.EXAMPLE, WEIGHTS)
 add(app, audit.audit, audit.EXAMPLE, CODE)
 add(app, config.config, config.EXAMPLE, CODE)

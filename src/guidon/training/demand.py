@@ -28,7 +28,8 @@ def require_resources(recipe: Recipe, device: torch.device) -> None:
         "the weights of the recipe's network", _network(recipe), device, lower="make model, text or finisher smaller"
     )
     if isinstance(recipe, VAERecipe):
-        frames = float(recipe.batch_size) * 3 * SIZE * SIZE * FLOAT * IMAGES
+        pixels = SIZE * SIZE if recipe.data is None else max(map(math.prod, recipe.data.all_sizes))
+        frames = float(recipe.batch_size) * 3 * pixels * FLOAT * IMAGES
         require_memory(f"batches of {recipe.batch_size} frames", frames, device, lower="batch_size")
 
 

@@ -135,7 +135,7 @@ def plan_recipe(path: Path, *, stage: str | None = None) -> list[PlannedStage]:
     if not isinstance(recipe, StagedRecipe):
         raise InputError(f"{path} has no stages to plan: it is the recipe of one run")
     planned: list[PlannedStage] = []
-    for name, found in _walk(recipe, stage):
+    for name, found in walk(recipe, stage):
         if found is None:
             planned.append(PlannedStage(name, "later", recipe.settings(name)["steps"]))
             continue
@@ -179,11 +179,11 @@ def _run(
 def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
     """Train the stages that are not done, then export the result."""
     for name in recipe.order(last):  # before hours are spent on the first stage
-        stage = recipe.recipe(name, recipe.out / name, {field: Path(p) for field, p in recipe.parents(name).items()})
+        stage = recipe.draft(name)
         require_resources(stage, pick_device(stage.device))
     found: dict[str, Stage] = {}
     with _own_folder(recipe.out):
-        for name, stage in _walk(recipe, last):
+        for name, stage in walk(recipe, last):
             assert stage is not None  # its parents were trained earlier in this loop
             found[name] = stage
             if stage.done:
@@ -235,7 +235,7 @@ def _export(source: Path, target: Path) -> Path:
     return target
 
 
-def _walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage | None]]:
+def walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage | None]]:
     """Yield the stages in order. A stage is None if one of its parents is not done when it is reached."""
     found: dict[str, Stage] = {}
     for name in recipe.order(last):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,15 +18,12 @@ from ...core.errors import InputError
 from ...core.hashing import hash_text
 from ...core.progress import progress
 from ...media.streaming import Look, frames_at, look, looks_like_media, refuse_missing_libraries
-from ..recipe.data import Data, Size
+from ..recipe.data import Data, Size, Wanted
 from .defects import Defect, counted
 from .sources import Given, Listing, list_files
 
 THREADS = 8  # files that are looked at together, at the most
 MOST_CLASSES = 100_000  # a larger number of a class is a mistake, and would ask for as many rows in a table
-
-Wanted = Literal["captions", "classes", "nothing"]
-"""What clips are trained with: their captions, their classes, or nothing, as those of an autoencoder."""
 
 
 class Bucket(NamedTuple):
@@ -92,12 +89,18 @@ class Checked:
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes or ())}
 
-    def report(self) -> list[str]:
-        """Lines for people: files, clips of each size and length, and hours."""
+    @property
+    def counts(self) -> Counter[Bucket]:
+        """How many clips of each size and length are trained on."""
+        return Counter(clip.bucket for clip in self.clips)
+
+    def report(self, batch_size: int) -> list[str]:
+        """Lines for people: files, clips of each size and length, hours, and what is fewer than a batch."""
         lines = [_summary("to train on", self.clips), _summary("held out", self.held_out)]
-        counts, held = (Counter(clip.bucket for clip in part) for part in (self.clips, self.held_out))
+        counts, held = self.counts, Counter(clip.bucket for clip in self.held_out)
         for bucket in sorted(counts | held):
-            lines.append(f"  {bucket}: {counts[bucket]} to train on, {held[bucket]} held out")
+            few = f" (fewer than a batch of {batch_size}: repeated in it)" if 0 < counts[bucket] < batch_size else ""
+            lines.append(f"  {bucket}: {counts[bucket]} to train on{few}, {held[bucket]} held out")
         if self.classes is not None:
             lines.append(f"{len(self.classes)} classes")
         return lines + ([f"cannot be used: {counted(self.defects)}"] if self.defects else [])

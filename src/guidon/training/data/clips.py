@@ -21,9 +21,9 @@ from ...core.warn import note
 from ...models.network import IMAGE_FPS, ClipFacts
 from ...models.text import TextEncoder
 from ...models.vae import Autoencoder
-from ..recipe.data import Data
+from ..recipe.data import Data, Wanted
 from ..rows import ALL
-from .checking import Bucket, Checked, Clip, Wanted, check_data
+from .checking import Bucket, Checked, Clip, check_data
 from .cutting import cut_out
 from .defects import Defect, refuse_or_tell
 from .order import Order
@@ -110,13 +110,13 @@ class PreparedClips:
         """
         if images and data.lengths != (1,):
             raise InputError(f"the network makes images, and frames is {list(data.lengths)}: give frames: 1")
-        latents = Shards(place, "latents")
+        latents = Shards(place, "clip-latents")
         checked = checked_and_stored(
             data, wanted, latents, partial(_latents_key, vae_hash), partial(_encode, cache(vae)), "encoding"
         )
         features = None
         if text is not None:
-            features = Shards(place, "captions")
+            features = Shards(place, "clip-captions")
             if not any(clip.given.caption for clip in checked.clips):
                 raise InputError("no clip has a caption: write some, or train a network without a text encoder")
             _encode_captions(checked, features, text, text_hash)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 from ...media.streaming import frames_at
 from .checking import Clip
@@ -26,6 +25,8 @@ def cut_out(clip: Clip) -> np.ndarray:
 
 def _fitted(frame: np.ndarray, clip: Clip) -> np.ndarray:
     """A frame (h, w, 3) at the clip's size (H, W, 3), resized with a filter as wide as its pixels shrink."""
+    from PIL import Image
+
     height, width = clip.bucket.height, clip.bucket.width
     own_height, own_width = frame.shape[:2]
     if (own_height, own_width) == (height, width) == (clip.found.height, clip.found.width):

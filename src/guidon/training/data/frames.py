@@ -38,7 +38,7 @@ class OwnFrames:
         Raises:
             InputError: files cannot be used, or there is nothing to train on.
         """
-        shards = Shards(place, "frames")
+        shards = Shards(place, "clip-frames")
 
         def make(key: str, frames: np.ndarray) -> dict[str, Tensor]:
             return {_name(key, time): torch.from_numpy(frame.copy()) for time, frame in enumerate(frames)}

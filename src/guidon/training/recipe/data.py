@@ -12,6 +12,8 @@ from .section import BelowOne, Section, must_divide
 
 Rate = Annotated[float, Field(ge=0.1, le=1000)]
 Size = tuple[PositiveInt, PositiveInt]
+Wanted = Literal["captions", "classes", "nothing"]
+"""What clips are trained with: their captions, their classes, or nothing, as those of an autoencoder."""
 
 
 class Data(Section):

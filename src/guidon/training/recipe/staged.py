@@ -78,8 +78,12 @@ class StagedRecipe(Section):
         """One stage as the recipe of a single run in the folder ``out``. ``parents``: field -> the parent's result."""
         settings = self.settings(name)
         task: str = settings["task"]
-        shared = {"cache": self.out / "clips"} if task in MODEL_TASKS else {}
+        shared = {"cache": self.out / "clips"} if task in MODEL_TASKS or "data" in settings else {}
         return validated(RECIPES[task], {**shared, **settings, "out": out, **parents}, f"stages.{name}")
+
+    def draft(self, name: str) -> Recipe:
+        """One stage as the recipe of a single run whose parents need not be trained yet."""
+        return self.recipe(name, self.out / name, {field: Path(p) for field, p in self.parents(name).items()})
 
     @model_validator(mode="after")
     def _stages_fit(self) -> StagedRecipe:
@@ -95,7 +99,7 @@ class StagedRecipe(Section):
                     kind = " or ".join(wanted)
                     hint = nearest(str(parent), fitting) if fitting else f"; there is no {kind} before it"
                     raise InputError(f"stages.{name}: {field} is {parent!r}, expected an earlier {kind} stage{hint}")
-            self.recipe(name, self.out / name, {field: Path(p) for field, p in self.parents(name).items()})
+            self.draft(name)
             earlier[name] = settings["task"]
         if earlier.get(self.export.stage) not in MODEL_TASKS:
             hint = nearest(self.export.stage, [name for name, task in earlier.items() if task in MODEL_TASKS])

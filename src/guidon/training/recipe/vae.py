@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ...core.errors import InputError
 from ...world import SIZE
+from .data import Data, Wanted
 from .run import Run
 from .section import NotNegative, Section, must_divide
 
@@ -35,15 +36,20 @@ class VAEShape(Section):
     def _divides(self) -> VAEShape:
         for channels in self.block_out_channels:
             must_divide(self.norm_num_groups, channels, "norm_num_groups must divide block_out_channels")
-        downsampling = self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1)
-        must_divide(downsampling, SIZE, "its downsampling must divide frames")
         return self
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent pixel along one side."""
+        return self.pixel_unshuffle * 2 ** (len(self.block_out_channels) - 1)
 
 
 class VAERecipe(Run):
     """A run that trains the frame autoencoder. The loss is L1 + MSE with a weighted foreground, plus a KL term."""
 
     task: Literal["vae"]
+    data: Data | None = None
+    """A user's own videos or pictures, of whose frames it is trained; the world's frames if it is not given."""
     start: Path | None = None
     """Autoencoder file of an earlier run, whose weights this one starts from."""
     redraw: tuple[Annotated[int, Field(ge=0)], ...] = ()
@@ -52,14 +58,40 @@ class VAERecipe(Run):
     model: VAEShape = VAEShape()
     """Shape of the network."""
     foreground_weight: PositiveFloat = 10.0
-    """Weight of an error on the object, relative to 1 on the background."""
+    """Weight of an error on the object, relative to 1 on the background. Frames of ``data`` have no object."""
     kl_weight: NotNegative = 1e-4
     """Weight of the KL term."""
+    cache: Path | None = None
+    """Folder of the decoded frames of ``data``, which several runs may share. ``out`` if it is not given."""
+
+    changeable: ClassVar[frozenset[str]] = Run.changeable | {"clips"}
 
     @property
     def result(self) -> Path:
         """The exported file."""
         return self.out / "vae.safetensors"
+
+    wanted: ClassVar[Wanted] = "nothing"
+    """What is trained with the frames of ``data``."""
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """See ``Run``. What decides of ``data`` is the content of files, which the task knows."""
+        return {name: value for name, value in super().decisive.items() if name != "data"}
+
+    @model_validator(mode="after")
+    def _fits_frames(self) -> VAERecipe:
+        if self.data is None:
+            must_divide(self.model.downsampling, SIZE, "its downsampling must divide frames")
+            if self.cache is not None:
+                raise InputError("cache is the folder of decoded frames of data: give data, or leave it out")
+            return self
+        self.data.require_multiple(self.model.downsampling, "the autoencoder's downsampling must divide data: size")
+        if "foreground_weight" in self.model_fields_set:
+            raise InputError(
+                "foreground_weight weighs the object of the world's frames, and data has none: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _redraws(self) -> VAERecipe:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 
+from ..data.checking import Checked
 from ..loop import Task
 from ..recipe import DistillRecipe, Recipe, RolloutRecipe, VAERecipe
 from .denoiser import DenoiserTask
 from .distill import DistillTask
 from .rollout import RolloutTask
-from .vae import VAETask
+from .vae import VAETask, prepare_frames
 
 
 def prepare(recipe: Recipe, device: torch.device) -> Task:
@@ -28,3 +29,18 @@ def prepare(recipe: Recipe, device: torch.device) -> Task:
     if isinstance(recipe, DistillRecipe):
         return DistillTask.prepare(recipe, device)
     return DenoiserTask.prepare(recipe, device)
+
+
+def prepare_data(recipe: Recipe, device: torch.device) -> Checked | None:
+    """Store what a recipe's training takes of a user's own files, where it is not stored yet.
+
+    Returns:
+        The files that are trained on; None if the recipe has no data section.
+
+    Raises:
+        InputError: files cannot be used, or a file that the recipe names is missing or does not fit.
+    """
+    if isinstance(recipe, VAERecipe):
+        frames = prepare_frames(recipe)
+        return None if frames is None else frames.checked
+    return None

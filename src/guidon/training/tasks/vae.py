@@ -1,4 +1,4 @@
-"""The task that trains the autoencoder to reconstruct single frames of the world."""
+"""The task that trains the autoencoder to reconstruct single frames: the world's, or those of a user's own videos."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ... import world
 from ...checkpoints import load_component, load_weights, save_component
 from ...core.errors import InputError
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
+from ..data.frames import OwnFrames
 from ..recipe import VAERecipe
 from ..rows import ALL
 
@@ -28,8 +29,8 @@ class Frames:
 
     images: Tensor
     """(B, 3, H, W) in [-1, 1]."""
-    near: Tensor
-    """The object and one pixel around it, bool (B, 1, H, W)."""
+    near: Tensor | None
+    """The object and one pixel around it, bool (B, 1, H, W); None of a user's own frames."""
     noise: Tensor
     """Standard normal noise with which latents are sampled, (B, C, h, w)."""
 
@@ -40,7 +41,7 @@ class Reconstruction:
 
     error: Tensor
     """Output minus input, (B, 3, H, W)."""
-    near: Tensor
+    near: Tensor | None
     """See ``Frames.near``."""
     mean: Tensor
     """Mean of the latents, (B, C, h, w)."""
@@ -60,37 +61,47 @@ class VAETask:
     device: torch.device
     config: FrameVAEConfig
     module: FrameVAE
+    own: OwnFrames | None
+    """Frames of a user's own videos; None for those of the world."""
 
     @classmethod
     def prepare(cls, recipe: VAERecipe, device: torch.device) -> VAETask:
         """Build the autoencoder, with the weights of an earlier run if the recipe starts from one.
 
         Raises:
-            InputError: those weights are missing or do not fit.
+            InputError: those weights are missing or do not fit, or files of the recipe's data cannot be used.
         """
+        own = prepare_frames(recipe)
         config = FrameVAEConfig(**recipe.model.model_dump())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             module = FrameVAE(config)
         if recipe.start is not None:
-            start_from(module, recipe.start, recipe)
-        return cls(recipe, device, config, module.to(device))
+            images = frames_of(0, recipe.batch_size, recipe.seed)[0] if own is None else own.batch(0, recipe.batch_size)
+            start_from(module, recipe.start, recipe, images)
+        return cls(recipe, device, config, module.to(device), own)
 
     @property
     def identity(self) -> dict[str, object]:
         """See ``Task.identity``."""
-        return self.recipe.decisive
+        clips = {} if self.own is None else {"clips": self.own.digest}
+        return {**self.recipe.decisive, **clips}
 
     def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> Frames:
         """Rows of the batch of a step: a random frame of each of its clips."""
-        images, near = frames_of(step, self.recipe.batch_size, self.recipe.seed, rows)
-        side = world.SIZE // self.config.downsampling
-        noise = torch.randn((self.recipe.batch_size, self.config.latent_channels, side, side), generator=generator)
+        size, near = self.recipe.batch_size, None
+        if self.own is None:
+            images, near = frames_of(step, size, self.recipe.seed, rows)
+        else:
+            images = self.own.batch(step, size, rows)
+        sides = (side // self.config.downsampling for side in images.shape[2:])
+        noise = torch.randn((size, self.config.latent_channels, *sides), generator=generator)
         return Frames(images, near, noise[rows])
 
     def predict(self, batch: Frames) -> Reconstruction:
         """Encode, sample and decode."""
-        images, near, noise = (value.to(self.device) for value in (batch.images, batch.near, batch.noise))
+        images, noise = batch.images.to(self.device), batch.noise.to(self.device)
+        near = None if batch.near is None else batch.near.to(self.device)
         mean, log_variance = self.module.posterior(images)
         out = self.module.reconstruct(mean + (0.5 * log_variance).exp() * noise).float()
         return Reconstruction(out - images, near, mean.float(), log_variance.float())
@@ -98,21 +109,23 @@ class VAETask:
     def loss(self, predicted: Reconstruction) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted error of the frames plus the KL term, and values to log."""
         error, near, mean, log_variance = predicted.error, predicted.near, predicted.mean, predicted.log_variance
-        weights = 1 + (self.recipe.foreground_weight - 1) * near
-        reconstruction = (weights * (error.abs() + error.square())).sum() / (weights.sum() * 3)
+        wrong = error.abs() + error.square()
+        if near is None:
+            reconstruction = wrong.mean()
+        else:
+            weights = 1 + (self.recipe.foreground_weight - 1) * near
+            reconstruction = (weights * wrong).sum() / (weights.sum() * 3)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         with torch.no_grad():
             squared = error.square() / 4  # frames span [-1, 1]: peak-to-peak 2
-            logs = {
-                "psnr": -10 * squared.mean().log10(),
-                "foreground_psnr": -10 * ((squared * near).sum() / (near.sum() * 3)).log10(),
-                "kl": kl.detach(),
-                "latent_std": mean.std(),
-            }
+            logs = {"psnr": -10 * squared.mean().log10()}
+            if near is not None:
+                logs["foreground_psnr"] = -10 * ((squared * near).sum() / (near.sum() * 3)).log10()
+            logs |= {"kl": kl.detach(), "latent_std": mean.std()}
         return reconstruction + self.recipe.kl_weight * kl, logs
 
     def validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """PSNR on held-out frames: of whole frames, and of the foreground."""
+        """PSNR on held-out frames: of whole frames, and of the world's foreground."""
         return self._held_out(weights)[1]
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
@@ -131,22 +144,44 @@ class VAETask:
 
     @torch.inference_mode()
     def _held_out(self, weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Unscaled latents of frames whose clips come after those of the last training step, and their PSNR."""
+        """Unscaled latents of held-out frames, one after the other, and their PSNR."""
         model = FrameVAE(self.config).to(self.device).eval()
         model.load_state_dict(weights)
         latents: list[Tensor] = []
         squared, weighted, area = 0.0, 0.0, 0.0
-        for step in range(self.recipe.steps, self.recipe.steps + HELD_OUT):
-            frames = frames_of(step, self.recipe.batch_size, self.recipe.seed)
-            images, near = (value.to(self.device) for value in frames)
+        batches = self._held_out_batches()
+        count = sum(len(images) for images, _ in batches)
+        for images, near in batches:
+            images = images.to(self.device)
             mean, _ = model.posterior(images)
             error = (model.reconstruct(mean) - images).square() / 4
-            latents.append(mean)
-            squared += float(error.mean()) / HELD_OUT
-            weighted += float((error * near).sum())
-            area += float(near.sum()) * 3
-        found = {"psnr": -10 * math.log10(squared), "foreground_psnr": -10 * math.log10(weighted / area)}
+            latents.append(mean.flatten())
+            squared += float(error.mean()) * len(images) / count
+            if near is not None:
+                weighted += float((error * near.to(self.device)).sum())
+                area += float(near.sum()) * 3
+        found = {"psnr": -10 * math.log10(squared)}
+        if area:
+            found["foreground_psnr"] = -10 * math.log10(weighted / area)
         return torch.cat(latents), found
+
+    def _held_out_batches(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Frames that are not trained on: of held-out files, or of the world's clips after those of the last step."""
+        size, steps = self.recipe.batch_size, self.recipe.steps
+        if self.own is not None:
+            return [(images, None) for images in self.own.held_out(HELD_OUT, size)]
+        return [frames_of(step, size, self.recipe.seed) for step in range(steps, steps + HELD_OUT)]
+
+
+def prepare_frames(recipe: VAERecipe) -> OwnFrames | None:
+    """The frames of a recipe's data, decoded; None if it has none.
+
+    Raises:
+        InputError: files cannot be used.
+    """
+    if recipe.data is None:
+        return None
+    return OwnFrames.prepare(recipe.data, recipe.cache or recipe.out, seed=recipe.seed)
 
 
 def frames_of(step: int, size: int, seed: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
@@ -170,8 +205,9 @@ def frames_of(step: int, size: int, seed: int, rows: slice = ALL) -> tuple[Tenso
 
 
 @torch.no_grad()
-def start_from(module: FrameVAE, path: Path, recipe: VAERecipe) -> None:
-    """Load the weights of an earlier run. Channels in ``redraw`` keep new weights, scaled so that latents spread alike.
+def start_from(module: FrameVAE, path: Path, recipe: VAERecipe, images: Tensor) -> None:
+    """Load the weights of an earlier run. Channels in ``redraw`` keep new weights, scaled so that the latents of
+    ``images`` spread alike.
 
     Raises:
         InputError: the weights are missing or do not fit.
@@ -181,7 +217,6 @@ def start_from(module: FrameVAE, path: Path, recipe: VAERecipe) -> None:
     load_weights(module, load_component(path, "vae"))
     channels = recipe.model.latent_channels
     kept = [channel for channel in range(channels) if channel not in recipe.redraw]
-    images, _ = frames_of(0, recipe.batch_size, recipe.seed)
     for channel in recipe.redraw:
         inward.weight[channel], inward.bias[channel] = new_in[channel], new_bias[channel]
         outward.weight[:, channel] = new_out[:, channel]
