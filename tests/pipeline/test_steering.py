@@ -136,3 +136,20 @@ def test_what_a_callback_cannot_do_is_refused(pipe, callback, message):
 def test_a_callback_sees_all_clips_in_one_batch(pipe):
     with pytest.raises(InputError, match="a callback needs its 3 clips in one batch"):
         pipe(PROMPT, num_samples=3, batch_size=2, callback_on_step_end=return_others, **OPTIONS)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+def test_a_preview_sees_the_clean_latents_of_every_prediction_and_changes_nothing(pipe, sampler):
+    seen = []
+    plain = pipe(PROMPT, sampler=sampler, **OPTIONS)
+    watched = pipe(PROMPT, sampler=sampler, on_x0=seen.append, **OPTIONS)
+    assert np.array_equal(watched.frames, plain.frames)
+    assert [tuple(x0.shape) for x0 in seen] == [(1, *pipe.model.facts.latent_shape)] * OPTIONS["steps"]
+    with pipe.decoder(pipe.plan(PROMPT, sampler=sampler, **OPTIONS)) as decode:  # the last step ends at its prediction
+        last = ((decode(seen[-1])[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
+    assert np.abs(last.astype(int) - plain.frames).max() <= 1
+
+
+def test_a_preview_that_is_no_function_is_refused(pipe):
+    with pytest.raises(InputError, match="on_x0 is 3: give a function"):
+        pipe(PROMPT, on_x0=3)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..guidance import GuidanceTrace
     from ..media import Video
     from ..media.layouts import DiffusersOutput
-    from .steering import StepCallback
+    from .steering import OnX0, StepCallback
 
 OutputType = Literal["np", "pt", "pil", "latent"]
 documented(Choices)  # here, because a command line that is refused should not wait for it
@@ -55,6 +55,8 @@ class RunOptions(TypedDict, total=False):
     Sampling goes on with the ``latents`` of the dict that it returns, and ends where it has set ``pipe._interrupt``.
     All the clips must fit one batch. If it changed latents, only the same callback reproduces the clip.
     """
+    on_x0: OnX0 | None
+    """Called as ``on_x0(x0)`` after every prediction, with the clean latents (B, C, ...) it stands for: a preview."""
     ranks: Ranks | None
     """The processes of ``guidon.Ranks.join()`` that share the work. All of them make this call, and get its result.
 
@@ -207,6 +209,8 @@ def check_run(request: Any, options: RunOptions) -> None:
             raise InputError(f"{setting(name)} is {quoted(value)}: give True or False")
         elif name == "on_step" and not (value is None or callable(value)):
             raise InputError(f"{setting(name)} is {quoted(value)}: give a function of the steps done and their number")
+        elif name == "on_x0" and not (value is None or callable(value)):
+            raise InputError(f"{setting(name)} is {quoted(value)}: give a function of the clean latents of a step")
         elif name == "ranks" and not (value is None or isinstance(value, Ranks)):
             raise InputError(f"{name} is {quoted(value)}: give guidon.Ranks.join()")
         elif name == "trace" and not (value is None or isinstance(value, GuidanceTrace)):

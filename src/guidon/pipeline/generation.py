@@ -60,7 +60,7 @@ from ..samplers import (
 from .compilation import Compilation
 from .kept import Kept, hold, put_back
 from .sizes import clip_size, latent_shape
-from .steering import Interrupted
+from .steering import Interrupted, OnX0, Watched
 
 T = TypeVar("T")
 
@@ -107,6 +107,8 @@ class Generation:
     """Compiles the networks; None to run them as they are."""
     team: Ranks | None = None
     """The ranks that share the branches of these clips; None where this process has all of them."""
+    on_x0: OnX0 | None = None
+    """Called with the clean latents that every prediction stands for."""
 
     @property
     def in_one_batch(self) -> bool:
@@ -316,6 +318,8 @@ class Generation:
                 held, options["frames"] = hold(
                     denoiser, kept, knows, self.model.process.parameterization, self.device, denoiser.conditional
                 )
+            if self.on_x0 is not None:
+                held = Watched(held, self.on_x0, self.model.process.parameterization)
             try:
                 latents = samplers[request.sampler](held, schedule, x, noise, **options)
             except Interrupted as stop:

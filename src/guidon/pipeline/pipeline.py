@@ -393,6 +393,7 @@ class Pipeline(metaclass=_Named):
         generation = Generation(
             self.preset, self.model, self.device, request, prompts, trace, latents if latents is None else latents[own],
             steering, weak_prompts, kept if kept is None else kept[own], loop, self.compilation, division.team,
+            options.get("on_x0"),
         )  # fmt: skip
         report = options.get("on_step") if ranks is None or ranks.first else None
         denoise = partial(generation.denoise, clips[own], division.computation, report)

@@ -13,11 +13,16 @@ from torch import Tensor
 
 from ..core.errors import InputError, quoted, setting
 from ..core.hashing import hash_tensors
-from ..diffusion import NoiseLevel
+from ..diffusion import NoiseLevel, Parameterization, convert, split_prediction
 from ..request import Request
+from ..samplers import CheckedDenoiser
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """``callback(pipe, step, timestep, {"latents": x})``, as in diffusers. What it returns may hold other ``latents``."""
+
+
+OnX0 = Callable[[Tensor], None]
+"""``on_x0(x0)`` with the clean latents (B, C, ...), fp32, that a prediction stands for."""
 
 
 class Interrupted(Exception):
@@ -75,6 +80,31 @@ class Steering:
             found = tuple(latents.shape) if isinstance(latents, Tensor) else f"{quoted(latents)}"
             raise InputError(f"{name} returned the latents {found}: return a tensor of the shape {tuple(x.shape)}")
         return latents.to(x)
+
+
+class Watched:
+    """A denoiser that shows what each of its predictions says of the finished clip. It predicts the same.
+
+    Args:
+        denoiser: what predicts.
+        on_x0: called after every prediction.
+        parameterization: what ``denoiser`` predicts.
+    """
+
+    def __init__(self, denoiser: CheckedDenoiser, on_x0: OnX0, parameterization: Parameterization) -> None:
+        self.denoiser, self.on_x0 = denoiser, on_x0
+        self.parameterization: Parameterization = parameterization
+
+    def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
+        """The prediction of the denoiser."""
+        prediction = self.denoiser(x, level)
+        own, _ = split_prediction(prediction, x.shape[1])
+        self.on_x0(convert(own, x, level, self.parameterization, "x0"))
+        return prediction
+
+    def finish(self) -> None:
+        """See ``CheckedDenoiser``."""
+        self.denoiser.finish()
 
 
 def check_inputs(names: Any) -> None:
