@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -173,6 +174,32 @@ also(
     structure=_good_component,
     share=1,
     digested=False,
+)
+
+
+def _distilled(folder: Path) -> None:
+    from tiny_model import write_tiny_distilled
+
+    _tiny(folder)
+    write_tiny_distilled(folder)
+
+
+@kind("a distilled network", "denoiser-fast*", make=_distilled, structure=mutations.as_safetensors, digested=True)
+def _(folder: Path) -> str:
+    import guidon
+
+    pipe = guidon.load(folder, device="cpu")
+    video = pipe(PROMPT, fast=True, seed=0)
+    return digest(video.frames, pipe.preset.fast)
+
+
+also(
+    "a distilled network with a good digest",
+    "a distilled network",
+    structure=_good_component,
+    share=1,
+    digested=False,
+    cost=2,
 )
 
 
@@ -793,6 +820,60 @@ def _(folder: Path) -> str:
     if found is None:
         raise InputError("made again")  # a line on stderr has said so
     return hash_tensors(found)
+
+
+PAIRS = {"numbers": range(2, 6), "steps": 2}
+
+
+def _model_of_pairs() -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(facts=SimpleNamespace(latent_shape=(4, 2, 3, 3), channels=4))
+
+
+def _pairs(folder: Path) -> None:
+    from guidon.training.data.cache import store
+
+    torch.manual_seed(0)
+    rows, latent = 3, (4, 2, 3, 3)
+    block = {
+        "numbers": torch.tensor([2, 3, 5]), "varied": torch.ones(rows, dtype=torch.bool),
+        "strengths": torch.rand(rows, 4), "clips": torch.randn(rows, *latent).half(),
+        "before": torch.randn(rows, PAIRS["steps"], *latent).half(),
+        "guided": torch.randn(rows, PAIRS["steps"], *latent).half(),
+    }  # fmt: skip
+    store(folder / "a.safetensors", "key", block)
+
+
+@kind("stored pairs of the distillation", "*", make=_pairs, structure=mutations.as_safetensors, digested=True)
+def _(folder: Path) -> str:
+    from guidon.training.data.cache import stored
+    from guidon.training.data.pairs import _fits
+
+    fits = partial(_fits, _model_of_pairs(), PAIRS["steps"], PAIRS["numbers"])
+    found = stored(folder / "a.safetensors", "key", "rollouts", fits)
+    if found is None:
+        raise InputError("made again")  # a line on stderr has said so
+    captions = [world.clip("train", 0, number).caption for number in found["numbers"].tolist()]
+    assert all(value.isfinite().all() for value in found.values())  # as a run needs them
+    return digest(captions, *found.values())
+
+
+def _good_pairs(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    """Pairs of other tensors, whose digest was made good by hand."""
+    from guidon.checkpoints.writing import safetensors_bytes
+
+    said, tensors = _other_tensors(parse_safetensors(data), rng)
+    return f"good digest, {said}", safetensors_bytes(tensors, {"key": "key", "digest": hash_tensors(tensors, "key")})
+
+
+also(
+    "stored pairs with a good digest",
+    "stored pairs of the distillation",
+    structure=_good_pairs,
+    share=1,
+    digested=False,
+)
 
 
 def _log(folder: Path) -> None:

@@ -6,7 +6,7 @@ Several runs may store the same file at the same time. Each writes the whole fil
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +70,26 @@ def stored(
         print(error, file=sys.stderr)
         return None
     return tensors
+
+
+def is_block(
+    block: Mapping[str, Tensor], numbers: range, forms: Mapping[str, tuple[Sequence[int], torch.dtype]]
+) -> bool:
+    """Whether a stored block is one of clips of these numbers, and its values are finite.
+
+    Args:
+        block: tensors by name.
+        numbers: the numbers of clips that may be in it; those that are, (rows,), are its "numbers".
+        forms: of each other tensor, the shape of a row and the type.
+    """
+    found = block.get("numbers")
+    if found is None or block.keys() != {"numbers", *forms}:
+        return False
+    if found.ndim != 1 or found.dtype != torch.int64 or not set(found.tolist()) <= set(numbers):
+        return False
+    wanted = {name: ((len(found), *shape), dtype) for name, (shape, dtype) in forms.items()}
+    fitting = all((tuple(block[name].shape), block[name].dtype) == form for name, form in wanted.items())
+    return fitting and all(bool(value.isfinite().all()) for value in block.values())
 
 
 def sampled_rollouts(

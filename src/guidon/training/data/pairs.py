@@ -22,7 +22,7 @@ from ...models.model import Model
 from ...models.network import ToldOfGuidance
 from ...samplers import SampleNoise, sample_ddim
 from ..recipe import DistillRecipe
-from .cache import sampled_rollouts
+from .cache import is_block, sampled_rollouts
 from .redraw import correct
 
 RULES = 1  # raise it when the rules below change: pairs that were stored by other rules are then made again
@@ -83,13 +83,12 @@ class Pairs:
 
 def _fits(model: Model, steps: int, numbers: range, block: Mapping[str, Tensor]) -> bool:
     """Whether a stored block is one that ``_sample`` makes for clips of these numbers."""
-    if "numbers" not in block or block["numbers"].dtype != torch.int64 or block["numbers"].ndim != 1:
-        return False
-    rows, latents = len(block["numbers"]), model.facts.latent_shape
-    shapes = {"numbers": (rows,), "varied": (rows,), "strengths": (rows, model.facts.channels)}
-    shapes |= {"clips": (rows, *latents), "before": (rows, steps, *latents), "guided": (rows, steps, *latents)}
-    fitting = {name: tuple(value.shape) for name, value in block.items()} == shapes
-    return fitting and block["varied"].dtype == torch.bool and set(block["numbers"].tolist()) <= set(numbers)
+    latents = model.facts.latent_shape
+    of_steps = ((steps, *latents), torch.float16)
+    forms = {"clips": (latents, torch.float16), "before": of_steps, "guided": of_steps}
+    return is_block(
+        block, numbers, {**forms, "varied": ((), torch.bool), "strengths": ((model.facts.channels,), torch.float32)}
+    )
 
 
 def draw_strengths(rng: np.random.Generator, channels: int, scales: tuple[float, float]) -> list[float]:

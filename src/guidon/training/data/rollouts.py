@@ -27,7 +27,7 @@ from ...models.model import Model
 from ...models.vae import Autoencoder
 from ...samplers import SampleNoise, sample_ddpm
 from ..recipe import Sampling
-from .cache import sampled_rollouts
+from .cache import is_block, sampled_rollouts
 from .redraw import RULES, redraw
 
 MARGIN = 3  # pixels around the object that count as part of it, for it may be drawn too large
@@ -88,15 +88,8 @@ class Rollouts:
 
 def _fits(model: Model, numbers: range, block: Mapping[str, Tensor]) -> bool:
     """Whether a stored block is one that ``_sample`` makes for rollouts of these numbers."""
-    if block.keys() != {"numbers", "drawn", "clean", "objects"}:
-        return False
-    found = block["numbers"]
-    if found.ndim != 1 or found.dtype != torch.int64 or not set(found.tolist()) <= set(numbers):
-        return False
-    channels, *grid = model.facts.latent_shape
-    latents, objects = ((len(found), channels, *grid), torch.float16), ((len(found), *grid), torch.bool)
-    wanted = {"drawn": latents, "clean": latents, "objects": objects}
-    return all((tuple(block[name].shape), block[name].dtype) == form for name, form in wanted.items())
+    latents, grid = (model.facts.latent_shape, torch.float16), model.facts.latent_shape[1:]
+    return is_block(block, numbers, {"drawn": latents, "clean": latents, "objects": (grid, torch.bool)})
 
 
 def _backwards(clip: world.Clip) -> str | None:
