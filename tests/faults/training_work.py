@@ -131,8 +131,8 @@ def _poisoned(patch: pytest.MonkeyPatch, where: str, steps: frozenset[int]) -> N
     now, factor = [0], float("inf") if where == "infinite gradient" else float("nan")
     for cls in (VAETask, DenoiserTask, RolloutTask):
 
-        def draw(self: Any, step: int, generator: Any, draw: Any = cls.draw) -> Any:
-            return step + 1, draw(self, step, generator)
+        def draw(self: Any, step: int, generator: Any, rows: slice, draw: Any = cls.draw) -> Any:
+            return step + 1, draw(self, step, generator, rows)
 
         def predict(self: Any, numbered: Any, predict: Any = cls.predict) -> Any:
             now[0], batch = numbered

@@ -103,10 +103,10 @@ def test_what_draws_a_batch_wrongly_stops_the_run(tmp_path, monkeypatch):
     """An error in the thread that draws is not lost."""
     original = VAETask.draw
 
-    def draw(self, step, generator):
+    def draw(self, step, generator, rows):
         if step == 3:
             raise InputError("no such frame")
-        return original(self, step, generator)
+        return original(self, step, generator, rows)
 
     monkeypatch.setattr(VAETask, "draw", draw)
     with pytest.raises(InputError, match="no such frame"):

@@ -239,9 +239,10 @@ OTHER = {
     "model.block_out_channels": [16], "model.mid_block_attention": True, "model.pixel_unshuffle": 1,
     "steps": 6, "optimiser.lr": 0.5, "optimiser.muon_lr": 0.5, "optimiser.warmup_steps": 3, "optimiser.decay": 0.5,
     "optimiser.grad_clip": 0.5, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 0,
+    "shard_above": 10**8,
 }  # fmt: skip
 SAID = {"steps", *(f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_steps", "decay", "grad_clip"))}
-UNSEEN = {"log_every", "checkpoint_every", "evaluate_every"}
+UNSEEN = {"log_every", "checkpoint_every", "evaluate_every", "shard_above"}
 
 
 def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_path, finished, reads_once, capsys):

@@ -13,7 +13,7 @@ from ..core.limits import as_text
 from ..core.ranks import Ranks, own_rank, ranks_to_join
 from .outputs import say
 
-COMMANDS = ("generate", "evaluate")
+COMMANDS = ("generate", "evaluate", "train")
 GRACE = 10.0
 """Seconds that a rank which failed leaves to the first one. torchrun ends all ranks as soon as one has failed, and the
 first one must say why before that."""

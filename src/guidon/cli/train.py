@@ -29,19 +29,22 @@ def train(
 ) -> None:
     """Train a model from a YAML recipe.
 
-    Stop it at any time: the same command resumes. Stages that are done are not trained again.
+    Stop it at any time: the same command resumes. Stages that are done are not trained again. Several GPUs, or several
+    machines, train as one: torchrun --nproc-per-node N -m guidon train RECIPE.yaml
     """
     from ..training.recipe import check_recipe
 
     check_recipe(recipe, stage)  # before torch is imported
 
     from ..analysis.evaluate import look_during_training
+    from ..core.ranks import Ranks
     from ..training import plan_recipe, run_recipe
 
     if dry_run:
         print(*plan_recipe(recipe, stage=stage), sep="\n")
         return
-    result = run_recipe(recipe, stage=stage, export_only=export, look=look_during_training)
+    with Ranks.join() as ranks:
+        result = run_recipe(recipe, stage=stage, export_only=export, look=look_during_training, ranks=ranks)
     if result is None:
         raise typer.Abort("stopped; the checkpoint is saved: the same command resumes from it")
     print(result)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -30,6 +31,10 @@ TIMEOUT = Limit("GUIDON_RANKS_TIMEOUT", 1800, "seconds")
 """How long a rank waits for another one. One that ends is noticed at once; one that hangs, after this time."""
 _LETTER = 512  # bytes that every message takes; the rest of a longer one follows
 _DONE, _MEMORY, _FAILED = "done", "memory", "failed"  # how the work of a rank ended
+BEATS = 4
+"""How often a rank that works alone says so, in the time that the others wait."""
+_FAILURE = "guidon/failure"  # where a rank that failed leaves its message
+_BY_GLOO = "gloo"  # part of what gloo says of a lost connection: the path of its source
 _HEAD = 8  # bytes of them that say how long the text is
 
 
@@ -248,6 +253,79 @@ class Ranks:
         """
         return cast("T", self.together(lambda: work() if self.first else None)[0])
 
+    def from_first_at_length(self, work: Callable[[], T]) -> T:
+        """As ``from_first``, for work that may take longer than a rank waits for another one.
+
+        The first rank says from time to time that it is still at work. The others wait without using a core.
+
+        Raises:
+            RankFailed, MemoryError, RankLost: see ``together``.
+        """
+
+        def own() -> T | None:
+            if not self.first:
+                while self.hear(0).get("busy"):
+                    pass
+                return None
+            ended = threading.Event()
+            telling = threading.Thread(target=self._tell_busy, args=(ended,), daemon=True)
+            telling.start()
+            try:
+                return work()
+            finally:
+                ended.set()
+                telling.join()
+                self._tell_all(busy=False)
+
+        return cast("T", work() if len(self) == 1 else self.together(own)[0])
+
+    def any(self, own: bool) -> bool:
+        """Whether it is true on any rank, on every rank.
+
+        Raises:
+            RankLost: another rank ended.
+        """
+        return own if len(self) == 1 else self._channel.any(own)
+
+    @contextmanager
+    def sharing_errors(self, kept: Callable[[], str]) -> Iterator[None]:
+        """An error in the block ends the block on all ranks, which may be in any operation of ``torch.distributed``.
+
+        The rank whose error it is leaves its message for the others before it leaves them.
+
+        Args:
+            kept: says what is kept of the work, at the end of the message of a rank that another one left.
+
+        Raises:
+            RankFailed, RankLost: another rank failed, or ended. Any error of the block itself is raised as it is.
+        """
+        if len(self) == 1:
+            yield
+            return
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, RankFailed):
+                raise
+            if not isinstance(error, RankLost) and not _is_of_ranks(error):
+                self._channel.leave_message(f"rank {self.members[self.index]}: {said(error)}")
+                raise
+            if message := self._channel.left_message():
+                raise RankFailed(f"{message}; {kept()}") from None
+            lost = str(error) if isinstance(error, RankLost) else _lost_line("another rank ended", error)
+            raise RankLost(f"{lost}; {kept()}") from None
+
+    def _tell_busy(self, ended: threading.Event) -> None:
+        """Tell all other ranks from time to time that this one is at work. The main thread must send nothing."""
+        with suppress(RankLost):  # the main thread will notice it too
+            while not ended.wait(TIMEOUT.value / BEATS):
+                self._tell_all(busy=True)
+
+    def _tell_all(self, **what: Any) -> None:
+        for other in range(len(self)):
+            if other != self.index:
+                self.tell(other, **what)
+
     def _gathered(self, value: Any) -> list[Any]:
         """The values of all ranks: each sends its own to the first, which sends all to each."""
         channel = self._channel
@@ -259,6 +337,11 @@ class Ranks:
             return values
         channel.give_object(self.members[0], value)
         return channel.take_object(self.members[0])
+
+    def group_for(self, device: torch.device) -> Any:
+        """The group of ``torch.distributed`` through which tensors of a device go."""
+        by_nccl = device.type == "cuda" and self._channel.nccl is not None
+        return self._channel.nccl if by_nccl else self._channel.group
 
     @property
     def _channel(self) -> _Channel:
@@ -394,6 +477,34 @@ class _Channel:
         data = self.take(source, torch.empty(size, dtype=torch.uint8), "results")
         return pickle.loads(data.numpy().data)
 
+    def any(self, own: bool) -> bool:
+        import torch
+        import torch.distributed as dist
+
+        flag = torch.tensor([int(own)])
+        with _lost("another rank ended"):
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
+        return bool(flag)
+
+    def leave_message(self, text: str) -> None:
+        """Leave a message where all ranks can read it after this one has ended. The first one that is left stays."""
+        with suppress(Exception):  # the store went with another rank: nobody is there to read it
+            self._store.compare_set(_FAILURE, "", text)
+
+    def left_message(self) -> str | None:
+        """The message that a rank left; None where none did, or where the store is gone."""
+        try:
+            return self._store.get(_FAILURE).decode() if self._store.check([_FAILURE]) else None
+        except Exception:  # the store went with the rank that kept it
+            return None
+
+    @property
+    def _store(self) -> Any:
+        """What torchrun keeps for all ranks; without torchrun, the first rank does."""
+        from torch.distributed import distributed_c10d
+
+        return distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+
     def close(self) -> None:
         """Leave, if this program did not begin ``torch.distributed`` itself."""
         import torch.distributed as dist
@@ -429,10 +540,21 @@ def _lost(what: str) -> Iterator[None]:
     except InputError:
         raise
     except (RuntimeError, ValueError, OSError) as error:  # torch has several classes for them, all of these kinds
-        raise RankLost(f"{what} ({_reason(error)}): look at its own messages, and start again") from None
+        raise RankLost(_lost_line(what, error)) from None
+
+
+def _lost_line(what: str, error: BaseException) -> str:
+    return f"{what} ({_reason(error)}): look at its own messages, and start again"
+
+
+def _is_of_ranks(error: BaseException) -> bool:
+    """Whether torch raised an error because another rank ended or is silent."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _BY_GLOO in str(error))
 
 
 def _reason(error: BaseException) -> str:
     """The part of an error of gloo or NCCL that says something to people."""
     text = first_line(error).rpartition("] ")[2]
-    return text.split(". This may indicate")[0][:120].rstrip(".") or type(error).__name__
+    return text.split(". This ")[0][:120].rstrip(".") or type(error).__name__

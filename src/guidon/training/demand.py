@@ -7,6 +7,7 @@ import math
 import torch
 
 from ..core.limits import require_memory
+from ..core.ranks import ALONE, Ranks
 from ..world import SIZE
 from .recipe import DenoiserRecipe, DistillRecipe, Recipe, RolloutRecipe, VAERecipe
 
@@ -16,17 +17,19 @@ LAYER = 10_000.0  # bytes that PyTorch takes for a layer of any width
 IMAGES = 4  # copies of a batch of frames: frames, reconstruction, error, gradient
 
 
-def require_resources(recipe: Recipe, device: torch.device) -> None:
+def require_resources(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE) -> None:
     """Refuse a recipe whose network or batch cannot fit in the device's memory.
 
-    The estimate is a lower bound: it counts the large matrices and leaves out activations.
+    The estimate is a lower bound: it counts the large matrices and leaves out activations. Ranks that shard a network
+    share its memory, but each builds all weights at first.
 
     Raises:
         InputError: it does not fit. The message holds the estimate and what to lower.
     """
-    require_memory(
-        "the weights of the recipe's network", _network(recipe), device, lower="make model, text or finisher smaller"
-    )
+    needed = _network(recipe)
+    if needed > COPIES * FLOAT * float(recipe.shard_above):
+        needed = max(needed / len(ranks), needed / COPIES)
+    require_memory("the weights of the recipe's network", needed, device, lower="make model, text or finisher smaller")
     if isinstance(recipe, VAERecipe):
         pixels = SIZE * SIZE if recipe.data is None else max(map(math.prod, recipe.data.all_sizes))
         frames = float(recipe.batch_size) * 3 * pixels * FLOAT * IMAGES

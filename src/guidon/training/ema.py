@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .parallel import local
+
 
 class EMA:
     """Averaged weights. The decay is at most (1 + n) / (10 + n) at step n, to forget the first weights soon."""
@@ -20,7 +22,7 @@ class EMA:
         state = module.state_dict()
         averaged = [name for name, value in state.items() if value.is_floating_point()]
         # all of them by one operator, which a GPU is given in a few launches
-        ours, theirs = [self.weights[name] for name in averaged], [state[name] for name in averaged]
+        ours, theirs = [local(self.weights[name]) for name in averaged], [local(state[name]) for name in averaged]
         torch._foreach_lerp_(ours, theirs, share)  # pyright: ignore[reportPrivateImportUsage]
         for name in state.keys() - averaged:
             self.weights[name].copy_(state[name])

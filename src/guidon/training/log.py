@@ -29,10 +29,13 @@ class Log:
         path: the CSV file. An existing one is replaced.
         spent: seconds of training before this call.
         rows: the rows of the steps before this call.
+        silent: write and print nothing, as on all ranks but the first.
     """
 
-    def __init__(self, path: Path, spent: float = 0.0, rows: Iterable[Mapping[str, str]] = ()) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, spent: float = 0.0, rows: Iterable[Mapping[str, str]] = (), *, silent: bool = False
+    ) -> None:
+        self.path, self.silent = path, silent
         self.began = time.monotonic() - spent
         self.rows = [dict(row) for row in rows]
         self.sums: dict[str, Tensor] = {}
@@ -60,7 +63,8 @@ class Log:
     def skip(self, step: int, steps: int) -> None:
         """Count a step that was skipped, and say so on stderr."""
         self.skipped += 1
-        print(f"step {step}/{steps} skipped: its loss or gradient is NaN or infinite", file=sys.stderr, flush=True)
+        if not self.silent:
+            print(f"step {step}/{steps} skipped: its loss or gradient is NaN or infinite", file=sys.stderr, flush=True)
 
     def write(self, step: int, steps: int, rate: float) -> None:
         """Write a row with the means since the last row, and the number of steps that were skipped since.
@@ -74,15 +78,19 @@ class Log:
         row = {"step": str(step), "seconds": f"{self.seconds:.0f}", "lr_factor": f"{rate:.4g}"}
         row |= {name: f"{value:.6g}" for name, value in means.items()}
         self.rows.append(row | {"skipped": str(self.skipped)} | self.noted)
+        if not self.silent:
+            self._write_file()
+            report = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+            print(f"step {step}/{steps} {self.seconds:.0f} s {report}", file=sys.stderr, flush=True)
+        self.sums, self.counts, self.noted, self.skipped = {}, {}, {}, 0
+
+    def _write_file(self) -> None:
         fields = list(dict.fromkeys(name for kept in self.rows for name in kept))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=fields, restval="")
         writer.writeheader()
         writer.writerows(self.rows)
         write_bytes(self.path, text.getvalue().encode())
-        report = " ".join(f"{name} {value:.4g}" for name, value in means.items())
-        print(f"step {step}/{steps} {self.seconds:.0f} s {report}", file=sys.stderr, flush=True)
-        self.sums, self.counts, self.noted, self.skipped = {}, {}, {}, 0
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -5,14 +5,17 @@ last checkpoint and reach the same weights. Ctrl-C saves a checkpoint and ends t
 
 A step whose loss or gradient is NaN or infinite is skipped: it changes neither weights nor averages nor buffers. After
 ``SKIPPED_AT_MOST`` such steps in a row the run stops. Weights are checked before they are saved or exported.
+
+Several ranks train as one process does (``parallel.py``). The first one alone writes files. If a rank ends or fails,
+all others stop, and the last checkpoint is kept. Ctrl-C on any rank lets all finish the step and stop.
 """
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,13 +27,16 @@ from ..core.atomic import write_json
 from ..core.errors import InputError
 from ..core.extras import require
 from ..core.progress import progress
+from ..core.ranks import ALONE, Ranks
 from .data.prefetch import prefetched
 from .ema import EMA
 from .log import Log, draw_curves, read_rows
 from .optimisers import learning_rate, make_optimisers
+from .parallel import Parallel, local
 from .recipe import Run
 from .rows import ALL
-from .state import Checkpoint, Progress
+from .shards import checkpoint_of
+from .state import Progress
 
 SKIPPED_AT_MOST = 5  # steps in a row; then the run stops
 TRAINING = "training.json"  # file in the folder of a run: duration and device, which differ from run to run
@@ -99,6 +105,7 @@ def train(
     export_only: bool = False,
     look: Look | None = None,
     record: dict[str, object] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path | None:
     """Train to ``run.steps``, from the checkpoint in ``run.out`` if there is one.
 
@@ -109,6 +116,7 @@ def train(
         export_only: do not train; export the averaged weights of the checkpoint.
         look: measures the averaged weights every ``run.evaluate_every`` steps.
         record: added to the training record in the exported files, beside the steps and the batch size.
+        ranks: those that train together, each with a task of the same recipe.
 
     Returns:
         The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
@@ -121,12 +129,17 @@ def train(
     require("matplotlib.figure", "training", "train")  # used at the first checkpoint, hours from now
     # Restore the state of the last checkpoint.
     module = task.module.train()
+    parallel = Parallel(run, module, task.predict, device, ranks)
     optimisers = make_optimisers(module, run.optimiser)
     rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     ema = EMA(module, run.ema_decay)
     identity = {**task.identity, "device": str(device)}
-    checkpoint = Checkpoint(run.out / "checkpoint.pt", identity, run.changeable, module, ema, optimisers)
-    begun = checkpoint.load()
+    if len(ranks) > 1:
+        identity |= {"device": device.type, "ranks": len(ranks)}
+    checkpoint = checkpoint_of(run.out, identity, run.changeable, module, ema, optimisers, parallel)
+    begun = ranks.agreed(checkpoint.load)
+    if len({*ranks.together(lambda: begun.step)}) > 1:
+        raise InputError(f"the ranks found different checkpoints in {run.out}: out must be a folder that all share")
     groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # load() replaced them
     if export_only and not begun.step:
         raise InputError(f"there is no checkpoint in {run.out} to export: train first")
@@ -134,10 +147,11 @@ def train(
         raise InputError(
             f"{checkpoint.path} is of step {begun.step}, the recipe ends at step {run.steps}: raise steps, or export it"
         )
-    log = _log(run.out / "log.csv", begun)
+    log = _log(run.out / "log.csv", begun, silent=not ranks.first)
+    rows = parallel.rows(run.batch_size)
 
     def draw(step: int) -> Any:
-        return task.draw(step, torch.Generator().manual_seed(run.seed * 1_000_003 + step))
+        return task.draw(step, torch.Generator().manual_seed(run.seed * 1_000_003 + step), rows)
 
     step, end, skipped, saved = begun.step, begun.step if export_only else run.steps, begun.skipped, begun.step
     with (
@@ -149,17 +163,17 @@ def train(
             # Loss, in the recipe's precision.
             buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
             with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"), _attention(device):
-                loss, logs = task.loss(task.predict(batch))
+                loss, logs = task.loss(parallel.predict(batch))
             # Gradient.
             for optimiser in optimisers:
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(module.parameters(), run.optimiser.grad_clip)
+            norm = parallel.clip_gradient(module, run.optimiser.grad_clip)
             # Update the weights, unless the loss or the gradient is NaN or infinite. To read these, the host waits for
             # the device. It did so already when it moved the batch there.
             rate = learning_rate(step, run.steps, run.optimiser)
             step += 1
-            if math.isfinite(float(loss.detach() + norm)):
+            if parallel.all_finite(loss, norm):
                 for group, base in zip(groups, rates, strict=True):
                     group["lr"] = base * rate
                 for optimiser in optimisers:
@@ -180,34 +194,45 @@ def train(
             on_step(step, run.steps)
             # Measure the averaged weights.
             if run.evaluate_every and step % run.evaluate_every == 0:
-                _refuse_broken(ema, step)
-                log.note(task.validate(ema.weights))
-                if look is not None:
-                    log.note(look(task.export(ema.weights, {"steps": step}), step))
+                _refuse_broken(ema, step, ranks)
+                weights = parallel.whole(ema.weights)
+                log.note(ranks.from_first_at_length(partial(_measured, task, weights, step, look)))
             # Report and save.
-            save = bool(interrupts) or step % run.checkpoint_every == 0 or step == run.steps
+            stopped = ranks.any(bool(interrupts))
+            save = stopped or step % run.checkpoint_every == 0 or step == run.steps
             if save or step % run.log_every == 0:
                 log.write(step, run.steps, rate)
             if save:
                 checkpoint.save(Progress(step, log.seconds, skipped, log.rows))
                 saved = step
-                if step < run.steps:
+                if step < run.steps and ranks.first:
                     draw_curves(log.rows, run.out / "curve.png")
-            if interrupts and step < run.steps:
+            if stopped and step < run.steps:
                 return None
     # Export. What differs from run to run stays out of the exported files: equal runs write equal bytes.
-    _refuse_broken(ema, step)
-    draw_curves(log.rows, run.out / "curve.png")  # here, because the run may have been killed after its last checkpoint
-    write_json(run.out / TRAINING, {"hours": round(log.seconds / 3600, 3), "device": str(device)})
-    return task.export(ema.weights, {"steps": step, "batch_size": run.batch_size} | (record or {}))
+    _refuse_broken(ema, step, ranks)
+    weights, told = parallel.whole(ema.weights), {"hours": round(log.seconds / 3600, 3), "device": str(device)}
+
+    def export() -> Path:
+        draw_curves(log.rows, run.out / "curve.png")  # here: the run may have been killed after its last checkpoint
+        write_json(run.out / TRAINING, told if len(ranks) == 1 else told | {"ranks": len(ranks)})
+        return task.export(weights, {"steps": step, "batch_size": run.batch_size} | (record or {}))
+
+    return ranks.from_first_at_length(export)
 
 
-def _log(path: Path, begun: Progress) -> Log:
+def _measured(task: Task, weights: dict[str, Tensor], step: int, look: Look | None) -> dict[str, float]:
+    """What the task and ``look`` measure of averaged weights."""
+    found = dict(task.validate(weights))
+    return found if look is None else found | look(task.export(weights, {"steps": step}), step)
+
+
+def _log(path: Path, begun: Progress, *, silent: bool) -> Log:
     """The log of a run that goes on. Checkpoints of earlier versions do not hold its rows, so the file is read."""
     rows = begun.rows
     if rows is None:
         rows = [row for row in read_rows(path) if int(row["step"]) <= begun.step]
-    return Log(path, begun.seconds, rows)
+    return Log(path, begun.seconds, rows, silent=silent)
 
 
 @torch.no_grad()
@@ -217,10 +242,14 @@ def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
         buffer.copy_(before)
 
 
-def _refuse_broken(ema: EMA, step: int) -> None:
-    """Raise an InputError if an averaged weight is NaN or infinite."""
-    for name, value in ema.weights.items():
-        if not value.isfinite().all():
+def _refuse_broken(ema: EMA, step: int, ranks: Ranks) -> None:
+    """Raise an InputError on all ranks if an averaged weight is NaN or infinite."""
+
+    def broken() -> str | None:
+        return next((name for name, value in ema.weights.items() if not local(value).isfinite().all()), None)
+
+    for name in ranks.together(broken):
+        if name is not None:
             raise InputError(
                 f"after step {step} the averaged weight {name} holds NaN or infinity: nothing was exported; lower "
                 "optimiser.lr and resume from the last checkpoint"

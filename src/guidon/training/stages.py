@@ -9,13 +9,18 @@ overwritten.
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from ..checkpoints.files import read_safetensors
 from ..core.atomic import sweep, write_json
@@ -23,16 +28,18 @@ from ..core.devices import pick_device
 from ..core.errors import InputError
 from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
 from ..core.limits import is_out_of_memory
-from ..core.locks import held
+from ..core.locks import LOCK_NAME, held
+from ..core.ranks import ALONE, Ranks
 from ..core.reading import read_object
 from .demand import require_resources
-from .loop import Look, train
+from .loop import Look, Task, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
-from .state import read_state
+from .shards import step_of
 from .tasks import prepare
 from .tasks.export import COMPONENTS, model_folder
 
 KEY_LENGTH = 8  # characters of the key in a folder's name
+SEEN_AFTER = 60.0  # seconds after which a file that one machine wrote must be there on all others
 DONE = "stage.json"  # written into a stage's folder when it is done
 
 
@@ -59,8 +66,7 @@ class Stage:
     @property
     def step(self) -> int:
         """The step of its checkpoint, 0 where there is none."""
-        checkpoint = self.recipe.out / "checkpoint.pt"
-        return read_state(checkpoint).step if checkpoint.exists() else 0
+        return step_of(self.recipe.out)
 
     def checked_weights(self) -> str:
         """The hash of the weights that its training exported. The stage must be done.
@@ -101,7 +107,7 @@ class PlannedStage:
 
 
 def run_recipe(
-    path: Path, *, stage: str | None = None, export_only: bool = False, look: Look | None = None
+    path: Path, *, stage: str | None = None, export_only: bool = False, look: Look | None = None, ranks: Ranks = ALONE
 ) -> Path | None:
     """Train what a recipe describes, except what is done already. An interrupted run is resumed.
 
@@ -111,18 +117,20 @@ def run_recipe(
         export_only: do not train; export the averaged weights of the last checkpoint. For a staged recipe it is the
             checkpoint of the first stage that is not done.
         look: measures a model folder every ``evaluate_every`` steps; its result is logged.
+        ranks: those that train together; each calls this. The first one reads and writes the folders, which all see.
 
     Returns:
         The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
 
     Raises:
-        InputError: the recipe, a file that it names or a checkpoint is wrong, another run uses the folder, or memory
-            ran out.
+        InputError: the recipe, a file that it names or a checkpoint is wrong, another run uses the folder, memory ran
+            out, or another rank failed or ended.
     """
     recipe = check_recipe(path, stage)
-    if isinstance(recipe, StagedRecipe):
-        return _run_stages(recipe, stage, export_only=export_only, look=look)
-    return _run(recipe, export_only=export_only, look=look)
+    with ranks.sharing_errors(lambda: f"the last checkpoint in {recipe.out} is kept"):
+        if isinstance(recipe, StagedRecipe):
+            return _run_stages(recipe, stage, export_only=export_only, look=look, ranks=ranks)
+        return _run(recipe, export_only=export_only, look=look, ranks=ranks)
 
 
 def plan_recipe(path: Path, *, stage: str | None = None) -> list[PlannedStage]:
@@ -159,15 +167,16 @@ def weights_hash(path: Path) -> str:
 
 
 def _run(
-    recipe: Recipe, *, export_only: bool, look: Look | None, record: dict[str, object] | None = None
+    recipe: Recipe, *, export_only: bool, look: Look | None, ranks: Ranks, record: dict[str, object] | None = None
 ) -> Path | None:
     """Do a single run."""
     device = pick_device(recipe.device)
-    require_resources(recipe, device)
+    require_resources(recipe, device, ranks)
     look = None if isinstance(recipe, VAERecipe) else look  # an autoencoder is no model to sample from
-    with _own_folder(recipe.out):
+    with _own_folder(recipe.out, ranks):
         try:
-            return train(recipe, prepare(recipe, device), device, export_only=export_only, look=look, record=record)
+            task = _prepared(recipe, device, ranks)
+            return train(recipe, task, device, export_only=export_only, look=look, record=record, ranks=ranks)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -176,34 +185,83 @@ def _run(
             ) from error
 
 
-def _run_stages(recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None) -> Path | None:
+def _prepared(recipe: Recipe, device: torch.device, ranks: Ranks) -> Task:
+    """The task of a recipe. What the first rank encodes and stores, the others read."""
+    own: list[Task] = []
+    ranks.from_first_at_length(lambda: own.append(prepare(recipe, device)))
+    return ranks.agreed(lambda: own[0] if own else prepare(recipe, device))
+
+
+def _run_stages(
+    recipe: StagedRecipe, last: str | None, *, export_only: bool, look: Look | None, ranks: Ranks
+) -> Path | None:
     """Train the stages that are not done, then export the result."""
     for name in recipe.order(last):  # before hours are spent on the first stage
         stage = recipe.draft(name)
-        require_resources(stage, pick_device(stage.device))
+        require_resources(stage, pick_device(stage.device), ranks)
     found: dict[str, Stage] = {}
-    with _own_folder(recipe.out):
+    with _own_folder(recipe.out, ranks):
         for name, stage in walk(recipe, last):
             assert stage is not None  # its parents were trained earlier in this loop
             found[name] = stage
             if stage.done:
-                sweep(stage.recipe.out)
+                ranks.from_first(partial(sweep, stage.recipe.out))
                 print(f"{name}: done, in {stage.recipe.out}", file=sys.stderr)
                 continue
             print(f"{name}: {stage.recipe.steps} steps, in {stage.recipe.out}", file=sys.stderr)
             record: dict[str, object] = {"lineage": list(stage.lineage)}
-            trained = _run(stage.recipe, export_only=export_only, look=look, record=record)
+            trained = _run(stage.recipe, export_only=export_only, look=look, ranks=ranks, record=record)
             if trained is None or export_only:
                 return trained
-            write_json(stage.recipe.out / DONE, {"lineage": list(stage.lineage), "weights": weights_hash(trained)})
+            ranks.from_first(partial(_note_done, stage, trained))
+            _see(stage.recipe.out / DONE, ranks)
         if last not in (None, recipe.export.stage):
             return found[last].recipe.result
         found[recipe.export.stage].checked_weights()
-        return _export(found[recipe.export.stage].recipe.result, recipe.out / recipe.export.folder)
+        result = found[recipe.export.stage].recipe.result
+        return ranks.from_first(lambda: _export(result, recipe.out / recipe.export.folder))
+
+
+def _note_done(stage: Stage, trained: Path) -> None:
+    write_json(stage.recipe.out / DONE, {"lineage": list(stage.lineage), "weights": weights_hash(trained)})
+
+
+def _see(path: Path, ranks: Ranks) -> None:
+    """Wait on all other ranks until they see what the first one has written: some filesystems show it late.
+
+    Raises:
+        InputError: a rank does not see it.
+    """
+
+    def seen() -> None:
+        ends = time.monotonic() + SEEN_AFTER
+        while not path.exists():
+            if time.monotonic() > ends:
+                raise InputError(
+                    f"{platform.node()} does not see {path}, which the first rank wrote: out must be a folder that all "
+                    "machines share"
+                )
+            time.sleep(0.2)
+
+    if len(ranks) > 1:
+        ranks.agreed(seen)
 
 
 @contextmanager
-def _own_folder(folder: Path) -> Iterator[None]:
+def _own_folder(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """The folder of a run, which the first rank makes and locks during the block, and which all ranks see.
+
+    Raises:
+        InputError: another run has locked it, or a rank does not see it.
+    """
+    with ExitStack() as stack:
+        ranks.from_first(lambda: stack.enter_context(_locked(folder)))
+        _see(folder / LOCK_NAME, ranks)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     """Make a folder if there is none, and lock it during the block. If it is empty at the end, it is removed again.
 
     What killed runs left half-written in it is deleted.

@@ -21,6 +21,7 @@ from ..checkpoints.files import refuse_bad_archive
 from ..core.atomic import atomic_file
 from ..core.errors import InputError
 from ..core.hashing import hash_tensors
+from ..core.ranks import ALONE, Ranks
 from ..core.reading import reading, regular_file
 from ..core.settings import Settings, validated
 from .ema import EMA
@@ -88,6 +89,7 @@ class Checkpoint:
         module: the module that is trained.
         ema: its averaged state.
         optimisers: its optimisers.
+        ranks: those that train together. All of them save and load; the first one writes.
     """
 
     def __init__(
@@ -98,12 +100,22 @@ class Checkpoint:
         module: nn.Module,
         ema: EMA,
         optimisers: Sequence[torch.optim.Optimizer],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.path, self.identity, self.changeable = path, dict(identity), changeable
-        self.module, self.ema, self.optimisers = module, ema, optimisers
+        self.module, self.ema, self.optimisers, self.ranks = module, ema, optimisers, ranks
 
     def save(self, progress: Progress) -> None:
         """Write the state, atomically.
+
+        Raises:
+            InputError: a tensor of it holds NaN or infinity. The last checkpoint is kept.
+            OSError: the file cannot be written. The last checkpoint is kept.
+        """
+        self.ranks.from_first_at_length(lambda: self._write(progress))
+
+    def _write(self, progress: Progress) -> None:
+        """Write the file.
 
         Raises:
             InputError: a tensor of it holds NaN or infinity. The last checkpoint is kept.
@@ -139,7 +151,7 @@ class Checkpoint:
         if not self.path.exists():
             return Progress()
         state = read_state(self.path)
-        self._compare(state)
+        self._compare(state.identity, digested=state.digest is not None)
         for target, saved in ((self.module, state.module), (self.ema, state.ema)):
             weights, expected = _with_names_of_now(saved, target.state_dict()), target.state_dict()
             try:
@@ -165,15 +177,19 @@ class Checkpoint:
                 raise self._refusal(f"the state of its optimiser does not fit: {error}") from None
         return Progress(state.step, state.seconds, state.skipped, state.log)
 
-    def _compare(self, state: State) -> None:
+    def _compare(self, identity: Mapping[str, Any], *, digested: bool = True) -> None:
         """Refuse settings of another run. Name on stderr those that may differ, and those that cannot be compared.
+
+        Args:
+            identity: that of the checkpoint.
+            digested: whether it has a digest, unlike those of earlier versions.
 
         Raises:
             InputError: a setting that must not change did.
         """
-        then, now = dict(_flat(state.identity)), dict(_flat(self.identity))
+        then, now = dict(_flat(identity)), dict(_flat(self.identity))
         unknown: set[str] = set()
-        if state.digest is None:  # earlier versions wrote only some of the settings, but always those of an expert
+        if not digested:  # earlier versions wrote only some of the settings, but always those of an expert
             unknown = {name for name in now.keys() - then.keys() if not name.startswith(("expert.", "kept."))}
         compared = (then.keys() | now.keys()) - unknown
         changed = sorted(name for name in compared if then.get(name, ...) != now.get(name, ...))
@@ -184,7 +200,7 @@ class Checkpoint:
         if changed:
             values = "; ".join(f"{name} {told[name]}" for name in changed)
             print(f"{self.path} goes on with other settings: {values}", file=sys.stderr)
-        if state.digest is None:
+        if not digested:
             print(
                 f"{self.path} was written by an earlier version: it has no digest, and {len(unknown)} settings of the "
                 "recipe are not in it, so that they cannot be compared",

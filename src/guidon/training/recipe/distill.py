@@ -58,6 +58,8 @@ class DistillRecipe(Run):
     distilled network itself draws: it learns to mend its own errors.
     """
 
+    shards = False  # it validates with the weights that it trains
+
     task: Literal["distill"]
     start: Path
     """Model folder of an earlier run."""

@@ -56,6 +56,8 @@ class RolloutRecipe(Run):
     The finisher learns to predict the clean latents from the noisy rollout. All other weights stay as they are.
     """
 
+    shards = False  # it validates with the weights that it trains
+
     task: Literal["rollout"]
     start: Path
     """Model folder of an earlier run. Of two expert networks, the one for low noise gets the finisher."""

@@ -56,15 +56,20 @@ class Run(Section):
     """Steps between two measurements of the averaged weights; 0 for none."""
     optimiser: Optimiser = Optimiser()
     """Settings of the optimiser."""
+    shard_above: PositiveInt = 1_000_000_000
+    """Number of parameters above which several ranks divide weights, gradients, optimiser and averaged weights among
+    them (FSDP2), in place of each having all of them (DDP). The checkpoint is then a folder, on one rank too."""
 
+    shards: ClassVar[bool] = True
+    """Whether the weights of this task can be sharded."""
     without_effect: ClassVar[frozenset[str]] = frozenset(
-        {"out", "log_every", "checkpoint_every", "evaluate_every", "cache"}
+        {"out", "log_every", "checkpoint_every", "evaluate_every", "cache", "shard_above"}
     )
     """Fields that the weights do not depend on."""
     incidental: ClassVar[frozenset[str]] = without_effect | {"device", "compile"}
     """Fields that do not define what is trained: those above, and those that change only how numbers are rounded."""
     changeable: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "device", "compile"}
+        {"steps", "device", "compile", "ranks"}
         | {f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_steps", "decay", "grad_clip")}
     )
     """Settings that may change when a run is resumed, although the result then differs. A line on stderr names them.
