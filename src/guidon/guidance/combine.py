@@ -273,7 +273,7 @@ class Guidance:
             InputError: a branch is missing, the shapes or channels do not fit, ``level`` is no level, or the
                 parameterization does not exist.
         """
-        from ..diffusion import convert, find_parameterization, split_prediction
+        from ..diffusion.prediction import convert, find_parameterization, split_prediction
 
         parameterization = find_parameterization(parameterization)
         channels = x.shape[1]
@@ -473,7 +473,7 @@ def _hint(name: str, valid: Sequence[str]) -> str:
 def _progress(level: object) -> float:
     from torch import Tensor
 
-    from ..diffusion import NoiseLevel
+    from ..diffusion.level import NoiseLevel
 
     if not isinstance(level, NoiseLevel):
         raise InputError(f"level is {quoted(level)}: give a NoiseLevel(timestep=, alpha=, sigma=, progress=)")
