@@ -17,7 +17,7 @@ from guidon.training.tasks.vae import VAETask
 
 CPU = torch.device("cpu")
 LOW, HIGH = ({"noise": noise, "boundary": 350} for noise in ("low", "high"))
-VAE_SHAPE = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+VAE_SHAPE = {"block_out_channels": [8, 8], "norm_num_groups": 4, "pixel_unshuffle": 4}
 SHAPE = {"patch_size": [4, 4, 4], "hidden_size": 16, "depth": 1, "num_heads": 2}
 TEXT = {"features": 8, "layers": 1, "heads": 2}
 VAE = {"task": "vae", "steps": 4, "batch_size": 4, "device": "cpu", "log_every": 2, "model": VAE_SHAPE}

@@ -15,8 +15,12 @@ from guidon.models.stdit.network import STDiT, STDiTConfig
 from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
+VAE = FrameVAEConfig(block_out_channels=(8, 8), norm_num_groups=4, pixel_unshuffle=4, scaling_factor=1.0)
 
-def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: bool = False) -> Path:
+
+def write_tiny_model(
+    folder: Path, blots: bool = True, seed: int = 0, flows: bool = False, vae: FrameVAEConfig = VAE
+) -> Path:
     """Write the weights of a model whose output depends on its caption.
 
     Args:
@@ -24,6 +28,7 @@ def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: boo
         blots: the decoder draws large blots, and not noise, whose outlines take long to measure.
         seed: of the weights.
         flows: a rectified flow in place of a diffusion.
+        vae: the shape of the autoencoder. Large squares of pixels make it quick.
     """
     torch.manual_seed(seed)
     text_config = CaptionEncoderConfig(world.vocabulary(), features=16, layers=1, heads=2)
@@ -31,7 +36,6 @@ def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: boo
         (16, 8, 8), patch_size=(4, 4, 4), hidden_size=32, depth=2, num_heads=2, caption_channels=16,
         model_max_length=20, learn_sigma=not flows,
     )  # fmt: skip
-    vae_config = FrameVAEConfig(block_out_channels=(8, 8, 8), norm_num_groups=4, scaling_factor=1.0)
     denoiser = STDiT(config)
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -52,10 +56,10 @@ def write_tiny_model(folder: Path, blots: bool = True, seed: int = 0, flows: boo
         CaptionEncoder(text_config).state_dict(),
         record,
     )
-    vae = FrameVAE(vae_config)
+    autoencoder = FrameVAE(vae)
     if blots:
-        _smooth(vae.autoencoder.decoder)
-    save_component(folder / "vae.safetensors", "vae", dataclasses.asdict(vae_config), vae.state_dict(), record)
+        _smooth(autoencoder.autoencoder.decoder)
+    save_component(folder / "vae.safetensors", "vae", dataclasses.asdict(vae), autoencoder.state_dict(), record)
     return folder
 
 

@@ -29,7 +29,7 @@ def test_a_study_is_planned_run_and_reported(run, study, tmp_path):
     assert code == 0
     first, headline, numbers = printed.splitlines()
     assert first == str(out / "results.csv")
-    assert headline.startswith("No difference found between three and all: background flicker ")
+    assert headline.startswith("Better here with all than with three, but not certain: background flicker ")
     assert "Two prompts are too few" in headline
     assert numbers.startswith("Difference in background flicker (background_flicker): ")
     code, printed, _ = run("study", "report", out, "--no-videos")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from guidon.models.vae.frames import FrameVAEConfig
 from guidon.training import run_recipe
 from recipes import denoiser_recipe, rows_of
 from tiny_model import write_tiny_model
@@ -27,7 +28,8 @@ LOSSES = {
 
 @pytest.fixture(scope="module")
 def model_of_before(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("before"), blots=False)
+    vae = FrameVAEConfig(block_out_channels=(8, 8, 8), norm_num_groups=4, scaling_factor=1.0)
+    return write_tiny_model(tmp_path_factory.mktemp("before"), blots=False, vae=vae)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
