@@ -48,29 +48,30 @@ class Support:
     """The final latents after ``remove``, against the pipeline alone."""
 
 
-def measure(tiny: TinyPipeline) -> Support:
-    """Measure one family.
+def measure(tiny: TinyPipeline, steps: int = 3) -> Support:
+    """Measure one family in so many sampling steps.
 
     Raises:
         Exception: the installed diffusers does not have it, or has it in another form.
     """
-    pipe, alone = shared(tiny), own(tiny)
+    pipe, alone = shared(tiny), own(tiny, steps=steps)
     family = family_of(type(pipe))
 
     guidon.apply(pipe, Guidance(tiny.scale, family.guided))
-    full = EXACT if torch.equal(run(tiny, pipe), alone) else "differs"
+    full = EXACT if torch.equal(run(tiny, pipe, steps=steps), alone) else "differs"
 
     def masked() -> str:
         guided = [0, 2]
         guidon.apply(pipe, channels=guided)
-        return _error(tiny, record(tiny, pipe)[1], [tiny.scale if c in guided else None for c in range(tiny.channels)])
+        seen = record(tiny, pipe, steps=steps)[1]
+        return _error(tiny, seen, [tiny.scale if c in guided else None for c in range(tiny.channels)])
 
     scales = [1 + 0.5 * channel for channel in range(tiny.channels)]
 
     def ruled() -> str:
         guidon.apply(pipe, Guidance(scales))
-        _, steps = record(tiny, pipe)
-        return _worst(_distance(tiny.to_channels(tiny.received(step)), _wanted(tiny, step, scales)) for step in steps)
+        _, seen = record(tiny, pipe, steps=steps)
+        return _worst(_distance(tiny.to_channels(tiny.received(step)), _wanted(tiny, step, scales)) for step in seen)
 
     def numbered() -> str:
         guidon.remove(pipe)
@@ -80,8 +81,8 @@ def measure(tiny: TinyPipeline) -> Support:
         number = guidon.channel_scale(
             [scale - family.offset for scale in scales], axis=axis, patch=layout.patch, neutral=neutral
         )  # type: ignore[arg-type]
-        _, steps = record(tiny, pipe, number)
-        first = steps[:1] if len(tiny.networks) > 1 else steps  # the other expert has a scale of its own
+        _, seen = record(tiny, pipe, number, steps=steps)
+        first = seen[:1] if len(tiny.networks) > 1 else seen  # the other expert has a scale of its own
         return _worst(_distance(tiny.to_channels(tiny.received(step)), _wanted(tiny, step, scales)) for step in first)
 
     mask, rule, number = _tried(masked), _tried(ruled), _tried(numbered)
@@ -90,7 +91,7 @@ def measure(tiny: TinyPipeline) -> Support:
     elif number == EXACT:  # by chance: an unguided channel is uncond + 1 (cond - uncond)
         number = CLOSE
     guidon.remove(pipe)
-    removed = EXACT if torch.equal(run(tiny, pipe), alone) else "differs"
+    removed = EXACT if torch.equal(run(tiny, pipe, steps=steps), alone) else "differs"
     place = {1: "", 2: ", third axis", -1: ", last axis"}[family.layout.axis]
     if family.layout.grid is not None:
         patch = family.layout.patch**2

@@ -16,7 +16,7 @@ RECORDED = json.loads(MEASURED.read_text())
 
 @pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 def test_the_matrix_holds(tiny: TinyPipeline) -> None:
-    found = measure(tiny)
+    found = measure(tiny, steps=3 if tiny.tolerance else 2)  # what a pipeline converts it rounds anew in every step
     assert found.own == found.removed == EXACT
     recorded = RECORDED.get(version("diffusers"), RECORDED[max(RECORDED)])
     assert asdict(found) == recorded[tiny.name]
