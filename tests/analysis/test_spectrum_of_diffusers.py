@@ -57,7 +57,7 @@ def planted(pipes, monkeypatch):
     return planted
 
 
-@pytest.mark.parametrize("channel", [0, 2])
+@pytest.mark.parametrize("channel", [pytest.param(0, marks=pytest.mark.long), 2])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_that_moves_one_channel_shows_in_that_channel(planted, name, channel):
     found = spectrum(planted(name, channel), ["a red ball"], steps=2, looks=1, cfg_scale=3)

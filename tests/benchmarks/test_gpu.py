@@ -28,7 +28,10 @@ def run(gpu, tmp_path, *words):
     return rows
 
 
-def test_every_architecture_is_measured(gpu, tmp_path):
+def test_every_architecture_is_measured(gpu, tmp_path, monkeypatch):
+    """Each at one of its sizes: on small shapes they are one."""
+    monkeypatch.setattr(gpu, "MODELS", tuple({model.network: model for model in gpu.MODELS}.values()))
+    assert len(gpu.MODELS) == 5
     rows = run(gpu, tmp_path)
     assert {row["model"] for row in rows} == {model.name for model in gpu.MODELS}
     assert all(row["milliseconds"] > 0 for row in rows)

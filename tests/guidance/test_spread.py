@@ -58,9 +58,8 @@ def test_every_rule_gives_the_bits_of_one_process():
         assert second[name][1] == steps * {"autoguidance": 0, "three-way": 2}.get(name, 1), name
 
 
-@pytest.mark.parametrize(
-    ("guidance", "options", "channels", "guided"),
-    [
+def test_only_guided_channels_of_guided_steps_cross():
+    cases = [  # guidance, options; then how many channels and steps cross
         (Guidance(3.0, 3), {}, 3, 4),
         (Guidance(3.0, 3), {"learned": False}, 3, 4),
         (Guidance(3.0, "only:3"), {}, 1, 4),
@@ -69,17 +68,17 @@ def test_every_rule_gives_the_bits_of_one_process():
         (Guidance(3.0, 3, timing="interval:0.3,0.8"), {}, 3, 2),
         (Guidance(1.0, 3), {}, 0, 0),
         (Guidance(3.0, 3), {"trace": True}, 4, 4),
-    ],
-    ids=str,
-)
-def test_only_guided_channels_of_guided_steps_cross(guidance, options, channels, guided):
+    ]
+
     def work():
         with Ranks.join() as ranks:
-            return compared(ranks, guidance, **options)
+            return [compared(ranks, guidance, **options) for guidance, options, *_ in cases]
 
     first, second = on_ranks(work)
-    assert first == (True, len(STEPS), guided * LATENTS, guided * channels * CHANNEL)
-    assert second[1] == guided
+    for (guidance, options, channels, guided), of_first, of_second in zip(cases, first, second, strict=True):
+        expected = (True, len(STEPS), guided * LATENTS, guided * channels * CHANNEL)
+        assert of_first == expected, (guidance, options)
+        assert of_second[1] == guided, (guidance, options)
 
 
 def test_rotated_channels_cross_all_and_a_trace_is_that_of_one_process():
@@ -142,30 +141,30 @@ class Failing(Network):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(
-    ("error", "there"),
-    [
+def test_what_fails_on_one_rank_fails_on_all_and_the_next_run_works(rank):
+    """After Ctrl-C, which is the last, there is no next run."""
+    cases = [
         (InputError("the weights are odd"), "RankFailed: rank {}: the weights are odd"),
         (KeyError("absent"), "RankFailed: rank {}: KeyError: 'absent'"),
         (RuntimeError("CUDA out of memory"), "MemoryError: the memory of rank {} is full"),
         (KeyboardInterrupt(), "KeyboardInterrupt: "),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_what_fails_on_one_rank_fails_on_all_and_the_next_run_works(rank, error, there):
+    ]
+
     def work():
+        found = []
         with Ranks.join() as ranks:
-            try:
-                run(Guidance(3.0, 3), ranks, network=Failing(error, ranks.index == rank))
-                said = "nothing"
-            except BaseException as caught:
-                said = f"{type(caught).__name__}: {caught}"
-            again = isinstance(error, KeyboardInterrupt) or compared(ranks, Guidance(3.0, 3))[0]
-            return said, again
+            for error, _ in cases:
+                try:
+                    run(Guidance(3.0, 3), ranks, network=Failing(error, ranks.index == rank))
+                    said = "nothing"
+                except BaseException as caught:
+                    said = f"{type(caught).__name__}: {caught}"
+                found.append((said, isinstance(error, KeyboardInterrupt) or compared(ranks, Guidance(3.0, 3))[0]))
+        return found
 
     results = on_ranks(work)
-    assert results[rank] == (f"{type(error).__name__}: {error}", True)
-    assert results[1 - rank] == (there.format(rank), True)
+    assert results[rank] == [(f"{type(error).__name__}: {error}", True) for error, _ in cases]
+    assert results[1 - rank] == [(there.format(rank), True) for _, there in cases]
 
 
 def test_skipped_blocks_are_skipped_on_another_rank(monkeypatch):
