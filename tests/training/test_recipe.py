@@ -142,8 +142,8 @@ def test_a_stage_has_the_settings_of_common_under_its_own(tmp_path):
         ({"stages__base__task": "denoise"}, "stages.base: task is 'denoise' (did you mean 'denoiser'?)"),
         ({"stages__base__out": "x"}, "stages.base: out is given once"), ({"stages__eye__kl_weight": -1}, "stages.eye: kl_weight"),
         ({"common__evry": {}}, "unknown key 'common.evry' (did you mean 'every'?)"),
-        ({"export__stage": "lo"}, "export.stage is 'lo', expected a denoiser or rollout or distill stage (did you mean 'low'?)"),
-        ({"export__stage": "eye"}, "export.stage is 'eye', expected a denoiser or rollout or distill stage"),
+        ({"export__stage": "lo"}, "export.stage is 'lo', expected a denoiser or rollout or distill or videos stage (did you mean 'low'?)"),
+        ({"export__stage": "eye"}, "export.stage is 'eye', expected a denoiser or rollout or distill or videos stage"),
         ({"stages": {}}, "stages"), ({"stages__../x": {"task": "vae", "steps": 1}}, "stages"),
     ],
 )  # fmt: skip

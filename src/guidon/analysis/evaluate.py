@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..pipeline import Pipeline
+    from ..training.preview import Preview
 
 TRUTH, CEILING = "truth", "truth through the VAE"
 MODELS_OWN = BenchChoice()
@@ -615,12 +616,34 @@ def _manifest_beside(path: Path) -> dict[str, Any]:
     return content
 
 
-def look_during_training(folder: Path, step: int) -> dict[str, float]:
-    """Measure weights that a training run has just exported, on 16 prompts, and write a contact sheet as PNG."""
+def look_during_training(model: Path | Preview, step: int) -> dict[str, float]:
+    """Measure the weights of a training run, and write a contact sheet as PNG.
+
+    A model folder that the run has just exported is measured on 16 prompts of its bench; a model of a user's clips on
+    captions of held-out clips.
+    """
+    if not isinstance(model, Path):
+        return _look_at_prompts(model, step)
     from ..pipeline import load
 
-    pipe = load(folder)
+    pipe = load(model)
     setting = Setting(pipe.preset.cfg_scale, pipe.preset.cfg_channels)
     found = evaluate(pipe, [setting], prompts=16, sampler="ddim", steps=20)
-    found.write_sheet(folder.parent / "sheets" / f"{step:07}.png")
+    found.write_sheet(model.parent / "sheets" / f"{step:07}.png")
     return {name: found.interval(str(setting), name).value for name in found.bench.watched}
+
+
+def _look_at_prompts(preview: Preview, step: int) -> dict[str, float]:
+    """Measure a model that is being trained on its own prompts, and write a contact sheet."""
+    from ..pipeline import Pipeline
+
+    if not preview.prompts:
+        return {}
+    pipe = Pipeline(preview.preset, preview.model, preview.device)
+    pipe.set_progress_bar_config(disable=True)
+    setting = Setting(pipe.preset.cfg_scale, pipe.preset.cfg_channels)
+    few: Choices = {"sampler": "ddim", "steps": 20} if pipe.model.facts.path == "diffusion" else {"steps": 20}
+    found = evaluate(pipe, [setting], prompts=preview.prompts, seeds=1, pictures=len(preview.prompts), **few)
+    found.write_sheet(preview.sheets / f"{step:07}.png")
+    values = {name: found.interval(str(setting), name).value for name in found.bench.watched or found.bench.shown}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

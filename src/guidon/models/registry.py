@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.errors import InputError, nearest, setting
-from . import dit, mmdit, pixart, small, stdit, stdit2, stdit3
+from . import dit, mmdit, pixart, small, stdit, stdit2, stdit3, trained
 from .family import Exact, Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +14,7 @@ FAMILIES: tuple[Family, ...] = (
     dit.FAMILY,
     pixart.FAMILY,
     mmdit.FAMILY,
+    trained.FAMILY,
 )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from ..core.limits import require_memory
 from ..core.ranks import ALONE, Ranks
+from ..models.trained.config import CONFIGS
 from ..world import SIZE
-from .recipe import DenoiserRecipe, DistillRecipe, Recipe, RolloutRecipe, VAERecipe
+from .recipe import DenoiserRecipe, DistillRecipe, Recipe, RolloutRecipe, VAERecipe, VideosRecipe
 
 FLOAT = 4  # bytes
 COPIES = 4  # of trained weights: the weights, their gradients, a moment of the optimiser, their average
@@ -37,7 +39,9 @@ def require_resources(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE
 
 
 def require_batch(
-    recipe: DenoiserRecipe | RolloutRecipe | DistillRecipe, latent_shape: tuple[int, ...], device: torch.device
+    recipe: DenoiserRecipe | RolloutRecipe | DistillRecipe | VideosRecipe,
+    latent_shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
     """Refuse batches of latents that cannot fit: the clean latents, the noise, the noisy ones, and twice as many
     channels of prediction and of its gradient.
@@ -61,6 +65,8 @@ def _network(recipe: Recipe) -> float:
         return COPIES * FLOAT * _convolutions(finisher.channels, finisher.depth) + LAYER * finisher.depth
     if isinstance(recipe, DistillRecipe):
         return COPIES * FLOAT * 1000.0 * recipe.rank  # the network's width is not known before its file is read
+    if isinstance(recipe, VideosRecipe):
+        return _released(recipe)
     model, text = recipe.model, recipe.text
     width, features = float(model.hidden_size), float(text.features)
     blocks = float(model.depth) * (12 + 2 * model.mlp_ratio) * width * width  # three attentions and an MLP each
@@ -69,6 +75,17 @@ def _network(recipe: Recipe) -> float:
     patch = width * math.prod(map(float, model.patch_size))
     overhead = LAYER * (float(model.depth) + text.layers + (model.refiner_depth if model.refiner_channels else 0))
     return COPIES * FLOAT * (blocks + encoder + refiner + patch) + overhead
+
+
+def _released(recipe: VideosRecipe) -> float:
+    """Bytes of a new network; of one that starts from weights nothing is known before they are read."""
+    if recipe.family is None:
+        return 0.0
+    config: Any = CONFIGS[recipe.family](**recipe.shape)
+    attentions = {"stdit": 3, "stdit2": 3, "stdit3": 4, "dit": 1, "pixart": 2}[recipe.family]
+    mlps = 2 if recipe.family == "stdit3" else 1
+    width, depth = float(config.hidden_size), float(config.depth)
+    return COPIES * FLOAT * depth * (4 * attentions + 2 * mlps * config.mlp_ratio) * width * width + LAYER * depth
 
 
 def _convolutions(channels: int, depth: int) -> float:

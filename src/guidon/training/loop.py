@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from .ema import EMA
 from .log import Log, draw_curves, read_rows
 from .optimisers import learning_rate, make_optimisers
 from .parallel import Parallel, local
+from .preview import Preview
 from .recipe import Run
 from .rows import ALL
 from .shards import checkpoint_of
@@ -41,8 +42,9 @@ from .state import Progress
 SKIPPED_AT_MOST = 5  # steps in a row; then the run stops
 TRAINING = "training.json"  # file in the folder of a run: duration and device, which differ from run to run
 
-Look = Callable[[Path, int], dict[str, float]]
-"""A function that measures exported weights: (their path, number of steps) -> values to log."""
+Look = Callable[[Path | Preview, int], dict[str, float]]
+"""A function that measures a model: (the path of exported weights or the model itself, number of steps) -> values to
+log."""
 
 
 class Task(Protocol):
@@ -94,6 +96,15 @@ class Task(Protocol):
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Write averaged weights as a file or folder that the package loads, with a record of the training."""
+        ...
+
+
+@runtime_checkable
+class Previewed(Protocol):
+    """A task whose model is sampled as it is, without an export."""
+
+    def preview(self, weights: dict[str, Tensor]) -> AbstractContextManager[Preview]:
+        """The model with averaged weights, ready to be sampled during the block."""
         ...
 
 
@@ -224,7 +235,12 @@ def train(
 def _measured(task: Task, weights: dict[str, Tensor], step: int, look: Look | None) -> dict[str, float]:
     """What the task and ``look`` measure of averaged weights."""
     found = dict(task.validate(weights))
-    return found if look is None else found | look(task.export(weights, {"steps": step}), step)
+    if look is None:
+        return found
+    if isinstance(task, Previewed):
+        with task.preview(weights) as preview:
+            return found | look(preview, step)
+    return found | look(task.export(weights, {"steps": step}), step)
 
 
 def _log(path: Path, begun: Progress, *, silent: bool) -> Log:

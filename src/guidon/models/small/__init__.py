@@ -87,6 +87,11 @@ class SmallFamily(Family):
     def adopt(self, folder: Path) -> Preset[Path] | None:
         if not any((folder / name).is_file() for name in (DENOISER, TEXT, VAE)):
             return None
+        from ..trained.config import read_model_config
+
+        clips = read_model_config(folder)  # of a user's clips
+        if clips is not None and clips.layout == "released":
+            return None
         own = {"name": str(folder), "summary": "a model folder", "weights": folder, "source": str(folder)}
         preset = replace(SMALL, **own, measured="", fast=None)
         if (folder / FAST).is_file():
@@ -100,7 +105,11 @@ class SmallFamily(Family):
         if (folder / DENOISER).is_file():
             from .facts import path_of
 
-            if path_of(folder / DENOISER) == "flow":
+            path = path_of(folder / DENOISER)
+            if clips is not None:
+                played = {"fps": clips.clip.fps, "source_fps": clips.clip.fps, "bench": "video"}
+                return replace(preset, **played, **clips.sampling.for_preset(path))
+            if path == "flow":
                 return replace(preset, sampler="euler", steps=30)
         return preset
 

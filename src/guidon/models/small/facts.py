@@ -134,8 +134,8 @@ def facts_of(
         path=diffusion.path,
         blocks=shape.depth,
         distilled=read_distilled(preset.weights / DISTILLED),
-        # the bench "world" measures clips of one size only
-        bench=preset.bench if pixels == (world.SIZE, world.SIZE) else "video",
+        # the bench "world" measures clips of one size only, and of no other world
+        bench="video" if pixels != (world.SIZE, world.SIZE) or (words is not None and words.own) else preset.bench,
         read_prompts=as_they_are if words is None else words.read_prompts,
     )
 

@@ -24,6 +24,8 @@ class Words:
     """Every known spelling, and the canonical word that it is read as."""
     most: int
     """How many words of a prompt it reads."""
+    own: bool = False
+    """Whether they are the words of a user's captions, and not of the world."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Words | None:
@@ -31,12 +33,14 @@ class Words:
         vocabulary, most = config.get("vocabulary"), config.get("max_length", 20)
         if not isinstance(vocabulary, dict) or not isinstance(most, int):
             return None
-        return cls(vocabulary, most) if all(isinstance(text, str) for text in vocabulary.values()) else None
+        if not all(isinstance(text, str) for text in vocabulary.values()):
+            return None
+        return cls(vocabulary, most, config.get("own") is True)
 
     @cached_property
     def reader(self) -> world.PromptReader | None:
         """The world's reader of prompts, if all words are the world's, in the same meaning."""
-        if not self.vocabulary or not self.vocabulary.items() <= world.vocabulary().items():
+        if self.own or not self.vocabulary or not self.vocabulary.items() <= world.vocabulary().items():
             return None
         return world.PromptReader(self.vocabulary, self.most)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,11 @@ from ..parts.layers import sincos_1d
 SHOWN = 60  # letters of a prompt or a word that a message repeats
 MOST_LAYERS = 100  # layers are made before the weights are compared, and each takes time
 MOST_POSITIONS = 1 << 24  # values in the table of positions, which is made before the weights are compared
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text. Case, punctuation and hyphens are ignored."""
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,14 @@ class CaptionEncoderConfig:
     """Attention heads of a layer."""
     max_length: int = 20
     """Words that a caption is padded to."""
+    own: bool = False
+    """Whether the words are those of a user's captions. They are then not read as words of the world."""
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The configuration as a file holds it: without ``own`` where it is the default, as in earlier versions."""
+        values = asdict(self)
+        return values if self.own else {name: value for name, value in values.items() if name != "own"}
 
 
 class WordTokenizer:
@@ -51,7 +65,7 @@ class WordTokenizer:
             InputError: no word is known, or there are too many.
         """
         short = prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
-        words = re.findall(r"[^\W_]+", prompt.lower())
+        words = words_of(prompt)
         if not words:
             raise InputError(
                 f"the prompt {short!r} is empty: describe a scene, e.g. 'a red circle moves left on a white background'"
@@ -106,6 +120,16 @@ class CaptionEncoder(nn.Module):
         mask = ids > 0
         features = self.context(self.embedding(ids) + 0.1 * self.positions, src_key_padding_mask=~mask)
         return features * mask[..., None], mask
+
+    def known_ids(self, captions: Sequence[str]) -> Tensor:
+        """Ids (B, max_length) of captions to train on: unknown words and those beyond the length are left out."""
+        ids = torch.zeros(len(captions), self.config.max_length, dtype=torch.long)
+        vocabulary, numbers = self.tokenizer.vocabulary, self.tokenizer.ids
+        for row, caption in enumerate(captions):
+            known = [numbers[vocabulary[word]] for word in words_of(caption) if word in vocabulary]
+            known = known[: self.config.max_length]
+            ids[row, : len(known)] = torch.tensor(known, dtype=torch.long)
+        return ids
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from .run import Optimiser, Run
 from .section import DIFFUSION_STEPS, Section
 from .staged import StagedRecipe
 from .vae import VAERecipe
+from .videos import VideosRecipe
 
 __all__ = [
     "DIFFUSION_STEPS",
@@ -28,6 +29,7 @@ __all__ = [
     "Section",
     "StagedRecipe",
     "VAERecipe",
+    "VideosRecipe",
     "check_recipe",
     "load_recipe",
 ]

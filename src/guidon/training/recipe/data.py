@@ -62,6 +62,11 @@ class Data(Section):
         return (self.size,)
 
     @property
+    def is_square(self) -> bool:
+        """Whether all clips have one size, which is a square."""
+        return len(self.all_sizes) == 1 and len(set(self.all_sizes[0])) == 1
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """All lengths of clips, the longest first."""
         return tuple(sorted(self.frames, reverse=True)) if isinstance(self.frames, tuple) else (self.frames,)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ...core.errors import InputError, nearest, quoted
 from ...core.settings import validated
-from .kinds import MODEL_TASKS, PARENTS, RECIPES, Recipe
+from .kinds import FROM_FILES, PARENTS, RECIPES, RESULTS, Recipe
 from .section import Section
 
 StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # it is part of a folder's name
@@ -29,6 +29,8 @@ class Common(Section):
     """Settings of stages with ``task: rollout``."""
     distill: dict[str, Any] = Field(default_factory=dict)
     """Settings of stages with ``task: distill``."""
+    videos: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stages with ``task: videos``."""
 
 
 class Export(Section):
@@ -63,7 +65,11 @@ class StagedRecipe(Section):
     def parents(self, name: str) -> dict[str, str]:
         """The earlier stages whose results a stage takes: field -> name of the stage."""
         settings = self.settings(name)
-        return {field: settings[field] for field in PARENTS[settings["task"]] if settings.get(field) is not None}
+        task = settings["task"]
+        given = {field: settings[field] for field in PARENTS[task] if settings.get(field) is not None}
+        if task not in FROM_FILES:
+            return given
+        return {field: parent for field, parent in given.items() if parent in self.stages}
 
     def order(self, last: str | None = None) -> list[str]:
         """All stages in order, or only ``last`` and those that it needs."""
@@ -78,7 +84,7 @@ class StagedRecipe(Section):
         """One stage as the recipe of a single run in the folder ``out``. ``parents``: field -> the parent's result."""
         settings = self.settings(name)
         task: str = settings["task"]
-        shared = {"cache": self.out / "clips"} if task in MODEL_TASKS or "data" in settings else {}
+        shared = {"cache": self.out / "clips"} if task in RESULTS or "data" in settings else {}
         return validated(RECIPES[task], {**shared, **settings, "out": out, **parents}, f"stages.{name}")
 
     def draft(self, name: str) -> Recipe:
@@ -101,9 +107,9 @@ class StagedRecipe(Section):
                     raise InputError(f"stages.{name}: {field} is {parent!r}, expected an earlier {kind} stage{hint}")
             self.draft(name)
             earlier[name] = settings["task"]
-        if earlier.get(self.export.stage) not in MODEL_TASKS:
-            hint = nearest(self.export.stage, [name for name, task in earlier.items() if task in MODEL_TASKS])
-            kind = " or ".join(MODEL_TASKS)
+        if earlier.get(self.export.stage) not in RESULTS:
+            hint = nearest(self.export.stage, [name for name, task in earlier.items() if task in RESULTS])
+            kind = " or ".join(RESULTS)
             raise InputError(f"export.stage is {self.export.stage!r}, expected a {kind} stage{hint}")
         return self
 

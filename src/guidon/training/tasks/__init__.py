@@ -1,4 +1,4 @@
-"""Training tasks: autoencoder, denoiser, rollout, distill.
+"""Training tasks: autoencoder, denoiser, rollout, distill, videos.
 
 A new task needs a file here, a recipe, and a line in ``prepare``.
 """
@@ -9,11 +9,13 @@ import torch
 
 from ..data.checking import Checked
 from ..loop import Task
-from ..recipe import DistillRecipe, Recipe, RolloutRecipe, VAERecipe
+from ..recipe import DistillRecipe, Recipe, RolloutRecipe, VAERecipe, VideosRecipe
 from .denoiser import DenoiserTask
 from .distill import DistillTask
+from .inputs import Inputs
 from .rollout import RolloutTask
 from .vae import VAETask, prepare_frames
+from .videos import VideosTask
 
 
 def prepare(recipe: Recipe, device: torch.device) -> Task:
@@ -28,6 +30,8 @@ def prepare(recipe: Recipe, device: torch.device) -> Task:
         return RolloutTask.prepare(recipe, device)
     if isinstance(recipe, DistillRecipe):
         return DistillTask.prepare(recipe, device)
+    if isinstance(recipe, VideosRecipe):
+        return VideosTask.prepare(recipe, device)
     return DenoiserTask.prepare(recipe, device)
 
 
@@ -43,4 +47,6 @@ def prepare_data(recipe: Recipe, device: torch.device) -> Checked | None:
     if isinstance(recipe, VAERecipe):
         frames = prepare_frames(recipe)
         return None if frames is None else frames.checked
+    if isinstance(recipe, VideosRecipe):
+        return Inputs.find(recipe, device).clips(device).checked
     return None

@@ -199,7 +199,7 @@ class DenoiserTask:
                 if expert.noise == "low":
                     name, config = LOW_NOISE, config | {BOUNDARY: expert.boundary}
             else:
-                text_config = dataclasses.asdict(self.text_config)
+                text_config = self.text_config.stored
                 save_component(folder / TEXT, "text", text_config, part_of(weights, "text."), record)
             save_component(folder / name, "denoiser", config, part_of(weights, "denoiser."), record)
             for file, component in kept.items():

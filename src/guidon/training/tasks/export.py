@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ...core.atomic import atomic_folder
 from ...models.small import DENOISER, DISTILLED, LOW_NOISE, TEXT, VAE
+from ...models.trained.config import CARD, CHECKPOINT, CONFIG, FEATURES, PICTURE
 
+CARDS = (CONFIG, CARD, PICTURE)
 COMPONENTS = (DENOISER, LOW_NOISE, DISTILLED, TEXT, VAE)
 
 
@@ -19,9 +21,23 @@ def model_folder(target: Path) -> Iterator[Path]:
 
     Other files in ``target``, such as a user's notes, are copied to the new folder. Links are copied as links.
     """
+    with _with_others(target, COMPONENTS) as folder:
+        yield folder
+
+
+@contextmanager
+def own_folder(target: Path) -> Iterator[Path]:
+    """As ``model_folder``, for a model folder in the Hub's form."""
+    with _with_others(target, (*COMPONENTS, *CARDS, CHECKPOINT, FEATURES, "vae")) as folder:
+        yield folder
+
+
+@contextmanager
+def _with_others(target: Path, own: tuple[str, ...]) -> Iterator[Path]:
+    """A new folder in place of ``target``, to which files of it are copied that are not named in ``own``."""
     with atomic_folder(target) as folder:
         yield folder
-        others = [path for path in target.iterdir() if path.name not in COMPONENTS] if target.is_dir() else []
+        others = [path for path in target.iterdir() if path.name not in own] if target.is_dir() else []
         for path in others:
             if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, folder / path.name, symlinks=True)
