@@ -30,6 +30,7 @@ ROOT = get_command(app)
         (["generate", PROMPT, "--scheduler", "ddim"], "(did you mean --sampler?)"),
         (["generate", PROMPT, "-steps", "3"], "(did you mean --steps?)"),
         (["generate", PROMPT, "--zzzzzz"], "--zzzzzz is not an option of guidon generate: see guidon generate --help"),
+        (["spectrum", PROMPT, "--fast"], "--fast is an option of `guidon generate`, not of `guidon spectrum`: leave it out"),
         (["spectrum", PROMPT, "--guidance", "apg"], "is an option of `guidon generate`, not of `guidon spectrum`"),
         (["--seed", "3", "generate"], "--seed is an option of `guidon generate`: write it after the command"),
         (["study", "--out", "x", "run"], "--out is an option of `guidon study run`: write it after the command"),

@@ -90,11 +90,9 @@ def matching_study(
     to: str,
     *,
     prompts: int | Sequence[str],
-    steps: int | None = None,
-    sampler: str | None = None,
-    timing: str | None = None,
     block: int | None = None,
     parts: Mapping[str, Any] = {},
+    **shared: Any,
 ) -> Study:
     """The study that calibration samples: each scale on ``cfg_channels``, and a grid of scales on ``to``.
 
@@ -105,9 +103,10 @@ def matching_study(
         cfg_channels: the channels that these scales guide.
         to: the channels for which equivalent scales are found.
         prompts: texts; or the number of captions of the bench, taken from those on which no study reports results.
-        steps, sampler, timing: the same for all settings; None for the model's own.
         block: clips denoised together; None for the model's own.
         parts: of a diffusers pipeline, how it is loaded: ``dtype``, ``offload`` and ``call``.
+        shared: choices of all settings (``studies.plan.Arm``), such as ``steps``, ``sampler``, ``timing`` and ``fast``;
+            None for the model's own.
 
     Raises:
         InputError: a scale guides nothing, both choices are the same, or the bench has no captions of its own.
@@ -137,27 +136,35 @@ def matching_study(
     grid = {round(1 + step * (scale - 1), 3) for scale in near for step in STEPS_OF_GRID}
     grid |= {round(scale, 3) for scale in scales}
     start, end = (f"from {min(scales):g}", f"to {max(grid):g}")
-    arms = [Arm(name=f"from {s:g}", cfg_scale=s, cfg_channels=cfg_channels) for s in sorted(set(scales))]
-    arms += [Arm(name=f"to {s:g}", cfg_scale=s, cfg_channels=to) for s in sorted(grid)]
+    arms = [Arm(name=f"from {s:g}", cfg_scale=s, cfg_channels=cfg_channels, **shared) for s in sorted(set(scales))]
+    arms += [Arm(name=f"to {s:g}", cfg_scale=s, cfg_channels=to, **shared) for s in sorted(grid)]
     named: Any = model
     if model.startswith(DIFFUSERS):
         kept = {name: parts[name] for name in ("dtype", "offload") if name in parts}
         named = {"diffusers": model.removeprefix(DIFFUSERS)} | kept
     values = {
         "title": f"channels {cfg_channels} matched by {to}", "model": named, "prompts": tuple(prompts),
-        "call": parts.get("call") or {}, "settings": tuple(arms), "steps": steps, "sampler": sampler,
-        "timing": timing, "block": block,
+        "call": parts.get("call") or {}, "settings": tuple(arms), "block": block,
         "primary": Contrast(metric=bench.primary, baseline=start, against=end),
     }  # fmt: skip
     return validated(Study, values, None)
 
 
-def check_metrics(names: Sequence[str], available: Mapping[str, Metric]) -> None:
+def check_metrics(names: Sequence[str], available: Mapping[str, Metric], distilled: bool = False) -> None:
     """Refuse metrics that cannot be matched.
 
+    Args:
+        names: what to match.
+        available: the metrics of the bench.
+        distilled: whether clips are sampled with a distilled network.
+
     Raises:
-        InputError: a metric does not exist.
+        InputError: a metric does not exist, or needs two branches where one runs.
     """
+    if distilled and ENERGY in names:
+        raise InputError(
+            f"{setting('metric')} {ENERGY} is of two branches, and a distilled network runs one: leave it out"
+        )
     for name in names:
         if name not in available and name not in OWN:
             raise InputError(f"the metric {name!r} does not exist{nearest(name, [*OWN, *available])}")
@@ -170,13 +177,13 @@ def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (
         plan: the plan of the study.
         out: its results folder.
         channels: how many latent channels the model has.
-        metrics: what to match; if empty, ``video``, ``energy`` and the bench's ``matched``.
+        metrics: what to match; if empty, ``video``, ``energy`` where two branches run, and the bench's ``matched``.
 
     Raises:
         InputError: a metric does not exist, or cells are missing.
     """
-    metrics = metrics or (VIDEO, ENERGY, *find_bench(plan.bench).matched)
-    check_metrics(metrics, plan.metrics)
+    metrics = metrics or (VIDEO, *(() if plan.distilled else (ENERGY,)), *find_bench(plan.bench).matched)
+    check_metrics(metrics, plan.metrics, plan.distilled)
     # Means over seeds of every metric, and the energy: setting -> metric -> (P,).
     means = {name: {key: by_prompt(v) for key, v in found.items()} for name, found in results(plan, out).items()}
     cells: dict[str, list[Cell]] = {}

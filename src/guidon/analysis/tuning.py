@@ -180,10 +180,7 @@ def tune(
     evaluations: int = 60,
     journal: Path | None = None,
     on_evaluation: OnStep | None = None,
-    seed: int | None = None,
-    steps: int | None = None,
-    sampler: str | None = None,
-    timing: str | None = None,
+    **shared: Any,
 ) -> Tuned:
     """Search for scales from a start setting, by the simplex method of Nelder and Mead (1965).
 
@@ -200,14 +197,13 @@ def tune(
         evaluations: the largest number of settings to sample.
         journal: a file that stores all measurements; an interrupted search resumes from it.
         on_evaluation: called as ``on_evaluation(done, total)`` after every setting.
-        seed, steps, sampler, timing: the same for all settings; None for the model's own.
+        shared: choices of all settings, such as ``seed``, ``steps`` and ``fast``; None for the model's own.
 
     Raises:
         InputError: the bench has no captions or no goal, the start guides nothing, the kept metric is undefined for a
             prompt, or the journal is another search's.
     """
-    given = {"seed": seed, "steps": steps, "sampler": sampler, "timing": timing}
-    choices = cast("Choices", given | {"seed_per_prompt": True})
+    choices = cast("Choices", shared | {"seed_per_prompt": True})
     bench = bench or find_bench(pipe.planner.bench)
     captions = bench.captions(None, TUNING_SEED, prompts) if isinstance(prompts, int) else tuple(prompts)
     judges = bench.captions(None, EVALUATION_SEED, held_out) if isinstance(held_out, int) else tuple(held_out)
@@ -215,7 +211,8 @@ def tune(
         pipe.planner, cfg_scale, cfg_channels, evaluations=evaluations, choices=choices, bench=bench, prompts=captions
     )
     request = pipe.complete(captions, **_with(choices, start.scales))
-    measured = {"weights": pipe.hashes, "quantities": [goal.keep, *goal.lower]}
+    weights = pipe.hashes | (pipe.distilled_hashes if request.distilled else {})
+    measured = {"weights": weights, "quantities": [goal.keep, *goal.lower]}
     if bench.weights:
         measured["bench_weights"] = {part: found.model_dump() for part, found in bench.weights.items()}
     memory = _Journal(journal, request.model_dump(mode="json") | measured)

@@ -15,7 +15,7 @@ from . import options
 from .generate import lines_named, read_prompts
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
-from .planning import brings_weights, find_planner, refuse_idle_weak, split_precisions
+from .planning import brings_weights, chosen_by, find_planner, refuse_idle_weak, split_precisions
 from .together import joined
 from .values import parse_timing
 
@@ -182,7 +182,7 @@ def evaluate(
     clips = len(settings) * len(captions) * seeds
     with stopped("nothing was written"), joined(branch_ranks) as ranks:
         pipe = ranks.agreed(lambda: load(model, device=device, **parts))
-        own = {name: getattr(pipe.preset, name) for name in chosen_here}
+        own = chosen_by(pipe, chosen_here)
         sampling |= ranks.together(lambda: own)[0] if own else own  # all ranks take what the first one chose
         with progress(f"sampling and measuring {clips} clips") as on_step:
             run: dict[str, Any] = {"batch_size": batch_size, "on_step": on_step, "ranks": ranks}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
-from .planning import find_any_planner
+from .planning import chosen_by, find_any_planner, precisions_for
 from .values import parse_call, parse_timing
+
+if TYPE_CHECKING:
+    from ..studies.plan import Study
 
 EXAMPLE = "guidon match --cfg-scale 3 --cfg-channels 3 --to all"
 
@@ -39,8 +42,12 @@ def match(
     ] = "3",
     to: Annotated[str, option("Guidance", "CHANNELS", "The channels to find the equivalent scale for.")] = "all",
     interval: options.Interval = None,
+    adaptive: options.Adaptive = None,
+    reuse: options.Reuse = None,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
+    spacing: options.Spacing = None,
+    fast: options.Fast = False,
     block: Annotated[
         int | None,
         option("Sampling", "N", "Number of clips that are denoised together.", min=1, default="the model's: 16"),
@@ -72,26 +79,31 @@ def match(
     Prints which scale on other channels does what a scale on some channels does, and how certain that is.
     """
     # Plan a study of both choices of channels, over a grid of scales. Check it before torch is imported.
-    timing = parse_timing(interval)
-    parts = given(
+    precisions, chosen_here = precisions_for(model, dtype=dtype, decode_dtype=decode_dtype)
+    parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, decode_dtype=decode_dtype, compile=compile or None, offload=offload,
+        compile=compile or None, offload=offload,
     )  # fmt: skip
     planner = find_any_planner(model, device, parts)
     scales = cfg_scale or [planner.cfg_scale]
-    sampling = given(steps=steps, sampler=sampler, timing=timing)
-    for scale in scales:  # the settings first: what measures needs numpy
-        planner.complete([""], cfg_scale=scale, cfg_channels=cfg_channels, **sampling)
+    sampling = precisions | given(
+        steps=steps, sampler=sampler, timing=parse_timing(interval), spacing=spacing, fast=fast or None,
+        adaptive=adaptive, reuse=reuse,
+    )  # fmt: skip
+    guided = {"cfg_channels": cfg_channels, **sampling}
+    requests = [planner.complete([""], cfg_scale=scale, **guided) for scale in scales]  # first: measuring needs numpy
     from ..analysis import matching
     from ..metrics.bench import find_bench
     from ..studies.plan import check_study, make_plan
 
-    matching.check_metrics(metric or (), find_bench(planner.bench).metrics)
-    study = matching.matching_study(
-        planner, model, scales, cfg_channels, to,
-        prompts=prompts or captions, steps=steps, sampler=sampler, timing=timing, block=block, parts=parts,
-    )  # fmt: skip
-    check_study(study, planner)
+    matching.check_metrics(metric or (), find_bench(planner.bench).metrics, requests[0].distilled)
+
+    def study_of(sampling: dict[str, Any]) -> Study:
+        return matching.matching_study(
+            planner, model, scales, cfg_channels, to, prompts=prompts or captions, block=block, parts=parts, **sampling
+        )
+
+    check_study(study_of(sampling), planner)
     if out is not None:
         prepare_folder(out)
 
@@ -102,6 +114,7 @@ def match(
     from ..studies.run import run_study
 
     pipe = load(model, device=device, **parts)
+    study = study_of(sampling | chosen_by(pipe, chosen_here))
     plan = make_plan(study, pipe, threads=None if out is None else threads_of(out))
     kept = "nothing is kept" if out is None else f"what is done is kept in {out}: the same command goes on"
     with tempfile.TemporaryDirectory() as temporary:

@@ -75,6 +75,20 @@ def split_precisions(**precisions: str | None) -> tuple[dict[str, Any], dict[str
     return named, chosen
 
 
+def precisions_for(model: str, **precisions: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``split_precisions``, also of a diffusers pipeline, which is loaded in its precision."""
+    from ..request import DIFFUSERS
+
+    if model.startswith(DIFFUSERS):
+        return {}, {name: value for name, value in precisions.items() if value is not None}
+    return split_precisions(**precisions)
+
+
+def chosen_by(pipe: Any, chosen_here: Mapping[str, Any]) -> dict[str, Any]:
+    """The precisions that a loaded model chose where they were "auto", as choices of a clip."""
+    return {name: getattr(pipe.preset, name) for name, value in chosen_here.items() if value == "auto"}
+
+
 def brings_weights(model: str) -> bool:
     """Whether a model needs no weights from elsewhere, so that nothing of it can be downloaded.
 

@@ -34,6 +34,7 @@ def spectrum(
     seed: Annotated[int, option("Sampling", "N", "Seed of the noise.", min=0)] = 0,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
+    spacing: options.Spacing = None,
     model: options.AnyModel = "guidon-small",
     call: options.Call = None,
     dtype: options.Dtype = None,
@@ -56,7 +57,7 @@ def spectrum(
     """
     choices = given(
         cfg_scale=cfg_scale, cfg_channels=cfg_channels, timing=parse_timing(interval), seed=seed, steps=steps,
-        sampler=sampler,
+        sampler=sampler, spacing=spacing,
     )  # fmt: skip
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),

@@ -10,7 +10,7 @@ import typer
 from . import options
 from .options import given, option
 from .outputs import prepare_folder, stopped
-from .planning import find_any_planner
+from .planning import chosen_by, find_any_planner, precisions_for
 from .values import parse_call, parse_timing
 
 if TYPE_CHECKING:
@@ -43,8 +43,12 @@ def tune(
         str, option("Guidance", "CHANNELS", "Channels that are guided at the start.", *options.CHANNELS)
     ] = "all",
     interval: options.Interval = None,
+    adaptive: options.Adaptive = None,
+    reuse: options.Reuse = None,
     steps: options.Steps = None,
     sampler: options.Sampler = None,
+    spacing: options.Spacing = None,
+    fast: options.Fast = False,
     model: options.AnyModel = "guidon-small",
     call: options.Call = None,
     dtype: options.Dtype = None,
@@ -71,7 +75,11 @@ def tune(
 
     The search starts from --cfg-scale and wants less oversaturation and drift at the same alignment with the prompt.
     """
-    sampling: dict[str, Any] = {"steps": steps, "sampler": sampler, "timing": parse_timing(interval)}
+    precisions, chosen_here = precisions_for(model, dtype=dtype, decode_dtype=decode_dtype)
+    sampling: dict[str, Any] = precisions | given(
+        steps=steps, sampler=sampler, timing=parse_timing(interval), spacing=spacing, fast=fast or None,
+        adaptive=adaptive, reuse=reuse,
+    )  # fmt: skip
 
     # Check everything before torch is imported.
     from ..metrics.choice import BenchChoice, find_weights
@@ -80,9 +88,9 @@ def tune(
     from ..request import DIFFUSERS
 
     chosen = BenchChoice(clip=clip)
-    parts = given(
+    parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        dtype=dtype, decode_dtype=decode_dtype, compile=compile or None, offload=offload,
+        compile=compile or None, offload=offload,
     )  # fmt: skip
     if not model.startswith(DIFFUSERS):
         preset = find_preset(model)
@@ -112,6 +120,7 @@ def tune(
     from ..pipeline import load
 
     pipe: ModelPipeline = load(model, device=device, **parts)
+    sampling |= chosen_by(pipe, chosen_here)
     measures = open_bench(chosen, planner.bench, device=pipe.device, keep=pipe.keeps_parts)
     kept = "nothing is kept" if out is None else f"what is measured is kept in {out}: the same command goes on"
     with stopped(kept), progress(f"tuning over {evaluations} settings", "settings") as on_evaluation:
