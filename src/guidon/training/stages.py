@@ -186,9 +186,10 @@ def _run(
 
 
 def _prepared(recipe: Recipe, device: torch.device, ranks: Ranks) -> Task:
-    """The task of a recipe. What the first rank encodes and stores, the others read."""
+    """The task of a recipe. All ranks encode own videos together. Else what the first one stores, the others read."""
     own: list[Task] = []
-    ranks.from_first_at_length(lambda: own.append(prepare(recipe, device)))
+    if getattr(recipe, "data", None) is None:
+        ranks.from_first_at_length(lambda: own.append(prepare(recipe, device)))
     return ranks.agreed(lambda: own[0] if own else prepare(recipe, device))
 
 
