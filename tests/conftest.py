@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from workers import files_of, import_shared, run_in_workers
 
-settings.register_profile("repeatable", derandomize=True, deadline=None)  # no test measures time
+settings.register_profile("repeatable", max_examples=50, derandomize=True, deadline=None)  # no test measures time
 settings.load_profile("repeatable")
 gc.set_threshold(50_000, 20)  # collect garbage more rarely than Python would: models make many objects and few cycles
 
@@ -129,10 +129,17 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session", autouse=True)
 def same_on_every_machine():
     """A slow machine prints no line of progress. A study takes a thread for each core: threads that wait for each other
-    cost more CPU time than a tiny model. Memory that other programs take makes no batch of clips smaller."""
+    cost more CPU time than a tiny model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("guidon.core.progress.QUICK", math.inf)
         patch.setattr("os.cpu_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def much_memory():
+    """What other programs leave of memory does not decide how many clips a test may ask for."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("guidon.pipeline.sizes.available_memory", lambda device="cpu": 16 << 30)
         yield
 

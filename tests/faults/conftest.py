@@ -9,6 +9,11 @@ from faults import report, shim
 from faults.harness import KINDS, as_plain, merge
 
 
+@pytest.fixture(scope="session", autouse=True)
+def much_memory():
+    """Here the memory of this machine counts."""
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
     """End the server of I/O faults. In a worker of pytest-xdist: hand the verdicts to the main process."""

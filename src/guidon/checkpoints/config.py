@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +67,12 @@ def is_component(header: Mapping[str, str]) -> bool:
     return header.get("format") == FORMAT or {"kind", "config", "digest"} <= header.keys()
 
 
+@cache
+def _adapter(of: type) -> TypeAdapter[Any]:
+    """What checks the fields of a dataclass. Making it takes longer than using it."""
+    return TypeAdapter(of)
+
+
 def make_config(of: type[C], values: Mapping[str, Any], fault: str) -> C:
     """A configuration object of plain data, with every type and range checked.
 
@@ -82,7 +89,7 @@ def make_config(of: type[C], values: Mapping[str, Any], fault: str) -> C:
         if name not in valid:
             raise InputError(f"{fault}: unknown key {name!r}{nearest(name, valid)}")
     try:
-        config = TypeAdapter(of).validate_python(dict(values))
+        config: C = _adapter(of).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # a refusal of the whole

@@ -186,7 +186,7 @@ def test_captions_are_followed_as_they_are(split):
             assert found.asks == world.read_caption(text), text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(sorted(world.vocabulary())), min_size=1, max_size=12))
 def test_known_words_are_given_to_the_model_as_they_were(words):
     text = " ".join(words)
@@ -194,7 +194,7 @@ def test_known_words_are_given_to_the_model_as_they_were(words):
     assert READ(text).read_as == text or rewritten
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(max_size=80), st.text(string.ascii_lowercase + " '.-1", max_size=120)))
 def test_any_text_is_read_and_what_is_wrong_with_it_is_one_printable_line(text):
     for found in (READ(text), READ.negative(text)):
