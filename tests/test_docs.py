@@ -13,6 +13,7 @@ import shutil
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -444,6 +445,47 @@ def test_the_reference_has_every_public_name():
     assert sorted(re.findall(r"^::: guidon\.(\w+)$", page, re.M)) == sorted(guidon.__all__)
     for path in re.findall(r"^::: (guidon\.models\.\S+)$", page, re.M):
         assert pkgutil.resolve_name(path).__doc__
+
+
+def test_the_reference_has_the_names_of_every_package():
+    import guidon
+
+    page = (ROOT / "docs" / "reference.md").read_text()
+    found = pkgutil.walk_packages(guidon.__path__, "guidon.")
+    for name in (each.name for each in found if each.ispkg):
+        if names := getattr(pkgutil.resolve_name(name), "__all__", None):
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+            assert re.findall(r"`([^`]+)`", row.split("|")[3]) == list(names), name
+
+
+def test_the_reference_has_every_value_that_is_chosen_by_name():
+    from guidon.cli import options
+    from guidon.core.devices import DecodeDtype, DtypeName
+    from guidon.diffusion import spacing
+    from guidon.guidance import RULES, timing
+    from guidon.media import FORMATS
+    from guidon.models.registry import replays
+    from guidon.models.sources import Sources
+    from guidon.pipeline.calls import OutputType
+    from guidon.request import KEYWORDS
+    from guidon.samplers import SamplerName
+
+    page = (ROOT / "docs" / "reference.md").read_text()
+    section = page.partition("## Values of settings")[2].partition("\n## ")[0]
+    rows = {row.split("|")[1].strip(" `"): row.split("|")[2] for row in section.splitlines() if row.startswith("| ")}
+    offload = get_args(get_args(Sources.model_fields["offload"].annotation)[0])
+    values = {
+        "sampler": get_args(SamplerName), "spacing": spacing.VALID, "timing": timing.VALID, "guidance": RULES,
+        "cfg_channels": options.CHOICES_OF_CHANNELS, "dtype": (*get_args(DtypeName), "auto"),
+        "decode_dtype": (*get_args(DecodeDtype), "auto"), "exact": replays(), "device": (*options.DEVICES, "cuda:N"),
+        "text_dtype": get_args(Sources.model_fields["text_dtype"].annotation), "offload": (*offload, *options.OFFLOADS),
+        "output_type": get_args(OutputType), "the format of a file": FORMATS, "bench": options.BENCHES,
+    }  # fmt: skip
+    assert rows.keys() - {"setting"} == values.keys()
+    for name, valid in values.items():
+        assert set(re.findall(r"`([^`]+)`", rows[name])) == set(valid), name
+    calls = (ROOT / "docs" / "python.md").read_text()
+    assert [name for name in KEYWORDS if f"`{name}`" not in calls] == []
 
 
 def test_the_page_of_rules_has_them_all_with_their_settings():

@@ -32,7 +32,7 @@ RULES = (
     "fdg-time", "autoguidance", "stg", "three-way",
 )  # fmt: skip
 FORMATS = ("mp4", "gif", "webp", "frames", "png")
-SPACINGS = ("uniform", "quadratic", "karras", "logsnr", "power:1.5", "split:0.35,0.5")
+SPACINGS = ("uniform", "quadratic", "karras", "logsnr", "power:1.5", "split:0.35,0.5", "at:999,500,0")
 RAMPS = ("linear", "cosine", "exponential")
 DTYPES = ("fp32", "bf16", "fp16")
 CHOSEN_DTYPES = ("auto", *DTYPES)
@@ -197,8 +197,8 @@ Spacing = Annotated[
     option(
         "Sampling",
         "SPACING",
-        "Where the steps lie: uniform, quadratic, karras, logsnr, power:P (above 1: more steps near the video), "
-        "split:F,SHARE (a share of them below a fraction F of the timesteps), or at:T,T,... (these timesteps).",
+        "Where the steps lie: uniform, quadratic, karras (or karras:RHO), logsnr, power:P (above 1: more near the "
+        "video), split:F,SHARE (a share of them below a fraction F of the timesteps), or at:T,T,... (these timesteps).",
         default="uniform",
         values=SPACINGS,
     ),

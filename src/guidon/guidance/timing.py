@@ -151,6 +151,8 @@ _NUMBERS = {
 CONSTANT = Constant()
 LEFT_OUT = Constant(left_out=True)
 _WITHOUT_NUMBERS: dict[str, Timing] = {timing.name: timing for timing in (CONSTANT, LinearRamp(), CosineRamp())}
+VALID = (*_WITHOUT_NUMBERS, "exponential:RATE", "interval:A,B", "oscillation:N")
+"""How a timing may be written."""
 
 
 def parse_timing(text: str) -> Timing:
@@ -163,8 +165,7 @@ def parse_timing(text: str) -> Timing:
         return _WITHOUT_NUMBERS[text]
     name, _, numbers = text.partition(":")
     if name not in _NUMBERS:
-        valid = [*_WITHOUT_NUMBERS, "exponential:RATE", "interval:A,B", "oscillation:N"]
-        raise InputError(f"{setting('timing')} {text!r} does not exist{nearest(text, valid)}")
+        raise InputError(f"{setting('timing')} {text!r} does not exist{nearest(text, VALID)}")
     try:
         if name == Oscillation.name:
             return Oscillation(int(numbers or "10"))
