@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from guidon.core import ranks as ranks_module
 from guidon.core.errors import InputError
 from guidon.core.ranks import Ranks, Traffic
 from ranks import Killed, on_ranks
@@ -105,6 +106,44 @@ def test_a_rank_that_is_gone_or_silent_is_noticed(how):
     first, second = on_ranks(work, GUIDON_RANKS_TIMEOUT="1")
     assert first.startswith("RankLost: rank 1 ended, or sent nothing for 1 s")
     assert isinstance(second, Killed) == (how == "killed")
+
+
+def test_work_of_the_first_may_take_longer_than_the_others_wait(monkeypatch):
+    """It says that it is at work, again and again; the others do nothing else."""
+    monkeypatch.setattr(ranks_module, "BEATS", 180_000)  # each 10 ms, of half an hour
+
+    def work():
+        with Ranks.join() as ranks:
+
+            def long():
+                while ranks.traffic.messages < 3:
+                    time.sleep(0.01)
+                return os.environ["RANK"]
+
+            results = [ranks.from_first_at_length(long), caught(lambda: ranks.from_first_at_length(_out_of_memory))]
+            return [*results, ranks.any(False), ranks.any(ranks.first), ranks.any(not ranks.first)]
+
+    for found in on_ranks(work):
+        assert found[0] == "0"
+        assert "memory" in found[1]
+        assert found[2:] == [False, True, True]
+
+
+def test_an_error_of_one_rank_ends_what_the_others_wait_for():
+    def work():
+        def block():
+            with ranks.sharing_errors(lambda: "all is kept"):
+                if not ranks.first:
+                    raise InputError("no such file")
+                ranks.any(False)
+
+        with Ranks.join() as ranks:
+            error = caught(block)
+        return error
+
+    first, second = on_ranks(work)
+    assert second == "InputError: no such file"
+    assert first == "RankFailed: rank 1: no such file; all is kept"
 
 
 def test_ranks_that_branches_do_not_divide_are_refused(monkeypatch):

@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch._dynamo
 from torch.distributed import checkpoint, fsdp  # noqa: F401
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from forks import in_fork
 from guidon import cli
 from guidon.analysis import evaluate  # noqa: F401
 from guidon.checkpoints import load_component
@@ -183,6 +185,32 @@ def test_an_error_of_one_rank_is_said_once(tmp_path, monkeypatch, where, error, 
     assert lines[-1].startswith(f"guidon: {said}")
     assert second == (2, "", "")
     assert step_of(tmp_path / "vae") == (0 if where == "prepare" else 2)
+
+
+def test_torchrun_starts_all_ranks_again_and_they_go_on(tmp_path, monkeypatch):
+    """torchrun's own engine, of which each rank is a fork."""
+    values = {"steps": 4, "checkpoint_every": 2}
+    (tmp_path / "whole").mkdir()
+    whole = run(vae_recipe(tmp_path / "whole", **values))[0]
+    config = vae_recipe(tmp_path, **values)
+    monkeypatch.setattr(together, "GRACE", 0.0)
+    killed = on_rank(1, kill)
+    at_step(monkeypatch, 2, lambda: killed() if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else None)
+
+    def one_rank():
+        torch.set_num_threads(1)
+        with contextlib.redirect_stderr(io.StringIO()), pytest.raises(SystemExit) as stop:
+            cli.main(["train", str(config)])
+        assert not stop.value.code
+
+    def engine():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        limits = {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, "max_restarts": 1, "monitor_interval": 0.1}
+        meeting = {"run_id": "test", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+        elastic_launch(LaunchConfig(**limits, **meeting, start_method="fork"), one_rank)()
+
+    in_fork(engine)
+    assert (tmp_path / "vae" / "vae.safetensors").read_bytes() == Path(whole).read_bytes()
 
 
 def test_sigterm_on_one_rank_stops_all_after_the_step(tmp_path, monkeypatch):

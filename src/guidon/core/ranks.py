@@ -386,12 +386,19 @@ def said(error: BaseException) -> str:
 
 
 class _Channel:
-    """What all ranks of the program send through, by their numbers in it."""
+    """What all ranks of the program send through, by their numbers in it.
 
-    def __init__(self, group: Any, nccl: Any, began: bool) -> None:
+    Args:
+        group: of gloo.
+        nccl: the group of NCCL; None where tensors go by gloo.
+        began: whether this program did not begin ``torch.distributed`` itself.
+        store: texts that all ranks can read; torchrun keeps it, or the first rank. None unless ``began``.
+    """
+
+    def __init__(self, group: Any, nccl: Any, began: bool, store: Any) -> None:
         import torch.distributed as dist
 
-        self.group, self.nccl, self.began = group, nccl, began
+        self.group, self.nccl, self.began, self.store = group, nccl, began, store
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.traffic = Traffic()
 
@@ -407,11 +414,17 @@ class _Channel:
 
         if not dist.is_available() or not dist.is_gloo_available():
             raise InputError("this torch has no gloo, through which ranks talk: install another, or run one process")
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         timeout = timedelta(seconds=TIMEOUT.value)
-        began = not dist.is_initialized()
+        began, store = not dist.is_initialized(), None
         with _lost("the other ranks did not join"):
             if began:
-                dist.init_process_group("gloo", timeout=timeout)
+                found, rank, size = next(rendezvous("env://", timeout=timeout))
+                # torchrun keeps its store when it starts all ranks again: what they left in it means nothing now.
+                store = PrefixStore(f"guidon/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
             group = dist.new_group(backend="gloo", timeout=timeout)
             nccl = None
             # NCCL needs a device for each rank. Each machine looks at its own, and all must agree.
@@ -420,7 +433,7 @@ class _Channel:
             dist.all_reduce(agreed, dist.ReduceOp.MIN, group=group)
             if int(agreed):
                 nccl = dist.new_group(backend="nccl", timeout=timeout)
-        return cls(group, nccl, began)
+        return cls(group, nccl, began, store)
 
     def tell(self, to: int, what: dict[str, Any]) -> None:
         import torch
@@ -489,21 +502,17 @@ class _Channel:
     def leave_message(self, text: str) -> None:
         """Leave a message where all ranks can read it after this one has ended. The first one that is left stays."""
         with suppress(Exception):  # the store went with another rank: nobody is there to read it
-            self._store.compare_set(_FAILURE, "", text)
+            if self.store is not None:
+                self.store.compare_set(_FAILURE, "", text)
 
     def left_message(self) -> str | None:
         """The message that a rank left; None where none did, or where the store is gone."""
         try:
-            return self._store.get(_FAILURE).decode() if self._store.check([_FAILURE]) else None
+            if self.store is None or not self.store.check([_FAILURE]):
+                return None
+            return self.store.get(_FAILURE).decode()
         except Exception:  # the store went with the rank that kept it
             return None
-
-    @property
-    def _store(self) -> Any:
-        """What torchrun keeps for all ranks; without torchrun, the first rank does."""
-        from torch.distributed import distributed_c10d
-
-        return distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
 
     def close(self) -> None:
         """Leave, if this program did not begin ``torch.distributed`` itself."""
