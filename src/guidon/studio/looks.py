@@ -1,0 +1,156 @@
+"""The jobs that look closer: what the decoder shows of a setting's guidance, and a study of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..analysis.spectrum import ASPECTS, check_spectrum, spectrum
+from ..core.atomic import write_bytes
+from ..core.errors import InputError
+from ..core.extras import require
+from ..metrics.bench import find_bench, open_bench
+from ..studies.answer import answer
+from ..studies.plan import Study, check_study, load_study, make_plan
+from ..studies.report import write_report
+from ..studies.results import results, write_csv
+from ..studies.run import run_study
+from .asked import AskedStudy, Comparison
+from .carry import OF_CALL, study_of, words_of
+from .jobs import Job
+from .outputs import Outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..media import Video
+    from ..pipeline.contract import ModelPipeline
+
+LOOKS = 4  # steps at which the effect on pixels is measured
+
+
+class Watched:
+    """A pipeline whose runs end within a step of a cancellation, and so do its decodings.
+
+    Args:
+        pipe: what makes the clips.
+        job: whose cancellation it is.
+        on_step: told of every step, too.
+    """
+
+    def __init__(self, pipe: ModelPipeline, job: Job, on_step: Callable[[int, int], None] | None = None) -> None:
+        self._pipe, self._job, self._on_step = pipe, job, on_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+    def generate(self, request: Any, **options: Any) -> list[Video]:
+        """The clips of a request."""
+        then = options.pop("on_step", None)
+
+        def on_step(done: int, total: int) -> None:
+            self._job.check()
+            for told in (then, self._on_step):
+                if told is not None:
+                    told(done, total)
+
+        return self._pipe.generate(request, on_step=on_step, **options)
+
+    @contextmanager
+    def decoder(self, request: Any) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A function from latents to video."""
+        with self._pipe.decoder(request) as decode:
+
+            def checked(latents: Tensor) -> Tensor:
+                self._job.check()
+                return decode(latents)
+
+            yield checked
+
+
+def look_inside(comparison: Comparison, number: int, pipe: ModelPipeline, job: Job) -> None:
+    """The spectrum of one setting: the share of each channel in guidance, and what the decoder shows of it.
+
+    Raises:
+        Cancelled: the job was cancelled.
+        InputError: the setting guides nothing.
+    """
+    request, choices = comparison.requests[number], dict(comparison.choices[number])
+    check_spectrum(request, pipe.channels, LOOKS)
+    if request.distilled:
+        raise InputError("the fast settings run one branch, so there is no difference of two to look at: choose others")
+    job.message = "sampling once more"
+    watched = cast("ModelPipeline", Watched(pipe, job, job.step))
+    asked = comparison.asked
+    found = spectrum(watched, asked.prompt, looks=LOOKS, force=asked.force, **cast("Any", choices))
+    influence = 1000 * found.influence.mean((0, 1))  # (C, A)
+    job.result |= {
+        "share": [float(one) for one in found.energy_share],
+        "cosine": [float(one) for one in found.cosine.mean((0, 1, 3))],
+        "aspects": [{"name": name, "words": words} for name, words in ASPECTS.items()],
+        "influence": [[float(v) if np.isfinite(v) else None for v in row] for row in influence],
+        "timestep": found.timestep[found.looked_at].tolist(),
+    }
+
+
+def yaml_of(asked: AskedStudy, comparison: Comparison, channels: int, bench: str) -> str:
+    """The study of a comparison as YAML.
+
+    Raises:
+        InputError: there is one setting only, or two that are the same.
+    """
+    if len(comparison.choices) < 2:
+        raise InputError("a study compares at least two settings: add one")
+    settings: dict[str, dict[str, Any]] = {}
+    for letter, choices, request in zip("ABCD", comparison.choices, comparison.requests, strict=False):
+        words = words_of(choices, request.guidance, channels)
+        name = words if words not in settings else f"{words} ({letter})"
+        settings[name] = {key: value for key, value in choices.items() if key not in OF_CALL}
+    own = comparison.asked
+    prompts: int | Sequence[str] = asked.prompts if asked.prompts is not None else [own.prompt]
+    return study_of(own.model, prompts, asked.seeds, settings, find_bench(bench).primary, asked.title, own.seed)
+
+
+def read_study(text: str, folder: Path, planner: Any) -> Study:
+    """Write STUDY.yaml into a folder, and read it as ``guidon study run`` does.
+
+    Raises:
+        InputError: it is not valid for the model.
+    """
+    path = folder / "study.yaml"
+    write_bytes(path, text.encode())
+    study = load_study(path)
+    check_study(study, planner)
+    return study
+
+
+def run(study: Study, folder: Path, pipe: ModelPipeline, outputs: Outputs, job: Job) -> None:
+    """Run a study into a folder, and write its report. It goes on where an earlier run of the folder was stopped.
+
+    Raises:
+        Cancelled: the job was cancelled; what is done is kept.
+        InputError: as ``guidon study run``.
+    """
+    require("matplotlib", "a report", "study")
+    watched = cast("ModelPipeline", Watched(pipe, job))
+    job.message = "planning"
+    plan = make_plan(study, pipe)
+    bench = open_bench(study.bench, pipe.planner.bench, device=pipe.device, keep=pipe.keeps_parts)
+    job.result |= {"folder": folder.name, "cells": plan.cells, "title": study.title}
+    job.message = "sampling clips"
+    out = folder / "results"
+    lines: list[str] = []
+    run_study(plan, watched, out, bench=bench, on_cell=job.step, on_solve=job.step, say=lines.append)
+    job.message = "writing the report"
+    found = results(plan, out)
+    write_csv(plan, found, out / "results.csv")
+    page, table, *_ = write_report(out, videos=False)
+    job.check()
+    report = outputs.add_file(page, "text/html", "report.html", job.session)
+    csv = outputs.add_file(out / "results.csv", "text/csv", "results.csv", job.session)
+    job.outputs += [report, csv]
+    job.result |= {"answer": str(answer(plan, found)), "report": report, "csv": csv, "summary": table.name}

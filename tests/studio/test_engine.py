@@ -1,0 +1,351 @@
+"""The studio without a server: runs, the queue, sessions, refusals and what is carried on."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+import guidon
+from guidon.core.errors import InputError
+from guidon.studio.engine import Studio
+from guidon.studio.jobs import Busy, Job, Queue
+from guidon.studio.outputs import Absent
+
+PROMPT = "a red circle moves left on a white background"
+
+
+def setting(on=(True, True, True, False), scales=(3, 3, 3, 3), **more):
+    return {"channels": list(on), "scales": list(scales), "steps": 2, "timing": "constant"} | more
+
+
+def ended(studio, session, key, seconds=60.0):
+    """The state of a job once it is over."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        state = studio.state(session, key)
+        if state["state"] in ("done", "failed", "cancelled"):
+            return state
+        time.sleep(0.01)
+    raise AssertionError(f"the job did not end: {state}")
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_model, tmp_path_factory):
+    made = Studio([str(tiny_model)], device="cpu", temporary=tmp_path_factory.mktemp("studio"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def asked(tiny_model):
+    return {"model": str(tiny_model), "prompt": PROMPT, "settings": [setting(), setting((True,) * 4)]}
+
+
+def test_a_comparison_gives_clips_traces_metrics_and_what_changed(studio, asked):
+    session = studio.open()
+    found = ended(studio, session, studio.compare(session, asked | {"seeds": 3})["id"])
+    assert found["state"] == "done", found
+    result = found["result"]
+    assert [own["letter"] for own in result["settings"]] == ["A", "B"]
+    assert result["settings"][0]["words"] == "scale 3 on the first 3 channels, guided at every step, 2 steps"
+    for own in result["settings"]:
+        assert len(own["clips"]) == len(own["commands"]) == len(own["python"]) == 3
+        trace = own["trace"]
+        assert np.shape(trace["difference"]) == np.shape(trace["scale"]) == (4, 2)
+        assert len(own["values"]["joint"]) == 3
+    assert [row[0] for row in result["settings"][0]["trace"]["scale"]] == [3, 3, 3, 1]
+    (change,) = result["changes"]
+    assert change["letter"] == "B"
+    assert not change["same"]
+    assert "3 seeds" in change["note"]
+    assert result["truth"]["values"]["joint"] == [1.0]
+    assert json.dumps(found)  # plain data
+
+
+def test_the_clips_are_those_of_the_command_line_and_of_python(studio, asked, tiny_model, tmp_path):
+    session = studio.open()
+    found = ended(studio, session, studio.compare(session, asked)["result"] and studio.compare(session, asked)["id"])
+    for own in found["result"]["settings"]:
+        frames = studio.outputs.frames(own["clips"][0])
+        names = {}
+        exec(own["python"][0].replace('video.save("clip.mp4")', ""), names)
+        assert np.array_equal(names["video"].frames, frames)
+        assert np.array_equal(guidon.load(tiny_model).reproduce(json.loads(own["manifest"][0]))[0].frames, frames)
+        assert own["commands"][0].startswith("guidon generate 'a red circle moves left on a white background'")
+
+
+def test_parts_of_a_result_and_previews_come_while_it_works(studio, asked, monkeypatch):
+    session, seen = studio.open(), []
+    key = studio.compare(session, asked | {"settings": [setting(steps=40), setting(steps=40)]})["id"]
+    while (state := studio.state(session, key))["state"] != "done":
+        assert state["state"] != "failed", state
+        seen.append((state["done"], state["previews"], len(state["result"].get("settings", ()))))
+        time.sleep(0.005)
+    done, previews, parts = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    assert previews[-1] > 0
+    assert 1 in parts
+
+
+def test_a_run_ends_within_a_step_of_its_cancellation(studio, asked):
+    session = studio.open()
+    key = studio.compare(session, asked | {"settings": [setting(steps=1000)]})["id"]
+    while studio.state(session, key)["done"] < 2:
+        time.sleep(0.005)
+    at = studio.state(session, key)["done"]
+    studio.cancel(session, key)
+    after = ended(studio, session, key)
+    assert after["state"] == "cancelled"
+    assert after["done"] < at + 100
+    again = ended(studio, session, studio.compare(session, asked)["id"])
+    assert again["state"] == "done"
+
+
+def test_a_cancelled_run_that_waits_never_runs(studio, asked):
+    session = studio.open()
+    long = studio.compare(session, asked | {"settings": [setting(steps=1000)]})["id"]
+    waiting = studio.compare(session, asked)["id"]
+    assert studio.cancel(session, waiting)["state"] == "cancelled"
+    assert studio.cancel(session, long)["state"] in ("working", "cancelled")
+    assert ended(studio, session, long)["state"] == "cancelled"
+    assert studio.state(session, waiting)["result"].keys() == {"notes"}
+
+
+def test_sessions_do_not_see_each_other(studio, asked):
+    mine, other = studio.open(), studio.open()
+    key = studio.compare(mine, asked)["id"]
+    own = ended(studio, mine, key)["result"]["settings"][0]
+    for refused in (studio.state, studio.cancel, studio.preview):
+        with pytest.raises(Absent):
+            refused(other, key)
+    for output in (own["clips"][0], own["manifests"][0]):
+        assert studio.output(mine, output).path.is_file()
+        for stranger in (other, "", "0" * 32):
+            with pytest.raises(Absent):
+                studio.output(stranger, output)
+    assert studio.hello(other)["runs"] == []
+    with pytest.raises(Absent):
+        studio.hello("f" * 32)
+
+
+def test_downloads_hold_the_frames(studio, asked):
+    from guidon.media.files import load_video
+
+    session = studio.open()
+    own = ended(studio, session, studio.compare(session, asked)["id"])["result"]["settings"][0]
+    frames = studio.outputs.frames(own["clips"][0])
+    webp = studio.output(session, own["clips"][0], "webp")
+    assert webp.media == "image/webp"
+    assert np.array_equal(load_video(webp.path)[0], frames.repeat(4, 1).repeat(4, 2))
+    strip, _ = load_video(studio.output(session, own["clips"][0]).path)
+    assert np.array_equal(strip[0], np.concatenate(list(frames), axis=1))
+    with pytest.raises(InputError, match="format 'exe' does not exist"):
+        studio.output(session, own["clips"][0], "exe")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": " "}, "prompt is empty"),
+        ({"prompt": "x" * 1001}, "prompt"),
+        ({"settings": []}, "settings"),
+        ({"settings": [setting()] * 5}, "settings"),
+        ({"settings": [setting(scales=(3, 3))]}, "cfg_scale has 2 values, the model has 4 latent channels"),
+        ({"settings": [setting(scales=(3, 3, 3, float("nan")))]}, "scales"),
+        ({"settings": [setting(guidance="apq")]}, "did you mean 'apg'"),
+        ({"settings": [setting(), setting(sampler="euler")]}, "B: sampler euler does not go with"),
+        ({"settings": [setting(steps=10_001)]}, "steps"),
+        ({"settings": [setting(timing="interval:1,0")]}, "runs backwards"),
+        ({"settings": [setting(surprise=1)]}, "surprise"),
+        ({"seeds": 9}, "seeds"),
+        ({"seed": -1}, "seed"),
+        ({"model": "/etc"}, "not in the list"),
+        ({"size": [32768, 32768], "frames": 32768}, "memory|size|limit"),
+        ({"prompt": "a horse"}, "horse"),
+    ],
+)
+def test_what_is_not_valid_is_refused_in_one_line_before_anything_is_queued(studio, asked, change, message):
+    session = studio.open()
+    with pytest.raises(InputError, match=message) as refused:
+        studio.compare(session, asked | change)
+    assert "\n" not in str(refused.value)
+    assert studio.hello(session)["runs"] == []
+
+
+def test_too_much_work_is_refused_before_anything_is_allocated(studio, asked, monkeypatch):
+    monkeypatch.setenv("GUIDON_STUDIO_MAX_WORK", "1000")
+    with pytest.raises(InputError, match=r"is 262,144 pixels to denoise, the limit is 1,000: lower steps or seeds"):
+        studio.compare(studio.open(), asked)
+
+
+def test_what_of_a_prompt_is_not_followed_is_said_to_its_own_browser(studio, asked):
+    session = studio.open()
+    state = studio.compare(session, asked | {"prompt": "a red circle moves left"})
+    assert any("background" in note for note in state["result"]["notes"])
+    ended(studio, session, state["id"])
+
+
+def test_the_spectrum_of_a_setting(studio, asked):
+    session = studio.open()
+    run = ended(studio, session, studio.compare(session, asked)["id"])
+    found = ended(studio, session, studio.look_inside(session, run["id"], 1)["id"])
+    assert found["state"] == "done", found
+    assert sum(found["result"]["share"]) == pytest.approx(1)
+    assert np.shape(found["result"]["influence"]) == (4, 4)
+    with pytest.raises(InputError, match="setting 2 is not in this run"):
+        studio.look_inside(session, run["id"], 2)
+
+
+def test_a_study_is_written_run_and_reported(studio, asked, tmp_path):
+    session = studio.open()
+    values = {"comparison": asked, "prompts": 2, "title": "Two"}
+    text = studio.yaml(session, values)
+    assert [own["cfg_channels"] for own in yaml.safe_load(text)["settings"]] == [3, "all"]
+    found = ended(studio, session, studio.study(session, values)["id"])
+    assert found["state"] == "done", found
+    assert found["done"] == found["total"] == 4
+    page = studio.output(session, found["result"]["report"]).path.read_text()
+    assert "Two" in page
+    assert found["result"]["yaml"] == text
+    with pytest.raises(Absent):
+        studio.output(studio.open(), found["result"]["report"])
+    with pytest.raises(InputError, match="a study compares at least two settings"):
+        studio.study(session, values | {"comparison": asked | {"settings": [setting()]}})
+
+
+def test_one_model_is_in_memory(studio, asked, monkeypatch):
+    session = studio.open()
+    ended(studio, session, studio.compare(session, asked)["id"])
+    loaded = []
+    monkeypatch.setattr("guidon.pipeline.load", lambda name, device: loaded.append((name, studio._pipe)) or object())
+    studio._load("guidon-small")
+    studio._load("guidon-small")
+    assert loaded == [("guidon-small", None)]  # the other one was gone before
+    monkeypatch.undo()
+    studio._load(asked["model"])
+
+
+def test_the_list_says_what_is_missing(studio, tiny_model):
+    listed = studio.listed()
+    assert [own["ready"] for own in listed[:2]] == [True, True]
+    assert listed[0]["label"] == tiny_model.name
+    released = next(own for own in listed if own["name"] == "dit-xl-2-256")
+    assert not released["ready"]
+    assert "checkpoint" in released["missing"]
+    words = studio.describe("guidon-small")["words"]
+    assert "triangle" in words["shapes"]
+
+
+def test_a_killed_studio_leaves_nothing_for_the_next_one(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from guidon.studio.outputs import Outputs; import numpy as np;"
+        "o = Outputs(Path(sys.argv[1])); o.add_clip(np.zeros((2, 8, 8, 3), np.uint8), 8, None); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    first = Studio(temporary=tmp_path)
+    second = Studio(temporary=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # that of the dead one is gone, that of the living one is not
+    first.close()
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def queue():
+    forgotten = []
+    made = Queue(forgotten.append, waiting=9, sessions=3, clock=lambda: made.now)
+    made.now, made.forgotten = 0.0, forgotten
+    yield made
+    made.close()
+
+
+def blocked(queue, session, model="m"):
+    """A job in work that waits for its cancellation."""
+    begun = threading.Event()
+
+    def run(job):
+        begun.set()
+        job.stop.wait(20)
+        job.check()
+
+    job = Job("comparison", session, 10, run, model=model)
+    queue.add(job)
+    return job, begun
+
+
+def test_the_ninth_job_waits_and_is_told_so_and_more_are_refused(queue):
+    session = queue.open()
+    first, begun = blocked(queue, session)
+    begun.wait(20)
+    others = [Job("comparison", session, 10, lambda job: None, model="m") for _ in range(9)]
+    for other in others:
+        queue.add(other)
+    ninth = others[7]
+    assert (ninth.state, queue.ahead(ninth)) == ("waiting", 8)
+    assert queue.seconds_left(ninth) is None  # nothing tells yet
+    first.done, first.total, queue.now = 1, 10, 2.0
+    assert queue.seconds_left(first) == pytest.approx(18)
+    assert queue.seconds_left(ninth) == pytest.approx(18 + 8 * 20)
+    with pytest.raises(Busy, match="9 jobs wait already"):
+        queue.add(Job("comparison", session, 10, lambda job: None))
+    queue.cancel(session, first.key)
+    for other in others:
+        while not other.over:
+            time.sleep(0.001)
+    assert {other.state for other in others} == {"done"}
+
+
+def test_whatever_happens_to_a_job_the_next_one_is_done(queue, capsys):
+    session = queue.open()
+
+    def memory(job):
+        raise MemoryError
+
+    def defect(job):
+        raise KeyError("x")
+
+    def disk(job):
+        raise OSError(28, "No space left on device")
+
+    jobs = [Job("comparison", session, 1, run) for run in (memory, defect, disk, lambda job: None)]
+    for job in jobs:
+        queue.add(job)
+    while not jobs[-1].over:
+        time.sleep(0.001)
+    assert [job.state for job in jobs] == ["failed", "failed", "failed", "done"]
+    assert "memory of this machine is full" in jobs[0].message
+    assert "a defect of Guidon: KeyError" in jobs[1].message
+    assert "No space left" in jobs[2].message
+    assert "KeyError" in capsys.readouterr().err
+
+
+def test_sessions_end_when_nobody_uses_them(queue):
+    first, *_ = (queue.open() for _ in range(3))
+    job = Job("comparison", first, 1, lambda job: job.outputs.append("x"))
+    queue.add(job)
+    while not job.over:
+        time.sleep(0.001)
+    with pytest.raises(Busy, match="3 browsers"):
+        queue.open()
+    queue.now = 3 * 3600.0
+    assert queue.open()
+    assert ["x"] in queue.forgotten
+    assert not queue.knows(first)
+
+
+def test_a_session_keeps_its_last_runs(queue, monkeypatch):
+    monkeypatch.setattr("guidon.studio.jobs.KEPT", 2)
+    session = queue.open()
+    jobs = [Job("comparison", session, 1, lambda job: job.outputs.append(job.key)) for _ in range(5)]
+    for job in jobs:
+        queue.add(job)
+        while not job.over:
+            time.sleep(0.001)
+    assert queue.jobs(session) == jobs[2:]
+    assert queue.forgotten == [[job.key] for job in jobs[:2]]
