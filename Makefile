@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= a red circle moves left on a white background
 
-.PHONY: help demo test test-reliability lint docs test-wheel test-gpu test-browser test-comfyui test-weights test-ray test-long test-faults support-matrix lock clean
+.PHONY: help demo test test-reliability lint docs test-wheel test-gpu test-browser test-comfyui test-weights test-ray test-studio test-long test-faults support-matrix lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,11 @@ test-ray: $(VENV)/.installed-dev  ## tests of studies on a Ray cluster of two wo
 	$(PIP) install -q -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -q -m ray
 
+# An environment of its own, which takes the libraries of .venv: Gradio needs an older Pillow.
+STUDIO := .venv-studio
+test-studio: $(STUDIO)/.installed  ## tests of the studio's server, and of its page in Chromium
+	$(STUDIO)/bin/python -m pytest -q -m studio tests/studio
+
 test-long: $(VENV)/.installed-dev  ## the cases that `make test` leaves out (minutes)
 	$(BIN)/python -m pytest -q -m long -n auto
 
@@ -70,13 +75,16 @@ support-matrix: $(VENV)/.installed-dev  ## measure the pipelines of the installe
 
 lock: $(VENV)/.installed-dev  ## write constraints.txt anew: the newest releases that fit, with the torch of pyproject.toml
 	$(PIP) install -q --group lock
-	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --group browser --group docs --universal --no-header --no-annotate -o $(VENV)/lock.txt --upgrade
+	$(BIN)/uv pip compile -q pyproject.toml --extra all --extra ray --group dev --group browser --group docs --universal --no-header --no-annotate -o $(VENV)/lock.txt --upgrade
 	{ echo "# The tested environment, written by \`make lock\`. The CUDA libraries that some builds of torch need are left to torch."; \
 	  grep -vE '^(nvidia|cuda|triton)' $(VENV)/lock.txt; } > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
+	$(BIN)/uv pip compile -q pyproject.toml --extra studio --universal --no-header --no-annotate -o $(VENV)/lock-studio.txt --upgrade
+	{ head -1 constraints-studio.txt; grep -vE '^(nvidia|cuda|triton)' $(VENV)/lock-studio.txt | grep -vxFf constraints.txt; } > $(VENV)/constraints-studio.txt
+	mv $(VENV)/constraints-studio.txt constraints-studio.txt
 
 clean:  ## remove the environment, the site and caches; weights and outputs stay
-	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-studio site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -91,6 +99,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q 'pip>=25.1'
 	$(PIP) install -q -c constraints.txt -e '.[all]' --group dev
+	@touch $@
+
+$(STUDIO)/.installed: $(VENV)/.installed-dev constraints-studio.txt
+	$(PIP) install -q -c constraints.txt --group browser
+	$(BIN)/python -m venv $(STUDIO)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$($(STUDIO)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	$(STUDIO)/bin/python -m pip install -q -r constraints-studio.txt
 	@touch $@
 
 # The site reads the source and imports nothing of it, so that its packages are all that it needs.

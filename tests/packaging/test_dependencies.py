@@ -38,6 +38,7 @@ def declared(requirements):
     return found
 
 
+LOCK = "".join((ROOT / name).read_text() for name in ("constraints.txt", "constraints-studio.txt"))
 BASE = declared(PROJECT["dependencies"])
 OPTIONAL = declared(r for requirements in EXTRAS.values() for r in requirements) - BASE
 DISTRIBUTIONS = {module: {normal(name) for name in names} for module, names in packages_distributions().items()}
@@ -137,7 +138,7 @@ def test_every_module_is_imported_without_the_optional_libraries_or_names_the_ex
                 refused[name] = str(error)
         for name, error in refused.items():
             bridge = name.startswith("guidon.bridges.diffusers.")
-            assert bridge or name.split(".")[1] in ("metrics", "studies", "analysis"), (name, error)
+            assert bridge or name.split(".")[1] in ("metrics", "studies", "analysis", "studio"), (name, error)
             assert f"guidon-diffusion[{'diffusers' if bridge else 'study'}]" in error, (name, error)
 
     without_optional(import_all)
@@ -180,7 +181,7 @@ print("loaded:", *sys.modules)
 
 
 def test_the_lock_pins_every_dependency_and_names_no_index():
-    lock = (ROOT / "constraints.txt").read_text()
+    lock = LOCK
     pinned = {normal(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     assert pinned >= BASE | OPTIONAL
     assert not re.search(r"://|^-", lock, re.MULTILINE)
@@ -188,7 +189,7 @@ def test_the_lock_pins_every_dependency_and_names_no_index():
 
 def test_every_dependency_has_bounds_that_hold_the_tested_version():
     """A release that removes what is used here must not be installed, and the tested one must be."""
-    lock = (ROOT / "constraints.txt").read_text()
+    lock = LOCK
     for requirement in {*PROJECT["dependencies"], *(r for requirements in EXTRAS.values() for r in requirements)}:
         if normal(requirement).startswith(PROJECT["name"]):
             continue
