@@ -47,6 +47,9 @@ class Command:
     def writes(self) -> str:
         """The file or folder that it writes."""
         words = self.words
+        if words[1:2] == ["train"]:  # the recipe says it
+            recipes = [block for block in blocks("yaml") if (block.page, block.file) == (self.page, words[2])]
+            return re.findall(r"^out: (\S+)", recipes[-1].text, re.M)[0] if recipes else ""
         named = [after for word, after in pairwise(words) if word in ("--out", "-o")]
         return named[0] if named else "outputs" if "generate" in words else ""
 
