@@ -138,8 +138,7 @@ def test_an_error_of_one_rank_ends_what_the_others_wait_for():
                 ranks.any(False)
 
         with Ranks.join() as ranks:
-            error = caught(block)
-        return error
+            return caught(block)
 
     first, second = on_ranks(work)
     assert second == "InputError: no such file"
