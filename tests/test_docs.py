@@ -36,6 +36,7 @@ FEWER = {
     "--evaluations": 6,
     "--seeds": 1,
     "--rounds": 1,
+    "--looks": 1,
     "--frames": 2,
     "--size": "48x80",
 }
@@ -148,6 +149,8 @@ def few(words):
     reads_files = "--from" in words or any(re.search(r"\.(mp4|gif|webp)$|\*", word) for word in words[2:])
     if words[1] in SAMPLING and not {"--steps", "--fast"} & set(words) and not reads_files:
         words += ["--steps", "2"]
+    if words[1] == "spectrum" and "--looks" not in words:
+        words += ["--looks", "1"]
     if words[1] == "calibrate-fast":
         words += ["--candidate", "steps=2", "--coarse"]
     if words[1] == "bench":

@@ -5,10 +5,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 import guidon
-from guidon.cli.app import app
+from guidon.cli.app import command_line
 from guidon.cli.crash import write_report
 
 SECRET = "my secret plan for a film"
@@ -74,13 +73,13 @@ def test_a_report_holds_no_prompt(reports, tmp_path, words, message):
             raise RuntimeError(message.format(SECRET)) from None
     except RuntimeError as error:
         error.__context__ = KeyError(SECRET)
-        path = write_report(error, ["generate", *words], get_command(app))
+        path = write_report(error, ["generate", *words], command_line())
     assert "secret" not in path.read_text()
     assert "RuntimeError" in path.read_text()
 
 
 def test_prompts_of_a_study_or_a_manifest_are_quoted_texts_and_hidden(reports):
-    path = write_report(KeyError(SECRET), ["study", "run", "a.yaml"], get_command(app))
+    path = write_report(KeyError(SECRET), ["study", "run", "a.yaml"], command_line())
     assert "secret" not in path.read_text()
     assert "KeyError: '<hidden>'" in path.read_text()
 
