@@ -41,3 +41,16 @@ def test_attention_in_bf16_errs_as_products_do(heads, by_products):
             attend(*(each.float() for each in (q, k, v))),
             F.scaled_dot_product_attention(q.float(), k.float(), v.float()),
         )
+
+
+def test_attention_in_bf16_reads_no_token_that_does_not_count():
+    torch.manual_seed(0)
+    q, (k, v) = torch.randn(3, 4, 9, 64).bfloat16(), torch.randn(2, 3, 4, 7, 64).bfloat16()
+    mask = (torch.arange(7) < torch.tensor([[7], [2], [0]]))[:, None, None]
+    with torch.no_grad():
+        found = attend(q, k, v, mask)
+        k[~mask.transpose(2, 3).expand_as(k)], v[~mask.transpose(2, 3).expand_as(v)] = 3.0, -5.0
+        assert torch.equal(attend(q, k, v, mask), found)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask)
+    assert (found - exact)[:2].square().mean() < 1e-5
+    assert not found[2].any()  # as torch's: where no token counts, nothing is read
