@@ -25,6 +25,7 @@ from ..core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
 from .files import as_rgb, need_pillow, open_container, read_animation
 
 WHAT = "a video or a picture"
+ADVICE = "copy it again, or write it anew with ffmpeg"
 _PICTURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}  # how a file begins -> its format
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".flv", ".ogv", ".wmv", ".mxf",
@@ -141,7 +142,7 @@ def look(content: Content) -> Look:
         InputError: it cannot be read, ends early, is too large, or needs a library that is not installed.
     """
     regular_file(content.path, WHAT)
-    with reading(content.shown, WHAT):
+    with reading(content.shown, WHAT, ADVICE):
         frames = _still_frames(content)
         if frames is not None:
             kind, fps = ("picture", 1.0) if len(frames[0]) == 1 else ("animation", frames[1])
@@ -162,7 +163,7 @@ def frames_at(content: Content, found: Look, ticks: Sequence[int]) -> Iterator[n
     Raises:
         InputError: a frame cannot be decoded.
     """
-    with reading(content.shown, WHAT):
+    with reading(content.shown, WHAT, ADVICE):
         if found.kind in ("picture", "animation"):
             frames = _still_frames(content)
             if frames is None or max(ticks) >= len(frames[0]):
@@ -256,7 +257,7 @@ def _decoded(content: Content, found: Look, ticks: Sequence[int], *, from_start:
     with _opened(content) as (container, stream):
         if not from_start:
             container.seek(int(ticks[0]), stream=stream)
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_until_error(container.decode(stream), quiet=not from_start)):
             time = number if found.kind == "counted" else frame.pts
             if time is None:
                 raise ValueError("a frame of it has no time")
@@ -274,6 +275,15 @@ def _decoded(content: Content, found: Look, ticks: Sequence[int], *, from_start:
     if from_start:
         raise ValueError(f"it ends early: {len(ticks) - done} of {len(ticks)} frames of a clip cannot be decoded")
     yield from _decoded(content, found, ticks[done:], from_start=True)
+
+
+def _until_error(frames: Iterator[Any], *, quiet: bool) -> Iterator[Any]:
+    """Frames up to an error, which is passed over if ``quiet``: not every place of a file is one to begin at."""
+    try:
+        yield from frames
+    except require("av", "reading videos", "video").error.FFmpegError:
+        if not quiet:
+            raise
 
 
 def _upright(frame: Any, path: Path) -> np.ndarray:

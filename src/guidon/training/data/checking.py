@@ -187,7 +187,10 @@ def _unsaid(given: Given, data: Data, wanted: Wanted) -> Defect | None:
         except (OSError, ValueError):
             there, kind = False, "not there"
         if not there:
-            return given.defect("missing", f"it is {kind}: put the file there, or remove its row")
+            if not given.row:
+                kind = "a link to nothing"
+            what = "put the file there, or remove its row" if given.row else "mend the link, or remove it"
+            return given.defect("missing", f"it is {kind}: {what}")
     if wanted == "captions" and given.caption is None and not data.allow_empty:
         place = "in its row" if given.row else f"in {given.content.shown.stem}.txt"
         return given.defect("no caption", f"it has no caption: give one {place}, or say allow_empty: true")

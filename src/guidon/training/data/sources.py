@@ -153,7 +153,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
-            if not name.startswith(".") and path.is_file():
+            gone = path.suffix.lower() in MEDIA and path.is_symlink() and not path.exists()  # the check names it
+            if not name.startswith(".") and (gone or path.is_file()):
                 count += 1
                 ROWS.check(count, folder)
                 yield path
