@@ -272,6 +272,7 @@ def generate(
     vae: options.VAE = None,
     features: options.Features = None,
     weak: options.Weak = None,
+    lora: options.Lora = None,
     text_dtype: Annotated[
         str | None,
         option(
@@ -353,7 +354,8 @@ def generate(
     precisions, chosen_here = split_precisions(dtype=dtype, decode_dtype=decode_dtype)
     choices |= precisions
     parts = chosen_here | given(
-        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, text_dtype=text_dtype,
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, lora=lora or None,
+        text_dtype=text_dtype,
         download=download or None, compile=compile or None, offload=offload,
     )  # fmt: skip
 

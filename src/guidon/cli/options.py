@@ -310,6 +310,16 @@ BranchRanks = Annotated[
         default="by the number of clips",
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    option(
+        "Model and weights",
+        "FILE|FOLDER",
+        "Adapters of low rank, merged into the network's weights; FOLDER=0.8 weighs them; repeatable.",
+        "--lora",
+        default="none",
+    ),
+]
 Weak = Annotated[
     Path | None,
     option(

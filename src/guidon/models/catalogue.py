@@ -66,7 +66,11 @@ def find_facts(preset: Preset[Any], sources: Sources) -> Facts:
             weak model does not go with it.
     """
     family = registry.find_family(preset.family)
-    facts = family.facts(preset, sources.model_copy(update={"weak": None}))
+    facts = family.facts(preset, sources.model_copy(update={"weak": None, "lora": ()}))
+    for adapters in sources.lora:
+        adapters.find()
+    if sources.lora:
+        facts = replace(facts, distilled=())  # its matrices were trained for the network as it is
     if sources.weak is None:
         return facts
     weak_preset, weak_sources = _weak(preset, sources, sources.weak)
@@ -86,7 +90,11 @@ def find_model(preset: Preset[Any], sources: Sources, device: torch.device) -> M
             model does not go with it.
     """
     family = registry.find_family(preset.family)
-    model = family.find_model(preset, sources.model_copy(update={"weak": None}), device)
+    model = family.find_model(preset, sources.model_copy(update={"weak": None, "lora": ()}), device)
+    if sources.lora:
+        from .adapters.merging import with_adapters
+
+        model = replace(with_adapters(model, sources.lora), facts=replace(model.facts, distilled=()))
     if sources.weak is None:
         return model
     facts = find_facts(preset, sources)

@@ -18,7 +18,7 @@ from .text import TextEncoder
 from .vae import Autoencoder
 
 NETWORK_PARTS = ("denoiser", "denoiser-low", "checkpoint", "vae")
-"""Names of the hashed parts that do not read prompts."""
+"""Names of the hashed parts that do not read prompts. Neither do adapters, whose names have a space."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Model:
         if self.weak is None:
             return False
         ours, theirs = (
-            {name: value for name, value in hashes.items() if name not in NETWORK_PARTS}
+            {name: value for name, value in hashes.items() if name not in NETWORK_PARTS and " " not in name}
             for hashes in (self.hashes, self.weak.hashes)
         )
         return ours == theirs

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from pydantic import field_validator
+
 from ..core.settings import Settings
 from ..guidance import Guidance
+from .adapters.files import AdapterSource
 
 WEAK = "weak-"
 """How the names of the weak model's parts begin in a manifest."""
@@ -26,6 +29,8 @@ class Sources(Settings):
     """The autoencoder, a folder in hub layout."""
     features: Path | None = None
     """Caption features that ``guidon encode`` wrote; they replace the text encoder."""
+    lora: tuple[AdapterSource, ...] = ()
+    """Adapters of low rank that are merged into the network's weights."""
     weak: Path | None = None
     """A weaker model of the same latents and diffusion, for the rule "autoguidance": a model folder, or a checkpoint
     file for a model whose weights do not come with the package."""
@@ -36,6 +41,15 @@ class Sources(Settings):
     offload: Literal["none", "stages", "blocks"] | None = None
     """"stages" drops each stage after use, "none" keeps all; None is the family's choice. "blocks" is "stages", and the
     network's blocks stay in the CPU's memory, two of them at a time on the device."""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _adapters(cls, given: object) -> object:
+        """Adapters as callers write them: a path or ``PATH=0.8``, several of them, or paths with their scales."""
+        if isinstance(given, Mapping):
+            return tuple({"path": path, "scale": scale} for path, scale in given.items())
+        several = given if isinstance(given, list | tuple) else (given,)
+        return tuple(AdapterSource.parse(str(each)) if isinstance(each, str | Path) else each for each in several)
 
 
 class NetworkOnly(Sources):

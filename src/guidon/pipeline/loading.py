@@ -39,6 +39,7 @@ class LoadOptions(TypedDict, total=False):
     vae: str | Path | None
     features: str | Path | None
     weak: str | Path | None
+    lora: Any
     text_dtype: str
     dtype: str | torch.dtype | None
     decode_dtype: str | torch.dtype | None
@@ -84,6 +85,8 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
         features: caption features kept by ``guidon encode``, in place of the text encoder.
         weak: a weaker model for the rule "autoguidance": a model folder of the same latents and diffusion, or a
             checkpoint of the preset.
+        lora: adapters of low rank, merged into the network's weights: a file or folder of peft or diffusers, also with
+            its weight, ``"FOLDER=0.8"``; a list of them; or paths with their weights, ``{"FOLDER": 0.8}``.
         text_dtype: precision of T5: "fp32" as in Open-Sora (19 GB, the default), "bf16", "fp16" or "int8".
         download: True to fetch what is missing from the hub.
         offload: "stages" drops each stage after use, "none" keeps all of them. The model decides where it is left out.

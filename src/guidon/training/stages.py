@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from .loop import Look, Task, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
 from .shards import step_of
 from .tasks import prepare
-from .tasks.export import COMPONENTS, model_folder
+from .tasks.export import ADAPTER, COMPONENTS, CONFIG, HUB, model_folder, own_folder
 
 KEY_LENGTH = 8  # characters of the key in a folder's name
 SEEN_AFTER = 60.0  # seconds after which a file that one machine wrote must be there on all others
@@ -283,15 +283,24 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _export(source: Path, target: Path) -> Path:
-    """Copy the components of a stage's model folder, unless equal files are there already."""
-    files = [path for path in sorted(source.iterdir()) if path.name in COMPONENTS]
-    there = [path for path in sorted(target.iterdir()) if path.name in COMPONENTS] if target.is_dir() else []
-    same = [path.name for path in there] == [path.name for path in files]
+    """Copy what a stage exported, unless equal files are there already."""
+    hub = any((source / name).is_file() for name in (CONFIG, *ADAPTER))
+    names, written = (HUB, own_folder) if hub else (COMPONENTS, model_folder)
+    files, there = _files(source, names), _files(target, names)
+    same = [path.relative_to(target) for path in there] == [path.relative_to(source) for path in files]
     if not same or hash_files(*there) != hash_files(*files):
-        with model_folder(target) as folder:
+        with written(target) as folder:
             for file in files:
-                shutil.copyfile(file, folder / file.name)
+                copy = folder / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
     return target
+
+
+def _files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names in a folder, and those in its folders of these names."""
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return sorted(found + [path for name in names for path in (folder / name).glob("*") if path.is_file()])
 
 
 def walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage | None]]:

@@ -10,7 +10,6 @@ import guidon
 from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.models.catalogue import find_preset
-from guidon.models.parts.reading import POSITIONS
 from guidon.training import load_recipe, run_recipe
 from guidon.training.tasks.videos import VideosTask
 from own_clips import NETWORKS, videos_recipe, write_clips
@@ -92,8 +91,7 @@ def test_the_folder_holds_what_was_trained(trained, recipe, tmp_path, network):
     assert all(torch.equal(value, weights[name]) for name, value in other.network.denoiser.state_dict().items())
     with guidon.load(folder, device="cpu").model.network.in_use(torch.float32) as network:
         loaded = getattr(network, "network", network).state_dict()
-    # tables of positions are computed, and a file of components holds them in 16 bits
-    assert all(torch.equal(loaded[name], value) for name, value in weights.items() if name not in POSITIONS)
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
 
 
 def test_prompts_are_read_by_the_words_of_the_captions(trained):

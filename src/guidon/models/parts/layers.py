@@ -245,6 +245,8 @@ class Attention(nn.Module):
         """``angles`` (N, D / H / 2) rotate queries and keys; None where positions are in x already."""
         if x.shape[1] == 1:  # one token attends to itself alone, so its value is the result
             d = x.shape[-1]
+            if type(self.qkv) is not Linear:  # somebody's own layer, such as one with an adapter
+                return self.proj(self.qkv(x)[..., 2 * d :])
             return self.proj(product(x, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         if angles is not None and self.rotate_first:

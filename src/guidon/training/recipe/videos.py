@@ -88,8 +88,8 @@ class LoraShape(Section):
     """What they are multiplied by is alpha / rank; alpha is the rank if it is not given."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of an adapted layer's inputs that its adapter does not see, drawn anew in each step."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("qkv", "q_linear", "kv_linear", "proj")
-    """The linear layers that get adapters, by the end of their names."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The linear layers that get adapters, by the end of their names; those of attention if none are given."""
 
 
 class VideosRecipe(Run):

@@ -53,6 +53,8 @@ class Beginning:
     """The file of the weights to start from."""
     sha256: str | None
     """Its hash."""
+    components: bool = False
+    """Whether it is from a folder of components, whose tables of positions are read as they are stored, in 16 bits."""
     text: Component | None = None
     """The small encoder to start from."""
     classes: tuple[str, ...] = ()
@@ -85,6 +87,11 @@ class Beginning:
         network = reader_of(self.family).assemble(config, self.tensors, str(self.place), torch.float32)
         for parameter in network.parameters():  # they may be the file's own memory
             parameter.data = parameter.data.clone()
+        if self.components:
+            tables = {name: value for name, value in network.named_buffers() if name in self.tensors}
+            for name, table in tables.items():
+                if table.shape == self.tensors[name].shape:
+                    table.copy_(self.tensors[name])
         null = getattr(getattr(network, "y_embedder", None), "y_embedding", None)
         if isinstance(null, Tensor) and null.isnan().any():  # a checkpoint without a null caption
             null.data.zero_()
@@ -115,7 +122,7 @@ def find_beginning(recipe: VideosRecipe) -> Beginning:
         text = load_component(start / TEXT, "text") if own.text.kind == "words" else None
         found = Beginning(
             own.network, file.tensors, shape, own.prediction, own.noise_schedule, file.path, hash_files(file.path),
-            text, own.text.classes, own.by_size, own.knows_given_frames,
+            text=text, classes=own.text.classes, by_size=own.by_size, knows_given_frames=own.knows_given_frames,
         )  # fmt: skip
     else:
         found = _released(start, recipe)
@@ -131,7 +138,7 @@ def _own_components(start: Path) -> Beginning:
     config = {name: value for name, value in denoiser.config.items() if name not in (*DIFFUSION, BOUNDARY)}
     return Beginning(
         "stdit", denoiser.weights, config, denoiser.config["prediction"], denoiser.config["noise_schedule"],
-        denoiser.path, denoiser.sha256, text,
+        denoiser.path, denoiser.sha256, components=True, text=text,
     )  # fmt: skip
 
 

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...core.atomic import atomic_folder
+from ...models.adapters.files import ADAPTER
 from ...models.small import DENOISER, DISTILLED, LOW_NOISE, TEXT, VAE
 from ...models.trained.config import CARD, CHECKPOINT, CONFIG, FEATURES, PICTURE
 
-CARDS = (CONFIG, CARD, PICTURE)
 COMPONENTS = (DENOISER, LOW_NOISE, DISTILLED, TEXT, VAE)
+HUB = (*COMPONENTS, CONFIG, CARD, PICTURE, CHECKPOINT, FEATURES, "vae", *ADAPTER)
+"""All files and folders of a model folder in the Hub's form, or of a folder of adapters."""
 
 
 @contextmanager
@@ -27,8 +29,8 @@ def model_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def own_folder(target: Path) -> Iterator[Path]:
-    """As ``model_folder``, for a model folder in the Hub's form."""
-    with _with_others(target, (*COMPONENTS, *CARDS, CHECKPOINT, FEATURES, "vae")) as folder:
+    """As ``model_folder``, for a model folder in the Hub's form, or a folder of adapters."""
+    with _with_others(target, HUB) as folder:
         yield folder
 
 

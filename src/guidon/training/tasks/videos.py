@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoints import save_component
+from ...core.atomic import write_bytes
+from ...core.errors import InputError
 from ...diffusion import FlowPath, NoiseSchedule, Process, predicted_x0, q_sample, target
 from ...models.dit.classes import ClassLabels
 from ...models.model import Model
@@ -22,7 +25,15 @@ from ...models.stages import Stage
 from ...models.text import TextEncoder
 from ...models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from ...models.trained.autoencoders import AutoencoderSource
-from ...models.trained.config import FEATURES, ClipFormat, ModelConfig, NetworkConfig, TextSource
+from ...models.trained.config import (
+    CARD,
+    FEATURES,
+    PICTURE,
+    ClipFormat,
+    ModelConfig,
+    NetworkConfig,
+    TextSource,
+)
 from ...models.trained.facts import facts_of_network, preset_of
 from ...models.trained.networks import new_network
 from ...models.trained.writing import write_card, write_config, write_network
@@ -32,7 +43,9 @@ from ..preview import Preview
 from ..recipe import DIFFUSION_STEPS, VideosRecipe
 from ..rows import ALL
 from ..terms import Term, TrainingStep, total_loss
+from .adapters import Adapters, add_adapters, card, seeded, write_adapters
 from .beginning import Beginning, words_encoder
+from .blocks import prepare_blocks
 from .conditioned import Conditioned
 from .denoiser import part_of
 from .export import own_folder
@@ -60,6 +73,8 @@ class NoisyClips:
     """Timesteps (B,), whole ones of a diffusion."""
     dropped: Tensor
     """Which captions are replaced by the null caption, bool (B,)."""
+    seed: int
+    """Of what is drawn inside the network: the inputs that adapters do not see."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +96,8 @@ class VideosTask:
     clips: PreparedClips
     schedule: NoiseSchedule | FlowPath
     process: Process
+    targets: tuple[str, ...]
+    """The layers that have adapters, where only these are trained."""
 
     @classmethod
     def prepare(cls, recipe: VideosRecipe, device: torch.device) -> VideosTask:
@@ -103,15 +120,29 @@ class VideosTask:
         denoiser = _with_classes(beginning, clips).build(config, recipe.seed)
         encoder = None if text_config is None else _encoder(text_config, weights, recipe.seed)
         terms = recipe.terms.build(has_variance=not beginning.flows)
-        module = Trained(denoiser.train().requires_grad_(True), encoder, terms).to(device)
+        denoiser = denoiser.to(device).requires_grad_(True)
+        encoder = encoder if encoder is None else encoder.to(device)
         _freeze_positions(denoiser)
+        targets: tuple[str, ...] = ()
+        if recipe.lora is None:
+            module: nn.Module = Trained(denoiser, encoder, terms)
+        else:
+            _refuse_new_parts(beginning, clips, text_config)
+            targets = tuple(add_adapters(denoiser, recipe.lora, recipe.seed))
+            denoiser.to(device)
+            module = Adapters(denoiser, terms)
+            if encoder is not None:
+                encoder.eval().requires_grad_(False)
+        module = module.to(device)
+        prepare_blocks(denoiser, checkpointing=recipe.gradient_checkpointing, compiling=recipe.compile)
         diffusion = None if beginning.flows else NoiseSchedule.named(beginning.noise_schedule, DIFFUSION_STEPS)
         schedule = FlowPath(DIFFUSION_STEPS, by_size=beginning.by_size) if diffusion is None else diffusion
         process = Process.trained(beginning.prediction)
         conditioned = Conditioned(beginning.family, denoiser, encoder, len(clips.classes or ()), device)
         return cls(
-            recipe, device, inputs.vae, beginning, config, text_config, conditioned, module, clips, schedule, process
-        )
+            recipe, device, inputs.vae, beginning, config, text_config, conditioned, module, clips, schedule, process,
+            targets,
+        )  # fmt: skip
 
     @property
     def identity(self) -> dict[str, object]:
@@ -133,15 +164,17 @@ class VideosTask:
         noise = torch.randn((count, *clips.latents.shape[1:]), generator=generator)
         t = draw_timesteps(generator, count, 0, DIFFUSION_STEPS, recipe.timesteps, whole=not self.beginning.flows)
         dropped = torch.rand(count, generator=generator) < recipe.caption_dropout
-        return NoisyClips(clips, noise[rows], t[rows], dropped[rows])
+        return NoisyClips(clips, noise[rows], t[rows], dropped[rows], generator.initial_seed())
 
     def predict(self, batch: NoisyClips) -> TrainingStep:
         """Add the noise, and run the network."""
         x_0, noise, t = (value.to(self.device) for value in (batch.clips.latents, batch.noise, batch.t))
         level = self.schedule.at(t, like=x_0)
         x_t = q_sample(x_0, level, noise)
-        condition = self.network.condition(batch.clips, batch.dropped)
-        prediction = self.network.told(batch.clips)(x_t, level, condition)
+        dropping = seeded(batch.seed, self.device) if self.recipe.lora and self.recipe.lora.dropout else nullcontext()
+        with dropping:
+            condition = self.network.condition(batch.clips, batch.dropped)
+            prediction = self.network.told(batch.clips)(x_t, level, condition)
         if x_0.ndim == 4:  # an image, as a clip of one frame
             prediction, x_0, x_t, noise = (value[:, :, None] for value in (prediction, x_0, x_t, noise))
             level = self.schedule.at(t, like=x_0)
@@ -192,9 +225,11 @@ class VideosTask:
         return found
 
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
-        """Write the model folder."""
+        """Write the model folder, or that of the adapters."""
         config = self.model_config
         sheets = sorted((self.recipe.out / SHEETS).glob("*.png"))
+        if self.recipe.lora is not None:
+            return self._export_adapters(weights, sheets[-1] if sheets else None, record)
         denoiser = part_of(weights, "denoiser.")
         with own_folder(self.recipe.result) as folder:
             self.vae.copy_to(folder)
@@ -210,6 +245,22 @@ class VideosTask:
             write_config(folder, config, self.config)
             write_card(folder, config, sheets[-1] if sheets else None, record)
         return self.recipe.result
+
+    def _export_adapters(self, weights: dict[str, Tensor], sheet: Path | None, record: dict[str, object]) -> Path:
+        """Write the folder of the adapters."""
+        recipe, denoiser = self.recipe, self.network.denoiser
+        assert recipe.lora is not None
+        assert recipe.start is not None
+        told = {"rank": recipe.lora.rank, **{name: record[name] for name in ("steps", "batch_size") if name in record}}
+        shown = self.shown[0] if self.shown else "a caption"
+        with own_folder(recipe.result) as folder:
+            write_adapters(folder, denoiser, weights, recipe.lora, list(self.targets), recipe.start)
+            text = card(recipe.start, shown, type(denoiser).__name__, told)
+            if sheet is not None:
+                shutil.copyfile(sheet, folder / PICTURE)
+                text += f"\n![samples]({PICTURE})\n"
+            write_bytes(folder / CARD, text.encode())
+        return recipe.result
 
     @property
     def model_config(self) -> ModelConfig:
@@ -285,7 +336,20 @@ class VideosTask:
 
     @contextmanager
     def _evaluated(self, weights: Mapping[str, Tensor]) -> Iterator[Conditioned]:
-        """A network with other weights, in evaluation, during the block. That of training may be sharded."""
+        """A network with other weights, in evaluation, during the block.
+
+        It is a copy, because that of training may be sharded. Adapters are exchanged in the network itself.
+        """
+        if self.recipe.lora is not None:
+            now = {name: value.clone() for name, value in self.module.state_dict().items()}
+            self.module.load_state_dict(weights)
+            self.network.denoiser.eval()
+            try:
+                yield self.network
+            finally:
+                self.network.denoiser.train()
+                self.module.load_state_dict(now)
+            return
         denoiser = new_network(self.beginning.family, self.config, 0)
         denoiser.load_state_dict(part_of(weights, "denoiser."))
         text = None
@@ -351,6 +415,26 @@ def _with_classes(beginning: Beginning, clips: PreparedClips) -> Beginning:
         if label in rows:
             new[number] = table[rows[label]]
     return dataclasses.replace(beginning, tensors={**beginning.tensors, name: new})
+
+
+def _refuse_new_parts(beginning: Beginning, clips: PreparedClips, text_config: CaptionEncoderConfig | None) -> None:
+    """Refuse classes and words that the weights to start from do not know: adapters do not train them."""
+    known, classes = set(beginning.classes), clips.classes or []
+    if known and (new := [name for name in classes if name not in known]):
+        raise InputError(f"lora trains no new classes, and {new[0]!r} is one: leave out lora, or its clips")
+    table = (beginning.tensors or {}).get("y_embedder.embedding_table.weight")
+    if clips.classes is not None and not known and table is not None and len(table) != len(classes) + 1:
+        raise InputError(
+            f"lora trains no new classes: {beginning.place} has {len(table) - 1}, the clips have {len(classes)}: leave "
+            "out lora"
+        )
+    if text_config is not None and beginning.text is not None:
+        before = beginning.text.configure(CaptionEncoderConfig).vocabulary
+        if new := sorted(set(text_config.vocabulary) - set(before)):
+            raise InputError(
+                f"lora trains no new words, and captions say {new[0]!r}, which {beginning.text.path} does not know: "
+                "leave out lora, or write other captions"
+            )
 
 
 def _freeze_positions(denoiser: nn.Module) -> None:

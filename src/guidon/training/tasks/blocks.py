@@ -1,0 +1,24 @@
+"""How the blocks of a network that is trained are run: compiled, and keeping little for the backward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def prepare_blocks(network: nn.Module, *, checkpointing: bool, compiling: bool) -> None:
+    """Change how the blocks of a network are run.
+
+    Args:
+        network: has ``blocks``.
+        checkpointing: keep the inputs of a block alone, and compute the rest again in the backward pass.
+        compiling: compile each block.
+    """
+    for block in list(cast("Any", network).blocks):
+        if checkpointing:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if compiling:
+            block.compile()
