@@ -133,8 +133,15 @@ def report(
         option("Output", "MB", "Largest size of the page; clips beyond it are small ones.", min=0.1),
     ] = 14,
     videos: Annotated[
-        bool, option("Output", None, "Also write the clips as MP4, into the folder.", "--videos/--no-videos")
-    ] = True,
+        bool | None,
+        option(
+            "Output",
+            None,
+            "Also write MP4s, into the folder: of all clips, or of none.",
+            "--videos/--no-videos",
+            default="of at most 1000 clips",
+        ),
+    ] = None,
 ) -> None:
     """Make one HTML page of a study.
 

@@ -36,7 +36,9 @@ _IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the timing of a webp
 _ORIENTATION = 0x0112  # the EXIF tag by which cameras turn a picture
 
 
-def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str | None = None) -> Path:
+def save_video(
+    frames: np.ndarray, path: str | Path, fps: float = 8, format: str | None = None, *, quick: bool = False
+) -> Path:
     """Write a clip. The same frames give the same bytes, but for rare cases of mp4 (docs/reliability.md).
 
     Args:
@@ -47,6 +49,7 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
         format: "mp4" (H.264 in yuv420p, which halves the resolution of colour), "gif" (at most 256 colours a frame),
             "webp" (lossless), "frames" (a folder of PNGs, lossless) or "png" (one image). None takes it from the
             path's suffix; no suffix means "frames".
+        quick: encode an mp4 with less search: as exact, in a third of the time.
 
     Raises:
         InputError: frames of another type or shape, an unknown format, a path that cannot be written, or mp4 without
@@ -75,7 +78,7 @@ def save_video(frames: np.ndarray, path: str | Path, fps: float = 8, format: str
         return path
     with atomic_path(path) as temporary:
         if format == "mp4":
-            _write_mp4(frames, temporary, fps)
+            _write_mp4(frames, temporary, fps, "veryfast" if quick else "medium")
         elif format == "png":
             as_images(frames)[0].save(temporary)
         else:
@@ -191,11 +194,11 @@ def as_images(frames: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in frames]
 
 
-def _write_mp4(frames: np.ndarray, path: Path, fps: float) -> None:
+def _write_mp4(frames: np.ndarray, path: Path, fps: float, preset: str) -> None:
     av = require("av", "writing mp4", "video")
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # yuv420p needs even sides
-    options = {"crf": "10", "preset": "medium", "threads": "1", "bf": "0"}
+    options = {"crf": "10", "preset": preset, "threads": "1", "bf": "0"}
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.flags |= 0x0400  # bitexact: no version string, no date
         stream = container.add_stream("libx264", rate=Fraction(float(fps)).limit_denominator(1000), options=options)

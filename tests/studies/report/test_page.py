@@ -19,6 +19,7 @@ from guidon.core.version import VERSION
 from guidon.metrics.bench import find_bench
 from guidon.metrics.world import METRICS
 from guidon.studies.cells import CONTENT, cells_of, read_plan
+from guidon.studies.report import page as page_module
 from guidon.studies.report import write_report
 from guidon.studies.report.clips import object_row, small_strip
 from guidon.studies.report.tables import extremes
@@ -186,6 +187,23 @@ def test_what_cannot_be_reported_is_refused(study, tmp_path, capsys):
     assert "1 of 24 cells" in refused(unfinished)
     with pytest.raises(InputError, match="missing or damaged"):
         write_report(unfinished)
+
+
+def test_a_large_study_has_the_mp4s_of_its_first_prompts_or_of_all_that_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "VIDEOS", 9)  # of 24: two prompts of four settings
+    folder, said = write_study(tmp_path / "r"), []
+
+    def linked(**options):
+        text = write_report(folder, say=said.append, **options)[0].read_text()
+        links = {folder / path for path in re.findall(r'href="(videos/[^"]+)"', text)}
+        assert links <= set(folder.glob("videos/*/*.mp4"))
+        return links
+
+    assert len(linked()) == len([*folder.glob("videos/*/*.mp4")]) == 8
+    assert "MP4s are of 2 of 6 prompts" in said[-1]
+    assert len(linked(videos=True)) == 24
+    assert "MP4s" not in said[-1]
+    assert len(linked()) == 8
 
 
 def test_a_page_that_goes_elsewhere_links_no_videos(tmp_path):

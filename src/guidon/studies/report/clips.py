@@ -69,7 +69,7 @@ class Source:
     shape: tuple[int, int, int, int]
     """The shape of its frames."""
     page: Path | None
-    """The page whose folder links to MP4s are relative to; None for no links."""
+    """The page whose folder the link to its MP4 is relative to; None for no link."""
 
     def exact(self) -> Clip:
         """The clip with exact frames, and with what reproduces it.
@@ -234,4 +234,4 @@ def write_video(cell: Cell) -> None:
     path = video_path(cell)
     if not path.exists():
         manifest = cell.manifest()
-        save_video(cell.frames(manifest.frames), path, manifest.fps)
+        save_video(cell.frames(manifest.frames), path, manifest.fps, quick=True)

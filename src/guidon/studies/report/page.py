@@ -33,6 +33,7 @@ from .tables import extremes, summarise, write_summary
 SCRIPTS = ("players.js", "compare.js", "vote.js", "tables.js", "start.js")
 """The parts of the page's script, in order."""
 EXAMPLES = 3  # prompts whose clips stand beside the answer
+VIDEOS = 1000  # MP4s that are written where nobody asks for all, about 6 ms each
 
 
 def write_report(
@@ -40,20 +41,22 @@ def write_report(
     out: Path | None = None,
     *,
     max_mb: float = 14,
-    videos: bool = True,
+    videos: bool | None = None,
     on_cell: OnStep | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Path]:
-    """Write the page, ``summary.csv`` into the results folder, and an MP4 of every clip of the study.
+    """Write the page, ``summary.csv`` into the results folder, and MP4s of the clips of the study.
 
     Args:
         folder: finished results of ``guidon study run``.
         out: the page; None for report.html in ``folder``.
         max_mb: the largest size of the page, in MB. If the exact clips are larger, the page has small ones of all
             prompts, and exact ones of as many as fit.
-        videos: whether to write MP4s. The page links to them by relative paths; without them it can be moved freely.
+        videos: True for an MP4 of every clip, False for none. None for all of a study of up to ``VIDEOS`` clips, and of
+            a larger one for so many, first those of the prompts in which the primary contrast differs most. The page
+            links to them by relative paths; without them it can be moved freely.
         on_cell: called as ``on_cell(done, total)`` while MP4s are written.
-        say: called with the answer to the primary contrast.
+        say: called with the answer to the primary contrast, and with how many MP4s are left out.
 
     Raises:
         InputError: the folder holds no finished study, or the page does not fit or cannot be written.
@@ -72,10 +75,12 @@ def write_report(
     cells, both = cells_of(plan, folder), (plan.primary.baseline, plan.primary.against)
     # Write the page and summary.csv.
     metric, shape = plan.metrics[plan.primary.metric], cells[0].manifest().frames
+    each = len(cells) // len(order)  # clips of a prompt
+    shown = set(order if videos else () if videos is False else order[: max(1, VIDEOS // each)])
     sources: dict[int, list[Source]] = {prompt: [] for prompt in order}
     for cell in cells:
         value = float(found[cell.setting][metric.name][cell.prompt, cell.sample])
-        sources[cell.prompt].append(Source(cell, metric, value, shape, out if videos else None))
+        sources[cell.prompt].append(Source(cell, metric, value, shape, out if cell.prompt in shown else None))
     content = make_content(plan, found, answered, rows, cells) | {
         "gains": gains,
         "losses": losses,
@@ -96,13 +101,19 @@ def write_report(
         raise InputError(
             f"{path} cannot be written ({error.strerror}): choose another {setting('out')} or make room"
         ) from None
-    if not videos:
+    if not shown:
         return [out, folder / "summary.csv"]
-    # Write every clip as MP4.
-    for number, cell in enumerate(cells):
+    # Write MP4s.
+    if say and len(shown) < len(order):
+        say(
+            f"MP4s are of {len(shown)} of {len(order)} prompts, first those in which the primary contrast differs "
+            "most; ask for videos to write all"
+        )
+    filmed = [cell for cell in cells if cell.prompt in shown]
+    for number, cell in enumerate(filmed):
         write_video(cell)
         if on_cell:
-            on_cell(number + 1, len(cells))
+            on_cell(number + 1, len(filmed))
     return [out, folder / "summary.csv", folder / "videos"]
 
 
