@@ -125,18 +125,6 @@ def stored_types(path: Path) -> list[str]:
         return [str(tensor["dtype"]) for name, tensor in _header(path).items() if name != "__metadata__"]
 
 
-def stored_tensors(path: Path) -> tuple[dict[str, str], int, dict[str, dict[str, Any]]]:
-    """The text fields in the header of a safetensors file, where its tensors begin, and what is said of each of them.
-
-    Raises:
-        InputError: it is no file, is truncated or damaged, or its header is too large.
-    """
-    with reading(path, "safetensors", AGAIN):
-        tensors = _header(path)
-        fields = {str(name): str(value) for name, value in tensors.pop("__metadata__", {}).items()}
-        return fields, 8 + header_length(path), tensors
-
-
 def _header(path: Path) -> dict[str, Any]:
     length = header_length(path)
     with path.open("rb") as file:

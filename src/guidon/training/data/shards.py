@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints.finding import stored_tensors
 from ...checkpoints.writing import safetensors_bytes
 from ...core.atomic import sweep, write_bytes
 from ...core.errors import InputError
@@ -34,7 +33,7 @@ from ...core.hashing import hash_text
 from ...core.limits import require_disk
 from ...core.locks import try_held
 from ...core.progress import OnStep
-from ...core.reading import parse_json, reading
+from ...core.reading import TEXT_BYTES, reading, regular_file
 from ...core.warn import note
 from .prefetch import prefetched
 
@@ -218,15 +217,19 @@ def _checked_places(path: Path) -> dict[str, _Place]:
     Raises:
         InputError: it cannot be read, or is not what was written.
     """
+    regular_file(path, "a shard")
     with reading(path, "a shard", AGAIN):
-        fields, start, tensors = stored_tensors(path)
-        if fields.get("format") != FORMAT:
-            raise ValueError(f"its format is {fields.get('format')!r}, expected {FORMAT!r}")
-        digests = parse_json(fields["digests"], path, "a shard")
-        if digests.keys() != tensors.keys():
-            raise ValueError("its header does not name its tensors")
         places: dict[str, _Place] = {}
         with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")  # the header is JSON, its length comes first
+            TEXT_BYTES.check(start, path)
+            tensors = json.loads(file.read(start - 8))
+            fields = tensors.pop("__metadata__")
+            if fields["format"] != FORMAT:
+                raise ValueError(f"its format is {fields['format']!r:.60}, expected {FORMAT!r}")
+            digests = json.loads(fields["digests"])
+            if digests.keys() != tensors.keys():
+                raise ValueError("its header does not name its tensors")
             for key, found in tensors.items():
                 first, end = found["data_offsets"]
                 shape, dtype = tuple(found["shape"]), _TYPES[found["dtype"]]
