@@ -33,6 +33,7 @@ from . import (
     models,
     prepare,
     spectrum,
+    studio,
     study,
     train,
     tune,
@@ -70,6 +71,7 @@ def add(to: typer.Typer, command: Callable[..., None], example: str, panel: str 
 
 
 add(app, generate.generate, generate.EXAMPLE, MAKE)
+add(app, studio.studio, studio.EXAMPLE, MAKE)
 add(app, evaluate.evaluate, evaluate.EXAMPLE, MEASURE)
 add(app, spectrum.spectrum, spectrum.EXAMPLE, MEASURE)
 add(app, channels.channels, channels.EXAMPLE, MEASURE)

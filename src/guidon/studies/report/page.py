@@ -30,7 +30,7 @@ from .clips import SMALL, Choice, Clip, Source, object_row, write_video
 from .content import make_content
 from .tables import extremes, summarise, write_summary
 
-SCRIPTS = ("players.js", "compare.js", "vote.js", "tables.js", "start.js")
+SCRIPTS = ("strips.js", "clock.js", "players.js", "compare.js", "vote.js", "tables.js", "start.js")
 """The parts of the page's script, in order."""
 EXAMPLES = 3  # prompts whose clips stand beside the answer
 VIDEOS = 1000  # MP4s that are written where nobody asks for all, about 6 ms each
@@ -150,7 +150,7 @@ def _fit(content: dict[str, Any], sources: Mapping[int, Sequence[Source]], order
 
 def _render(content: Mapping[str, Any], clips: Mapping[int, Sequence[Clip]]) -> str:
     folder = resources.files(__package__ or "guidon.studies.report")
-    css = folder.joinpath("page.css").read_text("utf-8")
+    css = "".join(folder.joinpath(name).read_text("utf-8") for name in ("base.css", "page.css"))
     js = "\n".join(folder.joinpath("scripts", name).read_text("utf-8") for name in SCRIPTS)
     frames, height, width, _ = content["frames"]
     css = Template(css).substitute(frames=frames, seconds=f"{frames / content['fps']:.6g}", width=width, height=height)

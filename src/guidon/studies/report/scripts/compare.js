@@ -5,14 +5,7 @@ const compare = () => {
   if (!a || !b) return;
   for (const side of document.querySelectorAll("[data-side]")) side.textContent = $(side.dataset.side).selectedOptions[0].textContent;
   if (![a.image, b.image].map(loaded).every(Boolean)) return;
-  const [w, h] = sizeOf(a.image), edge = Math.round((w * $("wipe").value) / 100);
-  show(b.image, $("wiped"));
-  const drawn = context($("wiped"));
-  if (edge > 0) drawn.drawImage(a.image, frame * w, 0, edge, h, 0, 0, edge, h);
-  if (edge > 0 && edge < w) {
-    drawn.fillStyle = "#ff00aa";
-    drawn.fillRect(edge, 0, 1, h);
-  }
+  wipe(a.image, b.image, Number($("wipe").value), $("wiped"));
   difference(a.image, b.image, Number($("gain").value), $("differ"));
   if (!$("row")) return;
   const row = Number($("row").value);

@@ -1,4 +1,3 @@
-"use strict";
 // Every clip is a strip of its frames in an image. Each gets a canvas in its place, and all canvases follow one clock.
 
 const page = document.body.dataset;
@@ -28,29 +27,6 @@ for (const row of rows) {
   }
 }
 
-const context = (canvas) => {
-  const made = canvas.getContext("2d", { willReadFrequently: true });
-  made.imageSmoothingEnabled = false;
-  return made;
-};
-// A small clip has smaller frames than the study's.
-const sizeOf = (image) => [image.naturalWidth / frames, image.naturalHeight];
-const fit = (canvas, width, tall) => {
-  if (canvas.width !== width) canvas.width = width;
-  if (canvas.height !== tall) canvas.height = tall;
-  return context(canvas);
-};
-const show = (image, canvas) => {
-  if (!loaded(image)) return;
-  const [w, h] = sizeOf(image);
-  fit(canvas, w, h).drawImage(image, frame * w, 0, w, h, 0, 0, w, h);
-};
-// One row of pixels over time; ``row`` is counted in the study's frames.
-const slice = (image, row, canvas) => {
-  if (!loaded(image)) return;
-  const [w, h] = sizeOf(image), drawn = fit(canvas, w, frames), at = Math.floor(((row + 0.5) / height) * h);
-  for (let t = 0; t < frames; t++) drawn.drawImage(image, t * w, at, w, 1, 0, t, w, 1);
-};
 // A page may hold thousands of clips, so each is loaded when it is first wanted. What it was wanted for is then drawn.
 const wanted = new Set();
 let missing = 0; // clips that the last drawing wanted and that were not loaded
@@ -70,21 +46,6 @@ const loaded = (image) => {
   missing++;
   return false;
 };
-const still = document.createElement("canvas");
-const pixels = (image) => {
-  const [w, h] = sizeOf(image);
-  show(image, still);
-  return context(still).getImageData(0, 0, w, h);
-};
-const difference = (a, b, gain, canvas) => {
-  if (![a, b].map(loaded).every(Boolean)) return;
-  const one = pixels(a), two = pixels(b);
-  for (let k = 0; k < one.data.length; k++) {
-    if (k % 4 !== 3) one.data[k] = Math.min(255, gain * Math.abs(one.data[k] - two.data[k]));
-  }
-  fit(canvas, one.width, one.height).putImageData(one, 0, 0);
-};
-
 const draw = () => {
   const mode = $("mode").value, pinned = $("pin").value;
   missing = 0;
@@ -106,18 +67,6 @@ const draw = () => {
   $("scrub").value = frame;
   $("now").textContent = `${frame + 1} of ${frames}`;
   page.ready = String(missing === 0);
-};
-
-// The clock.
-const step = (by) => {
-  frame = (((frame + by) % frames) + frames) % frames;
-  draw();
-};
-const play = (on) => {
-  clearInterval(timer);
-  timer = on && frames > 1 ? setInterval(() => step(1), 1000 / Number(page.fps)) : null;
-  $("play").textContent = timer ? "Pause" : "Play";
-  $("play").setAttribute("aria-pressed", String(timer !== null));
 };
 
 // Which rows and columns are shown, in which order, and how large.
