@@ -1,19 +1,23 @@
 """Networks that are trained on a user's own clips, from the recipe to the model folder and its clips."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import guidon
-from guidon.checkpoints import load_component
+from guidon.checkpoints import load_component, read_tensors
 from guidon.core.errors import InputError
 from guidon.models.catalogue import find_preset
+from guidon.models.text.features import save_features
+from guidon.models.text.t5 import T5Encoder
 from guidon.training import load_recipe, run_recipe
 from guidon.training.tasks.videos import VideosTask
-from own_clips import NETWORKS, videos_recipe, write_clips
-from recipes import CPU, assert_rows_are_those_of_the_batch, rows_of, step_of
+from own_clips import CAPTIONS, NETWORKS, videos_recipe, write_clips
+from recipes import CPU, assert_rows_are_those_of_the_batch, rows_of, step_of, write_recipe
+from released import make_checkpoints, make_sized_checkpoints, make_t5, make_vae
 from training.conftest import tiny_runs
 
 PROMPT = "a blue wave pans left"
@@ -188,3 +192,145 @@ def test_sizes_that_do_not_fit_are_refused_before_clips_are_encoded(recipe, tmp_
     impossible = {"family": "stdit2", "hidden_size": 28, "num_heads": 2, "depth": 1}
     with pytest.raises(InputError, match="hidden size of 28 cannot hold height"):
         task_of(recipe(tmp_path, "stdit2", network=impossible))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Folders of small stand-ins for released weights, T5 and the autoencoder among them."""
+    folder = tmp_path_factory.mktemp("released")
+    make_t5(folder / "t5")
+    make_vae(folder / "vae")
+    make_checkpoints(folder)
+    make_sized_checkpoints(folder)
+    return folder
+
+
+RELEASED = {
+    "video.pth": ("stdit", "eps"), "image.pth": ("pixart", "eps"), "class.pt": ("dit", "eps"),
+    "OpenSora-STDiT-v2-stage3": ("stdit2", "eps"), "OpenSora-STDiT-v3": ("stdit3", "flow"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", list(RELEASED))
+def test_released_weights_are_trained_on_and_generate_without_options(released, recipe, tmp_path, file, monkeypatch):
+    monkeypatch.setattr(T5Encoder, "tokenize", _without_cleaning)
+    family, prediction = RELEASED[file]
+    text = {"text": {"t5": str(released / "t5"), "tokens": 16}} if family != "dit" else {}
+    path = recipe(tmp_path, family, start=str(released / file), vae=str(released / "vae"), steps=2, **text)
+    task = task_of(path)
+    assert (task.beginning.family, task.beginning.prediction) == (family, prediction)
+    own = read_tensors(released / file).tensors
+    trained = dict(task.network.denoiser.named_parameters())
+    for name in ("blocks.0.mlp.fc1.weight", "spatial_blocks.0.mlp.fc1.weight"):
+        assert name not in own or torch.equal(trained[name], own[name])
+    model = run_recipe(path)
+    assert (model / "vae" / "config.json").is_file()
+    pipe = guidon.load(model, device="cpu")
+    assert (pipe.model.process.parameterization, pipe.model.facts.downsampling) == (prediction, 8)
+    clip = pipe("red" if family == "dit" else PROMPT, dtype="fp32", **FEW)
+    assert clip.frames.shape[1:3] == (32, 32)
+    again = task_of(recipe(tmp_path, family, start=str(model), vae=str(released / "vae"), **text))
+    assert (again.beginning.by_size, again.beginning.knows_given_frames) == (
+        task.beginning.by_size, task.beginning.knows_given_frames,
+    )  # fmt: skip
+
+
+def _without_cleaning(self, prompts):
+    """As ``T5Encoder.tokenize``, without the cleaning that imports diffusers' pipelines."""
+    batch = self.tokenizer(
+        list(prompts), max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    return batch.input_ids, batch.attention_mask
+
+
+def test_features_of_a_file_take_the_place_of_t5(recipe, tmp_path):
+    captions = sorted(set(CAPTIONS))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn((len(captions), 5, 12), generator=generator)
+    mask = torch.ones(len(captions), 5, dtype=torch.long)
+    mask[:, 4] = 0
+    save_features(tmp_path / "captions.safetensors", captions, features, mask, encoder={"encoder": "stand-in"})
+    path = recipe(tmp_path, text={"features": str(tmp_path / "captions.safetensors")})
+    task = task_of(path)
+    assert (task.config.caption_channels, task.config.model_max_length) == (12, 5)
+    batch = task.draw(0, torch.Generator().manual_seed(0)).clips
+    row = captions.index(batch.captions[0])
+    assert torch.allclose(batch.features[0][:4], features[row][:4], atol=1e-3)
+    model = run_recipe(path)
+    assert (model / "features.safetensors").is_file()
+    pipe = guidon.load(model, device="cpu")
+    assert pipe(CAPTIONS[0], **FEW).frames.shape == (4, 32, 32, 3)
+    with pytest.raises(InputError, match="holds no features of 'a prompt that is not there'"):
+        pipe("a prompt that is not there", **FEW)
+
+
+def test_new_words_and_classes_join_those_of_the_start(trained, clips, recipe, tmp_path):
+    folders = {}
+    for name, pictures in (("videos", False), ("pictures", True)):
+        place = folders[name] = tmp_path / name
+        shutil.copytree(clips[pictures], place)
+        rows = (place / "metadata.jsonl").read_text().replace("green", "violet")
+        (place / "metadata.jsonl").write_text(rows)
+    before = trained("stdit")
+    task = task_of(recipe(tmp_path, start=str(before), data={"folder": str(folders["videos"])}))
+    old = load_component(before / "text.safetensors", "text")
+    words = task.network.text.tokenizer
+    assert {"violet", "blue", "green"} <= set(words.ids)
+    ids = {word: k + 1 for k, word in enumerate(sorted(set(old.config["vocabulary"].values())))}
+    for word in ("blue", "green", "pans"):
+        assert torch.equal(
+            task.network.text.embedding.weight[words.ids[word]], old.weights["embedding.weight"][ids[word]].float()
+        )
+    start = trained("dit")
+    dit = task_of(recipe(tmp_path, "dit", start=str(start), data={"folder": str(folders["pictures"])}))
+    table, kept = (
+        dit.network.denoiser.y_embedder.embedding_table.weight,
+        read_tensors(start / "model.safetensors").tensors,
+    )
+    assert dit.clips.classes == ["blue", "red", "violet"]
+    known = kept["y_embedder.embedding_table.weight"].float()
+    assert torch.equal(table[0], known[0])  # blue
+    assert torch.equal(table[1], known[2])  # red
+    assert torch.equal(table[3], known[3])  # none
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("video.pth", {}, "reads features of T5: give text: {t5: folder}"),
+        ("class.pt", {"family": "stdit"}, "is a DiT, which is conditioned on classes: give text: {classes: true}"),
+        ("OpenSora-STDiT-v3", {"prediction": "eps", "text": {"t5": "t5"}}, "predicts flow, the recipe says eps"),
+        ("vae", {}, "this is an autoencoder|a denoiser"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused(released, recipe, tmp_path, file, values, message):
+    if "text" in values:
+        values = values | {"text": {"t5": str(released / "t5")}}
+    with pytest.raises(InputError, match=message) as error:
+        task_of(
+            recipe(
+                tmp_path, values.pop("family", "stdit"), start=str(released / file), vae=str(released / "vae"), **values
+            )
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_a_staged_recipe_trains_both_and_exports_the_folder(clips, tmp_path):
+    data = {"folder": str(clips[False]), "size": [32, 32], "frames": 4}
+    values = {
+        "out": str(tmp_path / "mine"),
+        "common": {"every": {"steps": 2, "batch_size": 2, "device": "cpu", "log_every": 1, "data": data}},
+        "stages": {
+            "vae": {"task": "vae", "model": {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}},
+            "network": {"task": "videos", "vae": "vae", "network": {"family": "stdit2", **NETWORKS["stdit2"]}},
+        },
+        "export": {"stage": "network"},
+    }  # fmt: skip
+    path = write_recipe(tmp_path / "mine.yaml", values)
+    model = run_recipe(path)
+    assert model == tmp_path / "mine" / "model"
+    assert guidon.load(model, device="cpu")(PROMPT, **FEW).frames.shape == (4, 32, 32, 3)
+    before = (model / "model.safetensors").stat().st_mtime_ns
+    (model / "notes.txt").write_text("mine")
+    assert run_recipe(path) == model  # done: nothing is trained or written
+    assert (model / "model.safetensors").stat().st_mtime_ns == before
