@@ -99,7 +99,7 @@ def folder_of(tmp_path_factory):
             if page == "docs/training.md":
                 write_clips(folder / "clips", 6)
                 for path in folder.glob("*.yaml"):
-                    path.write_text(re.sub(r"\b(steps): \d+", r"\1: 2", path.read_text()))
+                    path.write_text(smaller_training(path.read_text()))
             if page == "docs/open-sora.md":
                 (folder / "16x256x256.py").write_text(CONFIG)
                 Image.new("RGB", (60, 40), (90, 90, 160)).save(folder / "lighthouse.png")
@@ -134,6 +134,15 @@ def tiny(tiny_model, monkeypatch):
 def smaller_study(text):
     text = re.sub(r"^(prompts|steps): \d+", r"\1: 2", text, flags=re.MULTILINE)
     return smaller_call(text.replace(", dtype: bf16", ""))
+
+
+def smaller_training(text):
+    """A recipe of few steps, small batches and small networks."""
+    text = re.sub(r"\b(steps): \d+", r"\1: 2", text)
+    text = re.sub(r"\bhidden_size: \d+, depth: \d+", "hidden_size: 32, depth: 1", text)
+    text = re.sub(r"^( *)task: \w+$", r"\g<0>\n\1batch_size: 4", text, flags=re.MULTILINE)
+    model = "model: {block_out_channels: [8, 8], norm_num_groups: 4, pixel_unshuffle: 4}"
+    return re.sub(r"^( *)task: vae$", rf"\g<0>\n\1{model}", text, flags=re.MULTILINE)
 
 
 def smaller_call(text):
