@@ -1,6 +1,7 @@
 """The studio without a server: runs, the queue, sessions, refusals and what is carried on."""
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -67,16 +68,41 @@ def test_a_comparison_gives_clips_traces_metrics_and_what_changed(studio, asked)
     assert json.dumps(found)  # plain data
 
 
-def test_the_clips_are_those_of_the_command_line_and_of_python(studio, asked, tiny_model, tmp_path):
+def test_the_clips_are_those_of_python_and_of_their_manifests(studio, asked, tiny_model):
     session = studio.open()
-    found = ended(studio, session, studio.compare(session, asked)["result"] and studio.compare(session, asked)["id"])
+    found = ended(studio, session, studio.compare(session, asked)["id"])
     for own in found["result"]["settings"]:
         frames = studio.outputs.frames(own["clips"][0])
         names = {}
         exec(own["python"][0].replace('video.save("clip.mp4")', ""), names)
         assert np.array_equal(names["video"].frames, frames)
         assert np.array_equal(guidon.load(tiny_model).reproduce(json.loads(own["manifest"][0]))[0].frames, frames)
-        assert own["commands"][0].startswith("guidon generate 'a red circle moves left on a white background'")
+
+
+def test_every_command_makes_its_clip(studio, asked, tmp_path, monkeypatch):
+    """Whatever a setting says: its command asks ``guidon generate`` for the same request."""
+    from guidon.cli import app
+
+    session = studio.open()
+    several = [
+        setting(scales=(3.25, 1 / 3, 2, 9)),
+        setting((False,) * 4),
+        setting((False, True, False, True), guidance="apg:momentum=0", timing="exponential:0.7", sampler="ddim"),
+        setting((False, False, True, False), timing="oscillation:1", negative_prompt="a blue square", sampler="ddim"),
+    ]
+    run = ended(studio, session, studio.compare(session, asked | {"settings": several, "seeds": 2})["id"])
+    assert run["state"] == "done", run
+    for own in run["result"]["settings"]:
+        for command, text in zip(own["commands"], own["manifest"], strict=True):
+            out = tmp_path / own["letter"]
+            words = [*shlex.split(command)[1:], "--out", str(out), "--device", "cpu", "--format", "webp"]
+            with pytest.raises(SystemExit) as done:
+                app.main(words)
+            assert done.value.code == 0
+            wanted = json.loads(text)["generation"]
+            texts = [path.read_text().replace("interval:0,1", "constant") for path in out.glob("*.webp.json")]
+            made = [json.loads(text)["generation"] for text in texts]
+            assert wanted in made
 
 
 def test_parts_of_a_result_and_previews_come_while_it_works(studio, asked, monkeypatch):
@@ -238,6 +264,7 @@ def test_the_list_says_what_is_missing(studio, tiny_model):
     assert not released["ready"]
     assert "checkpoint" in released["missing"]
     words = studio.describe("guidon-small")["words"]
+    assert words["directions"] == ["left", "right", "up", "down"]
     assert "triangle" in words["shapes"]
 
 

@@ -17,9 +17,15 @@ CARRIED = ("cfg_scale", "cfg_channels", "guidance", "timing", "sampler", "steps"
 """The choices that a setting of a study holds."""
 
 
-def command_of(manifest: Mapping[str, Any]) -> str:
-    """The command line that makes a clip again."""
-    return generate_command(dict(manifest["generation"]))
+def command_of(manifest: Mapping[str, Any], *, force: bool = False) -> str:
+    """The command line that makes a clip again.
+
+    Args:
+        manifest: of the clip.
+        force: whether the model follows the prompt only in part.
+    """
+    command = generate_command(dict(manifest["generation"]))
+    return f"{command} --force" if force and command.startswith("guidon") and "--from" not in command else command
 
 
 def python_of(model: str, prompt: str, choices: Mapping[str, Any], sample: int, *, force: bool = False) -> str:

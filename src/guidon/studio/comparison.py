@@ -116,7 +116,7 @@ def compare(comparison: Comparison, pipe: ModelPipeline, outputs: Outputs, job: 
             {
                 "letter": LETTERS[number], "words": words_of(choices, request.guidance, channels), "clips": clips,
                 "manifests": files, "manifest": manifests, "seconds": time.monotonic() - began,
-                "commands": [command_of(video.manifest) for video in videos],
+                "commands": [command_of(video.manifest, force=asked.force) for video in videos],
                 "python": [
                     python_of(asked.model, asked.prompt, choices, sample, force=asked.force)
                     for sample in range(asked.seeds)
@@ -241,9 +241,11 @@ def _metric_lines(base: Values, other: Values, bench: Bench) -> list[str]:
         if np.array_equal(a[both], b[both]):
             unchanged += 1
             continue
-        values = (
-            f"{write_value(float(a[both].mean()), metric.unit)} to {write_value(float(b[both].mean()), metric.unit)}"
-        )
+        before, after = (write_value(float(own[both].mean()), metric.unit) for own in (a, b))
+        if before == after and both.sum() == 1:
+            unchanged += 1
+            continue
+        values = f"{before} to {after}"
         if both.sum() > 1:
             comparison = compared(a, b, better=metric.better)
             shown = write_interval(comparison.difference, metric.unit)
@@ -252,4 +254,4 @@ def _metric_lines(base: Values, other: Values, bench: Bench) -> list[str]:
         else:
             found.append((abs(float((b - a)[both].mean())), f"{metric.label}: {values}"))
     lines = [line for _, line in sorted(found, key=lambda own: -own[0])]
-    return lines + ([f"{unchanged} other metrics are equal."] if unchanged else [])
+    return lines + ([f"{unchanged} other metrics are equal, to three digits."] if unchanged else [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +103,11 @@ class Models:
             "guided": [number in guided for number in range(facts.channels)], "timing": preset.timing,
             "sampler": preset.sampler, "samplers": list(SAMPLERS[facts.path]), "steps": preset.steps,
             "fast": preset.fast is not None, "classes": bool(preset.classes),
-            "words": words_of(registry.find_family(preset.family).describe_words(preset)),
+            "words": {
+                kind: [word for word in words if facts.read_prompts([word], True)[0].refusal is None]
+                for kind, words in words_of(registry.find_family(preset.family).describe_words(preset)).items()
+            },
         }  # fmt: skip
-
-    @cached_property
-    def known(self) -> frozenset[str]:
-        """The names, to look one up."""
-        return frozenset(self.names)
 
 
 def label_of(name: str) -> str:

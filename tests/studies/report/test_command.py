@@ -62,3 +62,14 @@ def test_only_what_is_not_the_default_is_written():
         assert words in command
     growing = generate_command(plain | {"timing": "exponential:0.7"})
     assert "--ramp exponential:0.7" in growing
+
+
+def test_one_scale_for_each_channel_and_fast_settings_are_spelled_as_they_are_given():
+    plain = frozen("3", 2.0) | {"prompts": ["x"], "samples": [0]}
+    each = {key: value for key, value in plain.items() if key != "cfg_channels"} | {"cfg_scale": [1 / 3, 2.0, 1.0]}
+    assert "--cfg-scale 0.3333333333333333,2,1 --seed" in generate_command(each)
+    fast = generate_command(plain | {"distilled": True, "spacing": "at:999,500", "dtype": "bf16", "size": [32, 64]})
+    assert "--cfg-scale 2 --fast --cfg-channels 3" in fast
+    assert fast.endswith("--dtype bf16 --size 32x64")
+    for left_out in ("--steps", "--sampler", "--spacing", "--interval"):
+        assert left_out not in fast

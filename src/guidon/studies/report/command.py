@@ -8,8 +8,17 @@ from typing import Any
 from ...guidance import parse_rule
 from ...request import DIFFUSERS, Request
 
-DEFAULTS = Request(prompts=("",)).model_dump(mode="json")
-LEFT_OUT = ("guidance", "spacing", "eta", "dtype", "negative_prompt")  # at their defaults
+DEFAULTS = Request(prompts=("",)).model_dump(mode="json") | {"decode_dtype": "fp32"}
+LEFT_OUT = (
+    "guidance",
+    "spacing",
+    "eta",
+    "adaptive",
+    "reuse",
+    "dtype",
+    "decode_dtype",
+    "negative_prompt",
+)  # at their defaults
 
 
 def generate_command(generation: dict[str, Any]) -> str:
@@ -26,19 +35,37 @@ def generate_command(generation: dict[str, Any]) -> str:
         return "guidon generate --from manifest.json --weak FOLDER"
     words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"]]
     scale = generation["cfg_scale"]
-    words += ["--cfg-scale", ",".join(f"{s:g}" for s in scale) if isinstance(scale, list) else f"{scale:g}"]
-    for name in ("cfg_channels", "seed", "steps", "sampler"):
-        words += [f"--{name.replace('_', '-')}", str(generation[name])]
-    for name in LEFT_OUT:
+    words += ["--cfg-scale", ",".join(map(_number, scale if isinstance(scale, list) else [scale]))]
+    fast = bool(generation.get("distilled"))  # its settings are those of --fast, which decides the rest itself
+    if fast:
+        words.append("--fast")
+    for name in ("cfg_channels", "seed", *(() if fast else ("steps", "sampler"))):
+        if generation.get(name) is not None:  # one scale for each channel needs no choice of channels
+            words += [_option(name), str(generation[name])]
+    for name in ("dtype", "negative_prompt") if fast else LEFT_OUT:
         value = generation.get(name)
         if value not in (None, DEFAULTS.get(name)):
-            words += [f"--{name.replace('_', '-')}", f"{value:g}" if name == "eta" else value]
+            words += [_option(name), value if isinstance(value, str) else _number(value)]
+    if (size := generation.get("size")) is not None:
+        words += ["--size", "x".join(map(str, size))]
+    if generation.get("frames") is not None:
+        words += ["--frames", str(generation["frames"])]
     timing, _, values = generation["timing"].partition(":")
-    words += {
-        "constant": ["--interval", "0,1"],  # written out, because the model's default may differ
-        "interval": ["--interval", values],
-        "oscillation": ["--oscillate", values or "10"],
-    }.get(timing, ["--ramp", generation["timing"]])
+    if not fast:
+        words += {
+            "constant": ["--interval", "0,1"],  # written out, because the model's default may differ
+            "interval": ["--interval", values],
+            "oscillation": ["--oscillate", values or "10"],
+        }.get(timing, ["--ramp", generation["timing"]])
     if generation["samples"] != [0]:
         words += ["--num-samples", str(generation["samples"][0] + 1)]
     return shlex.join(words)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _number(value: float) -> str:
+    """A number in as many digits as it needs."""
+    return repr(float(value)).removesuffix(".0")

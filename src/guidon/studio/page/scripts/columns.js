@@ -109,8 +109,8 @@ const saySettings = () => {
 
 const layColumns = () => {
   const inside = document.activeElement?.id;
-  const opened = [...document.querySelectorAll(".setting details")].map((own) => own.open);
-  const columns = settings.map((own, at) => columnOf(own, at, opened[at] ?? false));
+  const opened = [...document.querySelectorAll(".setting:not(.truth)")].map((own) => [...own.querySelectorAll("details")].map((one) => one.open));
+  const columns = settings.map((own, at) => columnOf(own, at, opened[at] ?? [roomy.matches, false]));
   if (result?.truth) {
     const canvas = make("canvas", { role: "img", ariaLabel: "What the prompt asks for, drawn exactly" });
     canvas.dataset.truth = "1";
@@ -123,14 +123,17 @@ const layColumns = () => {
   saySettings();
   if (inside) $(inside)?.focus();
 };
-const columnOf = (own, at, open) => {
+const roomy = matchMedia("(min-width: 700px)");
+const columnOf = (own, at, [channelsOpen, restOpen]) => {
+  const [channels, rest] = formOf(own, at);
   const canvas = make("canvas", { role: "img", ariaLabel: `Clip of setting ${LETTERS[at]}` });
   canvas.dataset.number = at;
   const live = make("img", { className: "live", hidden: true, alt: `Preview of setting ${LETTERS[at]} while it is made` });
   const column = make("article", { className: "setting", ariaLabel: `Setting ${LETTERS[at]}` },
     make("header", {}, make("b", { className: "letter", textContent: LETTERS[at] }), make("p")),
     canvas, live, make("p", { className: "said" }),
-    make("details", { open }, make("summary", { textContent: `Guidance of ${LETTERS[at]}` }), formOf(own, at)));
+    make("details", { open: channelsOpen }, make("summary", { textContent: `Channels of ${LETTERS[at]}` }), channels),
+    make("details", { open: restOpen }, make("summary", { textContent: `Rule, timing, sampler of ${LETTERS[at]}` }), rest));
   column.dataset.number = at;
   return column;
 };

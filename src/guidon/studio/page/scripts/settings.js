@@ -30,10 +30,9 @@ const inWords = (own) => {
 
 const formOf = (own, at) => {
   const id = (name) => `${name}-${at}`, changed = () => (refresh(), saySettings());
-  const form = make("div", { className: "form" });
 
   // a switch and a scale for each channel
-  const channels = make("fieldset", {}, make("legend", { textContent: "Latent channels" }));
+  const channels = make("fieldset", { ariaLabel: `Latent channels of setting ${LETTERS[at]}` });
   own.channels.forEach((_, k) => {
     const on = make("input", { type: "checkbox", id: id(`on${k}`), checked: own.channels[k] });
     const slide = make("input", { type: "range", min: 0, max: 10, step: 0.25, value: own.scales[k], ariaLabel: `Scale of channel ${k}, setting ${LETTERS[at]}` });
@@ -41,7 +40,7 @@ const formOf = (own, at) => {
     const set = (value, every) => {
       if (!Number.isFinite(value)) return;
       own.scales = own.scales.map((old, other) => (other === k || every ? value : old));
-      form.querySelectorAll(".channel").forEach((row, other) => {
+      channels.querySelectorAll(".channel").forEach((row, other) => {
         if (other === k || every) row.querySelectorAll("[type=range], [type=number]").forEach((input) => input.value = value);
       });
       changed();
@@ -108,10 +107,10 @@ const formOf = (own, at) => {
     if (result) present({ ...result, settings: result.settings.filter((_, k) => k !== at).map((one, k) => ({ ...one, letter: LETTERS[k] })), asked: { ...result.asked, settings: result.asked.settings.filter((_, k) => k !== at) }, changes: at ? result.changes.filter((one) => one.letter !== LETTERS[at]) : [] }, $("about").textContent);
     else layColumns();
   });
-  form.append(channels, fields, make("div", { className: "row" }, copy, remove));
+  const rest = make("div", {}, fields, make("div", { className: "row" }, copy, remove));
 
   const refresh = () => {
-    form.querySelectorAll(".channel").forEach((row, k) => row.querySelectorAll("[type=range], [type=number]").forEach((input) => input.disabled = !own.channels[k]));
+    channels.querySelectorAll(".channel").forEach((row, k) => row.querySelectorAll("[type=range], [type=number]").forEach((input) => input.disabled = !own.channels[k]));
     for (const input of [rule, kind, first, second, sampler, steps, negative]) input.disabled = own.fast ?? false;
     const needs = DEFAULTS[kind.value]?.length ?? 0;
     numbers.hidden = needs === 0;
@@ -120,5 +119,5 @@ const formOf = (own, at) => {
     curve.replaceChildren(curveOf(own), make("small", {}, make("span", { textContent: "noise" }), make("span", { textContent: "guidance over sampling" }), make("span", { textContent: "video" })));
   };
   refresh();
-  return form;
+  return [channels, rest];
 };
