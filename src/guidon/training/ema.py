@@ -19,7 +19,8 @@ class EMA:
     def update(self, module: nn.Module, step: int) -> None:
         """Move the average towards the module's state after step ``step``, counted from 0."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        state = module.state_dict()
+        # What is not trained is its own average.
+        state = {name: value for name, value in module.state_dict(keep_vars=True).items() if not _is_frozen(value)}
         averaged = [name for name, value in state.items() if value.is_floating_point()]
         # all of them by one operator, which a GPU is given in a few launches
         ours, theirs = [local(self.weights[name]) for name in averaged], [local(state[name]) for name in averaged]
@@ -34,3 +35,8 @@ class EMA:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Replace the averaged weights. Every tensor is moved to the device of the one that it replaces."""
         self.weights = {name: value.to(self.weights[name].device) for name, value in state.items()}
+
+
+def _is_frozen(value: Tensor) -> bool:
+    """Whether it is a parameter that is not trained."""
+    return isinstance(value, nn.Parameter) and not value.requires_grad

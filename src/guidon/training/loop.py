@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from ..core.atomic import write_json
 from ..core.errors import InputError
@@ -31,13 +30,13 @@ from ..core.ranks import ALONE, Ranks
 from .data.prefetch import prefetched
 from .ema import EMA
 from .log import Log, draw_curves, read_rows
-from .optimisers import learning_rate, make_optimisers
-from .parallel import Parallel, local
+from .parallel import local
 from .preview import Preview
 from .recipe import Run
 from .rows import ALL
 from .shards import checkpoint_of
 from .state import Progress
+from .step import Steps, Trainable
 
 SKIPPED_AT_MOST = 5  # steps in a row; then the run stops
 TRAINING = "training.json"  # file in the folder of a run: duration and device, which differ from run to run
@@ -47,17 +46,12 @@ Look = Callable[[Path | Preview, int], dict[str, float]]
 log."""
 
 
-class Task(Protocol):
+class Task(Trainable, Protocol):
     """What the loop needs to train one kind of model.
 
     A task is made by its class method ``prepare(recipe, device)``, which reads files, builds the module and encodes the
     training data. In each step the loop calls ``draw``, ``predict`` and ``loss``.
     """
-
-    @property
-    def module(self) -> nn.Module:
-        """The module that is trained. Checkpoints hold its state dict."""
-        ...
 
     @property
     def identity(self) -> dict[str, object]:
@@ -72,21 +66,6 @@ class Task(Protocol):
 
         Each of several ranks asks for rows of its own. All random numbers are drawn for the whole batch, so that a row
         is the same however many are asked for. Data is read for the given rows alone, where it can be.
-        """
-        ...
-
-    def predict(self, batch: Any) -> Any:
-        """Run the module on rows of a batch. The result is passed to ``loss``.
-
-        It is a dataclass. All its tensors but scalars have one row a sample (``rows.py``), because several ranks join
-        theirs. Everything else in it is equal for all rows.
-        """
-        ...
-
-    def loss(self, predicted: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of the whole batch, and more values to log; a value that this step does not define is NaN.
-
-        On several ranks every one computes it, on the joined predictions of all. It uses no parameter of the module.
         """
         ...
 
@@ -139,19 +118,15 @@ def train(
     """
     require("matplotlib.figure", "training", "train")  # used at the first checkpoint, hours from now
     # Restore the state of the last checkpoint.
-    module = task.module.train()
-    parallel = Parallel(run, module, task.predict, device, ranks)
-    optimisers = make_optimisers(module, run.optimiser)
-    rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
-    ema = EMA(module, run.ema_decay)
+    steps = Steps(run, task, device, ranks)
+    parallel, ema = steps.parallel, steps.ema
     identity = {**task.identity, "device": str(device)}
     if len(ranks) > 1:
         identity |= {"device": device.type, "ranks": len(ranks)}
-    checkpoint = checkpoint_of(run.out, identity, run.changeable, module, ema, optimisers, parallel)
+    checkpoint = checkpoint_of(run.out, identity, run.changeable, steps.module, ema, steps.optimisers, parallel)
     begun = ranks.agreed(checkpoint.load)
     if len({*ranks.together(lambda: begun.step)}) > 1:
         raise InputError(f"the ranks found different checkpoints in {run.out}: out must be a folder that all share")
-    groups = [group for optimiser in optimisers for group in optimiser.param_groups]  # load() replaced them
     if export_only and not begun.step:
         raise InputError(f"there is no checkpoint in {run.out} to export: train first")
     if begun.step > run.steps and not export_only:
@@ -171,29 +146,12 @@ def train(
         closing(prefetched(draw, step, end)) as batches,
     ):
         for batch in batches:
-            # Loss, in the recipe's precision.
-            buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"), _attention(device):
-                loss, logs = task.loss(parallel.predict(batch))
-            # Gradient.
-            for optimiser in optimisers:
-                optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = parallel.clip_gradient(module, run.optimiser.grad_clip)
-            # Update the weights, unless the loss or the gradient is NaN or infinite. To read these, the host waits for
-            # the device. It did so already when it moved the batch there.
-            rate = learning_rate(step, run.steps, run.optimiser)
+            done = steps(batch, step)
             step += 1
-            if parallel.all_finite(loss, norm):
-                for group, base in zip(groups, rates, strict=True):
-                    group["lr"] = base * rate
-                for optimiser in optimisers:
-                    optimiser.step()
-                ema.update(module, step - 1)
-                log.add({"loss": loss.detach(), "grad_norm": norm, **logs})
+            if done.values is not None:
+                log.add(done.values)
                 skipped = 0
             else:
-                _restore(buffers)
                 log.skip(step, run.steps)
                 skipped += 1
                 if skipped >= min(SKIPPED_AT_MOST, run.steps):
@@ -212,7 +170,7 @@ def train(
             stopped = ranks.any(bool(interrupts))
             save = stopped or step % run.checkpoint_every == 0 or step == run.steps
             if save or step % run.log_every == 0:
-                log.write(step, run.steps, rate)
+                log.write(step, run.steps, done.rate)
             if save:
                 checkpoint.save(Progress(step, log.seconds, skipped, log.rows))
                 saved = step
@@ -251,13 +209,6 @@ def _log(path: Path, begun: Progress, *, silent: bool) -> Log:
     return Log(path, begun.seconds, rows, silent=silent)
 
 
-@torch.no_grad()
-def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
-    """Give buffers the values that they had before a step."""
-    for buffer, before in buffers:
-        buffer.copy_(before)
-
-
 def _refuse_broken(ema: EMA, step: int, ranks: Ranks) -> None:
     """Raise an InputError on all ranks if an averaged weight is NaN or infinite."""
 
@@ -284,8 +235,3 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         for sig, handler in previous.items():
             signal.signal(sig, handler)
-
-
-def _attention(device: torch.device) -> AbstractContextManager[object]:
-    """Plain matrix products on a CPU, where the backward pass of fused attention in bf16 is very slow."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

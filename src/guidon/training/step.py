@@ -1,0 +1,114 @@
+"""A step of training: the loss of a batch, its gradient, and the update of weights and averages."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..core.ranks import ALONE, Ranks
+from .ema import EMA
+from .optimisers import learning_rate, make_optimisers
+from .parallel import Parallel
+from .recipe import Run
+
+
+class Trainable(Protocol):
+    """The part of a ``Task`` that a step needs."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is trained. Checkpoints hold its state dict."""
+        ...
+
+    def predict(self, batch: Any) -> Any:
+        """Run the module on rows of a batch. The result is passed to ``loss``.
+
+        It is a dataclass. All its tensors but scalars have one row a sample (``rows.py``), because several ranks join
+        theirs. Everything else in it is equal for all rows.
+        """
+        ...
+
+    def loss(self, predicted: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of the whole batch, and more values to log; a value that this step does not define is NaN.
+
+        On several ranks every one computes it, on the joined predictions of all. It uses no parameter of the module.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What a step did."""
+
+    values: dict[str, Tensor] | None
+    """Values to log; None if the step was skipped, because its loss or gradient is NaN or infinite."""
+    rate: float
+    """The factor on the recipe's learning rate."""
+
+
+class Steps:
+    """The steps of a run, and the state that they change: the module, its optimisers, its averaged weights.
+
+    Args:
+        run: the recipe.
+        task: the task of the recipe.
+        device: the device of the task's module.
+        ranks: those that train together.
+
+    Raises:
+        InputError: the ranks cannot share a batch, or the module cannot be sharded.
+    """
+
+    def __init__(self, run: Run, task: Trainable, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.run, self.task, self.device = run, task, device
+        self.module = task.module.train()
+        self.parallel = Parallel(run, self.module, task.predict, device, ranks)
+        self.optimisers = make_optimisers(self.module, run.optimiser)
+        self.ema = EMA(self.module, run.ema_decay)
+        self._rates = [group["lr"] for optimiser in self.optimisers for group in optimiser.param_groups]
+        self._buffers = list(self.module.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    def __call__(self, batch: Any, step: int) -> Done:
+        """Do step ``step``, counted from 0, with this rank's rows of its batch."""
+        settings = self.run.optimiser
+        # Loss, in the recipe's precision.
+        _copy(self._buffers, self._before)
+        half = self.run.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half), _attention(self.device):
+            loss, logs = self.task.loss(self.parallel.predict(batch))
+        # Gradient.
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = self.parallel.clip_gradient(self.module, settings.grad_clip)
+        # Update the weights, unless the loss or the gradient is NaN or infinite. To read these, the host waits for the
+        # device. It did so already when it moved the batch there.
+        rate = learning_rate(step, self.run.steps, settings)
+        if not self.parallel.all_finite(loss, norm):
+            _copy(self._before, self._buffers)
+            return Done(None, rate)
+        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        for group, base in zip(groups, self._rates, strict=True):
+            group["lr"] = base * rate
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.ema.update(self.module, step)
+        return Done({"loss": loss.detach(), "grad_norm": norm, **logs}, rate)
+
+
+@torch.no_grad()
+def _copy(values: list[Tensor], into: list[Tensor]) -> None:
+    """Copy tensors, by one operator."""
+    if values:
+        torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _attention(device: torch.device) -> AbstractContextManager[object]:
+    """Plain matrix products on a CPU, where the backward pass of fused attention in bf16 is very slow."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
