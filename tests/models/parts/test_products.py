@@ -1,5 +1,7 @@
 """Products by oneDNN are torch's own to rounding, and are taken only where no gradient needs them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from guidon.models.parts import products
 from guidon.models.parts.layers import Mlp
 from guidon.models.parts.products import LEAST_ROWS, LEAST_WIDTH, Linear, gelu_of, product
+from guidon.models.stdit.network import STDiT, STDiTConfig
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 WIDE = LEAST_WIDTH
@@ -136,3 +139,76 @@ def test_processors_of_others_keep_torchs_product(monkeypatch):
         monkeypatch.setattr(products, "processor", lambda name=name, flags=flags: (name, flags))
         assert products._is_faster(torch.float32) == (faster and torch.backends.mkl.is_available())
     assert not products._is_faster(torch.float16)
+
+
+def network():
+    torch.manual_seed(0)
+    config = STDiTConfig(
+        (4, 8, 8),
+        hidden_size=WIDE,
+        depth=2,
+        num_heads=4,
+        caption_channels=24,
+        model_max_length=40,
+        patch_size=(1, 2, 2),
+    )
+    made = STDiT(config).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return made
+
+
+FEATURES, X, T = torch.randn(2, 40, 24), torch.randn(2, 4, 4, 8, 8), torch.tensor([500.0, 500.0])
+
+
+def arrangements(work):
+    """How often weights were arranged."""
+    with Names() as names:
+        work()
+    return sum("_reorder_linear_weight" in name for name in names.found)
+
+
+@torch.no_grad()
+def test_weights_are_arranged_once_for_all_steps_bit_for_bit(monkeypatch):
+    made = network()
+    caption = made.prepare(FEATURES)
+    with monkeypatch.context() as patch:
+        patch.setattr(products, "MOST_ARRANGED", 0)
+        assert not arrangements(lambda: made(X, T, caption))
+        plain = made(X, T, caption)
+    assert arrangements(lambda: made(X, T, caption)) == 2 * 6  # both attentions: 4, the MLP: 2; the caption is short
+    assert not arrangements(lambda: made(X, T, caption))
+    assert torch.equal(made(X, T, caption), plain)
+    one = made.prepare(FEATURES[:1])
+    assert torch.equal(made(X[:1], T[:1], one), made(X, T, made.prepare(FEATURES))[:1])  # other rows, the same weights
+
+
+@torch.no_grad()
+def test_weights_that_change_are_arranged_anew():
+    made = network()
+    caption = made.prepare(FEATURES)
+    before = made(X, T, caption)
+    made.blocks[1].mlp.fc2.weight.mul_(2)
+    assert arrangements(lambda: made(X, T, caption)) == 1
+    after = made(X, T, caption)
+    assert not torch.equal(after, before)
+    made.blocks[1].mlp.fc2.weight.data.div_(2)  # not seen until the condition is prepared anew
+    assert torch.equal(made(X, T, caption), after)
+    assert torch.equal(made(X, T, made.prepare(FEATURES)), before)
+
+
+@torch.no_grad()
+def test_arranged_weights_take_a_bounded_memory_and_stay_with_their_network(monkeypatch):
+    made = network()
+    caption = made.prepare(FEATURES)
+    weights = made.blocks[0].attn.qkv.weight.nbytes, made.blocks[0].attn.proj.weight.nbytes
+    monkeypatch.setattr(products, "MOST_ARRANGED", sum(weights))
+    assert arrangements(lambda: made(X, T, caption)) == 2
+    found = made(X, T, caption)
+    again = copy.deepcopy(made)
+    assert arrangements(lambda: again(X, T, caption)) == 2
+    assert torch.equal(again(X, T, caption), found)
+    monkeypatch.setattr(products, "MOST_ROWS", LEAST_ROWS - 1)
+    assert not arrangements(lambda: network()(X, T, caption))
+    with torch.enable_grad():
+        assert not arrangements(lambda: network()(X, T, caption))

@@ -52,9 +52,9 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if _has_memory(leaf)}
         out = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = [leaf for leaf in tree_leaves(out) if _has_memory(leaf)]
         made = {_storage(result): result for result in results if _storage(result) not in given}
         if made or _writes(func):
             self.count += 1
@@ -71,6 +71,11 @@ class _Operators(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.live -= size
+
+
+def _has_memory(leaf: object) -> bool:
+    """Whether it is a tensor whose memory torch knows: weights that oneDNN has arranged are not."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided
 
 
 def _storage(tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...core.errors import InputError, setting
 from .guided import ForwardWithCfg
 from .layers import Absorbed, CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder, absorbs
-from .products import LEAST_WIDTH
+from .products import LEAST_WIDTH, Arranged
 from .tables import Kept, is_compiled, kept
 
 T = TypeVar("T")
@@ -122,6 +122,14 @@ class CaptionedTransformer(ForwardWithCfg, nn.Module):
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
         self.y_embedder = CaptionEmbedder(config.caption_channels, d, config.model_max_length)
         self.final_layer = FinalLayer(d, out_features)
+        self.arranged = Arranged()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's ``forward``, with weights that are arranged once for all steps of a run."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return super().__call__(*args, **kwargs)
+        with self.arranged.in_use():
+            return super().__call__(*args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,6 +154,7 @@ class CaptionedTransformer(ForwardWithCfg, nn.Module):
                 f"caption features are {y.shape[-1]} wide, this model reads {width}: use the text encoder that the "
                 "model was trained with"
             )
+        self.arranged.forget()
         tokens = self.y_embedder(y.to(self.dtype))
         if mask is not None:
             mask = mask.to(torch.bool).flatten(1).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]

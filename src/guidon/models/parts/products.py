@@ -8,6 +8,9 @@ row of the result is the same in every batch.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -21,6 +24,10 @@ from ...core.devices import processor
 Activation = Literal["none", "gelu"]
 LEAST_ROWS = 64
 """With fewer rows, oneDNN takes longer to arrange the weights than to multiply."""
+MOST_ROWS = 4096
+"""With more rows, arranging the weights is too small a share to keep them so."""
+MOST_ARRANGED = 1 << 28
+"""Bytes of arranged weights that a network keeps at most."""
 LEAST_WIDTH = 256
 """Of the input and of the output. Narrow products gain less, and those of ``guidon-small`` keep every bit."""
 
@@ -35,9 +42,61 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activati
             return torch.ops.guidon.product(x, weight, bias, activation)
     elif _fits(x, weight) and _is_plain():
         how = "tanh" if activation == "gelu" else ""
+        arranged: Arranged | None = getattr(_IN_USE, "arranged", None)
+        if arranged is not None:
+            weight = arranged.of(weight, x.numel() // x.shape[-1])
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], how)
     found = F.linear(x, weight, bias)
     return F.gelu(found, approximate="tanh") if activation == "gelu" else found
+
+
+class Arranged:
+    """Weights as oneDNN arranges them for its products, kept from one call of a network to the next.
+
+    To arrange them anew takes 3 to 6% of a product of 2,048 rows. The results are the same, bit for bit.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[object, Tensor]] = {}
+        self._bytes = 0
+
+    def __reduce__(self) -> tuple[type[Arranged], tuple[()]]:
+        return Arranged, ()  # a copy of a network arranges its own
+
+    def forget(self) -> None:
+        """Arrange all weights anew: a change through ``weight.data`` is not seen."""
+        self._kept, self._bytes = {}, 0
+
+    @contextmanager
+    def in_use(self) -> Generator[None]:
+        """A block in whose products the weights are kept."""
+        before = getattr(_IN_USE, "arranged", None)
+        _IN_USE.arranged = self
+        try:
+            yield
+        finally:
+            _IN_USE.arranged = before
+
+    def of(self, weight: Tensor, rows: int) -> Tensor:
+        """The weight (N, K), arranged for a product of so many rows; itself where it is not kept."""
+        if rows > MOST_ROWS:
+            return weight
+        place = weight.data_ptr()
+        state = weight.shape, weight.stride(), weight.dtype, 0 if weight.is_inference() else weight._version
+        found = self._kept.get(place)
+        if found is not None and found[0] == state:
+            return found[1]
+        if found is None:
+            if self._bytes + weight.nbytes > MOST_ARRANGED:
+                return weight
+            self._bytes += weight.nbytes
+        made = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+        self._kept[place] = state, made
+        return made
+
+
+_IN_USE = threading.local()
+"""Where a thread keeps arranged weights now."""
 
 
 class Linear(nn.Linear):
