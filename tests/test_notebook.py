@@ -4,6 +4,7 @@ The kernels are forks of this process: what a notebook imports takes much longer
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,8 @@ def kernel(connection: str) -> Iterator[BlockingKernelClient]:
         client.wait_for_ready(timeout=60)
         yield client
     finally:
-        client.shutdown()
         client.stop_channels()
+        os.kill(process, signal.SIGKILL)  # on a busy machine the message that asks it to end may be lost
         os.waitpid(process, 0)
 
 
