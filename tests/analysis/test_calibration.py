@@ -24,6 +24,7 @@ from guidon.analysis.calibration import (
 from guidon.core.errors import InputError
 from guidon.metrics.bench import find_bench
 from guidon.models.catalogue import find_preset
+from guidon.models.small.facts import read_fast
 from guidon.pipeline.planner import Planner
 
 WORLD = find_bench("world")
@@ -121,6 +122,8 @@ def test_the_fast_settings_that_a_model_has_are_judged_too(tmp_path):
     assert written is not None
     assert written.settings == small.fast.settings
     assert "no worse on 40 prompts" in written.measured
+    found.write(tmp_path / "out", small)
+    assert read_fast(tmp_path / "out" / "Guidon.fast.json") == written
     # another distilled network is sampled anew
     made = len(pipe.calls)
     pipe.distilled_hashes = {"denoiser-fast": "1" * 64}
@@ -227,8 +230,6 @@ def test_a_candidate_is_read_from_a_text():
 
 
 def test_what_is_written_can_be_read_by_a_model_folder(tmp_path):
-    from guidon.models.small.facts import read_fast
-
     found, _, _ = run(tmp_path / "blocks", finer=False)
     preset = find_preset("guidon-small")
     paths = found.write(tmp_path, preset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from . import options
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
 from .planning import find_planner
+
+if TYPE_CHECKING:
+    from ..analysis.calibration import Candidate
 
 EXAMPLE = "guidon calibrate-fast --out fast"
 
@@ -138,10 +141,17 @@ def calibrate_fast(
     print(f"{found.table()}\n\n{found.verdict}")
     for path in found.write(out, pipe.preset):
         print(path)
-    if found.found is not None and Path(model).is_dir():
-        print(f"for --fast, copy Guidon.fast.json into {model}")
-    elif found.found is not None:
-        print(f"--fast of {model} stays as it is: give these settings one by one")
+    if found.found is not None:
+        print(_how_to_use(model, found.found.measured.candidate))
+
+
+def _how_to_use(model: str, chosen: Candidate) -> str:
+    """What to do with the settings that were found."""
+    if Path(model).is_dir():
+        return f"for --fast, copy Guidon.fast.json into {model}"
+    if "fast" in chosen.choices:
+        return f"no cheaper settings were found than those of `--fast`, which {model} has"
+    return f"--fast of {model} stays as it is: give these settings to `guidon generate` one by one"
 
 
 def parse_margin(text: str) -> tuple[str, float]:

@@ -65,7 +65,8 @@ class Calibration:
         """The result in words."""
         allowed = ", ".join(f"{name} {margin:.3g}" for name, margin in self.margins.items())
         count = len(next(iter(self.own.values.values())))
-        told = f"margins: {allowed}; {count} held-out prompts, intervals of {100 * self.confidence:.4g}%"
+        told = f"margins: {allowed}\n{count} held-out prompts; in brackets the loss, in intervals of "
+        told += f"{100 * self.confidence:.4g}%"
         if self.found is None:
             return (
                 f"{told}\nno candidate is shown to be no worse: of what the last column names, intervals reach beyond "

@@ -92,7 +92,7 @@ def calibrate(
             smaller = [count for count in counts if count < first.choices["steps"]]
             rounds = finer_candidates(first, smaller[-1] if smaller else None, pipe.preset.timing)
             new = [each for each in rounds[number] if each not in [known.candidate for known in tuned]]
-            say(f"best so far: {first.name}; varying {what}")
+            say(f"varying {what}, from {first.name}")
             tuned += sampled(new, captions)
 
     # Verify the cheapest on the held-out prompts.
