@@ -34,7 +34,7 @@ def test_planning_and_running_grow_as_the_number_of_cells(tmp_path, monkeypatch,
     monkeypatch.setattr(run, "LOOKS", 4)
     monkeypatch.setattr(run, "do_block", lambda plan, pipe, bench, block, *rest: block[-1].folder.mkdir(parents=True))
     planner = find_any_planner("guidon-small", "cpu", {})
-    pipe = SimpleNamespace(planner=planner, device=torch.device("cpu"), hashes={"denoiser": "0"})
+    pipe = SimpleNamespace(planner=planner, device=torch.device("cpu"), hashes={"denoiser": "0"}, compiles=False)
 
     def work(settings, prompts, seeds):
         scales = [1.5 + k / 100 for k in range(settings)]
