@@ -618,7 +618,9 @@ def _recipes(folder: Path) -> None:
     shutil.copy(ROOT / "recipes" / "guidon-small.yaml", folder / "staged.yaml")
     from recipes import DENOISER, ROLLOUT, VAE
 
-    for name, values in {"vae": VAE, "denoiser": DENOISER | {"vae": "x"}, "rollout": ROLLOUT | {"start": "x"}}.items():
+    own = {"data": {"folder": ["a", "b"], "size": [64, 64], "repeats": [1, 2], "fps": 8.0}}
+    written = {"vae": VAE, "denoiser": DENOISER | {"vae": "x"}, "rollout": ROLLOUT | {"start": "x"}, "own": VAE | own}
+    for name, values in written.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values | {"out": "x"}))
 
 
@@ -803,6 +805,108 @@ def _(folder: Path) -> str:
     )
     progress = checkpoint.load()
     return digest(progress, hash_tensors(module.state_dict()), hash_tensors(ema.state_dict()), optimiser.state_dict())
+
+
+# A user's own clips
+
+
+def _own_lists(folder: Path) -> None:
+    from panned_clips import write_rows
+
+    rows = [{"file_name": f"{number}.png", "caption": f"caption {number}", "label": number % 2} for number in range(5)]
+    for name in ("metadata.jsonl", "metadata.csv"):
+        (folder / name.rpartition(".")[2]).mkdir()
+        write_rows(folder / name.rpartition(".")[2], rows, name)
+    (folder / "text").mkdir()
+    (folder / "text" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "text" / "0.txt").write_text("caption of a picture")
+
+
+def _listed(folder: Path) -> str:
+    from guidon.training.data.sources import Listing, list_files
+
+    found = Listing()
+    list_files(folder, 0, found)
+    return digest(found.notes, *map(str, found.defects), *((x.name, x.row, x.caption, x.label) for x in found.given))
+
+
+def _row(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    """A list of files with a changed row."""
+    if not data.startswith(b"{"):
+        return mutations.as_lines(data, other, rng)
+    lines = data.decode().splitlines()
+    row = rng.randrange(len(lines))
+    said, value = mutations.tree(json.loads(lines[row]), rng)
+    lines[row] = json.dumps(value)
+    return f"line {row}: {said}", "\n".join(lines).encode()
+
+
+@kind("lists of own clips", "*/*[xlv]", make=_own_lists, structure=_row)
+def _(folder: Path) -> str:
+    return _listed(folder)
+
+
+def _own_shard(folder: Path) -> None:
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    with tarfile.open(folder / "0.tar", "w") as archive:
+        for number in range(3):
+            picture = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), 50 * number, np.uint8)).save(picture, "png")
+            said = json.dumps({"caption": f"caption {number}", "label": number}).encode()
+            for suffix, content in (("png", picture.getvalue()), ("json", said)):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def _cut(folder: Path, **values: Any) -> str:
+    """All clips of a folder, and what cannot be used."""
+    from guidon.training.data.checking import check_data
+    from guidon.training.data.cutting import cut_out
+    from guidon.training.recipe.data import Data
+
+    found = check_data(Data(folder=folder, validation=0.0, **values), "nothing", thorough=True)
+    clips = ((clip.given.caption, clip.given.label, cut_out(clip)) for clip in found.clips)
+    return digest(found.notes, *map(str, found.defects), *(part for clip in clips for part in clip))
+
+
+@kind("WebDataset shards of own clips", "*.tar", make=_own_shard)
+def _(folder: Path) -> str:
+    return _cut(folder, size=(8, 8), frames=1)
+
+
+def _own_videos(folder: Path) -> None:
+    from guidon.media import save_video
+    from panned_clips import pan
+
+    for number, name in enumerate(("a.mp4", "b.gif", "c.webp")):
+        save_video(pan(number, frames=6, height=16, width=24)[0], folder / name)
+
+
+@kind("own clips, decoded", "*", make=_own_videos, cost=2)
+def _(folder: Path) -> str:
+    return _cut(folder, size=(16, 16), frames=3, fps=6.0)
+
+
+def _own_stored(folder: Path) -> None:
+    from guidon.training.data.shards import Shards
+
+    torch.manual_seed(0)
+    Shards(folder, "clips").write({name: torch.randn(2, 3).half() for name in "abc"})
+
+
+@kind("stored shards of own clips", "*", make=_own_stored, structure=mutations.as_safetensors, digested=True)
+def _(folder: Path) -> str:
+    from guidon.training.data.shards import Shards
+
+    found = Shards(folder, "clips")
+    if not all(name in found for name in "abc"):
+        raise InputError("made again")  # a line on stderr has said so
+    return digest(*(found.read(name) for name in "abc"))
 
 
 def _stored(folder: Path) -> None:

@@ -311,22 +311,11 @@ def _list_shard(path: Path, number: int, into: Listing) -> None:
     """Add the samples of a shard. Nothing is unpacked: files of it are read where they are."""
     regular_file(path, "a WebDataset shard")
     parts: dict[str, dict[str, tarfile.TarInfo]] = {}
-    size = path.stat().st_size
-    with reading(path, "a WebDataset shard"), tarfile.open(path, "r:") as archive:
-        for count, member in enumerate(archive, 1):
-            ROWS.check(count, path)
-            name = PurePosixPath(member.name.lstrip("/"))
-            suffix = name.suffix.lower()
-            if member.isdir() or name.name.startswith(".") or suffix not in MEDIA + _TEXTS:
-                continue
-            if not member.isreg() or member.issparse():
-                into.defects.append(Defect("unsupported", str(path / name), "it is a link in the shard: pack the file"))
-            elif member.offset_data + member.size > size:
-                into.defects.append(Defect("undecodable", str(path / name), f"{path} ends in it: copy the shard again"))
-            elif suffix in parts.setdefault(str(name.with_suffix("")), {}):
-                into.defects.append(Defect("bad row", str(path / name), "the shard has two files of this name"))
-            else:
-                parts[str(name.with_suffix(""))][suffix] = member
+    try:
+        if not _index_shard(path, parts, into.defects):
+            into.notes.append(f"{path} ends without the blocks of zeros that end a shard: it may have been cut")
+    except InputError as error:  # what stands before the damage is used
+        into.defects.append(Defect("undecodable", str(path), str(error).removeprefix(f"{path} ")))
     with path.open("rb") as file:
         for members in parts.values():
             media = [suffix for suffix in members if suffix in MEDIA]
@@ -335,6 +324,36 @@ def _list_shard(path: Path, number: int, into: Listing) -> None:
                 into.notes.append(f"{shown} describes a sample without a video or picture: it is left out")
                 continue
             into.given.append(_sample(path, file, members, media[0], number, into.defects))
+
+
+def _index_shard(path: Path, parts: dict[str, dict[str, tarfile.TarInfo]], defects: list[Defect]) -> bool:
+    """Find the members of a shard: name without suffix -> suffix -> member. Returns whether it has a proper end.
+
+    Raises:
+        InputError: the shard is damaged.
+    """
+    size = path.stat().st_size
+    with reading(path, "a WebDataset shard", "copy it again"), tarfile.open(path, "r:") as archive:
+        for count, member in enumerate(archive, 1):
+            ROWS.check(count, path)
+            name = PurePosixPath(member.name.lstrip("/"))
+            suffix, sample = name.suffix.lower(), str(name.with_suffix("")) if name.name else ""
+            if member.isdir() or name.name.startswith(".") or suffix not in MEDIA + _TEXTS:
+                continue
+            if not member.isreg() or member.issparse():
+                defects.append(Defect("unsupported", str(path / name), "it is a link in the shard: pack the file"))
+            elif member.offset_data + member.size > size:
+                defects.append(Defect("undecodable", str(path / name), f"{path} ends in it: copy the shard again"))
+            elif suffix in parts.setdefault(sample, {}):
+                defects.append(Defect("bad row", str(path / name), "the shard has two files of this name"))
+            else:
+                parts[sample][suffix] = member
+        with path.open("rb") as file:  # the library ends without an error where a header is damaged
+            file.seek(archive.offset)
+            rest = file.read(tarfile.BLOCKSIZE)
+        if rest.strip(b"\0") and archive.offset < size:
+            raise ValueError(f"what stands at byte {archive.offset:,} is no header of a file")
+        return len(rest) == tarfile.BLOCKSIZE
 
 
 def _sample(
