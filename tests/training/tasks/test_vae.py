@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.training import run_recipe
 from guidon.training.tasks.vae import frames_of
+from panned_clips import write_clips
 from recipes import VAE_SHAPE, assert_rows_are_those_of_the_batch, rows_of, vae_recipe, vae_task
 
 
@@ -68,3 +71,78 @@ def test_the_global_generator_is_left_alone(tmp_path):
     before = torch.get_rng_state()
     vae_task(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# On a user's own clips
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return write_clips(tmp_path_factory.mktemp("clips") / "clips", 8, frames=4, height=32, width=48)
+
+
+def own(clips, **data):
+    return {"data": {"folder": str(clips), "size": [32, 48], "frames": 3, "validation": 0.25} | data}
+
+
+def test_it_learns_frames_of_own_clips(tmp_path, clips):
+    values = own(clips) | {"steps": 60, "batch_size": 8, "log_every": 30, "optimiser": {"lr": 0.004, "warmup_steps": 1}}
+    path = run_recipe(vae_recipe(tmp_path, ema_decay=0.9, **values))
+    rows = rows_of(tmp_path / "vae")
+    assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 1
+    assert "foreground_psnr" not in rows[-1]
+    component = load_component(path, "vae")
+    assert component.record["psnr"] > 10
+    assert "foreground_psnr" not in component.record
+    task = vae_task(tmp_path, **values)
+    task.module.load_state_dict(component.weights)
+    with torch.no_grad():
+        latents = torch.cat([task.module.posterior(images)[0].flatten() for images in task.own.held_out(16, 8)])
+    assert float(latents.std()) * component.config["scaling_factor"] == pytest.approx(1, rel=0.05)
+
+
+def test_rows_of_own_frames_are_those_of_the_batch(tmp_path, clips):
+    task = vae_task(tmp_path, **own(clips), batch_size=6)
+    assert_rows_are_those_of_the_batch(task, 6)
+    assert task.draw(0, torch.Generator()).images.shape == (6, 3, 32, 48)
+
+
+def test_clips_may_be_moved_and_others_are_told(tmp_path, clips, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(clips, moved)
+    run_recipe(vae_recipe(tmp_path, **own(clips), steps=2))
+    run_recipe(vae_recipe(tmp_path, **own(moved), steps=3))
+    assert "other settings: steps 2, now 3\n" in capsys.readouterr().err
+    (moved / "00.mp4").unlink()
+    (moved / "metadata.jsonl").unlink()
+    run_recipe(vae_recipe(tmp_path, **own(moved), steps=4))
+    assert "goes on with other settings: data " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": {"folder": "x", "size": [32, 32]}, "foreground_weight": 2.0}, "foreground_weight weighs the world's object"),
+        ({"data": {"folder": "x", "size": [36, 32]}}, "36 is no multiple of 8"),
+        ({"data": {"folder": "x"}}, "data needs the size of clips"),
+        ({"data": {"folder": "x", "size": [32, 32], "sizes": [[32, 32]]}}, "data needs the size of clips"),
+        ({"data": {"folder": "x", "sizes": [[32, 32], [32, 32]]}}, "sizes names one value twice"),
+        ({"data": {"folder": ["x", "y"], "size": [32, 32], "repeats": [1]}}, "repeats has 1 numbers for 2 folders"),
+        ({"data": {"folder": "x", "size": [32, 32], "repeats": [2]}}, "repeats weighs folders against each other"),
+        ({"data": {"folder": "x", "size": [32, 32], "validation": "x"}}, "validation names x, which is trained on"),
+        ({"data": {"folder": "x", "size": [32, 32], "validation": 1.5}}, "validation"),
+        ({"data": {"folder": [], "size": [32, 32]}}, "folder"),
+        ({"data": {"folder": "x", "size": [32, 0]}}, "size"),
+        ({"data": {"folder": "x", "size": [32, 32], "fps": 0}}, "fps"),
+        ({"data": {"folder": "x", "size": [32, 32], "crop": "centre"}}, "crop"),
+        ({"data": {"foldr": "x", "size": [32, 32]}}, "did you mean 'folder'"),
+        ({"cache": "x"}, "cache is the folder of decoded frames of data"),
+        ({"data": {"folder": "x", "size": [10**6, 10**6]}, "batch_size": 10**6}, "batches of 1000000 frames need at least"),
+    ],
+)  # fmt: skip
+def test_bad_data_sections_are_refused_in_one_line(tmp_path, values, message):
+    with pytest.raises(InputError) as error:
+        run_recipe(vae_recipe(tmp_path, **values))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "vae").exists()

@@ -64,7 +64,7 @@ class VAERecipe(Run):
     cache: Path | None = None
     """Folder of the decoded frames of ``data``, which several runs may share. ``out`` if it is not given."""
 
-    changeable: ClassVar[frozenset[str]] = Run.changeable | {"clips"}
+    changeable: ClassVar[frozenset[str]] = Run.changeable | {"data"}
 
     @property
     def result(self) -> Path:
@@ -88,9 +88,7 @@ class VAERecipe(Run):
             return self
         self.data.require_multiple(self.model.downsampling, "the autoencoder's downsampling must divide data: size")
         if "foreground_weight" in self.model_fields_set:
-            raise InputError(
-                "foreground_weight weighs the object of the world's frames, and data has none: leave it out"
-            )
+            raise InputError("foreground_weight weighs the world's object, and frames of data have none: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -84,8 +84,8 @@ class VAETask:
     @property
     def identity(self) -> dict[str, object]:
         """See ``Task.identity``."""
-        clips = {} if self.own is None else {"clips": self.own.digest}
-        return {**self.recipe.decisive, **clips}
+        own = {} if self.own is None else {"data": self.own.digest}
+        return {**self.recipe.decisive, **own}
 
     def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> Frames:
         """Rows of the batch of a step: a random frame of each of its clips."""
