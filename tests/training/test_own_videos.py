@@ -96,7 +96,7 @@ def recipe(folder, clips, frames, network, vae_steps, steps):
                 "model": {"block_out_channels": [16, 32], "norm_num_groups": 8, "latent_channels": 4},
             },
             "network": {
-                "task": "videos", "vae": "vae", "steps": steps, "log_every": 50, "evaluate_every": steps // 5,
+                "task": "videos", "vae": "vae", "steps": steps, "log_every": 50, "evaluate_every": steps // 20,
                 "optimiser": {"name": "muon", "lr": 2e-3, "muon_lr": 0.01, "warmup_steps": 20}, "network": network,
                 "terms": {"mse": {"weighting": "min-snr"}}, "prediction": "v",
                 "sampling": {"sampler": "ddim", "steps": 20, "cfg_scale": 2},
@@ -122,7 +122,7 @@ def test_twenty_videos_train_to_clips_of_their_palette_and_pan(tmp_path):
     model = run_recipe(recipe(tmp_path, clips, 8, network, 300, 1000))
     found = logged(tmp_path, "network", "val_mse")
     print(f"psnr {logged(tmp_path, 'vae', 'psnr')[-1]:.1f} dB, val_mse {found}")
-    assert min(found) < 0.8 * found[0]
+    assert min(found) < 0.7 * found[0]
     pipe = guidon.load(model, device="cpu")
     hits = {"palette": 0, "pan": 0}
     prompts = [(palette, kind, pan) for palette in PALETTES for kind in TEXTURES for pan in PANS]
@@ -143,7 +143,7 @@ def test_twenty_pictures_train_to_pictures_of_their_palette(tmp_path):
     model = run_recipe(recipe(tmp_path, clips, 1, network, 300, 600))
     found = logged(tmp_path, "network", "val_mse")
     print(f"psnr {logged(tmp_path, 'vae', 'psnr')[-1]:.1f} dB, val_mse {found}")
-    assert min(found) < 0.8 * found[0]
+    assert min(found) < 0.7 * found[0]
     pipe = guidon.load(model, device="cpu")
     shown = {p: [warmth(pipe(f"{p} {kind}", seed=1).frames) for kind in TEXTURES] for p in PALETTES}
     print(shown)

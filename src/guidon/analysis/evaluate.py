@@ -644,6 +644,6 @@ def _look_at_prompts(preview: Preview, step: int) -> dict[str, float]:
     setting = Setting(pipe.preset.cfg_scale, pipe.preset.cfg_channels)
     few: Choices = {"sampler": "ddim", "steps": 20} if pipe.model.facts.path == "diffusion" else {"steps": 20}
     found = evaluate(pipe, [setting], prompts=preview.prompts, seeds=1, pictures=len(preview.prompts), **few)
-    found.write_sheet(preview.sheets / f"{step:07}.png")
+    found.write_sheet(preview.sheet(step))
     values = {name: found.interval(str(setting), name).value for name in found.bench.watched or found.bench.shown}
     return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -17,6 +17,7 @@ from ..core.atomic import atomic_path, write_bytes
 from ..core.errors import InputError
 from ..core.extras import require
 from ..core.reading import read_text, reading
+from .trackers import Tracker
 
 NOT_DRAWN = ("step", "seconds", "skipped")
 MOST_DIGITS = 18  # of a step
@@ -30,12 +31,19 @@ class Log:
         spent: seconds of training before this call.
         rows: the rows of the steps before this call.
         silent: write and print nothing, as on all ranks but the first.
+        trackers: are told every row.
     """
 
     def __init__(
-        self, path: Path, spent: float = 0.0, rows: Iterable[Mapping[str, str]] = (), *, silent: bool = False
+        self,
+        path: Path,
+        spent: float = 0.0,
+        rows: Iterable[Mapping[str, str]] = (),
+        *,
+        silent: bool = False,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self.path, self.silent = path, silent
+        self.path, self.silent, self.trackers = path, silent, trackers
         self.began = time.monotonic() - spent
         self.rows = [dict(row) for row in rows]
         self.sums: dict[str, Tensor] = {}
@@ -82,6 +90,8 @@ class Log:
             self._write_file()
             report = " ".join(f"{name} {value:.4g}" for name, value in means.items())
             print(f"step {step}/{steps} {self.seconds:.0f} s {report}", file=sys.stderr, flush=True)
+            for tracker in self.trackers:
+                tracker.row(step, {name: float(value) for name, value in self.rows[-1].items() if name != "step"})
         self.sums, self.counts, self.noted, self.skipped = {}, {}, {}, 0
 
     def _write_file(self) -> None:

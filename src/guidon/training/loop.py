@@ -13,7 +13,7 @@ all others stop, and the last checkpoint is kept. Ctrl-C on any rank lets all fi
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from .rows import ALL
 from .shards import checkpoint_of
 from .state import Progress
 from .step import Steps, Trainable
+from .trackers import Tracker, open_trackers
 
 SKIPPED_AT_MOST = 5  # steps in a row; then the run stops
 TRAINING = "training.json"  # file in the folder of a run: duration and device, which differ from run to run
@@ -133,14 +134,17 @@ def train(
         raise InputError(
             f"{checkpoint.path} is of step {begun.step}, the recipe ends at step {run.steps}: raise steps, or export it"
         )
-    log = _log(run.out / "log.csv", begun, silent=not ranks.first)
-    rows = parallel.rows(run.batch_size)
+    trackers = open_trackers(run.told, run.out, task.identity) if ranks.first else []
+    log = _log(run.out / "log.csv", begun, silent=not ranks.first, trackers=trackers)
+    parts = _parts(parallel.rows(run.batch_size), run.parts)
 
-    def draw(step: int) -> Any:
-        return task.draw(step, torch.Generator().manual_seed(run.seed * 1_000_003 + step), rows)
+    def draw(step: int) -> list[Any]:
+        seed = run.seed * 1_000_003 + step
+        return [task.draw(step, torch.Generator().manual_seed(seed), rows) for rows in parts]
 
     step, end, skipped, saved = begun.step, begun.step if export_only else run.steps, begun.skipped, begun.step
     with (
+        _closed(trackers),
         _interrupts() as interrupts,
         progress(f"training {run.steps} steps", "steps") as on_step,
         closing(prefetched(draw, step, end)) as batches,
@@ -149,7 +153,8 @@ def train(
             done = steps(batch, step)
             step += 1
             if done.values is not None:
-                log.add(done.values)
+                for values in done.values:
+                    log.add(values)
                 skipped = 0
             else:
                 log.skip(step, run.steps)
@@ -165,7 +170,7 @@ def train(
             if run.evaluate_every and step % run.evaluate_every == 0:
                 _refuse_broken(ema, step, ranks)
                 weights = parallel.whole(ema.weights)
-                log.note(ranks.from_first_at_length(partial(_measured, task, weights, step, look)))
+                log.note(ranks.from_first_at_length(partial(_measured, task, weights, step, look, trackers)))
             # Report and save.
             stopped = ranks.any(bool(interrupts))
             save = stopped or step % run.checkpoint_every == 0 or step == run.steps
@@ -190,23 +195,54 @@ def train(
     return ranks.from_first_at_length(export)
 
 
-def _measured(task: Task, weights: dict[str, Tensor], step: int, look: Look | None) -> dict[str, float]:
+def _parts(rows: slice, count: int) -> list[slice]:
+    """The rows of a rank in equal parts, which are computed one after the other.
+
+    Raises:
+        InputError: they cannot be divided equally.
+    """
+    if count == 1:
+        return [rows]
+    size = rows.stop - rows.start
+    if size % count:
+        raise InputError(f"accumulate is {count}, and a rank has {size} rows of a batch: give a divisor")
+    each = size // count
+    return [slice(first, first + each) for first in range(rows.start, rows.stop, each)]
+
+
+@contextmanager
+def _closed(trackers: Sequence[Tracker]) -> Iterator[None]:
+    """Close the trackers after the block."""
+    try:
+        yield
+    finally:
+        for tracker in trackers:
+            tracker.close()
+
+
+def _measured(
+    task: Task, weights: dict[str, Tensor], step: int, look: Look | None, trackers: Sequence[Tracker]
+) -> dict[str, float]:
     """What the task and ``look`` measure of averaged weights."""
     found = dict(task.validate(weights))
     if look is None:
         return found
     if isinstance(task, Previewed):
         with task.preview(weights) as preview:
-            return found | look(preview, step)
+            seen = look(preview, step)
+        if (sheet := preview.sheet(step)).is_file():
+            for tracker in trackers:
+                tracker.sheet(step, sheet)
+        return found | seen
     return found | look(task.export(weights, {"steps": step}), step)
 
 
-def _log(path: Path, begun: Progress, *, silent: bool) -> Log:
+def _log(path: Path, begun: Progress, *, silent: bool, trackers: Sequence[Tracker]) -> Log:
     """The log of a run that goes on. Checkpoints of earlier versions do not hold its rows, so the file is read."""
     rows = begun.rows
     if rows is None:
         rows = [row for row in read_rows(path) if int(row["step"]) <= begun.step]
-    return Log(path, begun.seconds, rows, silent=silent)
+    return Log(path, begun.seconds, rows, silent=silent, trackers=trackers)
 
 
 def _refuse_broken(ema: EMA, step: int, ranks: Ranks) -> None:

@@ -26,3 +26,7 @@ class Preview:
     """What to show."""
     sheets: Path
     """The folder of sheets."""
+
+    def sheet(self, step: int) -> Path:
+        """The sheet of a step."""
+        return self.sheets / f"{step:07}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,8 +46,8 @@ class Trainable(Protocol):
 class Done:
     """What a step did."""
 
-    values: dict[str, Tensor] | None
-    """Values to log; None if the step was skipped, because its loss or gradient is NaN or infinite."""
+    values: list[dict[str, Tensor]] | None
+    """Values to log of each part; None if the step was skipped, because its loss or gradient is NaN or infinite."""
     rate: float
     """The factor on the recipe's learning rate."""
 
@@ -74,18 +75,23 @@ class Steps:
         self._buffers = list(self.module.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
 
-    def __call__(self, batch: Any, step: int) -> Done:
-        """Do step ``step``, counted from 0, with this rank's rows of its batch."""
+    def __call__(self, parts: Sequence[Any], step: int) -> Done:
+        """Do step ``step``, counted from 0, with this rank's rows of its batch, in equal parts one after the other."""
         settings = self.run.optimiser
-        # Loss, in the recipe's precision.
         _copy(self._buffers, self._before)
         half = self.run.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half), _attention(self.device):
-            loss, logs = self.task.loss(self.parallel.predict(batch))
-        # Gradient.
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        logs: list[dict[str, Tensor]] = []
+        for batch in parts:
+            # Loss, in the recipe's precision.
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half), _attention(self.device):
+                loss, values = self.task.loss(self.parallel.predict(batch))
+            # Gradient of the mean over the parts.
+            (loss if len(parts) == 1 else loss / len(parts)).backward()
+            logs.append({"loss": loss.detach(), **values})
+            del loss, values  # before the next part is computed
+        loss = logs[0]["loss"] if len(logs) == 1 else torch.stack([values["loss"] for values in logs]).sum()
         norm = self.parallel.clip_gradient(self.module, settings.grad_clip)
         # Update the weights, unless the loss or the gradient is NaN or infinite. To read these, the host waits for the
         # device. It did so already when it moved the batch there.
@@ -99,7 +105,7 @@ class Steps:
         for optimiser in self.optimisers:
             optimiser.step()
         self.ema.update(self.module, step)
-        return Done({"loss": loss.detach(), "grad_norm": norm, **logs}, rate)
+        return Done([{"loss": logs[0].pop("loss"), "grad_norm": norm, **logs[0]}, *logs[1:]], rate)
 
 
 @torch.no_grad()

@@ -76,6 +76,16 @@ class Run(Section):
     Every other setting that the weights depend on must be the one that the checkpoint was trained with."""
 
     @property
+    def parts(self) -> int:
+        """In how many parts a batch is computed, one after the other."""
+        return 1
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The programs that are told every row of the log."""
+        return ()
+
+    @property
     def decisive(self) -> dict[str, Any]:
         """All settings that the weights depend on, as plain data."""
         return self.model_dump(mode="json", exclude=set(self.without_effect))

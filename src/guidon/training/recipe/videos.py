@@ -138,13 +138,23 @@ class VideosRecipe(Run):
     samples: Annotated[int, Field(ge=0, le=64)] = 4
     """Captions of held-out clips whose samples are shown each ``evaluate_every`` steps."""
     trackers: tuple[Tracker, ...] = ()
-    """Programs that are told every row of log.csv too."""
+    """Programs that are told every row of log.csv too, and shown the sheets."""
     cache: Path | None = None
     """Folder of the encoded clips and captions, which several runs may share. ``out`` if it is not given."""
 
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {"trackers", "samples", "sampling"}
     incidental: ClassVar[frozenset[str]] = Run.incidental | {"trackers", "gradient_checkpointing", "accumulate"}
     changeable: ClassVar[frozenset[str]] = Run.changeable | {"gradient_checkpointing", "accumulate", "data"}
+
+    @property
+    def parts(self) -> int:
+        """See ``Run``."""
+        return self.accumulate
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """See ``Run``."""
+        return self.trackers
 
     @property
     def result(self) -> Path:
