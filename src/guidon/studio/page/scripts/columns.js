@@ -29,7 +29,7 @@ const draw = () => {
   drawTwo();
   $("scrub").value = frame;
   $("now").textContent = `${frame + 1} of ${frames}`;
-  page.ready = String(result !== null && clips.every(loaded));
+  page.ready = String(model !== null && clips.every(loaded));
 };
 
 const drawTwo = () => {
@@ -45,7 +45,13 @@ const drawTwo = () => {
 const present = (found, about) => {
   const other = found !== result;
   result = found;
-  if (!found) return;
+  if (!found) {
+    for (const id of ["two", "inside", "carry"]) $(id).hidden = true;
+    $("shown").textContent = "Clips";
+    $("about").textContent = about;
+    layColumns();
+    return draw();
+  }
   images.forEach((_, id) => everyIds().has(id) || images.delete(id));
   frames = found.frames ?? frames;
   height = found.height ?? height;

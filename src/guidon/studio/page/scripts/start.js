@@ -68,8 +68,8 @@ $("model").addEventListener("change", async () => {
     takeModel(await ask("api/model", { name: $("model").value }));
     settings = fresh();
     $("prompt").value = model.prompts[0] ?? "";
-    layColumns();
-    draw();
+    press();
+    present(null, "Nothing was made with this model yet.");
   } catch (error) {
     complain("error", error);
     $("model").value = model.name;
@@ -105,8 +105,8 @@ const start = async () => {
     const done = hello.runs.filter((job) => job.kind === "comparison" && job.state === "done").at(-1);
     const working = hello.runs.find((job) => job.kind === "comparison" && !isOver(job));
     if (done) await openRun(done.id);
-    else if (example) present(example, "An example that comes with Guidon: no guidance, the model's own, and far too much.");
-    else layColumns();
+    else if (usable) present(example, "An example that comes with Guidon: no guidance, the model's own, and far too much.");
+    else present(null, "Nothing was made yet: press Generate.");
     play(!calm.matches && frames > 1);
     for (const job of hello.runs.filter((one) => one.kind === "study" && !isOver(one))) follow(await ask(`api/job/${job.id}`), listRun);
     if (working) {
