@@ -171,16 +171,15 @@ def arrangements(work):
 @torch.no_grad()
 def test_weights_are_arranged_once_for_all_steps_bit_for_bit(monkeypatch):
     made = network()
-    caption = made.prepare(FEATURES)
+    caption, first = made.prepare(FEATURES), made.prepare(FEATURES[:1])
     with monkeypatch.context() as patch:
         patch.setattr(products, "MOST_ARRANGED", 0)
         assert not arrangements(lambda: made(X, T, caption))
-        plain = made(X, T, caption)
+        plain, alone = made(X, T, caption), made(X[:1], T[:1], first)
     assert arrangements(lambda: made(X, T, caption)) == 2 * 6  # both attentions: 4, the MLP: 2; the caption is short
     assert not arrangements(lambda: made(X, T, caption))
     assert torch.equal(made(X, T, caption), plain)
-    one = made.prepare(FEATURES[:1])
-    assert torch.equal(made(X[:1], T[:1], one), made(X, T, made.prepare(FEATURES))[:1])  # other rows, the same weights
+    assert torch.equal(made(X[:1], T[:1], first), alone)  # a batch of another size, with the same weights
 
 
 @torch.no_grad()
