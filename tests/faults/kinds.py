@@ -807,6 +807,56 @@ def _(folder: Path) -> str:
     return digest(progress, hash_tensors(module.state_dict()), hash_tensors(ema.state_dict()), optimiser.state_dict())
 
 
+def _sharded_parts(folder: Path) -> tuple[Any, Any, Any, Any]:
+    """A checkpoint that is a folder, and the module, averages and optimiser that it holds."""
+    from guidon.core.ranks import ALONE
+    from guidon.training.ema import EMA
+    from guidon.training.shards import ShardedCheckpoint
+
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2)
+    optimiser, ema = torch.optim.AdamW(module.parameters()), EMA(module, 0.9)
+    identity = {"steps": 3, "optimiser": {"lr": 0.1}}
+    path = folder / "checkpoint"
+    return ShardedCheckpoint(path, identity, frozenset(), module, ema, [optimiser], ALONE), module, ema, optimiser
+
+
+def _sharded(folder: Path) -> None:
+    from guidon.training.state import Progress
+
+    checkpoint, module, _, optimiser = _sharded_parts(folder)
+    module(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    checkpoint.save(Progress(3, 1.5, 0, ({"step": "1", "loss": "0.5"},)))
+
+
+def _part_of_sharded(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
+    return (mutations.as_json if data[:1] == b"{" else mutations.as_safetensors)(data, other, rng)
+
+
+def _good_sharded(folder: Path) -> None:
+    """Write the right hashes into state.json."""
+    path = folder / "checkpoint" / "state.json"
+    try:
+        state = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    if isinstance(state, dict):
+        state["files"] = {part.name: hash_files(part) for part in path.parent.glob("*.safetensors")}
+        state["digest"] = hash_settings({name: value for name, value in state.items() if name != "digest"})
+        path.write_text(json.dumps(state))
+
+
+@kind("sharded checkpoint of a run", "checkpoint/*", make=_sharded, structure=_part_of_sharded, digested=True, cost=3)
+def _(folder: Path) -> str:
+    checkpoint, module, ema, optimiser = _sharded_parts(folder)
+    progress = checkpoint.load()
+    return digest(progress, hash_tensors(module.state_dict()), hash_tensors(ema.state_dict()), optimiser.state_dict())
+
+
+also("sharded checkpoint with good hashes", "sharded checkpoint of a run", digested=False, mend=_good_sharded)
+
+
 # A user's own clips
 
 

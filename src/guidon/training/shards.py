@@ -7,6 +7,8 @@ written beside the last checkpoint and takes its place when it is whole.
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, field_validator
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..checkpoints.component import refuse_misfit
@@ -33,6 +36,7 @@ from .state import DELETE, Checkpoint, Progress, read_state
 
 FILE, FOLDER = "checkpoint.pt", "checkpoint"  # of a run, in its folder
 STATE_FILE, PARTS = "state.json", "*.safetensors"  # in the folder of a sharded checkpoint
+PLACES = "DCP_SHARDING_INFO"  # where a part lies in its tensor, in the header of a file
 MODULE, AVERAGE, OPTIMISER = "module.", "ema.", "optimiser"  # beginnings of the names of tensors
 
 
@@ -188,7 +192,29 @@ def read_sharded(path: Path, ranks: Ranks) -> ShardedState:
     with reading(path, "a checkpoint", DELETE):
         if wrong := [name for name in found if found[name] != state.files[name]]:
             raise ValueError(f"the content of {wrong[0]} is not what was written")
+        _refuse_gaps(path, state)
     return state
+
+
+def _refuse_gaps(folder: Path, state: ShardedState) -> None:
+    """Refuse files that do not hold every value of every tensor once.
+
+    Raises:
+        ValueError: they do not.
+    """
+    held = dict.fromkeys(state.tensors, 0)
+    for name in state.files:
+        with safe_open(folder / name, framework="pt") as file:
+            places = json.loads((file.metadata() or {})[PLACES])
+            for tensor in file.keys():  # noqa: SIM118
+                shape, whole = file.get_slice(tensor).get_shape(), state.tensors[tensor]
+                first = places[tensor]["saved_offsets"]
+                ends = [begin + length for begin, length in zip(first, shape, strict=True)]
+                if any(not 0 <= begin <= end <= size for begin, end, size in zip(first, ends, whole, strict=True)):
+                    raise ValueError(f"a part of {tensor} in {name} is outside of it")
+                held[tensor] += math.prod(shape)
+    if wrong := [tensor for tensor, count in held.items() if count != math.prod(state.tensors[tensor])]:
+        raise ValueError(f"its files do not hold {wrong[0]} as a whole")
 
 
 def checkpoint_of(
