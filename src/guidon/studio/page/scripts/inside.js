@@ -33,7 +33,7 @@ const traceOf = (own, at, top) => {
   });
   rows.ariaLabel = `Mean norm of cond minus uncond, ${means.join(", ")}`;
   card.append(rows, make("div", { className: "ends" }, make("span", { textContent: `noise, timestep ${number(own.trace.timestep[0], 4)}` }), make("span", { textContent: `timestep ${number(own.trace.timestep.at(-1), 4)}` })));
-  const button = make("button", { type: "button", textContent: "What the decoder shows of it", disabled: !result.run });
+  const button = make("button", { type: "button", textContent: "What the decoder shows of it", hidden: !result.run });
   const shown = make("div", { role: "status" });
   button.addEventListener("click", async () => {
     button.disabled = true;

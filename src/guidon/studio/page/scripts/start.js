@@ -105,7 +105,7 @@ const start = async () => {
     const done = hello.runs.filter((job) => job.kind === "comparison" && job.state === "done").at(-1);
     const working = hello.runs.find((job) => job.kind === "comparison" && !isOver(job));
     if (done) await openRun(done.id);
-    else if (usable) present(example, "An example that comes with Guidon: no guidance, the model's own, and far too much.");
+    else if (usable) present(example, "An example that comes with Guidon: no guidance, the model's own, and twice its scale on all channels at every step.");
     else present(null, "Nothing was made yet: press Generate.");
     play(!calm.matches && frames > 1);
     for (const job of hello.runs.filter((one) => one.kind === "study" && !isOver(one))) follow(await ask(`api/job/${job.id}`), listRun);
