@@ -212,16 +212,18 @@ def _opened(content: Content) -> Iterator[tuple[Any, Any]]:
 
 
 def _look_at_video(content: Content) -> Look:
-    # When frames are shown: the packets say it.
+    # When frames are shown: the packets say it. They are not kept, since together they are the file.
+    times: list[int | None] = []
+    last, damaged = 0, False
     with _opened(content) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        times = [packet.pts for packet in packets]
-        shown = [packet.duration for packet in packets if packet.duration]
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                times.append(packet.pts)
+                last, damaged = packet.duration or last, damaged or packet.is_corrupt
         promised, tick = stream.frames, float(stream.time_base)
         rate = float(stream.average_rate or stream.guessed_rate or 8)
-        damaged = any(packet.is_corrupt for packet in packets)
-    if damaged or 0 < len(packets) < 0.9 * promised:
-        raise ValueError(f"it ends early: it holds {len(packets)} of {promised} frames")
+    if damaged or 0 < len(times) < 0.9 * promised:
+        raise ValueError(f"it ends early: it holds {len(times)} of {promised} frames")
     counted = None in times or len(set(times)) < len(times)
     # Its first frame, or all of them where only decoding tells how many there are.
     with _opened(content) as (container, stream):
@@ -246,8 +248,8 @@ def _look_at_video(content: Content) -> Look:
     if counted:
         return Look(height, width, "counted", np.arange(count), 1 / rate, count / rate)
     ticks = np.sort(np.array(times, np.int64))
-    last = shown[-1] if shown else 1 / (rate * tick)
-    return Look(height, width, "video", ticks, tick, float(ticks[-1] - ticks[0] + last) * tick)
+    shown = last or 1 / (rate * tick)  # the last frame
+    return Look(height, width, "video", ticks, tick, float(ticks[-1] - ticks[0] + shown) * tick)
 
 
 def _decoded(content: Content, found: Look, ticks: Sequence[int], *, from_start: bool) -> Iterator[np.ndarray]:
