@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -940,6 +941,35 @@ def _own_videos(folder: Path) -> None:
 @kind("own clips, decoded", "*", make=_own_videos, cost=2)
 def _(folder: Path) -> str:
     return _cut(folder, size=(16, 16), frames=3, fps=6.0)
+
+
+def _own_seen(folder: Path) -> None:
+    from guidon.media.streaming import Content
+    from guidon.training.data.seen import Seen, SeenFiles
+
+    known = SeenFiles(folder, _own_data(folder))
+    (folder / "a").write_text("a file")
+    os.utime(folder / "a", (1, 1))
+    seen = Seen("0" * 64, "video", 9, 16, 0, 0.1, 2.5, 8.0, (8, 8), ((0, 1), (4, 5)), False, True)
+    known.add(Content(folder / "a"), seen)
+    known.keep()
+
+
+def _own_data(folder: Path) -> Any:
+    from guidon.training.recipe.data import Data
+
+    return Data(folder=folder, size=(8, 8))
+
+
+@kind("what was found in own clips", "*.jsonl", make=_own_seen, structure=_row, digested=True)
+def _(folder: Path) -> str:
+    from guidon.training.data.seen import SeenFiles
+
+    known = SeenFiles(folder, _own_data(folder))
+    rows = [found for _, found in known._before.values()]  # by absolute paths, which are others in a copy
+    if not rows:
+        raise InputError("looked at again")
+    return digest(rows)
 
 
 def _own_stored(folder: Path) -> None:

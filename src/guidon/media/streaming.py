@@ -131,7 +131,10 @@ class Look:
 
 def looks_like_media(content: Content) -> bool:
     """Whether a file without a known suffix begins as a video or a picture does."""
-    head = content.head()
+    try:
+        head = content.head()
+    except OSError:  # it cannot be read at all
+        return False
     return head.startswith(_HEADS) or head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"))
 
 

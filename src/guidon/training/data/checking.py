@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from ...core.progress import progress
 from ...media.streaming import Look, frames_at, look, looks_like_media, refuse_missing_libraries
 from ..recipe.data import Data, Size, Wanted
 from .defects import Defect, counted
+from .seen import Seen, SeenFiles
 from .sources import Given, Listing, list_files
 
 THREADS = 8  # files that are looked at together, at the most
+HELD = -1  # the number of the folder that is held out
 MOST_CLASSES = 100_000  # a larger number of a class is a mistake, and would ask for as many rows in a table
 
 
@@ -113,12 +115,13 @@ def _summary(what: str, clips: Sequence[Clip]) -> str:
     return f"{what}: {len(clips)} clips of {files} files{length}"
 
 
-def check_data(data: Data, wanted: Wanted, *, thorough: bool = False) -> Checked:
+def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thorough: bool = False) -> Checked:
     """Look at all files of a recipe's data section.
 
     Args:
         data: the section.
         wanted: what clips are trained with. Files without it cannot be used.
+        place: the folder that holds what was found at an earlier check; None to look at all files again.
         thorough: decode all frames of all clips too, which finds damage inside of files.
 
     Raises:
@@ -129,36 +132,34 @@ def check_data(data: Data, wanted: Wanted, *, thorough: bool = False) -> Checked
     listing = Listing()
     for number, folder in enumerate(data.folders):
         list_files(folder, number, listing)
-    trained = len(listing.given)
     if isinstance(data.validation, Path):
-        list_files(data.validation, -1, listing)
+        list_files(data.validation, HELD, listing)
     defects, notes = listing.defects, listing.notes
     # What is said of each file.
-    usable: list[tuple[int, Given]] = []
-    for number, given in enumerate(listing.given):
+    usable: list[Given] = []
+    for given in listing.given:
         if (defect := _unsaid(given, data, wanted)) is not None:
             defects.append(defect)
         else:
-            usable.append((number, given))
+            usable.append(given)
     # The files themselves, several at a time. Results come in the order of the files.
     clips: list[Clip] = []
     held: list[Clip] = []
     first: dict[str, Given] = {}
     uneven, slow = 0, 0
-    for (number, given), outcome in _looked_at([given for _, given in usable], usable, data, thorough):
+    for given, outcome in _looked_at(usable, data, SeenFiles(place, data), thorough):
         if isinstance(outcome, Defect):
             defects.append(outcome)
             continue
-        sha256, found, own = outcome
-        if (same := first.setdefault(sha256, given)) is not given:
+        if (same := first.setdefault(outcome.sha256, given)) is not given:
             where = f" ({same.row})" if same.row else ""
             twice = same.name == given.name
             why = f"it is given twice, first{where}" if twice else f"it has the same content as {same.name}{where}"
             defects.append(given.defect("duplicate", f"{why}: remove one"))
             continue
-        uneven += data.fps is None and not found.is_steady
-        slow += data.fps is not None and found.fps is not None and data.fps > 1.01 * found.fps
-        (held if number >= trained else clips).extend(own)
+        uneven += outcome.uneven
+        slow += outcome.slow
+        (held if given.folder == HELD else clips).extend(_clips_of(given, outcome, data))
     if uneven:
         notes.append(f"{uneven} videos show some frames longer than others: give fps for clips of an even motion")
     if slow:
@@ -202,29 +203,33 @@ def _unsaid(given: Given, data: Data, wanted: Wanted) -> Defect | None:
 
 
 def _looked_at(
-    given: Sequence[Given], numbered: Sequence[tuple[int, Given]], data: Data, thorough: bool
-) -> Iterator[tuple[tuple[int, Given], Defect | tuple[str, Look, list[Clip]]]]:
-    """Each file with its hash, what is known of it and its clips; or with what is wrong with it."""
+    given: Sequence[Given], data: Data, known: SeenFiles, thorough: bool
+) -> Iterator[tuple[Given, Defect | Seen]]:
+    """Each file with what was found in it, or with what is wrong with it."""
     ended = False
 
-    def work(one: Given) -> Defect | tuple[str, Look, list[Clip]]:
+    def work(one: Given) -> Defect | Seen:
         if ended:
             raise KeyboardInterrupt
-        return _look_at(one, data, thorough)
+        found = None if thorough else known.find(one.content)
+        return found or _look_at(one, data, thorough)
 
     with (
         progress(f"checking {len(given)} files", "files") as on_step,
         ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads,
     ):
         try:
-            for done, (one, outcome) in enumerate(zip(numbered, threads.map(work, given), strict=True), 1):
+            for done, (one, outcome) in enumerate(zip(given, threads.map(work, given), strict=True), 1):
+                if isinstance(outcome, Seen):
+                    known.add(one.content, outcome)
                 yield one, outcome
                 on_step(done, len(given))
         finally:
             ended = True
+            known.keep()
 
 
-def _look_at(given: Given, data: Data, thorough: bool) -> Defect | tuple[str, Look, list[Clip]]:
+def _look_at(given: Given, data: Data, thorough: bool) -> Defect | Seen:
     content = given.content
     try:
         found = look(content)
@@ -246,22 +251,36 @@ def _look_at(given: Given, data: Data, thorough: bool) -> Defect | tuple[str, Lo
         rate = f" at {data.fps:g} frames per second" if data.fps and found.kind != "picture" else ""
         why = f"it has {len(times)} frame{'s' * (len(times) != 1)}{rate}, fewer than {min(data.lengths)}"
         return given.defect("too short", f"{why}: choose fewer frames, or remove it")
-    fps = 0.0 if found.fps is None else data.fps or found.fps
-    sha256 = content.sha256()
-    own = replace(found, ticks=found.ticks[:1].copy())
-    bucket = Bucket(length, *size)
-    clips = [
-        Clip(given, sha256, own, bucket, tuple(map(int, times[start : start + length])), fps, data.crop)
-        for start in _starts(len(times), length, data.clips_per_video)
+    starts = _starts(len(times), length, data.clips_per_video)
+    clips = tuple(tuple(map(int, times[start : start + length])) for start in starts)
+    try:
+        for clip in clips if thorough else ():
+            for _ in frames_at(content, found, clip):
+                pass
+    except InputError as error:
+        return given.defect("undecodable", str(error).removeprefix(f"{content.shown} "))
+    return Seen(
+        sha256=content.sha256(),
+        kind=found.kind,
+        height=found.height,
+        width=found.width,
+        first=int(found.ticks[0]),
+        tick=found.tick,
+        seconds=found.seconds,
+        fps=0.0 if found.fps is None else data.fps or found.fps,
+        size=size,
+        clips=clips,
+        uneven=data.fps is None and not found.is_steady,
+        slow=data.fps is not None and found.fps is not None and data.fps > 1.01 * found.fps,
+    )
+
+
+def _clips_of(given: Given, seen: Seen, data: Data) -> list[Clip]:
+    found = Look(seen.height, seen.width, cast("Any", seen.kind), np.array([seen.first]), seen.tick, seen.seconds)
+    return [
+        Clip(given, seen.sha256, found, Bucket(len(ticks), *seen.size), ticks, seen.fps, data.crop)
+        for ticks in seen.clips
     ]
-    if thorough:
-        try:
-            for clip in clips:
-                for _ in frames_at(content, own, clip.ticks):
-                    pass
-        except InputError as error:
-            return given.defect("undecodable", str(error).removeprefix(f"{content.shown} "))
-    return sha256, found, clips
 
 
 def _size_for(height: int, width: int, data: Data) -> Size | None:

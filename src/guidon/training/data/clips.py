@@ -233,7 +233,7 @@ def checked_and_stored(
     Raises:
         InputError: files cannot be used, or there is nothing to train on.
     """
-    checked = check_data(data, wanted)
+    checked = check_data(data, wanted, place=shards.folder)
     leave_out, speaks = data.unreadable == "leave_out", not own_rank()
     for line in checked.notes if speaks else ():
         note(line)

@@ -155,7 +155,7 @@ class Shards:
             self.refresh()
             if not worked:
                 if not waited:
-                    note(f"waiting for another process that makes the rest of the {self.kind}")
+                    note("waiting for another process, which does the rest")
                 waited = True
                 time.sleep(LOOK)
         on_step(len(keys), len(keys))
