@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -211,3 +212,26 @@ def test_arranged_weights_take_a_bounded_memory_and_stay_with_their_network(monk
     assert not arrangements(lambda: network()(X, T, caption))
     with torch.enable_grad():
         assert not arrangements(lambda: network()(X, T, caption))
+
+
+@torch.no_grad()
+def test_weights_that_are_made_for_each_product_are_not_kept():
+    """Their memory is that of another weight soon."""
+
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    made = network()
+    caption = made.prepare(FEATURES)
+    before = made(X, T, caption)
+    for block in made.blocks:
+        parametrize.register_parametrization(block.mlp.fc2, "weight", Twice())
+        parametrize.register_parametrization(block.attn.proj, "weight", Twice())
+    assert arrangements(lambda: made(X, T, caption)) == 0
+    found = made(X, T, caption)
+    for block in made.blocks:
+        parametrize.remove_parametrizations(block.mlp.fc2, "weight")
+        parametrize.remove_parametrizations(block.attn.proj, "weight")
+    assert torch.equal(made(X, T, caption), found)
+    assert not torch.equal(found, before)

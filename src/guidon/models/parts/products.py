@@ -57,7 +57,7 @@ class Arranged:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[object, Tensor]] = {}
+        self._kept: dict[int, tuple[nn.Parameter, object, Tensor]] = {}
         self._bytes = 0
 
     def __reduce__(self) -> tuple[type[Arranged], tuple[()]]:
@@ -79,19 +79,18 @@ class Arranged:
 
     def of(self, weight: Tensor, rows: int) -> Tensor:
         """The weight (N, K), arranged for a product of so many rows; itself where it is not kept."""
-        if rows > MOST_ROWS:
+        if rows > MOST_ROWS or not isinstance(weight, nn.Parameter):  # others may be made anew for every product
             return weight
-        place = weight.data_ptr()
-        state = weight.shape, weight.stride(), weight.dtype, 0 if weight.is_inference() else weight._version
-        found = self._kept.get(place)
-        if found is not None and found[0] == state:
-            return found[1]
+        state = weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version
+        found = self._kept.get(id(weight))
+        if found is not None and found[1] == state:
+            return found[2]
         if found is None:
             if self._bytes + weight.nbytes > MOST_ARRANGED:
                 return weight
             self._bytes += weight.nbytes
         made = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-        self._kept[place] = state, made
+        self._kept[id(weight)] = weight, state, made
         return made
 
 
