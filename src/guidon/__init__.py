@@ -7,6 +7,7 @@
 
 Models and clips:
     load: a model's pipeline, by its name or from a folder of weights.
+    from_pretrained: that of a model folder, or of a repository on the Hub.
     Pipeline: a text encoder, a network and an autoencoder; call it with a prompt.
     Choices: the settings of a clip; help(guidon.Choices) lists them.
     CallOptions: every keyword of a call, with those of diffusers.
@@ -73,6 +74,7 @@ _ROOMS = {
     "apply": "bridges.diffusers.apply",
     "channel_scale": "bridges.diffusers.scale",
     "from_diffusers": "pipeline",
+    "from_pretrained": "pipeline",
     "inspect_checkpoint": "models.checkpoint",
     "load": "pipeline",
     "load_checkpoint": "models.checkpoint",
@@ -105,6 +107,7 @@ __all__ = [
     "channel_scale",
     "conditioning",
     "from_diffusers",
+    "from_pretrained",
     "iddpm",
     "inspect_checkpoint",
     "load",
@@ -129,7 +132,7 @@ if TYPE_CHECKING:
     from .guidance import ChannelScale, Guidance, GuidanceTrace, GuidedDenoiser, Sparing
     from .media import Video
     from .models.checkpoint import inspect_checkpoint, load_checkpoint
-    from .pipeline import Pipeline, from_diffusers, load, reproduce, wrap
+    from .pipeline import Pipeline, from_diffusers, from_pretrained, load, reproduce, wrap
     from .pipeline.calls import CallOptions
     from .request import Choices, Request
 

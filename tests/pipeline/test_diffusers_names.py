@@ -191,5 +191,5 @@ def test_the_ways_in_of_diffusers_say_what_to_do():
         guidon.load(torch_dtype=torch.float16)
     with pytest.raises(InputError, match=r"load has no 'devic' .did you mean 'device'"):
         guidon.load(devic="cpu")
-    with pytest.raises(AttributeError, match=r"has no attribute 'from_pretrained': call guidon.load"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'from_pretrained': call guidon.from_pretrained"):
         guidon.Pipeline.from_pretrained("a")

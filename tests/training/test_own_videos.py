@@ -89,7 +89,7 @@ def recipe(folder, clips, frames, network, vae_steps, steps):
         data["clips_per_video"] = 3
     values = {
         "out": str(folder / "run"),
-        "common": {"every": {"device": "cpu", "batch_size": 16, "ema_decay": 0.99, "data": data}},
+        "common": {"every": {"device": "cpu", "batch_size": 8, "ema_decay": 0.99, "data": data}},
         "stages": {
             "vae": {
                 "task": "vae", "steps": vae_steps, "log_every": 50, "optimiser": {"lr": 2e-3, "warmup_steps": 20},
@@ -118,8 +118,8 @@ def logged(folder, stage, column):
 @pytest.mark.long
 def test_twenty_videos_train_to_clips_of_their_palette_and_pan(tmp_path):
     clips = write_folder(tmp_path / "clips", 24)
-    network = {"family": "stdit", "hidden_size": 96, "depth": 4, "num_heads": 4}
-    model = run_recipe(recipe(tmp_path, clips, 8, network, 300, 1000))
+    network = {"family": "stdit", "hidden_size": 64, "depth": 3, "num_heads": 4}
+    model = run_recipe(recipe(tmp_path, clips, 8, network, 200, 900))
     found = logged(tmp_path, "network", "val_mse")
     print(f"psnr {logged(tmp_path, 'vae', 'psnr')[-1]:.1f} dB, val_mse {found}")
     assert min(found) < 0.7 * found[0]
@@ -139,8 +139,8 @@ def test_twenty_videos_train_to_clips_of_their_palette_and_pan(tmp_path):
 @pytest.mark.long
 def test_twenty_pictures_train_to_pictures_of_their_palette(tmp_path):
     clips = write_folder(tmp_path / "pictures", 1)
-    network = {"family": "pixart", "hidden_size": 96, "depth": 3, "num_heads": 4}
-    model = run_recipe(recipe(tmp_path, clips, 1, network, 300, 600))
+    network = {"family": "pixart", "hidden_size": 64, "depth": 3, "num_heads": 4}
+    model = run_recipe(recipe(tmp_path, clips, 1, network, 200, 500))
     found = logged(tmp_path, "network", "val_mse")
     print(f"psnr {logged(tmp_path, 'vae', 'psnr')[-1]:.1f} dB, val_mse {found}")
     assert min(found) < 0.7 * found[0]

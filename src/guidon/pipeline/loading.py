@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
@@ -13,6 +14,8 @@ from ..core.errors import InputError, quoted, setting
 from ..core.settings import validated
 from ..media import Video
 from ..models.catalogue import find_model, find_preset
+from ..models.finding import find_on_hub
+from ..models.small import DENOISER
 from ..models.sources import Sources
 from ..request import DIFFUSERS, DtypeName
 from .calls import RunOptions
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
     from ..bridges.diffusers.networks import Frequencies
     from .diffusers_pipeline import DiffusersPipeline
+
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class LoadOptions(TypedDict, total=False):
@@ -128,6 +134,29 @@ def load(model: str | Path = "guidon-small", **options: Any) -> Any:
     found = find_model(preset, sources, place)
     compilation = Compilation(place) if asked.compile else None
     return Pipeline(choose(asked, preset, found, place), found, place, sources, compilation)
+
+
+def from_pretrained(model: str | Path, **options: Unpack[LoadOptions]) -> Pipeline:
+    """The pipeline of a model folder, or of one on the Hub, such as ``save_pretrained`` and ``push_to_hub`` write.
+
+    Args:
+        model: a folder; or "user/repository" of the Hub, which is taken from its local cache, or with
+            ``download=True`` fetched there.
+        options: the keywords of ``load``.
+
+    Raises:
+        InputError: there is no such folder, and it is not in the Hub's cache or cannot be downloaded; and as ``load``.
+    """
+    if not isinstance(model, str | Path):
+        raise InputError(f"model is {quoted(model)}: give a folder, or user/repository")
+    if Path(model).is_dir():
+        return load(model, **options)
+    if not REPOSITORY.fullmatch(str(model)):
+        raise InputError(f"model {str(model)!r} is neither a folder nor a repository: give user/repository")
+    place = find_on_hub(str(model), None, bool(options.get("download")), "model")
+    if (place / DENOISER).is_file():  # a folder that brings its own weights, all of them
+        options.pop("download", None)
+    return load(place, **options)
 
 
 def reproduce(manifest: str | Path | Mapping[str, Any], **options: Unpack[ReproduceOptions]) -> Video | list[Video]:

@@ -497,6 +497,40 @@ class Pipeline(metaclass=_Named):
             **({"lossy": lossy} if lossy else {}),
         }
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Save the model as a folder in the Hub's form: config.json, safetensors, the autoencoder, and a card.
+
+        ``guidon.from_pretrained(folder)`` reads it without further options. Adapters are merged into the weights. T5,
+        which is large, stays where it is; a file of features is copied. Other files in the folder stay.
+
+        Raises:
+            InputError: the weights are a diffusers pipeline's, or of a family that has no such folder.
+        """
+        from .saving import save
+
+        return save(self, Path(folder))
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None, commit_message: str | None = None
+    ) -> str:
+        """Send the model to a repository of the Hub, as ``save_pretrained`` saves it.
+
+        Args:
+            repository: "user/name"; it is made if it does not exist.
+            private: whether a new one is private.
+            token: of the account; None for that of ``hf auth login``.
+            commit_message: what the Hub's history says.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: the Hub refuses, or cannot be reached; or as ``save_pretrained``.
+        """
+        from .saving import push
+
+        return push(self, repository, private=private, token=token, message=commit_message)
+
     def set_progress_bar_config(self, *, disable: bool = False) -> None:
         """Show the progress of calls (the default), or never."""
         self._shows_progress = not disable

@@ -31,12 +31,15 @@ from ..core.limits import is_out_of_memory
 from ..core.locks import LOCK_NAME, held
 from ..core.ranks import ALONE, Ranks
 from ..core.reading import read_object
+from ..models.adapters.files import ADAPTER
+from ..models.trained.config import CONFIG
+from ..models.trained.writing import COMPONENTS, HUB, hub_folder
 from .demand import require_resources
 from .loop import Look, Task, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
 from .shards import step_of
 from .tasks import prepare
-from .tasks.export import ADAPTER, COMPONENTS, CONFIG, HUB, model_folder, own_folder
+from .tasks.export import model_folder
 
 KEY_LENGTH = 8  # characters of the key in a folder's name
 SEEN_AFTER = 60.0  # seconds after which a file that one machine wrote must be there on all others
@@ -285,7 +288,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _export(source: Path, target: Path) -> Path:
     """Copy what a stage exported, unless equal files are there already."""
     hub = any((source / name).is_file() for name in (CONFIG, *ADAPTER))
-    names, written = (HUB, own_folder) if hub else (COMPONENTS, model_folder)
+    names, written = (HUB, hub_folder) if hub else (COMPONENTS, model_folder)
     files, there = _files(source, names), _files(target, names)
     same = [path.relative_to(target) for path in there] == [path.relative_to(source) for path in files]
     if not same or hash_files(*there) != hash_files(*files):

@@ -101,6 +101,8 @@ class ClipFormat(Settings):
     """1 for an image."""
     fps: PositiveFloat
     """Frames per second of the clips that it was trained on."""
+    played: PositiveFloat | None = None
+    """Frames per second of the files that it makes; None for those of ``fps``."""
 
 
 class ModelConfig(Settings):

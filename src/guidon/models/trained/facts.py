@@ -43,7 +43,7 @@ def preset_of(folder: Path, config: ModelConfig, shape: NetworkConfig) -> Preset
         weights=folder,
         source=str(folder),
         bench="video",
-        fps=config.clip.fps,
+        fps=config.clip.played or config.clip.fps,
         source_fps=config.clip.fps,
         sizes=sizes,
         is_image=image,

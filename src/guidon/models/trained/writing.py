@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,36 @@ from torch import Tensor
 
 from ...checkpoints import refuse_broken
 from ...checkpoints.writing import safetensors_bytes
-from ...core.atomic import write_bytes, write_json
+from ...core.atomic import atomic_folder, write_bytes, write_json
+from ..adapters.files import ADAPTER
 from ..parts.reading import POSITIONS
-from .config import CARD, CHECKPOINT, CONFIG, FAMILIES, IMAGES, KEY, PICTURE, ModelConfig, NetworkConfig
+from ..small import DENOISER, DISTILLED, FAST, LOW_NOISE, TEXT, VAE
+from .config import CARD, CHECKPOINT, CONFIG, FAMILIES, FEATURES, IMAGES, KEY, PICTURE, ModelConfig, NetworkConfig
+
+COMPONENTS = (DENOISER, LOW_NOISE, DISTILLED, TEXT, VAE)
+"""The files of a folder of components."""
+HUB = (*COMPONENTS, CONFIG, CARD, PICTURE, CHECKPOINT, FEATURES, FAST, "vae", *ADAPTER)
+"""All files and folders of a model folder in the Hub's form, or of a folder of adapters."""
+
+
+@contextmanager
+def hub_folder(target: Path) -> Iterator[Path]:
+    """A new folder for a model in the Hub's form, or for adapters; see ``folder_with_others``."""
+    with folder_with_others(target, HUB) as folder:
+        yield folder
+
+
+@contextmanager
+def folder_with_others(target: Path, own: tuple[str, ...]) -> Iterator[Path]:
+    """A new folder in place of ``target``, to which files of it are copied that are not named in ``own``."""
+    with atomic_folder(target) as folder:
+        yield folder
+        others = [path for path in target.iterdir() if path.name not in own] if target.is_dir() else []
+        for path in others:
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, folder / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, folder / path.name, follow_symlinks=False)
 
 
 def write_config(folder: Path, config: ModelConfig, network: NetworkConfig) -> None:

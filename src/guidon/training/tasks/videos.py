@@ -36,7 +36,7 @@ from ...models.trained.config import (
 )
 from ...models.trained.facts import facts_of_network, preset_of
 from ...models.trained.networks import new_network
-from ...models.trained.writing import write_card, write_config, write_network
+from ...models.trained.writing import hub_folder, write_card, write_config, write_network
 from ..data.clips import OwnBatch, PreparedClips
 from ..data.draws import draw_timesteps
 from ..preview import Preview
@@ -48,7 +48,6 @@ from .beginning import Beginning, words_encoder
 from .blocks import prepare_blocks
 from .conditioned import Conditioned
 from .denoiser import part_of
-from .export import own_folder
 from .inputs import Inputs
 
 SHEETS = "sheets"  # the folder of a run that holds the sheets of samples
@@ -231,7 +230,7 @@ class VideosTask:
         if self.recipe.lora is not None:
             return self._export_adapters(weights, sheets[-1] if sheets else None, record)
         denoiser = part_of(weights, "denoiser.")
-        with own_folder(self.recipe.result) as folder:
+        with hub_folder(self.recipe.result) as folder:
             self.vae.copy_to(folder)
             if config.layout == "components":
                 values = dataclasses.asdict(self.config) | diffusion_of(self.beginning)
@@ -253,7 +252,7 @@ class VideosTask:
         assert recipe.start is not None
         told = {"rank": recipe.lora.rank, **{name: record[name] for name in ("steps", "batch_size") if name in record}}
         shown = self.shown[0] if self.shown else "a caption"
-        with own_folder(recipe.result) as folder:
+        with hub_folder(recipe.result) as folder:
             write_adapters(folder, denoiser, weights, recipe.lora, list(self.targets), recipe.start)
             text = card(recipe.start, shown, type(denoiser).__name__, told)
             if sheet is not None:
