@@ -812,7 +812,7 @@ def _sharded_parts(folder: Path) -> tuple[Any, Any, Any, Any]:
     """A checkpoint that is a folder, and the module, averages and optimiser that it holds."""
     from guidon.core.ranks import ALONE
     from guidon.training.ema import EMA
-    from guidon.training.shards import ShardedCheckpoint
+    from guidon.training.sharded import ShardedCheckpoint
 
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2)

@@ -21,7 +21,7 @@ from guidon.cli import together
 from guidon.core.errors import InputError
 from guidon.core.ranks import Ranks
 from guidon.training import run_recipe
-from guidon.training.shards import step_of
+from guidon.training.sharded import step_of
 from guidon.training.tasks.vae import VAETask
 from ranks import Killed, on_ranks
 from recipes import at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
@@ -284,7 +284,7 @@ def test_the_folder_is_whole_or_the_one_before(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("guidon.training.shards.write_json", broken)
+    monkeypatch.setattr("guidon.training.sharded.write_json", broken)
     with pytest.raises(OSError, match="No space left"):
         run_recipe(vae_recipe(tmp_path, steps=4, **SHARDED))
     assert {path.name: path.read_bytes() for path in (tmp_path / "vae" / "checkpoint").iterdir()} == before

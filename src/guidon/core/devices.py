@@ -72,7 +72,8 @@ def check_device(name: str) -> None:
 def pick_device(name: str) -> torch.device:
     """The device with a name: "auto", "cpu", "cuda", "cuda:N" or "mps".
 
-    "auto" is CUDA if there is a CUDA device, else the CPU. Under torchrun it is the CUDA device of this rank.
+    "auto" is CUDA if there is a CUDA device, else the CPU. Under torchrun, CUDA without a number is the device of this
+    rank.
 
     Raises:
         InputError: the name is no device, or this machine does not have it.
@@ -80,10 +81,12 @@ def pick_device(name: str) -> torch.device:
     check_device(name)
     import torch
 
+    own = os.environ.get("LOCAL_RANK", "")
+    several = own.isdecimal() and int(own) < torch.cuda.device_count()
     if name == "auto":
-        own = os.environ.get("LOCAL_RANK", "")
-        several = own.isdecimal() and int(own) < torch.cuda.device_count()
         return torch.device((f"cuda:{own}" if several else "cuda") if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and several and torch.cuda.is_available():
+        return torch.device(f"cuda:{own}")
     asked, device = f"{setting('device')} {name!r}", torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{asked} was asked for but this machine has no CUDA: use cpu or auto")

@@ -34,7 +34,7 @@ from .parallel import local
 from .preview import Preview
 from .recipe import Run
 from .rows import ALL
-from .shards import checkpoint_of
+from .sharded import checkpoint_of
 from .state import Progress
 from .step import Steps, Trainable
 from .trackers import Tracker, open_trackers

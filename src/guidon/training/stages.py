@@ -37,7 +37,7 @@ from ..models.trained.writing import COMPONENTS, HUB, hub_folder
 from .demand import require_resources
 from .loop import Look, Task, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
-from .shards import step_of
+from .sharded import step_of
 from .tasks import prepare
 from .tasks.export import model_folder
 
