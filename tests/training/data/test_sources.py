@@ -109,6 +109,8 @@ def test_what_is_not_given_in_a_row_is_beside_the_file(tmp_path):
         ("[" * 9999, "bad row", "no JSON"),
         ('{"caption": "x"}', "bad row", "names no file"),
         ('{"file_name": 3, "caption": "x"}', "bad row", "not a path"),
+        ('{"file_name": "https://x.org/a.mp4", "caption": "x"}', "bad row", "it is an address"),
+        ('{"file_name": "bad.mp4"}', "bad row", "its caption cannot be used: "),
         ('{"file_name": "../a.mp4", "caption": "x"}', "outside", "outside the folder"),
         ('{"file_name": "b/../../a.mp4", "caption": "x"}', "outside", "outside the folder"),
         ('{"file_name": "a.mp4", "caption": ["x", "y"]}', "bad row", "give a text"),
@@ -117,13 +119,23 @@ def test_what_is_not_given_in_a_row_is_beside_the_file(tmp_path):
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_and_the_others_are_read(tmp_path, row, kind, why):
-    put(tmp_path, "a.mp4", "c.mp4")
+    put(tmp_path, "a.mp4", "c.mp4", "bad.mp4")
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
     (tmp_path / "metadata.jsonl").write_text(f'{row}\n{{"file_name": "c.mp4", "caption": "y"}}\n')
     found = listed(tmp_path)
     [defect] = found.defects
     assert (defect.kind, told(found)) == (kind, {"c": ("y", None)})
     assert why in str(defect)
     assert f"{tmp_path / 'metadata.jsonl'}, line 1" in str(defect)
+
+
+def test_a_caption_that_is_no_text_is_named(tmp_path):
+    put(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    (tmp_path / "b.txt").write_text("fine")
+    found = listed(tmp_path)
+    assert [(defect.kind, defect.file) for defect in found.defects] == [("bad row", str(tmp_path / "a.mp4"))]
+    assert told(found) == {"b": ("fine", None)}
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
@@ -215,6 +227,7 @@ def test_a_damaged_shard_is_named_and_what_is_before_the_damage_is_used(tmp_path
         (lambda folder: folder / "nothing", "is not there"),
         (lambda folder: packed(folder / "a.tar.gz", []), "unpack it"),
         (lambda folder: [(folder / name).write_text(ROWS_OF[name]) for name in METADATA_OF_BOTH] and folder, "leave one"),
+        (lambda folder: put(folder, "metadata.parquet"), "write its columns file_name and caption as metadata.jsonl"),
         (lambda folder: (folder / "a.csv").write_text("x,y\n") and folder / "a.csv", "names no column"),
         (lambda folder: (folder / "a.csv").write_text('path\n"a') and folder / "a.csv", "unexpected end of data in line 2"),
     ],

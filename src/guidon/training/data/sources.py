@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import tarfile
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -97,7 +98,7 @@ def list_files(place: Path, number: int, into: Listing) -> None:
         _list_rows(place, number, into)
     else:
         regular_file(place, "a video or a picture")
-        into.given.append(_beside(place, number, None))
+        _add_beside(place, number, None, into)
 
 
 def _list_folder(folder: Path, number: int, into: Listing) -> None:
@@ -105,6 +106,8 @@ def _list_folder(folder: Path, number: int, into: Listing) -> None:
     with reading(folder, "a folder of videos"):
         files = list(_walk(folder))
     lists = [path for path in files if path.name.lower() in METADATA]
+    if parquet := [path for path in files if path.name.lower() == "metadata.parquet"]:
+        raise InputError(f"{parquet[0]} is not read: write its columns file_name and caption as metadata.jsonl")
     if not any(path.parent == folder for path in lists):  # as Open-Sora and musubi-tuner name theirs
         lists += [path for path in files if path.parent == folder and path.suffix.lower() in _LISTS and _names(path)]
     governed: dict[Path, Path] = {}
@@ -126,10 +129,10 @@ def _list_folder(folder: Path, number: int, into: Listing) -> None:
             if suffix in MEDIA or (not suffix and looks_like_media(Content(path))):
                 unnamed.append(path)
         elif suffix in MEDIA or looks_like_media(Content(path)):
-            into.given.append(_beside(path, number, path.parent.name if path.parent != folder else None))
+            _add_beside(path, number, path.parent.name if path.parent != folder else None, into)
         elif path.with_suffix(".txt").is_file():
             into.defects.append(
-                Defect("unsupported", str(path), f"{_UNSUPPORTED}, though {path.stem}.txt has its caption")
+                Defect("unsupported", str(path), f"{path.stem}.txt says its caption, but {_UNSUPPORTED}")
             )
     for path in unnamed[:3]:
         into.notes.append(f"{path} is in no row of the metadata: it is not trained on")
@@ -160,12 +163,20 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _beside(path: Path, number: int, label: str | None) -> Given:
-    """A file whose caption is in the text file of its name."""
-    return Given(Content(path), _text_beside(path), label, "", number)
+def _add_beside(path: Path, number: int, label: str | None, into: Listing) -> None:
+    """Add a file whose caption is in the text file of its name."""
+    try:
+        into.given.append(Given(Content(path), _text_beside(path), label, "", number))
+    except InputError as error:
+        into.defects.append(Defect("bad row", str(path), f"its caption cannot be used: {error}"))
 
 
 def _text_beside(path: Path) -> str | None:
+    """The caption in the text file of a file's name; None if there is none.
+
+    Raises:
+        InputError: the text file cannot be read.
+    """
     place = path.with_suffix(".txt")
     return _one_line(read_text(place, "a caption")) if place != path and place.is_file() else None
 
@@ -201,6 +212,8 @@ def _given(folder: Path, values: Mapping[str, Any], row: str, number: int) -> Gi
     if not isinstance(name, str) or not name.strip():
         why = f"its file is {quoted(name)}, not a path" if name is not None else "it names no file"
         return Defect("bad row", row, f"{why}: give {PATH_KEYS[0]}")
+    if re.match(r"\w{2,}:/", name):
+        return Defect("bad row", name, "it is an address: fetch the file, and give its path", row)
     path = Path(name)
     if not path.is_absolute():
         if ".." in PurePosixPath(os.path.normpath(name)).parts:
@@ -217,7 +230,10 @@ def _given(folder: Path, values: Mapping[str, Any], row: str, number: int) -> Gi
         return Defect("bad row", str(path), f"its class is {quoted(label)}: give a name or a whole number", row)
     if label is None and path.parent != folder and not Path(name).is_absolute():
         label = path.parent.name
-    caption = _text_beside(path) if caption is None else _one_line(caption)
+    try:
+        caption = _text_beside(path) if caption is None else _one_line(caption)
+    except InputError as error:
+        return Defect("bad row", str(path), f"its caption cannot be used: {error}", row)
     return Given(Content(path), caption, None if label is None else _one_line(str(label)), row, number)
 
 
