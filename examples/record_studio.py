@@ -61,21 +61,23 @@ def act(page: Page, film: Recording) -> None:
     film.watch(5)
     page.click("#vocabulary summary")
     film.take(1.2)
-    for word in ("circle", "blue", "down"):
+    for word in ("circle", "blue", "right"):
         page.click(f"#words .chip:text-is('{word}')")
         film.take(0.9)
     page.click("#vocabulary summary")
     page.fill("#seed", "12")
-    page.locator(".setting[data-number='1']").scroll_into_view_if_needed()
+    page.locator("#columns").evaluate("one => one.scrollIntoView({block: 'start'})")
+    film.take(1.2)
     for channel in (0, 1):
         page.uncheck(f"#on{channel}-1")
         film.take(0.9)
-    page.evaluate("scrollTo({top: 0})")
     page.click("#generate")
+    page.locator("#working").evaluate("one => one.scrollIntoView({block: 'start'})")
     while page.is_visible("#working"):
         film.take()
         time.sleep(EVERY)
-    film.watch(5)
+    page.wait_for_selector("body[data-ready='true']")
+    film.watch(6)
     for selector, seconds in (("#two", 0.4), ("#inside", 5), ("#metrics", 4), ("#carry", 5), ("#study", 3)):
         page.locator(selector).evaluate("one => one.scrollIntoView({block: 'start'})")
         if selector == "#two":

@@ -1,6 +1,7 @@
 """The studio without a server: runs, the queue, sessions, refusals and what is carried on."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -49,21 +50,22 @@ def asked(tiny_model):
 
 def test_a_comparison_gives_clips_traces_metrics_and_what_changed(studio, asked):
     session = studio.open()
-    found = ended(studio, session, studio.compare(session, asked | {"seeds": 3})["id"])
+    found = ended(studio, session, studio.compare(session, asked | {"seeds": 5})["id"])
     assert found["state"] == "done", found
     result = found["result"]
     assert [own["letter"] for own in result["settings"]] == ["A", "B"]
     assert result["settings"][0]["words"] == "scale 3 on the first 3 channels, guided at every step, 2 steps"
     for own in result["settings"]:
-        assert len(own["clips"]) == len(own["commands"]) == len(own["python"]) == 3
+        assert len(own["clips"]) == len(own["commands"]) == len(own["python"]) == 5
         trace = own["trace"]
         assert np.shape(trace["difference"]) == np.shape(trace["scale"]) == (4, 2)
-        assert len(own["values"]["joint"]) == 3
+        assert len(own["values"]["joint"]) == 5
     assert [row[0] for row in result["settings"][0]["trace"]["scale"]] == [3, 3, 3, 1]
     (change,) = result["changes"]
     assert change["letter"] == "B"
     assert not change["same"]
-    assert "3 seeds" in change["note"]
+    assert "5 seeds" in change["note"]
+    assert any(re.search(r"[+-][\d.]+ px \[[+-]?[\d.]+, [+-]?[\d.]+\]", line) for line in change["lines"])
     assert result["truth"]["values"]["joint"] == [1.0]
     assert json.dumps(found)  # plain data
 
@@ -77,6 +79,30 @@ def test_the_clips_are_those_of_python_and_of_their_manifests(studio, asked, tin
         exec(own["python"][0].replace('video.save("clip.mp4")', ""), names)
         assert np.array_equal(names["video"].frames, frames)
         assert np.array_equal(guidon.load(tiny_model).reproduce(json.loads(own["manifest"][0]))[0].frames, frames)
+
+
+def test_the_truth_of_a_prompt_shows_all_that_it_asks_for_whatever_the_clip_shows():
+    from guidon import world
+    from guidon.metrics.bench import find_bench
+    from guidon.studio.truth import draw_truth
+
+    rng = np.random.default_rng(0)
+    shape = (world.FRAMES, world.SIZE, world.SIZE, 3)
+    clips = [np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), rng.integers(0, 256, shape, np.uint8)]
+    for spots in range(12):  # what a broken model draws: specks that are hard to read as an object
+        clip = np.full(shape, 128, np.uint8)
+        for frame in clip:
+            y, x = rng.integers(0, 60, 2)
+            frame[y : y + 1 + spots % 4, x : x + 6] = rng.integers(0, 256, 3)
+        clips.append(clip)
+    splits = ("L0", "L1", "L2", "L3")
+    prompts = [world.clip(split, 5, index).caption for split in splits for index in range(3)]
+    bench = find_bench("world")
+    for clip, prompt in zip(clips, [*prompts, "a circle", "red", "moves left"], strict=True):
+        truth = draw_truth(prompt, clip)
+        assert bench.measure(truth[None], [prompt])["joint"].tolist() == [1.0], prompt
+    assert draw_truth("a horse", clips[0]) is None
+    assert draw_truth(prompts[0], clips[0][:8]) is None
 
 
 def test_every_command_makes_its_clip(studio, asked, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -216,3 +217,28 @@ def test_a_studio_that_is_killed_at_work_starts_again_clean(tiny_model, tmp_path
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 130
     assert list(tmp_path.glob("guidon-studio-*")) == []
+
+
+def test_a_space_is_open_to_everybody_under_its_own_name(tmp_path):
+    port = free_port()
+    environment = os.environ | {"SPACE_HOST": "owner-guidon.hf.space", "PORT": str(port), "TMPDIR": str(tmp_path)}
+    app = Path(__file__).parents[2] / "integrations" / "space" / "app.py"
+    process = subprocess.Popen([sys.executable, str(app)], env=environment, cwd=tmp_path)
+    one, host = Browser(port), {"Host": "owner-guidon.hf.space"}
+    try:
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            try:
+                status, answer, _ = one.ask("/", headers=host)
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert status == 200
+        assert "frame-ancestors *" in answer.getheader("Content-Security-Policy")
+        _, answer, content = one.ask("/api/hello", headers=host)
+        assert json.loads(content)["example"]["settings"]
+        assert answer.getheader("Set-Cookie").endswith("HttpOnly; SameSite=None; Secure; Partitioned")
+        assert one.ask("/", headers={"Host": "other.hf.space"})[0] == 421
+    finally:
+        process.kill()
+        process.wait()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LETTERS = "ABCD"
 PREVIEW_SHARE = 0.15  # of the time of a run that its previews may take
 PREVIEW_FRAMES = 4  # frames of a clip that a preview shows
-FEW = 6  # pairs: with fewer, no difference can reach p = 0.05
+FEWEST = 5  # seeds from which an interval is shown: of fewer, a bootstrap says nothing
 
 
 @dataclass
@@ -216,14 +216,11 @@ def changes(base: Made, other: Made, bench: Bench | None, letter: str) -> dict[s
         lines += _metric_lines(base.values, other.values, bench)
     if same:
         note = ""
-    elif count == 1:
-        note = "One clip of each: another seed may differ in the other direction. Several clips give intervals."
-    elif count < FEW:
-        note = (
-            f"In brackets 95% intervals over {count} seeds of this prompt; so few can miss and overstate differences."
-        )
+    elif count < FEWEST:
+        made = "One clip of each" if count == 1 else f"{count} clips of each"
+        note = f"{made}: other seeds may differ in the other direction. From {FEWEST} clips on there are intervals."
     else:
-        note = f"In brackets 95% intervals over {count} seeds of this prompt; a study says whether other prompts agree."
+        note = f"In brackets 95% intervals over {count} seeds of this prompt, not corrected for the number of metrics."
     return {"letter": letter, "lines": lines, "note": note, "pixels": mean, "same": same}
 
 
@@ -242,11 +239,11 @@ def _metric_lines(base: Values, other: Values, bench: Bench) -> list[str]:
             unchanged += 1
             continue
         before, after = (write_value(float(own[both].mean()), metric.unit) for own in (a, b))
-        if before == after and both.sum() == 1:
+        if before == after and both.sum() < FEWEST:
             unchanged += 1
             continue
         values = f"{before} to {after}"
-        if both.sum() > 1:
+        if both.sum() >= FEWEST:
             comparison = compared(a, b, better=metric.better)
             shown = write_interval(comparison.difference, metric.unit)
             weight = abs(comparison.d_z) if math.isfinite(comparison.d_z) else 1.0

@@ -48,7 +48,8 @@ def draw_truth(prompt: str, clip: np.ndarray) -> np.ndarray | None:
 def _seen(reading: Any) -> dict[str, Any]:
     """What a clip shows, in the world's words, as far as it can be read."""
     found: dict[str, Any] = {}
-    first = np.flatnonzero(reading.visible[0])
+    parts = [reading.centroid[0], reading.area[0, :, None], reading.likeness[0], reading.colour[0]]
+    first = np.flatnonzero(reading.visible[0] & np.isfinite(np.concatenate(parts, axis=1)).all(1))
     if len(first) == 0:
         return found
     at = int(first[0])
@@ -58,7 +59,7 @@ def _seen(reading: Any) -> dict[str, Any]:
         ("background", world.BACKGROUNDS, reading.background[0, at]),
     ):
         found[name] = min(palette, key=lambda own: float(np.linalg.norm(colour - np.asarray(palette[own]))))
-    found["shape"] = world.SHAPES[int(np.nanargmax(reading.likeness[0, at]))]
+    found["shape"] = world.SHAPES[int(np.argmax(reading.likeness[0, at]))]
     found["size"] = min(world.AREAS, key=lambda own: abs(float(reading.area[0, at]) - world.AREAS[own]))
     if len(first) > 1:
         steps = np.diff(reading.centroid[0, first], axis=0) / np.diff(first)[:, None]
