@@ -134,5 +134,5 @@ def test_it_is_sent_to_the_hub_and_taken_from_there(tiny_model, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["nothing-here", "a/b/c", 3])
 def test_what_is_neither_a_folder_nor_a_repository_is_refused(name):
-    with pytest.raises(InputError, match="give user/repository|give a folder, or user/repository"):
+    with pytest.raises(InputError, match=r"give user/repository|give a folder, or user/repository"):
         guidon.from_pretrained(name)

@@ -16,8 +16,8 @@ from guidon.training import run_recipe
 from recipes import rows_of
 
 PALETTES = {"warm": ((250, 190, 60), (150, 20, 30)), "cool": ((80, 220, 230), (20, 30, 150))}
-TEXTURES = ("waves", "dots", "clouds")
-PANS = {"left": 2, "right": -2}  # pixels that a texture moves to the right in each frame
+TEXTURES = ("waves", "dots")
+PANS = {"left": 4, "right": -4}  # pixels that a texture moves to the right in each frame
 SIDE = 32
 
 
@@ -27,18 +27,10 @@ def texture(kind, width, rng):
     turns = 2 * np.pi / width
     if kind == "waves":
         return 0.5 + 0.5 * np.sin(4 * turns * x + 2 * np.sin(0.3 * y + rng.uniform(0, 6)) + rng.uniform(0, 6))
-    if kind == "dots":
-        centres = rng.uniform(0, [SIDE, width], (10, 2))
-        across = np.abs(x - centres[:, 1, None, None])
-        far = (y - centres[:, 0, None, None]) ** 2 + np.minimum(across, width - across) ** 2
-        return np.exp(-far / 14).max(0)
-    parts = [
-        np.sin(k * turns * x + rng.uniform(0, 6)) * np.sin(j * 0.2 * y + rng.uniform(0, 6))
-        for k in (1, 2, 3)
-        for j in (1, 2)
-    ]
-    found = sum(parts)
-    return (found - found.min()) / (found.max() - found.min())
+    centres = rng.uniform(0, [SIDE, width], (10, 2))
+    across = np.abs(x - centres[:, 1, None, None])
+    far = (y - centres[:, 0, None, None]) ** 2 + np.minimum(across, width - across) ** 2
+    return np.exp(-far / 14).max(0)
 
 
 def clip_of(palette, kind, pan, rng, frames):
@@ -56,7 +48,7 @@ def write_folder(folder, frames, count=20):
     folder.mkdir()
     rows = []
     for k in range(count):
-        palette, kind = list(PALETTES)[k % 2], TEXTURES[k // 4 % 3]
+        palette, kind = list(PALETTES)[k % 2], TEXTURES[k // 4 % 2]
         pan = list(PANS)[k // 2 % 2]
         made = clip_of(palette, kind, PANS[pan], np.random.default_rng(k), frames)
         name = f"{k:02}.{'png' if frames == 1 else 'mp4'}"
@@ -75,9 +67,9 @@ def warmth(frames):
 def motion(frames):
     """The shift to the right in pixels a frame at which neighbouring frames fit best, on average."""
     grey, found = frames.astype(float).mean(-1), []
-    shifts = range(-4, 5)
+    shifts = range(-6, 7)
     for before, after in pairwise(grey):
-        errors = [np.abs(after[:, 4:-4] - np.roll(before, shift, 1)[:, 4:-4]).mean() for shift in shifts]
+        errors = [np.abs(after[:, 6:-6] - np.roll(before, shift, 1)[:, 6:-6]).mean() for shift in shifts]
         found.append(shifts[int(np.argmin(errors))])
     return float(np.mean(found))
 
@@ -98,8 +90,7 @@ def recipe(folder, clips, frames, network, vae_steps, steps):
             "network": {
                 "task": "videos", "vae": "vae", "steps": steps, "log_every": 50, "evaluate_every": steps // 20,
                 "optimiser": {"name": "muon", "lr": 2e-3, "muon_lr": 0.01, "warmup_steps": 20}, "network": network,
-                "terms": {"mse": {"weighting": "min-snr"}}, "prediction": "v",
-                "sampling": {"sampler": "ddim", "steps": 20, "cfg_scale": 2},
+                "prediction": "v", "timesteps": [0.4, 1.2], "sampling": {"sampler": "ddim", "steps": 20, "cfg_scale": 3},
             },
         },
         "export": {"stage": "network"},
@@ -118,8 +109,8 @@ def logged(folder, stage, column):
 @pytest.mark.long
 def test_twenty_videos_train_to_clips_of_their_palette_and_pan(tmp_path):
     clips = write_folder(tmp_path / "clips", 24)
-    network = {"family": "stdit", "hidden_size": 64, "depth": 3, "num_heads": 4}
-    model = run_recipe(recipe(tmp_path, clips, 8, network, 200, 900))
+    network = {"family": "stdit", "hidden_size": 64, "depth": 4, "num_heads": 4}
+    model = run_recipe(recipe(tmp_path, clips, 6, network, 200, 900))
     found = logged(tmp_path, "network", "val_mse")
     print(f"psnr {logged(tmp_path, 'vae', 'psnr')[-1]:.1f} dB, val_mse {found}")
     assert min(found) < 0.7 * found[0]
@@ -132,8 +123,8 @@ def test_twenty_videos_train_to_clips_of_their_palette_and_pan(tmp_path):
         hits["palette"] += (warmth(frames) > 0) == (palette == "warm")
         hits["pan"] += motion(frames) * PANS[pan] > 0
     print(hits, "of", len(prompts))
-    assert hits["palette"] >= 11
-    assert hits["pan"] >= 10
+    assert hits["palette"] == len(prompts)
+    assert hits["pan"] >= 0.75 * len(prompts)
 
 
 @pytest.mark.long
@@ -155,4 +146,4 @@ def test_the_measures_tell_palettes_and_pans_of_the_files_themselves():
         for kind in TEXTURES:
             frames = clip_of(palette, kind, PANS[pan], np.random.default_rng(k), 8)
             assert (warmth(frames) > 0) == (palette == "warm")
-            assert motion(frames) == pytest.approx(PANS[pan], abs=0.7)
+            assert motion(frames) == pytest.approx(PANS[pan], abs=1)
