@@ -18,6 +18,7 @@ import numpy as np
 from ..core.atomic import atomic_path, write_bytes
 from ..core.errors import InputError, nearest, setting
 from ..core.locks import try_held
+from ..core.reading import reading
 from ..media.files import as_images, enlarge, save_video
 
 PREFIX = "guidon-studio-"
@@ -119,7 +120,9 @@ class Outputs:
 
     def frames(self, key: str) -> np.ndarray:
         """The frames of a clip, uint8 (time, height, width, 3)."""
-        return np.load(self._clips[key].folder / "frames.npy", allow_pickle=False)
+        path = self._clips[key].folder / "frames.npy"
+        with reading(path, "a clip"):
+            return np.load(path, allow_pickle=False)
 
     def _of_clip(self, clip: _Clip, key: str, format: str | None) -> Output:
         name = f"guidon-{key[:8]}"

@@ -19,8 +19,8 @@ const draw = () => {
   const mode = $("mode").value, row = Number($("row").value), clips = everyClip();
   document.querySelectorAll("#columns canvas").forEach((canvas) => {
     const image = canvas.dataset.truth ? clips.at(-1) : shownClips()[Number(canvas.dataset.number)];
-    canvas.hidden = !image;
-    if (!image) return;
+    canvas.classList.toggle("empty", !image);
+    if (!image) return void fit(canvas, 1, 1).clearRect(0, 0, 1, 1);
     if (mode === "slice") slice(image, row, canvas);
     else if (mode === "difference" && image !== clips[0]) difference(image, clips[0], GAIN, canvas);
     else show(image, canvas);
