@@ -43,7 +43,8 @@ def shares(model: Model) -> tuple[int, dict[str, float], int]:
                 cond = network.prepare(conditions(network, 1, meta))
             cond = cond.cat(cond)
         with FlopCounterMode(display=False) as step:
-            network(torch.randn(2, *network.latent_shape, device=meta), level, cond)
+            rows = 1 if getattr(network, "branches_share_rows", False) else 2
+            network(torch.randn(rows, *network.latent_shape, device=meta), level, cond)
     total, found = step.get_total_flops(), defaultdict[str, float](float)
     for name, counts in step.get_flop_counts().items():
         *path, last = name.split(".")

@@ -59,7 +59,11 @@ class Network(Protocol[C]):
         ...
 
     def __call__(self, x: Tensor, level: NoiseLevel, cond: C, /) -> Tensor:
-        """The prediction for x (B, C, ...): (B, C, ...), or (B, 2C, ...) where the variance is learned; fp32."""
+        """The prediction for x (B, C, ...): (B, C, ...), or (B, 2C, ...) where the variance is learned; fp32.
+
+        A network with an attribute ``branches_share_rows`` that is true takes a condition of n B rows, too: those of n
+        branches, each of which is given x. It predicts n B rows.
+        """
         ...
 
 
