@@ -23,6 +23,7 @@ from guidon.core.ranks import Ranks
 from guidon.training import run_recipe
 from guidon.training.sharded import step_of
 from guidon.training.tasks.vae import VAETask
+from own_clips import NETWORKS, videos_recipe, write_clips
 from ranks import Killed, on_ranks
 from recipes import at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
 
@@ -116,6 +117,23 @@ def test_compiled_networks_train_as_others(tmp_path, tiny_model, of_one, monkeyp
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="eager"))
     run(recipe(tmp_path, "two", tiny_model / "vae.safetensors", steps=4, optimiser=ADAMW, compile=True, **form))
     assert_same_run(of_one, tmp_path / "two" / "run")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", list(NETWORKS))
+def test_every_network_trains_on_two_ranks_as_on_one(tmp_path, tiny_model, family):
+    """Whole on each rank, and sharded. The ranks encode the clips themselves, together."""
+    clips = write_clips(tmp_path / "clips", frames=1 if family in ("dit", "pixart") else 4)
+
+    def own(name, **values):
+        (tmp_path / name).mkdir()
+        return videos_recipe(tmp_path / name, clips, tiny_model / "vae.safetensors", family, **values)
+
+    run_recipe(own("one"))
+    for name, form in (("two", {}), ("sharded", SHARDED)):
+        first, second = run(own(name, **form))
+        assert first == second == str(tmp_path / name / "run" / "model")
+        assert_same_run(tmp_path / "one" / "run", tmp_path / name / "run")
 
 
 @pytest.mark.parametrize("form", FORMS)
