@@ -1,19 +1,25 @@
 """Tiny recipes that train in seconds, for tests."""
 
+import contextlib
 import csv
+import io
 
 import numpy as np
+import pytest
 import torch
 import yaml
 
 from guidon import world
 from guidon.checkpoints import load_component
-from guidon.training import load_recipe
+from guidon.core.errors import InputError
+from guidon.core.ranks import Ranks
+from guidon.training import load_recipe, run_recipe
 from guidon.training.data.redraw import Redrawn
 from guidon.training.ema import EMA
 from guidon.training.rows import tensors_of
 from guidon.training.tasks.denoiser import DenoiserTask
 from guidon.training.tasks.vae import VAETask
+from ranks import on_ranks
 
 CPU = torch.device("cpu")
 LOW, HIGH = ({"noise": noise, "boundary": 350} for noise in ("low", "high"))
@@ -99,6 +105,30 @@ def weights_of(folder):
 def assert_equal_weights(ours, theirs):
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def run_on_ranks(config, count=2, **environment):
+    """Run a recipe on ranks. Returns what each says: its error, or where its result is."""
+
+    def work():
+        with contextlib.redirect_stderr(io.StringIO()), Ranks.join() as ranks:
+            try:
+                return str(run_recipe(config, ranks=ranks))
+            except InputError as error:
+                return f"{type(error).__name__}: {error}"
+
+    return on_ranks(work, count, **environment)
+
+
+def assert_same_run(one, other, close=1e-4):
+    """Two runs logged the same losses, but for rounding."""
+    ours, theirs = rows_of(one), rows_of(other)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds"}:
+            same = a[name] == b[name] or float(a[name]) == pytest.approx(float(b[name]), rel=close, abs=1e-6)
+            assert same, (name, a["step"], a[name], b[name])
 
 
 def redraw_truth(frames, wanted):

@@ -19,13 +19,20 @@ from guidon.analysis import evaluate  # noqa: F401
 from guidon.checkpoints import load_component
 from guidon.cli import together
 from guidon.core.errors import InputError
-from guidon.core.ranks import Ranks
 from guidon.training import run_recipe
 from guidon.training.sharded import step_of
 from guidon.training.tasks.vae import VAETask
 from own_clips import NETWORKS, videos_recipe, write_clips
 from ranks import Killed, on_ranks
-from recipes import at_step, denoiser_recipe, rows_of, vae_recipe, weights_of
+from recipes import (
+    assert_same_run,
+    at_step,
+    denoiser_recipe,
+    rows_of,
+    run_on_ranks,
+    vae_recipe,
+    weights_of,
+)
 
 ADAMW = {"name": "adamw", "warmup_steps": 2}
 EVERYTHING = {
@@ -39,19 +46,6 @@ FORMS = [{}, SHARDED]
 def recipe(folder, name, vae, **values):
     (folder / name).mkdir()
     return denoiser_recipe(folder / name, vae, **{"log_every": 1} | values)
-
-
-def run(config, count=2, **environment):
-    """Run a recipe on ranks. Returns what each says: its error, or where its result is."""
-
-    def work():
-        with contextlib.redirect_stderr(io.StringIO()), Ranks.join() as ranks:
-            try:
-                return str(run_recipe(config, ranks=ranks))
-            except InputError as error:
-                return f"{type(error).__name__}: {error}"
-
-    return on_ranks(work, count, **environment)
 
 
 def command(config, count=2):
@@ -77,17 +71,6 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def assert_same_run(one, other, close=1e-4):
-    """Two runs logged the same losses, but for rounding."""
-    ours, theirs = rows_of(one), rows_of(other)
-    assert len(ours) == len(theirs) > 0
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"seconds"}:
-            same = a[name] == b[name] or float(a[name]) == pytest.approx(float(b[name]), rel=close, abs=1e-6)
-            assert same, (name, a["step"], a[name], b[name])
-
-
 def assert_close(ours, theirs):
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4) for name in ours)
@@ -98,7 +81,7 @@ def test_two_ranks_have_the_losses_of_one_process_over_50_steps(tmp_path, tiny_m
     """Each has 6 of 12 rows, and families of 4 clips: one is cut."""
     vae = tiny_model / "vae.safetensors"
     run_recipe(recipe(tmp_path, "one", vae, steps=50, optimiser=ADAMW, **more))
-    assert len(set(run(recipe(tmp_path, "two", vae, steps=50, optimiser=ADAMW, **more)))) == 1
+    assert len(set(run_on_ranks(recipe(tmp_path, "two", vae, steps=50, optimiser=ADAMW, **more)))) == 1
     assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run")
 
 
@@ -115,7 +98,9 @@ def of_one(tmp_path_factory, tiny_model):
 def test_compiled_networks_train_as_others(tmp_path, tiny_model, of_one, monkeypatch, form):
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="eager"))
-    run(recipe(tmp_path, "two", tiny_model / "vae.safetensors", steps=4, optimiser=ADAMW, compile=True, **form))
+    run_on_ranks(
+        recipe(tmp_path, "two", tiny_model / "vae.safetensors", steps=4, optimiser=ADAMW, compile=True, **form)
+    )
     assert_same_run(of_one, tmp_path / "two" / "run")
 
 
@@ -131,7 +116,7 @@ def test_every_network_trains_on_two_ranks_as_on_one(tmp_path, tiny_model, famil
 
     run_recipe(own("one"))
     for name, form in (("two", {}), ("sharded", SHARDED)):
-        first, second = run(own(name, **form))
+        first, second = run_on_ranks(own(name, **form))
         assert first == second == str(tmp_path / name / "run" / "model")
         assert_same_run(tmp_path / "one" / "run", tmp_path / name / "run")
 
@@ -145,7 +130,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_run(
     own = tmp_path / "own" / "run"
 
     def run_on(count):
-        return run(config)[0] if count == 2 else str(run_recipe(config))
+        return run_on_ranks(config)[0] if count == 2 else str(run_recipe(config))
 
     with monkeypatch.context() as patch:
         at_step(patch, 1, on_rank(first - 1, lambda: signal.raise_signal(signal.SIGTERM)))
@@ -163,18 +148,18 @@ def test_another_number_of_ranks_goes_on_with_the_same_run(
 def test_killed_again_and_again_it_has_the_bytes_of_a_whole_run(tmp_path, monkeypatch, form, kills):
     values = {"steps": 2 * kills + 1, "checkpoint_every": 2} | form
     (tmp_path / "whole").mkdir()
-    whole = run(vae_recipe(tmp_path / "whole", **values))[0]
+    whole = run_on_ranks(vae_recipe(tmp_path / "whole", **values))[0]
     config = vae_recipe(tmp_path, **values)
     for number in range(kills):
         rank = number % 2
         with monkeypatch.context() as patch:
             at_step(patch, 2 * number + 2, on_rank(rank, kill))
-            said = run(config)
+            said = run_on_ranks(config)
         assert isinstance(said[rank], Killed)
         assert said[1 - rank].startswith("RankLost: ")
         assert said[1 - rank].endswith(f"the last checkpoint in {tmp_path / 'vae'} is kept")
         assert step_of(tmp_path / "vae") == 2 * number + 2
-    assert Path(run(config)[1]).read_bytes() == Path(whole).read_bytes()
+    assert Path(run_on_ranks(config)[1]).read_bytes() == Path(whole).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +194,7 @@ def test_torchrun_starts_all_ranks_again_and_they_go_on(tmp_path, monkeypatch):
     """torchrun's own engine, of which each rank is a fork."""
     values = {"steps": 4, "checkpoint_every": 2}
     (tmp_path / "whole").mkdir()
-    whole = run(vae_recipe(tmp_path / "whole", **values))[0]
+    whole = run_on_ranks(vae_recipe(tmp_path / "whole", **values))[0]
     config = vae_recipe(tmp_path, **values)
     monkeypatch.setattr(together, "GRACE", 0.0)
     killed = on_rank(1, kill)
@@ -254,7 +239,7 @@ def test_a_step_that_is_broken_on_one_rank_is_skipped_on_all(tmp_path, monkeypat
         poisoned = [False, True, False, False]
         (tmp_path / str(count)).mkdir()
         config = vae_recipe(tmp_path / str(count), log_every=1)
-        result = str(run_recipe(config)) if count == 1 else run(config)[0]
+        result = str(run_recipe(config)) if count == 1 else run_on_ranks(config)[0]
         weights.append(load_component(Path(result), "vae").weights)
         assert [row["skipped"] for row in rows_of(tmp_path / str(count) / "vae")] == ["0", "1", "0", "0"]
     assert_close(*weights)
@@ -268,7 +253,7 @@ def test_a_step_that_is_broken_on_one_rank_is_skipped_on_all(tmp_path, monkeypat
     ],
 )
 def test_what_ranks_cannot_do_is_refused(tmp_path, values, said):
-    assert all(said in line and "\n" not in line for line in run(vae_recipe(tmp_path, **values)))
+    assert all(said in line and "\n" not in line for line in run_on_ranks(vae_recipe(tmp_path, **values)))
     assert not (tmp_path / "vae").exists()
 
 

@@ -144,9 +144,9 @@ class Ranks:
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
         if self.channel is not None:
-            self.channel.close()
+            self.channel.close(failed=failed is not None)
 
     # division of work
 
@@ -432,7 +432,7 @@ class _Channel:
             agreed = torch.tensor([int(own and dist.is_nccl_available())])
             dist.all_reduce(agreed, dist.ReduceOp.MIN, group=group)
             if int(agreed):
-                nccl = dist.new_group(backend="nccl", timeout=timeout)
+                nccl = dist.new_group(backend="nccl", timeout=2 * timeout)  # gloo says first who is silent
         return cls(group, nccl, began, store)
 
     def tell(self, to: int, what: dict[str, Any]) -> None:
@@ -514,12 +514,15 @@ class _Channel:
         except Exception:  # the store went with the rank that kept it
             return None
 
-    def close(self) -> None:
-        """Leave, if this program did not begin ``torch.distributed`` itself."""
+    def close(self, *, failed: bool = False) -> None:
+        """Leave, if this program did not begin ``torch.distributed`` itself.
+
+        After a failure NCCL may wait for a rank that is gone. It is left alone then: the process ends.
+        """
         import torch.distributed as dist
 
         if self.began and dist.is_initialized():
-            dist.destroy_process_group()
+            dist.destroy_process_group(self.group if failed and self.nccl is not None else None)
 
     def _bytes(self, source: int, count: int) -> bytes:
         import torch

@@ -100,7 +100,7 @@ class Parallel:
         for name, value in weights.items():
             tensor = whole(value)
             if self.ranks.first:
-                found[name] = tensor
+                found[name] = tensor.cpu() if self.sharded else tensor
         return found
 
 
