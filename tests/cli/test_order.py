@@ -69,6 +69,7 @@ REFUSED = [
     (["tune", "--model", "dit-xl-2-256"], "does not say what good scales are"),
     (["tune", "--model", "dit-xl-2-256", "--clip", "none"], "--checkpoint"),
     (["train", "none.yaml"], "none.yaml"),
+    (["prepare", "none.yaml"], "none.yaml"),
     (["train", "recipe.yaml"], "recipe.yaml"),
     (["encode", "a", "--text-encoder", "none", "--out", "f.safetensors"], "none is not a folder"),
     (["inspect", "none.pth"], "none.pth"),
