@@ -127,6 +127,16 @@ def test_what_was_done_is_kept_where_work_stops(tmp_path, stop):
     assert fill(tmp_path)[1] == KEYS[7:]
 
 
+def test_what_was_done_is_kept_where_work_stops_in_between(tmp_path):
+    def on_step(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Shards(tmp_path, "things").fill(KEYS, str, lambda key, _: {key: tensor_of(key)}, on_step)
+    assert sum(key in Shards(tmp_path, "things") for key in KEYS) == 2
+
+
 def test_a_killed_process_loses_one_group_at_the_most(tmp_path):
     """And with it nothing that it stored since, which it does every few seconds."""
 
@@ -142,8 +152,9 @@ def test_a_killed_process_loses_one_group_at_the_most(tmp_path):
     assert all(torch.equal(shards.read(key), tensor_of(key)) for key in KEYS)
 
 
-def test_a_group_is_stored_in_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FLUSH", -1.0)
+@pytest.mark.parametrize("often", ["FLUSH", "MOST_BYTES"])
+def test_a_group_is_stored_in_between(tmp_path, monkeypatch, often):
+    monkeypatch.setattr(module, often, -1)
     monkeypatch.setattr(module, "GROUP", 99)
     shards, _, _ = fill(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 10

@@ -5,7 +5,7 @@ damaged file is deleted, and what it held is made again. A tensor is checked aga
 a file is read than that. So a set of tensors may be larger than memory.
 
 ``fill`` divides the missing tensors among all processes that fill the same folder. Each takes a group of keys by a
-lock that ends with its process. A group is stored when it is done, every ``FLUSH`` seconds, and where work is stopped:
+lock that ends with its process. A group is stored when it is done, after ``FLUSH`` seconds, and where work is stopped:
 at the worst, a process that is killed loses this much work.
 """
 
@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from .prefetch import prefetched
 FORMAT = "guidon shard 1"
 GROUP = 32  # keys that one process takes together
 FLUSH = 30.0  # seconds after which what is done of a group is stored
+MOST_BYTES = 1 << 26  # of tensors that wait to be stored
 LOOK = 0.2  # seconds between two looks at what other processes do
 AGAIN = "it is made again"
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
@@ -149,9 +150,10 @@ class Shards:
                         continue
                     worked = True
                     self.refresh()  # another process may have done it before it let go of the lock
-                    for _ in self._made(self._missing(group, failed), load, make, failed):
-                        done += 1
-                        on_step(done, len(keys))
+                    with closing(self._made(self._missing(group, failed), load, make, failed)) as made:
+                        for _ in made:
+                            done += 1
+                            on_step(done, len(keys))
             self.refresh()
             if not worked:
                 if not waited:
@@ -170,7 +172,7 @@ class Shards:
         load: Callable[[str], object],
         make: Callable[[str, Any], Mapping[str, Tensor]],
         failed: dict[str, InputError],
-    ) -> Iterator[None]:
+    ) -> Generator[None, None, None]:
         """Make and store the tensors of a group; yields after each key."""
         made: dict[str, Tensor] = {}
         stored = time.monotonic()
@@ -189,7 +191,8 @@ class Shards:
                     else:
                         made |= make(key, found)
                         require_disk(f"the {self.kind} of a few clips", sum(map(_size, made.values())), self.folder)
-                    if made and time.monotonic() - stored > FLUSH:
+                    much = sum(map(_size, made.values())) > MOST_BYTES
+                    if made and (much or time.monotonic() - stored > FLUSH):
                         self.write(made)
                         made, stored = {}, time.monotonic()
                     yield
