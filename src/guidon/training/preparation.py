@@ -38,7 +38,8 @@ def prepare_recipe(path: Path, *, stage: str | None = None, dry_run: bool = Fals
         wanted: Wanted = getattr(recipe, "wanted")  # noqa: B009
         prefix = f"{name}: " if name else ""
         if dry_run or not done:
-            checked = check_data(data, wanted, thorough=dry_run)
+            place: Path | None = None if dry_run else getattr(recipe, "cache", None)
+            checked = check_data(data, wanted, place=place, thorough=dry_run)
             for note in checked.notes:
                 say(f"{prefix}{note}")
         else:

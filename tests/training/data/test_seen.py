@@ -88,3 +88,18 @@ def test_a_damaged_list_is_not_used(check, tmp_path, damage):
     path.write_bytes(damage(whole))
     assert len(check()[1]) == 4
     assert path.read_bytes() == whole
+
+
+def test_what_was_found_is_kept_where_a_check_stops(check, clips, monkeypatch):
+    keys = checking._clips_of
+    monkeypatch.setattr(
+        checking, "_clips_of", lambda given, *more: stop() if given.name.endswith("02.mp4") else keys(given, *more)
+    )
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check()
+    monkeypatch.setattr(checking, "_clips_of", keys)
+    assert check()[1] == ["03.mp4"]

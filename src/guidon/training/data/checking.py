@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +113,7 @@ def _summary(what: str, clips: Sequence[Clip]) -> str:
     files = len({clip.sha256 for clip in clips})
     seconds = sum(clip.bucket.frames / clip.fps for clip in clips if clip.fps)
     length = f", {seconds / 3600:.2f} hours" if seconds else ""
-    return f"{what}: {len(clips)} clips of {files} files{length}"
+    return f"{what}: {len(clips)} clip{'s' * (len(clips) != 1)} of {files} file{'s' * (files != 1)}{length}"
 
 
 def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thorough: bool = False) -> Checked:
@@ -147,19 +148,20 @@ def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thoroug
     held: list[Clip] = []
     first: dict[str, Given] = {}
     uneven, slow = 0, 0
-    for given, outcome in _looked_at(usable, data, SeenFiles(place, data), thorough):
-        if isinstance(outcome, Defect):
-            defects.append(outcome)
-            continue
-        if (same := first.setdefault(outcome.sha256, given)) is not given:
-            where = f" ({same.row})" if same.row else ""
-            twice = same.name == given.name
-            why = f"it is given twice, first{where}" if twice else f"it has the same content as {same.name}{where}"
-            defects.append(given.defect("duplicate", f"{why}: remove one"))
-            continue
-        uneven += outcome.uneven
-        slow += outcome.slow
-        (held if given.folder == HELD else clips).extend(_clips_of(given, outcome, data))
+    with closing(_looked_at(usable, data, SeenFiles(place, data), thorough)) as outcomes:  # Ctrl-C ends its threads
+        for given, outcome in outcomes:
+            if isinstance(outcome, Defect):
+                defects.append(outcome)
+                continue
+            if (same := first.setdefault(outcome.sha256, given)) is not given:
+                where = f" ({same.row})" if same.row else ""
+                twice = same.name == given.name
+                why = f"it is given twice, first{where}" if twice else f"it has the same content as {same.name}{where}"
+                defects.append(given.defect("duplicate", f"{why}: remove one"))
+                continue
+            uneven += outcome.uneven
+            slow += outcome.slow
+            (held if given.folder == HELD else clips).extend(_clips_of(given, outcome, data))
     if uneven:
         notes.append(f"{uneven} videos show some frames longer than others: give fps for clips of an even motion")
     if slow:
@@ -204,7 +206,7 @@ def _unsaid(given: Given, data: Data, wanted: Wanted) -> Defect | None:
 
 def _looked_at(
     given: Sequence[Given], data: Data, known: SeenFiles, thorough: bool
-) -> Iterator[tuple[Given, Defect | Seen]]:
+) -> Generator[tuple[Given, Defect | Seen], None, None]:
     """Each file with what was found in it, or with what is wrong with it."""
     ended = False
 
