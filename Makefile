@@ -104,7 +104,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(STUDIO)/.installed: $(VENV)/.installed-dev constraints-studio.txt
 	$(PIP) install -q -c constraints.txt --group browser
 	$(BIN)/python -m venv $(STUDIO)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 	  $$($(STUDIO)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	$(STUDIO)/bin/python -m pip install -q -r constraints-studio.txt
 	@touch $@
