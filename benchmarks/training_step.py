@@ -221,7 +221,7 @@ def guidon(name: str, case: Case, mse: MSESettings = PLAIN, precision: str = "fp
     task = Task(case, Trained(case.copy(), Terms(mse=mse).build()))
     steps = Steps(run, task, torch.device("cpu"))
     count = iter(range(10**6))
-    return Arm(name, lambda: steps(None, next(count)))
+    return Arm(name, lambda: steps([None], next(count)))
 
 
 ARMS: dict[str, Callable[[Case], Arm]] = {

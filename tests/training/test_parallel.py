@@ -121,6 +121,22 @@ def test_every_network_trains_on_two_ranks_as_on_one(tmp_path, tiny_model, famil
         assert_same_run(tmp_path / "one" / "run", tmp_path / name / "run")
 
 
+@pytest.mark.long
+def test_parts_of_a_batch_are_those_of_one_process(tmp_path, tiny_model):
+    """The gradients of parts add up, whole on each rank and sharded."""
+    clips = write_clips(tmp_path / "clips")
+    more = {"accumulate": 2, "batch_size": 8}
+
+    def own(name, **form):
+        (tmp_path / name).mkdir()
+        return videos_recipe(tmp_path / name, clips, tiny_model / "vae.safetensors", **more, **form)
+
+    run_recipe(own("one"))
+    for name, form in (("two", {}), ("sharded", SHARDED)):
+        run_on_ranks(own(name, **form))
+        assert_same_run(tmp_path / "one" / "run", tmp_path / name / "run")
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_another_number_of_ranks_goes_on_with_the_same_run(

@@ -136,7 +136,7 @@ def train(
         )
     trackers = open_trackers(run.told, run.out, task.identity) if ranks.first else []
     log = _log(run.out / "log.csv", begun, silent=not ranks.first, trackers=trackers)
-    parts = _parts(parallel.rows(run.batch_size), run.parts)
+    parts = parallel.parts(run.batch_size, run.parts)
 
     def draw(step: int) -> list[Any]:
         seed = run.seed * 1_000_003 + step
@@ -193,21 +193,6 @@ def train(
         return task.export(weights, {"steps": step, "batch_size": run.batch_size} | (record or {}))
 
     return ranks.from_first_at_length(export)
-
-
-def _parts(rows: slice, count: int) -> list[slice]:
-    """The rows of a rank in equal parts, which are computed one after the other.
-
-    Raises:
-        InputError: they cannot be divided equally.
-    """
-    if count == 1:
-        return [rows]
-    size = rows.stop - rows.start
-    if size % count:
-        raise InputError(f"accumulate is {count}, and a rank has {size} rows of a batch: give a divisor")
-    each = size // count
-    return [slice(first, first + each) for first in range(rows.start, rows.stop, each)]
 
 
 @contextmanager

@@ -70,9 +70,18 @@ class Parallel:
         predicting = _Predicting(module, predict)
         self._predict = _sharded(predicting, device, group) if self.sharded else _replicated(predicting, group)
 
-    def rows(self, size: int) -> slice:
-        """The rows of a batch that this rank predicts."""
-        return self.ranks.share(size)
+    def parts(self, size: int, count: int) -> list[slice]:
+        """The rows that this rank predicts of each part of a batch of ``size``. Parts are those of one process.
+
+        Raises:
+            InputError: the batch has no ``count`` equal parts that the ranks can share.
+        """
+        each, rest = divmod(size, count)
+        if rest or each % len(self.ranks):
+            ranks = f" and {len(self.ranks)} ranks share each part" if len(self.ranks) > 1 else ""
+            raise InputError(f"accumulate is {count}, batch_size {size}{ranks}: give a divisor")
+        own = self.ranks.share(each)
+        return [slice(first + own.start, first + own.stop) for first in range(0, size, each)]
 
     def predict(self, batch: Any) -> Any:
         """What all ranks predict, each for its rows: the prediction of the whole batch, on every rank."""
