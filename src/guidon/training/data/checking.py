@@ -168,17 +168,9 @@ def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thoroug
         notes.append(f"{slow} videos have fewer than {data.fps:g} frames per second: some of their frames are repeated")
     if not isinstance(data.validation, Path):
         clips, held = _divided(clips, data.validation, notes)
-    classes = None
-    if wanted == "classes":
-        classes = _class_names([*clips, *held])
-    order = {id(clip): clip.key for clip in (*clips, *held)}
-    return Checked(
-        sorted(clips, key=lambda clip: order[id(clip)]),
-        sorted(held, key=lambda clip: order[id(clip)]),
-        defects,
-        notes,
-        classes,
-    )
+    classes = _class_names([*clips, *held]) if wanted == "classes" else None
+    clips, held = (sorted(part, key=lambda clip: clip.key) for part in (clips, held))
+    return Checked(clips, held, defects, notes, classes)
 
 
 def _unsaid(given: Given, data: Data, wanted: Wanted) -> Defect | None:
