@@ -9,23 +9,11 @@ import yaml
 
 from ..guidance import Guidance
 from ..request import DIFFUSERS
-from ..studies.report.command import generate_command
 from ..studies.words import spell_channels, spell_timing
 
 OF_CALL = ("seed", "size", "frames")  # choices that all settings of a comparison share
 CARRIED = ("cfg_scale", "cfg_channels", "guidance", "timing", "sampler", "steps", "negative_prompt", "fast")
 """The choices that a setting of a study holds."""
-
-
-def command_of(manifest: Mapping[str, Any], *, force: bool = False) -> str:
-    """The command line that makes a clip again.
-
-    Args:
-        manifest: of the clip.
-        force: whether the model follows the prompt only in part.
-    """
-    command = generate_command(dict(manifest["generation"]))
-    return f"{command} --force" if force and command.startswith("guidon") and "--from" not in command else command
 
 
 def python_of(model: str, prompt: str, choices: Mapping[str, Any], sample: int, *, force: bool = False) -> str:

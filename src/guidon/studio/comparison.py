@@ -13,9 +13,10 @@ import numpy as np
 from ..core.errors import InputError
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench, Values
+from ..studies.report.command import generate_command
 from ..studies.words import write_direction, write_interval, write_value
 from .asked import Comparison
-from .carry import command_of, python_of, words_of
+from .carry import python_of, words_of
 from .jobs import Job, spelled
 from .outputs import Outputs, as_json, strip
 from .truth import BENCH, draw_truth
@@ -116,7 +117,9 @@ def compare(comparison: Comparison, pipe: ModelPipeline, outputs: Outputs, job: 
             {
                 "letter": LETTERS[number], "words": words_of(choices, request.guidance, channels), "clips": clips,
                 "manifests": files, "manifest": manifests, "seconds": time.monotonic() - began,
-                "commands": [command_of(video.manifest, force=asked.force) for video in videos],
+                "commands": [
+                    generate_command(dict(video.manifest["generation"]), force=asked.force) for video in videos
+                ],
                 "python": [
                     python_of(asked.model, asked.prompt, choices, sample, force=asked.force)
                     for sample in range(asked.seeds)

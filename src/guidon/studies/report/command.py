@@ -21,11 +21,15 @@ LEFT_OUT = (
 )  # at their defaults
 
 
-def generate_command(generation: dict[str, Any]) -> str:
+def generate_command(generation: dict[str, Any], *, force: bool = False) -> str:
     """The ``guidon generate`` command that reproduces a clip, from the request in its manifest.
 
     The command line has no option for a rotation, so a clip with a rotation is reproduced from its manifest. So is one
     of a diffusers pipeline, in Python, and one of a weak model, whose folder must be given too.
+
+    Args:
+        generation: the request.
+        force: whether the model follows the prompt only in part.
     """
     if generation["model"].startswith(DIFFUSERS):
         return """python -c 'import guidon; guidon.reproduce("manifest.json").save("clip.mp4")'"""
@@ -59,6 +63,8 @@ def generate_command(generation: dict[str, Any]) -> str:
         }.get(timing, ["--ramp", generation["timing"]])
     if generation["samples"] != [0]:
         words += ["--num-samples", str(generation["samples"][0] + 1)]
+    if force:
+        words.append("--force")
     return shlex.join(words)
 
 
