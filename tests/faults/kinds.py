@@ -1122,6 +1122,64 @@ def _(folder: Path) -> str:
     return digest(read_fast(folder / "Guidon.fast.json"))
 
 
+def _trained(folder: Path) -> None:
+    """A model folder of a user's clips, with a network that is not an STDiT."""
+    from guidon.models.stdit3.network import STDiT3, STDiT3Config
+    from guidon.models.trained.config import ClipFormat, ModelConfig, TextSource
+    from guidon.models.trained.writing import write_config, write_network
+
+    torch.manual_seed(0)
+    network = STDiT3(
+        STDiT3Config((2, 4, 4), caption_channels=8, model_max_length=4, hidden_size=16, depth=1, num_heads=2)
+    )
+    text = TextSource(kind="t5", folder=Path("t5"), tokens=4)
+    config = ModelConfig(
+        network="stdit3", layout="released", noise_schedule="flow", diffusion_steps=1000, prediction="flow", text=text,
+        vae="frames", downsampling=8, clip=ClipFormat(height=32, width=32, frames=2, fps=8), shown=("a wave",),
+    )  # fmt: skip
+    write_config(folder, config, network.config)
+    write_network(folder, network.state_dict(), {"steps": 1})
+
+
+@kind("a trained model's configuration and network", "*", make=_trained, structure=_hub_file, share=0.7)
+def _(folder: Path) -> str:
+    from guidon.models.catalogue import find_facts, find_preset
+    from guidon.models.sources import Sources
+    from guidon.models.trained.config import read_model_config
+    from guidon.models.trained.folder import load_network
+
+    preset = find_preset(str(folder))
+    facts = find_facts(preset, Sources())
+    config = read_model_config(folder)
+    assert config is not None
+    weights = load_network(folder, config).state_dict()
+    told = [getattr(preset, name) for name in ("sampler", "steps", "cfg_scale", "cfg_channels", "timing", "fps")]
+    return digest(told, facts.latent_shape, facts.clip, config.text, *(weights[name] for name in sorted(weights)))
+
+
+def _adapters(folder: Path) -> None:
+    from guidon.models.adapters.files import adapter_config
+
+    generator = torch.Generator().manual_seed(0)
+    name = "base_model.model.blocks.0.attn.proj.lora_{}.weight"
+    shapes = {"A": (2, 16), "B": (16, 2)}
+    tensors = {name.format(part): torch.randn(shape, generator=generator) for part, shape in shapes.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(adapter_config("DiT", 2, 4.0, 0.0, ["blocks.0.attn.proj"], "base"))
+
+
+@kind("adapters", "*", make=_adapters, structure=_hub_file)
+def _(folder: Path) -> str:
+    from guidon.models.adapters.files import AdapterSource
+    from guidon.models.adapters.merging import merge
+    from guidon.models.dit.network import DiT, DiTConfig
+
+    torch.manual_seed(0)
+    network = DiT(DiTConfig(4, hidden_size=16, depth=1, num_heads=2))
+    merge(network, AdapterSource(path=folder).find())
+    return digest(network.blocks[0].attn.proj.weight)
+
+
 # Clips
 
 

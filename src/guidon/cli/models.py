@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "guidon models guidon-small"
 WIDTH = 110  # of a line of the list of words
+OF_THE_WORLD = ("a small red circle moves left slowly on a white background", "a blue ball rises, black background")
+"""Examples of prompts for models of the world."""
 
 
 def models(
@@ -79,8 +81,14 @@ def _print_words(words: dict[str, str], preset: Preset[Any]) -> None:
     for kind, text in words.items():
         start = f"    {kind:<14} "
         print(textwrap.fill(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)))
-    print("  for example:")
-    for prompt in ("a small red circle moves left slowly on a white background", "a blue ball rises, black background"):
+    from ..models.trained.config import read_model_config
+
+    clips = read_model_config(preset.weights)  # of a user's clips
+    prompts = OF_THE_WORLD if clips is None else clips.shown[:2]
+    if prompts:
+        print("  for example:")
+    for prompt in prompts:
         model = "" if preset.name == "guidon-small" else f" --model {preset.name}"
         print(f'    guidon generate "{prompt}"{model}')
-    print("  --random-prompt draws one; what it cannot follow is refused, or sampled with --force")
+    if clips is None:
+        print("  --random-prompt draws one; what it cannot follow is refused, or sampled with --force")
