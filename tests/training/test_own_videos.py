@@ -109,8 +109,8 @@ def logged(folder, stage, column):
 @pytest.mark.long
 def test_twenty_videos_train_to_clips_of_their_palette_and_pan(tmp_path):
     clips = write_folder(tmp_path / "clips", 24)
-    network = {"family": "stdit", "hidden_size": 64, "depth": 4, "num_heads": 4}
-    model = run_recipe(recipe(tmp_path, clips, 6, network, 200, 900))
+    network = {"family": "stdit", "hidden_size": 128, "depth": 4, "num_heads": 4, "patch_size": [6, 2, 2]}
+    model = run_recipe(recipe(tmp_path, clips, 6, network, 200, 1200))
     found = logged(tmp_path, "network", "val_mse")
     print(f"psnr {logged(tmp_path, 'vae', 'psnr')[-1]:.1f} dB, val_mse {found}")
     assert min(found) < 0.7 * found[0]

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ...checkpoints import TensorFile, load_component, read_tensors, refuse_broken
-from ...checkpoints.finding import locate
+from ...checkpoints.finding import AGAIN, WHAT, locate
 from ...core.errors import InputError
 from ...core.hashing import hash_samples
+from ...core.reading import reading
 from ...diffusion import FlowPath, NoiseSchedule, Process
 from ..dit.classes import ClassLabels
 from ..family import Checkpoint, Description, Facts, Reader
@@ -77,7 +78,9 @@ def load_network(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.f
     file = read_tensors(folder / CHECKPOINT)
     refuse_broken(file.tensors, file.path)
     shape = read_network_config(folder, config.network)
-    return reader.assemble(shape, file.tensors, str(file.path), dtype).eval().requires_grad_(False)
+    with reading(file.path, WHAT, AGAIN):
+        network = reader.assemble(shape, file.tensors, str(file.path), dtype)
+    return network.eval().requires_grad_(False)
 
 
 def vae_place(folder: Path, config: ModelConfig) -> Path:
