@@ -42,8 +42,8 @@ class Data(Section):
     """How often the clips of each folder are drawn, relative to those of the others: one number for each folder."""
     validation: BelowOne | Path = 0.1
     """What is held out of training to measure it: a share of the files, or a folder of other files. A file is held out
-    by its content, so it stays so when files are added. At least one is, unless the share is 0. A network is measured on
-    64 clips of them at most."""
+    by its content, so it stays so when files are added. At least one is, unless the share is 0. A network is
+    measured on 64 clips of them at most."""
     unreadable: Literal["refuse", "leave_out"] = "refuse"
     """What happens if files cannot be used: "refuse" ends with a list of them; "leave_out" trains on the others."""
     allow_empty: bool = False
