@@ -338,7 +338,9 @@ def open_container(av: Any, path: Path, file: IO[bytes] | None = None) -> Any:
         ValueError: it is in no format that is read.
     """
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    # Before PyAV 19, titles and the like that are not UTF-8 were an error unless this is said.
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
-        return av.open(str(path) if file is None else file, options=options, metadata_errors="replace")
+        return av.open(str(path) if file is None else file, options=options, **lenient)
     except av.error.ArgumentError:
         raise ValueError("it is not in a format that Guidon reads: convert a video to mp4, a picture to PNG") from None

@@ -242,7 +242,7 @@ def _look_at_video(content: Content) -> Look:
         height, width = first.height, first.width
         FRAME_PIXELS.check(height * width, content.shown)
         aspect = float(stream.sample_aspect_ratio or 1)
-        turned = first.rotation % 180 == 90
+        turned = _rotation(first) % 180 == 90
     # As the picture is seen: with square pixels, and upright.
     if 0.1 < aspect < 10 and aspect != 1:
         width = round(width * aspect)
@@ -291,11 +291,16 @@ def _until_error(frames: Iterator[Any], *, quiet: bool) -> Iterator[Any]:
             raise
 
 
+def _rotation(frame: Any) -> int:
+    """By how many degrees a frame must be turned to the left. PyAV tells it from version 14 on."""
+    return getattr(frame, "rotation", 0)
+
+
 def _upright(frame: Any, path: Path) -> np.ndarray:
     if frame.is_corrupt:
         raise ValueError("a frame of it is damaged")
     FRAME_PIXELS.check(frame.height * frame.width, path)
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(_rotation(frame) / 90)))
 
 
 def refuse_missing_libraries() -> None:
