@@ -14,11 +14,13 @@ from guidon.models.adapters.merging import changes_of, merge
 from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
+from guidon.models.text.features import save_features
 from guidon.pipeline import Pipeline
 from guidon.training import load_recipe, run_recipe
 from guidon.training.tasks.videos import VideosTask
-from own_clips import videos_recipe, write_clips
+from own_clips import CAPTIONS, videos_recipe, write_clips
 from recipes import CPU
+from released import make_checkpoints, make_vae
 from training.conftest import tiny_runs
 
 FEW = {"steps": 3, "cfg_scale": 2, "cfg_channels": "all", "seed": 1}
@@ -258,3 +260,20 @@ def test_a_word_that_the_encoder_does_not_know_is_refused(places, bases, tmp_pat
     )
     with pytest.raises(InputError, match="lora trains no new words, and captions say 'violet'"):
         VideosTask.prepare(load_recipe(recipe), CPU)
+
+
+def test_adapters_of_released_weights_are_merged_into_them(tmp_path, places):
+    """Of a released checkpoint, with T5 and Stable Diffusion's autoencoder left to their stand-ins."""
+    make_checkpoints(tmp_path)
+    make_vae(tmp_path / "sd")
+    features = torch.randn((len(CAPTIONS), 120, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(features.shape[:2], dtype=torch.long)
+    kept = save_features(tmp_path / "captions.safetensors", CAPTIONS, features, mask, encoder={"encoder": "stand-in"})
+    own = {"start": str(tmp_path / "video.pth"), "text": {"features": str(kept)}}
+    path = recipe_of(tmp_path, places | {"vae": tmp_path / "sd"}, "stdit", **own | {"lora": {"rank": 2}}, steps=1)
+    folder = run_recipe(path)
+    assert f'checkpoint="{tmp_path / "video.pth"}", lora=' in (folder / "README.md").read_text()
+    parts = {"checkpoint": tmp_path / "video.pth", "vae": tmp_path / "sd", "features": kept}
+    with pytest.warns(UserWarning, match="makes latents of"):
+        clip = guidon.load("open-sora-1.0-16x256x256", device="cpu", lora=folder, **parts)(CAPTIONS[1], **FEW)
+    assert "lora 1: adapter*1" in clip.manifest["weights"]

@@ -15,6 +15,8 @@ from ...core.atomic import write_bytes
 from ...core.errors import InputError, nearest
 from ...core.extras import require
 from ...models.adapters.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
+from ...models.small import DENOISER
+from ...models.trained.config import CONFIG
 from ..recipe.videos import LoraShape
 from ..terms import Term
 
@@ -92,7 +94,9 @@ def write_adapters(
 
 def card(base: Path, shown: str, network: str, values: Mapping[str, Any]) -> str:
     """The text of the card of a folder of adapters."""
-    called = [f'pipe = guidon.load("{base}", lora="this folder")', f"pipe({shown!r}, seed=0)"]
+    own = (base / CONFIG).is_file() or (base / DENOISER).is_file()
+    model = f'"{base}"' if own else f'"the name of its preset", checkpoint="{base}"'
+    called = [f'pipe = guidon.load({model}, lora="this folder")', f"pipe({shown!r}, seed=0)"]
     table = [f"| {name} | {value} |" for name, value in values.items()]
     lines = [
         "---", "library_name: peft", f"base_model: {base}", "tags: [lora, guidon]", "---", "",
