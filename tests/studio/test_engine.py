@@ -267,6 +267,11 @@ def test_a_study_is_written_run_and_reported(studio, asked, tmp_path):
     assert found["result"]["yaml"] == text
     with pytest.raises(Absent):
         studio.output(studio.open(), found["result"]["report"])
+    own = yaml.safe_load(studio.yaml(session, values | {"prompts": [PROMPT, "a blue square moves up"]}))
+    assert own["prompts"] == [PROMPT, "a blue square moves up"]
+    for few in (1, [PROMPT], [], None):
+        with pytest.raises(InputError, match="prompts"):
+            studio.yaml(session, values | {"prompts": few})
     with pytest.raises(InputError, match="a study compares at least two settings"):
         studio.study(session, values | {"comparison": asked | {"settings": [setting()]}})
 
@@ -403,3 +408,31 @@ def test_a_session_keeps_its_last_runs(queue, monkeypatch):
             time.sleep(0.001)
     assert queue.jobs(session) == jobs[2:]
     assert queue.forgotten == [[job.key] for job in jobs[:2]]
+
+
+@pytest.mark.long
+def test_a_diffusers_pipeline_is_compared_looked_into_and_studied(tmp_path):
+    from tiny_pipelines.whole import WHOLE, write_pipeline
+
+    write_pipeline("wan", tmp_path / "wan")
+    name, call = f"diffusers:{tmp_path / 'wan'}", WHOLE["wan"][1]
+    studio = Studio([name], call=call, device="cpu", temporary=tmp_path)
+    try:
+        session = studio.open()
+        values = {"model": name, "prompt": "a cat", "seeds": 2, "settings": [setting(), setting((True,) * 4)]}
+        for one in values["settings"]:
+            del one["timing"]
+        run = ended(studio, session, studio.compare(session, values)["id"])
+        assert run["state"] == "done", run
+        names = {}
+        exec(run["result"]["settings"][1]["python"][1].replace('video.save("clip.mp4")', ""), names)
+        clip = run["result"]["settings"][1]["clips"][1]
+        assert np.array_equal(names["video"].frames, studio.outputs.frames(clip))
+        found = ended(studio, session, studio.look_inside(session, run["id"], 0)["id"])
+        assert sum(found["result"]["share"]) == pytest.approx(1)
+        study = {"comparison": values, "prompts": ["a cat", "a dog"]}
+        done = ended(studio, session, studio.study(session, study)["id"])
+        assert done["state"] == "done", done
+        assert call.items() <= yaml.safe_load(done["result"]["yaml"])["call"].items()
+    finally:
+        studio.close()

@@ -10,6 +10,7 @@ from ..core.extras import require
 from . import options
 from .options import option
 from .outputs import prepare_folder, stopped
+from .values import parse_call
 
 EXAMPLE = "guidon studio"
 MOST_PORT = 65535
@@ -27,6 +28,7 @@ def studio(
             default="guidon-small",
         ),
     ] = None,
+    call: options.Call = None,
     device: options.Device = "auto",
     address: Annotated[
         str, option("Options", "ADDRESS", "The address to serve at; one that other machines reach needs --token.")
@@ -62,7 +64,8 @@ def studio(
     require("jinja2", "the studio", "studio")
     from ..studio.models import Models
 
-    models = Models(model or ())
+    arguments = parse_call(call)
+    models = Models(model or (), arguments)
     models.planner(models.first)
     require("gradio", "the studio", "studio")
     prepare_folder(out)
@@ -71,7 +74,7 @@ def studio(
     from ..studio.server import serve
 
     with stopped("clips were deleted, studies are kept"):
-        made = Studio(model or (), device=device, out=out)
+        made = Studio(model or (), call=arguments, device=device, out=out)
         try:
             serve(made, browser=browser, say=_tell, address=address, port=port, token=token, hosts=hosts)
         finally:

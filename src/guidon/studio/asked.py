@@ -115,8 +115,8 @@ class AskedStudy(Settings):
 
     comparison: Asked
     """What is compared."""
-    prompts: Annotated[int, Field(ge=2, le=1000)] | None = None
-    """How many held-out captions of the bench; None for the prompt of the comparison alone, from several seeds."""
+    prompts: Annotated[int, Field(ge=2, le=1000)] | Annotated[tuple[Text, ...], Field(min_length=2, max_length=1000)]
+    """How many held-out captions of the bench, or the prompts."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Samples of each prompt."""
     title: Text = ""

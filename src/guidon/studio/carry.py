@@ -16,7 +16,15 @@ CARRIED = ("cfg_scale", "cfg_channels", "guidance", "timing", "sampler", "steps"
 """The choices that a setting of a study holds."""
 
 
-def python_of(model: str, prompt: str, choices: Mapping[str, Any], sample: int, *, force: bool = False) -> str:
+def python_of(
+    model: str,
+    prompt: str,
+    choices: Mapping[str, Any],
+    sample: int,
+    *,
+    force: bool = False,
+    parts: Mapping[str, Any] = {},
+) -> str:
     """The Python program that makes a clip again.
 
     Args:
@@ -25,13 +33,18 @@ def python_of(model: str, prompt: str, choices: Mapping[str, Any], sample: int, 
         choices: of a call of the pipeline.
         sample: which sample of the seed it is.
         force: whether the model follows the prompt only in part.
+        parts: how the model is loaded.
     """
     own = dict(choices)
     if sample:
         own["num_samples"] = sample + 1
     if force:
         own["force"] = True
-    lines = ["import guidon", "", f"pipe = guidon.load({model!r})"]
+    lines = [
+        "import guidon",
+        "",
+        f"pipe = guidon.load({', '.join([repr(model), *(f'{name}={value!r}' for name, value in parts.items())])})",
+    ]
     if model.startswith(DIFFUSERS):
         own.pop("num_samples", None)
         shown = ", ".join(f"{name}={value!r}" for name, value in own.items())
@@ -76,6 +89,7 @@ def study_of(
     metric: str,
     title: str,
     seed: int = 0,
+    parts: Mapping[str, Any] = {},
 ) -> str:
     """The YAML of a study: ``guidon study run`` takes it.
 
@@ -87,10 +101,12 @@ def study_of(
         metric: that of the primary contrast, which is between the first setting and the second.
         title: of the report.
         seed: that of the first prompt's noise.
+        parts: how the model is loaded.
     """
     names = list(settings)
     own: dict[str, Any] = {"title": title} if title else {}
     own["model"] = {"diffusers": model.removeprefix(DIFFUSERS)} if model.startswith(DIFFUSERS) else model
+    own |= dict(parts)
     own |= {"prompts": prompts if isinstance(prompts, int) else list(prompts), "seeds": seeds, "seed": seed}
     own["settings"] = [
         {"name": name} | {key: _plain(choices[key]) for key in CARRIED if key in choices}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +74,17 @@ class Made:
     """(seeds,) for every metric; None where nothing was measured."""
 
 
-def compare(comparison: Comparison, pipe: ModelPipeline, outputs: Outputs, job: Job) -> None:
+def compare(
+    comparison: Comparison, pipe: ModelPipeline, outputs: Outputs, job: Job, parts: Mapping[str, Any] = {}
+) -> None:
     """Make the clips of a comparison. Parts of ``job.result`` come as they are done.
+
+    Args:
+        comparison: what is made.
+        pipe: the model.
+        outputs: where the clips are kept.
+        job: whose result it is.
+        parts: how the model was loaded.
 
     Raises:
         Cancelled: the job was cancelled.
@@ -121,7 +130,7 @@ def compare(comparison: Comparison, pipe: ModelPipeline, outputs: Outputs, job: 
                     generate_command(dict(video.manifest["generation"]), force=asked.force) for video in videos
                 ],
                 "python": [
-                    python_of(asked.model, asked.prompt, choices, sample, force=asked.force)
+                    python_of(asked.model, asked.prompt, choices, sample, force=asked.force, parts=parts)
                     for sample in range(asked.seeds)
                 ],
                 "trace": trace, "values": plain_values(values), "steps": request.steps,

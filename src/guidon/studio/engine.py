@@ -29,6 +29,7 @@ class Studio:
 
     Args:
         folders: models beside the presets: folders of weights, and ``diffusers:FOLDER``. The first one is chosen first.
+        call: arguments of every call of the diffusers pipelines.
         device: where models run.
         out: where studies are kept; None to delete them at the end.
         temporary: where the folder of clips is made; None for the system's.
@@ -39,13 +40,14 @@ class Studio:
         self,
         folders: Sequence[str] = (),
         *,
+        call: Mapping[str, Any] | None = None,
         device: str = "auto",
         out: Path | None = None,
         temporary: Path | None = None,
         waiting: int = WAITING,
         sessions: int = SESSIONS,
     ) -> None:
-        self.models, self.device = Models(folders), device
+        self.models, self.device = Models(folders, call), device
         self.outputs = Outputs(temporary)
         self.studies = self.outputs.folder / "studies" if out is None else out
         self.queue = Queue(self.outputs.forget, waiting=waiting, sessions=sessions)
@@ -95,7 +97,8 @@ class Studio:
             from .comparison import compare
 
             job.message = "loading the model"
-            compare(comparison, self._load(comparison.asked.model), self.outputs, job)
+            model = comparison.asked.model
+            compare(comparison, self._load(model), self.outputs, job, self.models.parts(model))
 
         asked = comparison.asked
         job = Job("comparison", session, comparison.work, run, asked.prompt, asked.model, comparison)
@@ -139,7 +142,7 @@ class Studio:
         asked = validated(AskedStudy, values, None)
         comparison, _ = self._read(asked.comparison)
         planner = self.models.planner(asked.comparison.model)
-        text = looks.yaml_of(asked, comparison, planner.channels, planner.bench)
+        text = looks.yaml_of(asked, comparison, planner, self.models.parts(asked.comparison.model))
         job = Job("study", session, 0, lambda job: None, asked.title or "study", asked.comparison.model)
         folder = self.studies / f"study-{job.key[:12]}"
         study = looks.read_study(text, folder, planner)
@@ -161,7 +164,7 @@ class Studio:
         asked = validated(AskedStudy, values, None)
         comparison, _ = self._read(asked.comparison)
         planner = self.models.planner(asked.comparison.model)
-        return looks.yaml_of(asked, comparison, planner.channels, planner.bench)
+        return looks.yaml_of(asked, comparison, planner, self.models.parts(asked.comparison.model))
 
     def state(self, session: str, key: str) -> dict[str, Any]:
         """A job: where it is in the queue, how far it is, and what there is of its result."""
@@ -217,7 +220,7 @@ class Studio:
             self._pipe = None
             _free()
         if self._pipe is None:
-            self._pipe = model, load(model, device=self.device)
+            self._pipe = model, load(model, device=self.device, **self.models.parts(model))
         return self._pipe[1]
 
     def warm(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..media import Video
-    from ..pipeline.contract import ModelPipeline
+    from ..pipeline.contract import ModelPipeline, ModelPlanner
 
 LOOKS = 4  # steps at which the effect on pixels is measured
 
@@ -97,8 +97,14 @@ def look_inside(comparison: Comparison, number: int, pipe: ModelPipeline, job: J
     }
 
 
-def yaml_of(asked: AskedStudy, comparison: Comparison, channels: int, bench: str) -> str:
+def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, parts: Mapping[str, Any]) -> str:
     """The study of a comparison as YAML.
+
+    Args:
+        asked: what of it is asked for.
+        comparison: what is compared.
+        planner: that of the model.
+        parts: how the model is loaded.
 
     Raises:
         InputError: there is one setting only, or two that are the same.
@@ -107,12 +113,12 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, channels: int, bench: str
         raise InputError("a study compares at least two settings: add one")
     settings: dict[str, dict[str, Any]] = {}
     for letter, choices, request in zip("ABCD", comparison.choices, comparison.requests, strict=False):
-        words = words_of(choices, request.guidance, channels)
+        words = words_of(choices, request.guidance, planner.channels)
         name = words if words not in settings else f"{words} ({letter})"
         settings[name] = {key: value for key, value in choices.items() if key not in OF_CALL}
     own = comparison.asked
-    prompts: int | Sequence[str] = asked.prompts if asked.prompts is not None else [own.prompt]
-    return study_of(own.model, prompts, asked.seeds, settings, find_bench(bench).primary, asked.title, own.seed)
+    metric = find_bench(planner.bench).primary
+    return study_of(own.model, asked.prompts, asked.seeds, settings, metric, asked.title, own.seed, parts)
 
 
 def read_study(text: str, folder: Path, planner: Any) -> Study:

@@ -32,12 +32,18 @@ class Models:
 
     Args:
         folders: folders of weights, and ``diffusers:FOLDER``.
+        call: arguments of every call of the diffusers pipelines, such as ``{"height": 480}``.
     """
 
-    def __init__(self, folders: Sequence[str] = ()) -> None:
+    def __init__(self, folders: Sequence[str] = (), call: Mapping[str, Any] | None = None) -> None:
+        self.call = dict(call or {})
         self.names = list(dict.fromkeys([*folders, FIRST, *presets()]))
         self.folders = tuple(folders)
         self._planners: dict[str, ModelPlanner] = {}
+
+    def parts(self, name: str) -> dict[str, Any]:
+        """How a model is loaded: arguments of ``guidon.load``."""
+        return {"call": self.call} if self.call and name.startswith(DIFFUSERS) else {}
 
     @property
     def first(self) -> str:
@@ -55,7 +61,7 @@ class Models:
             raise Absent("this model is not in the list: choose one of it")
         if name not in self._planners:
             if name.startswith(DIFFUSERS):
-                self._planners[name] = DiffusersPlanner.find(name.removeprefix(DIFFUSERS))
+                self._planners[name] = DiffusersPlanner.find(name.removeprefix(DIFFUSERS), call=self.call)
             else:
                 self._planners[name] = Planner.find(name)
         return self._planners[name]

@@ -7,6 +7,8 @@ const carryOn = () => {
   $("whose").replaceChildren(...result.settings.map((own, at) => new Option(`${own.letter}: ${own.words}`, at)));
   $("whose").value = Number(before) < result.settings.length ? before : "0";
   $("study-prompts-label").hidden = !model?.study;
+  $("study-texts-label").hidden = Boolean(model?.study);
+  if (!$("study-texts").value) $("study-texts").value = `${result.prompt}\n`;
   carryOne();
 };
 const carryOne = () => {
@@ -34,7 +36,7 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 
 const askedStudy = () => ({
   comparison: result.asked,
-  prompts: model?.study ? $("study-prompts").valueAsNumber : null,
+  prompts: model?.study ? $("study-prompts").valueAsNumber : $("study-texts").value.split("\n").map((text) => text.trim()).filter(Boolean),
   seeds: $("study-seeds").valueAsNumber,
   title: $("study-title").value,
 });
