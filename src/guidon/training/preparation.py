@@ -30,7 +30,8 @@ def prepare_recipe(path: Path, *, stage: str | None = None, dry_run: bool = Fals
     Raises:
         InputError: the recipe is wrong or has no data section, or files cannot be used.
     """
-    found: list[Defect] = []
+    found: dict[Defect, None] = {}  # stages of one recipe mostly have the same files
+    told: set[str] = set()
     count = 0
     for name, recipe, done in _with_data(path, stage):
         count += 1
@@ -41,7 +42,9 @@ def prepare_recipe(path: Path, *, stage: str | None = None, dry_run: bool = Fals
             place: Path | None = None if dry_run else getattr(recipe, "cache", None)
             checked = check_data(data, wanted, place=place, thorough=dry_run)
             for note in checked.notes:
-                say(f"{prefix}{note}")
+                if note not in told:
+                    say(f"{prefix}{note}")
+            told |= set(checked.notes)
         else:
             checked = prepare_data(recipe, pick_device(recipe.device))
             assert checked is not None
@@ -49,14 +52,16 @@ def prepare_recipe(path: Path, *, stage: str | None = None, dry_run: bool = Fals
             say(f"{prefix}{line}")
         if dry_run:
             for defect in checked.defects:
-                say(f"{prefix}cannot be used: {defect}")
-            found += [] if data.unreadable == "leave_out" else checked.defects
+                if str(defect) not in told:
+                    say(f"{prefix}cannot be used: {defect}")
+            told |= set(map(str, checked.defects))
+            found |= {} if data.unreadable == "leave_out" else dict.fromkeys(checked.defects)
         elif not done:
             refuse_or_tell(checked.defects, data.unreadable == "leave_out")
             say(f"{prefix}its clips are encoded when the stages before it are trained")
     if not count:
         raise InputError(f"{path} has no data section to prepare: it trains on the world's clips, or on a model's own")
-    refuse_or_tell(found, False)
+    refuse_or_tell(list(found), False)
 
 
 def _with_data(path: Path, last: str | None) -> Iterator[tuple[str, Recipe, bool]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...core.errors import InputError
 from ...core.hashing import hash_text
-from ...core.progress import progress
+from ...core.progress import as_time, progress
 from ...media.streaming import Look, frames_at, look, looks_like_media, refuse_missing_libraries
 from ..recipe.data import Data, Size, Wanted
 from .defects import Defect, counted
@@ -98,7 +98,7 @@ class Checked:
         return Counter(clip.bucket for clip in self.clips)
 
     def report(self, batch_size: int) -> list[str]:
-        """Lines for people: files, clips of each size and length, hours, and what is fewer than a batch."""
+        """Lines for people: files, clips of each size and length, time, and what is fewer than a batch."""
         lines = [_summary("to train on", self.clips), _summary("held out", self.held_out)]
         counts, held = self.counts, Counter(clip.bucket for clip in self.held_out)
         for bucket in sorted(counts | held):
@@ -112,7 +112,7 @@ class Checked:
 def _summary(what: str, clips: Sequence[Clip]) -> str:
     files = len({clip.sha256 for clip in clips})
     seconds = sum(clip.bucket.frames / clip.fps for clip in clips if clip.fps)
-    length = f", {seconds / 3600:.2f} hours" if seconds else ""
+    length = f", {as_time(seconds)}" if seconds else ""
     return f"{what}: {len(clips)} clip{'s' * (len(clips) != 1)} of {files} file{'s' * (files != 1)}{length}"
 
 
