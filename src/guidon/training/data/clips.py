@@ -151,9 +151,9 @@ class PreparedClips:
         if size not in self._told:
             self._told.add(size)
             tell_of_small(self.buckets, size)
-        number, _ = self._order.batch(step, size, slice(0, 0))
+        number, drawn = self._order.batch(step, size, ALL)
         bucket, clips = list(self.buckets.items())[number]
-        chosen = [clips[index] for index, _ in self._order.batch(step, size, ALL)[1]]
+        chosen = [clips[index] for index, _ in drawn]
         return self._read(bucket, chosen, rows)
 
     @property
