@@ -30,7 +30,7 @@ from ..core.ranks import ALONE, Ranks
 from .data.prefetch import prefetched
 from .ema import EMA
 from .log import Log, draw_curves, read_rows
-from .parallel import local
+from .parallel import broken
 from .preview import Preview
 from .recipe import Run
 from .rows import ALL
@@ -233,10 +233,7 @@ def _log(path: Path, begun: Progress, *, silent: bool, trackers: Sequence[Tracke
 def _refuse_broken(ema: EMA, step: int, ranks: Ranks) -> None:
     """Raise an InputError on all ranks if an averaged weight is NaN or infinite."""
 
-    def broken() -> str | None:
-        return next((name for name, value in ema.weights.items() if not local(value).isfinite().all()), None)
-
-    for name in ranks.together(broken):
+    for name in ranks.together(partial(broken, ema.weights)):
         if name is not None:
             raise InputError(
                 f"after step {step} the averaged weight {name} holds NaN or infinity: nothing was exported; lower "

@@ -228,3 +228,8 @@ def whole(value: Tensor) -> Tensor:
 def local(value: Tensor) -> Tensor:
     """The part of a tensor that this rank has."""
     return cast("Any", value).to_local() if hasattr(value, "to_local") else value
+
+
+def broken(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of which this rank has NaN or infinity; None if there is none."""
+    return next((name for name, value in tensors.items() if not local(value).isfinite().all()), None)

@@ -31,7 +31,7 @@ from ..core.settings import Settings, validated
 from .ema import EMA
 from .log import check_rows
 from .optimisers import STATE
-from .parallel import Parallel, local
+from .parallel import Parallel, broken
 from .state import DELETE, Checkpoint, Progress, read_state
 
 FILE, FOLDER = "checkpoint.pt", "checkpoint"  # of a run, in its folder
@@ -68,26 +68,7 @@ class ShardedState(Settings):
 
 
 class ShardedCheckpoint(Checkpoint):
-    """The state of a run in a folder. All ranks must save and load it together.
-
-    Args:
-        path: the folder.
-        identity, changeable, module, ema, optimisers: as of ``Checkpoint``.
-        ranks: those that have the parts.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        identity: Mapping[str, object],
-        changeable: frozenset[str],
-        module: nn.Module,
-        ema: EMA,
-        optimisers: Sequence[torch.optim.Optimizer],
-        ranks: Ranks,
-    ) -> None:
-        super().__init__(path, identity, changeable, module, ema, optimisers)
-        self.ranks = ranks
+    """The state of a run in a folder, of which each rank has a part. All ranks must save and load it together."""
 
     def save(self, progress: Progress) -> None:
         """Write the state: the old folder or the new one is there, whatever happens.
@@ -97,23 +78,14 @@ class ShardedCheckpoint(Checkpoint):
             OSError: the folder cannot be written. The last checkpoint is kept.
         """
         tensors = self._tensors()
-        for broken in self.ranks.together(partial(_broken, tensors)):
-            if broken is not None:
-                kept = f"{self.path} is kept" if self.path.exists() else "no checkpoint is written"
-                raise InputError(
-                    f"after step {progress.step} {broken} holds NaN or infinity: {kept}; lower optimiser.lr and resume"
-                )
+        for name in self.ranks.together(partial(broken, tensors)):
+            self._refuse_broken(name, progress)
         with ExitStack() as stack:
             place = Path(self.ranks.from_first(lambda: str(stack.enter_context(atomic_folder(self.path)))))
             with _engine(self.ranks) as (engine, options):
                 writer = engine.HuggingFaceStorageWriter(str(place), save_distributed=True)
                 engine.save(tensors, storage_writer=writer, **options)
-            state = {
-                "step": progress.step,
-                "seconds": progress.seconds,
-                "skipped": progress.skipped,
-                "log": [dict(row) for row in progress.rows or ()],
-                "identity": self.identity,
+            state = self._told(progress) | {
                 "tensors": {name: list(value.shape) for name, value in tensors.items()},
                 "files": _shared_hashes(place, sorted(path.name for path in place.glob(PARTS)), self.ranks),
             }
@@ -143,9 +115,9 @@ class ShardedCheckpoint(Checkpoint):
             raise self._refusal(str(error)) from None
         with reading(self.path, "a checkpoint", DELETE), _engine(self.ranks) as (engine, options):
             engine.load(tensors, storage_reader=engine.HuggingFaceStorageReader(str(self.path)), **options)
-        for broken in self.ranks.together(partial(_broken, tensors)):
-            if broken is not None:
-                raise self._refusal(f"its {broken} holds NaN or infinity")
+        for name in self.ranks.together(partial(broken, tensors)):
+            if name is not None:
+                raise self._refusal(f"its {name} holds NaN or infinity")
         return Progress(state.step, state.seconds, state.skipped, state.log)
 
     def _tensors(self, kept: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
@@ -286,8 +258,3 @@ def _shared_hashes(folder: Path, names: Sequence[str], ranks: Ranks) -> dict[str
     own = names[ranks.index :: len(ranks)]
     parts = ranks.together(lambda: {name: hash_files(folder / name) for name in own})
     return {name: value for part in parts for name, value in part.items()}
-
-
-def _broken(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor of which this rank has NaN or infinity; None if there is none."""
-    return next((name for name, value in tensors.items() if not local(value).isfinite().all()), None)

@@ -121,24 +121,33 @@ class Checkpoint:
             InputError: a tensor of it holds NaN or infinity. The last checkpoint is kept.
             OSError: the file cannot be written. The last checkpoint is kept.
         """
-        content = {
-            "step": progress.step,
-            "seconds": progress.seconds,
-            "skipped": progress.skipped,
-            "log": [dict(row) for row in progress.rows or ()],
-            "identity": self.identity,
+        content = self._told(progress) | {
             "module": self.module.state_dict(),
             "ema": self.ema.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         state = _on_cpu(content)
-        if broken := _broken(state):
+        self._refuse_broken(_broken(state), progress)
+        with atomic_file(self.path) as file:
+            torch.save(state | {"digest": _digest(state)}, file)
+
+    def _told(self, progress: Progress) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors, as plain data."""
+        return {
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "skipped": progress.skipped,
+            "log": [dict(row) for row in progress.rows or ()],
+            "identity": self.identity,
+        }
+
+    def _refuse_broken(self, broken: str | None, progress: Progress) -> None:
+        """Raise an InputError if a tensor, named by its place, holds NaN or infinity."""
+        if broken is not None:
             kept = f"{self.path} is kept" if self.path.exists() else "no checkpoint is written"
             raise InputError(
                 f"after step {progress.step} {broken} holds NaN or infinity: {kept}; lower optimiser.lr and resume"
             )
-        with atomic_file(self.path) as file:
-            torch.save(state | {"digest": _digest(state)}, file)
 
     def load(self) -> Progress:
         """Restore the state, if the file exists. Returns how far the run has come.
