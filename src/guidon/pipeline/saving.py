@@ -16,6 +16,7 @@ from ..core.devices import torch_dtype
 from ..core.errors import InputError, first_line
 from ..core.extras import require
 from ..diffusion import FlowPath
+from ..models.adapters.merging import network_of
 from ..models.finding import find_on_hub
 from ..models.small import DENOISER
 from ..models.trained.autoencoders import AutoencoderSource
@@ -147,7 +148,5 @@ def module_of(pipe: Pipeline, network: Any) -> nn.Module:
     Raises:
         InputError: there are several.
     """
-    found = getattr(network, "network", network)
-    if not isinstance(found, nn.Module):
-        raise InputError(f"{pipe.preset.name} has several networks, which are not saved with adapters: leave out lora")
-    return found
+    several = f"{pipe.preset.name} has several networks, which are not saved with adapters: leave out lora"
+    return network_of(network, several)

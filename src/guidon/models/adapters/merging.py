@@ -46,7 +46,8 @@ def with_adapters(model: Model, sources: tuple[AdapterSource, ...]) -> Model:
     def network(dtype: torch.dtype) -> Network[Any]:
         made = make(dtype)
         for file in files:
-            merge(network_of(made, file), file)
+            several = f"{file.path} is for one network, and this model has several: give a model of one network"
+            merge(network_of(made, several), file)
         return made
 
     own = {f"lora {k}: {file.name}*{file.scale:g}": file.sha256 for k, file in enumerate(files, 1)}
@@ -59,15 +60,15 @@ def with_adapters(model: Model, sources: tuple[AdapterSource, ...]) -> Model:
     )
 
 
-def network_of(network: Network[Any], file: AdapterFile) -> nn.Module:
+def network_of(network: Network[Any], refusal: str) -> nn.Module:
     """The module whose weights an adapter changes.
 
     Raises:
-        InputError: there are several.
+        InputError: there are several; the refusal is its message.
     """
     found = getattr(network, "network", network)
     if not isinstance(found, nn.Module):
-        raise InputError(f"{file.path} is for one network, and this model has several: give a model of one network")
+        raise InputError(refusal)
     return found
 
 
