@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,15 @@ from .export import model_folder
 from .start import Start, read_start
 
 HELD_OUT, HELD_OUT_SEED = 32, 2  # number and seed of the clips of the validation loss
+N = TypeVar("N", bound=nn.Module)
+E = TypeVar("E", bound="CaptionEncoder | None")
 REFINER = "refiner."  # prefix of the names of its tensors
 
 
-class Trained(nn.Module):
-    """The modules whose state a checkpoint of this task holds."""
+class Trained(nn.Module, Generic[N, E]):
+    """The modules whose state a checkpoint holds: a network, what encodes its captions, and the terms of the loss."""
 
-    def __init__(self, denoiser: STDiT, text: CaptionEncoder, terms: Mapping[str, Term]) -> None:
+    def __init__(self, denoiser: N, text: E, terms: Mapping[str, Term]) -> None:
         super().__init__()
         self.denoiser, self.text, self.terms = denoiser, text, nn.ModuleDict(terms)
 
@@ -71,7 +73,7 @@ class DenoiserTask:
     config: STDiTConfig
     text_config: CaptionEncoderConfig
     start: Start | None
-    module: Trained
+    module: Trained[STDiT, CaptionEncoder]
     clips: LatentClips
     held_out: tuple[Tensor, list[str]]
     """Latents and captions of clips that training does not see."""
@@ -234,7 +236,7 @@ def network_config(recipe: DenoiserRecipe, vae: FrameVAEConfig) -> STDiTConfig:
 
 def build_module(
     recipe: DenoiserRecipe, config: STDiTConfig, text_config: CaptionEncoderConfig, start: Start | None
-) -> Trained:
+) -> Trained[STDiT, CaptionEncoder]:
     """The network, caption encoder and loss terms, with the weights to start from.
 
     Raises:

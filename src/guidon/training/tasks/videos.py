@@ -47,18 +47,10 @@ from .adapters import Adapters, add_adapters, card, seeded, write_adapters
 from .beginning import Beginning, words_encoder
 from .blocks import prepare_blocks
 from .conditioned import Conditioned
-from .denoiser import part_of
+from .denoiser import Trained, part_of
 from .inputs import Inputs
 
 SHEETS = "sheets"  # the folder of a run that holds the sheets of samples
-
-
-class Trained(nn.Module):
-    """The modules whose state a checkpoint of this task holds."""
-
-    def __init__(self, denoiser: nn.Module, text: CaptionEncoder | None, terms: Mapping[str, Term]) -> None:
-        super().__init__()
-        self.denoiser, self.text, self.terms = denoiser, text, nn.ModuleDict(terms)
 
 
 @dataclass(frozen=True, eq=False)
