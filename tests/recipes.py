@@ -131,6 +131,15 @@ def assert_same_run(one, other, close=1e-4):
             assert same, (name, a["step"], a[name], b[name])
 
 
+def assert_two_ranks_are_one_process(recipe):
+    """``recipe(folder)`` writes a recipe whose run is in ``folder / "run"``; ``folder`` is "one" or "two"."""
+    one, two = recipe("one"), recipe("two")
+    run_recipe(one)
+    first, second = run_on_ranks(two)
+    assert first == second == str(two.parent / "run" / "model")
+    assert_same_run(one.parent / "run", two.parent / "run")
+
+
 def redraw_truth(frames, wanted):
     """In place of ``redraw``: as if every second clip, from the first, had been drawn as its caption's clip is.
 

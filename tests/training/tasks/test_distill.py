@@ -20,10 +20,9 @@ from recipes import (
     CPU,
     assert_equal_weights,
     assert_rows_are_those_of_the_batch,
-    assert_same_run,
+    assert_two_ranks_are_one_process,
     at_step,
     rows_of,
-    run_on_ranks,
     scenes_of_captions,
     step_of,
     write_recipe,
@@ -80,10 +79,7 @@ def test_a_rank_draws_its_rows_of_the_batch(tmp_path, model_x0):
 
 @pytest.mark.long
 def test_two_ranks_train_as_one_process(tmp_path, model_x0):
-    run_recipe(recipe(tmp_path / "one", model_x0))
-    first, second = run_on_ranks(recipe(tmp_path / "two", model_x0))
-    assert first == second == str(tmp_path / "two" / "run" / "model")
-    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run")
+    assert_two_ranks_are_one_process(lambda name: recipe(tmp_path / name, model_x0))
 
 
 def test_a_new_network_predicts_what_the_conditional_branch_does(tmp_path, model_x0):

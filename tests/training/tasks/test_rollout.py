@@ -17,11 +17,10 @@ from recipes import (
     ROLLOUT,
     assert_equal_weights,
     assert_rows_are_those_of_the_batch,
-    assert_same_run,
+    assert_two_ranks_are_one_process,
     at_step,
     redraw_truth,
     rows_of,
-    run_on_ranks,
     step_of,
     weights_of,
     write_recipe,
@@ -52,10 +51,7 @@ def test_a_rank_draws_its_rows_of_the_batch(tmp_path, model_x0):
 
 @pytest.mark.long
 def test_two_ranks_train_as_one_process(tmp_path, model_x0):
-    run_recipe(recipe(tmp_path / "one", model_x0))
-    first, second = run_on_ranks(recipe(tmp_path / "two", model_x0))
-    assert first == second == str(tmp_path / "two" / "run" / "model")
-    assert_same_run(tmp_path / "one" / "run", tmp_path / "two" / "run")
+    assert_two_ranks_are_one_process(lambda name: recipe(tmp_path / name, model_x0))
 
 
 def test_only_the_finisher_is_trained(tmp_path, model_x0):
