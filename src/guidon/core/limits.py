@@ -122,7 +122,12 @@ def attempt(work: Callable[[], T]) -> T | None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    # The error is gone here, and with it the frames of the call stack that held tensors.
+    free_memory()  # the error is gone here, and with it the frames of the call stack that held tensors
+    return None
+
+
+def free_memory() -> None:
+    """Give memory that nothing uses any more back to the system and the device."""
     import ctypes  # not above: `guidon --help` would wait for it
     import gc
 
@@ -136,7 +141,6 @@ def attempt(work: Callable[[], T]) -> T | None:
 
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-    return None
 
 
 def _what_to_do(lower: str) -> str:

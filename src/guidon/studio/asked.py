@@ -11,14 +11,14 @@ from pydantic import Field
 
 from ..core.errors import InputError, setting
 from ..core.reading import Limit
-from ..core.settings import Settings, validated
+from ..core.settings import Settings
 from ..request import DIFFUSERS, Choices, Request
 from ..samplers import CLIPS_TOGETHER
 
 if TYPE_CHECKING:
     from ..pipeline.contract import ModelPlanner
 
-MOST_SETTINGS = 4
+LETTERS = "ABCD"  # the names of the settings of a comparison
 MOST_SEEDS = CLIPS_TOGETHER
 LONGEST = 1000  # characters of a prompt
 WORK = Limit("GUIDON_STUDIO_MAX_WORK", 500_000_000, "pixels to denoise")
@@ -100,7 +100,7 @@ class Asked(Settings):
     """Seed of the noise. A browser's numbers are exact up to 2^53."""
     seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 1
     """How many clips of each setting, from noise of their own: samples 0, 1, ... of the seed."""
-    settings: Annotated[tuple[Setting, ...], Field(min_length=1, max_length=MOST_SETTINGS)]
+    settings: Annotated[tuple[Setting, ...], Field(min_length=1, max_length=len(LETTERS))]
     """The settings that are compared."""
     size: tuple[Annotated[int, Field(ge=1, le=1 << 15)], Annotated[int, Field(ge=1, le=1 << 15)]] | None = None
     """Height and width in pixels; None for the model's own."""
@@ -136,24 +136,23 @@ class Comparison:
     """Pixels to denoise, times steps."""
 
 
-def read_comparison(values: Any, planner: ModelPlanner) -> Comparison:
+def read_comparison(asked: Asked, planner: ModelPlanner) -> Comparison:
     """The complete comparison of what a browser sent.
 
     Args:
-        values: plain data, or an ``Asked``.
+        asked: what it sent.
         planner: that of the model.
 
     Raises:
         InputError: a choice is not valid for the model, or it is more work, or needs more memory, than is allowed.
     """
-    asked = values if isinstance(values, Asked) else validated(Asked, values, None)
     if not asked.prompt.strip():
         raise InputError(f"{setting('prompt')} is empty: say what to show, or press some of the words below it")
     own = [one.choices(planner.channels) for one in asked.settings]
     shared: dict[str, Any] = {"seed": asked.seed, "size": asked.size, "frames": asked.frames}
     shared = {name: value for name, value in shared.items() if value is not None}
     choices, requests, work = list[Mapping[str, Any]](), list[Request](), 0
-    for letter, chosen in zip("ABCD", own, strict=False):
+    for letter, chosen in zip(LETTERS, own, strict=False):
         called = shared | chosen
         try:
             request = planner.complete((asked.prompt,), range(asked.seeds), **cast("Choices", called))

@@ -15,7 +15,7 @@ from ..metrics.bench import find_bench
 from ..metrics.metric import Bench, Values
 from ..studies.report.command import generate_command
 from ..studies.words import write_direction, write_interval, write_value
-from .asked import Comparison
+from .asked import LETTERS, Comparison
 from .carry import python_of, words_of
 from .jobs import Job, spelled
 from .outputs import Outputs, as_json, strip
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from ..pipeline.contract import ModelPipeline
 
-LETTERS = "ABCD"
 PREVIEW_SHARE = 0.15  # of the time of a run that its previews may take
 PREVIEW_FRAMES = 4  # frames of a clip that a preview shows
 FEWEST = 5  # seeds from which an interval is shown: of fewer, a bootstrap says nothing

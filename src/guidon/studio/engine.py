@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, setting
+from ..core.limits import free_memory
 from ..core.settings import validated
-from .asked import Asked, AskedStudy, Comparison, read_comparison
+from .asked import LETTERS, Asked, AskedStudy, Comparison, read_comparison
 from .example import read_example
 from .jobs import SESSIONS, WAITING, WARMING, Job, Queue, waits
 from .models import Models
@@ -124,7 +124,7 @@ class Studio:
             job.message = "loading the model"
             look_inside(comparison, number, self._load(comparison.asked.model), job)
 
-        title = f"spectrum of {'ABCD'[number]}"
+        title = f"spectrum of {LETTERS[number]}"
         job = Job("spectrum", session, comparison.work, work, title, comparison.asked.model)
         self.queue.add(job)
         return self.state(session, job.key)
@@ -138,18 +138,15 @@ class Studio:
         """
         from . import looks
 
-        self.queue.jobs(session)  # it exists
-        asked = validated(AskedStudy, values, None)
-        comparison, _ = self._read(asked.comparison)
-        planner = self.models.planner(asked.comparison.model)
-        text = looks.yaml_of(asked, comparison, planner, self.models.parts(asked.comparison.model))
-        job = Job("study", session, 0, lambda job: None, asked.title or "study", asked.comparison.model)
+        asked, text = self._study(session, values)
+        model = asked.comparison.model
+        job = Job("study", session, 0, lambda job: None, asked.title or "study", model)
         folder = self.studies / f"study-{job.key[:12]}"
-        study = looks.read_study(text, folder, planner)
+        study = looks.read_study(text, folder, self.models.planner(model))
 
         def run(job: Job) -> None:
             job.message = "loading the model"
-            looks.run(study, folder, self._load(asked.comparison.model), self.outputs, job)
+            looks.run(study, folder, self._load(model), self.outputs, job)
 
         job.run = run
         job.result |= {"yaml": text, "folder": folder.name}
@@ -158,13 +155,7 @@ class Studio:
 
     def yaml(self, session: str, values: Any) -> str:
         """The YAML of a study, without running it."""
-        from . import looks
-
-        self.queue.jobs(session)
-        asked = validated(AskedStudy, values, None)
-        comparison, _ = self._read(asked.comparison)
-        planner = self.models.planner(asked.comparison.model)
-        return looks.yaml_of(asked, comparison, planner, self.models.parts(asked.comparison.model))
+        return self._study(session, values)[1]
 
     def state(self, session: str, key: str) -> dict[str, Any]:
         """A job: where it is in the queue, how far it is, and what there is of its result."""
@@ -206,6 +197,16 @@ class Studio:
             comparison = read_comparison(asked, planner)
         return comparison, notes
 
+    def _study(self, session: str, values: Any) -> tuple[AskedStudy, str]:
+        """What a browser asks to be studied, and its YAML."""
+        from . import looks
+
+        self.queue.jobs(session)  # it exists
+        asked = validated(AskedStudy, values, None)
+        comparison, _ = self._read(asked.comparison)
+        model = asked.comparison.model
+        return asked, looks.yaml_of(asked, comparison, self.models.planner(model), self.models.parts(model))
+
     def _comparison(self, session: str, key: str) -> Comparison:
         job = self.queue.job(session, key)
         if not isinstance(job.about, Comparison):
@@ -218,7 +219,7 @@ class Studio:
 
         if self._pipe is not None and self._pipe[0] != model:
             self._pipe = None
-            _free()
+            free_memory()
         if self._pipe is None:
             self._pipe = model, load(model, device=self.device, **self.models.parts(model))
         return self._pipe[1]
@@ -232,24 +233,3 @@ class Studio:
 
 def _warmed(pipe: ModelPipeline) -> None:
     import scipy.ndimage  # noqa: F401 - which the first measurement would wait for
-
-
-def _free() -> None:
-    """Give the memory of a model back."""
-    import sys
-
-    gc.collect()
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """What a browser sent as a mapping.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not isinstance(value, Mapping):
-        raise InputError(f"a {type(value).__name__} was sent: send a JSON object")
-    return value

@@ -19,7 +19,7 @@ from ..studies.plan import Study, check_study, load_study, make_plan
 from ..studies.report import write_report
 from ..studies.results import results, write_csv
 from ..studies.run import run_study
-from .asked import AskedStudy, Comparison
+from .asked import LETTERS, AskedStudy, Comparison
 from .carry import OF_CALL, study_of, words_of
 from .jobs import Job
 from .outputs import Outputs
@@ -112,7 +112,7 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
     if len(comparison.choices) < 2:
         raise InputError("a study compares at least two settings: add one")
     settings: dict[str, dict[str, Any]] = {}
-    for letter, choices, request in zip("ABCD", comparison.choices, comparison.requests, strict=False):
+    for letter, choices, request in zip(LETTERS, comparison.choices, comparison.requests, strict=False):
         words = words_of(choices, request.guidance, planner.channels)
         name = words if words not in settings else f"{words} ({letter})"
         settings[name] = {key: value for key, value in choices.items() if key not in OF_CALL}

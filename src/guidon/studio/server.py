@@ -13,11 +13,11 @@ import threading
 import webbrowser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..core.errors import InputError, setting
 from ..core.extras import require
-from .engine import Studio, as_mapping
+from .engine import Studio
 from .guard import Guard, Rules, cookie_line, cookie_of
 from .jobs import Busy, spelled
 from .outputs import Absent
@@ -242,11 +242,12 @@ def read_body(body: bytes) -> Mapping[str, Any]:
         InputError: it is none.
     """
     try:
-        return as_mapping(json.loads(body))
-    except InputError:
-        raise
+        values = json.loads(body)
     except (ValueError, RecursionError):
         raise InputError("what was sent is not JSON: reload the page") from None
+    if not isinstance(values, Mapping):
+        raise InputError(f"a {type(values).__name__} was sent: send a JSON object")
+    return cast("Mapping[str, Any]", values)
 
 
 def refused(error: InputError) -> Any:
