@@ -53,6 +53,43 @@ def test_it_starts_from_an_earlier_one_but_for_channels_drawn_anew(tmp_path, tin
     assert float(log_variance[:, 3].mean()) == pytest.approx(float(log_variance[:, :3].mean()), abs=1e-3)
 
 
+def test_the_decoder_alone_is_trained_and_latents_stay_as_they_are(tmp_path, tiny_model):
+    before = load_component(tiny_model / "vae.safetensors", "vae")
+    shape = VAE_SHAPE | {"decoder_padding": "replicate"}
+    values = {"model": shape, "start": str(tiny_model / "vae.safetensors"), "train": "decoder"}
+    after = load_component(run_recipe(vae_recipe(tmp_path, **values, ema_decay=0.5)), "vae")
+    changed = {name for name, value in after.weights.items() if not torch.equal(value, before.weights[name])}
+    assert changed
+    assert all(name.startswith(("autoencoder.decoder.", "autoencoder.post_quant_conv.")) for name in changed)
+    assert after.config == before.config | {"decoder_padding": "replicate"}
+
+
+def test_a_decoder_that_sees_the_border_itself_keeps_a_plain_frame_plain(tmp_path, tiny_model):
+    latents = torch.randn(1, 4, 1, 1).expand(-1, -1, 8, 8)
+    values = {"start": str(tiny_model / "vae.safetensors"), "train": "decoder"}
+    for padding, plain in (("replicate", True), ("zeros", False)):
+        module = vae_task(tmp_path, model=VAE_SHAPE | {"decoder_padding": padding}, **values).module
+        with torch.no_grad():
+            parts = module.reconstruct(latents).unflatten(2, (-1, 2)).unflatten(4, (-1, 2))
+        assert torch.allclose(parts, parts[:, :, :1, :, :1], atol=1e-5) is plain
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give its start"),
+        ({"start": "vae", "kl_weight": 0.1}, "kl_weight is of the encoder"),
+        ({"start": "vae", "redraw": [1]}, "redraw is of the encoder"),
+        ({"start": "vae", "model": VAE_SHAPE | {"padding": "replicate"}}, "describes another one: give model"),
+    ],
+)
+def test_what_a_decoder_alone_cannot_have_is_refused(tmp_path, tiny_model, values, message):
+    if "start" in values:
+        values = values | {"start": str(tiny_model / "vae.safetensors")}
+    with pytest.raises(InputError, match=message):
+        vae_task(tmp_path, **{"model": VAE_SHAPE} | values, train="decoder")
+
+
 def test_a_foreground_that_counts_as_much_is_still_measured(tmp_path):
     path = run_recipe(vae_recipe(tmp_path, foreground_weight=1.0, steps=2))
     assert load_component(path, "vae").record["foreground_psnr"] > 0

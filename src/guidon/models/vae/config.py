@@ -24,6 +24,8 @@ class FrameVAEConfig:
     padding: Literal["zeros", "replicate"] = "zeros"
     """What convolutions see beyond the border: "zeros", as in diffusers' autoencoder, or "replicate", the border
     itself. Zeros leave ticks in the corners of plain backgrounds."""
+    decoder_padding: Literal["zeros", "replicate"] | None = None
+    """What the decoder's convolutions see there; None for the same as the encoder's."""
     scaling_factor: float = 0.18215
     """What latents are multiplied by, so that their standard deviation is about 1."""
 

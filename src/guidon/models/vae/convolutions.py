@@ -6,6 +6,7 @@ the other and give the same bits. The library's import takes four seconds of CPU
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
@@ -163,7 +164,7 @@ class Convolutions(nn.Module):
         super().__init__()
         channels = 3 * config.pixel_unshuffle**2
         self.encoder = Encoder(config, channels)
-        self.decoder = Decoder(config, channels)
+        self.decoder = Decoder(replace(config, padding=config.decoder_padding or config.padding), channels)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 

@@ -71,8 +71,9 @@ class FrameVAE(nn.Module):
 
     @staticmethod
     def _build(config: FrameVAEConfig) -> nn.Module:
-        if config.padding not in PADDINGS:
-            raise InputError(f"padding is {config.padding!r}, expected {' or '.join(PADDINGS)}")
+        for name, padding in (("padding", config.padding), ("decoder_padding", config.decoder_padding or PADDINGS[0])):
+            if padding not in PADDINGS:
+                raise InputError(f"{name} is {padding!r}, expected {' or '.join(PADDINGS)}")
         return Convolutions(config)
 
     @classmethod

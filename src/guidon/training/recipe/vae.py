@@ -31,6 +31,8 @@ class VAEShape(Section):
     """Side of the squares of pixels that become channels before the first level; 1 for none."""
     padding: Literal["zeros", "replicate"] = "zeros"
     """What convolutions see beyond the border: zeros, which leave ticks in the corners, or the border itself."""
+    decoder_padding: Literal["zeros", "replicate"] | None = None
+    """What the decoder's convolutions see there. The same as the encoder's if it is not given."""
 
     @model_validator(mode="after")
     def _divides(self) -> VAEShape:
@@ -45,7 +47,8 @@ class VAEShape(Section):
 
 
 class VAERecipe(Run):
-    """A run that trains the frame autoencoder. The loss is L1 + MSE with a weighted foreground, plus a KL term."""
+    """A run that trains the frame autoencoder. The loss is L1 + MSE with a weighted foreground, plus a KL term of the
+    encoder."""
 
     task: Literal["vae"]
     data: Data | None = None
@@ -55,6 +58,9 @@ class VAERecipe(Run):
     redraw: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Latent channels that start from new weights, not from those of ``start``. Use it for a channel that a strong KL
     term has made constant: such a channel does not recover by itself."""
+    train: Literal["all", "decoder"] = "all"
+    """What is trained. With the decoder alone, the latents of an earlier run stay as they are, and networks that were
+    trained on them fit."""
     model: VAEShape = VAEShape()
     """Shape of the network."""
     foreground_weight: PositiveFloat = 10.0
@@ -89,6 +95,16 @@ class VAERecipe(Run):
         self.data.require_multiple(self.model.downsampling, "the autoencoder's downsampling must divide data: size")
         if "foreground_weight" in self.model_fields_set:
             raise InputError("foreground_weight weighs the world's object, and frames of data have none: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _trains(self) -> VAERecipe:
+        if self.train == "all":
+            return self
+        if self.start is None:
+            raise InputError("train: decoder keeps the encoder of an earlier run: give its start")
+        if wrong := {"redraw", "kl_weight"} & self.model_fields_set:
+            raise InputError(f"{min(wrong)} is of the encoder, and train: decoder keeps it: leave {min(wrong)} out")
         return self
 
     @model_validator(mode="after")

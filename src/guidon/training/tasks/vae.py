@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import world
-from ...checkpoints import load_component, load_weights, save_component
+from ...checkpoints import Component, load_component, load_weights, save_component
 from ...core.errors import InputError
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
 from ..data.frames import OwnFrames
@@ -78,7 +78,7 @@ class VAETask:
             module = FrameVAE(config)
         if recipe.start is not None:
             images = frames_of(0, recipe.batch_size, recipe.seed)[0] if own is None else own.batch(0, recipe.batch_size)
-            start_from(module, recipe.start, recipe, images)
+            config = start_from(module, recipe.start, recipe, images)
         return cls(recipe, device, config, module.to(device), own)
 
     @property
@@ -131,13 +131,14 @@ class VAETask:
     def export(self, weights: dict[str, Tensor], record: dict[str, object]) -> Path:
         """Write the weights, with their held-out PSNR and the factor that scales latents to unit standard deviation."""
         latents, found = self._held_out(weights)
-        spread = float(latents.std())
+        spread, config = float(latents.std()), self.config
         if not 0 < spread < math.inf:
             raise InputError(
                 f"the autoencoder encodes frames to latents with a standard deviation of {spread}, which no factor can "
                 "scale to 1: nothing was exported; lower kl_weight or optimiser.lr, and train again"
             )
-        config = dataclasses.replace(self.config, scaling_factor=round(1 / spread, 5))
+        if self.recipe.train == "all":
+            config = dataclasses.replace(config, scaling_factor=round(1 / spread, 5))
         record = record | {name: round(value, 2) for name, value in found.items()}
         save_component(self.recipe.result, "vae", dataclasses.asdict(config), weights, record)
         return self.recipe.result
@@ -205,16 +206,22 @@ def frames_of(step: int, size: int, seed: int, rows: slice = ALL) -> tuple[Tenso
 
 
 @torch.no_grad()
-def start_from(module: FrameVAE, path: Path, recipe: VAERecipe, images: Tensor) -> None:
+def start_from(module: FrameVAE, path: Path, recipe: VAERecipe, images: Tensor) -> FrameVAEConfig:
     """Load the weights of an earlier run. Channels in ``redraw`` keep new weights, scaled so that the latents of
-    ``images`` spread alike.
+    ``images`` spread alike. If the recipe trains the decoder alone, all else is frozen.
+
+    Returns:
+        The configuration, with the scaling factor of the earlier run where that is kept.
 
     Raises:
         InputError: the weights are missing or do not fit.
     """
+    earlier = load_component(path, "vae")
+    if recipe.train == "decoder":
+        return _keep_encoder(module, earlier)
     inward, outward = module.autoencoder.quant_conv, module.autoencoder.post_quant_conv
     new_in, new_bias, new_out = (part.detach().clone() for part in (inward.weight, inward.bias, outward.weight))
-    load_weights(module, load_component(path, "vae"))
+    load_weights(module, earlier)
     channels = recipe.model.latent_channels
     kept = [channel for channel in range(channels) if channel not in recipe.redraw]
     for channel in recipe.redraw:
@@ -226,3 +233,20 @@ def start_from(module: FrameVAE, path: Path, recipe: VAERecipe, images: Tensor) 
         inward.bias[channel] = (inward.bias[channel] - mean[:, channel].mean()) * shrink
         inward.weight[channels + channel] = 0
         inward.bias[channels + channel] = log_variance[:, kept].mean()
+    return module.config
+
+
+def _keep_encoder(module: FrameVAE, earlier: Component) -> FrameVAEConfig:
+    """Load the weights of an earlier run and freeze all but the decoder. Latents and their scale stay as they are."""
+    config = earlier.configure(FrameVAEConfig)
+    wanted = dataclasses.replace(module.config, scaling_factor=config.scaling_factor)
+    if dataclasses.replace(wanted, decoder_padding=config.decoder_padding) != config:
+        raise InputError(
+            f"train: decoder keeps the encoder of {earlier.path}, and model describes another one: "
+            "give model the settings of that run; only decoder_padding may differ"
+        )
+    load_weights(module, earlier)
+    module.requires_grad_(False)
+    module.autoencoder.decoder.requires_grad_(True)
+    module.autoencoder.post_quant_conv.requires_grad_(True)
+    return wanted
