@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import guidon
@@ -34,6 +35,12 @@ def ended(studio, session, key, seconds=60.0):
             return state
         time.sleep(0.01)
     raise AssertionError(f"the job did not end: {state}")
+
+
+def finished(studio):
+    """Wait until the worker is free."""
+    while studio.queue._working is not None:
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
@@ -145,18 +152,55 @@ def test_parts_of_a_result_and_previews_come_while_it_works(studio, asked, monke
     assert done["done"] == done["total"] == 4
 
 
-def test_a_run_ends_within_a_step_of_its_cancellation(studio, asked):
-    session = studio.open()
-    key = studio.compare(session, asked | {"settings": [setting(steps=1000)]})["id"]
-    while studio.state(session, key)["done"] < 2:
-        time.sleep(0.005)
-    studio.cancel(session, key)
-    at = studio.queue.job(session, key).done
-    after = ended(studio, session, key)
-    assert after["state"] == "cancelled"
-    assert after["done"] <= at + 1
+@pytest.mark.parametrize(("at", "steps"), [("loading", 0), ("denoising", 1), ("decoding", 2)])
+def test_a_run_ends_before_the_next_layer_once_it_is_cancelled(studio, asked, at, steps, monkeypatch):
+    from torch.nn.modules import module as modules
+
+    session, seen = studio.open(), []
+    monkeypatch.setattr(studio, "_pipe", None)
+
+    def look(module, *_):
+        job = studio.queue._working
+        if job is not None and job.done == steps and (at != "decoding" or isinstance(module, torch.nn.Conv2d)):
+            seen.append(module)
+            studio.cancel(session, job.key)
+
+    register = modules.register_module_forward_pre_hook
+    if at == "loading":
+        register = modules.register_module_parameter_registration_hook
+    handle = register(look)
+    try:
+        key = studio.compare(session, asked | {"settings": [setting()]})["id"]
+        state = ended(studio, session, key)
+        finished(studio)
+    finally:
+        handle.remove()
+    assert (state["state"], state["done"], len(seen)) == ("cancelled", steps, 1)
     again = ended(studio, session, studio.compare(session, asked)["id"])
     assert again["state"] == "done"
+
+
+def test_what_cannot_be_stopped_is_over_at_once_and_the_next_job_waits_for_its_end(studio, asked, monkeypatch):
+    from guidon.pipeline import load
+
+    begun, free = threading.Event(), threading.Event()
+
+    def slow(*arguments, **options):
+        begun.set()
+        free.wait(20)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(studio, "_pipe", None)
+    monkeypatch.setattr("guidon.pipeline.load", slow)
+    session = studio.open()
+    key = studio.compare(session, asked)["id"]
+    begun.wait(20)
+    assert studio.cancel(session, key)["state"] == "cancelled"
+    after = studio.compare(session, asked)
+    assert (after["state"], after["message"]) == ("waiting", "what was cancelled comes to its end")
+    free.set()
+    assert ended(studio, session, after["id"])["state"] == "done"
+    assert studio.state(session, key)["result"].keys() == {"notes"}
 
 
 def test_a_cancelled_run_that_waits_never_runs(studio, asked):

@@ -3,6 +3,7 @@
 asked        what a browser asks for, checked, and how much work it is
 models       the models that may be chosen, and what the page needs to know of one
 jobs         sessions, and a queue with one worker
+stopping     the end of a cancelled job, between two layers
 outputs      clips on a disk, by ids that nobody can guess
 comparison   a job that makes clips of one to four settings, with their traces and metrics
 looks        the jobs that look closer: the spectrum of a setting, and a study

@@ -46,7 +46,6 @@ class Preview:
 
     def __call__(self, x0: Tensor) -> None:
         """Show some frames of the first clip of x0 (B, C, ...), if it is time."""
-        self.job.check()
         now = time.monotonic()
         if now - self.last < self.cost / PREVIEW_SHARE:
             return

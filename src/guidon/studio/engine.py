@@ -16,6 +16,7 @@ from .jobs import SESSIONS, WAITING, WARMING, Job, Queue, waits
 from .models import Models
 from .notes import heard
 from .outputs import Output, Outputs
+from .stopping import stoppable
 
 if TYPE_CHECKING:
     from ..pipeline.contract import ModelPipeline
@@ -101,7 +102,7 @@ class Studio:
             compare(comparison, self._load(model), self.outputs, job, self.models.parts(model))
 
         asked = comparison.asked
-        job = Job("comparison", session, comparison.work, run, asked.prompt, asked.model, comparison)
+        job = Job("comparison", session, comparison.work, stoppable(run), asked.prompt, asked.model, comparison)
         job.result["notes"] = notes
         self.queue.add(job)
         return self.state(session, job.key)
@@ -125,7 +126,7 @@ class Studio:
             look_inside(comparison, number, self._load(comparison.asked.model), job)
 
         title = f"spectrum of {LETTERS[number]}"
-        job = Job("spectrum", session, comparison.work, work, title, comparison.asked.model)
+        job = Job("spectrum", session, comparison.work, stoppable(work), title, comparison.asked.model)
         self.queue.add(job)
         return self.state(session, job.key)
 
@@ -148,7 +149,7 @@ class Studio:
             job.message = "loading the model"
             looks.run(study, folder, self._load(model), self.outputs, job)
 
-        job.run = run
+        job.run = stoppable(run)
         job.result |= {"yaml": text, "folder": folder.name}
         self.queue.add(job)
         return self.state(session, job.key)
@@ -183,10 +184,12 @@ class Studio:
         """A job without its result."""
         state, ahead = job.state, self.queue.ahead(job)
         left = None if job.over else self.queue.seconds_left(job)
+        message = waits(ahead, left, self.queue.stopping) if state == "waiting" else job.message
+        if state == "cancelled":
+            message = state  # whatever the worker is still at
         return {
             "id": job.key, "kind": job.kind, "title": job.title, "state": state, "done": job.done, "total": job.total,
-            "message": waits(ahead, left) if state == "waiting" else job.message, "ahead": ahead, "left": left,
-            "previews": job.previews, "model": job.model,
+            "message": message, "ahead": ahead, "left": left, "previews": job.previews, "model": job.model,
         }  # fmt: skip
 
     def _read(self, values: Any) -> tuple[Comparison, list[str]]:

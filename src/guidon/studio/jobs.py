@@ -32,8 +32,8 @@ NAMES: Mapping[str, str] = {
 """How the page calls settings."""
 
 
-class Cancelled(Exception):
-    """Its browser has cancelled the job."""
+class Cancelled(BaseException):
+    """Its browser has cancelled the job. It is no ``Exception``, so that no library at work handles it as one."""
 
 
 class Busy(InputError):
@@ -93,7 +93,7 @@ class Job:
             raise Cancelled
 
     def step(self, done: int, total: int) -> None:
-        """Note progress. It is an ``OnStep`` of the pipelines, which ends the run within a step of a cancellation.
+        """Note progress. It is an ``OnStep`` of the pipelines.
 
         Raises:
             Cancelled: the job was cancelled.
@@ -219,21 +219,29 @@ class Queue:
             return list(self._of(session).jobs)
 
     def cancel(self, session: str, key: str) -> None:
-        """Cancel a job. One that waits ends at once, one that is in work within a step."""
+        """Cancel a job. It is over at once, whatever the worker is at; the next one begins when the worker is free."""
         job = self.job(session, key)
         with self._changed:
             job.stop.set()
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.state, job.ended = "cancelled", self.clock()
+            if not job.over:
+                job.state, job.message, job.preview, job.ended = "cancelled", "cancelled", b"", self.clock()
 
     def ahead(self, job: Job) -> int:
         """How many jobs come before a job that waits, that in work included; 0 for others."""
         with self._changed:
             if job not in self._waiting:
                 return 0
-            counts = self._working is not None and self._working.kind != WARMING
+            working = self._working
+            counts = working is not None and working.kind != WARMING and not working.over
             return list(self._waiting).index(job) + counts
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker is still at a job that was cancelled."""
+        working = self._working
+        return working is not None and working.over
 
     def seconds_left(self, job: Job) -> float | None:
         """An estimate of the time until a job ends; None where nothing tells yet."""
@@ -247,6 +255,8 @@ class Queue:
         return sum(known) if len(known) == len(found) else None
 
     def _left(self, job: Job) -> float | None:
+        if job.over:
+            return 0.0
         if job.begun is not None and job.done > 0 and job.total:
             return (self.clock() - job.begun) * (job.total - job.done) / job.done
         if not job.work:
@@ -288,9 +298,16 @@ class Queue:
                 job.preview = b""
                 job.message, job.state, self._working = message, state, None
                 self._forget_idle()
+                own = self._sessions.get(job.session)
+                if own is None or job not in own.jobs:  # it was forgotten while the worker was still at it
+                    self.forget(job.outputs)
 
     def _done(self, job: Job) -> tuple[State, str]:
         """Do a job. Whatever happens to it, the next one is done."""
+        state = self._tried(job)
+        return ("cancelled", "cancelled") if job.stop.is_set() else state
+
+    def _tried(self, job: Job) -> tuple[State, str]:
         try:
             job.check()
             job.run(job)
@@ -309,9 +326,15 @@ class Queue:
             return "failed", f"a defect of Guidon: {type(error).__name__}; the terminal of the studio shows where"
 
 
-def waits(ahead: int, left: float | None) -> str:
-    """What somebody who waits is told."""
+def waits(ahead: int, left: float | None, stopping: bool) -> str:
+    """What somebody who waits is told.
+
+    Args:
+        ahead: how many jobs come before.
+        left: seconds until the own one is done; None where nothing tells.
+        stopping: whether the worker is still at a job that was cancelled.
+    """
     if not ahead:
-        return "the model is being loaded"
+        return "what was cancelled comes to its end" if stopping else "the model is being loaded"
     before = "one job is" if ahead == 1 else f"{ahead} jobs are"
     return f"{before} before yours" + (f", about {as_time(left)} until it is done" if left else "")

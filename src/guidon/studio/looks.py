@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,51 +24,9 @@ from .jobs import Job
 from .outputs import Outputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..media import Video
     from ..pipeline.contract import ModelPipeline, ModelPlanner
 
 LOOKS = 4  # steps at which the effect on pixels is measured
-
-
-class Watched:
-    """A pipeline whose runs end within a step of a cancellation, and so do its decodings.
-
-    Args:
-        pipe: what makes the clips.
-        job: whose cancellation it is.
-        on_step: told of every step, too.
-    """
-
-    def __init__(self, pipe: ModelPipeline, job: Job, on_step: Callable[[int, int], None] | None = None) -> None:
-        self._pipe, self._job, self._on_step = pipe, job, on_step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pipe, name)
-
-    def generate(self, request: Any, **options: Any) -> list[Video]:
-        """The clips of a request."""
-        then = options.pop("on_step", None)
-
-        def on_step(done: int, total: int) -> None:
-            self._job.check()
-            for told in (then, self._on_step):
-                if told is not None:
-                    told(done, total)
-
-        return self._pipe.generate(request, on_step=on_step, **options)
-
-    @contextmanager
-    def decoder(self, request: Any) -> Iterator[Callable[[Tensor], Tensor]]:
-        """A function from latents to video."""
-        with self._pipe.decoder(request) as decode:
-
-            def checked(latents: Tensor) -> Tensor:
-                self._job.check()
-                return decode(latents)
-
-            yield checked
 
 
 def look_inside(comparison: Comparison, number: int, pipe: ModelPipeline, job: Job) -> None:
@@ -84,9 +41,8 @@ def look_inside(comparison: Comparison, number: int, pipe: ModelPipeline, job: J
     if request.distilled:
         raise InputError("the fast settings run one branch, so there is no difference of two to look at: choose others")
     job.message = "sampling once more"
-    watched = cast("ModelPipeline", Watched(pipe, job, job.step))
     asked = comparison.asked
-    found = spectrum(watched, asked.prompt, looks=LOOKS, force=asked.force, **cast("Any", choices))
+    found = spectrum(pipe, asked.prompt, looks=LOOKS, on_step=job.step, force=asked.force, **cast("Any", choices))
     influence = 1000 * found.influence.mean((0, 1))  # (C, A)
     job.result |= {
         "share": [float(one) for one in found.energy_share],
@@ -142,7 +98,6 @@ def run(study: Study, folder: Path, pipe: ModelPipeline, outputs: Outputs, job: 
         InputError: as ``guidon study run``.
     """
     require("matplotlib", "a report", "study")
-    watched = cast("ModelPipeline", Watched(pipe, job))
     job.message = "planning"
     plan = make_plan(study, pipe)
     bench = open_bench(study.bench, pipe.planner.bench, device=pipe.device, keep=pipe.keeps_parts)
@@ -150,7 +105,7 @@ def run(study: Study, folder: Path, pipe: ModelPipeline, outputs: Outputs, job: 
     job.message = "sampling clips"
     out = folder / "results"
     lines: list[str] = []
-    run_study(plan, watched, out, bench=bench, on_cell=job.step, on_solve=job.step, say=lines.append)
+    run_study(plan, pipe, out, bench=bench, on_cell=job.step, on_solve=job.step, say=lines.append)
     job.message = "writing the report"
     found = results(plan, out)
     write_csv(plan, found, out / "results.csv")
