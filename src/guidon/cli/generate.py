@@ -273,16 +273,7 @@ def generate(
     features: options.Features = None,
     weak: options.Weak = None,
     lora: options.Lora = None,
-    text_dtype: Annotated[
-        str | None,
-        option(
-            "Model and weights",
-            "TYPE",
-            "Precision of T5: fp32, bf16, fp16 or int8.",
-            default="fp32",
-            values=options.TEXT_DTYPES,
-        ),
-    ] = None,
+    text_dtype: options.TextDtype = None,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
     compile: options.Compile = False,

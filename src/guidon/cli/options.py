@@ -242,6 +242,12 @@ Features = Annotated[
     Path | None,
     option("Model and weights", "FILE", "Caption features from `guidon encode`; replaces T5.", default="none"),
 ]
+TextDtype = Annotated[
+    str | None,
+    option(
+        "Model and weights", "TYPE", "Precision of T5: fp32, bf16, fp16 or int8.", default="fp32", values=TEXT_DTYPES
+    ),
+]
 Download = Annotated[bool, option("Model and weights", None, "Fetch missing weights from the hub.", "--download")]
 AnyModel = Annotated[
     str,

@@ -8,7 +8,7 @@ from typing import Annotated
 from ..core.errors import InputError, setting
 from ..core.extras import require
 from . import options
-from .options import option
+from .options import given, option
 from .outputs import prepare_folder, stopped
 from .values import parse_call
 
@@ -23,11 +23,30 @@ def studio(
             "Model and weights",
             "NAME|FOLDER",
             "A model that the page offers beside the presets, a folder of weights or diffusers:FOLDER; repeatable. The "
-            "first one is chosen first.",
+            "first one is chosen first, and the options of weights are for it; it can also be a name of the presets.",
             values=options.models,
             default="guidon-small",
         ),
     ] = None,
+    checkpoint: options.Checkpoint = None,
+    text_encoder: options.TextEncoder = None,
+    vae: options.VAE = None,
+    features: options.Features = None,
+    weak: options.Weak = None,
+    lora: options.Lora = None,
+    text_dtype: options.TextDtype = None,
+    offload: Annotated[
+        str | None,
+        option(
+            "Model and weights",
+            "HOW",
+            "What leaves the memory after its use: stages, blocks (of the network, too) or none; of a diffusers "
+            "pipeline model, sequential or none.",
+            default="none for guidon-small and diffusers, stages for the others",
+            values=("none", "stages", "blocks", "model", "sequential"),
+        ),
+    ] = None,
+    download: options.Download = False,
     call: options.Call = None,
     device: options.Device = "auto",
     address: Annotated[
@@ -65,7 +84,10 @@ def studio(
     from ..studio.models import Models
 
     arguments = parse_call(call)
-    models = Models(model or (), arguments)
+    files = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak)
+    parts = {name: str(path) for name, path in files.items()}
+    parts |= given(lora=lora or None, text_dtype=text_dtype, offload=offload, download=download or None)
+    models = Models(model or (), arguments, parts)
     models.planner(models.first)
     require("gradio", "the studio", "studio")
     prepare_folder(out)
@@ -74,7 +96,7 @@ def studio(
     from ..studio.server import serve
 
     with stopped("clips were deleted, studies are kept"):
-        made = Studio(model or (), call=arguments, device=device, out=out)
+        made = Studio(model or (), call=arguments, parts=parts, device=device, out=out)
         try:
             serve(made, browser=browser, say=_tell, address=address, port=port, token=token, hosts=hosts)
         finally:

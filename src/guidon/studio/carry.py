@@ -105,8 +105,13 @@ def study_of(
     """
     names = list(settings)
     own: dict[str, Any] = {"title": title} if title else {}
-    own["model"] = {"diffusers": model.removeprefix(DIFFUSERS)} if model.startswith(DIFFUSERS) else model
-    own |= dict(parts)
+    loaded = {name: value for name, value in parts.items() if name != "call"}
+    if model.startswith(DIFFUSERS):
+        own["model"] = {"diffusers": model.removeprefix(DIFFUSERS)} | loaded
+    else:
+        own["model"] = model
+        own |= {"sources": loaded} if loaded else {}
+    own |= {"call": parts["call"]} if "call" in parts else {}
     own |= {"prompts": prompts if isinstance(prompts, int) else list(prompts), "seeds": seeds, "seed": seed}
     own["settings"] = [
         {"name": name} | {key: _plain(choices[key]) for key in CARRIED if key in choices}

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import InputError
+from ..core.errors import InputError, setting
 from ..guidance import Guidance
 from ..guidance.rules.spelling import RULES
 from ..metrics.bench import find_bench
 from ..models import registry
 from ..models.catalogue import presets
-from ..pipeline.diffusers_planner import DiffusersPlanner
+from ..pipeline.diffusers_planner import DiffusersPlanner, check_options
 from ..pipeline.planner import Planner
 from ..request import DIFFUSERS
 from ..samplers import SAMPLERS
@@ -33,17 +33,29 @@ class Models:
     Args:
         folders: folders of weights, and ``diffusers:FOLDER``.
         call: arguments of every call of the diffusers pipelines, such as ``{"height": 480}``.
+        parts: how the first model is loaded, such as ``{"checkpoint": "DiT-XL-2-256x256.pt"}``.
+
+    Raises:
+        InputError: there is a call, and no diffusers pipeline.
     """
 
-    def __init__(self, folders: Sequence[str] = (), call: Mapping[str, Any] | None = None) -> None:
-        self.call = dict(call or {})
+    def __init__(
+        self, folders: Sequence[str] = (), call: Mapping[str, Any] | None = None, parts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.call, self.of_first = dict(call or {}), dict(parts or {})
+        if self.call and not any(name.startswith(DIFFUSERS) for name in folders):
+            raise InputError(
+                f"{setting('call')} is for diffusers pipelines: leave it out, or give {setting('model')} "
+                f"{DIFFUSERS}FOLDER"
+            )
         self.names = list(dict.fromkeys([*folders, FIRST, *presets()]))
         self.folders = tuple(folders)
         self._planners: dict[str, ModelPlanner] = {}
 
     def parts(self, name: str) -> dict[str, Any]:
         """How a model is loaded: arguments of ``guidon.load``."""
-        return {"call": self.call} if self.call and name.startswith(DIFFUSERS) else {}
+        parts = dict(self.of_first) if name == self.first else {}
+        return parts | ({"call": self.call} if self.call and name.startswith(DIFFUSERS) else {})
 
     @property
     def first(self) -> str:
@@ -60,10 +72,12 @@ class Models:
         if name not in self.names:
             raise Absent("this model is not in the list: choose one of it")
         if name not in self._planners:
+            parts = self.parts(name)
             if name.startswith(DIFFUSERS):
+                check_options(name, parts)
                 self._planners[name] = DiffusersPlanner.find(name.removeprefix(DIFFUSERS), call=self.call)
             else:
-                self._planners[name] = Planner.find(name)
+                self._planners[name] = Planner.find(name, **parts)
         return self._planners[name]
 
     def listed(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from ...guidance import parse_rule
@@ -21,7 +22,7 @@ LEFT_OUT = (
 )  # at their defaults
 
 
-def generate_command(generation: dict[str, Any], *, force: bool = False) -> str:
+def generate_command(generation: dict[str, Any], *, force: bool = False, parts: Mapping[str, Any] = {}) -> str:
     """The ``guidon generate`` command that reproduces a clip, from the request in its manifest.
 
     The command line has no option for a rotation, so a clip with a rotation is reproduced from its manifest. So is one
@@ -30,14 +31,16 @@ def generate_command(generation: dict[str, Any], *, force: bool = False) -> str:
     Args:
         generation: the request.
         force: whether the model follows the prompt only in part.
+        parts: how the model is loaded: arguments of ``guidon.load``.
     """
     if generation["model"].startswith(DIFFUSERS):
         return """python -c 'import guidon; guidon.reproduce("manifest.json").save("clip.mp4")'"""
     if generation.get("rotation") is not None:
-        return "guidon generate --from manifest.json"
+        return shlex.join(["guidon", "generate", "--from", "manifest.json", *_loaded(parts)])
     if parse_rule(generation["guidance"]).weak == "model":
-        return "guidon generate --from manifest.json --weak FOLDER"
-    words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"]]
+        weak = {"weak": "FOLDER"} | dict(parts)
+        return shlex.join(["guidon", "generate", "--from", "manifest.json", *_loaded(weak)])
+    words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"], *_loaded(parts)]
     scale = generation["cfg_scale"]
     words += ["--cfg-scale", ",".join(map(_number, scale if isinstance(scale, list) else [scale]))]
     fast = bool(generation.get("distilled"))  # its settings are those of --fast, which decides the rest itself
@@ -66,6 +69,18 @@ def generate_command(generation: dict[str, Any], *, force: bool = False) -> str:
     if force:
         words.append("--force")
     return shlex.join(words)
+
+
+def _loaded(parts: Mapping[str, Any]) -> list[str]:
+    """The options of a model's parts."""
+    words = list[str]()
+    for name, value in parts.items():
+        if value is True:
+            words.append(_option(name))
+        else:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [_option(name), str(one)]
+    return words
 
 
 def _option(name: str) -> str:
