@@ -15,8 +15,10 @@ import yaml
 
 import guidon
 from guidon.core.errors import InputError
+from guidon.studio.comparison import drawn_latents
 from guidon.studio.engine import Studio
 from guidon.studio.jobs import Busy, Job, Queue
+from guidon.studio.models import Models
 from guidon.studio.outputs import Absent
 
 PROMPT = "a red circle moves left on a white background"
@@ -344,6 +346,60 @@ def test_the_list_says_what_is_missing(studio, tiny_model):
     assert "triangle" in words["shapes"]
 
 
+def test_parts_of_the_first_model_are_named_and_carried_on(tiny_model, asked, tmp_path):
+    """As those of a released model are; and where its autoencoder is not in memory, the latents are drawn."""
+    studio = Studio([str(tiny_model)], parts={"offload": "stages"}, device="cpu", temporary=tmp_path)
+    try:
+        session = studio.open()
+        run = ended(studio, session, studio.compare(session, asked)["id"])
+        assert (run["state"], run["decoded"], run["previews"] > 0) == ("done", False, True)
+        own = run["result"]["settings"][0]
+        assert f"--model {tiny_model} --offload stages --cfg-scale 3" in own["commands"][0]
+        assert f"guidon.load({str(tiny_model)!r}, offload='stages')" in own["python"][0]
+        study = yaml.safe_load(studio.yaml(session, {"comparison": asked, "prompts": 2}))
+        assert study["sources"] == {"offload": "stages"}
+    finally:
+        studio.close()
+
+
+def test_of_a_released_model_it_is_said_which_parts_are_missing(tmp_path):
+    (tmp_path / "class.pt").touch()
+    models = Models(["dit-xl-2-256"], parts={"checkpoint": str(tmp_path / "class.pt")})
+    first = models.listed()[0]["missing"]
+    assert "as vae" in first
+    assert "as checkpoint" not in first
+    other = next(own["missing"] for own in models.listed() if own["name"] == "pixart-xl-2-256")
+    assert all(f"as {part}" in other for part in ("checkpoint", "vae", "text encoder"))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--checkpoint", "x.pt"], "model 'guidon-small' brings its own weights: leave out --checkpoint"),
+        (["--call", "height=64"], "--call is for diffusers pipelines: leave it out, or give --model diffusers:FOLDER"),
+        (["--offload", "half"], "--offload is 'half': expected 'none', 'stages' or 'blocks'"),
+    ],
+)
+def test_the_command_refuses_parts_that_do_not_go_with_the_model(words, line, capsys):
+    from guidon.cli import app
+
+    with pytest.raises(SystemExit) as done:
+        app.main(["studio", "--no-browser", *words])
+    assert done.value.code == 2
+    assert line in capsys.readouterr().err
+
+
+def test_latents_are_drawn_where_their_content_is():
+    latent = torch.zeros(4, 3, 8, 8)
+    for frame in range(3):
+        latent[1, frame, 2 + frame, 5] = -9.0
+    drawn = drawn_latents(latent)
+    assert drawn.shape == (3, 3, 8, 8)
+    for frame in range(3):
+        assert int(drawn.sum(0)[frame].abs().argmax()) == 8 * (2 + frame) + 5
+    assert drawn_latents(torch.zeros(1, 1, 2, 2)).tolist() == torch.zeros(3, 1, 2, 2).tolist()
+
+
 def test_a_killed_studio_leaves_nothing_for_the_next_one(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from guidon.studio.outputs import Outputs; import numpy as np;"
@@ -468,6 +524,7 @@ def test_a_diffusers_pipeline_is_compared_looked_into_and_studied(tmp_path):
             del one["timing"]
         run = ended(studio, session, studio.compare(session, values)["id"])
         assert run["state"] == "done", run
+        assert (run["decoded"], run["previews"] > 0) == (False, True)
         names = {}
         exec(run["result"]["settings"][1]["python"][1].replace('video.save("clip.mp4")', ""), names)
         clip = run["result"]["settings"][1]["clips"][1]

@@ -38,12 +38,14 @@ from ..core.progress import OnStep, part_of
 from ..core.reading import reading
 from ..core.version import VERSION
 from ..core.warn import warn
-from ..guidance import GuidanceTrace
+from ..diffusion import convert
+from ..guidance import GuidanceTrace, GuidedStep, Observe
 from ..media import Video
 from ..request import DIFFUSERS, Choices, Computation, Request
 from .calls import check_run, read_count, read_prompts, read_samples
 from .diffusers_planner import DiffusersPlanner, check_offload
 from .manifests import Manifest, read_computation
+from .steering import OnX0
 
 LIBRARIES = ("diffusers", "transformers")
 """Whose versions a manifest holds, beside torch's."""
@@ -132,6 +134,7 @@ class DiffusersPipeline:
         batch_size: int = 1,
         trace: GuidanceTrace | None = None,
         on_step: OnStep | None = None,
+        on_x0: OnX0 | None = None,
         like: Computation | Mapping[str, Any] | None = None,
     ) -> list[Video]:
         """The clips of a complete request, prompts outermost.
@@ -143,6 +146,9 @@ class DiffusersPipeline:
             batch_size: how many clips one call of the pipeline makes. Noise does not depend on it, last bits may.
             trace: collects what guidance did, one sample for each clip.
             on_step: called as ``on_step(done, total)`` after every denoising step.
+            on_x0: called as ``on_x0(x0)`` at every guided step, with the clean latents (B, C, ...) that the prediction
+                stands for, guided by the scale without the rule. Numbers are not finite where the noise levels of the
+                scheduler are not known.
             like: how the clip was computed before: the part "computed" of its manifest.
 
         Raises:
@@ -162,7 +168,7 @@ class DiffusersPipeline:
                 batch = clips[len(videos) : len(videos) + (1 if copies > 1 else size)]
                 own = None if trace is None else GuidanceTrace(keep_x0=trace.keep_x0)
                 report = part_of(on_step, -(-len(videos) // size), -(-len(clips) // size))
-                made = attempt(partial(self._make, request, batch * copies, own, report))
+                made = attempt(partial(self._make, request, batch * copies, _observer(own, on_x0), report))
                 if made is not None:
                     videos += made[: len(batch)]
                     if trace is not None and own is not None and len(own):
@@ -181,10 +187,10 @@ class DiffusersPipeline:
         return videos
 
     def _make(
-        self, request: Request, batch: Sequence[tuple[int, int]], trace: GuidanceTrace | None, on_step: OnStep | None
+        self, request: Request, batch: Sequence[tuple[int, int]], observe: Observe | None, on_step: OnStep | None
     ) -> list[Video]:
         """The clips of one call."""
-        frames = self._clips.frames(self._asked(request, batch), observe=trace, on_step=on_step)
+        frames = self._clips.frames(self._asked(request, batch), observe=observe, on_step=on_step)
         computed = Computation(batch=len(batch), threads=torch.get_num_threads()).model_dump(mode="json")
         return [
             Video(each, self.planner.fps, self._manifest(request, clip, computed) | {"frames": list(each.shape)})
@@ -242,6 +248,21 @@ class DiffusersPipeline:
 
     def __repr__(self) -> str:
         return f"<DiffusersPipeline {self.planner.name!r}, {type(self.pipe).__name__}, on {self.device}>"
+
+
+def _observer(trace: GuidanceTrace | None, on_x0: OnX0 | None) -> Observe | None:
+    """What sees every guided step: a trace, and a preview."""
+    if on_x0 is None:
+        return trace
+
+    def observe(step: GuidedStep) -> None:
+        if trace is not None:
+            trace(step)
+        scales = torch.tensor(step.scale.scales).to(step.x)[:, *[None] * (step.x.ndim - 2)]
+        guided = step.uncond + scales * (step.cond - step.uncond)
+        on_x0(convert(guided, step.x, step.level, step.parameterization, "x0").float())
+
+    return observe
 
 
 def wrap(pipe: Any, *, call: Mapping[str, Any] | None = None) -> DiffusersPipeline:

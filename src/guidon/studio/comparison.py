@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -35,9 +35,12 @@ FEWEST = 5  # seeds from which an interval is shown: of fewer, a bootstrap says 
 
 @dataclass
 class Preview:
-    """Pictures of what is made while it is made. They take no more than ``PREVIEW_SHARE`` of the time."""
+    """Pictures of what is made while it is made. They take no more than ``PREVIEW_SHARE`` of the time.
 
-    pipe: Pipeline
+    They are decoded where the autoencoder is at hand, else drawn from the latents.
+    """
+
+    pipe: ModelPipeline
     job: Job
     cost: float = 0.0
     """Seconds that the last picture took."""
@@ -49,18 +52,46 @@ class Preview:
         now = time.monotonic()
         if now - self.last < self.cost / PREVIEW_SHARE:
             return
-        moving = x0.ndim == 5
-        latent = x0[:1]
-        if moving and x0.shape[2] > PREVIEW_FRAMES and self.pipe.model.facts.latents_together == 1:
-            picked = np.linspace(0, x0.shape[2] - 1, PREVIEW_FRAMES).round().astype(int)
-            latent = latent[:, :, picked]
-        with self.pipe.model.vae.in_use() as vae:
-            frames = vae.decode(latent.float())[0].float().clamp(-1, 1)
-        frames = frames if frames.ndim == 4 else frames[:, None]
+        latent = x0[:1] if x0.ndim == 5 else x0[:1, :, None]
+        if not latent.isfinite().all():
+            return
+        model = self.pipe.model if is_at_hand(self.pipe) else None
+        if latent.shape[2] > PREVIEW_FRAMES and (model is None or model.facts.latents_together == 1):
+            latent = latent[:, :, np.linspace(0, latent.shape[2] - 1, PREVIEW_FRAMES).round().astype(int)]
+        if model is None:
+            frames = drawn_latents(latent[0])
+        else:
+            with model.vae.in_use() as vae:
+                frames = vae.decode(latent.float() if x0.ndim == 5 else latent[:, :, 0].float())[0].float()
+        frames = (frames if frames.ndim == 4 else frames[:, None]).clamp(-1, 1)
         whole = ((frames + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
         self.job.show(strip(whole))
         self.last = time.monotonic()
         self.cost = self.last - now
+
+
+def is_at_hand(pipe: ModelPipeline) -> TypeGuard[Pipeline]:
+    """Whether a model's autoencoder is free while it denoises: that of diffusers belongs to the call in work, and what
+    is offloaded is not in memory."""
+    from ..pipeline import Pipeline
+
+    return isinstance(pipe, Pipeline) and pipe.keeps_parts
+
+
+def drawn_latents(latent: Tensor) -> Tensor:
+    """Latents (C, T, h, w) as video (3, T, h, w) without their autoencoder: shapes and motion, in colours of its own.
+
+    The direction in which they vary most becomes brightness, the next two become colour.
+    """
+    import torch
+
+    flat = torch.nn.functional.pad(latent.detach().flatten(1).double().cpu(), (0, 0, 0, max(0, 3 - len(latent))))
+    flat = flat - flat.mean(1, keepdim=True)
+    directions = torch.linalg.eigh(flat @ flat.T).eigenvectors.flip(1)[:, :3]  # the largest first
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    bright, warm, cold = directions.T.mul(largest.sign().T) @ flat
+    colours = torch.stack([bright + warm, bright - (warm + cold) / 2, bright + cold])
+    return (colours / (3 * bright.std()).clamp_min(1e-9)).float().reshape(3, *latent.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -89,6 +120,7 @@ def compare(
         InputError: the model cannot make the clips.
     """
     asked, channels = comparison.asked, pipe.channels
+    job.decoded = is_at_hand(pipe)
     bench, refusal = bench_of(pipe.planner.bench, asked.prompt)
     result = job.result
     result |= {
@@ -125,7 +157,8 @@ def compare(
                 "letter": LETTERS[number], "words": words_of(choices, request.guidance, channels), "clips": clips,
                 "manifests": files, "manifest": manifests, "seconds": time.monotonic() - began,
                 "commands": [
-                    generate_command(dict(video.manifest["generation"]), force=asked.force) for video in videos
+                    generate_command(dict(video.manifest["generation"]), force=asked.force, parts=parts)
+                    for video in videos
                 ],
                 "python": [
                     python_of(asked.model, asked.prompt, choices, sample, force=asked.force, parts=parts)
@@ -159,12 +192,9 @@ def _generate(
 ) -> tuple[list[Video], dict[str, Any] | None]:
     """The clips of one setting, and its trace: None where one branch ran alone."""
     from ..guidance import GuidanceTrace
-    from ..pipeline import Pipeline
 
     trace = None if request.distilled else GuidanceTrace()
-    options: dict[str, Any] = {"trace": trace, "on_step": on_step}
-    if isinstance(pipe, Pipeline) and pipe.keeps_parts:
-        options["on_x0"] = Preview(pipe, job)
+    options: dict[str, Any] = {"trace": trace, "on_step": on_step, "on_x0": Preview(pipe, job)}
     videos = pipe.generate(request, **options)
     if trace is None or not len(trace):
         return videos, None

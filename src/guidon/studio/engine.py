@@ -31,6 +31,7 @@ class Studio:
     Args:
         folders: models beside the presets: folders of weights, and ``diffusers:FOLDER``. The first one is chosen first.
         call: arguments of every call of the diffusers pipelines.
+        parts: how the first model is loaded: arguments of ``guidon.load``.
         device: where models run.
         out: where studies are kept; None to delete them at the end.
         temporary: where the folder of clips is made; None for the system's.
@@ -42,13 +43,14 @@ class Studio:
         folders: Sequence[str] = (),
         *,
         call: Mapping[str, Any] | None = None,
+        parts: Mapping[str, Any] | None = None,
         device: str = "auto",
         out: Path | None = None,
         temporary: Path | None = None,
         waiting: int = WAITING,
         sessions: int = SESSIONS,
     ) -> None:
-        self.models, self.device = Models(folders, call), device
+        self.models, self.device = Models(folders, call, parts), device
         self.outputs = Outputs(temporary)
         self.studies = self.outputs.folder / "studies" if out is None else out
         self.queue = Queue(self.outputs.forget, waiting=waiting, sessions=sessions)
@@ -189,7 +191,8 @@ class Studio:
             message = state  # whatever the worker is still at
         return {
             "id": job.key, "kind": job.kind, "title": job.title, "state": state, "done": job.done, "total": job.total,
-            "message": message, "ahead": ahead, "left": left, "previews": job.previews, "model": job.model,
+            "message": message, "ahead": ahead, "left": left, "previews": job.previews,
+            "decoded": job.decoded, "model": job.model,
         }  # fmt: skip
 
     def _read(self, values: Any) -> tuple[Comparison, list[str]]:

@@ -76,6 +76,8 @@ class Job:
     """A picture of what is made, PNG; empty before the first one."""
     previews: int = 0
     """How many pictures there were."""
+    decoded: bool = True
+    """Whether they are decoded. If not, they are drawn from the latents: their shapes are right, their colours not."""
     begun: float | None = None
     """When the worker began, on ``time.monotonic``."""
     ended: float | None = None

@@ -96,7 +96,7 @@ const tidy = (own) => {
 // The line under a clip.
 const sayOf = (at) => {
   const own = result?.settings[at];
-  if (busy && !busy.over && at >= (busy.result?.settings?.length ?? 0) && busy.kind === "comparison") return at === (busy.result?.settings?.length ?? 0) && busy.state === "working" ? "in work" : "waits";
+  if (busy && !busy.over && at >= (busy.result?.settings?.length ?? 0) && busy.kind === "comparison") return at > (busy.result?.settings?.length ?? 0) || busy.state !== "working" ? "waits" : busy.previews && !busy.decoded ? "in work; drawn from its latents: shapes are right, colours are not" : "in work";
   if (!own) return "not made yet: press Generate";
   if (!made(at)) return "changed since this clip: press Generate";
   const values = own.values?.joint, took = own.seconds ? `${number(own.seconds, 2)} s` : "";

@@ -43,6 +43,7 @@ const say = (word, kind) => {
 };
 const takeModel = (found) => {
   model = found;
+  $("prompt").placeholder = found.classes ? "a class, as its number or its name" : "what to show";
   const rules = $("rules") ?? document.body.appendChild(make("datalist", { id: "rules" }));
   rules.replaceChildren(...found.rules.map((rule) => new Option(rule)));
   $("proposals").replaceChildren(...found.prompts.slice(0, 4).map((text) => {
