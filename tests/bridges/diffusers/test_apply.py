@@ -35,6 +35,28 @@ NO_FULL_GRAPH = ("lumina-2", "z-image", "hunyuan-video-1.5")
 every_family = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 
 
+def _first_of_each_way() -> set[TinyPipeline]:
+    """The first pipeline of each way to join the branches: of one formula, one layout and one order."""
+    first: dict[Any, TinyPipeline] = {}
+    for tiny in PIPELINES:
+        way = (tiny.formula, tiny.normalise is None, len(tiny.networks), tiny.scale_argument, tiny.tolerance > 0)
+        first.setdefault((*way, tiny.to_channels, tiny.received, tiny.branches), tiny)
+    return set(first.values())
+
+
+FIRST = _first_of_each_way()
+
+
+def sampled(always: set[TinyPipeline]) -> Any:
+    """Every family, where CI tries those of ``always`` alone."""
+    cases = [pytest.param(tiny, marks=() if tiny in always else pytest.mark.long, id=str(tiny)) for tiny in PIPELINES]
+    return pytest.mark.parametrize("tiny", cases)
+
+
+every_way = sampled({*IMAGE, *VIDEO, *FIRST})
+"""CI leaves out variants that join their branches as another pipeline does. The support matrix measures them all."""
+
+
 def per_channel(tiny: TinyPipeline) -> list[float]:
     return [1 + 0.5 * channel for channel in range(tiny.channels)]
 
@@ -66,12 +88,9 @@ def same(tiny: TinyPipeline, got: Tensor, wanted: Tensor) -> bool:
 
 @every_family
 def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline, lend: Lend) -> None:
-    """With as many prompts as it takes. The support matrix is measured with one."""
+    """Channels alone, with as many prompts as it takes. The support matrix is measured with a guidance, and one prompt."""
     pipe, batch = lend(tiny), tiny.most
-    channels = OWN.get(tiny.name, "all")
-    guidon.apply(pipe, channels=channels)
-    assert torch.equal(run(tiny, pipe, steps=2, batch=batch), own(tiny, steps=2, batch=batch))
-    guidon.apply(pipe, Guidance(tiny.scale, channels))
+    guidon.apply(pipe, channels=OWN.get(tiny.name, "all"))
     assert torch.equal(run(tiny, pipe, steps=2, batch=batch), own(tiny, steps=2, batch=batch))
 
 
@@ -84,7 +103,7 @@ def test_channels_alone_are_refused_where_the_pipeline_mixes_them(name: str) -> 
         run(tiny, pipe)
 
 
-@every_family
+@every_way
 def test_a_subset_is_full_guidance_and_the_rest_is_conditional(tiny: TinyPipeline, lend: Lend) -> None:
     """With a guidance. The support matrix is measured with channels alone, and with what is left after ``remove``."""
     pipe, (guided, rest) = lend(tiny), subset(tiny)
@@ -101,7 +120,7 @@ def test_a_subset_is_full_guidance_and_the_rest_is_conditional(tiny: TinyPipelin
     assert not torch.equal(own(tiny, steps=2, batch=tiny.most), latents)
 
 
-@every_family
+@every_way
 def test_no_channel_is_no_guidance(tiny: TinyPipeline, lend: Lend) -> None:
     pipe = lend(tiny)
     if tiny.name in MIXED:
@@ -114,7 +133,7 @@ def test_no_channel_is_no_guidance(tiny: TinyPipeline, lend: Lend) -> None:
         assert same(tiny, received(tiny, step), cond)
 
 
-@every_family
+@every_way
 def test_a_scale_per_channel_is_what_the_scheduler_receives(tiny: TinyPipeline, lend: Lend) -> None:
     pipe, scales = lend(tiny), per_channel(tiny)
     guidon.apply(pipe, Guidance(scales))
@@ -128,14 +147,26 @@ def test_a_scale_per_channel_is_what_the_scheduler_receives(tiny: TinyPipeline, 
             assert torch.equal(got, wanted)
 
 
-@every_family
+@every_way
 def test_a_rule_of_memory_is_what_the_scheduler_receives(tiny: TinyPipeline, lend: Lend) -> None:
     """APG works on x_0 and remembers: the level, the sign and the memory of every step must be right."""
-    pipe = lend(tiny)
-    guidance = Guidance(tiny.scale, 3, "apg:norm_limit=2", "interval:0,0.8")
+    pipe, guidance = lend(tiny), of_memory(tiny)
+    guidon.apply(pipe, guidance)
+    assert follows(tiny, pipe, guidance).guided
+
+
+@pytest.mark.parametrize("name", ["dit", "sd-1.5", "sdxl", "sd3", "cogvideox", "wan-2.2", "ltx-2", "kandinsky-5"])
+def test_a_second_run_begins_anew(name: str, lend: Lend) -> None:
+    """One pipeline of each of many schedulers, in one call and in two."""
+    tiny = BY_NAME[name]
+    pipe, guidance = lend(tiny), of_memory(tiny)
     guidon.apply(pipe, guidance)
     run(tiny, pipe, steps=2)
-    assert follows(tiny, pipe, guidance).guided  # a second run begins anew
+    assert follows(tiny, pipe, guidance).guided
+
+
+def of_memory(tiny: TinyPipeline) -> Guidance:
+    return Guidance(tiny.scale, 3, "apg:norm_limit=2", "interval:0,0.8")
 
 
 def follows(tiny: TinyPipeline, pipe: Any, guidance: Guidance) -> Memory:
@@ -166,19 +197,7 @@ def network_input(pipe: Any, latents: Tensor, alpha: float) -> Tensor:
 VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
 
-def bf16_cases() -> list[Any]:
-    """CI tries the first pipeline of each way to join the branches: of one formula, one layout and one order."""
-    seen: set[Any] = set()
-    cases: list[Any] = []
-    for tiny in PIPELINES:
-        way = (tiny.formula, tiny.normalise is None, len(tiny.networks), tiny.scale_argument, tiny.tolerance > 0)
-        way += tiny.to_channels, tiny.received, tiny.branches
-        cases.append(pytest.param(tiny, marks=pytest.mark.long if way in seen else (), id=str(tiny)))
-        seen.add(way)
-    return cases
-
-
-@pytest.mark.parametrize("tiny", bf16_cases())
+@sampled(FIRST)
 def test_bf16(tiny: TinyPipeline) -> None:
     if not tiny.bf16:
         pytest.skip("the pipeline does not run in bf16 on a CPU")
@@ -198,9 +217,9 @@ def test_bf16(tiny: TinyPipeline) -> None:
     assert (received(tiny, steps[0]).float() - wanted).norm() < 0.01 * wanted.norm()
 
 
-COMPILED = ("dit", "ltx", "wan-2.2", "kandinsky-5")
-"""One pipeline of a doubled batch, of packed channels, of two networks and of two calls. Other formulas and places of the
-channels are the hook's work, which is not traced."""
+COMPILED = ("dit", "wan-2.2")
+"""One pipeline of a doubled batch, and one of two calls of two networks. Formulas and places of the channels are the hook's
+work, which is not traced."""
 
 
 def compiled_cases() -> list[Any]:

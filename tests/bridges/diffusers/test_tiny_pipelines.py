@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny_pipelines import PIPELINES, TinyPipeline, own, record, run, shared
+from tiny_pipelines import PIPELINES, TinyPipeline, own, record, shared
 
 each = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 
@@ -17,7 +17,6 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 @each
 def test_the_scheduler_receives_the_formula_on_branches_that_differ_and_runs_repeat(tiny: TinyPipeline) -> None:
     pipe = shared(tiny)
-    unguided = run(tiny, pipe, tiny.unguided_scale, steps=2, batch=tiny.most)
     latents, steps = record(tiny, pipe, steps=2, batch=tiny.most)
     assert len(steps) == 2
     assert latents.isfinite().all()
@@ -35,8 +34,7 @@ def test_the_scheduler_receives_the_formula_on_branches_that_differ_and_runs_rep
         assert difference(cond[:, channel], uncond[:, channel]) > 1e-3
     # the two prompts of a batch differ as well
     assert tiny.most == 1 or difference(cond[0], cond[-1]) > 1e-3
-    # the scale matters; another pipeline, which was not recorded, gives the same; no wrapper is left behind
-    assert difference(unguided, latents) > 1e-3
+    # another pipeline, which was not recorded, gives the same; no wrapper is left behind
     assert torch.equal(own(tiny, steps=2, batch=tiny.most), latents)
     assert not any("forward" in vars(getattr(pipe, name)) for name in tiny.networks)
 
