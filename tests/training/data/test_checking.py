@@ -80,7 +80,7 @@ def test_every_defect_is_named(tmp_path):
     for name, line, kind, why in wanted:
         assert f"{name} ({folder / 'metadata.jsonl'}, line {line}): " in told[kind, line]
         assert why in told[kind, line]
-    assert [clip.given.caption for clip in found.clips] == ["good"]
+    assert [clip.given.captions for clip in found.clips] == [("good",)]
     assert found.notes[0] == f"{folder / '01.mp4'} is in no row of the metadata: it is not trained on"
 
 

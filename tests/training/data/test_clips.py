@@ -89,7 +89,7 @@ def test_a_batch_has_clips_of_one_size_with_their_captions(folder, place):
 def test_latents_are_those_of_the_frames(folder, place, vae):
     clips = prepared(folder, place)
     batch = clips.batch(0, 2)
-    [wanted] = [clip for clip in clips.checked.clips if clip.given.caption == batch.captions[0] and torch.equal(batch.latents[0], clips._read(clip.bucket, [clip], slice(None)).latents[0])]  # fmt: skip
+    [wanted] = [clip for clip in clips.checked.clips if clip.given.captions == (batch.captions[0],) and torch.equal(batch.latents[0], clips._read(clip.bucket, [clip], [""], slice(None)).latents[0])]  # fmt: skip
     frames = module.frames_as_images(module.cut_out(wanted))
     exact = vae.encode(frames.transpose(0, 1)[None])[0]
     assert torch.allclose(batch.latents[0], exact, rtol=2**-11, atol=1e-7)
@@ -121,6 +121,26 @@ def test_rows_are_those_of_the_batch(folder, place):
         assert part.clip == whole.clip
 
 
+def test_one_of_several_captions_is_drawn_each_time(folder, place, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    rows = (moved / "metadata.jsonl").read_text()
+    (moved / "metadata.jsonl").write_text(rows.replace('"a wide one"', '["a wide one", "wide"]'))
+    one, several = prepared(folder, place), prepared(moved, place)
+    assert "4 files have several captions: one of them is drawn" in capsys.readouterr().err
+    assert one.digest != several.digest
+    assert set(several.captions) == {*one.captions, "wide"}
+    counts: Counter[str] = Counter()
+    for step in range(12):
+        first, second = one.batch(step, 4), several.batch(step, 4)
+        assert torch.equal(first.latents, second.latents)
+        assert first.captions == ["a wide one" if caption == "wide" else caption for caption in second.captions]
+        assert several.batch(step, 4, slice(1, 3)).captions == second.captions[1:3]
+        counts.update(second.captions)
+    assert min(counts["wide"], counts["a wide one"]) > 0
+    assert all("wide" not in batch.captions for batch in several.validation)
+
+
 def test_held_out_clips_are_never_drawn(folder, place):
     clips = prepared(folder, place)
     held = [row for batch in clips.validation for row in batch.latents]
@@ -150,7 +170,9 @@ def test_features_are_stored_once_without_padding(folder, place):
     Words.calls = 0
     clips = prepared(folder, place, text=Words, text_hash="t")
     captions = set(clips.captions)
-    assert Words.calls == len(captions | {clip.given.caption for clip in clips.checked.held_out})
+    assert Words.calls == len(
+        captions | {caption for clip in clips.checked.held_out for caption in clip.given.captions}
+    )
     clips = prepared(folder, place, text=no_model, text_hash="t")
     batch = clips.batch(0, 3)
     features, mask = Words().encode(batch.captions)

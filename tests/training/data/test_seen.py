@@ -56,7 +56,7 @@ def test_captions_and_places_are_read_anew(check, clips):
     path.write_text(path.read_text().replace("stones", "rocks"))
     found, looked = check(validation=0.5, crop="none")
     assert looked == []
-    assert "rocks" in found.clips[0].given.caption
+    assert "rocks" in found.clips[0].given.captions[0]
     assert found.held_out
     assert {clip.crop for clip in found.clips} == {"none"}
 

@@ -20,8 +20,14 @@ def listed(*places):
 
 
 def told(found):
-    """Name without suffix -> (caption, class)."""
-    return {given.content.shown.stem: (given.caption, given.label) for given in found.given}
+    """Name without suffix -> (captions, class). Captions are joined by a bar."""
+    return {
+        given.content.shown.stem: (
+            given.captions if given.captions is None else " | ".join(given.captions),
+            given.label,
+        )
+        for given in found.given
+    }
 
 
 def put(folder, *names):
@@ -46,6 +52,7 @@ ROWS_OF = {
     "metadata.jsonl": '{"file_name": "a.mp4", "caption": "one"}\n\n{"file_name": "sub/b.mp4", "text": "two \\n lines"}\n',
     "metadata.csv": 'file_name,caption\na.mp4,one\nsub/b.mp4,"two\nlines"\n',
     "train.csv": "path,text,num_frames\na.mp4,one,9\nsub/b.mp4,two lines,9\n",
+    "lists.jsonl": '{"path": "a.mp4", "caption": ["one", " "]}\n{"path": "sub/b.mp4", "text": ["two lines"]}\n',
     "captions.jsonl": '{"video_path": "a.mp4", "caption": "one"}\n{"video_path": "sub/b.mp4", "prompt": "two lines"}\n',
 }
 
@@ -73,6 +80,16 @@ def test_text_files_and_folders_say_captions_and_classes(tmp_path):
     assert told(found) == {"a": ("one", None), "b": (None, "dogs"), "c": (None, "cats"), "no suffix": ("", None)}
     assert not found.defects
     assert not found.notes
+
+
+def test_a_file_may_have_several_captions(tmp_path):
+    put(tmp_path, "a.mp4")
+    (tmp_path / "a.TXT").write_text("\ufeffone\r\n\r\n two  words\r\n", newline="")
+    packed(tmp_path / "0.tar", [("b.mp4", VIDEO), ("b.txt", b"x\ny\n")])
+    packed(tmp_path / "1.tar", [("c.mp4", VIDEO), ("c.json", b'{"caption": ["x", "y"]}')])
+    assert told(listed(tmp_path)) == {"a": ("one | two words", None), "b": ("x | y", None), "c": ("x | y", None)}
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "caption": ["three", "four \\n lines"]}\n')
+    assert told(listed(tmp_path / "metadata.jsonl")) == {"a": ("three | four lines", None)}
 
 
 def test_a_file_of_an_unknown_kind_is_named_if_it_has_a_caption(tmp_path):
@@ -113,7 +130,7 @@ def test_what_is_not_given_in_a_row_is_beside_the_file(tmp_path):
         ('{"file_name": "bad.mp4"}', "bad row", "its caption cannot be used: "),
         ('{"file_name": "../a.mp4", "caption": "x"}', "outside", "outside the folder"),
         ('{"file_name": "b/../../a.mp4", "caption": "x"}', "outside", "outside the folder"),
-        ('{"file_name": "a.mp4", "caption": ["x", "y"]}', "bad row", "give a text"),
+        ('{"file_name": "a.mp4", "caption": ["x", 3]}', "bad row", "give a text, or a list"),
         ('{"file_name": "a.mp4", "caption": "\\ud800"}', "bad row", "half a character"),
         ('{"file_name": "a.mp4", "caption": "x", "label": 1.5}', "bad row", "a whole number"),
     ],
@@ -133,8 +150,13 @@ def test_a_caption_that_is_no_text_is_named(tmp_path):
     put(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "a.txt").write_bytes(b"\xff")
     (tmp_path / "b.txt").write_text("fine")
+    put(tmp_path, "c.mp4")
+    (tmp_path / "c.txt").write_bytes("fine".encode("utf-16-le"))
     found = listed(tmp_path)
-    assert [(defect.kind, defect.file) for defect in found.defects] == [("bad row", str(tmp_path / "a.mp4"))]
+    assert [(defect.kind, defect.file) for defect in found.defects] == [
+        ("bad row", str(tmp_path / "a.mp4")),
+        ("bad row", str(tmp_path / "c.mp4")),
+    ]
     assert told(found) == {"b": ("fine", None)}
 
 

@@ -162,6 +162,8 @@ def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thoroug
             uneven += outcome.uneven
             slow += outcome.slow
             (held if given.folder == HELD else clips).extend(_clips_of(given, outcome, data))
+    if wanted == "captions" and (several := sum(len(given.captions or ()) > 1 for given in first.values())):
+        notes.append(f"{several} files have several captions: one of them is drawn each time a clip is seen")
     if uneven:
         notes.append(f"{uneven} videos show some frames longer than others: give fps for clips of an even motion")
     if slow:
@@ -186,10 +188,10 @@ def _unsaid(given: Given, data: Data, wanted: Wanted) -> Defect | None:
                 kind = "a link to nothing"
             what = "put the file there, or remove its row" if given.row else "mend the link, or remove it"
             return given.defect("missing", f"it is {kind}: {what}")
-    if wanted == "captions" and given.caption is None and not data.allow_empty:
+    if wanted == "captions" and given.captions is None and not data.allow_empty:
         place = "in its row" if given.row else f"in {given.content.shown.stem}.txt"
         return given.defect("no caption", f"it has no caption: give one {place}, or say allow_empty: true")
-    if wanted == "captions" and given.caption == "" and not data.allow_empty:
+    if wanted == "captions" and given.captions == () and not data.allow_empty:
         return given.defect("empty caption", "its caption is empty: write one, or say allow_empty: true")
     if wanted == "classes" and not given.label:
         return given.defect("no class", "it has no class: give label in its row, or put it in a folder of its class")

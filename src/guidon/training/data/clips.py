@@ -117,7 +117,7 @@ class PreparedClips:
         features = None
         if text is not None:
             features = Shards(place, "clip-captions")
-            if not any(clip.given.caption for clip in checked.clips):
+            if not any(clip.given.captions for clip in checked.clips):
                 raise InputError("no clip has a caption: write some, or train a network without a text encoder")
             _encode_captions(checked, features, text, text_hash)
         return cls(checked, data.repeats, seed, latents, vae_hash, features, text_hash, images)
@@ -125,7 +125,7 @@ class PreparedClips:
     @property
     def captions(self) -> list[str]:
         """All different captions of the clips to train on, sorted; [] unless captions are wanted."""
-        return sorted({clip.given.caption for clip in self.checked.clips if clip.given.caption})
+        return sorted({caption for clip in self.checked.clips for caption in clip.given.captions or ()})
 
     @property
     def classes(self) -> list[str] | None:
@@ -154,25 +154,31 @@ class PreparedClips:
         number, drawn = self._order.batch(step, size, ALL)
         bucket, clips = list(self.buckets.items())[number]
         chosen = [clips[index] for index, _ in drawn]
-        return self._read(bucket, chosen, rows)
+        captions = [
+            _drawn(clip, (self._order.seed, number, position))
+            for clip, (_, position) in zip(chosen, drawn, strict=True)
+        ]
+        return self._read(bucket, chosen, captions, rows)
 
     @property
     def validation(self) -> list[OwnBatch]:
-        """Batches of held-out clips, the same every time: at most ``HELD_OUT`` clips, those of the lowest hash."""
+        """Batches of held-out clips, each with its first caption, the same every time.
+
+        There are at most ``HELD_OUT`` clips, those of the lowest hash.
+        """
         found: list[OwnBatch] = []
         chosen = sorted(self.checked.held_out[:HELD_OUT], key=lambda clip: clip.bucket)
         for bucket, clips in groupby(chosen, key=lambda clip: clip.bucket):
             together = list(clips)
             parts = [together[k : k + HELD_OUT_ROWS] for k in range(0, len(together), HELD_OUT_ROWS)]
-            found += [self._read(bucket, part, ALL) for part in parts]
+            found += [self._read(bucket, part, [_first(clip) for clip in part], ALL) for part in parts]
         return found
 
-    def _read(self, bucket: Bucket, clips: Sequence[Clip], rows: slice) -> OwnBatch:
+    def _read(self, bucket: Bucket, clips: Sequence[Clip], told: Sequence[str], rows: slice) -> OwnBatch:
         fps = [clip.fps if bucket.frames > 1 else IMAGE_FPS for clip in clips]
         facts = ClipFacts(bucket.height, bucket.width, bucket.frames, float(np.mean(fps)))
-        chosen = clips[rows]
+        chosen, captions = clips[rows], list(told[rows])
         latents = torch.stack([self._latents.read(_latents_key(self._vae_hash, clip)) for clip in chosen]).float()
-        captions = [clip.given.caption or "" for clip in chosen]
         features, mask = (None, None) if self._features is None else self._read_features(self._features, captions)
         labels = None
         if self.classes is not None:
@@ -204,6 +210,21 @@ class PreparedClips:
             if pair is not None:
                 features[row, mask[row]] = pair[0].float()
         return features, mask
+
+
+def _first(clip: Clip) -> str:
+    return (clip.given.captions or ("",))[0]
+
+
+def _drawn(clip: Clip, place: tuple[int, ...]) -> str:
+    """One of a clip's captions, at random; "" where it has none.
+
+    Args:
+        clip: the clip.
+        place: decides which one: the seed, and where in the order of all draws this is.
+    """
+    captions = clip.given.captions or ("",)
+    return captions[0] if len(captions) == 1 else captions[np.random.default_rng((*place, 15)).integers(len(captions))]
 
 
 _MASK = ".mask"  # after the key of a caption: the name of its mask
@@ -263,9 +284,14 @@ def in_buckets(clips: Sequence[Clip], repeats: Sequence[int] | None = None) -> d
 
 def digest_of(checked: Checked, buckets: Mapping[Bucket, Sequence[Clip]]) -> str:
     """A hash of all clips, of what is said of them, and of how often they are drawn."""
-    drawn = [[clip.key, clip.given.caption, clip.given.label] for clips in buckets.values() for clip in clips]
-    held = [[clip.key, clip.given.caption, clip.given.label] for clip in checked.held_out]
+    drawn = [_said_of(clip) for clips in buckets.values() for clip in clips]
+    held = [_said_of(clip) for clip in checked.held_out]
     return hash_settings({"drawn": drawn, "held_out": held, "classes": checked.classes})
+
+
+def _said_of(clip: Clip) -> list[Any]:
+    captions = clip.given.captions
+    return [clip.key, captions if captions is None or len(captions) > 1 else _first(clip), clip.given.label]
 
 
 def tell_of_small(buckets: Mapping[Bucket, Sequence[Clip]], size: int) -> None:
@@ -307,7 +333,7 @@ def _encode(vae: Callable[[], Autoencoder], key: str, frames: np.ndarray) -> dic
 
 def _encode_captions(checked: Checked, shards: Shards, text: Callable[[], TextEncoder], text_hash: str) -> None:
     """Store the features of all captions, without those of padding."""
-    captions = {clip.given.caption for clip in (*checked.clips, *checked.held_out) if clip.given.caption}
+    captions = {caption for clip in (*checked.clips, *checked.held_out) for caption in clip.given.captions or ()}
     by_key = {_caption_key(text_hash, caption): caption for caption in captions}
     encoder = cache(text)
 

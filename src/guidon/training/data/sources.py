@@ -2,8 +2,8 @@
 
 A folder may hold a file of metadata, ``metadata.jsonl`` or ``metadata.csv`` as in Hugging Face's VideoFolder and
 ImageFolder, or another ``.jsonl`` or ``.csv`` that names files, as Open-Sora and musubi-tuner write them. Without one,
-the caption of ``a.mp4`` is in ``a.txt``, and the folder in which a file is names its class. WebDataset shards (tar)
-hold samples: files of one name, such as ``000.mp4``, ``000.txt`` and ``000.json``.
+each line of ``a.txt`` is a caption of ``a.mp4``, and the folder in which a file is names its class. WebDataset shards
+(tar) hold samples: files of one name, such as ``000.mp4``, ``000.txt`` and ``000.json``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
@@ -45,8 +45,8 @@ class Given:
     """A file that is to be trained on."""
 
     content: Content
-    caption: str | None
-    """On one line; "" where it is empty, None where there is none."""
+    captions: tuple[str, ...] | None
+    """Each on one line; one of them is drawn each time. () where the text is empty, None where there is none."""
     label: str | None
     """Its class; None where there is none."""
     row: str
@@ -171,14 +171,25 @@ def _add_beside(path: Path, number: int, label: str | None, into: Listing) -> No
         into.defects.append(Defect("bad row", str(path), f"its caption cannot be used: {error}"))
 
 
-def _text_beside(path: Path) -> str | None:
-    """The caption in the text file of a file's name; None if there is none.
+def _text_beside(path: Path) -> tuple[str, ...] | None:
+    """The captions in the text file of a file's name, one a line; None if there is no such file.
 
     Raises:
         InputError: the text file cannot be read.
     """
-    place = path.with_suffix(".txt")
-    return _one_line(read_text(place, "a caption")) if place != path and place.is_file() else None
+    places = (path.with_suffix(suffix) for suffix in (".txt", ".TXT"))
+    place = next((place for place in places if place != path and place.is_file()), None)
+    if place is None:
+        return None
+    text = read_text(place, "a caption")
+    if (why := _unfit(text)) is not None:
+        raise InputError(f"{place}: {why}")
+    return _captions(text.splitlines())
+
+
+def _captions(texts: Sequence[str]) -> tuple[str, ...]:
+    """Each of several texts on one line, without those that are empty."""
+    return tuple(filter(None, map(_one_line, texts)))
 
 
 def _one_line(text: str) -> str:
@@ -221,20 +232,21 @@ def _given(folder: Path, values: Mapping[str, Any], row: str, number: int) -> Gi
         path = folder / name
     path = _spelled(path)
     caption = _first(values, CAPTION_KEYS)
-    if caption is not None and not isinstance(caption, str):
-        return Defect("bad row", str(path), f"its caption is {quoted(caption)}: give a text", row)
-    if caption is not None and not _is_text(caption):
-        return Defect("bad row", str(path), "its caption holds half a character: give text in UTF-8", row)
+    texts = _texts(caption)
+    if texts is None and caption is not None:
+        return Defect("bad row", str(path), f"its caption is {quoted(caption)}: give a text, or a list of texts", row)
+    if why := next(filter(None, map(_unfit, texts or ())), None):
+        return Defect("bad row", str(path), f"its caption cannot be used: {why}", row)
     label = _first(values, CLASS_KEYS)
     if isinstance(label, bool | float | list | dict):
         return Defect("bad row", str(path), f"its class is {quoted(label)}: give a name or a whole number", row)
     if label is None and path.parent != folder and not Path(name).is_absolute():
         label = path.parent.name
     try:
-        caption = _text_beside(path) if caption is None else _one_line(caption)
+        captions = _text_beside(path) if texts is None else _captions(texts)
     except InputError as error:
         return Defect("bad row", str(path), f"its caption cannot be used: {error}", row)
-    return Given(Content(path), caption, None if label is None else _one_line(str(label)), row, number)
+    return Given(Content(path), captions, None if label is None else _one_line(str(label)), row, number)
 
 
 def _first(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
@@ -242,12 +254,19 @@ def _first(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
     return next((values[key] for key in keys if values.get(key) is not None), None)
 
 
-def _is_text(text: str) -> bool:
+def _texts(said: Any) -> list[str] | None:
+    """A text, or a list of texts, as a list; None if it is neither."""
+    texts: list[Any] = said if isinstance(said, list) else [said]
+    return texts if all(isinstance(each, str) for each in texts) else None
+
+
+def _unfit(text: str) -> str | None:
+    """Why a caption is no text; None if it is one."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return "it holds half a character: give text in UTF-8"
+    return "it holds a NUL byte, as UTF-16 does: give text in UTF-8" if "\0" in text else None
 
 
 def _spelled(path: Path) -> Path:
@@ -398,15 +417,16 @@ def _sample(
                 caption = _first(values, CAPTION_KEYS) if caption is None else caption
                 label = _first(values, CLASS_KEYS)
             elif suffix == ".txt":
-                caption = text
+                caption = text.splitlines()
             else:
                 label = text
         except (ValueError, RecursionError):
             defects.append(Defect("bad row", str(shown), "it is no text in UTF-8, or no JSON: pack it again"))
     member = members[media]
     content = Content(path, (member.offset_data, member.size), member.name.lstrip("/"))
-    caption = _one_line(caption) if isinstance(caption, str) and _is_text(caption) else None
-    return Given(content, caption, _label(label), "", number)
+    texts = _texts(caption)
+    captions = None if texts is None or any(map(_unfit, texts)) else _captions(texts)
+    return Given(content, captions, _label(label), "", number)
 
 
 def _label(label: Any) -> str | None:
