@@ -95,6 +95,15 @@ def test_checkpointed_blocks_keep_less_and_have_the_same_gradients(recipe, tmp_p
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_the_recipe_asks_for_compiled_blocks(recipe, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: found.append(block))
+    for compiling in (False, True):
+        task = VideosTask.prepare(load_recipe(recipe(tmp_path / f"{compiling}", compile=compiling)), CPU)
+        assert found == list(task.network.denoiser.blocks) * compiling
+
+
+@pytest.mark.long
 def test_blocks_are_compiled(recipe, tmp_path, monkeypatch):
     compile_, found = torch.nn.Module.compile, []
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..core.errors import first_line
 from ..core.warn import note, warn
 from ..guidance.denoiser import shares_rows
+from ..models.parts.compiling import keep_rearranging_whole
 
 GRAPHS = 64
 """Graphs of a kind of block before torch goes on without compiling: two for each number of rows that a run has."""
@@ -104,6 +105,7 @@ class Compilation:
     def _compile(self, part: nn.Module) -> None:
         """Compile a part in place. Hooks on it stay outside of its graph."""
         if "forward" not in part.__dict__:
+            keep_rearranging_whole()
             mode = "reduce-overhead" if self.graphs else None
             part.forward = torch.compile(part.forward, dynamic=False, backend=self.backend, mode=mode)
 

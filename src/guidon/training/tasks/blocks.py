@@ -8,6 +8,8 @@ from typing import Any, cast
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ...models.parts.compiling import keep_rearranging_whole
+
 
 def prepare_blocks(network: nn.Module, *, checkpointing: bool, compiling: bool) -> None:
     """Change how the blocks of a network are run.
@@ -17,6 +19,8 @@ def prepare_blocks(network: nn.Module, *, checkpointing: bool, compiling: bool) 
         checkpointing: keep the inputs of a block alone, and compute the rest again in the backward pass.
         compiling: compile each block.
     """
+    if compiling:
+        keep_rearranging_whole()
     for block in list(cast("Any", network).blocks):
         if checkpointing:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

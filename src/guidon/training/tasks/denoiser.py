@@ -26,6 +26,7 @@ from ..demand import require_batch
 from ..recipe import DIFFUSION_STEPS, SWAPPED_FROM, DenoiserRecipe
 from ..rows import ALL, with_tensors
 from ..terms import Term, TrainingStep, total_loss
+from .blocks import prepare_blocks
 from .export import model_folder
 from .start import Start, read_start
 
@@ -98,9 +99,7 @@ class DenoiserTask:
         config = network_config(recipe, vae.config)
         require_batch(recipe, (config.in_channels, *config.input_size), device)
         module = build_module(recipe, config, text_config, start).to(device)
-        if recipe.compile:
-            for block in module.denoiser.blocks:
-                block.compile()
+        prepare_blocks(module.denoiser, checkpointing=False, compiling=recipe.compile)
         # Encode the clips, the slow part.
         clips = LatentClips.prepare(
             recipe.cache or recipe.out,
