@@ -56,13 +56,25 @@ def test_padding_is_left_out_bit_for_bit(narrow, lengths):
     assert short.keys_values[0].shape[3] == short.mask.shape[-1] == kept
 
 
-def test_padding_stays_where_gradients_flow_or_parts_are_compiled(narrow):
+def test_padding_stays_where_gradients_flow_or_parts_of_a_narrow_network_are_compiled(narrow):
     assert narrow.prepare(FEATURES, mask_of(3, 3)).mask.shape[-1] == LENGTH
     for sets in ("_compiled_call_impl", "forward"):  # by Module.compile, and by --compile
         compiled = network()
         setattr(compiled.blocks[0], sets, compiled.blocks[0].forward)
         with torch.no_grad():
             assert compiled.prepare(FEATURES, mask_of(3, 3)).mask.shape[-1] == LENGTH
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(3, 16), (17, 32), (33, LENGTH)])
+def test_a_compiled_network_reads_short_captions_of_few_lengths(wide, tokens, kept):
+    mask, compiled = mask_of(tokens, 2), network(256, 4)
+    compiled.blocks[0].forward = compiled.blocks[0].forward  # as --compile does
+    with torch.no_grad():
+        caption = compiled.prepare(FEATURES, mask)
+        found, exact = compiled(X, T, caption), wide(X, T, wide.prepare(FEATURES, mask))
+    assert caption.mask.shape[-1] == kept
+    assert [each.scores.shape for each in absorbed(caption)] == [(2, 256, 4 * kept)] * 2
+    assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
 def test_a_caption_of_no_token_keeps_its_length(narrow):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...core.errors import InputError, setting
 from .guided import ForwardWithCfg
 from .layers import Absorbed, CaptionEmbedder, CrossAttention, FinalLayer, TimestepEmbedder, absorbs
-from .products import LEAST_WIDTH, Arranged
+from .products import LEAST_ROWS, LEAST_WIDTH, Arranged
 from .tables import Kept, is_compiled, kept
 
 T = TypeVar("T")
@@ -60,16 +60,20 @@ class Caption:
             tuple(F.pad(pair, (0, 0, 0, more)) for pair in self.keys_values), F.pad(self._full_mask(), (0, more))
         )
 
-    def short(self) -> Caption:
+    def short(self, doubling: bool = False) -> Caption:
         """The same without the padding at the end, as far as it fills groups of ``GROUP`` tokens.
 
         Attention to it is the same bit for bit: a token that does not count adds zero. It asks the device once how many
         tokens count.
+
+        Args:
+            doubling: leave 1, 2, 4, 8, ... groups, so that few lengths occur.
         """
         if self.mask is None:
             return self
         counting = self.mask.flatten(1).any(0).nonzero()
-        end = -(-(int(counting[-1]) + 1) // GROUP) * GROUP if len(counting) else self.mask.shape[-1]
+        groups = int(counting[-1]) // GROUP + 1 if len(counting) else self.mask.shape[-1]
+        end = GROUP * (1 << (groups - 1).bit_length() if doubling else groups)
         if end >= self.mask.shape[-1]:
             return self
         return Caption(
@@ -159,8 +163,13 @@ class CaptionedTransformer(ForwardWithCfg, nn.Module):
         if mask is not None:
             mask = mask.to(torch.bool).flatten(1).repeat(y.shape[0] // mask.shape[0], 1)[:, None, None]
         caption = Caption(tuple(cross.keys_values(tokens) for cross in self.crossings()), mask)
-        # of every length a compiled network would be compiled anew
-        return caption if torch.is_grad_enabled() or is_compiled(self) else caption.short()
+        if torch.is_grad_enabled():
+            return caption
+        if not is_compiled(self):
+            return caption.short()
+        # it is compiled anew for every length, so there are few, and only where products are saved
+        short = caption.short(doubling=True)
+        return short if absorbs(self.crossings()[0], short.keys_values[0], LEAST_ROWS) else caption
 
     def read_caption(self, caption: Caption, tokens: int) -> Sequence[Tensor | Absorbed]:
         """What each of the ``crossings`` reads of a caption, for attention of ``tokens`` tokens a row.
@@ -170,12 +179,13 @@ class CaptionedTransformer(ForwardWithCfg, nn.Module):
         """
         crossings = CaptionedTransformer.crossings(self)  # those of the blocks; others have few queries
         pairs = caption.keys_values
-        if not absorbs(crossings[0], pairs[0], tokens) or is_compiled(self):
+        if not absorbs(crossings[0], pairs[0], tokens):
             return pairs
+        whole = is_compiled(self)
         weights = [weight for cross in crossings for weight in (*cross.q_linear.parameters(), *cross.proj.parameters())]
 
         def absorb() -> list[Tensor | Absorbed]:
-            absorbed = [cross.absorb(pair, caption.mask) for cross, pair in zip(crossings, pairs, strict=False)]
+            absorbed = [cross.absorb(pair, caption.mask, whole) for cross, pair in zip(crossings, pairs, strict=False)]
             return [*absorbed, *pairs[len(absorbed) :]]
 
         return kept(caption.kept, "absorbed", weights, absorb)

@@ -347,12 +347,15 @@ class CrossAttention(nn.Module):
         """Caption tokens (B, L, D) -> keys and values (2, B, H, L, D / H)."""
         return rearrange(self.kv_linear(y), "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
 
-    def absorb(self, keys_values: Tensor, mask: Tensor | None) -> Absorbed | Tensor:
-        """The caption multiplied with the projections; as it is where a row has no token that counts."""
+    def absorb(self, keys_values: Tensor, mask: Tensor | None, whole: bool = False) -> Absorbed | Tensor:
+        """The caption multiplied with the projections; as it is where a row has no token that counts.
+
+        Its padding at the end is left out, unless it is wanted ``whole``.
+        """
         counts = torch.ones_like(keys_values[0, :, :1, :, 0], dtype=torch.bool) if mask is None else mask.flatten(1, 2)
         if not bool(counts.any(-1).all()):
             return keys_values
-        end = int(counts.flatten(0, 1).any(0).nonzero()[-1]) + 1
+        end = counts.shape[-1] if whole else int(counts.flatten(0, 1).any(0).nonzero()[-1]) + 1
         keys, values = keys_values[..., :end, :].float()
         wide, heads = self.q_linear.weight.dtype, self.num_heads
         query = self.q_linear.weight.float().unflatten(0, (heads, -1)) * keys.shape[-1] ** -0.5
