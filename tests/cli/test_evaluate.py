@@ -80,6 +80,8 @@ def test_prompts_of_a_file_are_measured_without_truth(run, tiny_model, tmp_path)
         (("--caption", "a red circle"), "--caption belongs to video files"),
         (("--prompts", 1), "--prompts"),
         (("--guidance", "nope"), "--guidance"),
+        (("--lora", "gone"), "--lora gone is not there"),
+        (("a.mp4", "--lora", "gone"), "--lora belongs to a model"),
         (("--features", "f"), "brings its own weights: leave out --features"),
         (("a.mp4", "--guidance", "apg"), "--guidance belongs to a model"),
         (("none.mp4",), "no file could be measured: none.mp4: cannot be read as video: it is not there"),

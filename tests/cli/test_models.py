@@ -41,5 +41,7 @@ def test_a_released_model_is_described_by_its_files(run):
 def test_a_name_that_does_not_exist_is_refused_with_the_nearest(refused, tmp_path):
     assert "did you mean 'guidon-small'" in refused("models", "guidon-smal")
     assert "is not a model folder" in refused("models", tmp_path)
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert "holds adapters: give it as lora, and the model" in refused("models", tmp_path)
     (tmp_path / "model_index.json").touch()
     assert f"is a pipeline of diffusers: give diffusers:{tmp_path}" in refused("models", tmp_path)

@@ -17,5 +17,6 @@ def test_guidance_is_split_by_channel(run, tiny_model, tmp_path):
 
 
 def test_what_guides_nothing_is_refused(refused, tiny_model):
+    assert "--lora gone is not there" in refused("spectrum", PROMPT, "--model", tiny_model, "--lora", "gone")
     assert "guides nothing" in refused("spectrum", PROMPT, "--model", tiny_model, "--cfg-scale", 1)
     assert "no PROMPT was given, as in: guidon spectrum" in refused("spectrum")

@@ -108,6 +108,7 @@ def evaluate(
     vae: options.VAE = None,
     features: options.Features = None,
     weak: options.Weak = None,
+    lora: options.Lora = None,
     dtype: options.Dtype = None,
     decode_dtype: options.DecodeDtype = None,
     compile: options.Compile = False,
@@ -131,7 +132,7 @@ def evaluate(
     precisions, chosen_here = split_precisions(dtype=dtype, decode_dtype=decode_dtype)
     sampling |= precisions
     parts = chosen_here | given(
-        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak,
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, lora=lora or None,
         compile=compile or None,
     )  # fmt: skip
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)

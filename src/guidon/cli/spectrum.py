@@ -45,6 +45,7 @@ def spectrum(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    lora: options.Lora = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -60,7 +61,8 @@ def spectrum(
         sampler=sampler, spacing=spacing,
     )  # fmt: skip
     parts = given(
-        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, lora=lora or None,
+        call=parse_call(call),
         dtype=dtype, decode_dtype=decode_dtype, compile=compile or None, offload=offload,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, nearest, setting
 from . import registry
+from .adapters.files import ADAPTER_WEIGHTS
 from .family import Facts, Preset, Released
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def find_preset(name: str) -> Preset[Any]:
             return preset
     if (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is a pipeline of diffusers: give diffusers:{folder}")
+    if any((each / ADAPTER_WEIGHTS).is_file() for each in (folder, folder / "adapter")):
+        raise InputError(f"{folder} holds adapters: give it as {setting('lora')}, and the model that they are for")
     layouts = " and no ".join(family.folder for family in registry.FAMILIES if family.folder)
     raise InputError(f"{folder} is not a model folder: it holds no {layouts}")
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from ..core.errors import InputError, quoted, setting
 from ..core.settings import Settings
 from ..guidance import Guidance
 from .adapters.files import AdapterSource
@@ -49,6 +50,9 @@ class Sources(Settings):
         if isinstance(given, Mapping):
             return tuple({"path": path, "scale": scale} for path, scale in given.items())
         several = given if isinstance(given, list | tuple) else (given,)
+        for each in several:
+            if not isinstance(each, str | Path | Mapping | AdapterSource):
+                raise InputError(f"{setting('lora')} is {quoted(each)}: give a folder, FOLDER=0.8, or a list of them")
         return tuple(AdapterSource.parse(str(each)) if isinstance(each, str | Path) else each for each in several)
 
 
