@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from guidon.core.errors import InputError
 from guidon.training import StagedRecipe, load_recipe, run_recipe
-from guidon.training.recipe import DenoiserRecipe, RolloutRecipe, Section, VAERecipe
+from guidon.training.recipe import DenoiserRecipe, RolloutRecipe, Section, VAERecipe, check_recipe
 from guidon.training.terms import Terms, TermSettings
 from recipes import LOW, VAE_SHAPE, denoiser_recipe, vae_recipe, write_recipe
 
@@ -152,6 +152,25 @@ def test_stages_that_do_not_fit_are_refused_before_any_is_trained(tmp_path, chan
         load_recipe(write_recipe(tmp_path / "r.yaml", stages(**changes)))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_missing_is_named_before_a_stage_is_trained(tmp_path):
+    data = {"folder": "clips", "size": [32, 32], "frames": 4}
+    network = {"task": "videos", "vae": "vea", "steps": 1, "data": data, "network": {"family": "stdit"}}
+    values = {
+        "out": "run",
+        "stages": {"vae": {"task": "vae", "steps": 1, "data": data}, "network": network},
+        "export": {"stage": "network"},
+    }
+    path = write_recipe(tmp_path / "r.yaml", values)
+    with pytest.raises(InputError, match=r"stages\.network: vae 'vea' is no stage before it, .*did you mean 'vae'"):
+        load_recipe(path)
+
+
+def test_out_is_a_folder(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(InputError, match="run, which is a file: give a folder"):
+        check_recipe(write_recipe(tmp_path / "r.yaml", stages(out=str(tmp_path / "run"))))
 
 
 def test_the_shipped_recipe_makes_what_the_package_holds():

@@ -105,6 +105,8 @@ def _expected(fault: Any) -> str:
         return f"expected {given['expected']}" + (close if close.startswith(" (") else "")
     if type == "too_short":
         return f"expected a list of at least {given['min_length']}"
+    if type == "too_long":
+        return f"expected a list of at most {given['max_length']}"
     kind = _KINDS.get(type.partition("_")[0])
     return f"expected {kind}" if kind else fault["msg"].removeprefix("Value error, ")
 

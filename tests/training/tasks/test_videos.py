@@ -159,6 +159,9 @@ def test_validation_loss_falls_while_it_trains(recipe, tmp_path):
         ({"network": {"family": "stdt"}}, "network: family is 'stdt' (did you mean 'stdit'?)"),
         ({"network": {"hidden_size": 32}}, "network: family is missing; valid: stdit, stdit2, stdit3, dit, pixart"),
         ({"network": {"family": "stdit", "depht": 2}}, "network: unknown key 'depht' (did you mean 'depth'?)"),
+        ({"network": {"family": "stdit", "num_heads": 0}}, "num_heads must divide hidden_size: 1152 is no multiple of 0"),
+        ({"network": {"family": "stdit", "depth": 0}}, "depth is 0, expected at least 1"),
+        ({"ema_decay": 1}, "ema_decay is 1: expected less than 1"),
         ({"network": {"family": "stdit", "num_heads": 5}}, "num_heads must divide hidden_size: 1152 is no multiple of 5"),
         ({"network": {"family": "stdit", "in_channels": 4}}, "in_channels is given, but the autoencoder says it: leave it out"),
         ({"network": {}}, "give network: {family: stdit, ...} to begin from nothing, or start"),
@@ -189,6 +192,8 @@ def test_sizes_that_do_not_fit_are_refused_before_clips_are_encoded(recipe, tmp_
         task_of(recipe(tmp_path, data={"size": [40, 32]}))
     with pytest.raises(InputError, match="not there: give a trained vae"):
         task_of(recipe(tmp_path, vae="nothing"))
+    with pytest.raises(InputError, match="sampler euler is not for a diffusion: give ddpm or"):
+        task_of(recipe(tmp_path, sampling={"sampler": "euler"}))
     impossible = {"family": "stdit2", "hidden_size": 28, "num_heads": 2, "depth": 1}
     with pytest.raises(InputError, match="hidden size of 28 cannot hold height"):
         task_of(recipe(tmp_path, "stdit2", network=impossible))

@@ -35,6 +35,8 @@ def check_recipe(path: Path, stage: str | None = None) -> Recipe | StagedRecipe:
         InputError: as ``load_recipe``; or the recipe has no such stage.
     """
     recipe = load_recipe(path)
+    if recipe.out.is_file():
+        raise InputError(f"{path}: out is {recipe.out}, which is a file: give a folder")
     if not isinstance(recipe, StagedRecipe):
         if stage is not None:
             raise InputError(f"{path} has no stages: leave out {setting('stage')}")

@@ -46,8 +46,8 @@ class Run(Section):
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the matrix products in the network. Weights and losses are fp32."""
-    ema_decay: Fraction = 0.999
-    """Decay of the averaged weights. The averaged weights are exported."""
+    ema_decay: BelowOne = 0.999
+    """Decay of the averaged weights, which are exported; at 1 they would stay what they began as."""
     log_every: PositiveInt = 50
     """Steps between two rows of log.csv."""
     checkpoint_every: PositiveInt = 500

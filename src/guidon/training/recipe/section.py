@@ -17,7 +17,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 def must_divide(part: int, whole: int, what: str) -> None:
     """Raise an InputError that begins with ``what`` if ``part`` does not divide ``whole``."""
-    if whole % part:
+    if part < 1 or whole % part:
         raise InputError(f"{what}: {whole} is no multiple of {part}")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 from pydantic import Field, model_validator
 
 from ...core.errors import InputError, nearest, quoted
+from ...core.reading import is_there
 from ...core.settings import validated
 from .kinds import FROM_FILES, PARENTS, RECIPES, RESULTS, Recipe
 from .section import Section
@@ -105,6 +106,9 @@ class StagedRecipe(Section):
                     kind = " or ".join(wanted)
                     hint = nearest(str(parent), fitting) if fitting else f"; there is no {kind} before it"
                     raise InputError(f"stages.{name}: {field} is {parent!r}, expected an earlier {kind} stage{hint}")
+            if settings["task"] in FROM_FILES:
+                for field in PARENTS[settings["task"]]:
+                    _refuse_misspelt(name, field, settings.get(field), list(earlier))
             self.draft(name)
             earlier[name] = settings["task"]
         if earlier.get(self.export.stage) not in RESULTS:
@@ -119,6 +123,17 @@ def no_task(task: object) -> str:
     if task is None:
         return f"the key 'task' is missing: give one of {', '.join(RECIPES)}"
     return f"task is {quoted(task)}{nearest(str(task), RECIPES)}"
+
+
+def _refuse_misspelt(stage: str, field: str, place: Any, earlier: list[str]) -> None:
+    """Refuse what is neither a stage nor there, before the stages above it are trained.
+
+    Raises:
+        InputError: it is so.
+    """
+    if isinstance(place, str) and place not in earlier and not is_there(Path(place), "trained weights"):
+        hint = nearest(place, earlier) if earlier else ""
+        raise InputError(f"stages.{stage}: {field} {place!r} is no stage before it, and no file or folder{hint}")
 
 
 def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,8 @@ class VideosRecipe(Run):
         valid_names = of.__dataclass_fields__
         assumed = {name: value for name, value in PRETENDED.items() if name in valid_names}
         config: Any = make_config(of, assumed | shape, "network")
+        if config.depth < 1:
+            raise InputError(f"network: depth is {config.depth}, expected at least 1")
         must_divide(config.num_heads, config.hidden_size, "network: num_heads must divide hidden_size")
         must_divide(4, config.hidden_size, "network: positions need sines and cosines of two axes in hidden_size")
         return values

@@ -21,6 +21,7 @@ from ...models.text import TextEncoder
 from ...models.text.features import load_features
 from ...models.trained.autoencoders import AutoencoderSource
 from ...models.trained.config import IMAGES, NetworkConfig
+from ...samplers.contract import SAMPLERS
 from ..data.clips import PreparedClips
 from ..demand import require_batch
 from ..recipe import VideosRecipe
@@ -63,6 +64,7 @@ class Inputs:
         """
         vae, beginning = AutoencoderSource.find(recipe.vae), find_beginning(recipe)
         _refuse_other_latents(recipe, beginning, vae)
+        _refuse_other_sampler(recipe, beginning)
         derived: dict[str, Any] = {"in_channels": vae.channels, "input_size": _latent_size(recipe, beginning, vae)}
         text = _text_to_encode(recipe, beginning)
         if text is not None:
@@ -130,6 +132,14 @@ def _refuse_other_latents(recipe: VideosRecipe, beginning: Beginning, vae: Autoe
             f"start: {beginning.place} is for latents of {channels} channels, {recipe.vae} gives {vae.channels}: give "
             "the autoencoder that it was trained with"
         )
+
+
+def _refuse_other_sampler(recipe: VideosRecipe, beginning: Beginning) -> None:
+    """Refuse a sampler with which the trained model could not be sampled."""
+    valid, sampler = SAMPLERS["flow" if beginning.flows else "diffusion"], recipe.sampling.sampler
+    if sampler is not None and sampler not in valid:
+        kind = "a rectified flow" if beginning.flows else "a diffusion"
+        raise InputError(f"sampling: sampler {sampler} is not for {kind}: give {' or '.join(valid)}")
 
 
 def _text_to_encode(recipe: VideosRecipe, beginning: Beginning) -> EncodedText | None:
