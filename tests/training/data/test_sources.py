@@ -38,6 +38,11 @@ def put(folder, *names):
     return folder
 
 
+def written(path, text):
+    path.write_text(text)
+    return path
+
+
 def packed(path, files):
     """A shard of (name, content)."""
     with tarfile.open(path, "w") as archive:
@@ -249,6 +254,9 @@ def test_a_damaged_shard_is_named_and_what_is_before_the_damage_is_used(tmp_path
         (lambda folder: folder / "nothing", "is not there"),
         (lambda folder: packed(folder / "a.tar.gz", []), "unpack it"),
         (lambda folder: [(folder / name).write_text(ROWS_OF[name]) for name in METADATA_OF_BOTH] and folder, "leave one"),
+        (lambda folder: written(folder / "a.json", "[]"), "each of its entries on a line of its own"),
+        (lambda folder: written(folder / "a.jsonl", '[{"path": "a.mp4"}]'), "each of its entries on a line of its own"),
+        (lambda folder: written(folder / "a.csv", "path;text"), "columns are separated by commas"),
         (lambda folder: put(folder, "metadata.parquet"), "write its columns file_name and caption as metadata.jsonl"),
         (lambda folder: (folder / "a.csv").write_text("x,y\n") and folder / "a.csv", "names no column"),
         (lambda folder: (folder / "a.csv").write_text('path\n"a') and folder / "a.csv", "unexpected end of data in line 2"),

@@ -163,7 +163,8 @@ def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thoroug
             slow += outcome.slow
             (held if given.folder == HELD else clips).extend(_clips_of(given, outcome, data))
     if wanted == "captions" and (several := sum(len(given.captions or ()) > 1 for given in first.values())):
-        notes.append(f"{several} files have several captions: one of them is drawn each time a clip is seen")
+        have = "files have" if several > 1 else "file has"
+        notes.append(f"{several} {have} several captions: one of them is drawn each time a clip is seen")
     if uneven:
         notes.append(f"{uneven} videos show some frames longer than others: give fps for clips of an even motion")
     if slow:

@@ -96,6 +96,8 @@ def list_files(place: Path, number: int, into: Listing) -> None:
         raise InputError(f"{place} is compressed, and its samples cannot be read one by one: unpack it, or give a .tar")
     elif suffix in _LISTS:
         _list_rows(place, number, into)
+    elif suffix == ".json":
+        raise InputError(f"{place} is not read: write each of its entries on a line of its own, as a .jsonl")
     else:
         regular_file(place, "a video or a picture")
         _add_beside(place, number, None, into)
@@ -307,6 +309,8 @@ def _json_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, 
     while data := file.readline(TEXT_BYTES.value + 1):
         line += 1
         TEXT_BYTES.check(len(data), path)
+        if line == 1 and (data.strip() == b"[" or data.startswith(b"[{")):
+            raise ValueError("it is one list in JSON: write each of its entries on a line of its own")
         try:
             text = data.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             values = json.loads(text) if text else None
@@ -324,7 +328,8 @@ def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, A
     rows = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     header = [name.strip() for name in next(rows, [])]
     if not any(key in header for key in PATH_KEYS):
-        raise ValueError(f"its first line is {quoted(','.join(header))}, and names no column {PATH_KEYS[0]} or path")
+        why = f"its first line is {quoted(','.join(header))}, and names no column {PATH_KEYS[0]} or path"
+        raise ValueError(f"{why}; columns are separated by commas")
     while True:
         line = rows.line_num + 1
         try:
