@@ -27,6 +27,13 @@ def exchange(request, monkeypatch):
     return request.param
 
 
+def test_an_error_of_a_full_disk_names_the_target(tmp_path):
+    target = tmp_path / "a.txt"
+    with pytest.raises(OSError, match="No space left on device") as error, atomic_path(target) as temporary:
+        write_and_fail(temporary, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert error.value.filename == str(target)
+
+
 def test_a_block_that_succeeds_replaces_the_target(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")

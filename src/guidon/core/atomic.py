@@ -44,7 +44,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written, synced or moved to ``target``.
     """
-    with workspace_for(target) as workspace:
+    with workspace_for(target) as workspace, _naming(target):
         temporary = workspace / target.name
         yield temporary
         _sync(temporary)
@@ -104,6 +104,17 @@ def write_bytes(target: Path, data: bytes) -> None:
 def write_json(target: Path, values: Any) -> None:
     """Write plain data as indented JSON, atomically."""
     write_bytes(target, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Have errors of a system call that has no name of a file, such as those of a full disk, name the target."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(target)
+        raise
 
 
 def _refuse_file(target: Path) -> None:
