@@ -41,8 +41,10 @@ def generate(
         Path | None, option("Prompt", "FILE", "A text file of more prompts, one per line.", default="none")
     ] = None,
     classes: Annotated[
-        list[int] | None,
-        option("Prompt", "NUMBER", "A class, for a class-conditional model; repeatable.", "--class", default="none"),
+        list[str] | None,
+        option(
+            "Prompt", "NUMBER|NAME", "A class, for a class-conditional model; repeatable.", "--class", default="none"
+        ),
     ] = None,
     random_prompt: Annotated[
         bool,
@@ -359,7 +361,7 @@ def generate(
     if from_manifest is None:
         drawn = [draw_prompt(seed or 0)] if random_prompt else []
         require_quotes(prompts or ())
-        texts = read_prompts([*(prompts or ()), *map(str, classes or ()), *drawn], prompts_file)
+        texts = read_prompts([*(prompts or ()), *(classes or ()), *drawn], prompts_file)
     elif more := [*(name for name, value in own.items() if value), *choices, *chosen_here]:
         raise InputError(
             f"{setting('from_manifest')} takes every setting from the manifest: leave out {setting(more[0])}"

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..core.errors import InputError, nearest
+from ..core.errors import InputError, nearest, setting
 from ..core.reading import Limit
 from .choice import Weights
 
@@ -146,7 +146,10 @@ class Bench:
             InputError: the bench has no captions of its own, or no such split.
         """
         if self.examples is None:
-            raise InputError(f"the bench {self.name!r} has no captions with exact truth: give prompts as texts")
+            raise InputError(
+                f"the bench {self.name!r} has no captions with exact truth: give prompts as texts"
+                f", with prompts: [TEXT, ...] in a study, or {setting('prompts_file')}"
+            )
         split = split or self.examples.default_split
         if split not in self.examples.splits:
             raise InputError(f"split {split!r} does not exist; valid: {', '.join(self.examples.splits)}")
