@@ -1,13 +1,13 @@
 import os
 import resource
-import subprocess
-import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from forks import in_fork
 from guidon.core import limits
 from guidon.core.errors import InputError
 from guidon.core.limits import (
@@ -31,15 +31,16 @@ def test_available_memory_is_no_more_than_the_machine_has():
 
 
 def test_an_address_space_limit_counts():
-    code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-        "from guidon.core.limits import available_memory; left = available_memory(); print(left)\n"
-        "taken = bytearray(400 << 20); print(left - available_memory())"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    left, taken = map(int, answer.stdout.split())
-    assert 1 << 30 < left < 2 << 30
-    assert taken == pytest.approx(400 << 20, rel=0.05)
+    def work():
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limit = taken + (1 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        left = available_memory()
+        assert left == pytest.approx(1 << 30, rel=0.05)
+        block = bytearray(400 << 20)
+        assert left - available_memory() == pytest.approx(len(block), rel=0.05)
+
+    in_fork(work)
 
 
 def test_without_a_limit_the_process_has_no_limit_of_its_own():

@@ -372,7 +372,7 @@ def test_a_compiled_or_fused_transformer_is_read_as_it_was(vae, hub):
     pipe = make_pixart(vae, hub)
     expected = network_of(pipe)(x, t, y)
     pipe.transformer.fuse_qkv_projections()
-    pipe.transformer = torch.compile(pipe.transformer)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
     assert torch.equal(network_of(pipe)(x, t, y), expected)
 
 
