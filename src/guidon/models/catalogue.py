@@ -55,10 +55,7 @@ def files_of(path: Path) -> list[Path]:
     preset = presets().get(str(path))
     if preset is not None and isinstance(preset.weights, Path) and not path.exists():
         path = preset.weights
-    for family in registry.FAMILIES:
-        if found := family.files(path):
-            return found
-    return [path]
+    return max((family.files(path) for family in registry.FAMILIES), key=len) or [path]
 
 
 def find_facts(preset: Preset[Any], sources: Sources) -> Facts:

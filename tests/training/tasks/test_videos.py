@@ -10,7 +10,7 @@ import torch
 import guidon
 from guidon.checkpoints import load_component, read_tensors
 from guidon.core.errors import InputError
-from guidon.models.catalogue import find_preset
+from guidon.models.catalogue import files_of, find_preset
 from guidon.models.text.features import save_features
 from guidon.models.text.t5 import T5Encoder
 from guidon.training import load_recipe, run_recipe
@@ -88,6 +88,7 @@ def test_a_network_trains_from_nothing_to_a_folder_that_generates(trained, netwo
 @pytest.mark.parametrize("network", list(NETWORKS))
 def test_the_folder_holds_what_was_trained(trained, recipe, tmp_path, network):
     folder = trained(network)
+    assert set(files_of(folder)) == set(folder.glob("*.safetensors"))
     task = task_of(recipe(tmp_path, network, start=str(folder)))
     assert task.config == task.beginning.configured({})
     other = task_of(recipe(tmp_path, network, start=str(folder)))
