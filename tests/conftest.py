@@ -89,7 +89,8 @@ def _set_modules_aside():
     _set_aside["modules"] = len(sys.modules)
 
 
-def pytest_runtest_logstart():
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol():
     _clock["mark"] = _cpu_seconds()
 
 
