@@ -94,9 +94,10 @@ def guidon(name: str, case: Case, scale: float = SCALE, legacy: bool = False, sh
     rows, process = len(case.x), Process()
     own = LegacyNoise(2, torch.Generator().manual_seed(0)) if legacy else SampleNoise(0, range(rows))
     denoiser = GuidedDenoiser(Predicted(case, shares), Guidance(scale, 3), Given(rows), Given(rows))
+    memory: list[Tensor] = []
 
     def step(noise: Callable[[Tensor], Tensor]) -> Tensor:
-        return ddpm_guided_next(denoiser, case.x, case.level, noise, process)
+        return ddpm_guided_next(denoiser, case.x, case.level, noise, process, memory)
 
     return Arm(name, lambda: step(own), lambda: step(lambda x: case.noise))
 

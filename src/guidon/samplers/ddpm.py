@@ -57,11 +57,19 @@ PART = 1 << 18
 """Numbers of a part: three pieces of memory of this size stay in the cache. Smaller latents are not divided."""
 
 
-def ddpm_guided_next(denoiser: Denoiser, x: Tensor, level: DiscreteLevel, noise: Noise, process: Process) -> Tensor:
+def ddpm_guided_next(
+    denoiser: Denoiser,
+    x: Tensor,
+    level: DiscreteLevel,
+    noise: Noise,
+    process: Process,
+    memory: list[Tensor] | None = None,
+) -> Tensor:
     """Predict, and take a step of ancestral sampling: x_{t-1}, bit for bit that of ``ddpm_next``.
 
     Large latents on the CPU go part by part through guidance, reverse step and noise, so that each number comes from
-    memory once.
+    memory once. A run gives one list as ``memory`` to all its steps, which keeps the memory of parts: to get it from
+    the system anew may take as long as the rest of a step.
     """
     parts = None
     if (
@@ -84,17 +92,22 @@ def ddpm_guided_next(denoiser: Denoiser, x: Tensor, level: DiscreteLevel, noise:
         guided = parts.whole()
         parts.check(float(guided.sum()), shown=False)
         return ddpm_next(guided, x, level, noise(x), process)
-    return _in_parts(parts, x.contiguous(), level, noise, process)
+    return _in_parts(parts, x.contiguous(), level, noise, process, [] if memory is None else memory)
 
 
-def _in_parts(parts: Parts, x: Tensor, level: DiscreteLevel, noise: Noise, process: Process) -> Tensor:
+def _in_parts(
+    parts: Parts, x: Tensor, level: DiscreteLevel, noise: Noise, process: Process, memory: list[Tensor]
+) -> Tensor:
     """``ddpm_next`` part by part: the same bits, in fewer operations."""
     own = noise if isinstance(noise, SampleNoise) else None
     drawn = x if own is not None else noise(x)
     made, shares, rows = torch.empty_like(x), parts.cond[:, x.shape[1] :].flatten(1), x.flatten(1)
     length, total, clamped = rows.shape[1], 0.0, process.variance == "clamped_range"
     bounds = [*range(0, max(length - PART, 0) + 1, PART), length]  # the last part is of 1 to 2 times the size
-    first, second, chance = (torch.empty(min(length, 2 * PART)) for _ in range(3))
+    longest = min(length, 2 * PART)
+    if not memory or len(memory[0]) < longest:
+        memory[:] = (torch.empty(longest) for _ in range(3))
+    first, second, chance = memory
     two = torch.full((), 2.0)
     of_x, of_eps = float(level.sqrt_recip_alphas_cumprod), float(level.sqrt_recipm1_alphas_cumprod)
     of_x_0, of_seen = float(level.posterior_mean_coef1), float(level.posterior_mean_coef2)
@@ -142,9 +155,9 @@ def sample_ddpm(
     Raises:
         InputError: a prediction is not finite, or the frame mask does not fit.
     """
-    predict = checked(denoiser)
+    predict, memory = checked(denoiser), list[Tensor]()
 
     def step(x: Tensor, level: DiscreteLevel, _: int) -> Tensor:
-        return ddpm_guided_next(predict, x, level, noise, process)
+        return ddpm_guided_next(predict, x, level, noise, process, memory)
 
     return walk(predict, schedule.levels, x, noise, step, on_step=on_step, after_step=after_step, frames=frames)
