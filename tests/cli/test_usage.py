@@ -56,6 +56,7 @@ ROOT = get_command(app)
         # arguments
         (["inspect"], "no FILE|FOLDER was given, as in: guidon inspect"),
         (["inspect", ""], "FILE|FOLDER is empty"),
+        (["studio", "a"], "guidon studio takes options alone: leave out 'a'"),
         (["inspect", "a", "b"], "guidon inspect takes one FILE|FOLDER: leave out 'b'"),
         (["study", "run", "a.yaml"], "no --out FOLDER was given, as in: guidon study run"),
         (["study", "report", "a", "b"], "guidon study report takes one FOLDER: leave out 'b'"),

@@ -84,8 +84,8 @@ def explain(error: Any, command: Any, context: Any, words: Sequence[str]) -> str
         return f"no {what} was given, as in: {_example(command) or f'{where} {what}'}"
     message = str(error.format_message())
     if found := re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)", message, re.DOTALL):
-        takes = next(param.metavar for param in command.params if param.param_type_name == "argument")
-        return f"{where} takes one {takes}: leave out {found[1]!r}"
+        takes = next((param.metavar for param in command.params if param.param_type_name == "argument"), None)
+        return f"{where} takes {f'one {takes}' if takes else 'options alone'}: leave out {found[1]!r}"
     return message
 
 
