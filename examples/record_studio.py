@@ -21,6 +21,7 @@ from guidon.studio.server import start
 SIZE = {"width": 1100, "height": 760}
 SHOWN = 880, 608  # pixels of the recording
 EVERY = 0.4  # seconds between two pictures
+RUN = 14.0  # seconds for which a run is shown, whatever it takes
 QUALITY = 45
 
 
@@ -45,6 +46,12 @@ class Recording:
             self.take()
             self.page.wait_for_timeout(1000 * EVERY / 2)
 
+    def shorten(self, first: int, seconds: float) -> None:
+        """Show the pictures from a number on for some seconds together, evenly, as many as there is time for."""
+        kept = np.unique(np.linspace(first, len(self.pictures) - 1, round(seconds / EVERY)).round().astype(int))
+        self.pictures[first:] = [self.pictures[each] for each in kept]
+        self.times[first:] = [seconds / len(kept)] * len(kept)
+
     def save(self, path: Path) -> None:
         """Write an animated WebP."""
         first, *rest = self.pictures
@@ -57,8 +64,12 @@ class Recording:
 
 def act(page: Page, film: Recording) -> None:
     """What is shown: the example, another prompt, another switch, the run, the wipe, what is inside, the command."""
+
+    def go_to(selector: str) -> None:
+        page.locator(selector).evaluate("one => one.scrollIntoView({block: 'start'})")
+
     page.wait_for_selector("body[data-ready='true']")
-    film.watch(5)
+    film.watch(4)
     page.click("#vocabulary summary")
     film.take(1.2)
     for word in ("circle", "blue", "right"):
@@ -66,26 +77,50 @@ def act(page: Page, film: Recording) -> None:
         film.take(0.9)
     page.click("#vocabulary summary")
     page.fill("#seed", "12")
-    page.locator("#columns").evaluate("one => one.scrollIntoView({block: 'start'})")
+    go_to("#columns")
     film.take(1.2)
     for channel in (0, 1):
         page.uncheck(f"#on{channel}-1")
         film.take(0.9)
+
+    # the run, with its previews
     page.click("#generate")
-    page.locator("#working").evaluate("one => one.scrollIntoView({block: 'start'})")
+    go_to("#working")
+    before = len(film.pictures)
     while page.is_visible("#working"):
         film.take()
         time.sleep(EVERY)
+    film.shorten(before, RUN)
+
+    # the clips, the same as slices over time, and two of them over each other
     page.wait_for_selector("body[data-ready='true']")
-    film.watch(6)
-    for selector, seconds in (("#two", 0.4), ("#inside", 5), ("#metrics", 4), ("#carry", 5), ("#study", 3)):
-        page.locator(selector).evaluate("one => one.scrollIntoView({block: 'start'})")
-        if selector == "#two":
-            for edge in range(10, 100, 6):
-                page.fill("#wipe", str(edge))
-                film.take()
-        else:
-            film.take(seconds)
+    film.watch(4)
+    page.select_option("#mode", "slice")
+    film.take(2.5)
+    page.select_option("#mode", "clip")
+    go_to("#two")
+    for edge in range(10, 100, 6):
+        page.fill("#wipe", str(edge))
+        film.take()
+
+    # what is inside
+    go_to("#inside")
+    film.take(4)
+    button = page.locator("#traces button").nth(1)
+    button.click()
+    page.wait_for_selector("#traces table")
+    go_to("#traces")
+    film.take(4)
+    go_to("#metrics")
+    film.take(3)
+
+    # carry on
+    go_to("#carry")
+    film.take(4)
+    page.click("#study-yaml")
+    page.wait_for_selector("#yaml:not([hidden])")
+    go_to("#study")
+    film.take(4)
     page.evaluate("scrollTo({top: 0})")
     film.watch(3)
 
@@ -100,6 +135,7 @@ def main(path: Path) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page(viewport=SIZE, color_scheme="light")  # type: ignore[arg-type]
+            page.set_default_timeout(600_000)  # a run takes as long as the machine needs
             page.goto(running.url)
             film = Recording(page)
             act(page, film)
