@@ -154,6 +154,9 @@ def test_an_edited_setting_says_that_its_clip_is_older(view):
     page.fill("#scale0-1", "5")
     page.keyboard.press("Tab")
     assert [page.input_value(f"#scale{k}-1") for k in range(4)] == ["5"] * 4  # one scale for all
+    page.fill("#scale0-1", "")
+    page.keyboard.press("Tab")
+    assert page.input_value("#scale0-1") == "5"  # an empty field is no scale
 
 
 def test_a_run_is_cancelled_and_the_page_goes_on(view):
@@ -169,7 +172,7 @@ def test_a_run_is_cancelled_and_the_page_goes_on(view):
     generate(page, 12)
 
 
-def test_a_reload_keeps_the_runs_of_the_session_and_goes_on_waiting(view):
+def test_a_reload_keeps_the_runs_of_the_session_and_goes_on_waiting(view, running):
     page = view()
     quick(page)
     generate(page, 13)
@@ -181,9 +184,11 @@ def test_a_reload_keeps_the_runs_of_the_session_and_goes_on_waiting(view):
     page.wait_for_selector("#about:has-text('Seed 14,')")
     page.wait_for_selector("#working", state="hidden")
     assert page.locator("#history li").count() == 2
+    page.select_option("#model", index=0)
     page.locator("#history li button").nth(2).click()
     page.wait_for_selector("#about:has-text('Seed 13,')")
     assert page.input_value("#seed") == "13"
+    assert page.input_value("#model") == running[2]  # whatever was chosen since
 
 
 def test_what_is_refused_is_said_in_one_line_and_can_be_mended(view):

@@ -202,7 +202,7 @@ def test_what_cannot_be_stopped_is_over_at_once_and_the_next_job_waits_for_its_e
     assert (after["state"], after["message"]) == ("waiting", "what was cancelled comes to its end")
     free.set()
     assert ended(studio, session, after["id"])["state"] == "done"
-    assert studio.state(session, key)["result"].keys() == {"notes"}
+    assert studio.state(session, key)["result"].keys() == {"notes", "asked"}
 
 
 def test_a_cancelled_run_that_waits_never_runs(studio, asked):
@@ -212,7 +212,7 @@ def test_a_cancelled_run_that_waits_never_runs(studio, asked):
     assert studio.cancel(session, waiting)["state"] == "cancelled"
     assert studio.cancel(session, long)["state"] in ("working", "cancelled")
     assert ended(studio, session, long)["state"] == "cancelled"
-    assert studio.state(session, waiting)["result"].keys() == {"notes"}
+    assert studio.state(session, waiting)["result"].keys() == {"notes", "asked"}
 
 
 def test_sessions_do_not_see_each_other(studio, asked):
@@ -255,12 +255,14 @@ def test_downloads_hold_the_frames(studio, asked):
         ({"settings": []}, "settings"),
         ({"settings": [setting()] * 5}, "settings"),
         ({"settings": [setting(scales=(3, 3))]}, "cfg_scale has 2 values, the model has 4 latent channels"),
-        ({"settings": [setting(scales=(3, 3, 3, float("nan")))]}, "scales"),
+        ({"settings": [setting(scales=(3, 3, 3, float("nan")))]}, "scale of channel 3"),
         ({"settings": [setting(guidance="apq")]}, "did you mean 'apg'"),
         ({"settings": [setting(), setting(sampler="euler")]}, "B: sampler euler does not go with"),
         ({"settings": [setting(steps=10_001)]}, "steps"),
         ({"settings": [setting(timing="interval:1,0")]}, "runs backwards"),
         ({"settings": [setting(surprise=1)]}, "surprise"),
+        ({"settings": [setting(), setting(steps=0)]}, "setting B, steps is 0: expected at least 1"),
+        ({"settings": [setting(scales=(3, 3, 5000, 3))]}, "setting A, scale of channel 2 is 5000: expected at most"),
         ({"seeds": 9}, "seeds"),
         ({"seed": -1}, "seed"),
         ({"model": "/etc"}, "not in the list"),
@@ -413,6 +415,24 @@ def test_a_killed_studio_leaves_nothing_for_the_next_one(tmp_path):
     first.close()
     second.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_what_was_begun_is_deleted(studio, asked, monkeypatch):
+    from guidon.studio import outputs
+
+    def full(path, content):
+        path.write_bytes(content)
+        if sum(1 for _ in studio.outputs.folder.rglob("strip.png")) > clips:
+            raise OSError(28, "No space left on device", str(path))
+
+    session, before = studio.open(), set(studio.outputs.folder.iterdir())
+    clips = 1 + sum(1 for _ in studio.outputs.folder.rglob("strip.png"))
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "write_bytes", full)
+        failed = ended(studio, session, studio.compare(session, asked | {"seeds": 2})["id"])
+    assert failed["message"] == "No space left on device: make room, or choose another folder"
+    assert set(studio.outputs.folder.iterdir()) == before
+    assert ended(studio, session, studio.compare(session, asked)["id"])["state"] == "done"
 
 
 @pytest.fixture

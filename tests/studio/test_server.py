@@ -157,6 +157,15 @@ def test_refusals_are_one_line(browser, asked):
     assert Browser(browser.port).json("/api/compare", asked)[0] == 404  # without a session
 
 
+def test_a_full_disk_is_answered_in_one_line_without_its_path():
+    pytest.importorskip("gradio")
+    from guidon.studio.server import refused
+
+    answer = refused(OSError(28, "No space left on device", "/secret"))
+    assert answer.status_code == 507
+    assert json.loads(answer.body) == {"error": "No space left on device: make room, or choose another folder"}
+
+
 def test_what_gradio_would_serve_is_refused_over_the_wire(running):
     for path in ("/config", "/gradio_api/file=/etc/passwd", "/gradio_api/upload", "/../../etc/passwd", "/theme.css"):
         assert Browser(running).ask(path)[0] == 404

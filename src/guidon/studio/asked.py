@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from ..core.errors import InputError, setting
 from ..core.reading import Limit
-from ..core.settings import Settings
+from ..core.settings import Settings, validated
 from ..request import DIFFUSERS, Choices, Request
 from ..samplers import CLIPS_TOGETHER
 
@@ -23,6 +24,8 @@ MOST_SEEDS = CLIPS_TOGETHER
 LONGEST = 1000  # characters of a prompt
 WORK = Limit("GUIDON_STUDIO_MAX_WORK", 500_000_000, "pixels to denoise")
 """Pixels of all clips of a comparison, times their steps."""
+
+_ITEM = re.compile(rf"{setting('settings')}, item ([1-{len(LETTERS)}])")
 
 Text = Annotated[str, Field(max_length=LONGEST)]
 Short = Annotated[str, Field(max_length=200)]
@@ -134,6 +137,20 @@ class Comparison:
     """Of each setting, what is made."""
     work: int
     """Pixels to denoise, times steps."""
+
+
+def read_asked(values: Any) -> Asked:
+    """What a browser sent, checked as far as it can be without its model.
+
+    Raises:
+        InputError: it is not valid. The message names settings and channels as the page does.
+    """
+    try:
+        return validated(Asked, values, None)
+    except InputError as error:
+        line = _ITEM.sub(lambda found: f"setting {LETTERS[int(found[1]) - 1]}", error.args[0])
+        line = re.sub(r"scales, item (\d+)", lambda found: f"scale of channel {int(found[1]) - 1}", line)
+        raise InputError(line) from None
 
 
 def read_comparison(asked: Asked, planner: ModelPlanner) -> Comparison:

@@ -126,7 +126,6 @@ def compare(
     result |= {
         "model": asked.model, "prompt": asked.prompt, "seed": asked.seed, "seeds": asked.seeds, "settings": [],
         "metrics": described(bench) if bench else [], "unmeasured": refusal, "truth": None, "changes": [],
-        "asked": asked.model_dump(mode="json"),
     }  # fmt: skip
     steps = [request.steps for request in comparison.requests]
     made: list[Made] = []
@@ -144,9 +143,15 @@ def compare(
             except InputError as error:  # clips of a size that the bench does not know, or a library is missing
                 bench, result["metrics"], result["unmeasured"] = None, [], spelled(error)
         made.append(Made(videos, values))
-        clips = [outputs.add_clip(video.frames, video.fps, job.session) for video in videos]
         manifests = [as_json(video.manifest) for video in videos]
-        files = [outputs.add_text(text, "application/json", "manifest.json", job.session) for text in manifests]
+        clips, files = list[str](), list[str]()
+        try:
+            for video, text in zip(videos, manifests, strict=True):
+                clips.append(outputs.add_clip(video.frames, video.fps, job.session))
+                files.append(outputs.add_text(text, "application/json", "manifest.json", job.session))
+        except BaseException:  # a full disk must not stay full
+            outputs.forget([*clips, *files])
+            raise
         job.outputs += [*clips, *files]
         choices = comparison.choices[number]
         shape = videos[0].frames.shape

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import InputError, setting
 from ..core.limits import free_memory
 from ..core.settings import validated
-from .asked import LETTERS, Asked, AskedStudy, Comparison, read_comparison
+from .asked import LETTERS, Asked, AskedStudy, Comparison, read_asked, read_comparison
 from .example import read_example
 from .jobs import SESSIONS, WAITING, WARMING, Job, Queue, waits
 from .models import Models
@@ -56,7 +56,11 @@ class Studio:
         self.queue = Queue(self.outputs.forget, waiting=waiting, sessions=sessions)
         self._pipe: tuple[str, ModelPipeline] | None = None
         self._planning = threading.Lock()
-        self._example = read_example(self.outputs)
+        try:
+            self._example = read_example(self.outputs)
+        except BaseException:  # such as a full disk
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stop the work, and delete the outputs."""
@@ -105,7 +109,7 @@ class Studio:
 
         asked = comparison.asked
         job = Job("comparison", session, comparison.work, stoppable(run), asked.prompt, asked.model, comparison)
-        job.result["notes"] = notes
+        job.result |= {"notes": notes, "asked": asked.model_dump(mode="json")}
         self.queue.add(job)
         return self.state(session, job.key)
 
@@ -197,7 +201,7 @@ class Studio:
 
     def _read(self, values: Any) -> tuple[Comparison, list[str]]:
         """The complete comparison of what a browser sent, and what is to be said of it."""
-        asked = values if isinstance(values, Asked) else validated(Asked, values, None)
+        asked = values if isinstance(values, Asked) else read_asked(values)
         planner = self.models.planner(asked.model)
         with self._planning, heard() as notes:
             comparison = read_comparison(asked, planner)

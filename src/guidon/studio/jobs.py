@@ -26,8 +26,8 @@ WARMING = "warming"
 
 State = Literal["waiting", "working", "done", "failed", "cancelled"]
 NAMES: Mapping[str, str] = {
-    "cfg_scale": "scale", "cfg_channels": "channels", "guidance": "rule", "negative_prompt": "negative prompt",
-    "force": "“sample it anyway”", "batch_size": "clips", "num_samples": "clips", "seeds": "clips",
+    "cfg_scale": "scale", "cfg_channels": "channels", "negative_prompt": "negative prompt",
+    "force": "the box “sample it anyway”", "batch_size": "clips", "num_samples": "clips", "seeds": "clips",
 }  # fmt: skip
 """How the page calls settings."""
 
@@ -323,9 +323,14 @@ class Queue:
                 few = f"{setting('size')}, frames, or the number of clips"
                 return "failed", spelled(InputError(f"the memory of this machine is full: lower {few}"))
             if isinstance(error, OSError) and error.strerror:
-                return "failed", f"{error.strerror}: make room, or choose another folder"
+                return "failed", disk_line(error)
             traceback.print_exception(error, file=sys.stderr)
             return "failed", f"a defect of Guidon: {type(error).__name__}; the terminal of the studio shows where"
+
+
+def disk_line(error: OSError) -> str:
+    """What somebody is told where the disk failed. No path is named."""
+    return f"{error.strerror or 'the disk failed'}: make room, or choose another folder"
 
 
 def waits(ahead: int, left: float | None, stopping: bool) -> str:

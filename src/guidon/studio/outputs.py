@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.atomic import atomic_path, write_bytes
+from ..core.atomic import write_bytes
 from ..core.errors import InputError, nearest, setting
 from ..core.locks import try_held
 from ..core.reading import reading
@@ -78,9 +79,14 @@ class Outputs:
         key = new_id()
         folder = self.folder / key
         folder.mkdir(mode=0o700)
-        with atomic_path(folder / "frames.npy") as temporary, temporary.open("wb") as file:
+        try:
+            file = io.BytesIO()  # NumPy's own error of a full disk does not say that it is full
             np.save(file, frames)
-        write_bytes(folder / "strip.png", strip(frames))
+            write_bytes(folder / "frames.npy", file.getvalue())
+            write_bytes(folder / "strip.png", strip(frames))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         with self._lock:
             self._clips[key] = _Clip(folder, fps, owner)
         return key
@@ -161,8 +167,6 @@ def new_id() -> str:
 
 def strip(frames: np.ndarray) -> bytes:
     """The frames of a clip side by side as PNG. If that is wider than ``WIDEST``, only some pixels are taken."""
-    import io
-
     apart = -(-frames.shape[0] * frames.shape[2] // WIDEST)
     small = frames[:, ::apart, ::apart]
     file = io.BytesIO()

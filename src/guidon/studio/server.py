@@ -19,7 +19,7 @@ from ..core.errors import InputError, setting
 from ..core.extras import require
 from .engine import Studio
 from .guard import Guard, Rules, cookie_line, cookie_of
-from .jobs import Busy, spelled
+from .jobs import Busy, disk_line, spelled
 from .outputs import Absent
 from .page import page_html, policy
 
@@ -184,7 +184,7 @@ class Answers:
         Response = _starlette("responses").Response
         try:
             picture = self.studio.preview(session_of(request), request.path_params["key"])
-        except InputError as error:
+        except (InputError, OSError) as error:
             return refused(error)
         return Response(picture, 200 if picture else 204, media_type="image/png", headers=NOT_KEPT)
 
@@ -194,7 +194,7 @@ class Answers:
         key, format = request.path_params["key"], request.path_params.get("format")
         try:
             found = await self.elsewhere(self.studio.output, session_of(request), key, format)
-        except InputError as error:
+        except (InputError, OSError) as error:
             return refused(error)
         shown = found.media == "text/html" or (found.media == "image/png" and format is None)
         headers = {"Cache-Control": "private, max-age=3600", "Content-Security-Policy": ALONE}
@@ -225,7 +225,7 @@ class Answers:
         JSONResponse = _starlette("responses").JSONResponse
         try:
             found = await self.elsewhere(work)
-        except InputError as error:
+        except (InputError, OSError) as error:
             return refused(error), None
         return JSONResponse(found, headers=NOT_KEPT), found
 
@@ -250,9 +250,11 @@ def read_body(body: bytes) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", values)
 
 
-def refused(error: InputError) -> Any:
-    """The answer of a refusal: its one line."""
+def refused(error: InputError | OSError) -> Any:
+    """The answer of a refusal: its one line. An ``OSError`` is one of the disk."""
     JSONResponse = _starlette("responses").JSONResponse
+    if isinstance(error, OSError):
+        return JSONResponse({"error": disk_line(error)}, 507, headers=NOT_KEPT)
     status = 404 if isinstance(error, Absent) else 503 if isinstance(error, Busy) else 422
     return JSONResponse({"error": spelled(error)}, status, headers=NOT_KEPT)
 

@@ -42,6 +42,7 @@ const askedStudy = () => ({
 });
 $("study-yaml").addEventListener("click", async () => {
   complain("study-error");
+  if (!$("study").reportValidity()) return;
   try {
     $("yaml").textContent = (await ask("api/yaml", askedStudy())).yaml;
     $("yaml").hidden = false;

@@ -45,7 +45,7 @@ const openRun = async (id) => {
     const job = await ask(`api/job/${id}`);
     if (job.kind === "study") return openStudy(job), $("report").scrollIntoView();
     if (job.kind !== "comparison") return;
-    takeUp(job.result.asked);
+    await takeUp(job.result.asked);
     showRun(job);
     $("clips").focus();
   } catch (error) {
@@ -66,7 +66,8 @@ const cancel = async (id) => {
 };
 
 // The form takes up what a run was asked for.
-const takeUp = (asked) => {
+const takeUp = async (asked) => {
+  if (asked.model !== model.name) takeModel(await ask("api/model", { name: asked.model }));
   settings = structuredClone(asked.settings);
   $("prompt").value = asked.prompt;
   $("seed").value = asked.seed;
@@ -76,7 +77,7 @@ const takeUp = (asked) => {
 const asked = () => ({
   model: model.name,
   prompt: $("prompt").value.trim(),
-  seed: Number($("seed").value),
+  seed: $("seed").valueAsNumber,
   seeds: Number($("seeds").value),
   settings: settings.map(tidy),
   force: $("force").checked,
@@ -86,7 +87,7 @@ const showWork = (job) => {
   busy = job && !isOver(job) ? job : null;
   $("working").hidden = busy === null;
   $("cancel").hidden = busy === null;
-  $("generate").disabled = busy !== null;
+  $("generate").disabled = $("model").disabled = busy !== null;
   if (!busy) {
     for (const live of document.querySelectorAll(".live")) live.hidden = true;
     return saySettings();

@@ -23,7 +23,8 @@ const curveOf = (own) => {
 // As the server says it after a run; until then, short.
 const inWords = (own) => {
   const on = own.channels.map((one, k) => (one ? k : -1)).filter((k) => k >= 0), scales = [...new Set(on.map((k) => own.scales[k]))];
-  const where = on.length === own.channels.length ? "all channels" : on.length === 0 ? "" : `channel${on.length > 1 ? "s" : ""} ${on.join(", ")}`;
+  const first = on.every((one, k) => one === k), last = on.at(-1);
+  const where = on.length === own.channels.length ? "all channels" : on.length === 1 ? `channel ${last} alone` : first ? `the first ${on.length} channels` : `channels ${on.slice(0, -1).join(", ")} and ${last}`;
   const words = on.length === 0 || scales.every((one) => one === 1) ? "no guidance" : scales.length > 1 ? `scales ${own.scales.map((one, k) => (own.channels[k] ? one : 1)).join(", ")}` : `scale ${scales[0]} on ${where}`;
   return [words, own.guidance && own.guidance !== "cfg" ? own.guidance : "", own.fast ? "fast" : own.timing, own.sampler, own.steps ? `${own.steps} steps` : ""].filter(Boolean).join(", ");
 };
@@ -38,7 +39,7 @@ const formOf = (own, at) => {
     const slide = make("input", { type: "range", min: 0, max: 10, step: 0.25, value: own.scales[k], ariaLabel: `Scale of channel ${k}, setting ${LETTERS[at]}` });
     const exact = make("input", { type: "number", min: -100, max: 1000, step: "any", value: own.scales[k], id: id(`scale${k}`), ariaLabel: `Scale of channel ${k} as a number, setting ${LETTERS[at]}` });
     const set = (value, every) => {
-      if (!Number.isFinite(value)) return;
+      if (!Number.isFinite(value)) return void (exact.value = own.scales[k]);
       own.scales = own.scales.map((old, other) => (other === k || every ? value : old));
       channels.querySelectorAll(".channel").forEach((row, other) => {
         if (other === k || every) row.querySelectorAll("[type=range], [type=number]").forEach((input) => input.value = value);

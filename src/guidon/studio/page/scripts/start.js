@@ -43,6 +43,8 @@ const say = (word, kind) => {
 };
 const takeModel = (found) => {
   model = found;
+  if (![...$("model").options].some((one) => one.value === found.name)) $("model").append(new Option(found.label, found.name));
+  $("model").value = found.name;
   $("prompt").placeholder = found.classes ? "a class, as its number or its name" : "what to show";
   const rules = $("rules") ?? document.body.appendChild(make("datalist", { id: "rules" }));
   rules.replaceChildren(...found.rules.map((rule) => new Option(rule)));
@@ -83,7 +85,7 @@ const listModels = async () => {
   try {
     const all = await ask("api/models");
     $("model").replaceChildren(...all.map((one) => Object.assign(new Option(one.label, one.name, false, one.name === model.name), { disabled: !one.ready })));
-    $("models-all").replaceChildren(...all.map((one) => make("li", {}, make("b", { textContent: one.label }), ` ${one.summary}${one.ready ? "" : ""}`, ...(one.ready ? [] : [make("span", { className: "missing", textContent: `Missing: ${one.missing}` })]))));
+    $("models-all").replaceChildren(...all.map((one) => make("li", {}, make("b", { textContent: one.label }), ` ${one.summary}`, ...(one.ready ? [] : [make("span", { className: "missing", textContent: `Not ready: ${one.missing}` })]))));
   } catch (error) {
     listed = false;
     complain("error", error);
@@ -98,9 +100,8 @@ const start = async () => {
     const hello = await ask("api/hello");
     example = hello.example;
     takeModel(hello.model);
-    $("model").replaceChildren(new Option(model.label, model.name));
     const usable = example && example.model === model.name;
-    if (usable) takeUp(example.asked);
+    if (usable) await takeUp(example.asked);
     else (settings = fresh()), ($("prompt").value = model.prompts[0] ?? "");
     hello.runs.filter((job) => job.kind !== "spectrum" && job.kind !== "warming").forEach(listRun);
     const done = hello.runs.filter((job) => job.kind === "comparison" && job.state === "done").at(-1);
@@ -112,7 +113,8 @@ const start = async () => {
     for (const job of hello.runs.filter((one) => one.kind === "study" && !isOver(one))) follow(await ask(`api/job/${job.id}`), listRun);
     if (working) {
       const state = await ask(`api/job/${working.id}`);
-      if (state.result.asked) takeUp(state.result.asked), layColumns();
+      await takeUp(state.result.asked);
+      layColumns();
       await watch(state);
     }
   } catch (error) {
