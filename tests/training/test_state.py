@@ -237,11 +237,14 @@ OTHER = {
     "optimiser.weight_decay": 0.1, "optimiser.betas": [0.5, 0.9], "optimiser.name": "muon", "start": "x.safetensors",
     "model.layers_per_block": 2, "model.latent_channels": 3, "model.norm_num_groups": 2, "model.padding": "replicate",
     "model.block_out_channels": [16], "model.mid_block_attention": True, "model.pixel_unshuffle": 1,
+    "model.decoder_padding": "replicate", "train": "decoder",
     "steps": 6, "optimiser.lr": 0.5, "optimiser.muon_lr": 0.5, "optimiser.warmup_steps": 3, "optimiser.decay": 0.5,
     "optimiser.grad_clip": 0.5, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 0,
     "shard_above": 10**8,
 }  # fmt: skip
 SAID = {"steps", *(f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_steps", "decay", "grad_clip"))}
+EARLIER = {"start": "x.safetensors", "train": "give its start"}
+"""What is refused before the checkpoint is read: a start that is missing."""
 UNSEEN = {"log_every", "checkpoint_every", "evaluate_every", "shard_above"}
 
 
@@ -259,8 +262,7 @@ def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_p
         checkpoint.write_bytes(before)
         capsys.readouterr()
         if name not in SAID | UNSEEN:
-            # A start that is missing is refused before the checkpoint is read.
-            refused(changed, "x.safetensors" if name == "start" else f"the recipe's {name} changed since")
+            refused(changed, EARLIER.get(name, f"the recipe's {name} changed since"))
             continue
         run_recipe(changed)
         said = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
