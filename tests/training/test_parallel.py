@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -140,8 +141,15 @@ def test_parts_of_a_batch_are_those_of_one_process(tmp_path, tiny_model):
         assert_same_run(tmp_path / "one" / "run", tmp_path / name / "run")
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("form", "first", "then"),
+    [
+        ({}, 2, 1),
+        (SHARDED, 1, 2),
+        pytest.param({}, 1, 2, marks=pytest.mark.long),
+        pytest.param(SHARDED, 2, 1, marks=pytest.mark.long),
+    ],
+)
 def test_another_number_of_ranks_goes_on_with_the_same_run(
     tmp_path, tiny_model, of_one, monkeypatch, form, first, then
 ):
@@ -161,13 +169,26 @@ def test_another_number_of_ranks_goes_on_with_the_same_run(
     assert_close(weights_of(of_one / "model"), weights_of(own / "model"))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The file of a run of two ranks, of some values, that nothing stops."""
+    found = {}
+
+    def of(values):
+        key = repr(values)
+        if key not in found:
+            found[key] = Path(run_on_ranks(vae_recipe(tmp_path_factory.mktemp("whole"), **values))[0]).read_bytes()
+        return found[key]
+
+    return of
+
+
 @pytest.mark.parametrize(
-    ("form", "kills"), [({}, 2), *(pytest.param(form, 20, marks=pytest.mark.long) for form in FORMS)]
+    ("form", "kills"), [({}, 1), *(pytest.param(form, 20, marks=pytest.mark.long) for form in FORMS)]
 )
-def test_killed_again_and_again_it_has_the_bytes_of_a_whole_run(tmp_path, monkeypatch, form, kills):
+def test_killed_again_and_again_it_has_the_bytes_of_a_whole_run(tmp_path, monkeypatch, whole, form, kills):
+    """Rank 0 first. Of torchrun's ranks below, rank 1 is killed."""
     values = {"steps": 2 * kills + 1, "checkpoint_every": 2} | form
-    (tmp_path / "whole").mkdir()
-    whole = run_on_ranks(vae_recipe(tmp_path / "whole", **values))[0]
     config = vae_recipe(tmp_path, **values)
     for number in range(kills):
         rank = number % 2
@@ -178,13 +199,13 @@ def test_killed_again_and_again_it_has_the_bytes_of_a_whole_run(tmp_path, monkey
         assert said[1 - rank].startswith("RankLost: ")
         assert said[1 - rank].endswith(f"the last checkpoint in {tmp_path / 'vae'} is kept")
         assert step_of(tmp_path / "vae") == 2 * number + 2
-    assert Path(run_on_ranks(config)[1]).read_bytes() == Path(whole).read_bytes()
+    assert Path(run_on_ranks(config)[1]).read_bytes() == whole(values)
 
 
 @pytest.mark.parametrize(
     ("where", "error", "said"),
     [
-        ("draw", InputError("no such frame"), "rank 1: no such frame"),
+        pytest.param("draw", InputError("no such frame"), "rank 1: no such frame", marks=pytest.mark.long),
         ("predict", RuntimeError("CUDA out of memory"), "rank 1: training ran out of the memory of cpu: lower batch"),
         ("prepare", InputError("no such file"), "rank 1: no such file"),
     ],
@@ -209,11 +230,9 @@ def test_an_error_of_one_rank_is_said_once(tmp_path, monkeypatch, where, error, 
     assert step_of(tmp_path / "vae") == (0 if where == "prepare" else 2)
 
 
-def test_torchrun_starts_all_ranks_again_and_they_go_on(tmp_path, monkeypatch):
+def test_torchrun_starts_all_ranks_again_and_they_go_on(tmp_path, monkeypatch, whole):
     """torchrun's own engine, of which each rank is a fork."""
-    values = {"steps": 4, "checkpoint_every": 2}
-    (tmp_path / "whole").mkdir()
-    whole = run_on_ranks(vae_recipe(tmp_path / "whole", **values))[0]
+    values = {"steps": 3, "checkpoint_every": 2}
     config = vae_recipe(tmp_path, **values)
     monkeypatch.setattr(together, "GRACE", 0.0)
     # torchrun's log names the caller, for which it reads the source of every frame of pytest's stack
@@ -234,7 +253,7 @@ def test_torchrun_starts_all_ranks_again_and_they_go_on(tmp_path, monkeypatch):
         elastic_launch(LaunchConfig(**limits, **meeting, start_method="fork"), one_rank)()
 
     in_fork(engine)
-    assert (tmp_path / "vae" / "vae.safetensors").read_bytes() == Path(whole).read_bytes()
+    assert (tmp_path / "vae" / "vae.safetensors").read_bytes() == whole(values)
 
 
 def test_sigterm_on_one_rank_stops_all_after_the_step(tmp_path, monkeypatch):
@@ -278,15 +297,29 @@ def test_what_ranks_cannot_do_is_refused(tmp_path, values, said):
     assert not (tmp_path / "vae").exists()
 
 
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """The folder of a sharded run of two steps."""
+    folder = tmp_path_factory.mktemp("sharded")
+    run_recipe(vae_recipe(folder, steps=2, **SHARDED))
+    return folder / "vae"
+
+
+@pytest.fixture
+def of_two(tmp_path, sharded):
+    """A copy of it in the folder of the test's own."""
+    shutil.copytree(sharded, tmp_path / "vae")
+
+
+@pytest.mark.usefixtures("of_two")
 def test_a_checkpoint_of_the_other_form_is_refused(tmp_path):
-    run_recipe(vae_recipe(tmp_path, steps=2, **SHARDED))
     with pytest.raises(InputError, match="checkpoint was written under another shard_above than the recipe's"):
         run_recipe(vae_recipe(tmp_path))
 
 
+@pytest.mark.usefixtures("of_two")
 @pytest.mark.parametrize("damage", ["truncated", "missing", "changed", "state"])
 def test_a_damaged_part_of_a_checkpoint_is_refused(tmp_path, damage):
-    run_recipe(vae_recipe(tmp_path, steps=2, **SHARDED))
     folder = tmp_path / "vae" / "checkpoint"
     part = next(folder.glob("*.safetensors"))
     data = part.read_bytes()
@@ -301,8 +334,8 @@ def test_a_damaged_part_of_a_checkpoint_is_refused(tmp_path, damage):
         run_recipe(vae_recipe(tmp_path, **SHARDED))
 
 
+@pytest.mark.usefixtures("of_two")
 def test_the_folder_is_whole_or_the_one_before(tmp_path, monkeypatch):
-    run_recipe(vae_recipe(tmp_path, steps=2, **SHARDED))
     before = {path.name: path.read_bytes() for path in (tmp_path / "vae" / "checkpoint").iterdir()}
 
     def broken(*_, **__):
