@@ -22,7 +22,7 @@ SIZE = {"width": 1100, "height": 760}
 SHOWN = 880, 608  # pixels of the recording
 EVERY = 0.4  # seconds between two pictures
 RUN = 14.0  # seconds for which a run is shown, whatever it takes
-QUALITY = 45
+QUALITY = 80  # at 45, pictures before shine through light grounds
 
 
 class Recording:
