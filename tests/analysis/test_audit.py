@@ -150,6 +150,19 @@ class Methods(ast.NodeTransformer):
 MUTATIONS = [Renamed, Commuted, Expanded, InSteps, Walrus, Swapped, Methods]
 
 
+def spelled(names):
+    """Every program in every spelling, where CI tries each program in two spellings, and so each spelling on many."""
+    turns = len(MUTATIONS)
+    return pytest.mark.parametrize(
+        ("name", "mutation"),
+        [
+            pytest.param(name, mutation, marks=() if (k - number) % turns < 2 else pytest.mark.long)
+            for number, name in enumerate(names)
+            for k, mutation in enumerate(MUTATIONS)
+        ],
+    )
+
+
 def mutate(source, *mutations):
     tree = ast.parse(source)
     for mutation in mutations:
@@ -157,8 +170,7 @@ def mutate(source, *mutations):
     return ast.unparse(tree)
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-@pytest.mark.parametrize("name", FOUND)
+@spelled(FOUND)
 def test_another_spelling_of_the_same_is_found(name, mutation):
     channels, axis = EXPECTED[name]
     for finding_channels, finding_axis in found(mutate(FOUND[name][2], mutation)):
@@ -174,14 +186,12 @@ def test_all_spellings_at_once_are_found(name):
     assert found(mutate(FOUND[name][2], Expanded, Commuted, InSteps, Methods))
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-@pytest.mark.parametrize("name", NOTHING)
+@spelled(NOTHING)
 def test_another_spelling_of_something_else_is_not_found(name, mutation):
     assert audit_source(mutate(NOTHING[name], mutation)) == []
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-@pytest.mark.parametrize("name", COMPLETE)
+@spelled(COMPLETE)
 def test_another_spelling_of_all_channels_is_no_finding(name, mutation):
     source = mutate(COMPLETE[name], mutation)
     if mutation is Renamed and "latent_channels =" in source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from itertools import cycle, product
 from typing import Any
 
@@ -32,19 +33,21 @@ THROUGH_X0 = {"ltx-2": 3e-7, "cosmos-1": 3e-7, "cosmos-2": 1e-6, "cosmos-2.5": 1
 NO_FULL_GRAPH = ("lumina-2", "z-image", "hunyuan-video-1.5")
 """Pipelines whose network torch.compile cannot trace whole, with guidance or without."""
 
-every_family = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 
-
-def _first_of_each_way() -> set[TinyPipeline]:
-    """The first pipeline of each way to join the branches: of one formula, one layout and one order."""
+def _first_of(way: Callable[[TinyPipeline], Any]) -> set[TinyPipeline]:
     first: dict[Any, TinyPipeline] = {}
     for tiny in PIPELINES:
-        way = (tiny.formula, tiny.normalise is None, len(tiny.networks), tiny.scale_argument, tiny.tolerance > 0)
-        first.setdefault((*way, tiny.to_channels, tiny.received, tiny.branches), tiny)
+        first.setdefault(way(tiny), tiny)
     return set(first.values())
 
 
-FIRST = _first_of_each_way()
+def _arithmetic(tiny: TinyPipeline) -> tuple[Any, ...]:
+    """How a pipeline joins the branches: formula, normalisation, networks, where the scale is, and conversions."""
+    return tiny.formula, tiny.normalise, len(tiny.networks), tiny.scale_argument, tiny.tolerance > 0
+
+
+FIRST = _first_of(lambda tiny: (_arithmetic(tiny), tiny.to_channels, tiny.received, tiny.branches))
+"""The first pipeline of each way to join the branches: of one formula, one layout and one order."""
 
 
 def sampled(always: set[TinyPipeline]) -> Any:
@@ -86,11 +89,15 @@ def same(tiny: TinyPipeline, got: Tensor, wanted: Tensor) -> bool:
     return bool((got - wanted).norm() <= slack * wanted.norm())
 
 
-@every_family
-def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline, lend: Lend) -> None:
-    """Channels alone, with as many prompts as it takes. The support matrix is measured with a guidance, and one prompt."""
-    pipe, batch = lend(tiny), tiny.most
-    guidon.apply(pipe, channels=OWN.get(tiny.name, "all"))
+@every_way
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.long)], ids=["channels", "guidance"])
+def test_all_channels_are_the_pipelines_own_guidance(tiny: TinyPipeline, alone: bool, lend: Lend) -> None:
+    """With as many prompts as it takes. The support matrix is measured with a guidance, and one prompt."""
+    pipe, batch, channels = lend(tiny), tiny.most, OWN.get(tiny.name, "all")
+    if alone:
+        guidon.apply(pipe, channels=channels)
+    else:
+        guidon.apply(pipe, Guidance(tiny.scale, channels))
     assert torch.equal(run(tiny, pipe, steps=2, batch=batch), own(tiny, steps=2, batch=batch))
 
 
@@ -147,18 +154,20 @@ def test_a_scale_per_channel_is_what_the_scheduler_receives(tiny: TinyPipeline, 
             assert torch.equal(got, wanted)
 
 
-@every_way
+@sampled({*IMAGE, *VIDEO, *FIRST, BY_NAME["sd3-image-to-image"]})
 def test_a_rule_of_memory_is_what_the_scheduler_receives(tiny: TinyPipeline, lend: Lend) -> None:
-    """APG works on x_0 and remembers: the level, the sign and the memory of every step must be right."""
+    """APG works on x_0 and remembers: the level, the sign and the memory of every step must be right.
+
+    One variant that joins its branches as another pipeline does is always tried: it begins in the middle.
+    """
     pipe, guidance = lend(tiny), of_memory(tiny)
     guidon.apply(pipe, guidance)
     assert follows(tiny, pipe, guidance).guided
 
 
-@pytest.mark.parametrize("name", ["dit", "sd-1.5", "sdxl", "sd3", "cogvideox", "wan-2.2", "ltx-2", "kandinsky-5"])
-def test_a_second_run_begins_anew(name: str, lend: Lend) -> None:
-    """One pipeline of each of many schedulers, in one call and in two."""
-    tiny = BY_NAME[name]
+@sampled({BY_NAME[name] for name in ("dit", "sd-1.5", "sdxl", "sd3", "cogvideox", "wan-2.2", "ltx-2", "kandinsky-5")})
+def test_a_second_run_begins_anew(tiny: TinyPipeline, lend: Lend) -> None:
+    """CI tries one pipeline of each of many schedulers, in one call and in two."""
     pipe, guidance = lend(tiny), of_memory(tiny)
     guidon.apply(pipe, guidance)
     run(tiny, pipe, steps=2)
@@ -197,8 +206,9 @@ def network_input(pipe: Any, latents: Tensor, alpha: float) -> Tensor:
 VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
 
-@sampled(FIRST)
+@sampled(_first_of(lambda tiny: (_arithmetic(tiny), tiny.bf16)))
 def test_bf16(tiny: TinyPipeline) -> None:
+    """Rounding is of the arithmetic, and not of the layout."""
     if not tiny.bf16:
         pytest.skip("the pipeline does not run in bf16 on a CPU")
     pipe, (guided, rest) = in_dtype(tiny.make(), torch.bfloat16), subset(tiny)

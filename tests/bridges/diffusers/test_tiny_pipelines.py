@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny_pipelines import PIPELINES, TinyPipeline, own, record, shared
+from tiny_pipelines import PIPELINES, VARIANTS, TinyPipeline, own, record, run, shared
 
 each = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 
@@ -37,6 +37,15 @@ def test_the_scheduler_receives_the_formula_on_branches_that_differ_and_runs_rep
     # another pipeline, which was not recorded, gives the same; no wrapper is left behind
     assert torch.equal(own(tiny, steps=2, batch=tiny.most), latents)
     assert not any("forward" in vars(getattr(pipe, name)) for name in tiny.networks)
+
+
+@pytest.mark.parametrize(
+    "tiny",
+    [pytest.param(tiny, marks=() if tiny in VARIANTS[:1] else pytest.mark.long, id=str(tiny)) for tiny in PIPELINES],
+)
+def test_the_scale_matters(tiny: TinyPipeline) -> None:
+    unguided = run(tiny, shared(tiny), tiny.unguided_scale, steps=2, batch=tiny.most)
+    assert difference(unguided, own(tiny, steps=2, batch=tiny.most)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-2-klein", "chroma", "qwen-image"])
