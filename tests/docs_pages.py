@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Command:
     def name(self) -> str:
         return name(self.page, self.line, self.text)
 
-    @property
+    @cached_property
     def words(self) -> list[str]:
         return shlex.split(self.text, comments=True)
 

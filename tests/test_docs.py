@@ -128,14 +128,12 @@ def no_pictures():
 
 @pytest.fixture
 def tiny(tiny_model, monkeypatch):
-    """Puts the tiny model in the place of guidon-small, and few scales in that of the grid of ``match``."""
-    from guidon.analysis import matching
+    """Puts the tiny model in the place of guidon-small."""
     from guidon.models.small import SmallFamily
 
     find = SmallFamily.find_model
 
     def put():
-        monkeypatch.setattr(matching, "STEPS_OF_GRID", (1,))
         monkeypatch.setattr(SmallFamily, "find_model", lambda self, preset, *more: find(self, replace(preset, weights=tiny_model), *more))  # fmt: skip
 
     return put
@@ -196,6 +194,8 @@ def run(request, folder_of, done, tiny, monkeypatch):
     def run(command):
         monkeypatch.chdir(folder_of(command.page))
         monkeypatch.setattr("os.cpu_count", lambda: 1)  # threads of tiny networks wait more than they compute
+        monkeypatch.setattr("guidon.analysis.matching.STEPS_OF_GRID", (1,))
+        monkeypatch.setattr("guidon.analysis.speed.rounds.SHORTEST", 1e-6)  # tests/analysis/speed times longer ones
         if command in done:
             return
         for earlier in COMMANDS[: COMMANDS.index(command)]:
@@ -205,7 +205,7 @@ def run(request, folder_of, done, tiny, monkeypatch):
             for path in request.getfixturevalue("released").iterdir():
                 if not Path(path.name).exists():
                     Path(path.name).symlink_to(path)
-        words = command.words
+        words = list(command.words)
         while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             monkeypatch.setenv(*words.pop(0).split("=", 1))
         if "train" in words:  # tests/training/test_log.py draws curves

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -90,7 +91,8 @@ def test_the_clips_are_those_of_python_and_of_their_manifests(studio, asked, tin
         assert np.array_equal(guidon.load(tiny_model).reproduce(json.loads(own["manifest"][0]))[0].frames, frames)
 
 
-def test_the_truth_of_a_prompt_shows_all_that_it_asks_for_whatever_the_clip_shows():
+@pytest.mark.parametrize("index", [0, *(pytest.param(index, marks=pytest.mark.long) for index in (1, 2))])
+def test_the_truth_of_a_prompt_shows_all_that_it_asks_for_whatever_the_clip_shows(index):
     from guidon import world
     from guidon.metrics.bench import find_bench
     from guidon.studio.truth import draw_truth
@@ -100,9 +102,9 @@ def test_the_truth_of_a_prompt_shows_all_that_it_asks_for_whatever_the_clip_show
     clips = [np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), rng.integers(0, 256, shape, np.uint8)]
     opposite = np.full(shape, 128, np.uint8)  # the largest region is darker, the strongest pixels are brighter
     opposite[:, 30:60, 10:50], opposite[:, 2:7, 2:7] = 58, 255
-    clips += [opposite] * 12
+    clips += [opposite] * 4
     splits = ("L0", "L1", "L2", "L3")
-    prompts = [world.clip(split, 5, index).caption for split in splits for index in range(3)]
+    prompts = [world.clip(split, 5, index).caption for split in splits]
     bench = find_bench("world")
     for clip, prompt in zip(clips, [*prompts, "a circle", "red", "moves left"], strict=True):
         truth = draw_truth(prompt, clip)
@@ -124,17 +126,17 @@ def test_every_command_makes_its_clip(studio, asked, tmp_path, monkeypatch):
     ]
     run = ended(studio, session, studio.compare(session, asked | {"settings": several, "seeds": 2})["id"])
     assert run["state"] == "done", run
+    seeds = cycle((0, 1))
     for own in run["result"]["settings"]:
-        for command, text in zip(own["commands"], own["manifest"], strict=True):
-            out = tmp_path / own["letter"]
-            words = [*shlex.split(command)[1:], "--out", str(out), "--device", "cpu", "--format", "webp"]
-            with pytest.raises(SystemExit) as done:
-                app.main(words)
-            assert done.value.code == 0
-            wanted = json.loads(text)["generation"]
-            texts = [path.read_text().replace("interval:0,1", "constant") for path in out.glob("*.webp.json")]
-            made = [json.loads(text)["generation"] for text in texts]
-            assert wanted in made
+        assert len(own["commands"]) == len(own["manifest"]) == 2
+        seed = next(seeds)
+        out = tmp_path / own["letter"]
+        words = [*shlex.split(own["commands"][seed])[1:], "--out", str(out), "--device", "cpu", "--format", "webp"]
+        with pytest.raises(SystemExit) as done:
+            app.main(words)
+        assert done.value.code == 0
+        texts = [path.read_text().replace("interval:0,1", "constant") for path in out.glob("*.webp.json")]
+        assert json.loads(own["manifest"][seed])["generation"] in [json.loads(text)["generation"] for text in texts]
 
 
 def test_parts_of_a_result_and_previews_come_while_it_works(studio, asked, monkeypatch):

@@ -21,7 +21,7 @@ def tiny_runs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "draw_curves", lambda rows, picture: write_bytes(picture, b"no picture"))
         patch.setattr(vae, "HELD_OUT", 2)
-        patch.setattr(denoiser, "HELD_OUT", 4)
+        patch.setattr(denoiser, "HELD_OUT", 2)
         yield drawn
 
 

@@ -14,7 +14,7 @@ from guidon.metrics.reading import read_clips
 from guidon.training.data.areas import area_gradient
 from guidon.training.data.latents import LatentClips, shuffled
 
-CLIPS = 3  # of which some are played backwards, and some are not
+CLIPS = 2  # of which some are played backwards, and some are not
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,15 @@ def areas(vae, latents):
     return read_clips(frames).area[0]
 
 
-def test_it_foretells_how_errors_of_the_latents_change_the_area(vae):
-    generator = torch.Generator().manual_seed(0)
-    for clip in (world.clip("L0", 5, index) for index in range(2)):
-        latents = vae.encode(torch.from_numpy(clip.frames()).permute(3, 0, 1, 2)[None] * 2 - 1)[0]
-        error = 0.1 * torch.randn(latents.shape, generator=generator)
-        found = areas(vae, latents + error) / areas(vae, latents) - 1
-        foretold = (area_gradient(vae, latents, clip.scene) * error).sum((0, 2, 3)).numpy()
-        assert np.corrcoef(found, foretold)[0, 1] > 0.85
-        assert 0.7 < np.std(found) / np.std(foretold) < 1.4
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_it_foretells_how_errors_of_the_latents_change_the_area(vae, index):
+    clip = world.clip("L0", 5, index)
+    latents = vae.encode(torch.from_numpy(clip.frames()).permute(3, 0, 1, 2)[None] * 2 - 1)[0]
+    error = 0.1 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(index))
+    found = areas(vae, latents + error) / areas(vae, latents) - 1
+    foretold = (area_gradient(vae, latents, clip.scene) * error).sum((0, 2, 3)).numpy()
+    assert np.corrcoef(found, foretold)[0, 1] > 0.85
+    assert 0.7 < np.std(found) / np.std(foretold) < 1.4
 
 
 def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path, vae):

@@ -15,7 +15,7 @@ from guidon.training.data.rollouts import Rollouts
 from guidon.training.recipe import Sampling
 from recipes import CPU, redraw_truth
 
-SAMPLING = Sampling(steps=2, block=8)
+SAMPLING = Sampling(steps=2, block=4)
 BLOCK = SAMPLING.block
 
 
@@ -30,13 +30,13 @@ def readable(monkeypatch):
     monkeypatch.setattr(rollouts, "redraw", redraw_truth)
 
 
-def prepare(folder, model, count=BLOCK + 4, weights="w", sampling=SAMPLING, seed=0):
+def prepare(folder, model, count=BLOCK + 2, weights="w", sampling=SAMPLING, seed=0):
     return Rollouts.prepare(folder, model, weights, count, seed, sampling, CPU)
 
 
 def test_a_rollout_is_a_pair_of_latents_with_its_caption(tmp_path, model, readable):
     found = prepare(tmp_path, model)
-    assert found.captions == [world.clip("train", 0, number).caption for number in range(0, BLOCK + 4, 2)]
+    assert found.captions == [world.clip("train", 0, number).caption for number in range(0, BLOCK + 2, 2)]
     assert found.drawn.shape == found.clean.shape == (len(found), *model.facts.latent_shape)
     assert found.objects.shape == (len(found), *model.facts.latent_shape[1:])
     for index in range(len(found)):
@@ -115,8 +115,8 @@ def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable)
 
 
 def test_blocks_of_another_size_are_stored_apart(tmp_path, model, readable):
-    whole = prepare(tmp_path, model, BLOCK)
-    smaller = prepare(tmp_path, model, BLOCK, sampling=Sampling(steps=2, block=BLOCK // 2))
+    whole = prepare(tmp_path, model, 2 * BLOCK, sampling=Sampling(steps=2, block=2 * BLOCK))
+    smaller = prepare(tmp_path, model, 2 * BLOCK)
     assert len(list(tmp_path.iterdir())) == 2
     assert smaller.captions == whole.captions
     assert torch.allclose(smaller.drawn.float(), whole.drawn.float(), atol=1e-2)
@@ -128,6 +128,6 @@ def test_a_model_that_draws_nothing_readable_is_refused(tmp_path, model):
 
 
 def test_captions_do_not_depend_on_each_other(tmp_path, model, readable):
-    few, many = prepare(tmp_path / "a", model, BLOCK), prepare(tmp_path / "b", model, BLOCK + 4)
+    few, many = prepare(tmp_path / "a", model, BLOCK), prepare(tmp_path / "b", model, BLOCK + 2)
     assert few.captions == many.captions[: len(few)]
     assert torch.equal(few.drawn, many.drawn[: len(few)])

@@ -16,7 +16,7 @@ from recipes import LOW, assert_equal_weights, denoiser_recipe, denoiser_task, r
 from training.conftest import tiny_runs
 
 FLOW = {
-    "prediction": "flow", "optimiser": {"warmup_steps": 2, "lr": 0.01}, "batch_size": 16, "clips": 16,
+    "prediction": "flow", "optimiser": {"warmup_steps": 2, "lr": 0.01}, "batch_size": 8, "clips": 8,
     "model": {"patch_size": [2, 2, 2], "hidden_size": 32, "depth": 1, "num_heads": 2},
 }  # fmt: skip
 PROMPT = "a red circle moves left on a white background"
@@ -32,7 +32,7 @@ def flow(tmp_path_factory, tiny_model):
     """The model folder of a run of a few seconds."""
     folder = tmp_path_factory.mktemp("flow")
     with tiny_runs():
-        settings = FLOW | {"steps": 36, "log_every": 6, "evaluate_every": 0, "ema_decay": 0.9}
+        settings = FLOW | {"steps": 24, "log_every": 4, "evaluate_every": 0, "ema_decay": 0.9}
         return run_recipe(denoiser_recipe(folder, tiny_model / "vae.safetensors", **settings))
 
 

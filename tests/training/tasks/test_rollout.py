@@ -55,7 +55,7 @@ def test_two_ranks_train_as_one_process(tmp_path, model_x0):
 
 
 def test_only_the_finisher_is_trained(tmp_path, model_x0):
-    folder = run_recipe(recipe(tmp_path, model_x0, cache=None))
+    folder = run_recipe(recipe(tmp_path, model_x0, cache=None, rollouts=8))
     assert list((tmp_path / "run").glob("rollouts-*/*.safetensors"))
     before, after = weights_of(model_x0), weights_of(folder)
     assert {name.removeprefix("denoiser.").split(".")[0] for name in after.keys() - before.keys()} == {"finisher"}
@@ -97,7 +97,7 @@ def test_the_target_is_the_clean_clip_whatever_is_shown(tmp_path, model_x0):
 
 
 def test_it_lowers_the_error_on_its_rollouts(tmp_path, model_x0):
-    values = {"steps": 40, "optimiser": {"lr": 0.01, "warmup_steps": 1}, "log_every": 1, "evaluate_every": 20}
+    values = {"steps": 20, "optimiser": {"lr": 0.02, "warmup_steps": 1}, "log_every": 1, "evaluate_every": 10}
     run_recipe(recipe(tmp_path, model_x0, **values))
     rows = rows_of(tmp_path / "run")
     losses = [float(row["mse"]) for row in rows]

@@ -25,7 +25,7 @@ def test_a_rank_draws_its_rows_of_the_batch(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    run_recipe(vae_recipe(tmp_path, steps=30, batch_size=8, log_every=10, optimiser={"lr": 0.003, "warmup_steps": 1}))
+    run_recipe(vae_recipe(tmp_path, steps=20, batch_size=8, log_every=5, optimiser={"lr": 0.01, "warmup_steps": 1}))
     rows = rows_of(tmp_path / "vae")
     assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 0.8
 
@@ -123,7 +123,7 @@ def own(clips, **data):
 
 
 def test_it_learns_frames_of_own_clips(tmp_path, clips):
-    values = own(clips) | {"steps": 60, "batch_size": 8, "log_every": 30, "optimiser": {"lr": 0.004, "warmup_steps": 1}}
+    values = own(clips) | {"steps": 30, "batch_size": 8, "log_every": 15, "optimiser": {"lr": 0.008, "warmup_steps": 1}}
     path = run_recipe(vae_recipe(tmp_path, ema_decay=0.9, **values))
     rows = rows_of(tmp_path / "vae")
     assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 1
