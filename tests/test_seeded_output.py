@@ -21,7 +21,13 @@ def pipe():
     return guidon.load("guidon-small", device="cpu")
 
 
-@pytest.mark.parametrize("name", CASES["settings"])
+LONG = ("ddim", "scale-per-channel", "apg")
+"""Other cases have the sampler, guide some channels alone, and have a rule."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES["settings"]]
+)
 def test_seeded_output_is_that_of_before(pipe, name):
     choices = {key: tuple(v) if isinstance(v, list) else v for key, v in CASES["settings"][name].items()}
     frames = pipe(CASES["prompt"], seed=CASES["seed"], **choices).frames

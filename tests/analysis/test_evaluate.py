@@ -87,9 +87,14 @@ def test_the_same_noise_serves_every_setting(pipe):
         assert np.array_equal(first[name], second[name], equal_nan=True)
 
 
-def test_training_looks_at_what_it_exports(tiny_model, tmp_path):
+def test_training_looks_at_what_it_exports(tiny_model, tmp_path, monkeypatch):
     import shutil
 
+    def on_few(pipe, settings, **asked):
+        assert asked == {"prompts": 16, "sampler": "ddim", "steps": 20}
+        return evaluate(pipe, settings, prompts=3, sampler="ddim", steps=2)
+
+    monkeypatch.setattr("guidon.analysis.evaluate.evaluate", on_few)
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     watched = {"joint", "colour", "shape", "direction", "size", "outline_error", "law_residual"}
     assert set(look_during_training(folder, 40)) == watched

@@ -45,7 +45,7 @@ def guided(name, channels="all", timing="constant", scale=None):
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(level=LEVELS, channels=CHANNELS)
 def test_unguided_channels_are_conditional_bit_for_bit_at_every_level(name, level, channels):
     x = latents()
