@@ -59,8 +59,14 @@ class Text:
         return self.model.y_embedder.y_embedding[None].repeat(rows, 1, 1)[:, None]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("name", "frames"), [(MODELS[0], 3), (MODELS[0], 1), (MODELS[1], 20), (MODELS[1], 1)])
+@pytest.mark.parametrize(
+    ("name", "frames", "dtype"),
+    [
+        *((name, frames, dtype) for name, frames in zip(MODELS, (3, 20), strict=True) for dtype in ("fp32", "bf16")),
+        *((name, 1, "fp32") for name in MODELS),
+        *(pytest.param(name, 1, "bf16", marks=pytest.mark.long) for name in MODELS),
+    ],
+)
 def test_exact_is_open_soras_own_sample_call(hub, pipes, name, frames, dtype):
     height, width = 40, 68
     size, steps = {"size": (height, width), "frames": frames}, 3

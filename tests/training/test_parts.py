@@ -34,7 +34,7 @@ def gradients(task):
     return {name: value.grad for name, value in task.module.named_parameters() if value.grad is not None}
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "min-snr"])
+@pytest.mark.parametrize("weighting", ["min-snr", pytest.param("uniform", marks=pytest.mark.long)])
 def test_parts_of_a_batch_train_as_the_batch(recipe, tmp_path, weighting):
     own = {"terms": {"mse": {"weighting": weighting}}, "ema_decay": 0, "batch_size": 4}
     whole, parts = (run_recipe(recipe(tmp_path / f"{n}", **own, accumulate=n)) for n in (1, 4))
@@ -74,7 +74,9 @@ def kept_bytes(task, work):
     return sum(found.values())
 
 
-@pytest.mark.parametrize("family", list(NETWORKS))
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.long) if name == "stdit2" else name for name in NETWORKS]
+)
 def test_checkpointed_blocks_keep_less_and_have_the_same_gradients(recipe, tmp_path, family, clips):
     shape = {"family": family, **NETWORKS[family], "depth": 6}
     values = {"network": shape, "batch_size": 4}
