@@ -878,7 +878,7 @@ def _listed(folder: Path) -> str:
 
     found = Listing()
     list_files(folder, 0, found)
-    return digest(found.notes, *map(str, found.defects), *((x.name, x.row, x.caption, x.label) for x in found.given))
+    return digest(found.notes, *map(str, found.defects), *((x.name, x.row, x.captions, x.label) for x in found.given))
 
 
 def _row(data: bytes, other: bytes, rng: Random) -> tuple[str, bytes]:
@@ -921,7 +921,7 @@ def _cut(folder: Path, **values: Any) -> str:
     from guidon.training.recipe.data import Data
 
     found = check_data(Data(folder=folder, validation=0.0, **values), "nothing", thorough=True)
-    clips = ((clip.given.caption, clip.given.label, cut_out(clip)) for clip in found.clips)
+    clips = ((clip.given.captions, clip.given.label, cut_out(clip)) for clip in found.clips)
     return digest(found.notes, *map(str, found.defects), *(part for clip in clips for part in clip))
 
 
