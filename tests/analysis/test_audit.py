@@ -348,13 +348,18 @@ def test_a_path_that_is_no_python_is_refused(tmp_path):
         audit([tmp_path / "text.md"])
 
 
-def test_the_pipelines_of_diffusers_hold_one_sliced_guidance():
+@pytest.mark.parametrize(
+    "others",
+    [
+        ("dit", "pixart_alpha", "flux2"),
+        pytest.param(("dit", "pixart_alpha", "latte", "flux2", "cosmos", "deepfloyd_if"), marks=pytest.mark.long),
+    ],
+)
+def test_the_pipelines_of_diffusers_hold_one_sliced_guidance(others):
     from importlib.util import find_spec
     from pathlib import Path
 
     pipelines = Path(find_spec("diffusers").origin).parent / "pipelines"
-    result = audit(
-        [pipelines / name for name in ("lumina", "dit", "pixart_alpha", "latte", "flux2", "cosmos", "deepfloyd_if")]
-    )
+    result = audit([pipelines / name for name in ("lumina", *others)])
     assert [Path(finding.file).name for finding in result.findings] == ["pipeline_lumina.py"]
     assert "pipeline_dit.py" in {Path(finding.file).name for finding in result.complete}

@@ -428,10 +428,21 @@ def test_the_networks_own_output_is_left_alone(name: str) -> None:
     assert all(torch.equal(now, then) for now, then in held)
 
 
-@pytest.mark.parametrize("name", ["wan-2.1", "sd3", "kandinsky-5", "z-image"])
-@pytest.mark.parametrize("order", ["ours first", "theirs first"])
-@pytest.mark.parametrize("removal", ["ours first", "theirs first"])
-def test_offloading_by_accelerate(name: str, order: str, removal: str, lend: Lend) -> None:
+def in_turn(names: tuple[str, ...], *ways: Any) -> list[Any]:
+    """Every name in every way, where CI tries each name in one way, in turn, and the first name in all of them."""
+    return [
+        pytest.param(name, way, marks=() if number == 0 or number % len(ways) == place else pytest.mark.long)
+        for number, name in enumerate(names)
+        for place, way in enumerate(ways)
+    ]
+
+
+ORDERS = tuple(product(("ours first", "theirs first"), repeat=2))
+
+
+@pytest.mark.parametrize(("name", "orders"), in_turn(("wan-2.1", "sd3", "kandinsky-5", "z-image"), *ORDERS))
+def test_offloading_by_accelerate(name: str, orders: tuple[str, str], lend: Lend) -> None:
+    order, removal = orders
     tiny, guidance = BY_NAME[name], Guidance([1.5] * BY_NAME[name].channels)
     pipe = lend(tiny)
     guidon.apply(pipe, guidance)
@@ -471,8 +482,7 @@ def first_block_cache(network: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "enable"),
-    [(name, enable) for name in ("wan-2.1", "sd3", "flux", "ltx", "kandinsky-5")
-     for enable in (group_offload, layerwise_casting)]
+    in_turn(("wan-2.1", "sd3", "flux", "ltx", "kandinsky-5"), group_offload, layerwise_casting)
     + [(name, first_block_cache) for name in ("flux", "hunyuan-video", "mochi")],
 )  # fmt: skip
 def test_diffusers_own_hooks(name: str, enable: Any) -> None:
@@ -643,17 +653,8 @@ def unknown(tiny: TinyPipeline, pipe: Any) -> Any:
 @pytest.mark.parametrize(
     "name",
     [
-        "pixart-sigma",
-        "latte",
-        "sd-1.5",
-        "sdxl",
-        "sana",
-        "mochi",
-        "dit",
-        "wan-2.1",
-        "hunyuan-video",
-        "chroma",
-        "cogvideox",
+        *("pixart-sigma", "sd-1.5", "dit", "wan-2.1", "hunyuan-video", "chroma", "cogvideox"),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("latte", "sdxl", "sana", "mochi")),
     ],
 )
 def test_an_unknown_pipeline_takes_a_mask(name: str) -> None:
