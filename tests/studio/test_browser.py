@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from guidon.studio.engine import Studio
+from guidon.studio.models import Models
 from studio.test_server import free_port
 
 pytestmark = pytest.mark.studio
@@ -32,7 +33,9 @@ def running(tiny_model, tmp_path_factory):
     pytest.importorskip("gradio")
     from guidon.studio.server import start
 
-    studio = Studio(["guidon-small", str(tiny_model)], device="cpu", temporary=tmp_path_factory.mktemp("studio"))
+    studio = Studio(
+        Models(["guidon-small", str(tiny_model)]), device="cpu", temporary=tmp_path_factory.mktemp("studio")
+    )
     server = start(studio, port=free_port())
     yield server.url, studio, str(tiny_model)
     server.close()

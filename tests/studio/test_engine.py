@@ -48,7 +48,7 @@ def finished(studio):
 
 @pytest.fixture(scope="module")
 def studio(tiny_model, tmp_path_factory):
-    made = Studio([str(tiny_model)], device="cpu", temporary=tmp_path_factory.mktemp("studio"))
+    made = Studio(Models([str(tiny_model)]), device="cpu", temporary=tmp_path_factory.mktemp("studio"))
     yield made
     made.close()
 
@@ -353,7 +353,7 @@ def test_the_list_says_what_is_missing(studio, tiny_model):
 
 def test_parts_of_the_first_model_are_named_and_carried_on(tiny_model, asked, tmp_path):
     """As those of a released model are; and where its autoencoder is not in memory, the latents are drawn."""
-    studio = Studio([str(tiny_model)], parts={"offload": "stages"}, device="cpu", temporary=tmp_path)
+    studio = Studio(Models([str(tiny_model)], parts={"offload": "stages"}), device="cpu", temporary=tmp_path)
     try:
         session = studio.open()
         run = ended(studio, session, studio.compare(session, asked)["id"])
@@ -539,7 +539,7 @@ def test_a_diffusers_pipeline_is_compared_looked_into_and_studied(tmp_path):
 
     write_pipeline("wan", tmp_path / "wan")
     name, call = f"diffusers:{tmp_path / 'wan'}", WHOLE["wan"][1]
-    studio = Studio([name], call=call, device="cpu", temporary=tmp_path)
+    studio = Studio(Models([name], call), device="cpu", temporary=tmp_path)
     try:
         session = studio.open()
         values = {"model": name, "prompt": "a cat", "seeds": 2, "settings": [setting(), setting((True,) * 4)]}

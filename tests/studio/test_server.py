@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from guidon.studio.engine import Studio
+from guidon.studio.models import Models
 from studio.test_engine import PROMPT, setting
 
 pytestmark = pytest.mark.studio
@@ -45,7 +46,7 @@ def running(tiny_model, tmp_path_factory, asked_of_others):
     from guidon.studio.server import start
 
     folder = tmp_path_factory.mktemp("studio")
-    studio = Studio([str(tiny_model)], device="cpu", temporary=folder)
+    studio = Studio(Models([str(tiny_model)]), device="cpu", temporary=folder)
     server = start(studio, port=free_port())
     server_port = int(server.url.rsplit(":", 1)[1].strip("/"))
     yield server_port

@@ -96,7 +96,7 @@ def studio(
     from ..studio.server import serve
 
     with stopped("clips were deleted, studies are kept"):
-        made = Studio(model or (), call=arguments, parts=parts, device=device, out=out)
+        made = Studio(models, device=device, out=out)
         try:
             serve(made, browser=browser, say=_tell, address=address, port=port, token=token, hosts=hosts)
         finally:

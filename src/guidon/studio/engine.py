@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,7 @@ class Studio:
     ``open`` gives; nobody sees what another session made.
 
     Args:
-        folders: models beside the presets: folders of weights, and ``diffusers:FOLDER``. The first one is chosen first.
-        call: arguments of every call of the diffusers pipelines.
-        parts: how the first model is loaded: arguments of ``guidon.load``.
+        models: those that may be chosen; None for the presets.
         device: where models run.
         out: where studies are kept; None to delete them at the end.
         temporary: where the folder of clips is made; None for the system's.
@@ -40,17 +37,15 @@ class Studio:
 
     def __init__(
         self,
-        folders: Sequence[str] = (),
+        models: Models | None = None,
         *,
-        call: Mapping[str, Any] | None = None,
-        parts: Mapping[str, Any] | None = None,
         device: str = "auto",
         out: Path | None = None,
         temporary: Path | None = None,
         waiting: int = WAITING,
         sessions: int = SESSIONS,
     ) -> None:
-        self.models, self.device = Models(folders, call, parts), device
+        self.models, self.device = models or Models(), device
         self.outputs = Outputs(temporary)
         self.studies = self.outputs.folder / "studies" if out is None else out
         self.queue = Queue(self.outputs.forget, waiting=waiting, sessions=sessions)
