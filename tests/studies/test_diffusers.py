@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 import guidon
 from guidon import cli
+from guidon.analysis.matching import matching_study
 from guidon.core.errors import InputError
 from guidon.pipeline.diffusers_planner import DiffusersPlanner
 from guidon.studies.cells import cells_of, read_plan
@@ -16,6 +18,8 @@ from guidon.studies.plan import check_study, load_study, make_plan
 from guidon.studies.report import write_report
 from guidon.studies.results import results
 from guidon.studies.run import run_study
+from guidon.studio.engine import Studio
+from guidon.studio.models import Models
 from studies.small import content
 from tiny_pipelines.whole import WHOLE, write_pipeline
 
@@ -25,6 +29,7 @@ STUDY = {
     "settings": [{"name": "three", "cfg_scale": 4, "cfg_channels": 3}, {"name": "all", "cfg_scale": 4}],
 }
 METRIC = {"wan": "dynamics", "pixart": "sharpness"}
+PRIMARY = {"baseline": "three", "against": "all"}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +45,7 @@ def folders(tmp_path_factory):
 
 
 def write_study(path, folder, name, **changes):
-    primary = {"metric": METRIC[name], "baseline": "three", "against": "all"}
+    primary = PRIMARY | {"metric": METRIC[name]}
     model = {"diffusers": str(folder)}
     path.write_text(yaml.safe_dump(STUDY | {"model": model, "call": WHOLE[name][1], "primary": primary} | changes))
     return path
@@ -163,3 +168,20 @@ def test_a_plan_holds_every_argument_of_the_call(folders, tmp_path):
     checked = check_study(study, DiffusersPlanner.find(folders["wan"], call=study.call))
     given = {"height": 32, "width": 832, "num_frames": 81, "max_sequence_length": 512}
     assert {json.dumps(own["call"]) for own in checked.settings.values()} == {json.dumps(given)}
+
+
+def test_the_primary_metric_of_pictures_is_one_that_a_picture_has(folders, tmp_path, capsys):
+    image, video = (DiffusersPlanner.find(folders[name], call=WHOLE[name][1]) for name in ("pixart", "wan"))
+    assert (image.is_image, video.is_image) == (True, False)
+    made = [matching_study(own, own.name, [3.0], "3", "all", prompts=["a", "b"]) for own in (image, video)]
+    assert [study.primary.metric for study in made] == ["clipped", "dynamics"]
+    path = write_study(tmp_path / "study.yaml", folders["pixart"], "pixart", primary=PRIMARY | {"metric": "drift_1"})
+    assert run("study", "run", path, "--out", tmp_path / "out", "--device", "cpu") == 2
+    assert "has one: give clipped, saturation, sharpness" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    # a study that the studio writes
+    settings = [{"channels": on, "scales": [3] * 4} for on in ([True] * 4, [True, False, False, False])]
+    values = {"model": image.name, "prompt": "a cat", "settings": settings}
+    with closing(Studio(Models([image.name], WHOLE["pixart"][1]), device="cpu", temporary=tmp_path)) as studio:
+        written = studio.yaml(studio.open(), {"comparison": values, "prompts": ["a cat", "a dog"]})
+    assert yaml.safe_load(written)["primary"]["metric"] == "clipped"

@@ -145,7 +145,7 @@ def matching_study(
     values = {
         "title": f"channels {cfg_channels} matched by {to}", "model": named, "prompts": tuple(prompts),
         "call": parts.get("call") or {}, "settings": tuple(arms), "block": block,
-        "primary": Contrast(metric=bench.primary, baseline=start, against=end),
+        "primary": Contrast(metric=bench.primary_for(planner.is_image), baseline=start, against=end),
     }  # fmt: skip
     return validated(Study, values, None)
 

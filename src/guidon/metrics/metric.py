@@ -110,7 +110,7 @@ class Bench:
     shown: tuple[str, ...]
     """Metrics that tables show, in order."""
     primary: str
-    """The metric of the primary contrast in the study that `guidon match` makes."""
+    """The metric of the primary contrast in a study that nobody wrote by hand; see ``primary_for``."""
     matched: tuple[str, ...]
     """Metrics that `guidon match` compares if the user names none."""
     guarded: tuple[str, ...] = ()
@@ -129,6 +129,14 @@ class Bench:
     """The goal of `guidon tune`; None if scales cannot be tuned on this bench."""
     weights: Mapping[str, Weights] = field(default_factory=dict[str, Weights])
     """The weights with which its learned parts measure, by part."""
+
+    def for_images(self) -> tuple[str, ...]:
+        """The shown metrics that a clip of one frame has, too."""
+        return tuple(name for name in self.shown if self.metrics[name].kind != "temporal")
+
+    def primary_for(self, is_image: bool) -> str:
+        """``primary``, or for clips of one frame the first metric that they have, where they lack that one."""
+        return self.for_images()[0] if is_image and self.primary not in self.for_images() else self.primary
 
     def find_metric(self, name: str) -> Metric:
         """The metric of that name. Raises InputError, with the nearest name, if there is none."""

@@ -49,6 +49,11 @@ class ModelPlanner(Protocol):
         """How many clips a study makes together where it does not say it."""
         ...
 
+    @property
+    def is_image(self) -> bool:
+        """Whether its clips have one frame where nobody chooses their length."""
+        ...
+
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise InputError for prompts that the model cannot be given."""
         ...

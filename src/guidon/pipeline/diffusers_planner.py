@@ -174,6 +174,12 @@ class DiffusersPlanner:
         return self.arguments.example_fps or EXPORTED_AT
 
     @property
+    def is_image(self) -> bool:
+        """Whether its clips have one frame; see ``ModelPlanner``."""
+        lengths = [name for name in self.arguments.defaults if "frames" in name or "video" in name]
+        return all(self.call.get(name) == 1 for name in lengths)
+
+    @property
     def takes_classes(self) -> bool:
         """Whether prompts are numbers of classes."""
         return "prompt" not in self.arguments

@@ -25,7 +25,7 @@ from ..models.sources import Sources
 from ..request import GUIDANCE_KEYS, KEYWORDS, Choices, Request, is_list
 from ..samplers import CLIPS_TOGETHER, SAMPLERS, WHOLE
 from .precision import Arithmetic, divided
-from .sizes import clip_shape, clip_size, latent_shape, require_room
+from .sizes import clip_shape, clip_size, latent_shape, own_size, require_room
 
 if TYPE_CHECKING:
     import torch
@@ -288,6 +288,11 @@ class Planner:
     def block(self) -> int:
         """How many clips a study denoises together where it does not say it."""
         return BLOCK
+
+    @property
+    def is_image(self) -> bool:
+        """Whether its clips have one frame where nobody chooses their length."""
+        return own_size(self.facts)[0] == 1
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that the model cannot be given, such as a number that is no class."""

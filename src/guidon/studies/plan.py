@@ -526,7 +526,12 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
     solves = any(arm.energy_of is not None for arm in chosen.values())
     if isinstance(study.prompts, int):
         bench.own_examples(study.split)
-    bench.find_metric(study.primary.metric)
+    metric = bench.find_metric(study.primary.metric)
+    if planner.is_image and metric.kind == "temporal":
+        raise InputError(
+            f"primary: {metric.name} is of several frames, and a clip of {study.model_name} has one: give "
+            f"{', '.join(bench.for_images())}"
+        )
     captions, tuning = _prompts(study, bench, solves)
     planner.check_prompts(captions)
     settings: dict[str, dict[str, Any]] = {}

@@ -73,7 +73,7 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
         name = words if words not in settings else f"{words} ({letter})"
         settings[name] = {key: value for key, value in choices.items() if key not in OF_CALL}
     own = comparison.asked
-    metric = find_bench(planner.bench).primary
+    metric = find_bench(planner.bench).primary_for(planner.is_image)
     return study_of(own.model, asked.prompts, asked.seeds, settings, metric, asked.title, own.seed, parts)
 
 
