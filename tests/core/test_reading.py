@@ -111,7 +111,10 @@ def test_text_and_objects(tmp_path):
     (tmp_path / "a.json").write_text('{"a": "☃"}', encoding="utf-8")
     assert read_object(tmp_path / "a.json", "a recipe") == {"a": "☃"}
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(InputError, match="it holds list, expected an object"):
+    with pytest.raises(InputError, match="it holds a list, expected keys with values"):
+        read_object(tmp_path / "a.json", "a recipe")
+    (tmp_path / "a.json").write_text(" ")
+    with pytest.raises(InputError, match="it is empty"):
         read_object(tmp_path / "a.json", "a recipe")
     (tmp_path / "a.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="it is not text in UTF-8"):

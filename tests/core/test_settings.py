@@ -79,6 +79,19 @@ def test_files_are_read_or_refused(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "is empty"), ("# no\n", "is empty"), ("~", "holds nothing"), ("- 1", "holds a list"), ("3", "holds a number"),
+     ("on", "holds true or false"), ("hello", "holds text")],
+)  # fmt: skip
+def test_a_file_without_keys_is_refused_in_words(text, found, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(
+        InputError, match=rf"a\.yaml cannot be read as a study: it {found}, expected keys with values; "
+    ):
+        read_mapping(tmp_path / "a.yaml", "a study")
+
+
 def read_yaml(folder, text):
     (folder / "a.yaml").write_text(text)
     return read_mapping(folder / "a.yaml")

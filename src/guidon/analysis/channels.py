@@ -239,8 +239,9 @@ def _family_of_folder(folder: Path) -> str:
     key = _family_of_class(str(name), channels)
     if key is None:
         raise InputError(
-            f"no factors are known for the autoencoder of {folder}, a {name!s:.60} with {channels} latent channels; "
-            f"known: {', '.join(_published())}; of others the folder of an AutoencoderKL can be measured"
+            f"no factors are known for the autoencoder of {folder}, a {name or 'pipeline'!s:.60} with {channels} "
+            f"latent channels; known: {', '.join(_published())}; of others the folder of an AutoencoderKL can be "
+            "measured"
         )
     return key
 

@@ -295,7 +295,7 @@ class _Journal:
         if path is None or not path.exists():
             return
         stored = read_mapping(path, "the measurements of a search")
-        if not isinstance(stored, dict) or stored.get("search") != self.search:
+        if stored.get("search") != self.search:
             raise InputError(f"{path} is of another search: choose another {setting('out')}")
         with reading(path, "the measurements of a search", "delete it to measure again"):
             kept = {"search": self.search, "measured": stored["measured"]}

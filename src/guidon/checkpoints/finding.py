@@ -33,8 +33,8 @@ def locate(path: Path) -> Path:
             if candidate.is_file():
                 return candidate
     if (path / "model_index.json").is_file():
-        parts = sorted(part.name for part in path.iterdir() if part.is_dir())
-        raise InputError(f"the folder {path} is a pipeline of diffusers: give one of its folders, {', '.join(parts)}")
+        parts = ", ".join(sorted(part.name for part in path.iterdir() if part.is_dir())) or "of which it has none"
+        raise InputError(f"the folder {path} is a pipeline of diffusers: give one of its folders, {parts}")
     raise InputError(f"the folder {path} holds none of {', '.join(WEIGHTS)}, nor an index of their shards")
 
 

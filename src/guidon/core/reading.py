@@ -212,19 +212,37 @@ def read_object(path: Path, what: str, at_most: Limit | int = TEXT_BYTES) -> dic
     Raises:
         InputError: it cannot be read, is not JSON, gives a key twice, or holds something else.
     """
-    values = read_json(path, what, at_most)
+    return require_keys(read_json(path, what, at_most), path, what)
+
+
+def require_keys(values: Any, path: Path, what: str) -> dict[str, Any]:
+    """The content of a file, which must be keys with values.
+
+    Raises:
+        InputError: it is something else.
+    """
     if not isinstance(values, dict):
-        raise InputError(f"{path} cannot be read as {what}: it holds {type(values).__name__}, expected an object")
+        raise InputError(
+            f"{path} cannot be read as {what}: it holds {kind_of(values)}, expected keys with values; {ADVICE}"
+        )
     return values
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a file is, in words."""
+    kinds = {dict: "keys with values", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def parse_json(text: str, path: Path, what: str) -> Any:
     """JSON from a file.
 
     Raises:
-        InputError: it is not JSON, or gives a key twice.
+        InputError: it is empty, is not JSON, or gives a key twice.
     """
     with reading(path, what):
+        if not text.strip():
+            raise ValueError("it is empty")
         return json.loads(text, object_pairs_hook=_once, parse_int=_short)
 
 

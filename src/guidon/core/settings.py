@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from .errors import InputError, first_line, setting
 from .faults import Place, refusal
-from .reading import DIGITS, Limit, parse_json, read_text, reading
+from .reading import DIGITS, Limit, kind_of, read_object, read_text, reading, require_keys
 
 YAML_BYTES = Limit("GUIDON_MAX_YAML_BYTES", 1 << 19, "bytes of YAML")
 """The size of a YAML file. YAML is slow to parse: a file of this size can take a second."""
@@ -73,7 +73,7 @@ def validated(model: type[S], values: Any, source: str | None) -> S:
 def _validated(model: type[S], values: Any, source: str, name: Callable[[str], str]) -> S:
     prefix = f"{source}: " if source else ""
     if not isinstance(values, dict):
-        raise InputError(f"{prefix}expected a mapping of settings, found {type(values).__name__}")
+        raise InputError(f"{prefix}expected a mapping of settings, found {kind_of(values)}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -103,19 +103,19 @@ def _line_of(source: str, place: Place) -> int | None:
     return None if line is None else line + 1
 
 
-def read_mapping(path: Path, what: str | None = None) -> Any:
-    """The content of a YAML or JSON file (JSON if its suffix is ``.json``).
+def read_mapping(path: Path, what: str | None = None) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file (JSON if its suffix is ``.json``).
 
     Args:
         path: the file.
         what: what it should be, with an article: "a study"; None for the name of its format.
 
     Raises:
-        InputError: the file cannot be read, is not text, is not valid, gives a key twice, or is too large.
+        InputError: the file cannot be read, is not text, is empty, is not valid, gives a key twice, holds no keys, or
+            is too large.
     """
     if path.suffix == ".json":
-        what = what or "JSON"
-        return parse_json(read_text(path, what), path, what)
+        return read_object(path, what or "JSON")
     what = what or "YAML"
     text = read_text(path, what, YAML_BYTES)
     with reading(path, what, "correct it"):
@@ -123,9 +123,9 @@ def read_mapping(path: Path, what: str | None = None) -> Any:
         try:
             node = loader.get_single_node()
             if node is None:
-                return None
+                raise ValueError("it is empty, expected keys with values")
             YAML_VALUES.check(_count(node, {}), path)
-            return loader.construct_document(node)
+            return require_keys(loader.construct_document(node), path, what)
         except yaml.MarkedYAMLError as error:  # its first line says what was parsed, not what is wrong
             raise ValueError(f"{error.problem}{_at(error.problem_mark)}") from error
         except yaml.reader.ReaderError as error:  # it says how many bytes stand before

@@ -57,9 +57,9 @@ class Manifest:
         return cls._from(read_mapping(path, "a manifest"), str(path))
 
     @classmethod
-    def _from(cls, found: Any, source: str | None) -> Manifest:
+    def _from(cls, found: dict[str, Any], source: str | None) -> Manifest:
         name = source or "the mapping"
-        if not isinstance(found, dict) or "generation" not in found:
+        if "generation" not in found:
             what = "is not a manifest that `guidon generate` wrote" if source else "is not the whole manifest of a clip"
             raise InputError(f"{name} {what}: it has no 'generation'")
         weights = found.get("weights", {})

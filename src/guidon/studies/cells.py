@@ -411,8 +411,8 @@ def read_plan(out: Path) -> Plan:
     if not path.exists():
         raise InputError(f"{out} holds no plan.json: give a folder that `guidon study run` wrote")
     stored = read_mapping(path, "the plan of a study")
-    hashed = stored.pop("hash", None) if isinstance(stored, dict) else None
-    if isinstance(stored, dict) and "scales" in stored:  # the hash does not cover them
+    hashed = stored.pop("hash", None)
+    if "scales" in stored:  # the hash does not cover them
         raise InputError(f"{path} holds scales, which belong into scales.json: run the study again into another folder")
     plan = validated(Plan, stored, str(path))
     with reading(path, "the plan of a study"):
@@ -480,7 +480,7 @@ def _read_scales(plan: Plan, path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     stored = read_mapping(path, "the scales of a study")
-    hashed = stored.pop("hash", None) if isinstance(stored, dict) else None
+    hashed = stored.pop("hash", None)
     found = validated(Scales, stored, str(path))
     if (found.hash, found.plan) != (hashed, plan.hash) or found.scales.keys() != set(plan.unsolved):
         raise InputError(

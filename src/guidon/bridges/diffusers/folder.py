@@ -59,6 +59,8 @@ def read_folder(path: Path) -> PipelineFolder:
     pipeline = index.get("_class_name")
     if isinstance(pipeline, list):  # [module, class] of the user's own
         pipeline = pipeline[-1] if pipeline else None
+    if pipeline is None:
+        raise InputError(f"{path / INDEX} names no pipeline, as _class_name: download or save it whole")
     family = _KNOWN.get(pipeline) if isinstance(pipeline, str) else None
     if family is None:
         raise InputError(

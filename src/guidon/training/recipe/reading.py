@@ -18,8 +18,6 @@ def load_recipe(path: Path) -> Recipe | StagedRecipe:
         InputError: the file cannot be read, or a setting is unknown, missing, wrong or does not fit the others.
     """
     values = read_mapping(path, "a recipe")
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
     if "stages" in values:
         return validated(StagedRecipe, values, str(path))
     task = values.get("task")
