@@ -16,6 +16,7 @@ import yaml
 
 import guidon
 from guidon.core.errors import InputError
+from guidon.pipeline.precision import Choice
 from guidon.studio.comparison import drawn_latents
 from guidon.studio.engine import Studio
 from guidon.studio.jobs import Busy, Job, Queue
@@ -351,18 +352,22 @@ def test_the_list_says_what_is_missing(studio, tiny_model):
     assert "triangle" in words["shapes"]
 
 
-def test_parts_of_the_first_model_are_named_and_carried_on(tiny_model, asked, tmp_path):
+@pytest.mark.parametrize("dtype", ["bf16", "auto"])
+def test_parts_of_the_first_model_are_named_and_carried_on(dtype, tiny_model, asked, tmp_path, monkeypatch):
     """As those of a released model are; and where its autoencoder is not in memory, the latents are drawn."""
-    studio = Studio(Models([str(tiny_model)], parts={"offload": "stages"}), device="cpu", temporary=tmp_path)
+    monkeypatch.setattr("guidon.pipeline.precision._choice", lambda *given: Choice("bf16", "it has a unit"))
+    parts = {"offload": "stages", "dtype": dtype}
+    studio = Studio(Models([str(tiny_model)], parts=parts), device="cpu", temporary=tmp_path)
     try:
         session = studio.open()
         run = ended(studio, session, studio.compare(session, asked)["id"])
         assert (run["state"], run["decoded"], run["previews"] > 0) == ("done", False, True)
         own = run["result"]["settings"][0]
         assert f"--model {tiny_model} --offload stages --cfg-scale 3" in own["commands"][0]
-        assert f"guidon.load({str(tiny_model)!r}, offload='stages')" in own["python"][0]
+        assert own["commands"][0].count("--dtype bf16") == 1  # what the machine chose, too
+        assert f"guidon.load({str(tiny_model)!r}, offload='stages', dtype={dtype!r})" in own["python"][0]
         study = yaml.safe_load(studio.yaml(session, {"comparison": asked, "prompts": 2}))
-        assert study["sources"] == {"offload": "stages"}
+        assert (study["sources"], study["dtype"]) == ({"offload": "stages"}, dtype)
     finally:
         studio.close()
 
@@ -383,6 +388,7 @@ def test_of_a_released_model_it_is_said_which_parts_are_missing(tmp_path):
         (["--checkpoint", "x.pt"], "model 'guidon-small' brings its own weights: leave out --checkpoint"),
         (["--call", "height=64"], "--call is for diffusers pipelines: leave it out, or give --model diffusers:FOLDER"),
         (["--offload", "half"], "--offload is 'half': expected 'none', 'stages' or 'blocks'"),
+        (["--dtype", "bf17"], "--dtype is 'bf17': expected 'auto', 'fp32', 'bf16' or 'fp16'"),
     ],
 )
 def test_the_command_refuses_parts_that_do_not_go_with_the_model(words, line, capsys):

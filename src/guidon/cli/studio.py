@@ -35,6 +35,7 @@ def studio(
     weak: options.Weak = None,
     lora: options.Lora = None,
     text_dtype: options.TextDtype = None,
+    dtype: options.Dtype = None,
     offload: Annotated[
         str | None,
         option(
@@ -86,7 +87,9 @@ def studio(
     arguments = parse_call(call)
     files = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak)
     parts = {name: str(path) for name, path in files.items()}
-    parts |= given(lora=lora or None, text_dtype=text_dtype, offload=offload, download=download or None)
+    parts |= given(
+        lora=lora or None, text_dtype=text_dtype, dtype=dtype, offload=offload, download=download or None
+    )  # fmt: skip
     models = Models(model or (), arguments, parts)
     models.planner(models.first)
     require("gradio", "the studio", "studio")

@@ -110,6 +110,7 @@ def study_of(
         own["model"] = {"diffusers": model.removeprefix(DIFFUSERS)} | loaded
     else:
         own["model"] = model
+        own |= {"dtype": loaded.pop("dtype")} if "dtype" in loaded else {}
         own |= {"sources": loaded} if loaded else {}
     own |= {"call": parts["call"]} if "call" in parts else {}
     own |= {"prompts": prompts if isinstance(prompts, int) else list(prompts), "seeds": seeds, "seed": seed}

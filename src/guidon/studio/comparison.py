@@ -127,9 +127,12 @@ def compare(
         "model": asked.model, "prompt": asked.prompt, "seed": asked.seed, "seeds": asked.seeds, "settings": [],
         "metrics": described(bench) if bench else [], "unmeasured": refusal, "truth": None, "changes": [],
     }  # fmt: skip
-    steps = [request.steps for request in comparison.requests]
+    # a precision that the machine chose when the model was loaded
+    chosen = {"dtype": pipe.planner.complete(("",)).dtype} if parts.get("dtype") == "auto" else {}
+    requests = [request.model_copy(update=chosen) for request in comparison.requests]
+    steps = [request.steps for request in requests]
     made: list[Made] = []
-    for number, request in enumerate(comparison.requests):
+    for number, request in enumerate(requests):
         job.message = f"denoising {LETTERS[number]}"
         before = sum(steps[:number])
         began = time.monotonic()

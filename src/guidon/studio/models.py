@@ -75,7 +75,9 @@ class Models:
             parts = self.parts(name)
             if name.startswith(DIFFUSERS):
                 check_options(name, parts)
-                self._planners[name] = DiffusersPlanner.find(name.removeprefix(DIFFUSERS), call=self.call)
+                self._planners[name] = DiffusersPlanner.find(
+                    name.removeprefix(DIFFUSERS), call=self.call, dtype=parts.get("dtype")
+                )
             else:
                 self._planners[name] = Planner.find(name, **parts)
         return self._planners[name]

@@ -31,14 +31,15 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
     Args:
         generation: the request.
         force: whether the model follows the prompt only in part.
-        parts: how the model is loaded: arguments of ``guidon.load``.
+        parts: how the model is loaded: arguments of ``guidon.load``. A precision among them is the request's, too.
     """
+    parts = {name: value for name, value in parts.items() if name != "dtype"}
     if generation["model"].startswith(DIFFUSERS):
         return """python -c 'import guidon; guidon.reproduce("manifest.json").save("clip.mp4")'"""
     if generation.get("rotation") is not None:
         return shlex.join(["guidon", "generate", "--from", "manifest.json", *_loaded(parts)])
     if parse_rule(generation["guidance"]).weak == "model":
-        weak = {"weak": "FOLDER"} | dict(parts)
+        weak = {"weak": "FOLDER"} | parts
         return shlex.join(["guidon", "generate", "--from", "manifest.json", *_loaded(weak)])
     words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"], *_loaded(parts)]
     scale = generation["cfg_scale"]
