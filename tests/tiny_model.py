@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from guidon import world
 from guidon.checkpoints import load_component, save_component
+from guidon.models.adapters.files import adapter_config
 from guidon.models.small import DIFFUSION, DISTILLED
 from guidon.models.small.distilled import start_distilled
 from guidon.models.small.distilled_config import DISTILLED_KIND, DistilledConfig
@@ -72,6 +74,18 @@ def write_tiny_distilled(folder: Path, seed: int = 0) -> Path:
     weights = {name: 0.1 * torch.randn(value.shape) for name, value in network.adapter().items()}
     config = dataclasses.asdict(network.config)
     save_component(folder / DISTILLED, DISTILLED_KIND, config, weights, {"steps": 0})
+    return folder
+
+
+def write_tiny_adapters(folder: Path) -> Path:
+    """Write a folder of adapters for the tiny model."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    name = "base_model.model.blocks.0.attn.proj"
+    tensors = {f"{name}.lora_A.weight": torch.randn(2, 32, generator=generator)}
+    tensors[f"{name}.lora_B.weight"] = torch.randn(32, 2, generator=generator)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(adapter_config("STDiT", 2, 2.0, 0.0, ["blocks.0.attn.proj"], "base"))
     return folder
 
 

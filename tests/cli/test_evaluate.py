@@ -7,20 +7,23 @@ import pytest
 import judges
 from guidon import world
 from guidon.media import Video, save_video
+from tiny_model import write_tiny_adapters
 
 
 def test_a_model_is_measured_at_every_setting(run, tiny_model, tmp_path):
     code, out, _ = run(
         "evaluate", "--model", tiny_model, "--prompts", 2, "--guidance-scale", 1, "--cfg-scale", 2, "--cfg-channels",
         "3", "--cfg-channel", "all", "--interval", "0,1", "--num-inference-steps", 2, "--sampler", "ddim", "--device",
-        "cpu", "--out", tmp_path,
+        "cpu", "--out", tmp_path, "--lora", f"{write_tiny_adapters(tmp_path / 'style')}=0.5",
     )  # fmt: skip
     assert code == 0
     for row in ("| no guidance |", "| scale 2, channels 3 |", "| scale 2, channels all |"):
         assert row in out
     assert "ddim, 2 steps" in out
     assert len(list(csv.DictReader((tmp_path / "metrics.csv").open()))) == 2 * (3 + 2)  # and truth, and its ceiling
-    assert json.loads((tmp_path / "summary.json").read_text())["prompts"] == 2
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["prompts"] == 2
+    assert {"denoiser", "lora 1: style*0.5"} <= summary["weights"].keys()
 
 
 def test_files_are_measured(run, tmp_path):

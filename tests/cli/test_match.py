@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from guidon.analysis import matching
-from tiny_model import write_tiny_distilled
+from tiny_model import write_tiny_adapters, write_tiny_distilled
 
 
 def test_the_match_is_printed_and_written_and_goes_on_where_it_was(run, tiny_model, tmp_path, monkeypatch):
@@ -12,9 +12,11 @@ def test_the_match_is_printed_and_written_and_goes_on_where_it_was(run, tiny_mod
     words = (
         "match", "--model", tiny_model, "--guidance-scale", 3, "--cfg-channel", "3", "--to", "all", "--captions", 2,
         "--num-inference-steps", 2, "--sampler", "ddim", "--metric", "video", "--device", "cpu", "--out", tmp_path / "m",
+        "--lora", write_tiny_adapters(tmp_path / "style"),
     )  # fmt: skip
     code, out, _ = run(*words)
     assert code == 0
+    assert "lora 1: style*1" in json.loads((tmp_path / "m" / "plan.json").read_text())["weights"]
     assert (
         "scale 3 on channels 3 is this scale on channels all (with the same sum of scale - 1: 2.50):\n  video: " in out
     )
@@ -43,3 +45,5 @@ def test_fast_settings_and_precisions_hold_for_all_that_is_matched(run, refused,
     assert "a distilled network runs one: leave it out" in refused(*words, "--metric", "energy")
     assert "--fast decides --steps itself" in refused(*words, "--steps", 2)
     assert "--reuse" in refused(*words, "--reuse", 2)
+    adapters = write_tiny_adapters(tmp_path / "style")
+    assert "distilled without adapters: leave out --fast or --lora" in refused(*words, "--lora", adapters)

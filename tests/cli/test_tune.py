@@ -1,19 +1,19 @@
 import json
 import shutil
 
-from tiny_model import write_tiny_distilled
+from tiny_model import write_tiny_adapters, write_tiny_distilled
 
 
 def test_the_search_prints_a_setting_that_generate_takes_and_keeps_its_journal(run, tiny_model, tmp_path):
     code, out, _ = run(
         "tune", "--model", tiny_model, "--num-inference-steps", 2, "--sampler", "ddim", "--captions", 2, "--held-out",
-        2, "--evaluations", 6, "--device", "cpu", "--out", tmp_path,
+        2, "--evaluations", 6, "--device", "cpu", "--out", tmp_path, "--lora", write_tiny_adapters(tmp_path / "style"),
     )  # fmt: skip
     assert code == 0
     option, scales = out.split()[:2]
     assert option == "--cfg-scale"
     assert len(scales.split(",")) == 4
-    assert (tmp_path / "tuning.json").exists()
+    assert "lora 1: style*1" in json.loads((tmp_path / "tuning.json").read_text())["search"]["weights"]
     words = ("--model", tiny_model, "--steps", 2, "--sampler", "ddim", option, scales, "--out", tmp_path / "clips")
     assert run("generate", "a red circle stays still", *words)[0] == 0
 

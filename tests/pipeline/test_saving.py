@@ -12,9 +12,9 @@ import torch
 
 import guidon
 from guidon.core.errors import InputError
-from guidon.models.adapters.files import adapter_config
 from guidon.models.text.features import save_features
 from released import make_checkpoints, make_sized_checkpoints, make_vae
+from tiny_model import write_tiny_adapters
 
 FEW = {"steps": 2, "cfg_scale": 2, "cfg_channels": "all", "seed": 1, "dtype": "fp32"}
 PROMPT = "a red circle moves left on a white background"
@@ -33,20 +33,6 @@ def released(tmp_path_factory):
     return folder
 
 
-def adapters(folder, width=32):
-    """A folder of adapters for an STDiT."""
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    name = "base_model.model.blocks.0.attn.proj"
-    tensors = {f"{name}.lora_A.weight": torch.randn(2, width, generator=generator)}
-    tensors[f"{name}.lora_B.weight"] = torch.randn(width, 2, generator=generator)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(adapter_config("STDiT", 2, 2.0, 0.0, ["blocks.0.attn.proj"], "base"))
-    return folder
-
-
 def test_a_model_folder_is_saved_as_it_is(tiny_model, tmp_path):
     pipe = guidon.load(tiny_model, device="cpu")
     (tmp_path / "saved").mkdir()
@@ -61,7 +47,7 @@ def test_a_model_folder_is_saved_as_it_is(tiny_model, tmp_path):
 
 
 def test_adapters_are_saved_merged(tiny_model, tmp_path):
-    pipe = guidon.load(tiny_model, device="cpu", lora=adapters(tmp_path / "adapter"))
+    pipe = guidon.load(tiny_model, device="cpu", lora=write_tiny_adapters(tmp_path / "adapter"))
     saved = pipe.save_pretrained(tmp_path / "saved")
     frames = [each(PROMPT, **FEW).frames.astype(int) for each in (pipe, guidon.load(saved, device="cpu"))]
     assert np.abs(frames[0] - frames[1]).max() <= 2  # stored in 16 bits

@@ -92,6 +92,8 @@ class Evaluation:
     """setting -> metric -> (prompts, seeds). For captions of a split ``TRUTH`` and ``CEILING`` are settings too."""
     over_seeds: dict[str, Values]
     """setting -> name -> (prompts,): statistics over the samples of a prompt. Empty with one seed."""
+    weights: dict[str, str] = field(default_factory=dict[str, str])
+    """The hash of all weights that decide the clips, by part; an adapter is a part, called by its name and weight."""
     pictures: dict[str, list[np.ndarray]] = field(repr=False, default_factory=dict[str, list[np.ndarray]])
     """Frames of the first prompts, by setting."""
 
@@ -180,7 +182,13 @@ class Evaluation:
             name: {setting: _compared_as_json(found) for setting, found in self.comparisons(name).items()}
             for name in names
         }
-        described = {"model": self.model, "split": self.split, "prompts": len(self.captions), "seeds": self.seeds}
+        described = {
+            "model": self.model,
+            "weights": self.weights,
+            "split": self.split,
+            "prompts": len(self.captions),
+            "seeds": self.seeds,
+        }
         against = {"against": self.sampled[0], "compared": compared}
         weights = {part: own.model_dump() for part, own in self.bench.weights.items()}
         described |= {"bench": self.bench.name, "bench_weights": weights} if weights else {}
@@ -351,6 +359,7 @@ def evaluate(
     sampling = {key: value for key, value in requests[-1].model_dump(mode="json").items() if key in RECORDED}
     return Evaluation(
         judge, pipe.preset.name, exact and exact[1], captions, seeds, sampling | {"seed": first}, values, over_seeds,
+        {name: found for request in requests for name, found in pipe.hashes_for(request).items()},
         shown if pictures else {},
     )  # fmt: skip
 

@@ -62,6 +62,7 @@ def match(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    lora: options.Lora = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -81,8 +82,8 @@ def match(
     # Plan a study of both choices of channels, over a grid of scales. Check it before torch is imported.
     precisions, chosen_here = precisions_for(model, dtype=dtype, decode_dtype=decode_dtype)
     parts = chosen_here | given(
-        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        compile=compile or None, offload=offload,
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, lora=lora or None,
+        call=parse_call(call), compile=compile or None, offload=offload,
     )  # fmt: skip
     planner = find_any_planner(model, device, parts)
     scales = cfg_scale or [planner.cfg_scale]

@@ -59,6 +59,7 @@ def tune(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    lora: options.Lora = None,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -89,8 +90,8 @@ def tune(
 
     chosen = BenchChoice(clip=clip)
     parts = chosen_here | given(
-        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, call=parse_call(call),
-        compile=compile or None, offload=offload,
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, lora=lora or None,
+        call=parse_call(call), compile=compile or None, offload=offload,
     )  # fmt: skip
     if not model.startswith(DIFFUSERS):
         preset = find_preset(model)

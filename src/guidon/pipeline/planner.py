@@ -221,6 +221,11 @@ def _check_distilled(preset: Preset[Any], facts: Facts, request: Request) -> Non
     Raises:
         InputError: the model has none, or the request needs a second branch or other timesteps.
     """
+    if not facts.distilled and preset.fast is not None and preset.fast.distilled:
+        raise InputError(
+            f"the fast settings of {preset.name} sample with a network that was distilled without adapters: leave out "
+            f"{setting('fast')} or {setting('lora')}"
+        )
     if not facts.distilled:
         raise InputError(f"{preset.name} holds no distilled network: leave out {setting('distilled')}")
     timesteps = request.spacing and parse_spacing(request.spacing)
