@@ -25,6 +25,7 @@ from guidon.core.limits import is_out_of_memory
 from guidon.diffusion import NoiseSchedule, Process
 from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.models.dit.network import DiT, DiTConfig
+from guidon.models.parts.compiling import keep_rearranging_whole
 from guidon.models.pixart.network import PixArt, PixArtConfig
 from guidon.models.stdit.config import STDiTConfig
 from guidon.models.stdit.network import STDiT
@@ -239,6 +240,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script")
     arguments = parser.parse_args(words)
     device, began = torch.device(arguments.device), time.monotonic()
+    keep_rearranging_whole()
     models = [model for model in MODELS if any(part in model.name for part in arguments.only)]
     models = [model.tiny if arguments.tiny else model for model in models]
     models = [replace(model, compiled=False) if arguments.no_compile else model for model in models]

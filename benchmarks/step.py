@@ -26,6 +26,7 @@ from guidon.analysis.speed import Arm, Comparison, compare_speed, write_measurem
 from guidon.core.devices import cpu_threads
 from guidon.diffusion import DiscreteLevel, NoiseSchedule, Process
 from guidon.guidance import Guidance, GuidedDenoiser
+from guidon.models.parts.compiling import keep_rearranging_whole
 from guidon.models.stdit.network import STDiT, STDiTConfig
 from guidon.samplers import SampleNoise
 from guidon.samplers.ddpm import ddpm_next
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write all times as JSON")
     arguments = parser.parse_args()
+    keep_rearranging_whole()
     found: list[Comparison] = []
     with cpu_threads(arguments.threads):
         for tokens in arguments.tokens:
