@@ -14,12 +14,12 @@ SHAPE = (5, 16, 16, 3)
 SETTINGS = {"three": ("3", 2.0), "all": ("all", 2.0), "three, strong": ("3", 4.0), "all, strong": ("all", 4.0)}
 
 
-def write_study(folder, prompts=PROMPTS, seeds=1, captions=None, settings=SETTINGS, names=None):
+def write_study(folder, prompts=PROMPTS, seeds=1, captions=None, settings=SETTINGS, names=None, weights=()):
     """Cells of noise and made-up metrics; ``all`` loses joint on prompts 0 and 1 and wins it on 2 to 5."""
     names = names or {"three": "three", "all": "all"}
     captions = captions or [f"prompt number {k}" for k in range(prompts)]
     plan = Plan(
-        title="A <script>title</script>", model="guidon-small", weights={"denoiser": "0" * 64}, bench="world",
+        title="A <script>title</script>", model="guidon-small", weights=dict.fromkeys(("denoiser", *weights), "0" * 64), bench="world",
         captions=tuple(captions), seeds=seeds, block=4, threads=1, device="cpu", torch="",
         settings={name: frozen(*chosen) for name, chosen in settings.items()},
         primary=Contrast(metric="joint", baseline=names["three"], against=names["all"]),

@@ -10,7 +10,7 @@ from guidon import cli
 from guidon.core.errors import InputError
 from guidon.studies.cells import cells_of, read_plan
 from guidon.studies.report import write_report
-from guidon.studies.report.command import generate_command
+from guidon.studies.report.command import generate_command, stand_ins
 from studies.written import SETTINGS, frozen, write_study
 
 CAPTIONS = ["a red circle moves left", "a blue square moves up"]
@@ -42,6 +42,26 @@ def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
     assert {(r["steps"], r["sampler"]) for r in asked} == {(5, "ddim")}
     assert {r["timing"] for r in asked} == {"interval:0,1"}  # as the cells' constant, whatever the model's own
     assert {(*r["prompts"], r["seed"]) for r in asked} == {(CAPTIONS[0], 3), (CAPTIONS[1], 4)}
+
+
+def test_files_of_which_a_plan_holds_hashes_are_stood_in_for(tmp_path):
+    folder = write_study(tmp_path / "results", prompts=1, weights=("lora 1: style*0.8",))
+    page = write_report(folder, videos=False)[0].read_text()
+    assert page.count("--model guidon-small --lora FOLDER/style=0.8 --cfg-scale") == len(SETTINGS)
+    assert "FILE and FOLDER stand for the files of the model" in page
+
+    def spelled(model, *weights, **more):
+        asked = {"weights": dict.fromkeys(weights, "0") | more, "model": model, "compile": bool(more)}
+        plan = read_plan(folder).model_copy(update=asked)
+        generation = plan.request("three", slice(1)).model_dump(mode="json") | {"model": model}
+        command = generate_command(generation, parts=stand_ins(plan))
+        return command.partition(f"{model} ")[2].partition(" --cfg-scale")[0]
+
+    assert spelled("dit-xl-2-256", "checkpoint", "vae") == "--checkpoint FILE --vae FOLDER"
+    assert spelled("pixart-xl-2-256", "checkpoint", "text") == "--checkpoint FILE --features FILE"
+    t5 = "--compile --checkpoint FILE --text-encoder FOLDER --text-dtype bf16"
+    assert spelled("pixart-xl-2-256", "checkpoint", "text", text_dtype="bf16") == t5
+    assert spelled("runs/mine/model", "checkpoint", "vae") == ""  # a folder brings its own
 
 
 def test_what_the_command_line_has_no_option_for_is_made_from_the_manifest():

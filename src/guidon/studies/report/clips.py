@@ -7,8 +7,9 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -70,6 +71,8 @@ class Source:
     """The shape of its frames."""
     page: Path | None
     """The page whose folder the link to its MP4 is relative to; None for no link."""
+    parts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """How the model is loaded, as ``generate_command`` takes it."""
 
     def exact(self) -> Clip:
         """The clip with exact frames, and with what reproduces it.
@@ -83,8 +86,8 @@ class Source:
         with reading(path, "the clip of a cell"):
             data, digest = path.read_bytes(), hash_files(path)
         return Clip(
-            cell, _data_uri("png", data), True, self._value(), self._video(), generate_command(generation),
-            generation["seed"], digest,
+            cell, _data_uri("png", data), True, self._value(), self._video(),
+            generate_command(generation, parts=self.parts), generation["seed"], digest,
         )  # fmt: skip
 
     def small(self, side: int) -> Clip:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ...guidance import parse_rule
+from ...models.catalogue import presets
+from ...models.family import Released
 from ...request import DIFFUSERS, Request
+from ..plan import Plan
 
 DEFAULTS = Request(prompts=("",)).model_dump(mode="json") | {"decode_dtype": "fp32"}
 LEFT_OUT = (
@@ -70,6 +74,26 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
     if force:
         words.append("--force")
     return shlex.join(words)
+
+
+def stand_ins(plan: Plan) -> dict[str, Any]:
+    """How the model of a study is loaded, as ``parts`` of its commands.
+
+    A plan holds hashes of files and no paths: FILE and FOLDER stand for these.
+    """
+    parts: dict[str, Any] = {"compile": True} if plan.compile else {}
+    preset = presets().get(plan.model)
+    if preset is not None and isinstance(preset.weights, Released):
+        parts |= {"checkpoint": "FILE"} | ({"vae": "FOLDER"} if "vae" in plan.weights else {})
+        precision = plan.weights.get("text_dtype")  # T5 alone has one
+        if precision is not None:
+            parts |= {"text_encoder": "FOLDER"} | ({} if precision == "fp32" else {"text_dtype": precision})
+        elif "text" in plan.weights:
+            parts["features"] = "FILE"
+    adapters = [re.fullmatch(r"lora \d+: (.*)\*(.*)", name, re.DOTALL) for name in plan.weights]
+    if lora := [f"FOLDER/{found[1]}={found[2]}" for found in adapters if found is not None]:
+        parts["lora"] = lora
+    return parts
 
 
 def _loaded(parts: Mapping[str, Any]) -> list[str]:

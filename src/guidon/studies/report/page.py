@@ -21,12 +21,14 @@ from ...core.errors import InputError, setting
 from ...core.hashing import hash_text
 from ...core.progress import OnStep
 from ...core.version import VERSION
+from ...models.sources import WEAK
 from ..answer import answer
 from ..cells import cells_of, delete_leftovers, read_plan
 from ..plan import Plan
 from ..results import results
 from ..words import write_change, write_direction, write_interval, write_p, write_value
 from .clips import SMALL, Choice, Clip, Source, object_row, write_video
+from .command import stand_ins
 from .content import make_content
 from .tables import extremes, summarise, write_summary
 
@@ -78,10 +80,12 @@ def write_report(
     each = len(cells) // len(order)  # clips of a prompt
     shown = set(order if videos else () if videos is False else order[: max(1, VIDEOS // each)])
     sources: dict[int, list[Source]] = {prompt: [] for prompt in order}
+    parts = stand_ins(plan)
     for cell in cells:
         value = float(found[cell.setting][metric.name][cell.prompt, cell.sample])
-        sources[cell.prompt].append(Source(cell, metric, value, shape, out if cell.prompt in shown else None))
+        sources[cell.prompt].append(Source(cell, metric, value, shape, out if cell.prompt in shown else None, parts))
     content = make_content(plan, found, answered, rows, cells) | {
+        "stands_in": bool(parts.keys() - {"compile"}) or any(name.startswith(WEAK) for name in plan.weights),
         "gains": gains,
         "losses": losses,
         "object_rows": {
