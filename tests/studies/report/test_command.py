@@ -55,7 +55,7 @@ def test_files_of_which_a_plan_holds_hashes_are_stood_in_for(tmp_path):
         plan = read_plan(folder).model_copy(update=asked)
         generation = plan.request("three", slice(1)).model_dump(mode="json") | {"model": model}
         command = generate_command(generation, parts=stand_ins(plan))
-        return command.partition(f"{model} ")[2].partition(" --cfg-scale")[0]
+        return command.partition(f"{model} ")[2].partition("--cfg-scale")[0].strip()
 
     assert spelled("dit-xl-2-256", "checkpoint", "vae") == "--checkpoint FILE --vae FOLDER"
     assert spelled("pixart-xl-2-256", "checkpoint", "text") == "--checkpoint FILE --features FILE"
