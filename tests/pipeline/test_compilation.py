@@ -60,6 +60,22 @@ def lies(graph, inputs):
     return lambda *given: tuple(2 * each if isinstance(each, torch.Tensor) else each for each in graph(*given))
 
 
+def test_captions_of_another_length_are_checked_as_the_first(tiny_model, plain, monkeypatch, capsys):
+    monkeypatch.setattr("guidon.models.parts.captioned.GROUP", 4)
+    monkeypatch.setattr("guidon.models.parts.layers.LEAST_WIDTH", 1)  # short captions are multiplied, as in wide ones
+    lying = list[bool]()
+    pipe = compiled(tiny_model, lambda graph, inputs: lies(graph, inputs) if lying else graph.forward)
+    once = RUN | {"timing": "constant"}
+    pipe(PROMPT, **once)
+    assert "compiling took" in capsys.readouterr().err
+    pipe("a blue square moves up on a white background", **once)
+    assert capsys.readouterr().err == ""
+    lying.append(True)
+    with pytest.warns(UserWarning, match="is another one"):
+        video = pipe("a red circle moves left", **once)
+    assert np.array_equal(video.frames, plain("a red circle moves left", **once).frames)
+
+
 @pytest.mark.parametrize(
     ("backend", "why"),
     [(fails, "this machine cannot compile"), pytest.param(lies, "is another one", marks=pytest.mark.long)],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Compilation:
         """Whether runs are compiled: they are, until compiling has failed or given something else."""
         self.graphs = False
         """Whether CUDA graphs launch the work of a block."""
-        self._measured = set[object]()
+        self._checked = set[object]()
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -53,31 +54,34 @@ class Compilation:
         with config.patch({name: GRAPHS}):
             yield
 
-    def prepare(self, networks: Sequence[Any], key: object, steps: Callable[[], list[Tensor]] | None) -> None:
-        """Compile networks in place, and measure what that costs and saves.
+    def compile(self, networks: Sequence[Any]) -> None:
+        """Compile networks in place. Torch does it when they are first called."""
+        for part in _parts_of(networks) if self.works else ():
+            self._compile(part)
+
+    def check(self, networks: Sequence[Any], key: object, steps: Callable[[], list[Tensor]]) -> None:
+        """Compare networks that are compiled with what they are without it, and say what that costs and saves.
 
         Args:
             networks: the networks.
-            key: what the graphs depend on, such as the shape of the latents. What was measured is not measured again.
-            steps: calls the networks as a run does, once in every form that the run has, and gives what they predict;
-                None to measure nothing.
+            key: what the graphs depend on: the shapes of latents and of conditions. For each key this is done once.
+            steps: calls the networks as a run does, once in every form that the run has, and gives what they predict.
         """
-        both = [each for network in networks for each in getattr(network, "networks", (network,))]
-        parts = [part for each in both for part in compiled_parts(each)]
-        if not self.works:
+        if not self.works or key in self._checked:
             return
-        if steps is None or key in self._measured:
-            for part in parts:
-                self._compile(part)
-            return
-        self._measured.add(key)
-        steps()
-        exact, _, plain = self._timed(steps)
-        self.graphs = self.graphs or (self.device.type == "cuda" and self._launches_dominate(steps))
+        first_key = not self._checked
+        self._checked.add(key)
+        parts = _parts_of(networks)
+        with _as_they_are(parts):
+            steps()
+            exact, _, plain = self._timed(steps)
+            if first_key and self.device.type == "cuda":
+                self.graphs = self._launches_dominate(steps)
+        if first_key and self.graphs:
+            self._give_back(parts)
         note("compiling the network, which may take a minute; what torch has in its cache is quick")
         try:
-            for part in parts:
-                self._compile(part)
+            self.compile(networks)
             _, _, first = self._timed(steps)
             found, _, compiled = self._timed(steps)
         except Exception as error:
@@ -112,9 +116,13 @@ class Compilation:
     def _give_up(self, parts: list[nn.Module], why: str) -> None:
         """Go on without compiling."""
         self.works = False
+        self._give_back(parts)
+        warn(f"{why}; the run goes on without")
+
+    def _give_back(self, parts: list[nn.Module]) -> None:
+        """Take the compiled code off the parts."""
         for part in parts:
             part.__dict__.pop("forward", None)
-        warn(f"{why}; the run goes on without")
 
     def _timed(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], float, float]:
         """What the work gives, the seconds until it was launched, and those until it was done."""
@@ -135,6 +143,31 @@ def compiled_parts(network: Any) -> list[nn.Module]:
     """The parts of a network that are compiled: its blocks, and what refines its prediction."""
     blocks: list[nn.Module] = list(getattr(network, "blocks", ()))
     return blocks + [part for name in ("refiner", "finisher") if (part := getattr(network, name, None)) is not None]
+
+
+def _parts_of(networks: Sequence[Any]) -> list[nn.Module]:
+    both = [each for network in networks for each in getattr(network, "networks", (network,))]
+    return [part for each in both for part in compiled_parts(each)]
+
+
+@contextmanager
+def _as_they_are(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """A block in which parts run without their compiled code."""
+    held = [(part, part.__dict__.pop("forward")) for part in parts if "forward" in part.__dict__]
+    try:
+        yield
+    finally:
+        for part, forward in held:
+            part.forward = forward
+
+
+def shapes_of(condition: Any) -> tuple[Any, ...]:
+    """The shapes of all tensors of a condition, of several, or of what holds one."""
+    if isinstance(condition, Tensor):
+        return (*condition.shape,)
+    if is_dataclass(condition):
+        condition = [getattr(condition, each.name) for each in fields(condition) if each.compare]
+    return tuple(shapes_of(each) for each in condition) if isinstance(condition, list | tuple) else ()
 
 
 def said(cost: float, plain: float, compiled: float) -> str:

@@ -57,7 +57,7 @@ from ..samplers import (
     sample_heun,
     sample_unipc,
 )
-from .compilation import Compilation
+from .compilation import Compilation, shapes_of
 from .kept import Kept, hold, put_back
 from .sizes import clip_size, latent_shape
 from .steering import Interrupted, OnX0, Watched
@@ -287,14 +287,9 @@ class Generation:
         if exact and exact.single_precision and isinstance(schedule, NoiseSchedule):
             schedule = schedule.single_precision()
 
-        if self.compilation is not None:
-            networks = [each for each in (network, weak) if each is not None]
-            key = network.dtype, x.shape, sequential, request.guidance
-            steps = None if self.team else partial(self._steps, network, weak, numbers, sequential, x)
-            self.compilation.prepare(networks, key, steps)
-
         # from noise to latents, for which the other ranks of a team give predictions alone
-        denoiser = self._agreed(partial(self.denoiser, network, weak, numbers, sequential))
+        make = self.denoiser if self.compilation is None else partial(self._compiled, self.compilation, x)
+        denoiser = self._agreed(partial(make, network, weak, numbers, sequential))
         if self.team is not None and not self.team.first:
             return x, denoiser.serve(self.device)
         with denoiser.leading():
@@ -327,6 +322,26 @@ class Generation:
         if kept is not None:
             latents = put_back(latents, kept)
         return latents, denoiser.memory.guided
+
+    def _compiled(
+        self,
+        compilation: Compilation,
+        x: Tensor,
+        network: Network[Any],
+        weak: Network[Any] | None,
+        numbers: Sequence[int],
+        sequential: bool,
+    ) -> GuidedDenoiser[Any]:
+        """``denoiser``, of networks that are compiled if that is possible. The ranks of a team check nothing."""
+        networks = [each for each in (network, weak) if each is not None]
+        compilation.compile(networks)
+        denoiser = self.denoiser(network, weak, numbers, sequential)
+        if self.team is not None or not compilation.works:
+            return denoiser
+        conditions = shapes_of([*denoiser.branches.values(), denoiser.weak, denoiser.imageless])
+        key = network.dtype, x.shape, sequential, self.request.guidance, conditions
+        compilation.check(networks, key, partial(self._steps, network, weak, numbers, sequential, x))
+        return denoiser if compilation.works else self.denoiser(network, weak, numbers, sequential)
 
     def _steps(
         self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool, x: Tensor
