@@ -82,7 +82,12 @@ def calibrate_fast(
     ] = False,
     dtype: Annotated[
         str,
-        option("Model and weights", "TYPE", "Precision of the network in what is tried.", values=options.DTYPES),
+        option(
+            "Model and weights",
+            "DTYPE",
+            "Precision of the network in what is tried: fp32, bf16 or fp16.",
+            values=options.DTYPES,
+        ),
     ] = "bf16",
     cfg_scale: options.CfgScale = None,
     cfg_channels: Annotated[

@@ -39,7 +39,7 @@ def config(
 ) -> None:
     """Turn an Open-Sora inference configuration into guidon commands.
 
-    Prints the ``guidon generate`` commands that do the same, and as comments what Guidon leaves out, and why.
+    Prints the `guidon generate` commands that do the same, and as comments what Guidon leaves out, and why.
     """
     from ..bridges.opensora.commands import translate
     from ..bridges.opensora.config import read_config

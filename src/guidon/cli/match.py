@@ -34,7 +34,12 @@ def match(
     ] = 24,
     metric: Annotated[
         list[str] | None,
-        option("Measuring", "NAME", "What to match; repeatable.", default="several"),
+        option(
+            "Measuring",
+            "NAME",
+            "What to match: video (its pixels), energy (of guidance) or a metric of the bench; repeatable.",
+            default="both, and some of the metrics",
+        ),
     ] = None,
     cfg_scale: options.CfgScales = None,
     cfg_channels: Annotated[

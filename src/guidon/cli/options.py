@@ -38,7 +38,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 CHOSEN_DTYPES = ("auto", *DTYPES)
 DECODE_DTYPES = ("auto", "fp32", "bf16")
 TEXT_DTYPES = (*DTYPES, "int8")
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "stages", "blocks", "model", "sequential")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CHOICES_OF_CHANNELS = ("3", "all", "none", "only:3", "0,2", "0-2")
 SPLITS = ("L0", "L1", "L2", "L3")
@@ -300,9 +300,10 @@ Offload = Annotated[
     str | None,
     option(
         "Model and weights",
-        "PART",
-        "What a diffusers pipeline keeps on the device: none (everything stays), model or sequential.",
-        default="none",
+        "HOW",
+        "What leaves the memory after its use: stages, blocks (of the network, too) or none; of a diffusers "
+        "pipeline model, sequential or none.",
+        default="none for guidon-small and diffusers, stages for the others",
         values=OFFLOADS,
     ),
 ]

@@ -36,17 +36,7 @@ def studio(
     lora: options.Lora = None,
     text_dtype: options.TextDtype = None,
     dtype: options.Dtype = None,
-    offload: Annotated[
-        str | None,
-        option(
-            "Model and weights",
-            "HOW",
-            "What leaves the memory after its use: stages, blocks (of the network, too) or none; of a diffusers "
-            "pipeline model, sequential or none.",
-            default="none for guidon-small and diffusers, stages for the others",
-            values=("none", "stages", "blocks", "model", "sequential"),
-        ),
-    ] = None,
+    offload: options.Offload = None,
     download: options.Download = False,
     call: options.Call = None,
     device: options.Device = "auto",
