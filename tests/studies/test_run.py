@@ -91,6 +91,7 @@ def test_a_compiled_study_is_not_continued_without(tmp_path, plan, tiny_model):
     assert Plan.model_validate(asked.content).hash == asked.hash != plan.hash
     assert "compile" not in plan.content
     assert asked.differences(plan) == ["compile"]
+    assert study(tmp_path, tiny_model, compile=False).parts == {}
     with pytest.raises(InputError, match="the plan is for a network that is not compiled"):
         run_study(plan, compiled, tmp_path / "out")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from ..core.errors import InputError, nearest
 from ..core.hashing import hash_settings
@@ -154,7 +154,7 @@ class Study(Settings):
     plans the study choose fp32 or bf16; the plan holds which."""
     decode_dtype: Literal["auto", "fp32", "bf16"] | None = None
     """Precision in which the autoencoder decodes, as ``dtype``; None for fp32."""
-    compile: Literal[True] | None = None
+    compile: Annotated[bool | None, AfterValidator(lambda given: given or None)] = None
     """True to compile the blocks of the network. Results then differ by rounding."""
     block: PositiveInt | None = None
     """Clips that are denoised together; None for 16, or 1 of a diffusers pipeline."""
