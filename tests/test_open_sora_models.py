@@ -235,7 +235,7 @@ def test_configs_say_what_weights_do_not(hub, tmp_path):
         (MODELS[0], {"checkpoint": "OpenSora-STDiT-v3"}, {}, "holds a STDiT3, expected a STDiT2"),
         (MODELS[1], {"checkpoint": "OpenSora-STDiT-v2-stage3"}, {}, "holds a STDiT2, expected a STDiT3"),
         (MODELS[1], {"vae": "vae"}, {}, "holds no autoencoder of Open-Sora 1.2"),
-        (MODELS[0], {"vae": "video-vae"}, {}, "holds no autoencoder: download the hub repository"),
+        (MODELS[0], {"vae": "video-vae"}, {}, "holds no autoencoder: give the folder of a hub repository"),
         (MODELS[1], {}, {"sampler": "ddpm"}, "ddpm does not go with open-sora-1.2, which is a rectified flow"),
         (MODELS[0], {}, {"sampler": "euler"}, "euler does not go with open-sora-1.1, which is a diffusion"),
         (MODELS[0], {}, {"size": (7, 64)}, "size 7x64 is too small: give at least 8x8"),

@@ -275,7 +275,7 @@ def test_parts_that_do_not_fit_each_other_are_named(hub, tmp_path):
         ("--model {VIDEO} --checkpoint {hub}/image.pth --text-encoder {hub}/t5 --vae {hub}/vae", "holds a PixArt, expected a STDiT"),
         ("--model {VIDEO} --checkpoint {hub}/none.pth --text-encoder {hub}/t5 --vae {hub}/vae", "is not there"),
         ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/vae --vae {hub}/vae", "holds no spiece.model or tokenizer.json"),
-        ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/t5", "holds no autoencoder: download the hub repository"),
+        ("--model {VIDEO} --checkpoint {hub}/video.pth --text-encoder {hub}/t5 --vae {hub}/t5", "holds no autoencoder: give the folder of a hub repository"),
         ("--model {VIDEO} --checkpoint {hub}/video.pth", "weights are missing: stabilityai/sd-vae-ft-ema as --vae, DeepFloyd/t5-v1_1-xxl as --text-encoder (huggingface.co)"),
         ("--model {VIDEO}", "OpenSora-v1-HQ-16x256x256.pth of hpcai-tech/Open-Sora as --checkpoint, stabilityai/sd-vae-ft-ema as --vae, DeepFloyd/t5-v1_1-xxl as --text-encoder (huggingface.co)"),
         ("--model {CLASS} --checkpoint {hub}/class.pt --vae {hub}/vae", "is not a class of this model: give a number from 0 to 999"),

@@ -17,6 +17,7 @@ def test_bad_input_is_a_value_error():
 
 def test_the_nearest_name_or_all_of_them():
     assert nearest("mp5", ("mp4", "gif")) == " (did you mean 'mp4'?)"
+    assert nearest("GIF", ("mp4", "gif")) == " (did you mean 'gif'?)"
     assert nearest("xyz", ("mp4", "gif")) == "; valid: mp4, gif"
 
 

@@ -65,6 +65,8 @@ def test_what_a_call_gave_is_named_as_the_face_spells_it():
     assert message(Checked, {"width": "x"}, None) == "--width is 'x': expected a whole number"
     assert message(Checked, {"width": 4}, "a.yaml") == "a.yaml: width 4 is not height"
     assert message(Checked, {"width": "x"}, "a.yaml") == "a.yaml: width is 'x': expected a whole number"
+    assert message(Checked, {"width": None}, "a.yaml") == "a.yaml: width is empty: expected a whole number"
+    assert message(Checked, {"width": None}, None) == "--width is None: expected a whole number"
 
 
 def test_files_are_read_or_refused(tmp_path):

@@ -69,7 +69,14 @@ def split_precisions(**precisions: str | None) -> tuple[dict[str, Any], dict[str
     """Precisions that the user gave: those with a name, which are choices of a clip, and those that are "auto".
 
     The latter are arguments of ``guidon.load``.
+
+    Raises:
+        InputError: there is no such precision.
     """
+    from ..core.settings import validated
+    from ..pipeline.precision import Arithmetic
+
+    validated(Arithmetic, precisions, None)
     named: dict[str, Any] = {name: value for name, value in precisions.items() if value not in (None, "auto")}
     chosen: dict[str, Any] = {name: value for name, value in precisions.items() if value == "auto"}
     return named, chosen

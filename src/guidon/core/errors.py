@@ -67,7 +67,8 @@ def first_line(error: BaseException) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a mistyped name: `` (did you mean 'x'?)``, or the valid names when none is close."""
     names = [str(v) for v in valid]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=CLOSE)
+    tried = (str(name), str(name).lower())
+    close = [found for text in tried for found in difflib.get_close_matches(text, names, n=1, cutoff=CLOSE)]
     return f" (did you mean {close[0]!r}?)" if close else f"; valid: {', '.join(map(_listed, names))}"
 
 

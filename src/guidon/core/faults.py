@@ -41,7 +41,9 @@ def refusal(
     if first["type"] == "missing":
         example = _example(model, first["loc"])
         return f"the key {key!r}{where} is missing" + (f", as in {place[-1]}: {example}" if example else ""), place
-    shown = f"{_joined(place, name)} is {quoted(first.get('input'))}"
+    given = first.get("input")
+    empty = given is None and name is str  # a key of a file, with nothing behind it
+    shown = f"{_joined(place, name)} is {'empty' if empty else quoted(given)}"
     if isinstance(
         cause := first.get("ctx", {}).get("error"), InputError
     ):  # its message names the setting and its value

@@ -101,8 +101,8 @@ def find_autoencoder(folder: str | Path) -> Path:
         if (place / "config.json").is_file() and any((place / name).is_file() for name in AUTOENCODER_WEIGHTS):
             return place
     raise InputError(
-        f"{root} holds no autoencoder: download the hub repository {AUTOENCODER} "
-        f"(config.json and {AUTOENCODER_WEIGHTS[0]}) and give its folder"
+        f"{root} holds no autoencoder: give the folder of a hub repository, such as {AUTOENCODER}, with config.json "
+        f"and {AUTOENCODER_WEIGHTS[0]}"
     )
 
 

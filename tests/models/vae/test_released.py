@@ -29,7 +29,7 @@ def test_a_released_autoencoder_codes_video_and_images_as_diffusers_does(tmp_pat
 
 
 def test_what_is_missing_or_damaged_is_named_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="download the hub repository stabilityai/sd-vae-ft-ema"):
+    with pytest.raises(InputError, match="hub repository, such as stabilityai/sd-vae-ft-ema"):
         FrameVAE.load(tmp_path)
     folder = make_vae(tmp_path / "root" / "vae")
     assert FrameVAE.load(tmp_path / "root").config.latent_channels == 4
