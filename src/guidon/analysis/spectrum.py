@@ -44,6 +44,8 @@ class Spectrum:
     """Measurements of guidance for P prompts, S guided steps, C channels and T frames (1 for an image)."""
 
     prompts: tuple[str, ...]
+    weights: tuple[str, ...]
+    """Each part of the model with the hash of its weights; an adapter is a part."""
     timestep: np.ndarray
     """(S,), original timesteps, falling."""
     scale: np.ndarray
@@ -90,9 +92,9 @@ class Spectrum:
 
     def write(self, out: Path) -> list[Path]:
         """Write spectrum.npz with all arrays, and spectrum.png."""
-        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "prompts"}
+        arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in self.__dataclass_fields__}
         with atomic_path(out / "spectrum.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, prompts=np.array(self.prompts), aspects=np.array(list(ASPECTS)), **arrays)
+            np.savez_compressed(file, aspects=np.array(list(ASPECTS)), **arrays)
         return [out / "spectrum.npz", _draw(self, out / "spectrum.png")]
 
 
@@ -160,6 +162,7 @@ def spectrum(
         found = np.full((*cond.shape[:3], len(ASPECTS)), np.nan)
     return Spectrum(
         prompts=request.prompts,
+        weights=tuple(f"{part} {digest}" for part, digest in pipe.hashes.items()),
         timestep=arrays["timestep"],
         scale=arrays["scale"],
         difference=arrays["difference"],
