@@ -159,6 +159,23 @@ def quick_webp():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures():
+    """A picture of curves takes longer to draw than a tiny model to sample. Tests that take ``pictures`` draw them."""
+    from matplotlib.figure import Figure
+
+    draw = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, file, **how: Path(file).write_bytes(b"no picture"))
+        yield draw
+
+
+@pytest.fixture
+def pictures(no_pictures, monkeypatch):
+    """Pictures of curves are drawn in this test."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", no_pictures)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A model folder of small random weights, whose output depends on its caption."""

@@ -116,16 +116,6 @@ def done():
     return set()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """A picture of curves takes longer than a tiny model. tests/cli and tests/analysis draw them."""
-    from matplotlib.figure import Figure
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, file, **how: Path(file).write_bytes(b"no picture"))
-        yield
-
-
 @pytest.fixture
 def tiny(tiny_model, monkeypatch):
     """Puts the tiny model in the place of guidon-small."""

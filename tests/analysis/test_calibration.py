@@ -229,11 +229,13 @@ def test_a_candidate_is_read_from_a_text():
     PLANNER.complete([""], **read)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_what_is_written_can_be_read_by_a_model_folder(tmp_path):
     found, _, _ = run(tmp_path / "blocks", finer=False)
     preset = find_preset("guidon-small")
     paths = found.write(tmp_path, preset)
     assert {path.name for path in paths} == {"calibration.json", "calibration.csv", "Guidon.fast.json", "pareto.png"}
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
     assert read_fast(tmp_path / "Guidon.fast.json") == found.fast(preset)
     assert json.loads((tmp_path / "calibration.json").read_text())["fast"] == {"steps": 25}
     assert len((tmp_path / "calibration.csv").read_text().splitlines()) == 1 + 3 + 2

@@ -104,6 +104,7 @@ def test_energy_matches_where_the_traces_say(matched):
     assert found["video"].prompts == 2
 
 
+@pytest.mark.usefixtures("pictures")
 def test_matches_are_written_as_a_table_and_a_picture(matched, tmp_path):
     plan, out = matched
     found = equivalents(plan, out, 4, ["video", "chroma"])

@@ -88,6 +88,7 @@ def test_influence_is_the_slope_of_the_decoded_video(tiny_model, taken_apart):
     assert taken_apart.influence[0, 1, 1, 0] > 1e-8
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_spectrum_is_written_and_printed(taken_apart, tmp_path):
     arrays, picture = taken_apart.write(tmp_path / "out")
     with np.load(arrays) as stored:

@@ -9,6 +9,11 @@ from faults import report, shim
 from faults.harness import KINDS, as_plain, merge
 
 
+@pytest.fixture(autouse=True)
+def drawn(pictures):
+    """What is read of a damaged log is drawn too."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def much_memory():
     """Here the memory of this machine counts."""

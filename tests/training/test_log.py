@@ -70,11 +70,13 @@ def test_a_loss_that_is_no_number_is_an_error(tmp_path):
         log.write(1, 10, 1.0)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_curves_are_drawn_with_gaps_and_without_rows(tmp_path):
     rows = [{"step": "2", "loss": "0.5"}, {"step": "4", "loss": "0.25", "joint": "0.5"}]
     assert draw_curves(rows, tmp_path / "curve.png").stat().st_size > 1000
     assert draw_curves([], tmp_path / "empty.png").stat().st_size > 0
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_name_is_drawn_as_text_even_if_it_looks_like_a_formula(tmp_path):
     assert draw_curves([{"step": "2", r"$\no$": "0.5"}], tmp_path / "curve.png").stat().st_size > 1000

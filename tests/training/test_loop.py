@@ -63,6 +63,7 @@ def test_a_run_can_be_exported_before_it_ends(tmp_path, tiny_model, monkeypatch)
     assert load_component(folder / "denoiser.safetensors", "denoiser").record["steps"] == 3
 
 
+@pytest.mark.usefixtures("pictures")
 def test_training_is_looked_at_and_drawn(tmp_path, tiny_model, monkeypatch, draw_curves):
     monkeypatch.setattr(loop, "draw_curves", draw_curves)
     looked = []
