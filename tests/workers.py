@@ -82,10 +82,14 @@ class Sender:
 
 
 def files_of(items: list[pytest.Item]) -> list[list[int]]:
-    """The numbers of the tests of each file: files of many tests first, so that the last ones are short."""
+    """The numbers of the tests of each file: files of many tests first, so that the last ones are short.
+
+    Files that are marked ``together`` count as one: they share what is made once a process.
+    """
     files = defaultdict[str, list[int]](list)
     for number, item in enumerate(items):
-        files[item.nodeid.partition("::")[0]].append(number)
+        mark = item.get_closest_marker("together")
+        files[mark.args[0] if mark else item.nodeid.partition("::")[0]].append(number)
     return sorted(files.values(), key=len, reverse=True)
 
 

@@ -21,6 +21,7 @@ from guidon.bridges.diffusers.levels import DETERMINISTIC, RunLevels
 from guidon.guidance import RULES, START, Memory
 from tiny_pipelines import IMAGE, PIPELINES, VIDEO, Lend, TinyPipeline, in_dtype, own, record, run
 
+pytestmark = pytest.mark.together("tiny pipelines")
 BY_NAME = {tiny.name: tiny for tiny in PIPELINES}
 MIXED = {"lumina-2": "cfg_normalization"} | dict.fromkeys(
     ("qwen-image", "qwen-image-to-image", "qwen-image-edit"), "normalisation of every token"

@@ -11,6 +11,7 @@ import pytest
 from diffusers_support import EXACT, MEASURED, PAGE, measure, page
 from tiny_pipelines import PIPELINES, TinyPipeline
 
+pytestmark = pytest.mark.together("tiny pipelines")
 RECORDED = json.loads(MEASURED.read_text())
 
 

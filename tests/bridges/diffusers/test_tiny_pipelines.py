@@ -7,6 +7,7 @@ import torch
 
 from tiny_pipelines import PIPELINES, VARIANTS, TinyPipeline, own, record, run, shared
 
+pytestmark = pytest.mark.together("tiny pipelines")
 each = pytest.mark.parametrize("tiny", PIPELINES, ids=str)
 
 
