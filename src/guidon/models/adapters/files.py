@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,10 @@ class AdapterFile:
         """What it is called in a manifest."""
         return self.path.parent.name if self.path.name in (ADAPTER_WEIGHTS, OF_DIFFUSERS) else self.path.stem
 
+    def part(self, number: int) -> str:
+        """The part of a model that it is in a manifest, as the adapters of that number; ``adapter_in`` reads it."""
+        return f"lora {number}: {self.name}*{self.scale:g}"
+
     @property
     def network(self) -> str | None:
         """The class of the network that it is for, if its settings say it."""
@@ -115,6 +120,12 @@ class AdapterFile:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
             raise InputError(f"{self.path}: its lora_alpha is {quoted(alpha)}, expected a number: save it again")
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+def adapter_in(part: str) -> tuple[str, str] | None:
+    """Name and scale of the adapters that a part of a model is in a manifest; None for another part."""
+    found = re.fullmatch(r"lora \d+: (.*)\*(.*)", part, re.DOTALL)
+    return found and (found[1], found[2])
 
 
 def _settings_in(path: Path) -> dict[str, Any]:

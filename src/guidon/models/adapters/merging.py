@@ -50,7 +50,7 @@ def with_adapters(model: Model, sources: tuple[AdapterSource, ...]) -> Model:
             merge(network_of(made, several), file)
         return made
 
-    own = {f"lora {k}: {file.name}*{file.scale:g}": file.sha256 for k, file in enumerate(files, 1)}
+    own = {file.part(number): file.sha256 for number, file in enumerate(files, 1)}
     return replace(
         model,
         network=Stage(network, model.network.keep),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ...guidance import parse_rule
+from ...models.adapters.files import adapter_in
 from ...models.catalogue import presets
 from ...models.family import Released
 from ...request import DIFFUSERS, Request
@@ -90,8 +90,8 @@ def stand_ins(plan: Plan) -> dict[str, Any]:
             parts |= {"text_encoder": "FOLDER"} | ({} if precision == "fp32" else {"text_dtype": precision})
         elif "text" in plan.weights:
             parts["features"] = "FILE"
-    adapters = [re.fullmatch(r"lora \d+: (.*)\*(.*)", name, re.DOTALL) for name in plan.weights]
-    if lora := [f"FOLDER/{found[1]}={found[2]}" for found in adapters if found is not None]:
+    adapters = [found for part in plan.weights if (found := adapter_in(part)) is not None]
+    if lora := [f"FOLDER/{name}={scale}" for name, scale in adapters]:
         parts["lora"] = lora
     return parts
 
