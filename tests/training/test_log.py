@@ -21,6 +21,14 @@ def test_a_row_holds_means_of_what_was_said(tmp_path, capsys):
     assert "step 2/10 0 s loss 2 mse_low 5" in capsys.readouterr().err
 
 
+def test_a_value_that_is_infinite_is_said_to_be_infinite(tmp_path):
+    log = Log(tmp_path / "log.csv")
+    log.add({"loss": number(1), "missed_low": number("inf")})
+    log.write(1, 10, 1.0)
+    (row,) = read_rows(tmp_path / "log.csv")
+    assert row["missed_low"] == "inf"
+
+
 def test_a_sitting_goes_on_after_its_rows(tmp_path):
     log = Log(tmp_path / "log.csv")
     for step in (2, 4):

@@ -111,6 +111,15 @@ def test_what_a_family_has_in_common_is_not_counted_as_contrast():
     assert torch.allclose(within_family((common + 2 * apart).flatten(0, 1), 4), torch.full((8,), 4.0))
 
 
+def test_a_family_of_one_shape_misses_nothing():
+    """In the training split, a purple object that stays still is always a triangle."""
+    alike = torch.ones(4, 2, 16, 4, 4)
+    step = step_at([700] * 4, error=torch.randn(4, 2, 16, 4, 4), family_size=4, x_0=alike)
+    missed = ShapeContrast(1.0)(step, {"mse": MSE()(step, {})}).by_noise["missed"]
+    assert missed(step.bands["high"]).isnan()
+    assert missed(step.bands["mid"]).isnan()
+
+
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
 def test_differences_of_shapes_count_as_often_as_the_recipe_says(kind):
     """An error that differs within its family counts ``weight`` times, one that is common to it once."""

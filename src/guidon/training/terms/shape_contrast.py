@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from .term import Loss, Term, TrainingStep
@@ -17,9 +18,16 @@ class ShapeContrast(Term):
         within, whole = (within_family(value, step.family_size) for value in (step.error, step.x_0))
         known = within.detach()
         weights = earlier["mse"].weights * step.per_x0
-        # the error as a share of the true differences between the shapes
-        missed = {"missed": lambda samples: known[samples].mean() / whole[samples].mean()}
-        return Loss(within, weights, by_noise=missed)
+
+        def missed(samples: Tensor) -> Tensor:
+            """The error as a share of the true differences between the shapes; NaN where there are none.
+
+            The training split may allow a family one shape only.
+            """
+            differences = whole[samples].mean()
+            return (known[samples].mean() / differences).where(differences > 0, torch.nan)
+
+        return Loss(within, weights, by_noise={"missed": missed})
 
 
 def within_family(value: Tensor, family_size: int) -> Tensor:
