@@ -100,6 +100,8 @@ def calibrate_fast(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    text_dtype: options.TextDtype = None,
+    download: options.Download = False,
     device: options.Device = "auto",
 ) -> None:
     """Search for sampling settings that cost less and are no worse.
@@ -107,7 +109,10 @@ def calibrate_fast(
     They are chosen on some captions and verified on others. Several processes may work in one folder.
     """
     shared: dict[str, Any] = given(cfg_scale=cfg_scale, cfg_channels=cfg_channels)
-    parts = given(checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features)
+    parts = given(
+        checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, text_dtype=text_dtype,
+        download=download or None,
+    )  # fmt: skip
 
     # Check everything before torch is imported.
     planner = find_planner(model, device, parts)

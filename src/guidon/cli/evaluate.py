@@ -107,6 +107,7 @@ def evaluate(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    text_dtype: options.TextDtype = None,
     weak: options.Weak = None,
     lora: options.Lora = None,
     dtype: options.Dtype = None,
@@ -133,7 +134,7 @@ def evaluate(
     sampling |= precisions
     parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, weak=weak, lora=lora or None,
-        compile=compile or None,
+        text_dtype=text_dtype, compile=compile or None,
     )  # fmt: skip
     weights = given(name=bench, clip=clip, dino=dino, lpips=lpips, aesthetic=aesthetic)
     check_branches(branch_ranks, ranks_to_join())

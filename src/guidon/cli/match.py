@@ -67,7 +67,9 @@ def match(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    text_dtype: options.TextDtype = None,
     lora: options.Lora = None,
+    download: options.Download = False,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -88,7 +90,8 @@ def match(
     precisions, chosen_here = precisions_for(model, dtype=dtype, decode_dtype=decode_dtype)
     parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, lora=lora or None,
-        call=parse_call(call), compile=compile or None, offload=offload,
+        text_dtype=text_dtype, call=parse_call(call), compile=compile or None, offload=offload,
+        download=download or None,
     )  # fmt: skip
     planner = find_any_planner(model, device, parts)
     scales = cfg_scale or [planner.cfg_scale]

@@ -45,7 +45,9 @@ def spectrum(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    text_dtype: options.TextDtype = None,
     lora: options.Lora = None,
+    download: options.Download = False,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -62,8 +64,8 @@ def spectrum(
     )  # fmt: skip
     parts = given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, lora=lora or None,
-        call=parse_call(call),
-        dtype=dtype, decode_dtype=decode_dtype, compile=compile or None, offload=offload,
+        text_dtype=text_dtype, call=parse_call(call), dtype=dtype, decode_dtype=decode_dtype, compile=compile or None,
+        offload=offload, download=download or None,
     )  # fmt: skip
 
     # Check everything before torch is imported.

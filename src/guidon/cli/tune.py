@@ -59,7 +59,9 @@ def tune(
     text_encoder: options.TextEncoder = None,
     vae: options.VAE = None,
     features: options.Features = None,
+    text_dtype: options.TextDtype = None,
     lora: options.Lora = None,
+    download: options.Download = False,
     device: options.Device = "auto",
     out: Annotated[
         Path | None,
@@ -91,7 +93,8 @@ def tune(
     chosen = BenchChoice(clip=clip)
     parts = chosen_here | given(
         checkpoint=checkpoint, text_encoder=text_encoder, vae=vae, features=features, lora=lora or None,
-        call=parse_call(call), compile=compile or None, offload=offload,
+        text_dtype=text_dtype, call=parse_call(call), compile=compile or None, offload=offload,
+        download=download or None,
     )  # fmt: skip
     if not model.startswith(DIFFUSERS):
         preset = find_preset(model)
