@@ -166,6 +166,15 @@ def test_an_unknown_metric_is_refused_with_the_nearest_name():
         check_metrics(["vidio"], METRICS)
 
 
+def test_a_clip_of_one_frame_is_not_matched_in_metrics_of_several(matched):
+    plan, out = matched
+    found = [row.metric for row in equivalents(plan, out, 4, is_image=True)]
+    assert found == ["video", "energy", "joint", "chroma"]
+    assert {"colour_drift", "law_residual"} <= {row.metric for row in equivalents(plan, out, 4)}
+    with pytest.raises(InputError, match="metric law_residual is of several frames, and a clip of this model has one"):
+        check_metrics(["law_residual"], METRICS, is_image=True)
+
+
 def test_where_nothing_is_told_apart_any_scale_matches():
     own = np.ones(24)
     own[0] = 0.0

@@ -150,40 +150,57 @@ def matching_study(
     return validated(Study, values, None)
 
 
-def check_metrics(names: Sequence[str], available: Mapping[str, Metric], distilled: bool = False) -> None:
+def check_metrics(
+    names: Sequence[str], available: Mapping[str, Metric], *, distilled: bool = False, is_image: bool = False
+) -> None:
     """Refuse metrics that cannot be matched.
 
     Args:
         names: what to match.
         available: the metrics of the bench.
         distilled: whether clips are sampled with a distilled network.
+        is_image: whether a clip has one frame.
 
     Raises:
-        InputError: a metric does not exist, or needs two branches where one runs.
+        InputError: a metric does not exist, needs two branches where one runs, or several frames where there is one.
     """
     if distilled and ENERGY in names:
         raise InputError(
             f"{setting('metric')} {ENERGY} is of two branches, and a distilled network runs one: leave it out"
         )
     for name in names:
-        if name not in available and name not in OWN:
+        if name in OWN:
+            continue
+        if name not in available:
             raise InputError(f"the metric {name!r} does not exist{nearest(name, [*OWN, *available])}")
+        if is_image and available[name].kind == "temporal":
+            fits = [*OWN, *(other for other, metric in available.items() if metric.kind != "temporal")]
+            raise InputError(
+                f"{setting('metric')} {name} is of several frames, and a clip of this model has one: give "
+                f"{', '.join(fits)}"
+            )
 
 
-def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = ()) -> list[Equivalent]:
+def equivalents(
+    plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (), *, is_image: bool = False
+) -> list[Equivalent]:
     """The matches of all metrics from the cells of a finished ``matching_study``, ordered by scale.
 
     Args:
         plan: the plan of the study.
         out: its results folder.
         channels: how many latent channels the model has.
-        metrics: what to match; if empty, ``video``, ``energy`` where two branches run, and the bench's ``matched``.
+        metrics: what to match; if empty, ``video``, ``energy`` where two branches run, and those of the bench's
+            ``matched`` that a clip has.
+        is_image: whether a clip has one frame.
 
     Raises:
-        InputError: a metric does not exist, or cells are missing.
+        InputError: a metric does not exist or cannot be matched, or cells are missing.
     """
-    metrics = metrics or (VIDEO, *(() if plan.distilled else (ENERGY,)), *find_bench(plan.bench).matched)
-    check_metrics(metrics, plan.metrics, plan.distilled)
+    metrics = metrics or (
+        VIDEO, *(() if plan.distilled else (ENERGY,)), *find_bench(plan.bench).matched_for(is_image)
+    )  # fmt: skip
+    check_metrics(metrics, plan.metrics, distilled=plan.distilled, is_image=is_image)
     # Means over seeds of every metric, and the energy: setting -> metric -> (P,).
     means = {name: {key: by_prompt(v) for key, v in found.items()} for name, found in results(plan, out).items()}
     cells: dict[str, list[Cell]] = {}

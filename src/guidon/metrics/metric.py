@@ -138,6 +138,10 @@ class Bench:
         """``primary``, or for clips of one frame the first metric that they have, where they lack that one."""
         return self.for_images()[0] if is_image and self.primary not in self.for_images() else self.primary
 
+    def matched_for(self, is_image: bool) -> tuple[str, ...]:
+        """``matched``, or those of them that a clip of one frame has."""
+        return tuple(name for name in self.matched if not (is_image and self.metrics[name].kind == "temporal"))
+
     def find_metric(self, name: str) -> Metric:
         """The metric of that name. Raises InputError, with the nearest name, if there is none."""
         if name not in self.metrics:
