@@ -182,7 +182,7 @@ def test_the_shipped_recipe_makes_what_the_package_holds():
     folder = find_preset("guidon-small").weights
     last = recipe.order(recipe.export.stage)
     made = {name: recipe.recipe(name, Path("x"), {f: Path("y") for f in recipe.parents(name)}) for name in last}
-    for file, stage in (("denoiser", "high-refined"), ("denoiser-low", "low-steady")):
+    for file, stage in (("denoiser", "faithful"), ("denoiser-low", "low-steady")):
         config = load_component(folder / f"{file}.safetensors", "denoiser").config
         wanted = made[stage].model.model_dump(mode="json") | {"prediction": made[stage].prediction}
         assert {name: config[name] for name in wanted} == wanted
@@ -193,8 +193,9 @@ def test_the_shipped_recipe_makes_what_the_package_holds():
     assert {name: text[name] for name in ("features", "layers", "heads")} == made["base"].text.model_dump(
         include={"features", "layers", "heads"}
     )
-    record = load_component(folder / "denoiser-low.safetensors", "denoiser").record
-    assert (record["steps"], record["batch_size"]) == (made["finished"].steps, made["finished"].batch_size)
+    for file, stage in (("denoiser", "faithful"), ("denoiser-low", "finished")):
+        record = load_component(folder / f"{file}.safetensors", "denoiser").record
+        assert (record["steps"], record["batch_size"]) == (made[stage].steps, made[stage].batch_size)
     vae = load_component(folder / "vae.safetensors", "vae").config
     model = made["vae"].model  # it leaves no ticks in corners; of the shipped one, the decoder alone was trained so
     wanted = model.model_dump(mode="json", exclude={"padding"}) | {"decoder_padding": model.padding}

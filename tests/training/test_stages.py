@@ -231,7 +231,8 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
     for stage in ("distilled", "fast"):
         values["stages"][stage] |= {"rollouts": 4, "rank": 2, "sampling": {"block": 4}}
     values["stages"]["vae"]["model"] |= {"block_out_channels": [8, 8]}
-    for stage in ("low", "low-steady", "high-refined"):
+    values["stages"]["faithful"] |= {"clips": 4}
+    for stage in ("low", "low-steady", "high-refined", "faithful"):
         values["stages"][stage]["model"] |= {"refiner_channels": 4, "refiner_depth": 1}
     path = write_recipe(tmp_path / "tiny.yaml", values)
     folder = run_recipe(path)
@@ -241,8 +242,11 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
     low, high = (load_component(folder / f"{name}.safetensors", "denoiser") for name in ("denoiser-low", "denoiser"))
     assert (low.config["finisher_channels"], low.config["boundary"], low.config["finisher_end"]) == (4, 350, 100)
     assert not high.config["finisher_channels"]
-    assert [entry["stage"] for entry in low.record["lineage"]][-1] == "finished"
-    assert high.record["lineage"] == low.record["lineage"][: len(high.record["lineage"])]
+    chains = {
+        name: [entry["stage"] for entry in file.record["lineage"]] for name, file in (("low", low), ("high", high))
+    }
+    whole = list(values["stages"])
+    assert chains == {"low": whole[: whole.index("finished") + 1], "high": whole[: whole.index("faithful") + 1]}
     values["stages"]["finished"]["finisher"]["end"] = 351
     with pytest.raises(InputError, match="ends at timestep 350: give 350 or less"):
         run_recipe(write_recipe(path, values))

@@ -13,11 +13,11 @@ import numpy as np
 
 from .outputs import Outputs
 
-PROMPT = "a large purple triangle moves up and to the left on a white background"
+PROMPT = "a purple triangle moves down and to the left quickly on a gray background"
 ASKED: dict[str, Any] = {
     "model": "guidon-small",
     "prompt": PROMPT,
-    "seed": 7,
+    "seed": 1,
     "settings": [
         {"channels": [True] * 4, "scales": [1, 1, 1, 1]},
         {"channels": [True, True, True, False], "scales": [3, 3, 3, 3]},
