@@ -1,4 +1,4 @@
-"""Every command that loads a released model takes what loads it."""
+"""Every command that samples a released model takes what loads it."""
 
 from pathlib import Path
 

@@ -174,16 +174,15 @@ def check_metrics(
         if name not in available:
             raise InputError(f"the metric {name!r} does not exist{nearest(name, [*OWN, *available])}")
         if is_image and available[name].kind == "temporal":
-            fits = [*OWN, *(other for other, metric in available.items() if metric.kind != "temporal")]
+            own = [each for each in OWN if not (distilled and each == ENERGY)]
+            fits = [*own, *(other for other, metric in available.items() if metric.kind != "temporal")]
             raise InputError(
                 f"{setting('metric')} {name} is of several frames, and a clip of this model has one: give "
                 f"{', '.join(fits)}"
             )
 
 
-def equivalents(
-    plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (), *, is_image: bool = False
-) -> list[Equivalent]:
+def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = ()) -> list[Equivalent]:
     """The matches of all metrics from the cells of a finished ``matching_study``, ordered by scale.
 
     Args:
@@ -192,20 +191,20 @@ def equivalents(
         channels: how many latent channels the model has.
         metrics: what to match; if empty, ``video``, ``energy`` where two branches run, and those of the bench's
             ``matched`` that a clip has.
-        is_image: whether a clip has one frame.
 
     Raises:
         InputError: a metric does not exist or cannot be matched, or cells are missing.
     """
-    metrics = metrics or (
-        VIDEO, *(() if plan.distilled else (ENERGY,)), *find_bench(plan.bench).matched_for(is_image)
-    )  # fmt: skip
-    check_metrics(metrics, plan.metrics, distilled=plan.distilled, is_image=is_image)
     # Means over seeds of every metric, and the energy: setting -> metric -> (P,).
     means = {name: {key: by_prompt(v) for key, v in found.items()} for name, found in results(plan, out).items()}
     cells: dict[str, list[Cell]] = {}
     for cell in cells_of(plan, out):
         cells.setdefault(cell.setting, []).append(cell)
+    is_image = len(next(iter(cells.values()))[0].frames()) == 1
+    metrics = metrics or (
+        VIDEO, *(() if plan.distilled else (ENERGY,)), *find_bench(plan.bench).matched_for(is_image)
+    )  # fmt: skip
+    check_metrics(metrics, plan.metrics, distilled=plan.distilled, is_image=is_image)
     for name, own in cells.items():
         means[name][ENERGY] = np.array([_energy(cell) for cell in own])
     # The settings of the grid, on the channels ``to``.

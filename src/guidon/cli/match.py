@@ -105,8 +105,8 @@ def match(
     from ..metrics.bench import find_bench
     from ..studies.plan import check_study, make_plan
 
-    one_frame, metrics = planner.is_image, find_bench(planner.bench).metrics
-    matching.check_metrics(metric or (), metrics, distilled=requests[0].distilled, is_image=one_frame)
+    metrics, distilled = find_bench(planner.bench).metrics, requests[0].distilled
+    matching.check_metrics(metric or (), metrics, distilled=distilled, is_image=planner.is_image)
 
     def study_of(sampling: dict[str, Any]) -> Study:
         return matching.matching_study(
@@ -131,7 +131,7 @@ def match(
         folder = out or Path(temporary) / "match"
         with stopped(kept), progress(f"matching on {plan.cells} clips", "clips") as on_cell:
             run_study(plan, pipe, folder, on_cell=on_cell, say=say)
-        found = matching.equivalents(plan, folder, pipe.channels, metric or (), is_image=one_frame)
+        found = matching.equivalents(plan, folder, pipe.channels, metric or ())
 
     # Print a paragraph per scale.
     for scale in dict.fromkeys(row.cfg_scale for row in found):

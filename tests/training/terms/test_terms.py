@@ -120,6 +120,14 @@ def test_a_family_of_one_shape_misses_nothing():
     assert missed(step.bands["mid"]).isnan()
 
 
+def test_a_family_of_one_shape_is_left_out_of_what_others_miss():
+    clips = step_at([700] * 8).x_0
+    alike = torch.cat([clips[:4], torch.ones_like(clips[4:])])
+    step = step_at([700] * 8, error=clips / 2, family_size=4, x_0=alike)
+    missed = ShapeContrast(1.0)(step, {"mse": MSE()(step, {})}).by_noise["missed"]
+    assert missed(step.bands["high"]).item() == pytest.approx(0.25, rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
 def test_differences_of_shapes_count_as_often_as_the_recipe_says(kind):
     """An error that differs within its family counts ``weight`` times, one that is common to it once."""

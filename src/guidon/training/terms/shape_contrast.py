@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from .term import Loss, Term, TrainingStep
@@ -22,10 +21,10 @@ class ShapeContrast(Term):
         def missed(samples: Tensor) -> Tensor:
             """The error as a share of the true differences between the shapes; NaN where there are none.
 
-            The training split may allow a family one shape only.
+            The training split allows some families one shape only: they are left out.
             """
-            differences = whole[samples].mean()
-            return (known[samples].mean() / differences).where(differences > 0, torch.nan)
+            differ = samples & (whole > 0)
+            return known[differ].mean() / whole[differ].mean()
 
         return Loss(within, weights, by_noise={"missed": missed})
 
