@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from itertools import cycle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import yaml
 import guidon
 from guidon.core.errors import InputError
 from guidon.pipeline.precision import Choice
-from guidon.studio.comparison import drawn_latents
+from guidon.studio.comparison import Made, changes, drawn_latents
 from guidon.studio.engine import Studio
 from guidon.studio.jobs import Busy, Job, Queue
 from guidon.studio.models import Models
@@ -566,3 +567,10 @@ def test_a_diffusers_pipeline_is_compared_looked_into_and_studied(tmp_path):
         assert call.items() <= yaml.safe_load(done["result"]["yaml"])["call"].items()
     finally:
         studio.close()
+
+
+@pytest.mark.parametrize(("level", "words"), [(110, "110"), (3, "3"), (0, None)])
+def test_a_difference_of_pixels_is_a_plain_number(level, words):
+    clips = [SimpleNamespace(frames=np.full((2, 4, 4, 3), value, np.uint8)) for value in (0, level)]
+    told = changes(*(Made([clip], None) for clip in clips), None, "B")["lines"]
+    assert told == [f"Pixels differ by {words} of 255 on average." if words else "Every pixel is the same."]

@@ -258,7 +258,7 @@ def changes(base: Made, other: Made, bench: Bench | None, letter: str) -> dict[s
     mean = float(np.mean(pixels))
     same = all(np.array_equal(a.frames, b.frames) for a, b in zip(base.videos, other.videos, strict=True))
     lines = [
-        "Every pixel is the same." if same else f"Pixels differ by {mean:.2g} of 255 on average."
+        "Every pixel is the same." if same else f"Pixels differ by {float(f'{mean:.2g}'):g} of 255 on average."
     ]  # fmt: skip
     if bench is not None and base.values is not None and other.values is not None and not same:
         lines += _metric_lines(base.values, other.values, bench)
