@@ -13,7 +13,9 @@ def pipe():
     return guidon.load("guidon-small", device="cpu")
 
 
-@pytest.mark.parametrize(("cfg_scale", "cfg_channels"), [(6, "only:3"), (7, "only:1")])
+@pytest.mark.parametrize(
+    ("cfg_scale", "cfg_channels"), [(6, "only:3"), pytest.param(7, "only:1", marks=pytest.mark.long)]
+)
 def test_fast_draws_an_object_at_strengths_far_from_the_usual_one(pipe, cfg_scale, cfg_channels):
     prompts = [world.clip("L0", 55, index).caption for index in range(12, 20)]
     videos = pipe(prompts, seed=1, fast=True, cfg_scale=cfg_scale, cfg_channels=cfg_channels)
