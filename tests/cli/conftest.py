@@ -38,6 +38,23 @@ class Asked(BaseException):
 
 
 @pytest.fixture
+def parts_asked(monkeypatch):
+    """What a command gives to find its model: its files, and how to load them."""
+    from guidon.pipeline.planner import Planner
+
+    def find(model, **parts):
+        raise Asked(parts)
+
+    def parts_asked(*words):
+        with pytest.raises(Asked) as asked:
+            cli.main([str(word) for word in words])
+        return asked.value.args[0]
+
+    monkeypatch.setattr(Planner, "find", find)
+    return parts_asked
+
+
+@pytest.fixture
 def asked(monkeypatch):
     """What a command asks of the model, without a model: ``asked("generate", ...)`` is (model and parts, plan)."""
     import guidon.pipeline.planner

@@ -245,6 +245,7 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
     chains = {
         name: [entry["stage"] for entry in file.record["lineage"]] for name, file in (("low", low), ("high", high))
     }
+    assert high.record["lineage"][: len(low.record["lineage"])] == low.record["lineage"]
     whole = list(values["stages"])
     assert chains == {"low": whole[: whole.index("finished") + 1], "high": whole[: whole.index("faithful") + 1]}
     values["stages"]["finished"]["finisher"]["end"] = 351

@@ -174,12 +174,16 @@ def check_metrics(
         if name not in available:
             raise InputError(f"the metric {name!r} does not exist{nearest(name, [*OWN, *available])}")
         if is_image and available[name].kind == "temporal":
-            own = [each for each in OWN if not (distilled and each == ENERGY)]
-            fits = [*own, *(other for other, metric in available.items() if metric.kind != "temporal")]
+            fits = [*_own(distilled), *(other for other, metric in available.items() if metric.kind != "temporal")]
             raise InputError(
                 f"{setting('metric')} {name} is of several frames, and a clip of this model has one: give "
                 f"{', '.join(fits)}"
             )
+
+
+def _own(distilled: bool) -> tuple[str, ...]:
+    """What is matched besides the metrics of a bench; a distilled network has no second branch, and so no energy."""
+    return tuple(name for name in OWN if not (distilled and name == ENERGY))
 
 
 def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = ()) -> list[Equivalent]:
@@ -201,9 +205,7 @@ def equivalents(plan: Plan, out: Path, channels: int, metrics: Sequence[str] = (
     for cell in cells_of(plan, out):
         cells.setdefault(cell.setting, []).append(cell)
     is_image = len(next(iter(cells.values()))[0].frames()) == 1
-    metrics = metrics or (
-        VIDEO, *(() if plan.distilled else (ENERGY,)), *find_bench(plan.bench).matched_for(is_image)
-    )  # fmt: skip
+    metrics = metrics or (*_own(plan.distilled), *find_bench(plan.bench).matched_for(is_image))
     check_metrics(metrics, plan.metrics, distilled=plan.distilled, is_image=is_image)
     for name, own in cells.items():
         means[name][ENERGY] = np.array([_energy(cell) for cell in own])

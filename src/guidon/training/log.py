@@ -59,8 +59,8 @@ class Log:
     def add(self, values: dict[str, Tensor]) -> None:
         """Add the values of one step, without waiting for the device. NaN is ignored, except in ``loss``."""
         for name, value in values.items():
-            said = torch.ones_like(value) if name == "loss" else (~value.isnan()).to(value)
-            value = value if name == "loss" else value.where(~value.isnan(), 0)
+            counts = torch.ones_like(value, dtype=torch.bool) if name == "loss" else ~value.isnan()
+            said, value = counts.to(value), value.where(counts, 0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts[name] + said if name in self.counts else said
 
