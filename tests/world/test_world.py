@@ -59,6 +59,19 @@ def test_a_family_differs_in_shape_alone_and_stays_in_its_split(index):
         assert attributes in world.combinations("train")
 
 
+@pytest.mark.parametrize("split", ["train", "L1", "L3"])
+def test_a_family_in_both_sizes_repeats_its_shapes_in_the_other(split):
+    for index in range(40):
+        family = world.family(split, 0, index, sizes=True)
+        assert family[:4] == world.family(split, 0, index)
+        for own, other in zip(family[:4], family[4:], strict=True):
+            (thing,), (sibling,) = own.things, other.things
+            assert sibling.size != thing.size
+            assert dataclasses.replace(thing, size=sibling.size, start=sibling.start) == sibling
+            assert world.holds(split, other)
+            test_objects_stay_inside_the_frame.hypothesis.inner_test(other)
+
+
 def test_nearly_every_family_has_several_shapes():
     counts = [len({scene.things[0].shape for scene in world.family("train", 0, index)}) for index in range(500)]
     assert min(counts) >= 1

@@ -133,21 +133,27 @@ def clip(split: str, seed: int, index: int, *, held_out_templates: bool = False)
 
 
 @lru_cache(maxsize=4096)
-def family(split: str, seed: int, index: int) -> tuple[Scene, ...]:
+def family(split: str, seed: int, index: int, *, sizes: bool = False) -> tuple[Scene, ...]:
     """The scene of clip ``index`` in every shape: four scenes that differ in nothing else, the clip's own first.
 
     A shape that the split does not hold with these attributes is replaced by one that it does. A start too near the
     border for another shape's reach is moved inside.
+
+    Args:
+        split, seed, index: as in ``clip``.
+        sizes: the same four in the other size follow, in the same order.
     """
     scene = clip(split, seed, index).scene
     thing = scene.things[0]
-    shapes = sorted(SHAPES, key=lambda shape: shape != thing.shape)
-    members = [
-        replace(scene, things=(replace(thing, shape=shape, start=inside(replace(thing, shape=shape))),))
-        for shape in shapes
-    ]
-    found = [member for member in members if holds(split, member)]
-    return tuple(found[k % len(found)] for k in range(len(SHAPES)))
+    members: list[Scene] = []
+    for size in sorted(AREAS, key=lambda size: size != thing.size)[: 2 if sizes else 1]:
+        of_size: list[Scene] = []
+        for shape in sorted(SHAPES, key=lambda shape: shape != thing.shape):
+            other = replace(thing, shape=shape, size=size)
+            of_size.append(replace(scene, things=(replace(other, start=inside(other)),)))
+        found = [member for member in of_size if holds(split, member)]
+        members += [found[k % len(found)] for k in range(len(SHAPES))]
+    return tuple(members)
 
 
 def mistaken(scene: Scene, rng: np.random.Generator, split: str = "train") -> Scene:

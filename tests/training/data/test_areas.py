@@ -40,7 +40,7 @@ def test_it_foretells_how_errors_of_the_latents_change_the_area(vae, index):
 
 
 def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path, vae):
-    clips = LatentClips.prepare(tmp_path, vae, "", CLIPS, 0, families=False, areas=True)
+    clips = LatentClips.prepare(tmp_path, vae, "", CLIPS, 0, family_size=1, areas=True)
     batch = clips.batch(0, CLIPS)
     assert batch.area_gradients is not None
     backwards = 0
@@ -55,7 +55,7 @@ def test_it_is_kept_beside_the_latents_and_played_backwards_with_them(tmp_path, 
             assert alike < 0.9 if is_wrong else alike > 0.99
     assert 0 < backwards < CLIPS
     nothing = cast("Any", SimpleNamespace(config=vae.config))  # nothing is encoded again
-    again = LatentClips.prepare(tmp_path, nothing, "", CLIPS, 0, families=False, areas=True)
+    again = LatentClips.prepare(tmp_path, nothing, "", CLIPS, 0, family_size=1, areas=True)
     assert torch.equal(cast("torch.Tensor", again.area_gradients), cast("torch.Tensor", clips.area_gradients))
-    without = LatentClips.prepare(tmp_path, nothing, "", CLIPS, 0, families=False, areas=False)
+    without = LatentClips.prepare(tmp_path, nothing, "", CLIPS, 0, family_size=1, areas=False)
     assert without.batch(0, CLIPS).area_gradients is None

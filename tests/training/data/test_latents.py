@@ -19,14 +19,14 @@ class Blank(torch.nn.Linear):
         return video.new_zeros(1, 4, video.shape[2], 2, 2)
 
 
-def clips_of(folder, count, *, families=False, vae_hash=""):
+def clips_of(folder, count, *, family_size=1, vae_hash=""):
     vae = cast("Any", Blank(1, 1))
-    return LatentClips.prepare(folder, vae, vae_hash, count, 0, families=families, areas=False)
+    return LatentClips.prepare(folder, vae, vae_hash, count, 0, family_size=family_size, areas=False)
 
 
-@pytest.mark.parametrize("families", [False, True])
-def test_no_clip_shows_and_no_caption_names_what_is_held_out(tmp_path, families):
-    clips = clips_of(tmp_path, 120, families=families)
+@pytest.mark.parametrize("family_size", [1, 4, 8])
+def test_no_clip_shows_and_no_caption_names_what_is_held_out(tmp_path, family_size):
+    clips = clips_of(tmp_path, 120, family_size=family_size)
     held = {(a.shape, a.colour, a.motion) for a in world.combinations("train")}
     for noise in (0.0, 1.0):
         for step in range(5):
@@ -38,7 +38,7 @@ def test_no_clip_shows_and_no_caption_names_what_is_held_out(tmp_path, families)
 
 
 def test_every_clip_is_drawn_once_before_any_is_drawn_twice(tmp_path):
-    clips = clips_of(tmp_path, 24, families=True)
+    clips = clips_of(tmp_path, 24, family_size=4)
     numbered = LatentClips(0, 4, torch.arange(24.0).view(24, 1, 1, 1, 1).expand(24, 4, 16, 2, 2), None)
     assert numbered.family_size == clips.family_size
     epochs = [
@@ -59,11 +59,11 @@ def test_a_batch_depends_on_its_step_alone(tmp_path):
 
 
 def test_clips_are_encoded_once_for_each_autoencoder_and_kind(tmp_path, monkeypatch):
-    kinds = ({}, {"families": True}, {"vae_hash": "other"}, {"count": 12})
+    kinds = ({}, {"family_size": 4}, {"family_size": 8}, {"vae_hash": "other"}, {"count": 12})
     for values in kinds:
         clips_of(tmp_path, **{"count": 8} | values)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(files) == 4
+    assert len(files) == 5
     monkeypatch.setattr(Blank, "encode", None)
     for values in kinds:
         clips_of(tmp_path, **{"count": 8} | values)

@@ -49,7 +49,9 @@ def test_drawing_changes_nothing(tmp_path, vae):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("more", [{}, FAMILIES, FAMILIES | {"shape_swap": 1.0}, {"prediction": "flow"}])
+@pytest.mark.parametrize(
+    "more", [{}, FAMILIES, FAMILIES | {"shape_swap": 1.0}, FAMILIES | {"size_swap": 1.0}, {"prediction": "flow"}]
+)
 def test_a_rank_draws_its_rows_of_the_batch(tmp_path, vae, more):
     values = {"batch_size": 8, "clips": 8, "caption_noise": 0.5, "caption_dropout": 0.5} | more
     assert_rows_are_those_of_the_batch(denoiser_task(tmp_path, vae, **values), 8)
@@ -89,10 +91,23 @@ def test_swaps_are_where_noise_hides_shapes_and_a_caption_tells_them(tmp_path, v
     assert not (moved & ~batch.swapped).any()
 
 
+def test_a_size_is_swapped_where_the_caption_tells_it(tmp_path, vae):
+    task = denoiser_task(
+        tmp_path, vae, **FAMILIES | {"batch_size": 64, "clips": 64}, size_swap=1.0, caption_dropout=0.5
+    )
+    batch = task.draw(0, torch.Generator().manual_seed(0))
+    told = torch.tensor([world.read_caption(caption).size is not None for caption in batch.clips.captions])
+    assert 0 < told.sum() < 64
+    assert torch.equal(batch.swapped, (batch.t >= 350) & ~batch.dropped & told)
+    moved = (batch.shown != batch.clips.latents).flatten(1).any(1)
+    assert torch.equal(moved, batch.swapped)
+    assert task.predict(batch).family_size == 4  # shapes are compared in one size
+
+
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_a_swapped_sample_is_still_to_be_denoised_to_its_own_shape(tmp_path, vae, monkeypatch, prediction):
     """A network that answers with the captioned clip has no loss, whatever shows through and whatever it predicts."""
-    values = FAMILIES | {"shape_swap": 1.0, "prediction": prediction, "caption_dropout": 0.0}
+    values = FAMILIES | {"shape_swap": 1.0, "size_swap": 0.5, "prediction": prediction, "caption_dropout": 0.0}
     task = denoiser_task(tmp_path, vae, **values)
     batch = task.draw(0, torch.Generator().manual_seed(0))
     assert batch.swapped.any()

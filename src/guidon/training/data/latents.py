@@ -48,7 +48,7 @@ class LatentClips:
 
     seed: int
     family_size: int
-    """How many consecutive clips differ only in shape; 1 where clips are independent."""
+    """How many consecutive clips differ only in shape, or in shape and size; 1 where clips are independent."""
     latents: Tensor
     """The latents of all clips, fp16 (N, C, T, h, w)."""
     area_gradients: Tensor | None
@@ -56,7 +56,7 @@ class LatentClips:
 
     @classmethod
     def prepare(
-        cls, folder: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, families: bool, areas: bool
+        cls, folder: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, family_size: int, areas: bool
     ) -> LatentClips:
         """Encode clips, or read the file that an earlier run with the same autoencoder and data stored.
 
@@ -64,12 +64,11 @@ class LatentClips:
             folder: where latents are stored.
             vae: the autoencoder.
             vae_hash: the hash of the autoencoder's file; it is part of the cache key.
-            clips: how many; with ``families``, a multiple of the number of shapes.
+            clips: how many; a multiple of ``family_size``.
             seed: the seed that the clips are generated from.
-            families: whether clips come in families whose clips differ only in shape.
+            family_size: clips in a family: 1, as many as there are shapes, or twice as many: every shape in both sizes.
             areas: whether the gradients of the objects' areas are needed.
         """
-        family_size = len(world.SHAPES) if families else 1
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {family_size}"
         sweep(folder)
         side = world.SIZE // vae.config.downsampling
@@ -155,7 +154,7 @@ def _scene(seed: int, family_size: int, index: int) -> world.Scene:
     if family_size == 1:
         return world.clip("train", seed, index).scene
     first, member = divmod(index, family_size)
-    return world.family("train", seed, first)[member]
+    return world.family("train", seed, first, sizes=family_size > len(world.SHAPES))[member]
 
 
 def _kept(folder: Path, name: str, key: str, shape: tuple[int, ...], make: Callable[[int], Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from ..terms import Terms
 from .run import Run
 from .section import DIFFUSION_STEPS, Fraction, Section, must_divide
 
-SWAPPED_FROM = 350  # the first timestep of shape_swap; below it the noise is too weak to hide a shape
+SWAPPED_FROM = 350  # the first timestep of swaps; below it the noise is too weak to hide a shape
 MOVED = {
     "loss_weighting": ("mse", "weighting"),
     "foreground_weight": ("mse", "foreground"),
@@ -129,6 +129,9 @@ class DenoiserRecipe(Run):
     shape_swap: Fraction = 0.0
     """Share of captioned samples at high noise into which a clip of another shape is mixed, so that only the caption
     tells the true shape. It needs the term ``shape_contrast``."""
+    size_swap: Fraction = 0.0
+    """Share of samples at high noise whose caption names a size into which a clip of the other size is mixed. Families
+    then have every shape in both sizes. It needs the term ``shape_contrast``."""
     compile: bool = False
     """Compile the blocks with torch.compile: 25% more samples per second on two cores. It needs a C++ compiler."""
 
@@ -141,6 +144,16 @@ class DenoiserRecipe(Run):
     def flows(self) -> bool:
         """Whether it trains a rectified flow, not a diffusion."""
         return self.prediction == "flow"
+
+    @property
+    def family_size(self) -> int:
+        """How many consecutive clips differ only in shape, or in shape and size; 1 where clips are independent."""
+        return len(SHAPES) * (2 if self.size_swap else 1) if self.terms.need("families") else 1
+
+    @property
+    def swaps(self) -> str:
+        """The first of ``shape_swap`` and ``size_swap`` that the recipe has; "" for none."""
+        return next((name for name in ("shape_swap", "size_swap") if getattr(self, name)), "")
 
     @property
     def timestep_range(self) -> tuple[int, int]:
@@ -166,9 +179,10 @@ class DenoiserRecipe(Run):
     def _whole_families(self) -> DenoiserRecipe:
         if self.terms.need("families"):
             for name in ("batch_size", "clips"):
-                must_divide(len(SHAPES), getattr(self, name), f"families of shapes must divide {name}")
-        elif self.shape_swap:
-            raise InputError("shape_swap takes a clip of the same family: give terms: shape_contrast too")
+                kinds = "shapes and sizes" if self.size_swap else "shapes"
+                must_divide(self.family_size, getattr(self, name), f"families of {kinds} must divide {name}")
+        elif swap := self.swaps:
+            raise InputError(f"{swap} takes a clip of the same family: give terms: shape_contrast too")
         return self
 
     @model_validator(mode="after")
@@ -178,7 +192,7 @@ class DenoiserRecipe(Run):
         for given, name, why in (
             ("noise_schedule" in self.model_fields_set, "noise_schedule", "it has none"),
             ("bound" in self.terms.model_fields_set, "terms: bound", "it learns no variance"),
-            (self.shape_swap > 0, "shape_swap", "it begins at a timestep of a diffusion"),
+            (bool(self.swaps), self.swaps, "it begins at a timestep of a diffusion"),
         ):
             if given:
                 raise InputError(
@@ -198,6 +212,7 @@ class DenoiserRecipe(Run):
     def _expert_has_its_side(self) -> DenoiserRecipe:
         if self.expert and self.start is None:
             raise InputError("an expert takes one side of an earlier run's timesteps: give its start")
-        if self.expert and self.shape_swap and self.expert.timesteps[1] <= SWAPPED_FROM:
-            raise InputError(f"shape_swap begins at timestep {SWAPPED_FROM}, and this expert ends before: leave it out")
+        if self.expert and self.swaps and self.expert.timesteps[1] <= SWAPPED_FROM:
+            what = f"{self.swaps} begins at timestep {SWAPPED_FROM}"
+            raise InputError(f"{what}, and this expert ends before: leave it out")
         return self

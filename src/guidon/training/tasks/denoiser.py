@@ -20,7 +20,7 @@ from ...models.small import BOUNDARY, DENOISER, FLOW, LOW_NOISE, TEXT, VAE
 from ...models.stdit.network import STDiT, STDiTConfig
 from ...models.text.captions import CaptionEncoder, CaptionEncoderConfig
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
-from ..data.draws import draw_timesteps, swap_shapes
+from ..data.draws import draw_timesteps, swap_siblings
 from ..data.latents import Batch, LatentClips
 from ..demand import require_batch
 from ..recipe import DIFFUSION_STEPS, SWAPPED_FROM, DenoiserRecipe
@@ -58,7 +58,7 @@ class NoisyBatch:
     shown: Tensor
     """The latents to which noise is added, (B, C, T, h, w): the clips, with another clip mixed in where ``swapped``."""
     swapped: Tensor
-    """Samples into which a clip of another shape is mixed, bool (B,)."""
+    """Samples into which another clip of the family is mixed, bool (B,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class DenoiserTask:
             vae_file.sha256,
             recipe.clips,
             recipe.seed,
-            families=recipe.terms.need("families"),
+            family_size=recipe.family_size,
             areas=recipe.terms.need("areas"),
         )
         held_out = encode_held_out(vae)
@@ -127,7 +127,7 @@ class DenoiserTask:
     def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> NoisyBatch:
         """Rows of the batch of a step. All clips of a family have the same noise, timestep and caption dropout."""
         recipe, each = self.recipe, self.clips.family_size
-        read = ALL if recipe.shape_swap else rows  # a clip may be mixed with another one of its family
+        read = ALL if recipe.swaps else rows  # a clip may be mixed with another one of its family
         clips = self.clips.batch(step, recipe.batch_size, caption_noise=recipe.caption_noise, rows=read)
         x_0, draws = clips.latents, recipe.batch_size // each
         noise = torch.randn((draws, *x_0.shape[1:]), generator=generator)
@@ -135,9 +135,11 @@ class DenoiserTask:
         dropped = torch.rand(draws, generator=generator) < recipe.caption_dropout
         noise, t, dropped = (value.repeat_interleave(each, 0)[read] for value in (noise, t, dropped))
         shown, swapped = x_0, torch.zeros(len(x_0), dtype=torch.bool)
-        if recipe.shape_swap:
+        if recipe.swaps:
             allowed = (t >= SWAPPED_FROM) & ~dropped
-            shown, swapped = swap_shapes(x_0, allowed, recipe.shape_swap, each, generator)
+            sized = torch.tensor([world.read_caption(caption).size is not None for caption in clips.captions])
+            shares = recipe.shape_swap, sized, recipe.size_swap
+            shown, swapped = swap_siblings(x_0, allowed, *shares, len(world.SHAPES), generator)
             clips = dataclasses.replace(with_tensors(clips, lambda value: value[rows]), captions=clips.captions[rows])
             noise, t, dropped, shown, swapped = (value[rows] for value in (noise, t, dropped, shown, swapped))
         return NoisyBatch(clips, noise, t, dropped, shown, swapped)
@@ -168,7 +170,7 @@ class DenoiserTask:
             objects=move(batch.clips.objects),
             swapped=swapped,
             counts=move(caption_counts(batch.clips.captions, batch.dropped, self.recipe.shape_weights)),
-            family_size=self.clips.family_size,
+            family_size=min(self.clips.family_size, len(world.SHAPES)),  # shapes are compared in one size
             area_gradients=None if gradients is None else move(gradients),
         )
 
