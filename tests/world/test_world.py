@@ -68,6 +68,7 @@ def test_a_family_in_both_sizes_repeats_its_shapes_in_the_other(split):
             (thing,), (sibling,) = own.things, other.things
             assert sibling.size != thing.size
             assert dataclasses.replace(thing, size=sibling.size, start=sibling.start) == sibling
+            assert math.dist(thing.start, sibling.start) < 12
             assert world.holds(split, other)
             test_objects_stay_inside_the_frame.hypothesis.inner_test(other)
 

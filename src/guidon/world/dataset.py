@@ -134,14 +134,14 @@ def clip(split: str, seed: int, index: int, *, held_out_templates: bool = False)
 
 @lru_cache(maxsize=4096)
 def family(split: str, seed: int, index: int, *, sizes: bool = False) -> tuple[Scene, ...]:
-    """The scene of clip ``index`` in every shape: four scenes that differ in nothing else, the clip's own first.
+    """The scene of clip ``index`` in every shape, the clip's own first.
 
-    A shape that the split does not hold with these attributes is replaced by one that it does. A start too near the
-    border for another shape's reach is moved inside.
+    The scenes differ in nothing else, but that a start too near the border for a shape's reach is moved inside. A
+    shape that the split does not hold with these attributes is replaced by one that it does.
 
     Args:
         split, seed, index: as in ``clip``.
-        sizes: the same four in the other size follow, in the same order.
+        sizes: whether the same four scenes in the other size follow, in the same order.
     """
     scene = clip(split, seed, index).scene
     thing = scene.things[0]

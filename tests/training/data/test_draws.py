@@ -28,13 +28,19 @@ def test_timesteps_of_a_logit_normal_distribution():
     assert 0 <= t.min() < 250 < 950 < t.max() < 1000
 
 
-EVERY, NONE = torch.ones(400, dtype=torch.bool), torch.zeros(400, dtype=torch.bool)
+EVERY = torch.ones(400, dtype=torch.bool)
+
+
+def swap(x_0, allowed, size_told, seed, *, shape_share=0.0, size_share=0.0):
+    return swap_siblings(
+        x_0, allowed, size_told, seeded(seed), shapes=4, shape_share=shape_share, size_share=size_share
+    )
 
 
 def test_a_sibling_shows_through_where_it_may():
     x_0 = torch.arange(8.0).view(8, 1, 1, 1, 1).expand(8, 4, 16, 8, 8)
     allowed = torch.tensor([True, False, False, True, True, True, False, False])
-    shown, swapped = swap_siblings(x_0, allowed, 1.0, NONE[:8], 0.0, 4, seeded(0))
+    shown, swapped = swap(x_0, allowed, EVERY[:8], 0, shape_share=1.0)
     assert torch.equal(swapped, allowed)
     assert torch.equal(shown[~swapped], x_0[~swapped])
     moved = (shown - x_0)[swapped].flatten(1)
@@ -47,27 +53,29 @@ def test_a_sibling_shows_through_where_it_may():
 
 @pytest.mark.parametrize(("shape", "size"), [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)])
 def test_a_sibling_differs_in_what_is_swapped(shape, size):
-    """Clips are marked in families of (size, shape): what shows through tells the sibling's."""
-    families, shapes = 50, 4
-    of_shape = torch.eye(shapes).repeat(2 * families, 1)
-    of_size = torch.eye(2).repeat_interleave(shapes, 0).repeat(families, 1)
-    x_0 = torch.cat([of_shape, of_size], 1)
-    sized = torch.arange(len(x_0)) % 3 > 0
-    shown, swapped = swap_siblings(x_0, EVERY, shape, sized, size, shapes, seeded(1))
-    moved = (shown - x_0).abs() > 1e-6
-    by_shape, by_size = moved[:, :shapes].any(1), moved[:, shapes:].any(1)
+    """Clips are marked by shape, size and family: what shows through tells the sibling's."""
+    families = 50
+    of_shape = torch.eye(4).repeat(2 * families, 1)
+    of_size = torch.eye(2).repeat_interleave(4, 0).repeat(families, 1)
+    family = torch.arange(float(families)).repeat_interleave(8)[:, None]
+    x_0 = torch.cat([of_shape, of_size, family], 1)
+    told = torch.arange(len(x_0)) % 3 > 0
+    shown, swapped = swap(x_0, EVERY, told, 1, shape_share=shape, size_share=size)
+    assert torch.allclose(shown[:, 6], x_0[:, 6])  # one of its own family
+    moved = (shown - x_0).abs()[:, :6] > 1e-6
+    by_shape, by_size = moved[:, :4].any(1), moved[:, 4:].any(1)
     assert torch.equal(by_shape | by_size, swapped)
-    assert not by_size[~sized].any()
+    assert not by_size[~told].any()
     assert by_shape.float().mean() == pytest.approx(shape, abs=0.07)
-    assert by_size[sized].float().mean() == pytest.approx(size, abs=0.07)
-    assert torch.allclose(shown[:, :shapes].sum(1), torch.ones(len(x_0)))  # a mixture of two clips
-    assert torch.allclose(shown[:, shapes:].sum(1), torch.ones(len(x_0)))
+    assert by_size[told].float().mean() == pytest.approx(size, abs=0.07)
+    assert torch.allclose(shown[:, :4].sum(1), torch.ones(len(x_0)))  # a mixture of two clips
+    assert torch.allclose(shown[:, 4:6].sum(1), torch.ones(len(x_0)))
     both = by_shape & by_size
     other = (x_0 - shown)[both]  # as much of the other shape as of the other size: one sibling that differs in both
-    assert torch.allclose(other[:, :shapes].amax(1), other[:, shapes:].amax(1))
+    assert torch.allclose(other[:, :4].amax(1), other[:, 4:6].amax(1))
     assert both.any() == (shape * size > 0)
 
 
 def test_swaps_are_as_many_as_asked_for():
-    _, swapped = swap_siblings(torch.zeros(400, 1), EVERY, 0.3, EVERY, 0.0, 4, seeded(0))
+    _, swapped = swap(torch.zeros(400, 1), EVERY, EVERY, 0, shape_share=0.3)
     assert swapped.float().mean() == pytest.approx(0.3, abs=0.07)

@@ -105,9 +105,10 @@ def test_a_size_is_swapped_where_the_caption_tells_it(tmp_path, vae):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_swapped_sample_is_still_to_be_denoised_to_its_own_shape(tmp_path, vae, monkeypatch, prediction):
+@pytest.mark.parametrize("swap", ["shape_swap", "size_swap"])
+def test_a_swapped_sample_is_still_to_be_denoised_to_its_own_clip(tmp_path, vae, monkeypatch, swap, prediction):
     """A network that answers with the captioned clip has no loss, whatever shows through and whatever it predicts."""
-    values = FAMILIES | {"shape_swap": 1.0, "size_swap": 0.5, "prediction": prediction, "caption_dropout": 0.0}
+    values = FAMILIES | {swap: 1.0, "prediction": prediction, "caption_dropout": 0.0}
     task = denoiser_task(tmp_path, vae, **values)
     batch = task.draw(0, torch.Generator().manual_seed(0))
     assert batch.swapped.any()

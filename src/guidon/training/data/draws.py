@@ -35,7 +35,14 @@ def draw_timesteps(
 
 
 def swap_siblings(
-    x_0: Tensor, allowed: Tensor, shape: float, sized: Tensor, size: float, shapes: int, generator: torch.Generator
+    x_0: Tensor,
+    allowed: Tensor,
+    size_told: Tensor,
+    generator: torch.Generator,
+    *,
+    shapes: int,
+    shape_share: float,
+    size_share: float,
 ) -> tuple[Tensor, Tensor]:
     """Mix another clip of the family into some samples, so that only the caption tells the true shape and size.
 
@@ -44,31 +51,29 @@ def swap_siblings(
     is the same with sizes.
 
     Args:
-        x_0: clean latents (B, ...), in families of neighbours: ``shapes`` clips that differ in shape alone. If
-            ``size`` is not 0, the same ``shapes`` clips in the other size follow, in the same order.
+        x_0: clean latents (B, ...), in families of neighbours: ``shapes`` clips that differ in shape alone. With a
+            ``size_share``, the same ``shapes`` clips in the other size follow, in the same order.
         allowed: samples that may be mixed, bool (B,).
-        shape: the share of allowed samples that are mixed with a clip of another shape.
-        sized: samples that may be mixed with a clip of the other size, bool (B,).
-        size: the share of them that are. A sample that is mixed for both is mixed with one clip that differs in both.
-        shapes: clips of one size in a family.
+        size_told: samples whose caption names the size, bool (B,).
         generator: where the randomness comes from.
+        shapes: clips of one size in a family.
+        shape_share: the share of the allowed samples that get a clip of another shape. A family that holds a shape
+            several times may give the same shape.
+        size_share: the share of the allowed samples whose caption names the size that get a clip of the other size. It
+            is drawn independently: a sample that both draws choose gets one clip that differs in shape and in size.
 
     Returns:
         The latents to add noise to, with the shape of ``x_0``; and which samples were mixed, bool (B,).
     """
     rows = len(x_0)
-    by_shape = torch.rand(rows, generator=generator) < shape
+    own = torch.arange(rows)
+    places = own.view(-1, 2 if size_share else 1, shapes)  # (families, sizes, shapes)
+    by_shape = torch.rand(rows, generator=generator) < shape_share
     amount = torch.rand(rows, generator=generator)
     other = int(torch.randint(1, shapes, (), generator=generator))
-    families = x_0.unflatten(0, (-1, shapes))
-    sibling = torch.where(per_sample(by_shape, x_0), families.roll(other, 1).flatten(0, 1), x_0)
-    chosen = by_shape
-    if size:
-        by_size = (torch.rand(rows, generator=generator) < size) & sized
-        of_size = x_0.unflatten(0, (-1, 2, shapes)).roll(1, 1)
-        of_both = of_size.roll(other, 2).flatten(0, 2)
-        of_size = torch.where(per_sample(by_shape, x_0), of_both, of_size.flatten(0, 2))
-        sibling = torch.where(per_sample(by_size, x_0), of_size, sibling)
-        chosen = by_shape | by_size
-    swapped = chosen & allowed
-    return x_0 + per_sample(amount * swapped, x_0) * (sibling - x_0), swapped
+    sibling = torch.where(by_shape, places.roll(other, 2).flatten(), own)
+    if size_share:
+        by_size = (torch.rand(rows, generator=generator) < size_share) & size_told
+        sibling = torch.where(by_size, places.roll(1, 1).flatten()[sibling], sibling)
+    swapped = (sibling != own) & allowed
+    return x_0 + per_sample(amount * swapped, x_0) * (x_0[sibling] - x_0), swapped

@@ -48,7 +48,7 @@ class LatentClips:
 
     seed: int
     family_size: int
-    """How many consecutive clips differ only in shape, or in shape and size; 1 where clips are independent."""
+    """How many clips a family has, which are consecutive: they differ in shape, or in shape and size. 1 for none."""
     latents: Tensor
     """The latents of all clips, fp16 (N, C, T, h, w)."""
     area_gradients: Tensor | None

@@ -130,8 +130,8 @@ class DenoiserRecipe(Run):
     """Share of captioned samples at high noise into which a clip of another shape is mixed, so that only the caption
     tells the true shape. It needs the term ``shape_contrast``."""
     size_swap: Fraction = 0.0
-    """Share of samples at high noise whose caption names a size into which a clip of the other size is mixed. Families
-    then have every shape in both sizes. It needs the term ``shape_contrast``."""
+    """The same with the other size, as a share of the samples whose caption names the size, drawn independently of
+    ``shape_swap``. A family then has every shape in both sizes: ``clips`` and ``batch_size`` are multiples of 8."""
     compile: bool = False
     """Compile the blocks with torch.compile: 25% more samples per second on two cores. It needs a C++ compiler."""
 
@@ -147,11 +147,16 @@ class DenoiserRecipe(Run):
 
     @property
     def family_size(self) -> int:
-        """How many consecutive clips differ only in shape, or in shape and size; 1 where clips are independent."""
+        """How many clips a family has: every shape, with ``size_swap`` in both sizes. 1 where clips are independent."""
         return len(SHAPES) * (2 if self.size_swap else 1) if self.terms.need("families") else 1
 
     @property
-    def swaps(self) -> str:
+    def decisive(self) -> dict[str, Any]:
+        """See ``Run``. A run without ``size_swap`` goes on from checkpoints that were written before it existed."""
+        return {name: value for name, value in super().decisive.items() if name != "size_swap" or value}
+
+    @property
+    def first_swap(self) -> str:
         """The first of ``shape_swap`` and ``size_swap`` that the recipe has; "" for none."""
         return next((name for name in ("shape_swap", "size_swap") if getattr(self, name)), "")
 
@@ -178,11 +183,11 @@ class DenoiserRecipe(Run):
     @model_validator(mode="after")
     def _whole_families(self) -> DenoiserRecipe:
         if self.terms.need("families"):
+            family = "every shape in both sizes" if self.size_swap else "every shape"
             for name in ("batch_size", "clips"):
-                kinds = "shapes and sizes" if self.size_swap else "shapes"
-                must_divide(self.family_size, getattr(self, name), f"families of {kinds} must divide {name}")
-        elif swap := self.swaps:
-            raise InputError(f"{swap} takes a clip of the same family: give terms: shape_contrast too")
+                must_divide(self.family_size, getattr(self, name), f"{name} must hold whole families, {family}")
+        elif self.first_swap:
+            raise InputError(f"{self.first_swap} takes a clip of the same family: give terms: shape_contrast too")
         return self
 
     @model_validator(mode="after")
@@ -192,7 +197,7 @@ class DenoiserRecipe(Run):
         for given, name, why in (
             ("noise_schedule" in self.model_fields_set, "noise_schedule", "it has none"),
             ("bound" in self.terms.model_fields_set, "terms: bound", "it learns no variance"),
-            (bool(self.swaps), self.swaps, "it begins at a timestep of a diffusion"),
+            (bool(self.first_swap), self.first_swap, "it begins at a timestep of a diffusion"),
         ):
             if given:
                 raise InputError(
@@ -212,7 +217,7 @@ class DenoiserRecipe(Run):
     def _expert_has_its_side(self) -> DenoiserRecipe:
         if self.expert and self.start is None:
             raise InputError("an expert takes one side of an earlier run's timesteps: give its start")
-        if self.expert and self.swaps and self.expert.timesteps[1] <= SWAPPED_FROM:
-            what = f"{self.swaps} begins at timestep {SWAPPED_FROM}"
+        if self.expert and self.first_swap and self.expert.timesteps[1] <= SWAPPED_FROM:
+            what = f"{self.first_swap} begins at timestep {SWAPPED_FROM}"
             raise InputError(f"{what}, and this expert ends before: leave it out")
         return self

@@ -127,7 +127,7 @@ class DenoiserTask:
     def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> NoisyBatch:
         """Rows of the batch of a step. All clips of a family have the same noise, timestep and caption dropout."""
         recipe, each = self.recipe, self.clips.family_size
-        read = ALL if recipe.swaps else rows  # a clip may be mixed with another one of its family
+        read = ALL if recipe.first_swap else rows  # a clip may be mixed with another one of its family
         clips = self.clips.batch(step, recipe.batch_size, caption_noise=recipe.caption_noise, rows=read)
         x_0, draws = clips.latents, recipe.batch_size // each
         noise = torch.randn((draws, *x_0.shape[1:]), generator=generator)
@@ -135,11 +135,16 @@ class DenoiserTask:
         dropped = torch.rand(draws, generator=generator) < recipe.caption_dropout
         noise, t, dropped = (value.repeat_interleave(each, 0)[read] for value in (noise, t, dropped))
         shown, swapped = x_0, torch.zeros(len(x_0), dtype=torch.bool)
-        if recipe.swaps:
-            allowed = (t >= SWAPPED_FROM) & ~dropped
-            sized = torch.tensor([world.read_caption(caption).size is not None for caption in clips.captions])
-            shares = recipe.shape_swap, sized, recipe.size_swap
-            shown, swapped = swap_siblings(x_0, allowed, *shares, len(world.SHAPES), generator)
+        if recipe.first_swap:
+            shown, swapped = swap_siblings(
+                x_0,
+                (t >= SWAPPED_FROM) & ~dropped,
+                torch.tensor([world.read_caption(caption).size is not None for caption in clips.captions]),
+                generator,
+                shapes=len(world.SHAPES),
+                shape_share=recipe.shape_swap,
+                size_share=recipe.size_swap,
+            )
             clips = dataclasses.replace(with_tensors(clips, lambda value: value[rows]), captions=clips.captions[rows])
             noise, t, dropped, shown, swapped = (value[rows] for value in (noise, t, dropped, shown, swapped))
         return NoisyBatch(clips, noise, t, dropped, shown, swapped)

@@ -24,7 +24,7 @@ class TermSettings(Settings, ABC):
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
     needs: ClassVar[frozenset[Literal["areas", "families"]]] = frozenset()
-    """Data that the term needs: gradients of areas, or families of clips that differ only in shape."""
+    """Data that the term needs: gradients of areas, or families of clips."""
 
     @abstractmethod
     def build(self) -> Term:
@@ -79,7 +79,9 @@ class AreaSettings(TermSettings):
 
 
 class ShapeContrastSettings(TermSettings):
-    """Gives more weight to errors in the differences between the clips of a family, which differ only in shape.
+    """Gives more weight to errors in the differences between the clips of a family that differ only in shape.
+
+    Where a family has both sizes, each size counts as a family of its own.
 
     All clips of a family have the same noise, timestep and caption dropout. The error from what the noise hides is
     therefore nearly equal in all of them and cancels in the differences. What remains is the error in the shape.

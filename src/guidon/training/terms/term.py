@@ -38,7 +38,7 @@ class TrainingStep:
     objects: Tensor
     """Where the object is, bool (B, 1, T, H, W)."""
     swapped: Tensor
-    """Samples into which a clip of another shape is mixed, bool (B,)."""
+    """Samples into which another clip of the family is mixed, bool (B,)."""
     counts: Tensor
     """Weight of each sample by its caption, (B,), 1 on average."""
     family_size: int
