@@ -35,14 +35,14 @@ PICTURES = {
             "a large cyan cross stays still on a brown background",
         ],
         {"no guidance": "none", "3 channels": 3, "all channels": "all"},
-        seed=1,
+        seed=2,
     ),
     "channels": Picture(
         [
-            "big yellow block glides down and to the right slowly, black background",
-            "on a gray background, a scarlet triangle glides upwards",
+            "the small violet cross travels up over a black background",
             "there is a green triangle that is still on a gray background",
             "a small yellow cross moves leftwards against a brown backdrop",
+            "the small green wedge goes diagonally down right slowly over a black background",
         ],
         {
             "no guidance": "none",

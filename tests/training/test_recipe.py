@@ -63,10 +63,10 @@ def test_bad_recipes_of_an_autoencoder_are_refused_in_one_line(tmp_path, values,
         ({"terms": {"area": {}}}, "the key 'terms.area.weight' is missing"), ({"terms": {"area": {"weight": float("inf")}}}, "terms.area.weight"),
         ({"shape_swap": 0.5}, "shape_swap takes a clip of the same family: give terms: shape_contrast too"),
         ({"size_swap": 0.5}, "size_swap takes a clip of the same family: give terms: shape_contrast too"),
-        ({"size_swap": 0.5, "terms": {"shape_contrast": {"weight": 2}}, "batch_size": 8, "clips": 12}, "families of shapes and sizes must divide clips: 12 is no multiple of 8"),
+        ({"size_swap": 0.5, "terms": {"shape_contrast": {"weight": 2}}, "batch_size": 8, "clips": 12}, "clips must hold whole families, every shape in both sizes: 12 is no multiple of 8"),
         ({"size_swap": 0.5, "terms": {"shape_contrast": {"weight": 2}}, "batch_size": 8, "clips": 8, "prediction": "flow"}, "and size_swap is not for one"),
         ({"expert": LOW, "start": "x", "terms": {"shape_contrast": {"weight": 4}}, "size_swap": 0.5, "clips": 8, "batch_size": 8}, "size_swap begins at timestep 350"),
-        ({"terms": {"shape_contrast": {"weight": 2}}, "batch_size": 6}, "families of shapes must divide batch_size: 6 is no multiple of 4"),
+        ({"terms": {"shape_contrast": {"weight": 2}}, "batch_size": 6}, "batch_size must hold whole families, every shape: 6 is no multiple of 4"),
         ({"shape_weights": {"star": 3}}, "shape_weights names 'star'"),
         ({"seed": 10**14}, "seed"), ({"expert": LOW}, "give its start"),
         ({"expert": LOW | {"boundary": 1000}, "start": "x"}, "boundary"),
@@ -82,6 +82,17 @@ def test_bad_recipes_of_a_denoiser_are_refused_in_one_line(tmp_path, values, mes
         load_recipe(denoiser_recipe(tmp_path, "vae.safetensors", **values))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_checkpoints_from_before_size_swap_fit_recipes_without_it(tmp_path):
+    """What is decisive without it is what it was before it existed."""
+    families = {"terms": {"shape_contrast": {"weight": 4}}, "batch_size": 8, "clips": 8}
+    without, with_it = (
+        load_recipe(denoiser_recipe(tmp_path, "vae.safetensors", **families, size_swap=share)).decisive
+        for share in (0.0, 0.5)
+    )
+    assert "size_swap" not in without
+    assert with_it == without | {"size_swap": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +197,7 @@ def test_the_shipped_recipe_makes_what_the_package_holds():
     folder = find_preset("guidon-small").weights
     last = recipe.order(recipe.export.stage)
     made = {name: recipe.recipe(name, Path("x"), {f: Path("y") for f in recipe.parents(name)}) for name in last}
-    for file, stage in (("denoiser", "faithful"), ("denoiser-low", "low-steady")):
+    for file, stage in (("denoiser", "sized"), ("denoiser-low", "low-steady")):
         config = load_component(folder / f"{file}.safetensors", "denoiser").config
         wanted = made[stage].model.model_dump(mode="json") | {"prediction": made[stage].prediction}
         assert {name: config[name] for name in wanted} == wanted
@@ -197,7 +208,7 @@ def test_the_shipped_recipe_makes_what_the_package_holds():
     assert {name: text[name] for name in ("features", "layers", "heads")} == made["base"].text.model_dump(
         include={"features", "layers", "heads"}
     )
-    for file, stage in (("denoiser", "faithful"), ("denoiser-low", "finished")):
+    for file, stage in (("denoiser", "sized"), ("denoiser-low", "finished")):
         record = load_component(folder / f"{file}.safetensors", "denoiser").record
         assert (record["steps"], record["batch_size"]) == (made[stage].steps, made[stage].batch_size)
     vae = load_component(folder / "vae.safetensors", "vae").config

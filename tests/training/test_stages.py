@@ -232,7 +232,8 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
         values["stages"][stage] |= {"rollouts": 4, "rank": 2, "sampling": {"block": 4}}
     values["stages"]["vae"]["model"] |= {"block_out_channels": [8, 8]}
     values["stages"]["faithful"] |= {"clips": 4}
-    for stage in ("low", "low-steady", "high-refined", "faithful"):
+    values["stages"]["sized"] |= {"clips": 8, "batch_size": 8}
+    for stage in ("low", "low-steady", "high-refined", "faithful", "sized"):
         values["stages"][stage]["model"] |= {"refiner_channels": 4, "refiner_depth": 1}
     path = write_recipe(tmp_path / "tiny.yaml", values)
     folder = run_recipe(path)
@@ -247,7 +248,7 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
     }
     assert high.record["lineage"][: len(low.record["lineage"])] == low.record["lineage"]
     whole = list(values["stages"])
-    assert chains == {"low": whole[: whole.index("finished") + 1], "high": whole[: whole.index("faithful") + 1]}
+    assert chains == {"low": whole[: whole.index("finished") + 1], "high": whole[: whole.index("sized") + 1]}
     values["stages"]["finished"]["finisher"]["end"] = 351
     with pytest.raises(InputError, match="ends at timestep 350: give 350 or less"):
         run_recipe(write_recipe(path, values))
