@@ -136,10 +136,11 @@ class DenoiserTask:
         noise, t, dropped = (value.repeat_interleave(each, 0)[read] for value in (noise, t, dropped))
         shown, swapped = x_0, torch.zeros(len(x_0), dtype=torch.bool)
         if recipe.first_swap:
+            told = [bool(recipe.size_swap) and world.read_caption(text).size is not None for text in clips.captions]
             shown, swapped = swap_siblings(
                 x_0,
                 (t >= SWAPPED_FROM) & ~dropped,
-                torch.tensor([world.read_caption(caption).size is not None for caption in clips.captions]),
+                torch.tensor(told),
                 generator,
                 shapes=len(world.SHAPES),
                 shape_share=recipe.shape_swap,
