@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..core.errors import InputError
 from ..core.ranks import Ranks
 from ..models.parts.layers import CrossAttention
+from .muon import divided_step
 from .recipe import Run
 from .rows import tensors_of, with_tensors
 
@@ -96,6 +97,13 @@ class Parallel:
         norm = whole(nn.utils.get_total_norm([cast("Tensor", parameter.grad) for parameter in parameters]))
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
         return norm
+
+    def update(self, optimiser: torch.optim.Optimizer) -> None:
+        """Do an optimiser's step. What ranks would all compute alike, and takes long, they divide."""
+        if len(self.ranks) > 1 and type(optimiser).__name__ == "Muon":
+            divided_step(optimiser, self.ranks, self.device)
+        else:
+            optimiser.step()
 
     def all_finite(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether loss and gradient are finite on all ranks. The host waits for the device."""

@@ -103,7 +103,7 @@ class Steps:
         for group, base in zip(groups, self._rates, strict=True):
             group["lr"] = base * rate
         for optimiser in self.optimisers:
-            optimiser.step()
+            self.parallel.update(optimiser)
         self.ema.update(self.module, step)
         return Done([{"loss": logs[0].pop("loss"), "grad_norm": norm, **logs[0]}, *logs[1:]], rate)
 
