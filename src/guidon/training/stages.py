@@ -36,7 +36,7 @@ from ..models.trained.config import CONFIG
 from ..models.trained.writing import COMPONENTS, HUB, hub_folder
 from .demand import require_resources
 from .loop import Look, Task, train
-from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
+from .recipe import DistillRecipe, Recipe, RolloutRecipe, StagedRecipe, VAERecipe, check_recipe
 from .sharded import step_of
 from .tasks import prepare
 from .tasks.export import model_folder
@@ -189,9 +189,14 @@ def _run(
 
 
 def _prepared(recipe: Recipe, device: torch.device, ranks: Ranks) -> Task:
-    """The task of a recipe. All ranks encode own videos together. Else what the first one stores, the others read."""
+    """The task of a recipe, on every rank.
+
+    All ranks encode own videos together, and sample a model's clips together. Else what the first one stores, the
+    others read.
+    """
     own: list[Task] = []
-    if getattr(recipe, "data", None) is None:
+    together = isinstance(recipe, RolloutRecipe | DistillRecipe) or getattr(recipe, "data", None) is not None
+    if not together:
         ranks.from_first_at_length(lambda: own.append(prepare(recipe, device)))
     return ranks.agreed(lambda: own[0] if own else prepare(recipe, device))
 

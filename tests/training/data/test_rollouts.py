@@ -1,5 +1,7 @@
 """Rollouts are sampled once, block by block, and hold pairs of what was drawn and what should have been."""
 
+import time
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,6 +15,7 @@ from guidon.training.data import rollouts
 from guidon.training.data.cache import store
 from guidon.training.data.rollouts import Rollouts
 from guidon.training.recipe import Sampling
+from ranks import on_ranks
 from recipes import CPU, redraw_truth
 
 SAMPLING = Sampling(steps=2, block=4)
@@ -94,6 +97,31 @@ def test_an_interrupted_run_goes_on_with_the_next_block(tmp_path, model, readabl
         store(path, key, block | change)
         assert torch.equal(prepare(tmp_path / "cut", model, 3 * BLOCK).drawn, whole.drawn)
     assert asked[5:] == [0, 0, 0]
+
+
+def test_several_processes_divide_the_blocks(tmp_path, model, readable, monkeypatch):
+    """All get all of them, and each is sampled once."""
+    whole = prepare(tmp_path / "whole", model, 5 * BLOCK)
+    sample, asked = rollouts._sample, []
+
+    def counted(model, seed, numbers, sampling, device):
+        asked.append(numbers[0])
+        time.sleep(0.05)
+        return sample(model, seed, numbers, sampling, device)
+
+    monkeypatch.setattr(rollouts, "_sample", counted)
+
+    def work():
+        found = prepare(tmp_path / "divided", model, 5 * BLOCK)
+        return found.drawn, found.clean, found.objects, found.captions, asked
+
+    results = on_ranks(work, 3)
+    for drawn, clean, objects, captions, _ in results:
+        assert torch.equal(drawn, whole.drawn)
+        assert torch.equal(clean, whole.clean)
+        assert torch.equal(objects, whole.objects)
+        assert captions == whole.captions
+    assert sorted(first for *_, own in results for first in own) == [k * BLOCK for k in range(5)]
 
 
 def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable):

@@ -6,6 +6,7 @@ Several runs may store the same file at the same time. Each writes the whole fil
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,11 @@ from ...checkpoints.writing import safetensors_bytes
 from ...core.atomic import sweep, write_bytes
 from ...core.errors import InputError
 from ...core.hashing import hash_tensors
+from ...core.locks import try_held
 from ...core.progress import progress
 from ...core.reading import reading, regular_file
+
+LOOK = 0.2  # seconds between two looks at what other processes sample
 
 
 def store(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
@@ -102,7 +106,8 @@ def sampled_rollouts(
 ) -> dict[str, Tensor]:
     """Clips that a model samples, block by block: the tensors of all blocks, joined along their first axis.
 
-    A block that was stored is read, so an interrupted run continues with the next one.
+    A block that was stored is read, so an interrupted run continues with the next one. Processes that call this with
+    the same folder divide the blocks among them: each locks the block that it samples.
 
     Args:
         place: the folder of the blocks.
@@ -115,19 +120,27 @@ def sampled_rollouts(
     Raises:
         InputError: not one clip can be read.
     """
+    place.mkdir(parents=True, exist_ok=True)
     sweep(place)
-    blocks: list[dict[str, Tensor]] = []
+    blocks: dict[int, dict[str, Tensor]] = {}  # by the first number
     starts = range(0, count, size)
     with progress("sampling rollouts") as on_step:
-        for done, first in enumerate(starts):
-            path, numbers = place / f"{first:06}.safetensors", range(first, min(first + size, count))
-            own = f"{key} {len(numbers)}"
-            if (block := stored(path, own, "rollouts", partial(fits, numbers))) is None:
-                block = sample(numbers)
-                store(path, own, block)
-            blocks.append(block)
-            on_step(done + 1, len(starts))
-    found = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+        while waiting := [first for first in starts if first not in blocks]:
+            before = len(blocks)
+            for first in waiting:
+                path, numbers = place / f"{first:06}.safetensors", range(first, min(first + size, count))
+                own = f"{key} {len(numbers)}"
+                with try_held(place, f".{first:06}.lock", "sampling rollouts") as mine:
+                    if not mine:
+                        continue
+                    if (block := stored(path, own, "rollouts", partial(fits, numbers))) is None:
+                        block = sample(numbers)
+                        store(path, own, block)
+                blocks[first] = block
+                on_step(len(blocks), len(starts))
+            if len(blocks) == before:  # other processes sample all that is left
+                time.sleep(LOOK)
+    found = {name: torch.cat([blocks[first][name] for first in starts]) for name in blocks[0]}
     if not len(found["numbers"]):
         raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")
     return found
