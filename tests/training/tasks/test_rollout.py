@@ -69,6 +69,23 @@ def test_only_the_finisher_is_trained(tmp_path, model_x0):
         assert (folder / f"{name}.safetensors").read_bytes() == (model_x0 / f"{name}.safetensors").read_bytes()
 
 
+def test_blocks_and_the_layers_of_the_finisher_are_compiled(tmp_path, model_x0, monkeypatch):
+    compile_, compiled = torch.nn.Module.compile, []
+
+    def eagerly(module):
+        compiled.append(type(module).__name__)
+        compile_(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", eagerly)
+    plain = weights_of(run_recipe(recipe(tmp_path / "plain", model_x0)))
+    assert not compiled
+    again = weights_of(run_recipe(recipe(tmp_path / "compiled", model_x0, compile=True)))
+    depth = load_component(model_x0 / "denoiser.safetensors", "denoiser").config["depth"]
+    assert compiled == ["Block"] * depth + ["Layer"] * ROLLOUT["finisher"]["depth"]
+    assert plain.keys() == again.keys()
+    assert all(torch.allclose(plain[name], again[name], atol=2e-3) for name in plain)
+
+
 def test_guidance_acts_through_it(tmp_path, model_x0):
     """What it draws depends on the scale; a conditional clip is not that of the model without it."""
     folder = run_recipe(recipe(tmp_path, model_x0, optimiser={"lr": 0.1, "warmup_steps": 1}))

@@ -75,6 +75,8 @@ class RolloutRecipe(Run):
     """Share of captions that are replaced by the null caption."""
     terms: Terms = Terms(mse=MSESettings(weighting="balanced", foreground=4))
     """The terms of the loss. Those that need area gradients or families of clips cannot be used."""
+    compile: bool = False
+    """Compile the blocks and the finisher's layers with torch.compile. It needs a C++ compiler."""
 
     @property
     def result(self) -> Path:

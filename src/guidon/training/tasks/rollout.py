@@ -28,6 +28,7 @@ from ..demand import require_batch
 from ..recipe import RolloutRecipe
 from ..rows import ALL
 from ..terms import Term, TrainingStep, total_loss
+from .blocks import prepare_blocks
 from .denoiser import Trained, part_of, validation_errors
 from .export import model_folder
 
@@ -98,6 +99,7 @@ class RolloutTask:
         config, module = build_module(recipe, start, own)
         require_batch(recipe, (config.in_channels, *config.input_size), device)
         module.to(device)
+        prepare_blocks(module.denoiser, checkpointing=False, compiling=recipe.compile)
         # Sample rollouts, the slow part.
         model = find_model(preset, Sources(), device)
         assert isinstance(model.schedule, NoiseSchedule)  # a rectified flow predicts flow
