@@ -84,17 +84,6 @@ def test_bad_recipes_of_a_denoiser_are_refused_in_one_line(tmp_path, values, mes
     assert "\n" not in str(error.value)
 
 
-def test_checkpoints_from_before_size_swap_fit_recipes_without_it(tmp_path):
-    """What is decisive without it is what it was before it existed."""
-    families = {"terms": {"shape_contrast": {"weight": 4}}, "batch_size": 8, "clips": 8}
-    without, with_it = (
-        load_recipe(denoiser_recipe(tmp_path, "vae.safetensors", **families, size_swap=share)).decisive
-        for share in (0.0, 0.5)
-    )
-    assert "size_swap" not in without
-    assert with_it == without | {"size_swap": 0.5}
-
-
 @pytest.mark.parametrize(
     ("name", "value", "now"),
     [

@@ -13,7 +13,9 @@ from guidon.checkpoints import files
 from guidon.core.errors import InputError
 from guidon.training import load_recipe, run_recipe, state
 from guidon.training.ema import EMA
+from guidon.training.recipe import Optimiser, defaults
 from guidon.training.state import Checkpoint, Progress, read_state
+from guidon.training.terms.settings import MSESettings
 from recipes import assert_equal_weights, at_step, denoiser_recipe, rows_of, weights_of
 from recipes import vae_recipe as recipe_of
 
@@ -112,7 +114,7 @@ def test_an_optimiser_that_could_not_do_a_step_is_refused(tmp_path, change):
     optimiser = torch.optim.AdamW(weights, fused=True)
     sum(weight.sum() for weight in weights).backward()
     optimiser.step()
-    kept = Checkpoint(tmp_path / "checkpoint.pt", {}, frozenset(), module, EMA(module, 0.9), [optimiser])
+    kept = Checkpoint(tmp_path / "checkpoint.pt", {}, {}, frozenset(), module, EMA(module, 0.9), [optimiser])
     kept.save(Progress(1))
     kept.load()
     whole = torch.load(kept.path, weights_only=True)
@@ -268,6 +270,45 @@ def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_p
         said = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
         assert len(said) == (name in SAID), name
         assert not said or f" {name} " in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("train", "decoder"), ("optimiser.weight_decay", 0.1), ("model.mid_block_attention", True)]
+)
+def test_a_setting_that_did_not_exist_was_its_default(tmp_path, finished, capsys, name, value):
+    """A checkpoint of an earlier version goes on in silence, unless the recipe gives the new setting another value."""
+    config, checkpoint = finished
+    whole = torch.load(checkpoint, weights_only=True)
+    section, _, last = name.rpartition(".")
+    del (whole["identity"][section] if section else whole["identity"])[last]
+    del whole["digest"]
+    torch.save(whole | {"digest": state._digest(whole)}, checkpoint)
+    before = checkpoint.read_bytes()
+    run_recipe(config)
+    assert "goes on with other settings" not in capsys.readouterr().err
+    checkpoint.write_bytes(before)
+    own = MODEL if section == "model" else {}
+    changed = vae_recipe(tmp_path, **({section: own | {last: value}} if section else {name: value}))
+    refused(changed, EARLIER.get(name, f"the recipe's {name} changed since"))
+
+
+def test_a_setting_that_did_not_exist_and_is_not_its_default_is_refused(tmp_path, finished):
+    config, checkpoint = finished
+    whole = torch.load(checkpoint, weights_only=True)
+    assert MODEL["block_out_channels"] != defaults(load_recipe(config))["model"]["block_out_channels"]
+    del whole["identity"]["model"]["block_out_channels"], whole["digest"]
+    torch.save(whole | {"digest": state._digest(whole)}, checkpoint)
+    refused(config, "the recipe's model.block_out_channels changed since")
+
+
+def test_defaults_are_those_of_a_recipe_that_gives_none(tmp_path):
+    recipe = load_recipe(denoiser_recipe(tmp_path, "vae.safetensors"))
+    known, given = defaults(recipe), recipe.model_dump(mode="json")
+    assert {"task", "out", "vae", "steps"}.isdisjoint(known)
+    assert known["size_swap"] == 0.0
+    assert known["optimiser"] == Optimiser().model_dump(mode="json")
+    assert known["terms"]["mse"] == MSESettings().model_dump(mode="json")
+    assert known.keys() < given.keys()
 
 
 def test_a_run_does_not_go_on_past_its_recipe(tmp_path, finished):

@@ -124,7 +124,7 @@ def train(
     identity = {**task.identity, "device": str(device)}
     if len(ranks) > 1:
         identity |= {"device": device.type, "ranks": len(ranks)}
-    checkpoint = checkpoint_of(run.out, identity, run.changeable, steps.module, ema, steps.optimisers, parallel)
+    checkpoint = checkpoint_of(run, identity, steps.module, ema, steps.optimisers, parallel)
     begun = ranks.agreed(checkpoint.load)
     if len({*ranks.together(lambda: begun.step)}) > 1:
         raise InputError(f"the ranks found different checkpoints in {run.out}: out must be a folder that all share")

@@ -32,6 +32,7 @@ from .ema import EMA
 from .log import check_rows
 from .optimisers import STATE
 from .parallel import Parallel, broken
+from .recipe import Run, defaults
 from .state import DELETE, Checkpoint, Progress, read_state
 
 FILE, FOLDER = "checkpoint.pt", "checkpoint"  # of a run, in its folder
@@ -190,20 +191,19 @@ def _refuse_gaps(folder: Path, state: ShardedState) -> None:
 
 
 def checkpoint_of(
-    out: Path,
+    run: Run,
     identity: Mapping[str, object],
-    changeable: frozenset[str],
     module: nn.Module,
     ema: EMA,
     optimisers: Sequence[torch.optim.Optimizer],
     parallel: Parallel,
 ) -> Checkpoint:
-    """The checkpoint of the run in ``out``: a folder if the recipe shards the module, else a file.
+    """The checkpoint of a run: a folder if the recipe shards the module, else a file.
 
     Raises:
         InputError: the run has a checkpoint of the other form.
     """
-    own, other = out / FILE, out / FOLDER
+    own, other = run.out / FILE, run.out / FOLDER
     if parallel.sharded:
         own, other = other, own
     if other.exists() and not own.exists():
@@ -211,9 +211,8 @@ def checkpoint_of(
             f"{other} was written under another shard_above than the recipe's: give that one, or delete the checkpoint "
             "to train again from the start"
         )
-    if parallel.sharded:
-        return ShardedCheckpoint(own, identity, changeable, module, ema, optimisers, parallel.ranks)
-    return Checkpoint(own, identity, changeable, module, ema, optimisers, parallel.ranks)
+    kind = ShardedCheckpoint if parallel.sharded else Checkpoint
+    return kind(own, identity, defaults(run), run.changeable, module, ema, optimisers, parallel.ranks)
 
 
 def step_of(out: Path) -> int:

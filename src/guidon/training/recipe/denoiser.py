@@ -151,11 +151,6 @@ class DenoiserRecipe(Run):
         return len(SHAPES) * (2 if self.size_swap else 1) if self.terms.need("families") else 1
 
     @property
-    def decisive(self) -> dict[str, Any]:
-        """See ``Run``. A run without ``size_swap`` goes on from checkpoints that were written before it existed."""
-        return {name: value for name, value in super().decisive.items() if name != "size_swap" or value}
-
-    @property
     def first_swap(self) -> str:
         """The first of ``shape_swap`` and ``size_swap`` that the recipe has; "" for none."""
         return next((name for name in ("shape_swap", "size_swap") if getattr(self, name)), "")

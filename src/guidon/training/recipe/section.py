@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
+from pydantic_core import to_jsonable_python
 
 from ...core.errors import InputError
 from ...core.settings import Settings
@@ -25,3 +26,15 @@ class Section(Settings):
     """Base of the sections of a recipe. The docstring under a field is the field's description."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def defaults(section: Settings) -> dict[str, Any]:
+    """The default of each setting of a section that has one, as plain data. Sections inside it are nested."""
+    found = dict[str, Any]()
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Settings):
+            found[name] = defaults(value)
+        elif not field.is_required():
+            found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return found
