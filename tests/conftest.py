@@ -3,6 +3,7 @@ import math
 import os
 import resource
 import sys
+import tempfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -134,6 +135,17 @@ def same_on_every_machine():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("guidon.core.progress.QUICK", math.inf)
         patch.setattr("os.cpu_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(tmp_path_factory):
+    """What a process that is killed or crashes leaves among temporary files is deleted with the other files of tests.
+    What torch compiles is kept for the next run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "guidon-tests-compiled")))
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
+        patch.setattr("tempfile.tempdir", None)
         yield
 
 
