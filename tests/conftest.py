@@ -143,7 +143,9 @@ def nothing_left_behind(tmp_path_factory):
     """What a process that is killed or crashes leaves among temporary files is deleted with the other files of tests.
     What torch compiles is kept for the next run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "guidon-tests-compiled")))
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            kept = f"guidon-tests-{os.getuid() if hasattr(os, 'getuid') else ''}"
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), kept)))
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
         patch.setattr("tempfile.tempdir", None)
         yield

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 
 import numpy as np
 import pytest
@@ -138,6 +139,21 @@ def assert_two_ranks_are_one_process(recipe):
     first, second = run_on_ranks(two)
     assert first == second == str(two.parent / "run" / "model")
     assert_same_run(one.parent / "run", two.parent / "run")
+
+
+def assert_both_ranks_sample(folder, module, recipe, monkeypatch):
+    """Under torchrun, ``module._sample`` is called on both ranks."""
+    sample, seen = module._sample, folder / "seen"
+    seen.mkdir()
+
+    def told(*arguments):
+        (seen / os.environ["RANK"]).touch()
+        return sample(*arguments)
+
+    monkeypatch.setattr(module, "_sample", told)
+    first, second = run_on_ranks(recipe)
+    assert first == second == str(folder / "run" / "model")
+    assert {path.name for path in seen.iterdir()} == {"0", "1"}
 
 
 def redraw_truth(frames, wanted):

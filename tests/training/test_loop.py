@@ -125,9 +125,10 @@ def test_compiled_blocks_train_to_the_same_file(tmp_path, tiny_model, monkeypatc
         compile_(module, backend=backend)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with)
+    own = {"steps": 2, "model": SHAPE | {"refiner_channels": 4, "refiner_depth": 2}}
     vae = tiny_model / "vae.safetensors"
-    compiled = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, steps=2, compile=True)))
-    eager = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, steps=2, out=str(tmp_path / "plain"))))
-    assert len(compiled_blocks) == SHAPE["depth"]
+    compiled = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, compile=True, **own)))
+    eager = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, out=str(tmp_path / "plain"), **own)))
+    assert [type(part).__name__ for part in compiled_blocks] == ["Block"] * SHAPE["depth"] + ["Layer"] * 2
     assert compiled.keys() == eager.keys()
     assert all(torch.allclose(compiled[name], eager[name], atol=2e-3) for name in eager)

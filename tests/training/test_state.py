@@ -16,7 +16,7 @@ from guidon.training.ema import EMA
 from guidon.training.recipe import Optimiser, defaults
 from guidon.training.state import Checkpoint, Progress, read_state
 from guidon.training.terms.settings import MSESettings
-from recipes import assert_equal_weights, at_step, denoiser_recipe, rows_of, weights_of
+from recipes import ROLLOUT, assert_equal_weights, at_step, denoiser_recipe, rows_of, weights_of, write_recipe
 from recipes import vae_recipe as recipe_of
 
 MODEL = {"block_out_channels": [8], "norm_num_groups": 4, "pixel_unshuffle": 4}  # few tensors: they are what takes time
@@ -273,7 +273,7 @@ def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("train", "decoder"), ("optimiser.weight_decay", 0.1), ("model.mid_block_attention", True)]
+    ("name", "value"), [("kl_weight", 0.1), ("optimiser.weight_decay", 0.1), ("model.mid_block_attention", True)]
 )
 def test_a_setting_that_did_not_exist_was_its_default(tmp_path, finished, capsys, name, value):
     """A checkpoint of an earlier version goes on in silence, unless the recipe gives the new setting another value."""
@@ -289,7 +289,7 @@ def test_a_setting_that_did_not_exist_was_its_default(tmp_path, finished, capsys
     checkpoint.write_bytes(before)
     own = MODEL if section == "model" else {}
     changed = vae_recipe(tmp_path, **({section: own | {last: value}} if section else {name: value}))
-    refused(changed, EARLIER.get(name, f"the recipe's {name} changed since"))
+    refused(changed, f"the recipe's {name} changed since")
 
 
 def test_a_setting_that_did_not_exist_and_is_not_its_default_is_refused(tmp_path, finished):
@@ -301,14 +301,17 @@ def test_a_setting_that_did_not_exist_and_is_not_its_default_is_refused(tmp_path
     refused(config, "the recipe's model.block_out_channels changed since")
 
 
-def test_defaults_are_those_of_a_recipe_that_gives_none(tmp_path):
-    recipe = load_recipe(denoiser_recipe(tmp_path, "vae.safetensors"))
+def test_defaults_are_those_of_the_recipe_not_of_its_sections(tmp_path):
+    recipe = load_recipe(denoiser_recipe(tmp_path, "vae.safetensors", terms={"area": {"weight": 0.5}}))
     known, given = defaults(recipe), recipe.model_dump(mode="json")
     assert {"task", "out", "vae", "steps"}.isdisjoint(known)
+    assert known.keys() < given.keys()
     assert known["size_swap"] == 0.0
     assert known["optimiser"] == Optimiser().model_dump(mode="json")
-    assert known["terms"]["mse"] == MSESettings().model_dump(mode="json")
-    assert known.keys() < given.keys()
+    assert known["terms"]["area"] is None
+    rollout = load_recipe(write_recipe(tmp_path / "rollout.yaml", ROLLOUT | {"out": "x", "start": "y"}))
+    wanted = MSESettings(weighting="balanced", foreground=4).model_dump(mode="json")
+    assert defaults(rollout)["terms"]["mse"] == wanted
 
 
 def test_a_run_does_not_go_on_past_its_recipe(tmp_path, finished):

@@ -6,8 +6,9 @@ last checkpoint and reach the same weights. Ctrl-C saves a checkpoint and ends t
 A step whose loss or gradient is NaN or infinite is skipped: it changes neither weights nor averages nor buffers. After
 ``SKIPPED_AT_MOST`` such steps in a row the run stops. Weights are checked before they are saved or exported.
 
-Several ranks train as one process does (``parallel.py``). The first one alone writes files. If a rank ends or fails,
-all others stop, and the last checkpoint is kept. Ctrl-C on any rank lets all finish the step and stop.
+Several ranks train as one process does (``parallel.py``). The first one alone writes checkpoints, logs and models. If a
+rank ends or fails, all others stop, and the last checkpoint is kept. Ctrl-C on any rank lets all finish the step and
+stop.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def run_recipe(
         export_only: do not train; export the averaged weights of the last checkpoint. For a staged recipe it is the
             checkpoint of the first stage that is not done.
         look: measures a model folder every ``evaluate_every`` steps; its result is logged.
-        ranks: those that train together; each calls this. The first one reads and writes the folders, which all see.
+        ranks: those that train together; each calls this. All must see the folders.
 
     Returns:
         The exported file or folder; None if the run was interrupted, after its checkpoint was saved.
@@ -194,9 +194,10 @@ def _prepared(recipe: Recipe, device: torch.device, ranks: Ranks) -> Task:
     All ranks encode own videos together, and sample a model's clips together. Else what the first one stores, the
     others read.
     """
+    if isinstance(recipe, RolloutRecipe | DistillRecipe):
+        return prepare(recipe, device, ranks)
     own: list[Task] = []
-    together = isinstance(recipe, RolloutRecipe | DistillRecipe) or getattr(recipe, "data", None) is not None
-    if not together:
+    if getattr(recipe, "data", None) is None:
         ranks.from_first_at_length(lambda: own.append(prepare(recipe, device)))
     return ranks.agreed(lambda: own[0] if own else prepare(recipe, device))
 

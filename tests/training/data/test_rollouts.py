@@ -1,13 +1,12 @@
 """Rollouts are sampled once, block by block, and hold pairs of what was drawn and what should have been."""
 
-import time
-
 import pytest
 import torch
 from safetensors import safe_open
 
 from guidon import world
 from guidon.core.errors import InputError
+from guidon.core.ranks import ALONE, Ranks
 from guidon.models.small import FAMILY
 from guidon.models.small.folder import find_model
 from guidon.models.sources import Sources
@@ -33,8 +32,8 @@ def readable(monkeypatch):
     monkeypatch.setattr(rollouts, "redraw", redraw_truth)
 
 
-def prepare(folder, model, count=BLOCK + 2, weights="w", sampling=SAMPLING, seed=0):
-    return Rollouts.prepare(folder, model, weights, count, seed, sampling, CPU)
+def prepare(folder, model, count=BLOCK + 2, weights="w", sampling=SAMPLING, seed=0, ranks=ALONE):
+    return Rollouts.prepare(folder, model, weights, count, seed, sampling, CPU, ranks)
 
 
 def test_a_rollout_is_a_pair_of_latents_with_its_caption(tmp_path, model, readable):
@@ -99,29 +98,70 @@ def test_an_interrupted_run_goes_on_with_the_next_block(tmp_path, model, readabl
     assert asked[5:] == [0, 0, 0]
 
 
-def test_several_processes_divide_the_blocks(tmp_path, model, readable, monkeypatch):
-    """All get all of them, and each is sampled once."""
+def test_ranks_divide_the_blocks(tmp_path, model, readable, monkeypatch):
+    """Each block is sampled once, and all ranks get all of them. Three ranks, five blocks: two turns."""
     whole = prepare(tmp_path / "whole", model, 5 * BLOCK)
     sample, asked = rollouts._sample, []
 
     def counted(model, seed, numbers, sampling, device):
-        asked.append(numbers[0])
-        time.sleep(0.05)
+        asked.append(numbers[0] // BLOCK)
         return sample(model, seed, numbers, sampling, device)
 
     monkeypatch.setattr(rollouts, "_sample", counted)
 
     def work():
-        found = prepare(tmp_path / "divided", model, 5 * BLOCK)
+        with Ranks.join() as ranks:
+            found = prepare(tmp_path / "divided", model, 5 * BLOCK, ranks=ranks)
         return found.drawn, found.clean, found.objects, found.captions, asked
 
     results = on_ranks(work, 3)
+    assert [own for *_, own in results] == [[0, 3], [1, 4], [2]]
     for drawn, clean, objects, captions, _ in results:
         assert torch.equal(drawn, whole.drawn)
         assert torch.equal(clean, whole.clean)
         assert torch.equal(objects, whole.objects)
         assert captions == whole.captions
-    assert sorted(first for *_, own in results for first in own) == [k * BLOCK for k in range(5)]
+
+
+def test_a_complete_folder_is_read_alone(tmp_path, model, readable, monkeypatch):
+    whole = prepare(tmp_path, model)
+    monkeypatch.setattr("guidon.training.data.cache.store", None)
+    assert torch.equal(prepare(tmp_path, model).drawn, whole.drawn)
+
+
+def test_an_error_of_one_rank_while_it_samples_ends_all(tmp_path, model, readable, monkeypatch):
+    """At once, with its own words, and what others stored is kept."""
+    sample = rollouts._sample
+
+    def fails(model, seed, numbers, sampling, device):
+        if numbers[0] == 3 * BLOCK:  # the second block of rank 1
+            raise InputError("no such model")
+        return sample(model, seed, numbers, sampling, device)
+
+    monkeypatch.setattr(rollouts, "_sample", fails)
+
+    def work():
+        with Ranks.join() as ranks:
+            try:
+                prepare(tmp_path, model, 8 * BLOCK, ranks=ranks)
+            except InputError as error:
+                return str(error)
+
+    assert on_ranks(work) == ["rank 1: no such model", "no such model"]
+    stored = sorted(path.name for path in tmp_path.rglob("*.safetensors"))
+    assert stored == [f"{k * BLOCK:06}.safetensors" for k in range(3)]
+
+
+def test_ranks_that_share_no_folder_are_refused(tmp_path, model, readable):
+    def work():
+        with Ranks.join() as ranks:
+            try:
+                prepare(tmp_path / str(ranks.index), model, 2 * BLOCK, ranks=ranks)
+            except InputError as error:
+                return str(error)
+
+    said = on_ranks(work)
+    assert all("which another rank stored, is not there: all ranks must share its folder" in line for line in said)
 
 
 def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable):

@@ -18,6 +18,7 @@ from guidon.training.tasks import distill
 from guidon.training.tasks.distill import DistillTask
 from recipes import (
     CPU,
+    assert_both_ranks_sample,
     assert_equal_weights,
     assert_rows_are_those_of_the_batch,
     assert_two_ranks_are_one_process,
@@ -60,6 +61,10 @@ def distilled(tmp_path_factory, model_x0):
         patch.setattr(pairs, "correct", lambda frames, wanted: scenes_of_captions(wanted))
         fast = {"lr": 0.05, "warmup_steps": 1, "decay": 0.0}
         return run_recipe(recipe(tmp_path_factory.mktemp("distilled"), model_x0, optimiser=fast, ema_decay=0.0))
+
+
+def test_both_ranks_sample(tmp_path, model_x0, monkeypatch):
+    assert_both_ranks_sample(tmp_path, pairs, recipe(tmp_path, model_x0, cache=None), monkeypatch)
 
 
 def test_a_file_is_added_and_all_others_stay(distilled, model_x0):

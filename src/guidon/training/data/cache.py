@@ -6,7 +6,6 @@ Several runs may store the same file at the same time. Each writes the whole fil
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,9 @@ from ...checkpoints.writing import safetensors_bytes
 from ...core.atomic import sweep, write_bytes
 from ...core.errors import InputError
 from ...core.hashing import hash_tensors
-from ...core.locks import try_held
 from ...core.progress import progress
+from ...core.ranks import ALONE, Ranks
 from ...core.reading import reading, regular_file
-
-LOOK = 0.2  # seconds between two looks at what other processes sample
 
 
 def store(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
@@ -103,11 +100,11 @@ def sampled_rollouts(
     size: int,
     fits: Callable[[range, Mapping[str, Tensor]], bool],
     sample: Callable[[range], dict[str, Tensor]],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """Clips that a model samples, block by block: the tensors of all blocks, joined along their first axis.
 
-    A block that was stored is read, so an interrupted run continues with the next one. Processes that call this with
-    the same folder divide the blocks among them: each locks the block that it samples.
+    A block that was stored is read, so an interrupted run continues with the next one.
 
     Args:
         place: the folder of the blocks.
@@ -116,30 +113,43 @@ def sampled_rollouts(
         size: how many in a block.
         fits: whether stored tensors are those of clips of these numbers.
         sample: samples the clips of these numbers. Those that cannot be read are left out of "numbers".
+        ranks: those that sample together, each a block at a time. All call this, and read what the others stored.
 
     Raises:
-        InputError: not one clip can be read.
+        InputError: not one clip can be read, or the ranks do not share the folder.
+        RankFailed, MemoryError, RankLost: another rank failed, or ended.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    sweep(place)
-    blocks: dict[int, dict[str, Tensor]] = {}  # by the first number
-    starts = range(0, count, size)
-    with progress("sampling rollouts") as on_step:
-        while waiting := [first for first in starts if first not in blocks]:
-            before = len(blocks)
-            for first in waiting:
-                path, numbers = place / f"{first:06}.safetensors", range(first, min(first + size, count))
-                own = f"{key} {len(numbers)}"
-                with try_held(place, f".{first:06}.lock", "sampling rollouts") as mine:
-                    if not mine:
-                        continue
-                    if (block := stored(path, own, "rollouts", partial(fits, numbers))) is None:
-                        block = sample(numbers)
-                        store(path, own, block)
+    starts, blocks = range(0, count, size), dict[int, dict[str, Tensor]]()  # blocks by their first number
+
+    def place_of(first: int) -> tuple[Path, str, range]:
+        numbers = range(first, min(first + size, count))
+        return place / f"{first:06}.safetensors", f"{key} {len(numbers)}", numbers
+
+    def missing() -> list[int]:
+        """Read the blocks that are stored and not known yet. Returns those that are missing."""
+        for first in starts:
+            path, own, numbers = place_of(first)
+            if first not in blocks and (block := stored(path, own, "rollouts", partial(fits, numbers))) is not None:
                 blocks[first] = block
-                on_step(len(blocks), len(starts))
-            if len(blocks) == before:  # other processes sample all that is left
-                time.sleep(LOOK)
+        return [first for first in starts if first not in blocks]
+
+    def make(firsts: Sequence[int]) -> None:
+        for first in firsts:
+            path, own, numbers = place_of(first)
+            blocks[first] = sample(numbers)
+            store(path, own, blocks[first])
+
+    ranks.from_first(lambda: sweep(place))
+    with progress("sampling rollouts") as on_step:
+        left = ranks.from_first(missing)
+        while left:
+            on_step(len(starts) - len(left), len(starts))
+            now, left = left[: len(ranks)], left[len(ranks) :]
+            ranks.together(partial(make, now[ranks.index :][:1]))
+        on_step(len(starts), len(starts))
+    if lacking := missing():
+        path, _, _ = place_of(lacking[0])
+        raise InputError(f"{path}, which another rank stored, is not there: all ranks must share its folder")
     found = {name: torch.cat([blocks[first][name] for first in starts]) for name in blocks[0]}
     if not len(found["numbers"]):
         raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import world
 from ...core.hashing import hash_settings
 from ...core.limits import require_memory
+from ...core.ranks import ALONE, Ranks
 from ...diffusion import NoiseLevel, NoiseSchedule, split_prediction
 from ...diffusion.spacing import Explicit
 from ...guidance import Guidance, GuidedDenoiser
@@ -50,7 +51,14 @@ class Pairs:
 
     @classmethod
     def prepare(
-        cls, folder: Path, model: Model, weights: str, recipe: DistillRecipe, steps: int, device: torch.device
+        cls,
+        folder: Path,
+        model: Model,
+        weights: str,
+        recipe: DistillRecipe,
+        steps: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> Pairs:
         """Sample the clips, or read those that an earlier run stored. They are stored in blocks.
 
@@ -61,6 +69,7 @@ class Pairs:
             recipe: how many are sampled, and how. Those that cannot be read are left out.
             steps: how many steps of sampling are kept, from the first.
             device: the device of the model.
+            ranks: those that sample together.
 
         Raises:
             InputError: not one can be used, or they do not fit in memory.
@@ -73,7 +82,7 @@ class Pairs:
         place = folder / f"pairs-{key[:8]}"
         fits = partial(_fits, model, steps)
         found = sampled_rollouts(
-            place, key, count, size, fits, lambda numbers: _sample(model, numbers, recipe, steps, device)
+            place, key, count, size, fits, lambda numbers: _sample(model, numbers, recipe, steps, device), ranks
         )
         numbers = found["numbers"].tolist()
         captions = [world.clip("train", recipe.seed, number).caption for number in numbers]

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ... import world
 from ...core.hashing import hash_settings
 from ...core.limits import require_memory
+from ...core.ranks import ALONE, Ranks
 from ...diffusion import NoiseSchedule
 from ...guidance import Guidance, GuidedDenoiser
 from ...models.model import Model
@@ -53,7 +54,15 @@ class Rollouts:
 
     @classmethod
     def prepare(
-        cls, folder: Path, model: Model, weights: str, count: int, seed: int, sampling: Sampling, device: torch.device
+        cls,
+        folder: Path,
+        model: Model,
+        weights: str,
+        count: int,
+        seed: int,
+        sampling: Sampling,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> Rollouts:
         """Sample rollouts of the training split's captions, or read those that an earlier run stored.
 
@@ -67,6 +76,7 @@ class Rollouts:
             seed: the seed of the captions and of the noise.
             sampling: how they are sampled.
             device: the device of the model.
+            ranks: those that sample together.
 
         Raises:
             InputError: not one can be read, or they do not fit in memory.
@@ -79,7 +89,7 @@ class Rollouts:
         place = folder / f"rollouts-{key[:8]}"
         fits = partial(_fits, model)
         found = sampled_rollouts(
-            place, key, count, size, fits, lambda numbers: _sample(model, seed, numbers, sampling, device)
+            place, key, count, size, fits, lambda numbers: _sample(model, seed, numbers, sampling, device), ranks
         )
         clips = [world.clip("train", seed, number) for number in found["numbers"].tolist()]
         captions, backwards = [clip.caption for clip in clips], [_backwards(clip) for clip in clips]

@@ -133,7 +133,7 @@ class DenoiserRecipe(Run):
     """The same with the other size, as a share of the samples whose caption names the size, drawn independently of
     ``shape_swap``. A family then has every shape in both sizes: ``clips`` and ``batch_size`` are multiples of 8."""
     compile: bool = False
-    """Compile the blocks with torch.compile: 25% more samples per second on two cores. It needs a C++ compiler."""
+    """Compile the blocks, and the layers of a refiner, with torch.compile. It needs a C++ compiler."""
 
     @property
     def result(self) -> Path:

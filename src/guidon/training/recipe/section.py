@@ -29,12 +29,15 @@ class Section(Settings):
 
 
 def defaults(section: Settings) -> dict[str, Any]:
-    """The default of each setting of a section that has one, as plain data. Sections inside it are nested."""
+    """The default of each setting of a section that has one, as plain data. Sections inside it are nested.
+
+    A version that adds a setting gives it the default with which runs are trained as by earlier versions.
+    """
     found = dict[str, Any]()
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, Settings):
-            found[name] = defaults(value)
-        elif not field.is_required():
+        if not field.is_required():
             found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+        elif isinstance(value, Settings):
+            found[name] = defaults(value)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ...core.ranks import ALONE, Ranks
 from ..data.checking import Checked
 from ..loop import Task
 from ..recipe import DistillRecipe, Recipe, RolloutRecipe, VAERecipe, VideosRecipe
@@ -18,18 +19,24 @@ from .vae import VAETask, prepare_frames
 from .videos import VideosTask
 
 
-def prepare(recipe: Recipe, device: torch.device) -> Task:
+def prepare(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE) -> Task:
     """The task of a recipe, ready for the loop.
+
+    Args:
+        recipe: the recipe.
+        device: the device of the module that is trained.
+        ranks: those that train together. For clips that a model samples, all call this, and sample them together.
 
     Raises:
         InputError: a file that the recipe names is missing or does not fit.
+        RankFailed, MemoryError, RankLost: another rank failed, or ended.
     """
     if isinstance(recipe, VAERecipe):
         return VAETask.prepare(recipe, device)
     if isinstance(recipe, RolloutRecipe):
-        return RolloutTask.prepare(recipe, device)
+        return RolloutTask.prepare(recipe, device, ranks)
     if isinstance(recipe, DistillRecipe):
-        return DistillTask.prepare(recipe, device)
+        return DistillTask.prepare(recipe, device, ranks)
     if isinstance(recipe, VideosRecipe):
         return VideosTask.prepare(recipe, device)
     return DenoiserTask.prepare(recipe, device)

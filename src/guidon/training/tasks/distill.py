@@ -14,6 +14,7 @@ from ...checkpoints import load_component, save_component
 from ...core.broadcasting import per_sample
 from ...core.errors import InputError, quoted
 from ...core.hashing import hash_text
+from ...core.ranks import ALONE, Ranks
 from ...diffusion import DiscreteLevel, NoiseSchedule, q_sample
 from ...diffusion.spacing import Explicit
 from ...models.small import BOUNDARY, DIFFUSION, DISTILLED, FAMILY
@@ -91,7 +92,7 @@ class DistillTask:
     """The noise levels of the steps that are trained, from noise to data."""
 
     @classmethod
-    def prepare(cls, recipe: DistillRecipe, device: torch.device) -> DistillTask:
+    def prepare(cls, recipe: DistillRecipe, device: torch.device, ranks: Ranks = ALONE) -> DistillTask:
         """Read the model, and sample the pairs.
 
         Raises:
@@ -139,7 +140,7 @@ class DistillTask:
         text = start.text.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval().requires_grad_(False)
         hashes = start.hashes | model.distilled_hashes
         weights = hash_text(" ".join(f"{name} {value}" for name, value in sorted(hashes.items())))
-        pairs = Pairs.prepare(recipe.cache or recipe.out, model, weights, recipe, steps, device)
+        pairs = Pairs.prepare(recipe.cache or recipe.out, model, weights, recipe, steps, device, ranks)
         schedule = model.schedule.spaced_by(len(recipe.timesteps), Explicit(tuple(map(float, recipe.timesteps))))
         assert isinstance(schedule, NoiseSchedule)  # a rectified flow predicts flow
         held = min(HELD_OUT, len(pairs) // 4)

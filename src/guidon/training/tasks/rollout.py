@@ -16,6 +16,7 @@ from ...checkpoints import Component, save_component
 from ...core.broadcasting import per_sample
 from ...core.errors import InputError
 from ...core.hashing import hash_text
+from ...core.ranks import ALONE, Ranks
 from ...diffusion import NoiseSchedule, Process, eps_from_x0, q_sample
 from ...models.small import BOUNDARY, DIFFUSION, FAMILY
 from ...models.small.folder import ModelFolder, find_model, read_folder
@@ -73,7 +74,7 @@ class RolloutTask:
     process: Process
 
     @classmethod
-    def prepare(cls, recipe: RolloutRecipe, device: torch.device) -> RolloutTask:
+    def prepare(cls, recipe: RolloutRecipe, device: torch.device, ranks: Ranks = ALONE) -> RolloutTask:
         """Read the model, add a finisher to its network, and sample rollouts.
 
         Raises:
@@ -105,7 +106,9 @@ class RolloutTask:
         assert isinstance(model.schedule, NoiseSchedule)  # a rectified flow predicts flow
         weights = hash_text(" ".join(f"{name} {value}" for name, value in sorted(start.hashes.items())))
         folder = recipe.cache or recipe.out
-        rollouts = Rollouts.prepare(folder, model, weights, recipe.rollouts, recipe.seed, recipe.sampling, device)
+        rollouts = Rollouts.prepare(
+            folder, model, weights, recipe.rollouts, recipe.seed, recipe.sampling, device, ranks
+        )
         held = min(HELD_OUT, len(rollouts) // 4)
         return cls(
             recipe, device, start, own, config, module, rollouts, len(rollouts) - held, model.schedule, model.process
