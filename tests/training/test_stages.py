@@ -230,7 +230,8 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
     values["stages"]["finished"] |= tiny_finisher
     for stage in ("distilled", "fast"):
         values["stages"][stage] |= {"rollouts": 4, "rank": 2, "sampling": {"block": 4}}
-    values["stages"]["vae"]["model"] |= {"block_out_channels": [8, 8]}
+    for stage in ("vae", "vae-alive"):
+        values["stages"][stage]["model"] |= {"block_out_channels": [8, 8]}
     values["stages"]["faithful"] |= {"clips": 4}
     values["stages"]["sized"] |= {"clips": 8, "batch_size": 8}
     for stage in ("low", "low-steady", "high-refined", "faithful", "sized"):
