@@ -85,6 +85,32 @@ def test_the_bound_does_not_train_the_mean():
     assert gradient[:, 4:].abs().min() > 0
 
 
+def test_the_likelihood_is_computed_where_a_sample_is_at_step_0(monkeypatch):
+    """It takes longer than all else. The other samples of the batch have the same loss and gradient with and without."""
+    x_0, noise, *output = normal(4, 2, 4, 6).unbind(0)
+    process = Process("eps", "learned_range")
+    computed = []
+
+    def counted(x, *more):
+        computed.append(len(x))
+        return discretised_log_likelihood(x, *more)
+
+    monkeypatch.setattr("guidon.diffusion.losses.discretised_log_likelihood", counted)
+
+    def bound_and_gradient(*steps):
+        prediction = torch.cat(output, 1).requires_grad_(True)
+        level = FULL.at(torch.tensor(steps), x_0)
+        losses = training_losses(prediction, x_0, q_sample(x_0, level, noise), level, noise, process)
+        losses["vb"].sum().backward()
+        return losses["vb"].detach(), prediction.grad
+
+    (without, own), (with_it, theirs) = bound_and_gradient(400, 7), bound_and_gradient(400, 0)
+    assert computed == [2]
+    assert torch.equal(without[0], with_it[0])
+    assert torch.equal(own[0], theirs[0])
+    assert not torch.equal(without[1], with_it[1])
+
+
 def test_bits_per_dimension_equal_the_originals():
     g, case = golden("bpd/toy25")
     schedule = FULL.respaced(case["timestep_respacing"])
