@@ -144,8 +144,7 @@ def nothing_left_behind(tmp_path_factory):
     What torch compiles is kept for the next run."""
     with pytest.MonkeyPatch.context() as patch:
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            kept = f"guidon-tests-{os.getuid() if hasattr(os, 'getuid') else ''}"
-            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), kept)))
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"guidon-tests-{os.getuid()}")))
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
         patch.setattr("tempfile.tempdir", None)
         yield

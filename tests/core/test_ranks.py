@@ -5,7 +5,6 @@ import time
 import pytest
 import torch
 
-from guidon.core import ranks as ranks_module
 from guidon.core.errors import InputError
 from guidon.core.ranks import Ranks, Traffic
 from ranks import Killed, on_ranks
@@ -108,25 +107,33 @@ def test_a_rank_that_is_gone_or_silent_is_noticed(how):
     assert isinstance(second, Killed) == (how == "killed")
 
 
-def test_work_of_the_first_may_take_longer_than_the_others_wait(monkeypatch):
-    """It says that it is at work, again and again; the others do nothing else."""
-    monkeypatch.setattr(ranks_module, "BEATS", 180_000)  # each 10 ms, of half an hour
+def test_work_may_take_longer_than_ranks_wait():
+    """Of the first alone, and of all, each of which may fail."""
 
     def work():
+        def long():
+            time.sleep(0 if os.environ["RANK"] == "1" else 4)
+            return os.environ["RANK"]
+
+        def fails():
+            if os.environ["RANK"] == "1":
+                raise InputError("no such file")
+
         with Ranks.join() as ranks:
+            return [
+                ranks.from_first_at_length(long),
+                ranks.together_at_length(long),
+                caught(lambda: ranks.from_first_at_length(_out_of_memory)),
+                caught(lambda: ranks.together_at_length(fails)),
+                ranks.any(False), ranks.any(ranks.first), ranks.any(not ranks.first),
+            ]  # fmt: skip
 
-            def long():
-                while ranks.traffic.messages < 3:
-                    time.sleep(0.01)
-                return os.environ["RANK"]
-
-            results = [ranks.from_first_at_length(long), caught(lambda: ranks.from_first_at_length(_out_of_memory))]
-            return [*results, ranks.any(False), ranks.any(ranks.first), ranks.any(not ranks.first)]
-
-    for found in on_ranks(work):
-        assert found[0] == "0"
-        assert "memory" in found[1]
-        assert found[2:] == [False, True, True]
+    first, second = on_ranks(work, GUIDON_RANKS_TIMEOUT="2")  # they must meet in this time, too
+    for found in (first, second):
+        assert found[:2] == ["0", ["0", "1"]]
+        assert "memory" in found[2]
+        assert found[4:] == [False, True, True]
+    assert (first[3], second[3]) == ("RankFailed: rank 1: no such file", "InputError: no such file")
 
 
 def test_an_error_of_one_rank_ends_what_the_others_wait_for():

@@ -785,7 +785,7 @@ def _state(folder: Path) -> None:
     checkpoint = Checkpoint(
         folder / "checkpoint.pt",
         {"steps": 3, "optimiser": {"lr": 0.1}},
-        {},
+        dict,
         frozenset(),
         module,
         EMA(module, 0.9),
@@ -803,7 +803,7 @@ def _(folder: Path) -> str:
     optimiser = torch.optim.AdamW(module.parameters())
     ema = EMA(module, 0.9)
     checkpoint = Checkpoint(
-        folder / "checkpoint.pt", {"steps": 3, "optimiser": {"lr": 0.1}}, {}, frozenset(), module, ema, [optimiser]
+        folder / "checkpoint.pt", {"steps": 3, "optimiser": {"lr": 0.1}}, dict, frozenset(), module, ema, [optimiser]
     )
     progress = checkpoint.load()
     return digest(progress, hash_tensors(module.state_dict()), hash_tensors(ema.state_dict()), optimiser.state_dict())
@@ -820,7 +820,7 @@ def _sharded_parts(folder: Path) -> tuple[Any, Any, Any, Any]:
     optimiser, ema = torch.optim.AdamW(module.parameters()), EMA(module, 0.9)
     identity = {"steps": 3, "optimiser": {"lr": 0.1}}
     path = folder / "checkpoint"
-    return ShardedCheckpoint(path, identity, {}, frozenset(), module, ema, [optimiser], ALONE), module, ema, optimiser
+    return ShardedCheckpoint(path, identity, dict, frozenset(), module, ema, [optimiser], ALONE), module, ema, optimiser
 
 
 def _sharded(folder: Path) -> None:

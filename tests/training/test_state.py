@@ -13,7 +13,8 @@ from guidon.checkpoints import files
 from guidon.core.errors import InputError
 from guidon.training import load_recipe, run_recipe, state
 from guidon.training.ema import EMA
-from guidon.training.recipe import Optimiser, defaults
+from guidon.training.recipe import Optimiser
+from guidon.training.recipe.section import completed
 from guidon.training.state import Checkpoint, Progress, read_state
 from guidon.training.terms.settings import MSESettings
 from recipes import ROLLOUT, assert_equal_weights, at_step, denoiser_recipe, rows_of, weights_of, write_recipe
@@ -114,7 +115,7 @@ def test_an_optimiser_that_could_not_do_a_step_is_refused(tmp_path, change):
     optimiser = torch.optim.AdamW(weights, fused=True)
     sum(weight.sum() for weight in weights).backward()
     optimiser.step()
-    kept = Checkpoint(tmp_path / "checkpoint.pt", {}, {}, frozenset(), module, EMA(module, 0.9), [optimiser])
+    kept = Checkpoint(tmp_path / "checkpoint.pt", {}, dict, frozenset(), module, EMA(module, 0.9), [optimiser])
     kept.save(Progress(1))
     kept.load()
     whole = torch.load(kept.path, weights_only=True)
@@ -295,23 +296,26 @@ def test_a_setting_that_did_not_exist_was_its_default(tmp_path, finished, capsys
 def test_a_setting_that_did_not_exist_and_is_not_its_default_is_refused(tmp_path, finished):
     config, checkpoint = finished
     whole = torch.load(checkpoint, weights_only=True)
-    assert MODEL["block_out_channels"] != defaults(load_recipe(config))["model"]["block_out_channels"]
     del whole["identity"]["model"]["block_out_channels"], whole["digest"]
     torch.save(whole | {"digest": state._digest(whole)}, checkpoint)
     refused(config, "the recipe's model.block_out_channels changed since")
 
 
-def test_defaults_are_those_of_the_recipe_not_of_its_sections(tmp_path):
-    recipe = load_recipe(denoiser_recipe(tmp_path, "vae.safetensors", terms={"area": {"weight": 0.5}}))
-    known, given = defaults(recipe), recipe.model_dump(mode="json")
-    assert {"task", "out", "vae", "steps"}.isdisjoint(known)
-    assert known.keys() < given.keys()
+def test_what_an_earlier_version_wrote_is_completed_by_defaults(tmp_path):
+    """Those of the recipe, not of its sections; in optional sections only where the checkpoint has the section, too."""
+    terms = {"mse": {"foreground": 4.0}, "area": {"weight": 0.5}}
+    recipe = load_recipe(denoiser_recipe(tmp_path, "vae.safetensors", terms=terms))
+    known = completed({"steps": 6, "terms": {"mse": {"foreground": 4.0}, "area": None}, "older": 1}, recipe)
+    assert known["steps"] == 6
+    assert known["older"] == 1
+    assert "vae" not in known
     assert known["size_swap"] == 0.0
     assert known["optimiser"] == Optimiser().model_dump(mode="json")
-    assert known["terms"]["area"] is None
+    assert known["terms"]["mse"] == MSESettings(foreground=4).model_dump(mode="json")
+    assert known["terms"]["area"] is known["terms"]["shape_contrast"] is known["expert"] is None
     rollout = load_recipe(write_recipe(tmp_path / "rollout.yaml", ROLLOUT | {"out": "x", "start": "y"}))
     wanted = MSESettings(weighting="balanced", foreground=4).model_dump(mode="json")
-    assert defaults(rollout)["terms"]["mse"] == wanted
+    assert completed({}, rollout)["terms"]["mse"] == wanted
 
 
 def test_a_run_does_not_go_on_past_its_recipe(tmp_path, finished):

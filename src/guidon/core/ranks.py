@@ -31,8 +31,9 @@ TIMEOUT = Limit("GUIDON_RANKS_TIMEOUT", 1800, "seconds")
 """How long a rank waits for another one. One that ends is noticed at once; one that hangs, after this time."""
 _LETTER = 512  # bytes that every message takes; the rest of a longer one follows
 _DONE, _MEMORY, _FAILED = "done", "memory", "failed"  # how the work of a rank ended
-BEATS = 4
-"""How often a rank that works alone says so, in the time that the others wait."""
+LOOK = 0.2  # seconds: how often a rank that is at work says so
+BEATS = 4  # how often at the least, in the time that the others wait
+SEEN_AFTER = 60.0  # seconds after which a file that one machine wrote must be there on all others
 _FAILURE = "guidon/failure"  # where a rank that failed leaves its message
 _BY_GLOO = "gloo"  # part of what gloo says of a lost connection: the path of its source
 _HEAD = 8  # bytes of them that say how long the text is
@@ -253,21 +254,19 @@ class Ranks:
         """
         return cast("T", self.together(lambda: work() if self.first else None)[0])
 
-    def from_first_at_length(self, work: Callable[[], T]) -> T:
-        """As ``from_first``, for work that may take longer than a rank waits for another one.
+    def together_at_length(self, work: Callable[[], T]) -> list[T]:
+        """As ``together``, for work that may take longer than a rank waits for another one. The work sends nothing.
 
-        The first rank says from time to time that it is still at work. The others wait without using a core.
+        The ranks tell each other that they are still there. Those that are done wait without using a core.
 
         Raises:
             RankFailed, MemoryError, RankLost: see ``together``.
         """
+        if len(self) == 1:
+            return [work()]
+        ended = threading.Event()
 
-        def own() -> T | None:
-            if not self.first:
-                while self.hear(0).get("busy"):
-                    pass
-                return None
-            ended = threading.Event()
+        def own() -> T:
             telling = threading.Thread(target=self._tell_busy, args=(ended,), daemon=True)
             telling.start()
             try:
@@ -275,9 +274,16 @@ class Ranks:
             finally:
                 ended.set()
                 telling.join()
-                self._tell_all(busy=False)
 
-        return cast("T", work() if len(self) == 1 else self.together(own)[0])
+        return self.together(own)
+
+    def from_first_at_length(self, work: Callable[[], T]) -> T:
+        """As ``from_first``, for work that may take longer than a rank waits for another one. The work sends nothing.
+
+        Raises:
+            RankFailed, MemoryError, RankLost: see ``together``.
+        """
+        return cast("T", self.together_at_length(lambda: work() if self.first else None)[0])
 
     def any(self, own: bool) -> bool:
         """Whether it is true on any rank, on every rank.
@@ -316,15 +322,10 @@ class Ranks:
             raise RankLost(f"{lost}; {kept()}") from None
 
     def _tell_busy(self, ended: threading.Event) -> None:
-        """Tell all other ranks from time to time that this one is at work. The main thread must send nothing."""
+        """Take part until no rank is at work, so that none waits too long. The main thread must send nothing."""
         with suppress(RankLost):  # the main thread will notice it too
-            while not ended.wait(TIMEOUT.value / BEATS):
-                self._tell_all(busy=True)
-
-    def _tell_all(self, **what: Any) -> None:
-        for other in range(len(self)):
-            if other != self.index:
-                self.tell(other, **what)
+            while self.any(not ended.wait(min(LOOK, TIMEOUT.value / BEATS))):
+                pass
 
     def _gathered(self, value: Any) -> list[Any]:
         """The values of all ranks: each sends its own to the first, which sends all to each."""

@@ -5,6 +5,7 @@ Every loss is per sample, (B,). Noise is an argument.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .posterior import (
     Process,
     eps_from_x0,
     gaussian_kl,
+    learned_log_variance,
     p_mean_variance,
     q_mean_variance,
     q_posterior,
@@ -70,10 +72,27 @@ def bound_term(
     kl = mean_of_frames(gaussian_kl(true_mean, true_log_variance, posterior.mean, posterior.log_variance), frames)
     last = torch.as_tensor(level.reaches_data, device=x_0.device)
     if last.device.type == "cpu" and not last.any():
-        return kl * BITS  # the likelihood takes longer than all else; on a GPU, looking would wait for it
+        return kl * BITS  # the likelihood is the slowest part. On a GPU, this check would make the host wait
     log_scale = (0.5 * posterior.log_variance).to(x_0.device).expand_as(x_0)
     nll = -mean_of_frames(discretised_log_likelihood(x_0, posterior.mean, log_scale), frames)
     return torch.where(last, nll, kl) * BITS
+
+
+def variance_bound(
+    prediction: Tensor,
+    x_0: Tensor,
+    x_t: Tensor,
+    level: DiscreteLevel,
+    process: Process,
+    frames: Tensor | None = None,
+) -> Tensor:
+    """``bound_term`` of a prediction (B, 2C, ...), whose gradient trains the learned variance alone: not the mean."""
+    with torch.no_grad():
+        posterior = p_mean_variance(prediction, x_t, level, process)
+    if process.learns_variance:
+        learned = learned_log_variance(prediction[:, x_0.shape[1] :], level, process)
+        posterior = dataclasses.replace(posterior, log_variance=learned)
+    return bound_term(posterior, x_0, x_t, level, frames)
 
 
 def training_losses(
@@ -116,8 +135,7 @@ def training_losses(
     terms = {"mse": mean_of_frames(squared if importance is None else squared * importance, frames)}
     if interpolation is None:
         return {"loss": terms["mse"]} | terms
-    frozen = torch.cat([output.detach(), interpolation], dim=1)
-    terms["vb"] = bound_term(p_mean_variance(frozen, x_t, level, process), x_0, x_t, level, frames)
+    terms["vb"] = variance_bound(prediction, x_0, x_t, level, process, frames)
     if kind == "rescaled_mse":
         terms["vb"] = terms["vb"] * (level.steps / 1000)
     return {"loss": terms["mse"] + terms["vb"]} | terms

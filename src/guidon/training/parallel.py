@@ -99,7 +99,7 @@ class Parallel:
         return norm
 
     def update(self, optimiser: torch.optim.Optimizer) -> None:
-        """Do an optimiser's step. What ranks would all compute alike, and takes long, they divide."""
+        """Do an optimiser's step. Muon's would be the same on all ranks and takes long, so they divide it."""
         if len(self.ranks) > 1 and type(optimiser).__name__ == "Muon":
             divided_step(optimiser, self.ranks, self.device)
         else:

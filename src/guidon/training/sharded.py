@@ -32,7 +32,8 @@ from .ema import EMA
 from .log import check_rows
 from .optimisers import STATE
 from .parallel import Parallel, broken
-from .recipe import Run, defaults
+from .recipe import Run
+from .recipe.section import completed
 from .state import DELETE, Checkpoint, Progress, read_state
 
 FILE, FOLDER = "checkpoint.pt", "checkpoint"  # of a run, in its folder
@@ -212,7 +213,8 @@ def checkpoint_of(
             "to train again from the start"
         )
     kind = ShardedCheckpoint if parallel.sharded else Checkpoint
-    return kind(own, identity, defaults(run), run.changeable, module, ema, optimisers, parallel.ranks)
+    complete = partial(completed, recipe=run)
+    return kind(own, identity, complete, run.changeable, module, ema, optimisers, parallel.ranks)
 
 
 def step_of(out: Path) -> int:

@@ -29,7 +29,7 @@ from ..core.errors import InputError
 from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
 from ..core.limits import is_out_of_memory
 from ..core.locks import LOCK_NAME, held
-from ..core.ranks import ALONE, Ranks
+from ..core.ranks import ALONE, LOOK, SEEN_AFTER, Ranks
 from ..core.reading import read_object
 from ..models.adapters.files import ADAPTER
 from ..models.trained.config import CONFIG
@@ -42,7 +42,6 @@ from .tasks import prepare
 from .tasks.export import model_folder
 
 KEY_LENGTH = 8  # characters of the key in a folder's name
-SEEN_AFTER = 60.0  # seconds after which a file that one machine wrote must be there on all others
 DONE = "stage.json"  # written into a stage's folder when it is done
 
 
@@ -191,8 +190,8 @@ def _run(
 def _prepared(recipe: Recipe, device: torch.device, ranks: Ranks) -> Task:
     """The task of a recipe, on every rank.
 
-    All ranks encode own videos together, and sample a model's clips together. Else what the first one stores, the
-    others read.
+    All ranks encode own videos together, and sample a model's clips together. For other recipes the first rank
+    prepares and stores the data, and the others read it.
     """
     if isinstance(recipe, RolloutRecipe | DistillRecipe):
         return prepare(recipe, device, ranks)
@@ -251,7 +250,7 @@ def _see(path: Path, ranks: Ranks) -> None:
                     f"{platform.node()} does not see {path}, which the first rank wrote: out must be a folder that all "
                     "machines share"
                 )
-            time.sleep(0.2)
+            time.sleep(LOOK)
 
     if len(ranks) > 1:
         ranks.agreed(seen)

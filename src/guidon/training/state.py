@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,7 @@ class Checkpoint:
     Args:
         path: the file.
         identity: the settings that the weights depend on, as plain data.
-        defaults: the defaults of settings, nested as they are. An earlier version that did not know a setting trained
-            as its default does.
+        complete: gives the settings of a file the defaults of those that an earlier version did not know.
         changeable: names in ``identity`` that may differ from those of the file, such as "optimiser.lr".
         module: the module that is trained.
         ema: its averaged state.
@@ -98,14 +97,14 @@ class Checkpoint:
         self,
         path: Path,
         identity: Mapping[str, object],
-        defaults: Mapping[str, object],
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         changeable: frozenset[str],
         module: nn.Module,
         ema: EMA,
         optimisers: Sequence[torch.optim.Optimizer],
         ranks: Ranks = ALONE,
     ) -> None:
-        self.path, self.identity, self.defaults, self.changeable = path, dict(identity), dict(defaults), changeable
+        self.path, self.identity, self.complete, self.changeable = path, dict(identity), complete, changeable
         self.module, self.ema, self.optimisers, self.ranks = module, ema, optimisers, ranks
 
     def save(self, progress: Progress) -> None:
@@ -203,8 +202,8 @@ class Checkpoint:
         unknown: set[str] = set()
         if not digested:  # earlier versions wrote only some of the settings, but always those of an expert
             unknown = {name for name in now.keys() - then.keys() if not name.startswith(("expert.", "kept."))}
-        else:
-            then = {name: value for name, value in _flat(self.defaults) if name in now} | then
+        else:  # what is completed may have settings that an identity does not hold, such as where files lie
+            then = {name: value for name, value in _flat(self.complete(identity)) if name in now} | then
         compared = (then.keys() | now.keys()) - unknown
         changed = sorted(name for name in compared if then.get(name, ...) != now.get(name, ...))
         told = {name: f"{_told(then, name)}, now {_told(now, name)}" for name in changed}

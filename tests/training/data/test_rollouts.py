@@ -1,16 +1,19 @@
 """Rollouts are sampled once, block by block, and hold pairs of what was drawn and what should have been."""
 
+import os
+
 import pytest
 import torch
 from safetensors import safe_open
 
 from guidon import world
+from guidon.core import workspaces
 from guidon.core.errors import InputError
 from guidon.core.ranks import ALONE, Ranks
 from guidon.models.small import FAMILY
 from guidon.models.small.folder import find_model
 from guidon.models.sources import Sources
-from guidon.training.data import rollouts
+from guidon.training.data import cache, rollouts
 from guidon.training.data.cache import store
 from guidon.training.data.rollouts import Rollouts
 from guidon.training.recipe import Sampling
@@ -123,10 +126,39 @@ def test_ranks_divide_the_blocks(tmp_path, model, readable, monkeypatch):
         assert captions == whole.captions
 
 
-def test_a_complete_folder_is_read_alone(tmp_path, model, readable, monkeypatch):
+def test_a_complete_folder_is_read_and_not_written(tmp_path, model, readable):
     whole = prepare(tmp_path, model)
-    monkeypatch.setattr("guidon.training.data.cache.store", None)
+    (folder,) = tmp_path.iterdir()
+    before = folder.stat().st_mtime_ns
     assert torch.equal(prepare(tmp_path, model).drawn, whole.drawn)
+    assert folder.stat().st_mtime_ns == before
+
+
+def test_what_a_killed_run_left_in_the_folder_is_deleted(tmp_path, model, readable):
+    prepare(tmp_path, model)
+    (folder,) = tmp_path.iterdir()
+    left = folder / workspaces._workspace_name(folder / "000000.safetensors")
+    left.mkdir()
+    prepare(tmp_path, model)
+    assert not left.exists()
+
+
+def test_a_block_that_another_machine_sees_late_is_waited_for(tmp_path, model, readable, monkeypatch):
+    read, asked = cache.stored, []
+
+    def late(path, *more):
+        asked.append(path.name)
+        own = f"{BLOCK:06}.safetensors" if os.environ["RANK"] == "0" else "000000.safetensors"  # the other one's
+        return None if path.name == own and asked.count(own) < 4 else read(path, *more)
+
+    monkeypatch.setattr(cache, "stored", late)
+    monkeypatch.setattr(cache, "LOOK", 0.01)
+
+    def work():
+        with Ranks.join() as ranks:
+            return len(prepare(tmp_path, model, 2 * BLOCK, ranks=ranks))
+
+    assert on_ranks(work) == [BLOCK, BLOCK]  # every second one can be read
 
 
 def test_an_error_of_one_rank_while_it_samples_ends_all(tmp_path, model, readable, monkeypatch):
@@ -152,7 +184,9 @@ def test_an_error_of_one_rank_while_it_samples_ends_all(tmp_path, model, readabl
     assert stored == [f"{k * BLOCK:06}.safetensors" for k in range(3)]
 
 
-def test_ranks_that_share_no_folder_are_refused(tmp_path, model, readable):
+def test_ranks_that_share_no_folder_are_refused(tmp_path, model, readable, monkeypatch):
+    monkeypatch.setattr(cache, "SEEN_AFTER", 0.1)
+
     def work():
         with Ranks.join() as ranks:
             try:
@@ -161,7 +195,9 @@ def test_ranks_that_share_no_folder_are_refused(tmp_path, model, readable):
                 return str(error)
 
     said = on_ranks(work)
-    assert all("which another rank stored, is not there: all ranks must share its folder" in line for line in said)
+    assert all(
+        "which another rank stored, cannot be read here: all ranks must share its folder" in line for line in said
+    )
 
 
 def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable):

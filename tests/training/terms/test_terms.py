@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from guidon.diffusion import NoiseSchedule, Process, convert, q_sample
+from guidon.diffusion import NoiseSchedule, Process, convert, q_sample, training_losses
 from guidon.training.terms import Terms, TrainingStep, total_loss
 from guidon.training.terms.area import Area
 from guidon.training.terms.bound import Bound
@@ -48,6 +48,14 @@ def test_an_error_counts_more_on_the_object():
     step = step_at([10], error=objects.float(), objects=objects)
     assert MSE()(step, {}).values.item() == pytest.approx(0.25, rel=1e-4)
     assert MSE(foreground=5)(step, {}).values.item() == pytest.approx(0.25 * 5 / 2, rel=1e-3)  # mean weight 2
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_the_bound_is_the_one_of_the_loss_of_a_diffusion(kind):
+    step = step_at([0, 50, 950], error=0.5, kind=kind)
+    step.prediction[:, 2:] = torch.linspace(-0.5, 0.5, 3)[:, None, None, None, None]
+    losses = training_losses(step.prediction, step.x_0, step.x_t, step.level, step.noise, step.process)
+    assert torch.equal(Bound(0.1)(step, {}).values, losses["vb"])
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])

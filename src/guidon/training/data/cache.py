@@ -6,6 +6,7 @@ Several runs may store the same file at the same time. Each writes the whole fil
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ...core.atomic import sweep, write_bytes
 from ...core.errors import InputError
 from ...core.hashing import hash_tensors
 from ...core.progress import progress
-from ...core.ranks import ALONE, Ranks
+from ...core.ranks import ALONE, LOOK, SEEN_AFTER, Ranks
 from ...core.reading import reading, regular_file
 
 
@@ -139,17 +140,24 @@ def sampled_rollouts(
             blocks[first] = sample(numbers)
             store(path, own, blocks[first])
 
-    ranks.from_first(lambda: sweep(place))
+    def left() -> list[int]:
+        sweep(place)
+        return missing()
+
     with progress("sampling rollouts") as on_step:
-        left = ranks.from_first(missing)
-        while left:
-            on_step(len(starts) - len(left), len(starts))
-            now, left = left[: len(ranks)], left[len(ranks) :]
-            ranks.together(partial(make, now[ranks.index :][:1]))
-        on_step(len(starts), len(starts))
-    if lacking := missing():
-        path, _, _ = place_of(lacking[0])
-        raise InputError(f"{path}, which another rank stored, is not there: all ranks must share its folder")
+        wanted = ranks.from_first_at_length(left)
+        done = len(starts) - len(wanted)
+        on_step(done, len(starts))
+        own = wanted[ranks.index :: len(ranks)]
+        for turn in range(-(-len(wanted) // len(ranks))):
+            ranks.together_at_length(partial(make, own[turn : turn + 1]))
+            on_step(min(done + (turn + 1) * len(ranks), len(starts)), len(starts))
+    ends = time.monotonic() + SEEN_AFTER
+    while lacking := missing():
+        if time.monotonic() > ends:
+            path, _, _ = place_of(lacking[0])
+            raise InputError(f"{path}, which another rank stored, cannot be read here: all ranks must share its folder")
+        time.sleep(LOOK)
     found = {name: torch.cat([blocks[first][name] for first in starts]) for name in blocks[0]}
     if not len(found["numbers"]):
         raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")

@@ -10,7 +10,7 @@ from .kinds import Recipe
 from .reading import check_recipe, load_recipe
 from .rollout import RolloutRecipe, Sampling
 from .run import Optimiser, Run
-from .section import DIFFUSION_STEPS, Section, defaults
+from .section import DIFFUSION_STEPS, Section
 from .staged import StagedRecipe
 from .vae import VAERecipe
 from .videos import VideosRecipe
@@ -31,6 +31,5 @@ __all__ = [
     "VAERecipe",
     "VideosRecipe",
     "check_recipe",
-    "defaults",
     "load_recipe",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -28,16 +29,21 @@ class Section(Settings):
     model_config = ConfigDict(use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def defaults(section: Settings) -> dict[str, Any]:
-    """The default of each setting of a section that has one, as plain data. Sections inside it are nested.
+def completed(known: Mapping[str, Any], recipe: Settings) -> dict[str, Any]:
+    """Settings that an earlier version wrote, with the default of each that it did not know.
 
-    A version that adds a setting gives it the default with which runs are trained as by earlier versions.
+    So a new setting needs a default that changes no earlier run.
+
+    Args:
+        known: the settings of a section, as plain data. Sections inside it are nested.
+        recipe: the section as it is now.
     """
-    found = dict[str, Any]()
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if not field.is_required():
-            found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
-        elif isinstance(value, Settings):
-            found[name] = defaults(value)
+    found = dict(known)
+    for name, field in type(recipe).model_fields.items():
+        value = getattr(recipe, name)
+        if name not in known:
+            if not field.is_required():
+                found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+        elif isinstance(value, Settings) and isinstance(known[name], Mapping):
+            found[name] = completed(known[name], value)
     return found
