@@ -71,7 +71,7 @@ def test_ranks_have_equal_work():
 def test_a_run_that_was_stopped_goes_on_with_the_state_of_all_matrices(tmp_path, tiny_model, monkeypatch):
     def recipe(name):
         (tmp_path / name).mkdir()
-        return denoiser_recipe(tmp_path / name, tiny_model / "vae.safetensors", steps=4, checkpoint_every=2)
+        return denoiser_recipe(tmp_path / name, tiny_model / "vae.safetensors", steps=3, checkpoint_every=2)
 
     assert len(set(run_on_ranks(recipe("whole")))) == 1
     stopped = recipe("stopped")

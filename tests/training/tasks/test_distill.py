@@ -64,7 +64,7 @@ def distilled(tmp_path_factory, model_x0):
 
 
 def test_both_ranks_sample(tmp_path, model_x0, monkeypatch):
-    assert_both_ranks_sample(tmp_path, pairs, recipe(tmp_path, model_x0, cache=None), monkeypatch)
+    assert_both_ranks_sample(tmp_path, pairs, recipe(tmp_path, model_x0, cache=None, steps=1), monkeypatch)
 
 
 def test_a_file_is_added_and_all_others_stay(distilled, model_x0):

@@ -56,9 +56,8 @@ def test_two_ranks_train_as_one_process(tmp_path, model_x0):
 
 
 def test_both_ranks_sample(tmp_path, model_x0, monkeypatch):
-    assert_both_ranks_sample(
-        tmp_path, rollouts, recipe(tmp_path, model_x0, cache=None, sampling={"block": 4}), monkeypatch
-    )
+    small = {"cache": None, "rollouts": 8, "sampling": {"steps": 2, "block": 4}, "steps": 1}
+    assert_both_ranks_sample(tmp_path, rollouts, recipe(tmp_path, model_x0, **small), monkeypatch)
 
 
 def test_only_the_finisher_is_trained(tmp_path, model_x0):

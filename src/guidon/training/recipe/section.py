@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
-from pydantic_core import to_jsonable_python
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from ...core.errors import InputError
 from ...core.settings import Settings
@@ -15,6 +14,7 @@ DIFFUSION_STEPS = 1000  # timesteps of the diffusion that is trained
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+_PLAIN = TypeAdapter[Any](Any)  # makes plain data of any default
 
 
 def must_divide(part: int, whole: int, what: str) -> None:
@@ -43,7 +43,7 @@ def completed(known: Mapping[str, Any], recipe: Settings) -> dict[str, Any]:
         value = getattr(recipe, name)
         if name not in known:
             if not field.is_required():
-                found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+                found[name] = _PLAIN.dump_python(field.get_default(call_default_factory=True), mode="json")
         elif isinstance(value, Settings) and isinstance(known[name], Mapping):
             found[name] = completed(known[name], value)
     return found
