@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ TIMEOUT = Limit("GUIDON_RANKS_TIMEOUT", 1800, "seconds")
 """How long a rank waits for another one. One that ends is noticed at once; one that hangs, after this time."""
 _LETTER = 512  # bytes that every message takes; the rest of a longer one follows
 _DONE, _MEMORY, _FAILED = "done", "memory", "failed"  # how the work of a rank ended
-LOOK = 0.2  # seconds: how often a rank that is at work says so
+LOOK = 0.2  # seconds: how often a rank that is at work says so, and one that waits for a file looks
 BEATS = 4  # how often at the least, in the time that the others wait
 SEEN_AFTER = 60.0  # seconds after which a file that one machine wrote must be there on all others
 _FAILURE = "guidon/failure"  # where a rank that failed leaves its message
@@ -357,6 +358,20 @@ def share_of(count: int, index: int, parts: int) -> slice:
 
 ALONE = Ranks((0,), 0)
 """A program of one process."""
+
+
+def seen_in_time(look: Callable[[], bool]) -> bool:
+    """Whether this rank sees what another one wrote. It looks again for a minute: some filesystems show it late.
+
+    Args:
+        look: whether it is seen now.
+    """
+    ends = time.monotonic() + SEEN_AFTER
+    while not look():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(LOOK)
+    return True
 
 
 def check_branches(branches: int | None, ranks: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ..core.errors import InputError
 from ..core.hashing import hash_files, hash_settings, hash_tensors, hash_text
 from ..core.limits import is_out_of_memory
 from ..core.locks import LOCK_NAME, held
-from ..core.ranks import ALONE, LOOK, SEEN_AFTER, Ranks
+from ..core.ranks import ALONE, Ranks, seen_in_time
 from ..core.reading import read_object
 from ..models.adapters.files import ADAPTER
 from ..models.trained.config import CONFIG
@@ -236,21 +235,18 @@ def _note_done(stage: Stage, trained: Path) -> None:
 
 
 def _see(path: Path, ranks: Ranks) -> None:
-    """Wait on all other ranks until they see what the first one has written: some filesystems show it late.
+    """Wait on all other ranks until they see what the first one has written.
 
     Raises:
         InputError: a rank does not see it.
     """
 
     def seen() -> None:
-        ends = time.monotonic() + SEEN_AFTER
-        while not path.exists():
-            if time.monotonic() > ends:
-                raise InputError(
-                    f"{platform.node()} does not see {path}, which the first rank wrote: out must be a folder that all "
-                    "machines share"
-                )
-            time.sleep(LOOK)
+        if not seen_in_time(path.exists):
+            raise InputError(
+                f"{platform.node()} does not see {path}, which the first rank wrote: out must be a folder that all "
+                "machines share"
+            )
 
     if len(ranks) > 1:
         ranks.agreed(seen)

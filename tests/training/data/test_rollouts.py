@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from guidon import world
+from guidon.core import ranks as ranks_module
 from guidon.core import workspaces
 from guidon.core.errors import InputError
 from guidon.core.ranks import ALONE, Ranks
@@ -152,7 +153,7 @@ def test_a_block_that_another_machine_sees_late_is_waited_for(tmp_path, model, r
         return None if path.name == own and asked.count(own) < 4 else read(path, *more)
 
     monkeypatch.setattr(cache, "stored", late)
-    monkeypatch.setattr(cache, "LOOK", 0.01)
+    monkeypatch.setattr(ranks_module, "LOOK", 0.01)
 
     def work():
         with Ranks.join() as ranks:
@@ -185,7 +186,7 @@ def test_an_error_of_one_rank_while_it_samples_ends_all(tmp_path, model, readabl
 
 
 def test_ranks_that_share_no_folder_are_refused(tmp_path, model, readable, monkeypatch):
-    monkeypatch.setattr(cache, "SEEN_AFTER", 0.1)
+    monkeypatch.setattr(ranks_module, "SEEN_AFTER", 0.1)
 
     def work():
         with Ranks.join() as ranks:

@@ -6,7 +6,6 @@ Several runs may store the same file at the same time. Each writes the whole fil
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from ...core.atomic import sweep, write_bytes
 from ...core.errors import InputError
 from ...core.hashing import hash_tensors
 from ...core.progress import progress
-from ...core.ranks import ALONE, LOOK, SEEN_AFTER, Ranks
+from ...core.ranks import ALONE, Ranks, seen_in_time
 from ...core.reading import reading, regular_file
 
 
@@ -152,12 +151,9 @@ def sampled_rollouts(
         for turn in range(-(-len(wanted) // len(ranks))):
             ranks.together_at_length(partial(make, own[turn : turn + 1]))
             on_step(min(done + (turn + 1) * len(ranks), len(starts)), len(starts))
-    ends = time.monotonic() + SEEN_AFTER
-    while lacking := missing():
-        if time.monotonic() > ends:
-            path, _, _ = place_of(lacking[0])
-            raise InputError(f"{path}, which another rank stored, cannot be read here: all ranks must share its folder")
-        time.sleep(LOOK)
+    if not seen_in_time(lambda: not missing()) and (lacking := missing()):
+        path, _, _ = place_of(lacking[0])
+        raise InputError(f"{path}, which another rank stored, cannot be read here: all ranks must share its folder")
     found = {name: torch.cat([blocks[first][name] for first in starts]) for name in blocks[0]}
     if not len(found["numbers"]):
         raise InputError(f"no clip of {count} that the model sampled can be read: train it further, then try again")
