@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import guidon
-from guidon.pipeline.compilation import Compilation, compiled_parts, said
+from guidon.models.parts.compiling import compiled_parts
+from guidon.pipeline.compilation import Compilation, said
 
 PROMPT = "a red circle moves left on a white background"
 CPU = torch.device("cpu")

@@ -129,6 +129,6 @@ def test_compiled_blocks_train_to_the_same_file(tmp_path, tiny_model, monkeypatc
     vae = tiny_model / "vae.safetensors"
     compiled = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, compile=True, **own)))
     eager = weights_of(run_recipe(denoiser_recipe(tmp_path, vae, out=str(tmp_path / "plain"), **own)))
-    assert [type(part).__name__ for part in compiled_blocks] == ["Block"] * SHAPE["depth"] + ["Layer"] * 2
+    assert [type(part).__name__ for part in compiled_blocks] == ["Block"] * SHAPE["depth"] + ["Refiner"]
     assert compiled.keys() == eager.keys()
     assert all(torch.allclose(compiled[name], eager[name], atol=2e-3) for name in eager)

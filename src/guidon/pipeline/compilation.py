@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.errors import first_line
 from ..core.warn import note, warn
 from ..guidance.denoiser import shares_rows
-from ..models.parts.compiling import keep_rearranging_whole
+from ..models.parts.compiling import compiled_parts, keep_rearranging_whole
 
 GRAPHS = 64
 """Graphs of a kind of block before torch goes on without compiling: two for each number of rows that a run has."""
@@ -137,12 +137,6 @@ class Compilation:
         """Whether a device waits for the CPU to launch its work."""
         _, launched, done = self._timed(steps)
         return launched > LAUNCHES * done
-
-
-def compiled_parts(network: Any) -> list[nn.Module]:
-    """The parts of a network that are compiled: its blocks, and what refines its prediction."""
-    blocks: list[nn.Module] = list(getattr(network, "blocks", ()))
-    return blocks + [part for name in ("refiner", "finisher") if (part := getattr(network, name, None)) is not None]
 
 
 def _parts_of(networks: Sequence[Any]) -> list[nn.Module]:

@@ -75,7 +75,7 @@ def test_only_the_finisher_is_trained(tmp_path, model_x0):
         assert (folder / f"{name}.safetensors").read_bytes() == (model_x0 / f"{name}.safetensors").read_bytes()
 
 
-def test_blocks_and_the_layers_of_the_finisher_are_compiled(tmp_path, model_x0, monkeypatch):
+def test_blocks_and_the_finisher_are_compiled(tmp_path, model_x0, monkeypatch):
     compile_, compiled = torch.nn.Module.compile, []
 
     def eagerly(module):
@@ -87,7 +87,7 @@ def test_blocks_and_the_layers_of_the_finisher_are_compiled(tmp_path, model_x0, 
     assert not compiled
     again = weights_of(run_recipe(recipe(tmp_path / "compiled", model_x0, compile=True)))
     depth = load_component(model_x0 / "denoiser.safetensors", "denoiser").config["depth"]
-    assert compiled == ["Block"] * depth + ["Layer"] * ROLLOUT["finisher"]["depth"]
+    assert compiled == ["Block"] * depth + ["Finisher"]
     assert plain.keys() == again.keys()
     assert all(torch.allclose(plain[name], again[name], atol=1e-6) for name in plain)
 

@@ -8,25 +8,21 @@ from typing import Any, cast
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ...models.parts.compiling import keep_rearranging_whole
-from ...models.parts.refiner import Layer
+from ...models.parts.compiling import compiled_parts, keep_rearranging_whole
 
 
 def prepare_blocks(network: nn.Module, *, checkpointing: bool, compiling: bool) -> None:
-    """Change how the blocks of a network are run, and the layers of its refiner and finisher.
+    """Change how the parts of a network are run.
 
     Args:
-        network: has ``blocks``.
+        network: has ``blocks``, and perhaps a refiner and a finisher.
         checkpointing: keep the inputs of a block alone, and compute the rest again in the backward pass.
-        compiling: compile each block, and each layer of a refiner.
+        compiling: compile each block, the refiner and the finisher.
     """
+    if checkpointing:
+        for block in cast("Any", network).blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if compiling:
         keep_rearranging_whole()
-    for block in list(cast("Any", network).blocks):
-        if checkpointing:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if compiling:
-            block.compile()
-    if compiling:
-        for layer in (part for part in network.modules() if isinstance(part, Layer)):
-            layer.compile()
+        for part in compiled_parts(network):
+            part.compile()
