@@ -224,14 +224,13 @@ def test_a_tiny_version_of_the_shipped_recipe_runs_all_stages(tmp_path, monkeypa
     values["common"]["every"] |= {"device": "cpu"}
     values["common"]["denoiser"] |= {"clips": 4, "compile": False, "text": {"features": 8, "layers": 1, "heads": 2}}
     values["common"]["denoiser"]["model"] |= tiny
+    values["common"]["vae"]["model"] |= {"block_out_channels": [8, 8]}
     for stage in values["stages"].values():
         stage |= {"steps": 2, "batch_size": 4}
     tiny_finisher = {"finisher": {"channels": 4, "depth": 1}, "rollouts": 4, "sampling": {"steps": 2}}
     values["stages"]["finished"] |= tiny_finisher
     for stage in ("distilled", "fast"):
         values["stages"][stage] |= {"rollouts": 4, "rank": 2, "sampling": {"block": 4}}
-    for stage in ("vae", "vae-alive"):
-        values["stages"][stage]["model"] |= {"block_out_channels": [8, 8]}
     values["stages"]["faithful"] |= {"clips": 4}
     values["stages"]["sized"] |= {"clips": 8, "batch_size": 8}
     for stage in ("low", "low-steady", "high-refined", "faithful", "sized"):
