@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ..checkpoints.files import read_safetensors
 from ..core.atomic import sweep, write_json
 from ..core.devices import pick_device
@@ -34,8 +32,8 @@ from ..models.adapters.files import ADAPTER
 from ..models.trained.config import CONFIG
 from ..models.trained.writing import COMPONENTS, HUB, hub_folder
 from .demand import require_resources
-from .loop import Look, Task, train
-from .recipe import DistillRecipe, Recipe, RolloutRecipe, StagedRecipe, VAERecipe, check_recipe
+from .loop import Look, train
+from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
 from .sharded import step_of
 from .tasks import prepare
 from .tasks.export import model_folder
@@ -176,7 +174,7 @@ def _run(
     look = None if isinstance(recipe, VAERecipe) else look  # an autoencoder is no model to sample from
     with _own_folder(recipe.out, ranks):
         try:
-            task = _prepared(recipe, device, ranks)
+            task = prepare(recipe, device, ranks)
             return train(recipe, task, device, export_only=export_only, look=look, record=record, ranks=ranks)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -184,20 +182,6 @@ def _run(
             raise InputError(
                 f"training ran out of the memory of {device}: lower batch_size; what {recipe.out} holds is kept"
             ) from error
-
-
-def _prepared(recipe: Recipe, device: torch.device, ranks: Ranks) -> Task:
-    """The task of a recipe, on every rank.
-
-    All ranks encode own videos together, and sample a model's clips together. For other recipes the first rank
-    prepares and stores the data, and the others read it.
-    """
-    if isinstance(recipe, RolloutRecipe | DistillRecipe):
-        return prepare(recipe, device, ranks)
-    own: list[Task] = []
-    if getattr(recipe, "data", None) is None:
-        ranks.from_first_at_length(lambda: own.append(prepare(recipe, device)))
-    return ranks.agreed(lambda: own[0] if own else prepare(recipe, device))
 
 
 def _run_stages(

@@ -1,3 +1,5 @@
+import os
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -6,8 +8,11 @@ import torch
 from safetensors import safe_open
 
 from guidon import world
+from guidon.core.errors import InputError
+from guidon.core.ranks import ALONE, Ranks
 from guidon.training.data.cache import store
 from guidon.training.data.latents import LatentClips, touched
+from ranks import on_ranks
 
 
 class Blank(torch.nn.Linear):
@@ -19,9 +24,35 @@ class Blank(torch.nn.Linear):
         return video.new_zeros(1, 4, video.shape[2], 2, 2)
 
 
-def clips_of(folder, count, *, family_size=1, vae_hash=""):
-    vae = cast("Any", Blank(1, 1))
-    return LatentClips.prepare(folder, vae, vae_hash, count, 0, family_size=family_size, areas=False)
+class Mean(Blank):
+    """An autoencoder whose latents tell clips apart. It counts the clips that it encodes."""
+
+    encoded = 0
+
+    def encode(self, video):
+        self.encoded += 1
+        return video.mean((1, 3, 4))[:, None, :, None, None].expand(1, 4, -1, 2, 2)
+
+
+def clips_of(folder, count, *, family_size=1, vae_hash="", vae=None, ranks=ALONE):
+    vae = cast("Any", vae or Blank(1, 1))
+    return LatentClips.prepare(folder, vae, vae_hash, count, 0, family_size=family_size, areas=False, ranks=ranks)
+
+
+def on_both(folder, count, encode=Mean.encode, *, unseen=False):
+    """What two ranks that encode together give: of each its latents and how many clips it encoded, or its error."""
+
+    def work():
+        vae = Mean(1, 1)
+        with Ranks.join() as ranks:
+            vae.encode = partial(encode, vae)
+            own = folder / "unseen" if unseen and not ranks.first else folder
+            try:
+                return clips_of(own, count, vae=vae, ranks=ranks).latents, vae.encoded
+            except InputError as error:
+                return str(error)
+
+    return on_ranks(work)
 
 
 @pytest.mark.parametrize("family_size", [1, 4, 8])
@@ -73,6 +104,33 @@ def test_clips_are_encoded_once_for_each_autoencoder_and_kind(tmp_path, monkeypa
     for values in kinds:
         clips_of(tmp_path, **{"count": 8} | values)
     assert {path for path, at in files.items() if path.stat().st_mtime_ns != at} == {damaged}
+
+
+@pytest.mark.parametrize(("count", "shares"), [(9, (5, 4)), (1, (1, 0))])
+def test_ranks_encode_a_share_of_the_clips_each(tmp_path, count, shares):
+    whole = clips_of(tmp_path / "alone", count, vae=Mean(1, 1)).latents
+    assert len(whole.unique(dim=0)) == count
+    for wanted in (shares, (0, 0)):  # the second time, they are stored
+        for (latents, encoded), share in zip(on_both(tmp_path / "both", count), wanted, strict=True):
+            assert torch.equal(latents, whole)
+            assert encoded == share
+    (alone,), (both,) = ((tmp_path / name).iterdir() for name in ("alone", "both"))
+    assert alone.read_bytes() == both.read_bytes()
+
+
+def test_ranks_encode_again_what_one_of_them_does_not_see(tmp_path):
+    clips_of(tmp_path, 4, vae=Mean(1, 1))
+    assert [encoded for _, encoded in on_both(tmp_path, 4, unseen=True)] == [2, 2]
+
+
+def test_a_share_that_is_not_finite_is_an_error_on_all_ranks(tmp_path):
+    def encode(vae, video):
+        return Mean.encode(vae, video) / (os.environ["RANK"] == "0")
+
+    first, second = on_both(tmp_path, 4, encode)
+    assert second.startswith("the latents of clips hold NaN or infinity: the autoencoder is broken")
+    assert first == f"rank 1: {second}"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("other", [torch.zeros(8), torch.zeros(8, 4, 16, 2, 3).half(), torch.zeros(8, 4, 16, 2, 2)])

@@ -18,6 +18,7 @@ from ...core.errors import InputError
 from ...core.hashing import hash_text
 from ...core.limits import require_disk, require_memory
 from ...core.progress import progress
+from ...core.ranks import ALONE, Ranks
 from ...models.vae.frames import FrameVAE
 from ..rows import ALL
 from .areas import area_gradient
@@ -56,7 +57,16 @@ class LatentClips:
 
     @classmethod
     def prepare(
-        cls, folder: Path, vae: FrameVAE, vae_hash: str, clips: int, seed: int, *, family_size: int, areas: bool
+        cls,
+        folder: Path,
+        vae: FrameVAE,
+        vae_hash: str,
+        clips: int,
+        seed: int,
+        *,
+        family_size: int,
+        areas: bool,
+        ranks: Ranks = ALONE,
     ) -> LatentClips:
         """Encode clips, or read the file that an earlier run with the same autoencoder and data stored.
 
@@ -68,15 +78,21 @@ class LatentClips:
             seed: the seed that the clips are generated from.
             family_size: clips in a family: 1, as many as there are shapes, or twice as many: every shape in both sizes.
             areas: whether the gradients of the objects' areas are needed.
+            ranks: those that encode together, each a share of the clips. All call this.
+
+        Raises:
+            InputError: the autoencoder is broken, or the clips do not fit in memory or on the disk.
+            RankFailed, MemoryError, RankLost: another rank failed, or ended.
         """
         key = f"{vae_hash} {clips} {seed} {world.SIZE} {world.FRAMES} {family_size}"
         sweep(folder)
         side = world.SIZE // vae.config.downsampling
         shape = (clips, vae.config.latent_channels, world.FRAMES, side, side)
-        latents = _kept(folder, "latents", key, shape, partial(_encode, vae, seed, family_size))
+        latents = _kept(folder, "latents", key, shape, partial(_encode, vae, seed, family_size), ranks)
         gradients = None
         if areas:
-            gradients = _kept(folder, "areas", key, shape, partial(_area_gradient, vae, seed, family_size, latents))
+            gradient = partial(_area_gradient, vae, seed, family_size, latents)
+            gradients = _kept(folder, "areas", key, shape, gradient, ranks)
         return cls(seed, family_size, latents, gradients)
 
     def batch(self, step: int, size: int, *, caption_noise: float = 0.0, rows: slice = ALL) -> Batch:
@@ -157,36 +173,45 @@ def _scene(seed: int, family_size: int, index: int) -> world.Scene:
     return world.family("train", seed, first, sizes=family_size > len(world.SHAPES))[member]
 
 
-def _kept(folder: Path, name: str, key: str, shape: tuple[int, ...], make: Callable[[int], Tensor]) -> Tensor:
+def _kept(
+    folder: Path, name: str, key: str, shape: tuple[int, ...], make: Callable[[int], Tensor], ranks: Ranks
+) -> Tensor:
     """The fp16 tensor of this shape, (N, ...), that is stored under this key.
 
-    If there is none, it is made of ``make(index)`` of all N clips, and stored.
+    If there is none, it is made of ``make(index)`` of all N clips, of which every rank makes a share, and stored.
 
     Raises:
         InputError: a value is NaN, or too large for fp16; or they do not fit in memory or on the disk.
+        RankFailed, MemoryError, RankLost: another rank failed, or ended.
     """
     path, own = folder / f"{name}-{hash_text(key)[:8]}.safetensors", f"{name} {key}"
+    count = shape[0]
 
     def fits(tensors: Mapping[str, Tensor]) -> bool:
         found = tensors.get(name)
         return found is not None and found.shape == shape and found.dtype == torch.float16
 
-    if (kept := stored(path, own, f"clips' {name}", fits)) is not None:
+    def share() -> list[Tensor]:
+        made: list[Tensor] = []
+        numbers = range(count)[ranks.share(count)]
+        with progress(f"preparing clips: {name}") as on_step:
+            for index in numbers:
+                made.append(make(index).half().cpu())
+                if len(made) == 1:
+                    needed = float(count) * made[0].nbytes
+                    require_memory(f"the {name} of {count} clips", needed, lower="clips")
+                    require_disk(f"the {name} of {count} clips", needed, folder, lower="clips")
+                on_step(len(made), len(numbers))
+        if not all(one.isfinite().all() for one in made):
+            raise InputError(f"the {name} of clips hold NaN or infinity: the autoencoder is broken, give another vae")
+        return made
+
+    kept = ranks.agreed(lambda: stored(path, own, f"clips' {name}", fits))
+    if not ranks.any(kept is None) and kept is not None:
         return kept[name]
-    count = shape[0]
-    made: list[Tensor] = []
-    with progress(f"preparing clips: {name}") as on_step:
-        for index in range(count):
-            made.append(make(index).half().cpu())
-            if index == 0:
-                needed = float(count) * made[0].nbytes
-                require_memory(f"the {name} of {count} clips", needed, lower="clips")
-                require_disk(f"the {name} of {count} clips", needed, folder, lower="clips")
-            on_step(index + 1, count)
-    together = torch.stack(made).contiguous()
-    if not together.isfinite().all():
-        raise InputError(f"the {name} of clips hold NaN or infinity: the autoencoder is broken, give another vae")
-    store(path, own, {name: together})
+    shares = ranks.together_at_length(share)
+    together = torch.stack([one for made in shares for one in made])
+    ranks.from_first(lambda: store(path, own, {name: together}))
     return together
 
 

@@ -25,7 +25,7 @@ def prepare(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE) -> Task:
     Args:
         recipe: the recipe.
         device: the device of the module that is trained.
-        ranks: those that train together. For clips that a model samples, all call this, and sample them together.
+        ranks: those that train together. All call this: they encode and sample clips together.
 
     Raises:
         InputError: a file that the recipe names is missing or does not fit.
@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE) -> Task:
         return DistillTask.prepare(recipe, device, ranks)
     if isinstance(recipe, VideosRecipe):
         return VideosTask.prepare(recipe, device)
-    return DenoiserTask.prepare(recipe, device)
+    return DenoiserTask.prepare(recipe, device, ranks)
 
 
 def prepare_data(recipe: Recipe, device: torch.device) -> Checked | None:

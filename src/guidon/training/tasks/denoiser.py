@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ... import world
 from ...checkpoints import Component, load_component, load_weights, save_component
 from ...core.broadcasting import per_sample
+from ...core.ranks import ALONE, Ranks
 from ...diffusion import DiscreteLevel, FlowPath, NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample
 from ...models.small import BOUNDARY, DENOISER, FLOW, LOW_NOISE, TEXT, VAE
 from ...models.stdit.network import STDiT, STDiTConfig
@@ -82,11 +83,17 @@ class DenoiserTask:
     process: Process
 
     @classmethod
-    def prepare(cls, recipe: DenoiserRecipe, device: torch.device) -> DenoiserTask:
+    def prepare(cls, recipe: DenoiserRecipe, device: torch.device, ranks: Ranks = ALONE) -> DenoiserTask:
         """Read the files that the recipe names, build the module, encode the clips.
+
+        Args:
+            recipe: the recipe.
+            device: the device of the module.
+            ranks: those that encode the clips together. All call this.
 
         Raises:
             InputError: a file is missing or does not fit. This is checked before clips are encoded.
+            RankFailed, MemoryError, RankLost: another rank failed, or ended.
         """
         # Read the files that the recipe names.
         vae_file = load_component(recipe.vae, "vae")
@@ -109,6 +116,7 @@ class DenoiserTask:
             recipe.seed,
             family_size=recipe.family_size,
             areas=recipe.terms.need("areas"),
+            ranks=ranks,
         )
         held_out = encode_held_out(vae)
         diffusion = None if recipe.flows else NoiseSchedule.named(recipe.noise_schedule, DIFFUSION_STEPS)
