@@ -4,10 +4,10 @@ import torch
 from guidon.core.errors import InputError
 from guidon.core.ranks import Ranks
 from guidon.diffusion import NoiseLevel
-from guidon.guidance import RULES, BlockSkip, Guidance, GuidanceTrace, RotatedGuidance, random_rotation
+from guidon.guidance import RULES, BlockSkip, Guidance, GuidanceTrace, RotatedGuidance, Sparing, random_rotation
 from guidon.guidance.spread import Spread
 from ranks import on_ranks
-from toy_network import GENTLE, SHAPE, Network, denoiser, latents, level_at
+from toy_network import GENTLE, SHAPE, Caption, Network, denoiser, latents, level_at
 
 STEPS = (19, 12, 5, 0)
 LATENTS = 4 * SHAPE[0] * SHAPE[1] * 2 * 16  # bytes of x
@@ -81,6 +81,48 @@ def test_only_guided_channels_of_guided_steps_cross():
         assert of_second[1] == guided, (guidance, options)
 
 
+@pytest.mark.parametrize(
+    "guidance", [Guidance([3.0, 1.0, 3.0, 3.0]), RotatedGuidance(Guidance(3.0, 1), random_rotation(4, 1))]
+)
+def test_clips_are_guided_no_more_from_the_step_of_one_process_on(guidance):
+    class Near(Network):
+        def __call__(self, x, level, cond):
+            return super().__call__(x, level, Caption(0.02 * cond.value, cond.mask))
+
+    def run(ranks=None):
+        guided = denoiser(guidance, Near(), batched=False, ranks=ranks, sparing=Sparing(adaptive=0.98))
+        if ranks is not None and not ranks.first:
+            guided.serve(torch.device("cpu"))
+            return None
+        with guided.leading():
+            return torch.stack([guided(latents(), level_at(step)) for step in STEPS]), guided.memory.guided
+
+    def work():
+        with Ranks.join() as ranks:
+            return run(ranks)
+
+    (found, steps), _ = on_ranks(work)
+    expected, alone = run()
+    assert steps == alone < len(STEPS)
+    assert torch.equal(found, expected)
+
+
+def test_every_rank_is_told_at_how_many_steps_guidance_acted():
+    guidance = Guidance(3.0, 3, timing="interval:0.3,0.8")
+
+    def work():
+        with Ranks.join() as ranks:
+            guided = denoiser(guidance, Network(), batched=False, ranks=ranks)
+            if not ranks.first:
+                return guided.serve(torch.device("cpu"))
+            with guided.leading():
+                for step in STEPS:
+                    guided(latents(), level_at(step))
+            return guided.memory.guided
+
+    assert on_ranks(work) == [2, 2]
+
+
 def test_rotated_channels_cross_all_and_a_trace_is_that_of_one_process():
     rotated = RotatedGuidance(Guidance(3.0, 1), random_rotation(4, seed=1))
 
@@ -111,10 +153,11 @@ def test_three_branches_are_dealt_to_two_ranks_or_to_three():
     assert [result[1] for result in results] == [len(STEPS)] * 3
 
 
-def test_the_frames_that_are_clean_are_told():
+def test_the_level_and_the_frames_that_are_clean_are_told():
     class Masked(Network):
         def __call__(self, x, level, cond):
             assert level.noisy is not None
+            assert (level.timestep, level.alpha, level.sigma, level.progress) == (100.0, 0.6, 0.8, 0.9)
             return super().__call__(x * level.noisy[:, None, :, None, None], level, cond)
 
     noisy = torch.tensor([[False, True], [True, True]])

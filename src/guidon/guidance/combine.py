@@ -217,6 +217,10 @@ class Guidance:
         """The channels of the other branches that ``combine`` reads at a level; none where it needs no other branch."""
         return self._acting(level, memory, channels)[1]
 
+    def compared(self, prediction: Tensor, level: NoiseLevel, memory: Memory, channels: int) -> Tensor:
+        """What of a branch (B, C or 2C, ...) tells whether it agrees with another one: the channels that are guided."""
+        return prediction[:, list(self.looks_at(level, memory, channels))]
+
     def plain_at(self, level: NoiseLevel, memory: Memory, channels: int) -> tuple[int, float, Memory] | None:
         """How many leading channels ``combine`` guides by one scale and the plain rule, the scale, and its memory.
 
@@ -365,6 +369,8 @@ class Combines(Protocol):
     def scale_at(self, level: NoiseLevel, memory: Memory, channels: int) -> ChannelScale: ...
 
     def looks_at(self, level: NoiseLevel, memory: Memory, channels: int) -> Sequence[int]: ...
+
+    def compared(self, prediction: Tensor, level: NoiseLevel, memory: Memory, channels: int) -> Tensor: ...
 
     def combine(
         self,

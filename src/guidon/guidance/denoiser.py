@@ -177,8 +177,8 @@ class GuidedDenoiser(Generic[C]):
     def _spared_predictions(self, x: Tensor, level: NoiseLevel, spared: Spared) -> dict[str, Tensor]:
         """The predictions of all branches, of which some may not be computed."""
         if spared.needs_branches(self.memory.guided):
-            scale = self.guidance.scale_at(level, self.memory, x.shape[1])
-            return spared.seen(self._predictions(x, level), scale.guided)
+            compared = partial(self.guidance.compared, level=level, memory=self.memory, channels=x.shape[1])
+            return spared.seen(self._predictions(x, level), compared)
         return spared.reused(self._run(x, level, "cond"))
 
     def parts(self, x: Tensor, level: NoiseLevel, /) -> GuidedParts | None:

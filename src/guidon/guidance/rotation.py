@@ -69,6 +69,10 @@ class RotatedGuidance:
         """See ``Guidance.looks_at``. A rotated channel is a sum of all channels."""
         return range(channels) if self.acts(level, memory, channels) else ()
 
+    def compared(self, prediction: Tensor, level: NoiseLevel, memory: Memory, channels: int) -> Tensor:
+        """See ``Guidance.compared``: the rotated channels that are guided."""
+        return self.guidance.compared(rotate(prediction[:, :channels].float(), self.rotation), level, memory, channels)
+
     def combine(
         self,
         cond: Tensor,

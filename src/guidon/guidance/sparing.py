@@ -6,7 +6,7 @@ leave out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,22 +71,21 @@ class Spared:
         """All branches of a step, by its conditional prediction and the differences that were computed last."""
         return self._without_stopped({"cond": cond, **{name: cond - d for name, d in self._differences.items()}})
 
-    def seen(self, found: Mapping[str, Tensor], channels: Sequence[int]) -> dict[str, Tensor]:
+    def seen(self, found: Mapping[str, Tensor], compared: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Learn from all branches of a step, and give those that guidance is to use.
 
         Args:
             found: the predictions by branch, "cond" first.
-            channels: the guided channels.
+            compared: what of a prediction tells whether it agrees with another one.
         """
         cond, others = found["cond"], {name: each for name, each in found.items() if name != "cond"}
         if self.sparing.reuse > 1:
             self._differences = {name: cond - each for name, each in others.items()}
-        used = self._without_stopped(found)
         if self.sparing.adaptive is not None:
-            agree = _least_cosine(cond, list(others.values()), channels) >= self.sparing.adaptive
+            agree = _least_cosine(compared(cond), map(compared, others.values())) >= self.sparing.adaptive
             self.stopped = agree if self.stopped is None else self.stopped | agree
             self.ended = bool(self.stopped.all())
-        return used
+        return self._without_stopped(found)
 
     def _without_stopped(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The branches; those of a clip that is guided no more are the conditional one."""
@@ -102,11 +101,9 @@ class Spared:
         return torch.where(self.stopped.view(-1, *[1] * (cond.ndim - 1)), cond, prediction)
 
 
-def _least_cosine(cond: Tensor, others: Sequence[Tensor], channels: Sequence[int]) -> Tensor:
-    """The least cosine (B,) between one prediction and others (B, C or 2C, ...) over some channels."""
+def _least_cosine(own: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """The least cosine (B,) between one prediction and others (B, ...)."""
     import torch
     from torch.nn.functional import cosine_similarity
 
-    where = list(channels)
-    own = cond[:, where].flatten(1)
-    return torch.stack([cosine_similarity(own, each[:, where].flatten(1)) for each in others]).amin(0)
+    return torch.stack([cosine_similarity(own.flatten(1), each.flatten(1)) for each in others]).amin(0)
