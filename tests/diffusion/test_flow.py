@@ -12,6 +12,7 @@ from goldens import golden, relative_error
 from guidon.core.errors import InputError
 from guidon.diffusion import FlowPath, clip_shift, q_sample, target, velocity_loss
 from guidon.diffusion.flow import shifted
+from guidon.diffusion.spacing import parse_spacing
 from toy_network import normal
 
 SHIFTS = st.floats(0.05, 40)
@@ -58,10 +59,24 @@ def test_a_batch_has_levels_in_fp32():
     level = FlowPath().at(torch.tensor([302.0, 7.0], dtype=torch.bfloat16), normal(2, 4, 3, 2, 2))
     assert level.alpha.dtype == level.sigma.dtype == torch.float32
     assert level.sigma.flatten().tolist() == pytest.approx([0.302, 0.007], rel=1e-5)
+    assert level.progress.tolist() == pytest.approx([0.698, 0.993], rel=1e-5)
+
+
+def test_timesteps_may_end_at_another_number():
+    path = FlowPath(num_timesteps=500, steps=4)
+    assert [level.timestep for level in path.levels] == [500, 375, 250, 125]
+    assert [level.sigma for level in path.levels] == [1, 0.75, 0.5, 0.25]
+    assert [level.progress for level in path.levels] == [0, 0.25, 0.5, 0.75]
+    level = path.at(torch.tensor([500, 125]), normal(2, 4, 3))
+    assert level.sigma.flatten().tolist() == [1, 0.25]
+    assert {each.num_timesteps for each in (*path.levels, level)} == {500}
 
 
 def test_whole_timesteps_are_rounded():
-    assert [level.timestep for level in FlowPath(steps=7, whole=True).levels] == [1000, 857, 714, 571, 429, 286, 143]
+    rounded = [1000, 857, 714, 571, 429, 286, 143]
+    assert [level.timestep for level in FlowPath(steps=7, whole=True).levels] == rounded
+    found = [level.timestep for level in FlowPath(steps=7, whole=True, shift=3).levels]  # before the shift
+    assert found == pytest.approx([1000 * shifted(t / 1000, 3) for t in rounded])
 
 
 def test_a_size_changes_the_shift_only_where_the_path_says_so():
@@ -112,6 +127,7 @@ def test_it_can_be_copied_and_pickled_after_its_levels_were_made():
     for other in (copy.deepcopy(path), pickle.loads(pickle.dumps(path))):
         assert other == path
         assert other.is_same(path.respaced(3))
+        assert other.is_same(path.spaced_by(4, parse_spacing("logsnr")))
         assert not other.is_same(FlowPath())
 
 

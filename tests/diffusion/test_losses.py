@@ -75,6 +75,33 @@ def test_the_plain_bound_is_the_rescaled_one_over_t():
     assert torch.allclose(plain["loss"] * 1000, rescaled["loss"])
 
 
+@pytest.mark.parametrize("kind", ["mse", "rescaled_mse", "kl", "rescaled_kl"])
+def test_every_loss_counts_the_frames_that_are_named(kind):
+    x_0, noise, *output = normal(4, 2, 4, 3, 2, 2).unbind(0)
+    prediction, steps = torch.cat(output, 1), (0, 700)
+    frames = torch.tensor([[True, False, True], [False, True, False]])
+
+    def losses(x_0, noise, prediction, steps, frames=None):
+        level, process = FULL.at(torch.tensor(steps), x_0), Process()
+        x_t = q_sample(x_0, level, noise)
+        return training_losses(prediction, x_0, x_t, level, noise, process, kind=kind, frames=frames)
+
+    found = losses(x_0, noise, prediction, steps, frames)
+    for row, named in enumerate(frames):
+        part = [value[row : row + 1, :, named] for value in (x_0, noise, prediction)]
+        for name, value in losses(*part, steps[row : row + 1]).items():
+            assert torch.allclose(found[name][row], value[0], rtol=1e-4), name
+
+
+def test_the_rescaled_bounds_follow_the_number_of_steps():
+    x_0, noise, *output = normal(4, 2, 4, 3).unbind(0)
+    level = FULL.respaced(50).at(torch.tensor([3, 40]), x_0)
+    given = torch.cat(output, 1), x_0, q_sample(x_0, level, noise), level, noise, Process()
+    terms = {kind: training_losses(*given, kind=kind) for kind in ("mse", "rescaled_mse", "kl", "rescaled_kl")}
+    assert torch.allclose(terms["rescaled_mse"]["vb"], terms["mse"]["vb"] * 50 / 1000)
+    assert torch.allclose(terms["rescaled_kl"]["loss"], terms["kl"]["loss"] * 50)
+
+
 def test_the_bound_does_not_train_the_mean():
     x_0, noise = normal(2, 2, 4, 3).unbind(0)
     level = FULL.at(torch.tensor([0, 700]), x_0)
@@ -130,11 +157,12 @@ def test_the_prior_is_almost_noise():
     assert prior_bits(torch.rand(2, 3, 4), FULL).max() < 1e-4
 
 
+@pytest.mark.parametrize("mean", [-0.98, 0.3, 0.98])
 @pytest.mark.parametrize("log_scale", [-4.0, -2.0])
-def test_the_discretised_likelihood_sums_to_one_over_the_256_values(log_scale):
+def test_the_discretised_likelihood_sums_to_one_over_the_256_values(log_scale, mean):
     values = torch.arange(256) / 127.5 - 1
     total = (
-        discretised_log_likelihood(values, torch.tensor(0.3), torch.full_like(values, log_scale)).double().exp().sum()
+        discretised_log_likelihood(values, torch.tensor(mean), torch.full_like(values, log_scale)).double().exp().sum()
     )
     assert total.item() == pytest.approx(1, abs=1e-4)
     assert math.isfinite(total)

@@ -126,4 +126,14 @@ def test_a_clamped_range_stays_between_the_two_fixed_choices():
     assert free[0, 0, 0] < clamped[0, 0, 0]
     assert free[0, 0, 2] > clamped[0, 0, 2]
     assert Process.trained("x0").variance == "clamped_range"
-    assert Process.trained("v") == Process("v")
+    for kind in ("eps", "v", "flow"):
+        assert Process.trained(kind) == Process(kind)
+
+
+def test_a_clean_sample_is_changed_before_it_is_clamped():
+    level, x = level_of(400), normal(2, 4, 3)
+    prediction = normal(2, 4, 3, seed=1)
+    for clip in (True, False):
+        process = Process("x0", "fixed_small", clip)
+        found = p_mean_variance(prediction, x, level, process, lambda x_0: 10 * x_0).x_0
+        assert torch.equal(found, (10 * prediction).clamp(-1, 1) if clip else 10 * prediction)

@@ -97,6 +97,14 @@ def test_a_schedule_of_one_step_has_finite_coefficients():
     assert all(np.isfinite(getattr(level, name)) for name in ("alpha", "sigma", "progress"))
 
 
+def test_schedules_of_the_same_noise_are_the_same():
+    schedule = NoiseSchedule.named("linear", 50)
+    assert schedule.is_same(NoiseSchedule.from_betas(schedule.betas))
+    assert schedule.is_same(NoiseSchedule.named("linear", 50))
+    assert not schedule.is_same(NoiseSchedule.named("squaredcos_cap_v2", 50))
+    assert not schedule.is_same(schedule.respaced(10))
+
+
 def test_levels_are_made_once():
     schedule = NoiseSchedule.named()
     assert schedule.levels is schedule.levels

@@ -5,6 +5,7 @@ import pytest
 
 from guidon.core.errors import InputError
 from guidon.diffusion import FlowPath, NoiseSchedule
+from guidon.diffusion.flow import shifted
 from guidon.diffusion.spacing import UNIFORM, Explicit, Power, parse_spacing, whole_timesteps
 
 FULL = NoiseSchedule.named()
@@ -21,6 +22,7 @@ def test_one_choice_has_one_spelling():
     assert parse_spacing("power:1") == parse_spacing("uniform") == UNIFORM
     assert parse_spacing("power:2").text == "quadratic"
     assert parse_spacing("karras:7").text == "karras"
+    assert [parse_spacing(f"power:{power}").text for power in (0.05, 20)] == ["power:0.05", "power:20"]
 
 
 @pytest.mark.parametrize("text", TEXTS[:-1])
@@ -46,6 +48,7 @@ def test_each_kind_is_even_in_its_own_measure():
     assert even(np.exp(noise_at(parse_spacing("karras:3").fractions(9, NOISE)) / 3))
     split = parse_spacing("split:0.4,0.7").fractions(10, NOISE)
     assert (split < 0.4).sum() == 7
+    assert (parse_spacing("split:0.35,0.29").fractions(100, NOISE) < 0.35).sum() == 29
     assert even(split[:3])
     assert even(split[3:])
 
@@ -66,6 +69,13 @@ def test_a_uniform_one_is_what_a_schedule_does_without():
         flow = FlowPath(shift=3.0)
         with_it = [level.timestep for level in flow.spaced_by(steps, UNIFORM).levels]
         assert with_it == pytest.approx([level.timestep for level in flow.respaced(steps).levels])
+
+
+def test_the_times_of_a_solver_reach_from_noise_to_the_first_level():
+    assert FULL.times_spaced_by(4, UNIFORM) == pytest.approx(np.linspace(1, 0.001, 5))
+    levels = [FULL.between(time) for time in FULL.times_spaced_by(8, parse_spacing("karras"))]
+    gaps = np.diff([(level.sigma / level.alpha) ** (1 / 7) for level in levels])
+    assert np.ptp(gaps) < 2e-3 * abs(gaps).mean()
 
 
 def test_it_keeps_the_marginals_of_the_schedule():
@@ -97,6 +107,7 @@ def test_a_flow_ends_at_the_data_once(text):
     [
         ("uniformly", "did you mean 'uniform'"),
         ("power:0", "the power 0 is not valid: give a number from 0.05 to 20"),
+        ("power:20.5", "the power 20.5 is not valid"),
         ("power:x", "cannot be read: give a power such as power:1.5"),
         ("power", "cannot be read: give a power"),
         ("karras:-1", "karras has the exponent -1"),
@@ -128,6 +139,27 @@ def test_listed_timesteps_that_do_not_fit_are_refused(timesteps, message):
         FULL.spaced_by(3, Explicit(timesteps))
 
 
+def test_a_flow_shifts_the_steps_that_a_spacing_does_not_place_by_their_noise():
+    for text, is_shifted in (("quadratic", True), ("split:0.3,0.5", True), ("logsnr", False), ("karras", False)):
+        plain, other = (
+            [level.timestep / 1000 for level in FlowPath(shift=shift).spaced_by(6, parse_spacing(text)).levels]
+            for shift in (1.0, 3.0)
+        )
+        assert other == pytest.approx([shifted(u, 3.0) if is_shifted else u for u in plain]), text
+
+
+def test_a_flow_spaces_its_noise_between_half_a_timestep_and_the_rest():
+    levels, most = FlowPath().spaced_by(6, parse_spacing("logsnr")).levels, math.log(999.5 / 0.5)
+    wanted = [1 / (1 + math.exp(-most * (1 - k / 3))) for k in range(6)]
+    assert [level.sigma for level in levels] == pytest.approx([1, *wanted[1:]], abs=1e-4)
+
+
+def test_a_flow_takes_as_many_listed_timesteps_as_it_has_steps():
+    with pytest.raises(InputError, match="lists 2 timesteps, steps is 3: give as many"):
+        FlowPath().spaced_by(3, Explicit((1000, 500)))
+
+
 def test_a_flow_does_not_begin_a_step_at_the_data():
     with pytest.raises(InputError, match="ends at timestep 0, which is the data itself"):
         FlowPath().spaced_by(2, Explicit((1000, 0)))
+    assert [level.timestep for level in FlowPath().spaced_by(2, Explicit((1000, 0.5))).levels] == [1000, 0.5]

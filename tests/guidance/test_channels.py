@@ -135,6 +135,7 @@ def test_huge_numbers_are_refused_before_they_are_listed(huge):
         [1, 2, 3, 4, 5],
         [1, 2, 3, math.nan],
         [1, 2, 3, "4"],
+        [1, 2, 3, True],
     ],
 )
 def test_bad_scales_are_refused(bad):
@@ -151,8 +152,9 @@ def test_the_default_is_three_channels_or_all_of_fewer():
 def test_scales_per_channel_choose_their_channels():
     assert ChannelScale.parse([4, 3, 1, 2], channels=4).scales == (4, 3, 1, 2)
     assert ChannelScale.parse([4, 3, 2, 1], 3, channels=4).scales == (4, 3, 2, 1)
-    with pytest.raises(InputError, match="channel 3 the scale 2"):
-        ChannelScale.parse([4, 3, 1, 2], 3, channels=4)
+    for scale in (2, 0.5):
+        with pytest.raises(InputError, match=f"channel 3 the scale {scale}"):
+            ChannelScale.parse([4, 3, 1, scale], 3, channels=4)
 
 
 def test_both_spellings_are_one_setting():

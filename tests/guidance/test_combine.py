@@ -18,6 +18,7 @@ from guidon.guidance import (
     RULES,
     START,
     UNSET,
+    Branches,
     ChannelChoice,
     Constant,
     Guidance,
@@ -30,7 +31,7 @@ from guidon.guidance import (
     parse_timing,
     random_rotation,
 )
-from guidon.guidance.rules import APG, CFG, CFGZero, FrequencyDecoupled, PerpendicularNegative, Rescale
+from guidon.guidance.rules import APG, CFG, CFGZero, FrequencyDecoupled, PerpendicularNegative, Renormalised, Rescale
 from toy_network import GENTLE, NEGATIVE, SCHEDULE, Network, denoiser, flow_level, latents, level_at, normal
 
 RULE_TEXTS = [*(GENTLE.get(name, name) for name in RULES), "apg:norm_limit=0,momentum=0.3", "cfg-zero:zeroed=0.5"]
@@ -542,6 +543,15 @@ def test_a_velocity_is_the_one_of_the_path(s):
         as_eps = [convert(part, x, level, "flow", "eps") for part in (cond, uncond)]
         by_eps, _ = Guidance(3.0, "all", "cfg-zero:zeroed=0").combine(*as_eps, x, level, parameterization="eps")
         assert torch.allclose(convert(by_eps, x, level, "eps", "flow"), guided, atol=1e-4)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "v"])
+def test_where_a_noise_schedule_begins_at_pure_noise_a_rule_works_on_what_shows_the_sample(predicts):
+    """Where alpha is 0, eps is the latents themselves. The next level tells that the path is not a rectified flow."""
+    cond, uncond, _, x = branches(SHAPES["image"])
+    level = NoiseLevel(999.0, 0.0, 1.0, 0.0, next=NoiseLevel(949.0, 0.6, 0.8, 0.05))
+    found, _ = Guidance(3.0, "all", "renorm").combine(cond, uncond, x, level, parameterization=predicts)
+    assert torch.allclose(found, Renormalised()(Branches(cond, uncond, None, level), 3.0), atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [3, 10**400, 1.5, [1], None])

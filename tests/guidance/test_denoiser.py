@@ -165,6 +165,34 @@ def test_networks_that_do_not_fit_are_refused():
         denoiser(Guidance(2.0, 4))(torch.zeros(2, 3, 2, 3, 3), level_at(3))
 
 
+class OneStepLater:
+    """A check that looks at a step's predictions one step later, as on other devices than the CPU."""
+
+    def __init__(self):
+        self.open = None
+
+    def look(self, tensors, fail):
+        self.finish()
+        self.open = [tensor.clone() for tensor in tensors], fail
+
+    def finish(self):
+        if self.open and not all(bool(tensor.isfinite().all()) for tensor in self.open[0]):
+            self.open[1]()
+
+
+def test_a_prediction_that_is_looked_at_at_the_end_is_refused_with_its_step():
+    class Breaking(Network):
+        def __call__(self, x, level, cond):
+            return super().__call__(x, level, cond) / (level.timestep != level_at(3).timestep)
+
+    run = denoiser(Guidance(3.0), Breaking(), steps=2)
+    run.check = OneStepLater()
+    for step in (4, 3):
+        run(latents(), level_at(step))
+    with pytest.raises(InputError, match=r"not finite at step 2 of 2 .*, in the branch cond and uncond"):
+        run.finish()
+
+
 def run_golden(output, channels, scale):
     """Our guidance, given the recorded outputs of both branches."""
     before = output.clone()

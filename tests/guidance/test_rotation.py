@@ -31,7 +31,7 @@ def test_the_identity_rotation_guides_as_no_rotation_does(name):
         assert (turned.memory.calls, turned.memory.guided) == (plain.memory.calls, plain.memory.guided)
 
 
-@pytest.mark.parametrize("name", ["cfg", "apg", "cfg-zero", "perp-neg"])
+@pytest.mark.parametrize("name", ["cfg", "apg", "cfg-zero", "perp-neg", "autoguidance", "stg", "three-way"])
 def test_a_rotation_changes_what_three_channels_are_and_not_what_all_are(name):
     turn = random_rotation(4, 5)
 

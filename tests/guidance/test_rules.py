@@ -266,6 +266,20 @@ def test_fdg_guides_flat_parts_by_the_low_scale_and_a_checkerboard_by_the_high_o
         FrequencyDecoupled()(of_images(flat[..., 0, :, :].flatten(2), torch.zeros(1, 1, 64)), 2.0)
 
 
+def test_fdg_halves_a_frame_so_often_and_each_side_by_itself():
+    b = of_images(*draw(0, 1, shape=(2, 3, 16, 16)))
+    update = b.cond - b.uncond
+    fine = update - update.mean((-2, -1), keepdim=True)  # halved four times, one pixel is left
+    assert torch.allclose(FrequencyDecoupled(low=0.0, levels=4)(b, 3.0), b.cond + 2 * fine, atol=1e-5)
+    for shape in ((16, 8), (8, 16)):  # the long side is halved to two pixels, the short one to one
+        across = torch.linspace(-1, 1, 8).view(8, 1) if shape[0] == 8 else torch.linspace(-1, 1, 8)
+        update = across.expand(1, 1, *shape)
+        found = FrequencyDecoupled(low=0.0, levels=3)(of_images(update, torch.zeros_like(update)), 5.0)
+        assert torch.allclose(found, 5 * update, atol=1e-5)
+        with pytest.raises(InputError, match=f"latents of {shape[0]}x{shape[1]} cannot be halved 4 times"):
+            FrequencyDecoupled(levels=4)(of_images(update, torch.zeros_like(update)), 5.0)
+
+
 def test_perp_neg_ignores_a_negative_prompt_that_says_the_same():
     b = branches()
     same = branches(negative=b.uncond + 0.8 * (b.cond - b.uncond))
@@ -303,6 +317,7 @@ def test_rules_are_read_with_their_settings_and_written_whole():
         ("cfg:eta=1", "cfg has no settings"), ("apg:eta", "cannot be read"), ("apg:eta=x", "cannot be read"), ("apg:eta=1,eta=2", "once"),
         ("rescale:phi=2", "from 0 to 1"), ("apg:eta=nan", "eta is nan"), ("fdg:levels=0", "from 1 to 16"), ("fdg:levels=1.5", "cannot be read"),
         ("renorm:over=rows", "renorm: over=rows does not exist (did you mean 'row'?)"), ("renorm:over", "give over=NAME, once"),
+        ("apg:momentum=1.5", "momentum is 1.5: give a number from -1 to 1"),
         ("stg:blocks=8+", "blocks=8+ cannot be read: give numbers such as 8+9, or middle"), ("autoguidance:share=2", "from 0 to 1"),
         ("renorm:over=row,patch=2", "renorm: patch is of over=token"), ("samg:low=-1", "low is -1: give a number at least 0"),
         ("fdg:levels=" + "1" * 12, "levels is 1.11111e+11: give a whole number from 1 to 16"), ("fdg:levels=" + "1" * 400, "levels is inf"),

@@ -44,6 +44,33 @@ def test_skip_guidance_runs_the_network_with_a_block_skipped_for_the_prompts_alo
     assert not any(block._forward_hooks for block in network.blocks)
 
 
+class Shared(Blocks):
+    """Its first block is computed once for all branches where they are one batch."""
+
+    branches_share_rows = True
+
+    def forward(self, x, level, cond):
+        self.calls.append(len(x))
+        x = self.blocks[0](x).tanh()
+        return x.repeat(len(cond.value) // len(x), 1, 1, 1, 1) + cond.value.view(-1, 1, 1, 1, 1)
+
+
+def test_a_network_whose_branches_share_rows_does_not_share_those_of_a_skipped_block():
+    network, x, level = Shared(), latents(), level_at(9)
+    skip = {"weak": BlockSkip([network.blocks[0]])}
+    with torch.inference_mode():
+        found, alone = (
+            GuidedDenoiser(network, Guidance(3.0, "all", "stg:weight=2"), COND, UNCOND, batched=batched, **skip)(
+                x, level
+            )
+            for batched in (True, False)
+        )
+        assert network.calls == [6, 2, 2, 2]
+        GuidedDenoiser(network, Guidance(3.0, "all"), COND, UNCOND)(x, level)
+    assert torch.allclose(found, alone, atol=1e-5)
+    assert network.calls[4:] == [2]  # no block is skipped
+
+
 def test_autoguidance_runs_the_weak_network_and_no_unconditional_branch():
     network, weak, x, level = Blocks(), Blocks(), latents(), level_at(9)
     nn.init.zeros_(weak.blocks[2].weight)
@@ -67,6 +94,18 @@ def test_the_weak_branch_runs_only_where_guidance_acts():
 def test_a_missing_weak_branch_is_refused_before_the_run():
     with pytest.raises(InputError, match="needs a weaker prediction, and none was given"):
         GuidedDenoiser(Blocks(), Guidance(3.0, rule="stg"), COND, UNCOND)
+
+
+@pytest.mark.parametrize("name", ["hidden_states", "x"])
+def test_a_block_is_skipped_where_it_takes_its_input_by_name(name):
+    class Doubled(nn.Module):
+        def forward(self, scale=2.0, *, hidden_states=None, x=None):
+            return scale * (x if hidden_states is None else hidden_states)
+
+    block, x = Doubled(), latents()
+    with BlockSkip([block]).rows(slice(1, None)):
+        found = block(**{name: x})
+    assert torch.equal(found, torch.cat([2 * x[:1], x[1:]]))
 
 
 def test_blocks_that_cannot_be_skipped_are_refused():

@@ -59,6 +59,35 @@ def test_a_trace_holds_one_run():
         denoiser(Guidance(4.0, 3), observe=trace)(latents(), level_at(12))
 
 
+def test_a_trace_that_forgets_is_as_new():
+    trace, again = GuidanceTrace(keep_x0=True), GuidanceTrace(keep_x0=True)
+    denoiser(Guidance(4.0, 3), observe=trace)(latents(), level_at(10))
+    trace.forget()
+    assert len(trace) == 0
+    for each in (trace, again):
+        denoiser(Guidance(2.0, 3), observe=each)(latents(), level_at(12))
+    assert all(np.array_equal(trace.as_arrays()[name], value) for name, value in again.as_arrays().items())
+    assert all(torch.equal(a, b) for a, b in zip(trace.x0, again.x0, strict=True))
+
+
+def test_samples_of_another_run_are_put_beside_those_of_a_trace():
+    def traced(scale, x, step=10):
+        trace = GuidanceTrace(keep_x0=True)
+        denoiser(Guidance(scale, 3), observe=trace)(x, level_at(step))
+        return trace
+
+    joined, alone = GuidanceTrace(keep_x0=True), [traced(4.0, latents(seed)) for seed in (1, 2)]
+    joined.add_samples(traced(4.0, latents(1)))
+    joined.add_samples(alone[1])
+    for name in ("difference", "cond", "cosine"):
+        assert np.array_equal(joined.as_arrays()[name], np.concatenate([each.as_arrays()[name] for each in alone]))
+    for k in range(2):
+        assert torch.equal(joined.x0[k], torch.cat([each.x0[k] for each in alone], 1))
+    for other in (traced(3.0, latents(2)), traced(4.0, latents(2), step=11)):
+        with pytest.raises(InputError, match="two runs were guided at other steps"):
+            joined.add_samples(other)
+
+
 def test_a_trace_without_a_guided_step_is_empty():
     trace = GuidanceTrace()
     denoiser(Guidance(1.0), observe=trace)(latents(), level_at(10))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from guidon import world
+from guidon.metrics import outlines
 from guidon.metrics.outlines import CORNERS, outline_errors, outline_points
 from guidon.world.drawing import signed_distance
 
@@ -44,6 +45,14 @@ def test_the_error_is_the_height_of_the_waves(waves, height):
     wave = height * np.sqrt(2) * np.cos(waves * np.arctan2(y, x) + 0.4)
     coverage = np.clip(0.5 - (np.hypot(x, y) - 9 - wave), 0, 1)
     assert outline_errors(coverage[None])[0, 0] == pytest.approx(height, rel=0.1)
+
+
+def test_a_longer_fit_finds_no_better_place_and_size(monkeypatch):
+    own = np.random.default_rng(0)
+    drawn = np.concatenate([world.coverage(shape, 190.0, own.uniform(24, 40, (4, 2))) for shape in world.SHAPES])
+    errors = outline_errors(drawn)
+    monkeypatch.setattr(outlines, "ROUNDS", 12)
+    assert np.allclose(outline_errors(drawn), errors, atol=0.05)
 
 
 def test_frames_are_measured_each_alone_and_without_an_object_not_at_all():

@@ -203,7 +203,14 @@ def test_sizes_of_the_corruptions_are_measured():
     assert np.allclose(values["colour_drifting"]["colour_drift"], [
         0.3 * np.linalg.norm(0.5 - np.array(world.COLOURS[s.things[0].colour])) for s in SCENES[:CORRUPTED]
     ], rtol=0.05)  # fmt: skip
-    assert np.allclose(values["pulsing"]["area_cv"], 0.25 * np.std(np.sin(np.arange(16))), rtol=0.1)
+    pulses = 1 + 0.25 * np.sin(np.arange(16))
+    assert np.allclose(values["pulsing"]["area_cv"], np.std(pulses) / np.mean(pulses), rtol=0.015)
+    for k, scene in enumerate(SCENES[:CORRUPTED]):
+        places = scene.things[0].centroids()
+        jump = np.sign(world.SIZE / 2 - places[:1]) * 8
+        places[8:] = places[:8] + jump
+        largest = np.linalg.norm(np.diff(places, n=2, axis=0), axis=1).max()
+        assert values["teleported"]["teleport"][k] == pytest.approx(largest, abs=0.2)
     assert (values["static"]["law_residual"] < 0.03).all()  # stillness looks steady: speed must be shown beside it
     assert (values["static"]["speed"] < 1e-3).all()
 
@@ -236,6 +243,70 @@ def test_a_size_is_judged_within_a_factor_and_only_where_it_is_said():
         assert unsaid["joint"][0] == 1
 
 
+def moving(velocity):
+    """A small circle that moves at a velocity, through the middle of the frame."""
+    circle = world.Scene("white", (world.Thing("circle", "red", "small", "still", None, (0.0, 0.0)),))
+    times = np.arange(world.FRAMES) - (world.FRAMES - 1) / 2
+    return drawn(circle, centroids=np.array([32.0, 32.0]) + times[:, None] * np.asarray(velocity))
+
+
+def test_a_motion_is_right_within_an_angle_and_from_half_the_speed_on():
+    turned = [(math.cos(math.radians(angle)), math.sin(math.radians(angle))) for angle in (20, 25, -20, -25)]
+    cases = [
+        ((1.1, 0), "right", "quickly", 1), ((0.9, 0), "right", "quickly", 0),
+        ((0.55, 0), "right", "slowly", 1), ((0.45, 0), "right", "slowly", 0),
+        ((0.55, 0), "right", None, 1), ((0.45, 0), "right", None, 0),
+        *((velocity, "right", "slowly", right) for velocity, right in zip(turned, (1, 0, 1, 0), strict=True)),
+        ((0.45, 0), "still", None, 1), ((0.55, 0), "still", None, 0),
+    ]  # fmt: skip
+    asked = [world.Wanted("circle", None, None, motion, speed) for _, motion, speed, _ in cases]
+    found = measure(np.stack([moving(velocity) for velocity, *_ in cases]), asked)["direction"]
+    assert found.tolist() == [right for *_, right in cases]
+
+
+def test_what_is_seen_in_four_frames_is_measured_and_in_three_is_not():
+    scene = next(s for s in SCENES if s.things[0].motion != world.STILL)
+    clips = []
+    for count in (3, 4):
+        places = scene.things[0].centroids()
+        places[count:] = np.nan
+        clips.append(drawn(scene, centroids=places))
+    seen = measure(np.stack(clips), [WANTED[SCENES.index(scene)]] * 2)
+    for name, metric in METRICS.items():
+        if name in ("colour", "shape", "direction", "size"):
+            assert seen[name].tolist() == [0, 1], name
+        elif "fewer than 4 frames" in metric.undefined:
+            assert np.isfinite(seen[name]).tolist() == [False, True], name
+
+
+def test_change_is_measured_where_the_object_is_seen():
+    """Of an object that is hidden at first, drifts in colour, and has another shape in every frame."""
+    scene = one_thing(SCENES[0], motion="still", speed=None, start=(32.0, 32.0))
+    places, colour = scene.things[0].centroids(), np.asarray(world.COLOURS[scene.things[0].colour])
+    places[:6] = np.nan
+    shown = [colour + 0.02 * t * (0.5 - colour) for t in range(world.FRAMES)]
+    shapes = [("circle", "cross")[t % 2] for t in range(world.FRAMES)]
+    seen = measure(drawn(scene, centroids=places, colours=shown, shapes=shapes)[None], WANTED[:1])
+    assert seen["colour_drift"][0] == pytest.approx(np.linalg.norm(shown[15] - shown[6]), rel=0.02)
+    assert seen["shape_flips"][0] == 1
+    assert seen["vanished"][0] == 6 / 16
+
+
+def test_the_background_is_that_of_most_frames():
+    scene = next(scene for scene in SCENES if scene.background == "white")
+    grounds = [np.asarray(world.BACKGROUNDS["black" if t in (0, 7) else "white"]) for t in range(world.FRAMES)]
+    assert measure(drawn(scene, backgrounds=grounds)[None], [WANTED[SCENES.index(scene)]])["background"] == 1
+
+
+def test_chroma_is_that_of_the_object_over_that_of_the_colour_asked_for():
+    for strength in (0.5, 0.8):
+        clips = [
+            drawn(s, colours=[0.5 + strength * (np.asarray(world.COLOURS[s.things[0].colour]) - 0.5)] * 16)
+            for s in SCENES[:4]
+        ]
+        assert np.allclose(measure(np.stack(clips), WANTED[:4])["chroma"], strength, rtol=0.03)
+
+
 def test_the_outline_is_compared_with_the_captions_shape_or_the_nearest():
     frames, wanted = TRUTH[:12], WANTED[:12]
     seen = measure(frames, [dataclasses.replace(want, shape=None) for want in wanted])
@@ -243,6 +314,32 @@ def test_the_outline_is_compared_with_the_captions_shape_or_the_nearest():
     others = [world.SHAPES[(world.SHAPES.index(want.shape) + 1) % 4] for want in wanted]
     wrong = measure(frames, [dataclasses.replace(want, shape=name) for want, name in zip(wanted, others, strict=True)])
     assert (wrong["outline_error"] > 0.5).all()
+
+
+def test_objects_are_regions_of_six_pixels_that_stand_out_and_the_largest_is_measured():
+    clip, red = np.full((1, 4, 64, 64, 3), 0.95, np.float32), np.array(world.COLOURS["red"])
+    alpha = world.coverage("circle", 280.0, np.array([(20.0, 32.0)]))[..., None]
+    clip[0, :2] += alpha * (red - clip[0, :2])
+    clip[0, 0, 50, 40:45], clip[0, 1, 50, 40:46] = red, red
+    clip[0, 2, 20:30, 20:30] -= 0.08  # a distance of 0.139 in RGB
+    clip[0, 3, 20:30, 20:30] -= 0.09  # of 0.156
+    reading = read_clips(clip)
+    assert reading.objects.tolist() == [[1, 2, 0, 1]]
+    assert np.allclose(reading.area[0, :2], 280, rtol=0.01)
+    assert np.allclose(reading.centroid[0, :2], (20, 32), atol=0.05)
+
+
+def test_a_soft_edge_belongs_to_the_object():
+    y, x = np.mgrid[:64, :64] - 31.5
+    alpha = np.clip(0.5 - (np.hypot(x, y) - 10) / 4, 0, 1)[..., None]
+    clip = 0.95 + alpha * (np.array(world.COLOURS["red"]) - 0.95)
+    assert read_clips(clip[None, None].astype(np.float32)).area[0, 0] == pytest.approx(alpha.sum(), rel=0.001)
+
+
+def test_values_at_both_ends_are_clipped():
+    clip = np.full((1, 4, 64, 64, 3), 0.5, np.float32)
+    clip[0, 0], clip[0, 1, :32] = 0, 1
+    assert read_clips(clip).clipped[0] == pytest.approx(1 / 4 + 1 / 8)
 
 
 def test_what_cannot_be_read_fails_or_is_undefined_and_never_guessed():
@@ -313,6 +410,8 @@ def test_start_positions_as_varied_as_the_truth_have_spread_one():
     assert np.allclose(starts(clips), places[:4], atol=0.1)
     assert start_spread(np.repeat(np.array(places[:1]), 5, 0), thing) == 0
     assert math.isnan(start_spread(np.array(places[:1]), thing))
+    pairs = [start_spread(np.array(places[k : k + 2]), thing) ** 2 for k in range(0, len(places), 2)]
+    assert np.mean(pairs) == pytest.approx(1, abs=0.06)  # few positions are no less varied than many
 
 
 def test_bytes_and_floats_read_alike_and_a_batch_changes_nothing():
@@ -321,6 +420,7 @@ def test_bytes_and_floats_read_alike_and_a_batch_changes_nothing():
     for name in METRICS:
         assert np.allclose(as_bytes[name], PERFECT[name][:CORRUPTED], atol=0.02, equal_nan=True) or name == "fit_psnr"
         assert np.allclose(alone[name], PERFECT[name][3:4], equal_nan=True)
+    assert (as_bytes["fit_psnr"] > 45).all()
 
 
 def test_bad_input_is_named():

@@ -45,6 +45,16 @@ def test_samples_have_the_mean_and_variance_of_the_data():
     assert x.var().item() == pytest.approx(variance, rel=0.05)
 
 
+def test_a_run_is_its_steps_with_new_noise_in_each():
+    schedule, noise = FULL.respaced("4"), SampleNoise(3, range(2))
+    x = normal(2, 1, 8)
+    found = sample_ddim(MixtureDenoiser(), schedule, x, noise, process=FIXED, eta=0.5)
+    again = SampleNoise(3, range(2))
+    for level in schedule.levels:
+        x, _ = ddim_step(MixtureDenoiser()(x, level), x, level, again(x), FIXED, 0.5)
+    assert torch.equal(found, x)
+
+
 def test_data_inverted_and_sampled_again_comes_back():
     schedule, denoiser = FULL.respaced("250"), MixtureDenoiser()
     start = torch.linspace(-1.5, 2.0, 50).view(1, 1, 50)

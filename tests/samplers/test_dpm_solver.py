@@ -4,6 +4,7 @@ import torch
 from goldens import relative_error
 from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule, Process
+from guidon.diffusion.spacing import Explicit
 from guidon.samplers import SampleNoise, sample_ddim, sample_dpm_solver
 from mixture import MixtureDenoiser
 from toy_network import normal
@@ -55,6 +56,21 @@ def test_it_visits_uniform_times_from_noise_to_the_first_step():
     sample_dpm_solver(denoiser, FULL, normal(1, 1, 2), torch.randn_like, process=FIXED, steps=10)
     assert [level.timestep for level in seen] == pytest.approx([999 - 99.9 * k for k in range(10)])
     assert all(level.next is None for level in seen)
+
+
+def test_it_ends_at_the_predicted_data_where_timesteps_are_listed_to_the_last():
+    times, seen, denoiser = (*range(990, 0, -90), 0), [], MixtureDenoiser(predicts="x0")
+
+    def watched(x, level):
+        seen.append(denoiser(x, level))
+        return seen[-1]
+
+    found = sample_dpm_solver(
+        watched, FULL, normal(2, 1, 8), torch.randn_like, process=Process("x0", "fixed_small"), steps=len(times),
+        spacing=Explicit(times),
+    )  # fmt: skip
+    assert len(seen) == 12
+    assert torch.equal(found, seen[-1])
 
 
 @pytest.mark.parametrize("steps", [0, 1001])

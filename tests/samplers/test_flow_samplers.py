@@ -8,6 +8,7 @@ import torch
 from goldens import relative_error
 from guidon.core.errors import InputError
 from guidon.diffusion import FlowPath, Process, q_sample
+from guidon.diffusion.spacing import Explicit
 from guidon.samplers import FrameMask, SampleNoise, sample_euler, sample_heun
 from mixture import MixtureDenoiser, mean_and_variance
 from toy_network import normal
@@ -154,6 +155,31 @@ def test_a_frame_joins_noised_at_the_first_level_that_its_share_reaches(sampler)
             expected = q_sample(x, seen[joins][0], noise) if t <= joins else x
             assert torch.allclose(shown[row, :, frame], expected[row, :, frame])
     assert all(level.noisy[0, 1] and not level.noisy[0, 0] for level, _ in seen.values())
+
+
+@every_sampler
+def test_a_frame_may_join_at_the_first_step(sampler):
+    x, noise, seen = normal(1, 3, 2, 2, 2), normal(1, 3, 2, 2, 2, seed=1), []
+
+    def denoiser(x, level):
+        seen.append((level, x))
+        return torch.zeros_like(x)
+
+    path, made = FlowPath().spaced_by(2, Explicit((900, 400))), torch.tensor([[1.0, 0.95]])
+    sampler(denoiser, path, x, lambda _: noise, frames=FrameMask(made))
+    (level, shown), *_ = seen
+    assert level.noisy.tolist() == [[True, True]]
+    assert torch.equal(shown[:, :, 0], x[:, :, 0])  # it was noise before
+    assert torch.allclose(shown[:, :, 1], q_sample(x, level, noise)[:, :, 1])
+
+
+@every_sampler
+def test_frames_join_at_the_same_share_whatever_the_timestep_of_pure_noise_is(sampler):
+    x, noise = normal(2, 3, 4, 2, 2), normal(2, 3, 4, 2, 2, seed=1)
+    found, expected = (
+        sampler(drift, FlowPath(total, steps=10), x, lambda _: noise, frames=FrameMask(MADE)) for total in (500, 1000)
+    )
+    assert relative_error(found, expected) < 1e-6
 
 
 @every_sampler

@@ -7,6 +7,7 @@ import torch
 
 from guidon.core.errors import InputError
 from guidon.diffusion import NoiseSchedule, Process
+from guidon.diffusion.spacing import Explicit
 from guidon.samplers import (
     WHOLE,
     FrameMask,
@@ -139,6 +140,22 @@ def test_the_first_step_of_a_frame_that_joins_is_of_first_order(name):
     assert torch.allclose(after, levels[1].alpha * x_0 + levels[1].sigma * eps, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_frame_that_joins_moves_as_if_its_run_began_there(name):
+    """No step takes a prediction into account that was made before, while the frame was kept."""
+    times, joins = (999, 900, 750, 600, 499, 380, 250, 160, 90, 40, 10), 4
+    watched = Watched(), Watched()
+    for network, visited, made in ((watched[0], times, 0.5), (watched[1], times[joins:], 1.0)):
+        x = normal(*SHAPE) if made < 1 else watched[0].x[joins]
+        mask, spacing = torch.ones(2, 5), Explicit(visited)
+        mask[:, 2] = made
+        own = {"process": FIXED, "frames": FrameMask(mask), "steps": len(visited), "spacing": spacing}
+        SOLVERS[name](network, FULL, x, torch.zeros_like, **own)
+    assert [bool(noisy[0, 2]) for noisy in watched[0].noisy] == [k >= joins for k in range(len(times))]
+    for joined, begun in zip(watched[0].x[joins:], watched[1].x, strict=True):
+        assert torch.allclose(joined[:, :, 2], begun[:, :, 2], atol=1e-5)
+
+
 @every_sampler
 def test_latents_in_half_precision_are_computed_in_single(name):
     x, seen = normal(*SHAPE).bfloat16(), []
@@ -153,6 +170,15 @@ def test_latents_in_half_precision_are_computed_in_single(name):
         assert seen == [torch.bfloat16] + [torch.float32] * (STEPS - 1)  # as in Open-Sora 1.1
     else:
         assert torch.equal(out, run(name, x.float(), None, noise=noise))
+
+
+def test_frames_in_half_precision_are_noised_in_single():
+    x, noise, level = normal(*SHAPE).bfloat16(), normal(*SHAPE, seed=1).bfloat16(), FULL.between(0.4)
+    shown, told = FrameMask(MADE).begin(x, level, lambda _: noise)
+    expected, _ = FrameMask(MADE).begin(x.float(), level, lambda _: noise.float())
+    assert shown.dtype == torch.float32
+    assert torch.equal(shown, expected)
+    assert told.noisy[0].tolist() == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize(

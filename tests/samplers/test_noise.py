@@ -3,6 +3,7 @@ import torch
 
 from guidon.core.errors import InputError
 from guidon.samplers import LegacyNoise, SampleNoise, replayed_noise
+from guidon.samplers.philox import BLOCKS, CudaGenerator
 
 
 def test_a_sample_does_not_depend_on_its_batch_mates():
@@ -19,6 +20,14 @@ def test_samples_may_have_seeds_of_their_own():
     assert torch.equal(together[1:], SampleNoise(9, [1]).initial((4, 3)))
     with pytest.raises(InputError, match="3 rows were asked for, there are 2 samples"):
         SampleNoise(7, [0, 1]).initial((4, 3), rows=3)
+
+
+def test_parts_of_a_long_clip_share_no_noise():
+    parts = [SampleNoise(7, [1], loop=loop).initial((4, 3)) for loop in range(3)]
+    assert torch.equal(parts[0], SampleNoise(7, [1]).initial((4, 3)))
+    others = [SampleNoise(seed, [sample]).initial((4, 3)) for seed in (7, 8) for sample in (2, 0)]
+    distinct = {tuple(each.flatten().tolist()) for each in (*parts, *others)}
+    assert len(distinct) == len(parts) + len(others)
 
 
 def test_noise_is_standard_normal_and_leaves_the_global_generator_alone():
@@ -50,6 +59,13 @@ def test_replayed_noise_is_that_of_the_originals_and_leaves_the_global_generator
     assert torch.equal(noise.initial((3,), rows=2), z)
     assert torch.equal(noise(z), first[:2])
     assert torch.equal(torch.randn(3), expected)
+
+
+@pytest.mark.parametrize(("draws", "gpu"), [("cuda", "a100"), ("cuda:a100", "a100"), ("cuda:h100", "h100")])
+def test_replayed_noise_is_laid_out_as_on_the_gpu_that_is_named(draws, gpu):
+    noise = replayed_noise(1, draws, torch.device("cpu"))
+    assert noise.generator.blocks == BLOCKS[gpu]
+    assert torch.equal(noise.initial((4, 3)), CudaGenerator(1).randn((4, 3)))  # a small draw is the same on all
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 3, 5), (1, 16, 33), (4, 2, 17, 9)])

@@ -43,6 +43,13 @@ def test_large_draws_are_laid_out_by_what_the_device_runs_at_once():
     assert not torch.equal(small[512:], large[512:])
 
 
+def test_a_draw_begins_after_all_rounds_of_the_one_before():
+    """A block of 256 threads draws 1024 values a round: 2500 take three."""
+    generator, whole = CudaGenerator(3, blocks=1), CudaGenerator(3, blocks=1).randn((4096,))
+    assert torch.equal(generator.randn((2500,)), whole[:2500])
+    assert torch.equal(generator.randn((256,)), whole[3072:3328])
+
+
 def test_legacy_noise_takes_either_generator():
     noise = LegacyNoise(2, CudaGenerator(0))
     assert np.allclose(noise.initial((4,), rows=3).flatten(), CUDA, atol=5e-5)

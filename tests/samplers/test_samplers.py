@@ -4,10 +4,20 @@ import pytest
 import torch
 
 from goldens import golden, relative_error
-from guidon.diffusion import NoiseSchedule, Process
+from guidon.diffusion import FlowPath, NoiseSchedule, Process
 from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.models.stdit.network import STDiT, STDiTConfig
-from guidon.samplers import LegacyNoise, SampleNoise, sample_ddim, sample_ddpm, sample_dpm_solver
+from guidon.samplers import (
+    LegacyNoise,
+    SampleNoise,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm_solver,
+    sample_dpm_solver_sde,
+    sample_euler,
+    sample_heun,
+    sample_unipc,
+)
 from mixture import MixtureDenoiser
 from toy_network import normal
 
@@ -56,6 +66,17 @@ def test_the_sample_does_not_depend_on_what_the_network_predicts(sampler):
         assert relative_error(by[kind], by["eps"]) < 1e-4, kind
 
 
+@pytest.mark.parametrize("sampler", [sample_dpm_solver, sample_dpm_solver_sde, sample_unipc])
+def test_solvers_of_continuous_time_clamp_the_clean_sample_where_the_process_does(sampler):
+    def sampled(process, low, high):
+        noise = SampleNoise(1, range(2))
+        return sampler(lambda x, _: (2 * x).clamp(low, high), FULL, normal(2, 1, 8), noise, process=process, steps=4)
+
+    by_process = sampled(Process("x0", "fixed_small", clip_denoised=True), -9, 9)
+    assert torch.equal(by_process, sampled(Process("x0", "fixed_small"), -1, 1))
+    assert not torch.equal(by_process, sampled(Process("x0", "fixed_small"), -9, 9))
+
+
 @every_sampler
 def test_progress_is_reported_after_every_step(sampler):
     seen = []
@@ -70,6 +91,35 @@ def test_progress_is_reported_after_every_step(sampler):
         **options,
     )
     assert seen == [(k, 5) for k in range(1, 6)]
+
+
+class Checking:
+    """A denoiser that checks its predictions, and notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, x, level):
+        self.asked.append("prediction")
+        return torch.zeros_like(x)
+
+    def finish(self):
+        self.asked.append("finish")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "options"),
+    [
+        *((sampler, FULL.respaced("5"), {"process": FIXED}) for sampler in (sample_ddpm, sample_ddim)),
+        (sample_dpm_solver, FULL, {"process": FIXED, "steps": 5}),
+        (sample_euler, FlowPath(steps=5), {}),
+        (sample_heun, FlowPath(steps=3), {}),
+    ],
+)
+def test_the_last_prediction_is_looked_at_before_the_run_ends(sampler, schedule, options):
+    denoiser = Checking()
+    sampler(denoiser, schedule, normal(1, 1, 2), torch.zeros_like, **options)
+    assert denoiser.asked == ["prediction"] * 5 + ["finish"]
 
 
 @every_sampler

@@ -114,6 +114,26 @@ def test_what_draws_a_batch_wrongly_stops_the_run(tmp_path, monkeypatch):
         run_recipe(vae_recipe(tmp_path))
 
 
+def test_runs_of_other_seeds_share_no_random_numbers(tmp_path, monkeypatch):
+    original, drawn = VAETask.draw, {0: [], 1: []}
+
+    def draw(self, step, generator, rows):
+        drawn[self.recipe.seed].append(generator.initial_seed())
+        return original(self, step, generator, rows)
+
+    monkeypatch.setattr(VAETask, "draw", draw)
+    for seed in drawn:
+        (tmp_path / str(seed)).mkdir()
+        run_recipe(vae_recipe(tmp_path / str(seed), seed=seed))
+    assert [len(seeds) for seeds in drawn.values()] == [4, 4]
+    assert len({*drawn[0], *drawn[1]}) == 8
+
+
+def test_the_first_step_has_the_first_learning_rate_and_the_last_one_still_learns(tmp_path):
+    run_recipe(vae_recipe(tmp_path, log_every=1, optimiser={"warmup_steps": 2, "decay": 0.5}))
+    assert [float(row["lr_factor"]) for row in rows_of(tmp_path / "vae")] == [0.5, 1, 1, 0.5]
+
+
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_compiled_blocks_train_to_the_same_file(tmp_path, tiny_model, monkeypatch, backend):
     if backend == "inductor" and shutil.which("g++") is None:

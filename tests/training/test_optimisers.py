@@ -27,7 +27,21 @@ def test_muon_takes_the_hidden_matrices_only():
     muon, adamw = make_optimisers(module, Optimiser(name="muon"))
     assert [p is module.blocks[0].weight for p in muon.param_groups[0]["params"]] == [True]
     assert len(adamw.param_groups[0]["params"]) == 3
+    module.blocks[0].scale_shift_table = torch.nn.Parameter(torch.zeros(6, 4))  # rows of vectors, and no matrix
+    muon, adamw = make_optimisers(module, Optimiser(name="muon"))
+    assert [len(made.param_groups[0]["params"]) for made in (muon, adamw)] == [1, 4]
     assert len(make_optimisers(module, Optimiser())) == 1
+
+
+def test_each_optimiser_has_the_settings_of_the_recipe():
+    values = {"lr": 0.002, "muon_lr": 0.03, "betas": (0.8, 0.95), "weight_decay": 0.05}
+    muon, adamw = (
+        made.param_groups[0] for made in make_optimisers(blocks_and_head(), Optimiser(name="muon", **values))
+    )
+    assert (muon["lr"], muon["weight_decay"], muon["adjust_lr_fn"]) == (0.03, 0.05, "match_rms_adamw")
+    assert (adamw["lr"], adamw["betas"], adamw["weight_decay"]) == (0.002, (0.8, 0.95), 0.05)
+    plain = make_optimisers(blocks_and_head(), Optimiser(name="muon"))
+    assert [made.param_groups[0]["weight_decay"] for made in plain] == [0, 0]
 
 
 def test_a_pytorch_without_muon_is_named(monkeypatch):

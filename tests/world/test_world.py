@@ -111,6 +111,17 @@ def test_a_clip_depends_on_its_index_alone():
     assert world.clip("L0", 3, 777).scene != late.scene
 
 
+def test_a_split_is_walked_through_in_another_order_each_time():
+    count = len(world.combinations("train"))
+    first, second = ([world.clip("train", 0, start + k).scene for k in range(20)] for start in (0, count))
+    same = [
+        one.background == other.background
+        and dataclasses.replace(one.things[0], start=other.things[0].start) == other.things[0]
+        for one, other in zip(first, second, strict=True)
+    ]
+    assert sum(same) < 3
+
+
 def triples(split):
     return {(a.shape, a.colour, a.motion) for a in world.combinations(split)}
 
@@ -128,6 +139,7 @@ def test_held_out_splits_do_not_leak():
     assert pairs("L2") <= seen_pairs
     assert not triples("L2") & seen_triples
     assert {a.speed for a in world.combinations("L3")} == {"moderately"}
+    assert triples("L3") <= seen_triples  # nothing but the speed is new
     assert set(world.combinations("L0")) == set(world.combinations("train"))
 
 
@@ -135,6 +147,7 @@ def test_held_out_share_is_about_fifteen_percent():
     everything = len(world.SHAPES) * len(world.COLOURS)
     colour_shape = {(a.shape, a.colour) for a in world.combinations("train")}
     assert 0.1 <= 1 - len(colour_shape) / everything <= 0.2
+    assert 0.06 <= len(triples("L2")) / len(triples("L2") | triples("train")) <= 0.11
 
 
 def test_a_split_is_balanced():
@@ -174,10 +187,13 @@ def test_held_out_templates_are_never_used_in_training():
 
 
 def test_size_and_speed_go_unsaid_half_of_the_time():
-    said = [
-        re.search(r"small|little|tiny|large|big|huge", world.clip("train", 0, i).caption) is not None
-        for i in range(1000)
-    ]
+    clips = [world.clip("train", 0, i) for i in range(1000)]
+    said = [re.search(r"small|little|tiny|large|big|huge", clip.caption) is not None for clip in clips]
+    assert 0.45 < np.mean(said) < 0.55
+    words = {word for clip in clips for word in clip.caption.split()}
+    assert {"small", "little", "tiny", "large", "big", "huge"} <= words
+    moving = [clip.caption for clip in clips if clip.scene.things[0].motion != world.STILL]
+    said = [re.search(r"slow|gently|quick|fast|rapidly", caption) is not None for caption in moving]
     assert 0.45 < np.mean(said) < 0.55
 
 
@@ -192,6 +208,16 @@ def test_two_things_make_one_sentence():
     both = dataclasses.replace(one, things=one.things + two.things)
     assert " and a " in world.plain_caption(both)
     assert world.render(both).shape == (world.FRAMES, world.SIZE, world.SIZE, 3)
+
+
+def test_of_two_things_the_last_one_is_in_front():
+    behind = world.Thing("square", "red", "large", "still", None, (30.0, 32.0))
+    before = world.Thing("square", "blue", "small", "still", None, (32.0, 32.0))
+    alone, both = world.Scene("white", (behind,)), world.Scene("white", (behind, before))
+    frame = world.render(both)[0]
+    assert np.allclose(frame[32, 32], world.COLOURS["blue"], atol=1e-6)
+    assert np.allclose(frame[32, 24], world.COLOURS["red"], atol=1e-6)
+    assert np.allclose(world.foreground(both), world.foreground(alone), atol=1e-6)
 
 
 def test_names_that_do_not_exist_are_refused():

@@ -30,6 +30,20 @@ def test_more_levels_leave_less_to_the_slow_part():
         assert torch.allclose(found, b.cond + 2 * mean.expand_as(update), atol=1e-5)
 
 
+def test_a_clip_is_halved_so_often_as_is_said():
+    b = of_images(*draw(0, 1, shape=(1, 2, 16, 3, 4)))
+    update = b.cond - b.uncond
+    mean = update.mean(2, keepdim=True)  # halved four times, one frame is left
+    found = TemporalFrequencies(slow=1.0, fast=0.0, levels=4)(b, 3.0)
+    assert torch.allclose(found, b.cond + 2 * mean.expand_as(update), atol=1e-5)
+
+
+def test_a_steady_change_holds_no_fast_part():
+    update = torch.linspace(-1, 1, 18).view(18, 1, 1).expand(1, 1, 18, 2, 2)
+    fast = TemporalFrequencies(slow=0.0, fast=1.0, levels=2)(clips(update), 2.0) - update
+    assert fast[:, :, 3:-3].abs().max() < 0.05
+
+
 def test_images_and_clips_of_one_frame_are_guided_plainly():
     for shape in ((2, 3, 8, 8), (2, 3, 1, 8, 8)):
         b = of_images(*draw(0, 1, shape=shape))

@@ -38,6 +38,9 @@ def test_both_oscillate_by_the_timing():
     b = branches(number=11)
     text_alone = ThreeWay(1.0, "text")(b, 5.0)
     assert torch.allclose(text_alone, b.cond, atol=1e-6)
+    parts, memory = (b.cond, b.uncond, b.negative), dataclasses.replace(START, calls=11)
+    found, _ = Guidance(5.0, "all", "three-way:image=1,oscillate=text").combine(*parts, level_at(9), memory)
+    assert torch.allclose(found, b.cond, atol=1e-5)
     assert Guidance(5.0, "all", "three-way", "oscillation:10").acts(level_at(9), START, 4)
     assert not Guidance(5.0, "all", "three-way", "oscillation:10").acts(
         level_at(9), dataclasses.replace(START, calls=11), 4
@@ -52,6 +55,11 @@ def test_a_ramp_lets_the_images_scale_grow_over_the_frames(share, last):
     assert torch.allclose(ThreeWay(4.0, ramp=1)(b, 5.0), expected, atol=1e-5)
     with pytest.raises(InputError, match="ramp=1 is over the frames of a video"):
         ThreeWay(ramp=1)(branches(cond=b.cond[:, :, 0], uncond=b.uncond[:, :, 0], imageless=b.imageless[:, :, 0]), 5.0)
+
+
+def test_an_images_scale_of_1_or_less_has_no_ramp():
+    b = branches(share=0.25)
+    assert torch.equal(ThreeWay(0.5, ramp=1)(b, 5.0), ThreeWay(0.5)(b, 5.0))
 
 
 def test_the_share_of_a_run_is_counted_in_steps_whatever_the_timesteps_are():
@@ -76,11 +84,12 @@ def test_the_share_of_a_run_is_counted_in_steps_whatever_the_timesteps_are():
     assert seen[-1] == (0, 0.7)
 
 
-def test_scale_one_still_guides_by_the_image_and_unguided_channels_are_left_alone():
-    run = denoiser(Guidance(1.0, 3, "three-way:image=2"), Network(learned=False))
+@pytest.mark.parametrize("image", [2, 0.5])
+def test_scale_one_still_guides_by_the_image_and_unguided_channels_are_left_alone(image):
+    run = denoiser(Guidance(1.0, 3, f"three-way:image={image}"), Network(learned=False))
     cond, uncond, imageless = (Network(learned=False)(latents(), level_at(5), c) for c in (COND, UNCOND, NEGATIVE))
     found = run(latents(), level_at(5))
-    assert torch.allclose(found[:, :3], (cond + uncond - imageless)[:, :3], atol=1e-5)
+    assert torch.allclose(found[:, :3], (cond + (image - 1) * (uncond - imageless))[:, :3], atol=1e-5)
     assert torch.equal(found[:, 3:], cond[:, 3:])
     assert not Guidance(1.0, 3, "three-way").is_conditional
     assert Guidance(1.0, 3, "three-way:image=1").is_conditional

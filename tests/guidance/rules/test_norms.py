@@ -57,9 +57,10 @@ def test_a_prediction_of_zeros_stays_one():
 
 
 def test_patches_that_do_not_fit_are_refused():
-    b = of_images(*draw(0, 1, shape=(1, 2, 6, 5)))
-    with pytest.raises(InputError, match="latents of 6x5 hold no whole patches of 2x2: give another patch"):
-        Renormalised(patch=2)(b, 3.0)
+    for size in ((6, 5), (5, 6)):
+        b = of_images(*draw(0, 1, shape=(1, 2, *size)))
+        with pytest.raises(InputError, match="latents of {}x{} hold no whole patches of 2x2: give".format(*size)):
+            Renormalised(patch=2)(b, 3.0)
     with pytest.raises(InputError, match=r"renorm: latents .* have no height and width"):
         Renormalised(patch=2)(of_images(*draw(0, 1, shape=(1, 2, 64))), 3.0)
     with pytest.raises(InputError, match=r"renorm: latents .* have no height and width"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from guidon.models.parts.layers import attend, modulate, sincos_2d, timestep_embedding
+from guidon.models.parts.layers import Attention, attend, modulate, sincos_2d, timestep_embedding
 
 
 def test_timestep_embedding_is_cosines_then_sines():
@@ -54,3 +54,14 @@ def test_attention_in_bf16_reads_no_token_that_does_not_count():
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask)
     assert (found - exact)[:2].square().mean() < 1e-5
     assert not found[2].any()  # as torch's: where no token counts, nothing is read
+
+
+@torch.no_grad()
+def test_a_token_alone_has_its_own_value_whoever_made_the_layer():
+    """As if it attended to itself twice; also where an adapter is around the layer."""
+    torch.manual_seed(0)
+    attention, x = Attention(32, 2), torch.randn(3, 1, 32)
+    expected = attention(x.expand(-1, 2, -1))[:, :1]
+    assert torch.allclose(attention(x), expected, atol=1e-6)
+    attention.qkv = torch.nn.Sequential(attention.qkv)
+    assert torch.allclose(attention(x), expected, atol=1e-6)

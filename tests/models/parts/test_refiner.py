@@ -130,3 +130,48 @@ def test_a_new_finisher_changes_nothing_and_learns():
     other = drawn(STDiT(FINISHED))
     other(*INPUTS, y).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in other.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [REFINED, FINISHED])
+def test_each_row_is_refined_at_its_own_timestep(config):
+    """Training mixes timesteps in a batch, which sampling does not."""
+    made = drawn(STDiT(dataclasses.replace(config, finisher_end=1000)))
+    (x, t), y = INPUTS, torch.randn(2, 6, 12)
+    together = made(x, t, y)
+    for row in range(2):
+        alone = made(x[row : row + 1], t[row : row + 1], y[row : row + 1])
+        assert torch.allclose(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_frame_is_refined_by_those_near_it_alone():
+    refiner = drawn(Refiner(4, (1, 1, 1), 8, 8, 1))
+    x, t, grid = torch.randn(1, 4, 12, 6, 6), torch.randn(1, 8), (12, 6, 6)
+    tokens, other = torch.randn(1, 12 * 36, 8), x.clone()
+    other[:, :, -1] += 1
+    changed = (refiner(x, x, tokens, t, grid) != refiner(other, other, tokens, t, grid)).any(4).any(3).any(1)
+    assert changed[0].tolist() == [False] * 9 + [True] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["refiner", "finisher"])
+def test_the_last_timestep_of_a_part_is_the_one_below_its_end(part):
+    config, y = (REFINED if part == "refiner" else FINISHED), torch.randn(2, 6, 12)
+    plain, more = drawn(STDiT(PLAIN)), drawn(STDiT(dataclasses.replace(config, **{f"{part}_end": 100})))
+    more.load_state_dict(plain.state_dict(), strict=False)
+    schedule = NoiseSchedule.named("linear", 1000)
+    for timestep in (99, 100, 101):
+        t = torch.tensor([timestep] * 2)
+        for at in (t, schedule.levels[-1 - timestep]):
+            same = torch.equal(more(INPUTS[0], at, more.prepare(y)), plain(INPUTS[0], at, plain.prepare(y)))
+            assert same == (timestep >= 100), timestep
+
+
+@torch.no_grad()
+def test_a_refiner_is_told_what_the_blocks_are_told(monkeypatch):
+    made, seen = drawn(STDiT(REFINED)), []
+    refine, told = made.refiner.forward, torch.randn(2, 32)
+    monkeypatch.setattr(made.refiner, "forward", lambda *given: seen.append(given[3]) or refine(*given))
+    made(*INPUTS, dataclasses.replace(made.prepare(torch.randn(2, 6, 12)), told=told))
+    assert torch.allclose(seen[0], made.t_embedder(INPUTS[1]) + told, atol=1e-6)

@@ -79,3 +79,13 @@ def test_a_sibling_differs_in_what_is_swapped(shape, size):
 def test_swaps_are_as_many_as_asked_for():
     _, swapped = swap(torch.zeros(400, 1), EVERY, EVERY, 0, shape_share=0.3)
     assert swapped.float().mean() == pytest.approx(0.3, abs=0.07)
+
+
+def test_every_other_clip_of_a_family_shows_through_by_any_share():
+    family = torch.eye(4)
+    shown = torch.stack([swap(family, EVERY[:4], EVERY[:4], seed, shape_share=1.0)[0] for seed in range(60)])
+    others = shown * (1 - family)
+    assert ((others > 0).sum(0) + 60 * family.int() > 8).all()  # each of three, in a third of the draws
+    shares = others.amax(2).flatten()
+    assert shares.mean() == pytest.approx(0.5, abs=0.07)
+    assert shares.min() < 0.1 < 0.9 < shares.max()

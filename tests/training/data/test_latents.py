@@ -34,9 +34,9 @@ class Mean(Blank):
         return video.mean((1, 3, 4))[:, None, :, None, None].expand(1, 4, -1, 2, 2)
 
 
-def clips_of(folder, count, *, family_size=1, vae_hash="", vae=None, ranks=ALONE):
+def clips_of(folder, count, *, seed=0, family_size=1, vae_hash="", vae=None, ranks=ALONE):
     vae = cast("Any", vae or Blank(1, 1))
-    return LatentClips.prepare(folder, vae, vae_hash, count, 0, family_size=family_size, areas=False, ranks=ranks)
+    return LatentClips.prepare(folder, vae, vae_hash, count, seed, family_size=family_size, areas=False, ranks=ranks)
 
 
 def on_both(folder, count, encode=Mean.encode, *, unseen=False):
@@ -80,6 +80,19 @@ def test_every_clip_is_drawn_once_before_any_is_drawn_twice(tmp_path):
     assert all(order[k : k + 4] == list(range(order[k], order[k] + 4)) for order in epochs for k in range(0, 24, 4))
 
 
+def test_a_clip_that_is_drawn_again_is_told_anew_and_may_be_turned():
+    latents = (torch.arange(24.0)[:, None] + torch.arange(16) / 32).view(24, 1, 16, 1, 1)
+    clips, told, turned = LatentClips(0, 1, latents, None), {k: set() for k in range(24)}, {k: set() for k in range(24)}
+    for epoch in range(8):
+        batch = clips.batch(epoch, 24)
+        for row, caption in zip(batch.latents[:, 0, :, 0, 0], batch.captions, strict=True):
+            told[int(row.min())].add(caption)
+            turned[int(row.min())].add(bool(row[0] > row[-1]))
+    assert sum(len(captions) > 2 for captions in told.values()) > 20
+    for index, ways in turned.items():
+        assert ways == ({False, True} if clips.reversible(index) else {False})
+
+
 def test_a_batch_depends_on_its_step_alone(tmp_path):
     clips = clips_of(tmp_path, 24)
     later = clips.batch(7, 8)
@@ -90,11 +103,11 @@ def test_a_batch_depends_on_its_step_alone(tmp_path):
 
 
 def test_clips_are_encoded_once_for_each_autoencoder_and_kind(tmp_path, monkeypatch):
-    kinds = ({}, {"family_size": 4}, {"family_size": 8}, {"vae_hash": "other"}, {"count": 12})
+    kinds = ({}, {"family_size": 4}, {"family_size": 8}, {"vae_hash": "other"}, {"count": 12}, {"seed": 1})
     for values in kinds:
         clips_of(tmp_path, **{"count": 8} | values)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(files) == 5
+    assert len(files) == 6
     monkeypatch.setattr(Blank, "encode", None)
     for values in kinds:
         clips_of(tmp_path, **{"count": 8} | values)

@@ -8,7 +8,7 @@ import pytest
 
 from guidon import world
 from guidon.metrics.world import measure
-from guidon.training.data.redraw import redraw
+from guidon.training.data.redraw import correct, redraw
 
 CLIPS = [world.clip("train", 3, index) for index in range(12)]
 SCENES = [clip.scene for clip in CLIPS]
@@ -95,3 +95,60 @@ def test_what_cannot_be_read_is_not_used():
     assert not found.usable.any()
     assert not found.frames.any()
     assert not redraw(outside[None], [wanted(SCENES[0])]).usable.any()  # an object that the frame cuts
+
+
+# Errors of content, too
+
+
+def still_at(x, y=32.0, frames=world.FRAMES):
+    """A small red circle that stays at a place, and is seen in so many of the frames."""
+    scene = world.Scene("white", (world.Thing("circle", "red", "small", "still", None, (x, y)),))
+    clip = world.render(scene)
+    clip[frames:] = world.BACKGROUNDS["white"]
+    return clip
+
+
+def moves(motion="right", speed=None, **other):
+    return dataclasses.replace(world.Wanted("circle", "red", "small", motion, speed, "white"), **other)
+
+
+def middle_of(scene):
+    return scene.things[0].centroids()[[0, -1]].mean(0)
+
+
+def test_a_clip_that_is_right_is_corrected_to_its_own_scene():
+    for scene, found in zip(SCENES, correct(TRUTH, [wanted(scene) for scene in SCENES]), strict=True):
+        assert math.dist(found.things[0].start, scene.things[0].start) < 0.1
+        thing = dataclasses.replace(found.things[0], start=scene.things[0].start)
+        assert dataclasses.replace(found, things=(thing,)) == scene
+
+
+def test_a_corrected_scene_is_as_asked_and_passes_where_it_was_drawn():
+    scene = world.Scene("white", (world.Thing("square", "red", "large", "right", "quickly", (17.0, 32.0)),))
+    asked = world.Wanted("cross", "blue", "small", "up", "slowly", "black")
+    open_ = dataclasses.replace(asked, size=None, speed=None)
+    stays = dataclasses.replace(open_, motion=world.STILL)
+    told, shown, still = correct(np.stack([world.render(scene)] * 3), [asked, open_, stays])
+    for found, size, motion, speed in (
+        (told, "small", "up", "slowly"), (shown, "large", "up", "quickly"), (still, "large", "still", None)
+    ):  # fmt: skip
+        (thing,) = found.things
+        asked_for = ("cross", "blue", size, motion, speed)
+        assert (thing.shape, thing.colour, thing.size, thing.motion, thing.speed) == asked_for
+        assert found.background == "black"
+        assert math.dist(middle_of(found), middle_of(scene)) < 0.2
+
+
+def test_a_corrected_object_is_moved_into_the_frame_but_not_far():
+    near, far = correct(np.stack([still_at(47.0), still_at(52.0)]), [moves(speed="quickly")] * 2)
+    assert far is None
+    assert near.things[0].start == pytest.approx(world.inside(near.things[0]))
+    right = world.extents("circle", world.AREAS["small"])[1]
+    assert near.things[0].centroids()[-1, 0] == pytest.approx(world.SIZE - 1 - right, abs=1e-6)
+
+
+def test_what_shows_too_little_or_no_steady_path_is_not_corrected():
+    jumping = np.concatenate([still_at(20.0)[:8], still_at(40.0)[:8]])
+    clips = np.stack([still_at(32.0, frames=10), still_at(32.0, frames=9), jumping, still_at(32.0)])
+    found = correct(clips, [moves()] * 3 + [moves(None)])
+    assert [scene is not None for scene in found] == [True, False, False, False]

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from guidon.models.small.folder import find_model
 from guidon.models.sources import Sources
 from guidon.training.data import cache, rollouts
 from guidon.training.data.cache import store
+from guidon.training.data.redraw import Redrawn
 from guidon.training.data.rollouts import Rollouts
 from guidon.training.recipe import Sampling
 from ranks import on_ranks
@@ -66,6 +68,7 @@ def test_a_clip_is_told_backwards_where_training_holds_that(tmp_path, model, rea
             said, before = world.read_caption(text), world.read_caption(clip.caption)
             assert said.motion == clip.scene.reversed().things[0].motion
             assert (said.size, said.shape, said.colour) == (before.size, before.shape, before.colour)
+            assert said.speed == before.speed
 
 
 def test_an_interrupted_run_goes_on_with_the_next_block(tmp_path, model, readable, monkeypatch):
@@ -217,6 +220,32 @@ def test_other_weights_or_settings_are_other_rollouts(tmp_path, model, readable)
         prepare(tmp_path, model, 4, sampling=Sampling(steps=2, block=BLOCK, guided=1)).drawn, unguided.drawn
     )
     assert torch.equal(prepare(tmp_path, model, 4).drawn, first.drawn)
+
+
+def test_another_seed_is_other_rollouts(tmp_path, model, monkeypatch):
+    def blank(frames, wanted):
+        return Redrawn(
+            np.zeros_like(frames, np.float32), np.zeros(frames.shape[:-1], np.float32), np.ones(len(frames), bool)
+        )
+
+    monkeypatch.setattr(rollouts, "redraw", blank)
+    first, other = (prepare(tmp_path, model, BLOCK, seed=seed) for seed in (0, 1))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert other.captions == [world.clip("train", 1, number).caption for number in range(BLOCK)]
+    assert not torch.equal(first.drawn, other.drawn)
+
+
+def test_a_share_of_the_rollouts_is_guided_when_and_where_the_recipe_says(tmp_path, model, readable):
+    def drawn(**values):
+        own = {"steps": 2, "block": 16, "guided": 1.0, "timing": "constant", "cfg_channels": "all"} | values
+        return prepare(tmp_path, model, 16, sampling=Sampling(**own)).drawn.float()
+
+    guided, half, unguided = (drawn(guided=share) for share in (1.0, 0.5, 0.0))
+    away = [(half - other).abs().amax((1, 2, 3, 4)) < 0.02 for other in (guided, unguided)]
+    assert torch.equal(away[0], ~away[1])  # each is one or the other
+    assert 0 < away[0].sum() < len(half)
+    for own in ({"timing": "interval:0.5,1"}, {"cfg_channels": "3"}, {"cfg_scale": 2.0}):
+        assert not torch.allclose(drawn(**own), guided, atol=0.02), own
 
 
 def test_blocks_of_another_size_are_stored_apart(tmp_path, model, readable):

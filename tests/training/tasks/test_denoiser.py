@@ -27,6 +27,15 @@ def test_a_model_of_one_network_leaves_no_expert_of_an_earlier_run(tmp_path, vae
     assert {path.stem for path in folder.iterdir()} == {"denoiser", "text", "vae"}
 
 
+def test_another_seed_begins_with_other_weights_and_other_clips(tmp_path, vae):
+    first, again, other = (denoiser_task(tmp_path, vae, seed=seed, cache=str(tmp_path)) for seed in (0, 0, 1))
+    for name in ("denoiser.x_embedder.proj.weight", "text.embedding.weight"):
+        weights = [task.module.state_dict()[name] for task in (first, again, other)]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+    assert not torch.equal(first.clips.latents, other.clips.latents)
+
+
 def test_an_experts_timesteps_fill_its_side(tmp_path, vae, trained):
     low = denoiser_task(tmp_path, vae, start=str(trained), expert=LOW, batch_size=64)
     t = torch.cat([low.draw(step, torch.Generator().manual_seed(step)).t for step in range(4)])

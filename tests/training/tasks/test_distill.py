@@ -8,14 +8,18 @@ import pytest
 import torch
 
 import guidon
+from guidon import world
 from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
+from guidon.diffusion import q_sample
 from guidon.models.small import DISTILLED
 from guidon.models.small.distilled_config import DISTILLED_KIND
+from guidon.samplers import SampleNoise
+from guidon.samplers.ddim import ddim_towards
 from guidon.training import load_recipe, run_recipe
 from guidon.training.data import pairs
 from guidon.training.tasks import distill
-from guidon.training.tasks.distill import DistillTask
+from guidon.training.tasks.distill import DistillTask, Steps
 from recipes import (
     CPU,
     assert_both_ranks_sample,
@@ -32,8 +36,8 @@ from recipes import (
 PROMPT = "a red circle moves left on a white background"
 STEPS = (999, 600, 300)
 DISTILL = {
-    "task": "distill", "steps": 4, "batch_size": 4, "device": "cpu", "rollouts": 16, "log_every": 1, "rank": 2,
-    "timesteps": list(STEPS), "end": 400, "refiner_end": 0, "imitation": 2, "sampling": {"block": 8, "varied": 0.5},
+    "task": "distill", "steps": 4, "batch_size": 4, "device": "cpu", "rollouts": 24, "log_every": 1, "rank": 2,
+    "timesteps": list(STEPS), "end": 400, "refiner_end": 0, "imitation": 2, "sampling": {"block": 8, "varied": 0.3},
     "optimiser": {"warmup_steps": 2},
 }  # fmt: skip
 
@@ -162,9 +166,10 @@ def test_a_file_of_other_weights_is_refused(tmp_path, distilled, tiny_model):
 
 
 def test_it_imitates_at_first_and_draws_clips_later(tmp_path, model_x0):
-    task = task_of(tmp_path, model_x0, forced=0.0)
+    task = task_of(tmp_path, model_x0, forced=0.0, batch_size=16)
     early, late = (task.draw(step, torch.Generator().manual_seed(1)) for step in (1, 2))
     assert early.imitating.all()
+    assert late.imitating.any() > late.imitating.all()
     assert torch.equal(late.imitating, (late.strengths != torch.tensor([3.0, 3.0, 3.0, 1.0])).any(1))
     assert torch.equal(late.forced, late.imitating)
     found = task.predict(late)
@@ -174,11 +179,113 @@ def test_it_imitates_at_first_and_draws_clips_later(tmp_path, model_x0):
 
 
 def test_the_first_steps_begin_with_the_noise_of_the_sample(tmp_path, model_x0):
-    from guidon.samplers import SampleNoise
-
     task = task_of(tmp_path, model_x0)
-    expected = SampleNoise(0, [0]).initial(task.pairs.clips.shape[1:])[0]
-    torch.testing.assert_close(task.pairs.before[0, 0].float(), expected, atol=2e-3, rtol=0)
+    for number in (0, DISTILL["sampling"]["block"]):  # the first of each block
+        row = task.pairs.captions.index(world.clip("train", 0, number).caption)
+        expected = SampleNoise(0, [number]).initial(task.pairs.clips.shape[1:])[0]
+        torch.testing.assert_close(task.pairs.before[row, 0].float(), expected, atol=2e-3, rtol=0)
+
+
+def test_each_step_begins_where_the_batch_says(tmp_path, model_x0, monkeypatch):
+    """With what was drawn, with where the model's own began, or with that and new noise, once it hides no clip."""
+    task = task_of(tmp_path, model_x0, timesteps=[999, 600, 500, 300], rollouts=8, sampling={"block": 8, "varied": 0.0})
+    noise = torch.randn(3, *task.pairs.before.shape[1:], generator=torch.Generator().manual_seed(0))
+    neither, forced, renewed = torch.zeros(3, dtype=torch.bool), torch.arange(3) > 0, torch.arange(3) > 1
+    batch, begun, levels = task._read([0, 1, 2], neither, forced, renewed, noise), [], task.levels
+    forward = task.module.denoiser.forward
+    monkeypatch.setattr(task.module.denoiser, "forward", lambda x, *more: begun.append(x) or forward(x, *more))
+    predictions = task.predict(batch).predictions
+    assert torch.equal(begun[0], batch.before[:, 0])
+    for k in (1, 2):
+        torch.testing.assert_close(
+            begun[k][0], ddim_towards(predictions[k - 1], begun[k - 1], levels[k - 1], None, 0.0)[0]
+        )
+        assert torch.equal(begun[k][1], batch.before[1, k])
+    assert torch.equal(begun[1][2], batch.before[2, 1])  # from pure noise
+    torch.testing.assert_close(begun[2][2], q_sample(batch.guided[:, 1], levels[2], noise[:, 2])[2])
+    assert not any(x.requires_grad for x in begun)  # gradients stay within a step
+
+
+def test_the_loss_counts_the_object_and_later_steps_more_and_outliers_less(tmp_path, model_x0):
+    task = task_of(tmp_path, model_x0)
+    clips = torch.zeros(2, 4, 16, 4, 4)
+    clips[..., 0, :] = clips[:, :, :8, 1] = 1  # three eighths are the object, and the median is 0
+    objects = clips.clone()
+    predictions, imitating = [clips + 0.5, clips + objects], torch.tensor([False, True])
+    loss, logs = task.loss(Steps(predictions, [clips, clips], clips, imitating))
+    errors = 0.25, 3 * 4 / (3 * 4 + 5)  # the foreground weighs 4, and weights have mean 1
+    expected = sum((1 + 0.5 * k) * 0.3 * error / (0.3 + error) for k, error in enumerate(errors))
+    assert loss.item() == pytest.approx(expected)
+    for kind in ("mse", "imitation"):
+        assert [logs[f"{kind}_{t}"].item() for t in (999, 600)] == pytest.approx(errors)
+
+
+def test_what_is_held_out_is_never_drawn_and_measuring_changes_no_weight(tmp_path, model_x0):
+    task = task_of(tmp_path, model_x0)
+    trained = [row.float() for row in task.pairs.clips[: task.trained]]
+    assert 0 < task.trained < len(task.pairs)
+    for step in range(8):
+        batch = task.draw(step, torch.Generator().manual_seed(step))
+        for row, strengths in zip(batch.clips, batch.strengths, strict=True):
+            (index,) = (k for k, one in enumerate(trained) if torch.equal(one, row))
+            assert torch.equal(strengths, task.pairs.strengths[index])
+    before = {name: value.clone() for name, value in task.module.state_dict().items()}
+    measured = [task.validate({name: value * scale for name, value in before.items()}) for scale in (1, 0.5)]
+    assert measured[0] != measured[1]
+    assert_equal_weights(task.module.state_dict(), before)
+
+
+def test_what_imitates_begins_where_the_model_did_and_other_samples_as_often_as_asked(tmp_path, model_x0):
+    for share in (0.0, 1.0):
+        task = task_of(tmp_path, model_x0, forced=share, renewed=share, batch_size=16)
+        batch = task.draw(2, torch.Generator().manual_seed(1))
+        assert batch.imitating.any() > batch.imitating.all()
+        assert torch.equal(batch.forced, batch.imitating | bool(share))
+        assert torch.equal(batch.renewed, ~batch.imitating & bool(share))
+
+
+def test_the_step_at_the_end_is_trained(tmp_path, model_x0):
+    for end, steps in ((599, [999, 600]), (600, [999, 600]), (601, [999])):
+        assert [int(level.timestep) for level in task_of(tmp_path, model_x0, end=end).levels] == steps
+
+
+def test_pairs_of_other_settings_are_stored_apart(tmp_path, model_x0, monkeypatch):
+    monkeypatch.setattr(pairs, "correct", lambda frames, wanted: [world.clip("train", 0, 0).scene] * len(wanted))
+    few = {"rollouts": 2, "cache": str(tmp_path / "cache")}
+    for own in ({}, {"seed": 1}, {"timesteps": [999, 500, 300]}, {"sampling": {"block": 8, "varied": 0.25}}):
+        task_of(tmp_path, model_x0, **few | own)
+    assert len(list((tmp_path / "cache").glob("pairs-*"))) == 4
+
+
+def test_other_strengths_are_sampled_by_two_branches_at_the_times_of_guidance(tmp_path, model_x0, distilled):
+    def sampled(model, timing):
+        own = {"rollouts": 4, "cache": str(tmp_path), "sampling": {"block": 4, "varied": 1.0, "timing": timing}}
+        return task_of(tmp_path, model, **own).pairs
+
+    found, expected, other = (
+        sampled(distilled, "constant"),
+        sampled(model_x0, "constant"),
+        sampled(model_x0, "interval:0.5,1"),
+    )
+    assert (expected.strengths != 1).any()
+    assert torch.equal(found.strengths, expected.strengths)
+    assert torch.equal(found.clips, expected.clips)
+    assert not torch.allclose(other.clips.float(), expected.clips.float(), atol=0.02)
+
+
+def test_strengths_are_one_scale_on_all_channels_the_first_three_or_some():
+    drawn = np.array([pairs.draw_strengths(np.random.default_rng(k), 4, (1.5, 7.0)) for k in range(2000)])
+    guided, scale = drawn != 1, drawn.max(1)
+    assert ((drawn == scale[:, None]) | ~guided).all()
+    assert 1.5 <= scale[guided.any(1)].min() < 1.6 < 6.9 < scale.max() <= 7.0
+    kinds = {tuple(map(bool, row)): 0 for row in guided}
+    for row in guided:
+        kinds[tuple(map(bool, row))] += 1
+    shares = {kind: count / len(drawn) for kind, count in kinds.items()}
+    assert len(shares) == 16
+    assert shares[True, True, True, True] == pytest.approx(0.2 + 0.4 / 16, abs=0.04)
+    assert shares[True, True, True, False] == pytest.approx(0.4 + 0.4 / 16, abs=0.04)
+    assert shares[False, False, False, True] == pytest.approx(0.4 / 16, abs=0.015)
 
 
 def test_it_goes_on_from_a_distilled_model_and_learns_from_what_that_draws(tmp_path, distilled):

@@ -1,5 +1,6 @@
 """The stage that learns from its own rollouts: what it trains, what it leaves, and that the result samples."""
 
+import shutil
 import signal
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import guidon
-from guidon.checkpoints import load_component
+from guidon.checkpoints import load_component, save_component
 from guidon.core.errors import InputError
 from guidon.training import load_recipe, run_recipe
 from guidon.training.data import rollouts
@@ -117,6 +118,53 @@ def test_the_target_is_the_clean_clip_whatever_is_shown(tmp_path, model_x0):
         assert torch.equal(step.x_0, batch.clean)
         error = step.level.alpha * step.x_0 + step.level.sigma * step.noise - step.x_t
         assert error.abs().max() < 1e-4  # the noise is the one from the clean clip to x_t
+
+
+def test_a_rollout_is_turned_with_its_clean_clip_its_object_and_its_caption(tmp_path, model_x0):
+    task = task_of(tmp_path, model_x0, blend=0, batch_size=64)
+    batch, known, turned = task.draw(0, torch.Generator().manual_seed(0)), task.rollouts, 0
+    for shown, clean, objects, caption in zip(batch.shown, batch.clean, batch.objects, batch.captions, strict=True):
+        ways = [
+            (index, turn)
+            for index in range(task.trained)
+            for turn in (False, True)
+            if torch.equal(shown, known.drawn[index].float().flip([1] * turn))
+        ]
+        ((index, turn),) = ways
+        turned += turn
+        assert torch.equal(clean, known.clean[index].float().flip([1] * turn))
+        assert torch.equal(objects[0], known.objects[index].flip([0] * turn))
+        assert caption == (known.backwards if turn else known.captions)[index]
+    assert 10 < turned < 54
+
+
+def test_what_is_not_trained_on_alone_is_measured(tmp_path, model_x0):
+    task = task_of(tmp_path, model_x0)
+    weights = task.module.state_dict()
+    before = task.validate(weights)
+    for part in (task.rollouts.drawn, task.rollouts.clean):
+        part[: task.trained] = 0
+    assert task.validate(weights) == before
+
+
+def test_a_caption_that_is_dropped_is_the_null_one(tmp_path, model_x0, monkeypatch):
+    task = task_of(tmp_path, model_x0, caption_dropout=0.5, batch_size=16)
+    batch, seen = task.draw(0, torch.Generator().manual_seed(0)), []
+    monkeypatch.setattr(task.module.denoiser, "forward", lambda x, t, y, mask: seen.append(y) or torch.cat([x, x], 1))
+    task.predict(batch)
+    null = (seen[0] == task.module.denoiser.y_embedder.y_embedding).flatten(1).all(1)
+    assert torch.equal(null, batch.dropped)
+    assert 0 < batch.dropped.sum() < 16
+
+
+def test_the_network_for_low_noise_gets_the_finisher(tmp_path, model_x0):
+    folder = shutil.copytree(model_x0, tmp_path / "both")
+    found = load_component(folder / "denoiser.safetensors", "denoiser")
+    save_component(folder / "denoiser-low.safetensors", "denoiser", found.config | {"boundary": 350}, found.weights, {})
+    own = {"cache": str(tmp_path), "rollouts": 2}
+    assert task_of(tmp_path / "one", folder, **own).own.path.name == "denoiser-low.safetensors"
+    with pytest.raises(InputError, match=r"finisher.end is 400, denoiser-low.safetensors ends at timestep 350"):
+        task_of(tmp_path / "two", folder, **own, finisher=ROLLOUT["finisher"] | {"end": 400})
 
 
 def test_it_lowers_the_error_on_its_rollouts(tmp_path, model_x0):

@@ -1,12 +1,14 @@
+import math
 import shutil
 
 import pytest
 import torch
 
+from guidon import world
 from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
 from guidon.training import run_recipe
-from guidon.training.tasks.vae import frames_of
+from guidon.training.tasks.vae import Reconstruction, frames_of
 from panned_clips import write_clips
 from recipes import VAE_SHAPE, assert_rows_are_those_of_the_batch, rows_of, vae_recipe, vae_task
 
@@ -28,6 +30,50 @@ def test_it_learns(tmp_path):
     run_recipe(vae_recipe(tmp_path, steps=20, batch_size=8, log_every=5, optimiser={"lr": 0.01, "warmup_steps": 1}))
     rows = rows_of(tmp_path / "vae")
     assert float(rows[-1]["psnr"]) > float(rows[0]["psnr"]) + 0.8
+
+
+def test_the_loss_is_the_weighted_error_of_frames_and_the_divergence_of_latents(tmp_path):
+    """Of frames whose left quarter is the object, with twice the error there."""
+    task = vae_task(tmp_path, foreground_weight=3.0, kl_weight=0.5)
+    near = (torch.arange(8) < 2).expand(2, 1, 8, 8)
+    error = torch.where(near, -0.4, 0.2).expand(2, 3, 8, 8)
+    latents = torch.full((2, 4, 2, 2), 0.6), torch.full((2, 4, 2, 2), math.log(0.25))
+    kl = 0.5 * (0.36 + 0.25 - 1 - math.log(0.25))
+    own, other = 0.4 + 0.16, 0.2 + 0.04
+    loss, logs = task.loss(Reconstruction(error, near, *latents))
+    assert loss.item() == pytest.approx((3 * own + 3 * other) / 6 + 0.5 * kl)
+    assert logs["kl"].item() == pytest.approx(kl)
+    assert logs["psnr"].item() == pytest.approx(-10 * math.log10((0.16 + 3 * 0.04) / 4 / 4), rel=1e-4)
+    assert logs["foreground_psnr"].item() == pytest.approx(-10 * math.log10(0.16 / 4), rel=1e-4)
+    loss, logs = task.loss(Reconstruction(error, None, *latents))
+    assert loss.item() == pytest.approx((own + 3 * other) / 4 + 0.5 * kl)
+    assert "foreground_psnr" not in logs
+
+
+def test_latents_are_sampled_with_their_own_spread(tmp_path):
+    task = vae_task(tmp_path)
+    batch = task.draw(0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mean, log_variance = task.module.posterior(batch.images)
+        out = task.module.reconstruct(mean + log_variance.exp().sqrt() * batch.noise)
+        assert torch.allclose(task.predict(batch).error, out - batch.images, atol=1e-5)
+
+
+def test_frames_are_of_all_times_and_those_held_out_of_other_clips(tmp_path):
+    images, _ = frames_of(0, 32, 0)
+    times = []
+    for index, image in enumerate(images):
+        away = torch.from_numpy(world.clip("train", 0, index).frames()).permute(0, 3, 1, 2) * 2 - 1 - image
+        times.append(int(away.abs().amax((1, 2, 3)).argmin()))
+        assert away[times[-1]].abs().max() < 1e-4
+    assert len(set(times)) > 10
+    task = vae_task(tmp_path)
+    trained = {
+        row.numpy().tobytes() for step in range(4) for row in task.draw(step, torch.Generator().manual_seed(0)).images
+    }
+    held = [row.numpy().tobytes() for images, _ in task._held_out_batches() for row in images]
+    assert len(held) == 8
+    assert trained.isdisjoint(held)
 
 
 def test_it_starts_from_an_earlier_one_but_for_channels_drawn_anew(tmp_path, tiny_model):
@@ -104,6 +150,13 @@ def test_latents_without_spread_are_not_exported(tmp_path):
     assert not list((tmp_path / "vae").iterdir())
 
 
+def test_another_seed_begins_with_other_weights(tmp_path):
+    first, again, other = (vae_task(tmp_path, seed=seed).module.state_dict() for seed in (0, 0, 1))
+    name = "autoencoder.quant_conv.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+
+
 def test_the_global_generator_is_left_alone(tmp_path):
     before = torch.get_rng_state()
     vae_task(tmp_path)
@@ -142,6 +195,16 @@ def test_rows_of_own_frames_are_those_of_the_batch(tmp_path, clips):
     task = vae_task(tmp_path, **own(clips), batch_size=6)
     assert_rows_are_those_of_the_batch(task, 6)
     assert task.draw(0, torch.Generator()).images.shape == (6, 3, 32, 48)
+
+
+def test_held_out_frames_count_alike_in_batches_of_any_size(tmp_path, clips):
+    task = vae_task(tmp_path, **own(clips), batch_size=2)
+    batches = task.own.held_out(16, 2)
+    assert len({len(images) for images in batches}) > 1
+    images = torch.cat(batches)
+    with torch.no_grad():
+        error = (task.module.reconstruct(task.module.posterior(images)[0]) - images).square().mean() / 4
+    assert task.validate(task.module.state_dict())["psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
 
 
 def test_clips_may_be_moved_and_others_are_told(tmp_path, clips, capsys):

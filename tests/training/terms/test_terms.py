@@ -81,6 +81,15 @@ def test_balanced_weights_make_every_noise_level_count_alike():
     assert weights.item() == pytest.approx(2.5, rel=0.02)
 
 
+def test_each_band_of_noise_has_a_mean_of_its_own():
+    level = LossLevel(floor=1e-6)
+    ends, middle = torch.tensor([0, 970, 999]), torch.tensor([500])
+    assert level.weights(torch.tensor([0.8, 0.5, 0.1]), ends, 1000).tolist() == pytest.approx([1.25, 2, 10])
+    for _ in range(30):  # a batch without a sample in a band leaves its mean as it is
+        level.weights(torch.tensor([3.0]), middle, 1000)
+    assert level.weights(torch.tensor([0.8, 0.5, 0.1]), ends, 1000).tolist() == pytest.approx([1.25, 2, 10])
+
+
 def test_the_bound_trains_the_variance_alone_and_leaves_swapped_samples_out():
     step = step_at([5, 500, 900], error=0.1)
     prediction = step.prediction.clone().requires_grad_()
@@ -112,6 +121,16 @@ def test_errors_that_let_a_decoded_area_vary_have_a_term_of_their_own():
     assert found["across"] == pytest.approx([0] * 3, abs=1e-5)
     assert found["alike"] == pytest.approx([0] * 3, abs=1e-5)
     assert found["varying"] == pytest.approx([0.01] * 3, rel=0.01)
+
+
+def test_a_varying_area_counts_alike_at_all_noise_levels_that_show_the_object():
+    gradients = torch.ones(3, 2, 16, 4, 4) / 32
+    error = 0.01 * (torch.arange(16) % 2 * 2 - 1)[:, None, None].expand(3, 2, 16, 4, 4)
+    step = step_at([100, 600, 990], error=error, area_gradients=gradients)
+    loss = Area(1.0)(step, {})
+    assert loss.values.tolist() == pytest.approx([1e-4] * 3, rel=0.05)
+    assert torch.allclose(loss.weights * loss.values, step.visible, rtol=1e-4)
+    assert step.visible[2] < 0.01
 
 
 def test_what_a_family_has_in_common_is_not_counted_as_contrast():
