@@ -114,6 +114,43 @@ def test_what_draws_a_batch_wrongly_stops_the_run(tmp_path, monkeypatch):
         run_recipe(vae_recipe(tmp_path))
 
 
+def test_five_steps_without_a_gradient_in_a_row_stop_a_run_also_across_a_kill(tmp_path, monkeypatch):
+    original, broken, taken = VAETask.predict, {0, 1, 2, 3, 5, 6, 7, 8}, []
+
+    class Killed(BaseException):
+        pass
+
+    def predict(self, batch):
+        found, step = original(self, batch), len(taken)
+        if step == 16:
+            taken.append(step)
+            raise Killed
+        if step in broken:
+            found.error[-1] *= float("nan")
+        taken.append(step)
+        return found
+
+    monkeypatch.setattr(VAETask, "predict", predict)
+    config = vae_recipe(tmp_path, steps=10, checkpoint_every=1)
+    assert run_recipe(config) is not None  # four in a row, twice
+    broken |= set(range(13, 30))
+    longer = vae_recipe(tmp_path, steps=30, checkpoint_every=1)
+    with pytest.raises(Killed):
+        run_recipe(longer)
+    with pytest.raises(InputError, match="NaN or infinite in 5 steps in a row, up to step 18: "):
+        run_recipe(longer)
+
+
+def test_ctrl_c_in_the_last_step_ends_the_run_and_does_what_it_did_before_afterwards(tmp_path, monkeypatch):
+    signals = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(sig) for sig in signals]
+    at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
+    path = run_recipe(vae_recipe(tmp_path))
+    assert path is not None
+    assert path.is_file()
+    assert [signal.getsignal(sig) for sig in signals] == before
+
+
 def test_runs_of_other_seeds_share_no_random_numbers(tmp_path, monkeypatch):
     original, drawn = VAETask.draw, {0: [], 1: []}
 

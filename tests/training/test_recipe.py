@@ -132,6 +132,8 @@ def test_a_stage_has_the_settings_of_common_under_its_own(tmp_path):
     assert (low.model.hidden_size, low.seed, low.expert.noise) == (64, 4, "low")
     base = recipe.recipe("base", Path("there"), {"vae": Path("a")})
     assert (base.model.hidden_size, base.model.depth, base.seed) == (64, 1, 3)
+    changed = load_recipe(write_recipe(tmp_path / "r.yaml", stages(common__denoiser__seed=7)))
+    assert [changed.settings(name)["seed"] for name in ("eye", "base", "low")] == [3, 7, 4]
     assert recipe.parents("low") == {"vae": "eye", "start": "base"}
     assert recipe.order() == ["eye", "base", "low"]
     assert recipe.order("base") == ["eye", "base"]

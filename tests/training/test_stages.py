@@ -180,6 +180,15 @@ def test_only_what_a_stage_needs_is_trained(tmp_path):
         plan_recipe(plain)
 
 
+def test_the_last_stage_asked_for_by_name_is_exported_and_another_one_is_not(copied):
+    path, model = staged(copied), copied / "runs" / "model"
+    shutil.rmtree(model)
+    base = run_recipe(path, stage="base")
+    assert (base.name, base.parent.name[:5], model.exists()) == ("model", "base-", False)
+    assert run_recipe(path, stage="high") == model
+    assert model.is_dir()
+
+
 def test_the_result_says_which_stages_it_comes_from(made):
     runs, folder = made / "runs", made / "runs" / "model"
     lineage = {

@@ -276,7 +276,15 @@ def test_frames_of_clips_are_drawn_for_an_autoencoder(folder, tmp_path):
         [module.cut_out(clip) for clip in frames.checked.clips if clip.bucket[1:] == batch.shape[2:]]
     )
     of = {picture.tobytes() for picture in pictures}
-    assert all(((row + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy().tobytes() in of for row in batch)
+
+    def bytes_of(row):
+        return ((row + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy().tobytes()
+
+    assert all(bytes_of(row) in of for row in batch)
+    time_of = {
+        frame.tobytes(): time for clip in frames.checked.clips for time, frame in enumerate(module.cut_out(clip))
+    }
+    assert {time_of[bytes_of(row)] for step in range(6) for row in frames.batch(step, 4)} == {0, 1, 2, 3}
     held = frames.held_out(3, 4)
     assert sum(map(len, held)) <= 12
     assert {row.numpy().tobytes() for part in held for row in part}.isdisjoint(

@@ -97,6 +97,18 @@ def test_what_cannot_be_read_is_not_used():
     assert not redraw(outside[None], [wanted(SCENES[0])]).usable.any()  # an object that the frame cuts
 
 
+def test_an_object_may_reach_beyond_the_frame_by_a_pixel():
+    """A circle of a radius of 9.44 pixels, at each of the four sides."""
+    asked, clips = world.Wanted("circle", "red", "large", "still", None, "white"), []
+    beyond_half_a_pixel, beyond_two = [(9.0, 32.0), (55.0, 32.0)], [(7.0, 32.0), (57.0, 32.0)]
+    centres = [place[::turn] for places in (beyond_half_a_pixel, beyond_two) for place in places for turn in (1, -1)]
+    for centre in centres:
+        alpha = world.coverage("circle", 280.0, np.array([centre] * world.FRAMES))[..., None]
+        ground = np.array(world.BACKGROUNDS["white"])
+        clips.append(ground + alpha * (np.array(world.COLOURS["red"]) - ground))
+    assert redraw(np.stack(clips).astype(np.float32), [asked] * 8).usable.tolist() == [True] * 4 + [False] * 4
+
+
 # Errors of content, too
 
 

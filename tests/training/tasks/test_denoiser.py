@@ -8,6 +8,8 @@ import torch
 from guidon import world
 from guidon.diffusion import convert
 from guidon.training import run_recipe
+from guidon.training.recipe import Expert
+from guidon.training.tasks import denoiser as denoiser_file
 from guidon.training.tasks.denoiser import caption_counts
 from recipes import HIGH, LOW, assert_rows_are_those_of_the_batch, denoiser_recipe, denoiser_task, step_of
 
@@ -43,6 +45,15 @@ def test_an_experts_timesteps_fill_its_side(tmp_path, vae, trained):
     assert 340 <= t.max() < 350
     assert low.validate(low.module.state_dict()).keys() == {"val_low", "val_mid", "val_high"}
     assert low.recipe.model_copy(update={"expert": type(low.recipe.expert)(**HIGH)}).timestep_range == (350, 1000)
+
+
+def test_an_expert_is_measured_in_the_middle_of_each_third_of_its_side(tmp_path, vae, monkeypatch):
+    task, measured = denoiser_task(tmp_path, vae), []
+    monkeypatch.setattr(denoiser_file, "validation_errors", lambda *given: measured.append(given[3]) or {})
+    for expert in (None, Expert(**LOW), Expert(**HIGH)):
+        recipe = task.recipe.model_copy(update={"expert": expert})
+        dataclasses.replace(task, recipe=recipe).validate(task.module.state_dict())
+    assert measured == [[167, 500, 833], [58, 175, 292], [458, 675, 892]]
 
 
 def test_drawing_changes_nothing(tmp_path, vae):

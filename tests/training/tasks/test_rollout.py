@@ -145,6 +145,8 @@ def test_what_is_not_trained_on_alone_is_measured(tmp_path, model_x0):
     for part in (task.rollouts.drawn, task.rollouts.clean):
         part[: task.trained] = 0
     assert task.validate(weights) == before
+    task.rollouts.drawn[task.trained :] = 0
+    assert task.validate(weights) != before
 
 
 def test_a_caption_that_is_dropped_is_the_null_one(tmp_path, model_x0, monkeypatch):

@@ -132,10 +132,35 @@ def test_a_clip_without_a_caption_has_the_null_one(recipe, tmp_path):
     condition = task.network.condition(batch.clips, batch.dropped)
     null = task.network.network.null(1, torch.ones(1, task.config.model_max_length))
     assert torch.allclose(condition.keys_values[0][:, 1:2], null.keys_values[0], atol=1e-6)
+    assert condition.mask[1].all()  # all tokens of the null caption count
     assert not torch.allclose(condition.keys_values[0][:, :1], null.keys_values[0], atol=1e-3)
     loss, _ = task.loss(task.predict(batch))
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in task.module.parameters())
+
+
+@pytest.mark.parametrize("network", ["stdit", "dit"])
+def test_what_is_dropped_has_the_null_condition(recipe, tmp_path, network):
+    task = task_of(recipe(tmp_path, network))
+    for parameter in task.network.denoiser.y_embedder.state_dict().values():
+        torch.nn.init.normal_(parameter)
+    batch, dropped = task.draw(0, torch.Generator().manual_seed(0)), torch.tensor([True, False, False, True])
+
+    def rows(condition):
+        return condition.embedding if network == "dit" else condition.keys_values[0].transpose(0, 1)
+
+    found, told = (rows(task.network.condition(batch.clips, each)) for each in (dropped, dropped & False))
+    null = rows(task.network.network.null(4))
+    assert torch.allclose(found[dropped], null[dropped], atol=1e-6)
+    assert torch.allclose(found[~dropped], told[~dropped], atol=1e-6)
+    assert not any(torch.allclose(row, null[0], atol=1e-2) for row in told)
+
+
+def test_a_network_that_predicts_nothing_misses_all_of_the_noise(recipe, tmp_path):
+    task = task_of(recipe(tmp_path))
+    found = task.validate(task.module.state_dict())
+    assert found["val_mse"] == pytest.approx(1, abs=0.1)
+    assert found["val_low"] < found["val_mid"] < found["val_high"]
 
 
 def test_weighting_by_noise_is_that_of_min_snr(recipe, tmp_path):
@@ -287,6 +312,7 @@ def test_new_words_and_classes_join_those_of_the_start(trained, clips, recipe, t
         assert torch.equal(
             task.network.text.embedding.weight[words.ids[word]], old.weights["embedding.weight"][ids[word]].float()
         )
+    assert torch.equal(task.network.text.embedding.weight[0], old.weights["embedding.weight"][0].float())  # no word
     start = trained("dit")
     dit = task_of(recipe(tmp_path, "dit", start=str(start), data={"folder": str(folders["pictures"])}))
     table, kept = (
