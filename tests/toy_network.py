@@ -56,6 +56,13 @@ class Network:
         return self.given[-1].clone()
 
 
+class Near(Network):
+    """A network whose branches differ little."""
+
+    def __call__(self, x, level, cond):
+        return super().__call__(x, level, Caption(0.02 * cond.value, cond.mask))
+
+
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 

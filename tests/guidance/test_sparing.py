@@ -5,7 +5,7 @@ import torch
 
 from guidon.core.errors import InputError
 from guidon.guidance import Guidance, GuidanceTrace, RotatedGuidance, Sparing
-from toy_network import COND, UNCOND, Caption, Network, caption, denoiser, guided, latents, level_at
+from toy_network import COND, UNCOND, Caption, Near, Network, caption, denoiser, guided, latents, level_at
 
 STEPS = tuple(range(19, 9, -1))  # steps of a schedule of 20, from noise on
 ALIKE = caption(1.0, -1.0)  # the first clip's caption differs from UNCOND, the second's is the null caption
@@ -154,10 +154,6 @@ def test_only_guided_channels_are_compared(guidance, ends):
 
 
 def test_a_trace_shows_no_guidance_of_a_clip_in_the_step_that_ends_it():
-    class Near(Network):
-        def __call__(self, x, level, cond):
-            return super().__call__(x, level, Caption(0.02 * cond.value, cond.mask))
-
     trace, network = GuidanceTrace(), Near()
     found, _ = run(Guidance(3), network, sparing=Sparing(adaptive=0.5), observe=trace)
     assert not torch.equal(network.given[0], network.given[1])

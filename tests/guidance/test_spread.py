@@ -7,7 +7,7 @@ from guidon.diffusion import NoiseLevel
 from guidon.guidance import RULES, BlockSkip, Guidance, GuidanceTrace, RotatedGuidance, Sparing, random_rotation
 from guidon.guidance.spread import Spread
 from ranks import on_ranks
-from toy_network import GENTLE, SHAPE, Caption, Network, denoiser, latents, level_at
+from toy_network import GENTLE, SHAPE, Near, Network, denoiser, latents, level_at
 
 STEPS = (19, 12, 5, 0)
 LATENTS = 4 * SHAPE[0] * SHAPE[1] * 2 * 16  # bytes of x
@@ -85,10 +85,6 @@ def test_only_guided_channels_of_guided_steps_cross():
     "guidance", [Guidance([3.0, 1.0, 3.0, 3.0]), RotatedGuidance(Guidance(3.0, 1), random_rotation(4, 1))]
 )
 def test_clips_are_guided_no_more_from_the_step_of_one_process_on(guidance):
-    class Near(Network):
-        def __call__(self, x, level, cond):
-            return super().__call__(x, level, Caption(0.02 * cond.value, cond.mask))
-
     def run(ranks=None):
         guided = denoiser(guidance, Near(), batched=False, ranks=ranks, sparing=Sparing(adaptive=0.98))
         if ranks is not None and not ranks.first:
