@@ -1,6 +1,7 @@
 """The loop, on the tiny denoiser: stopped, killed, exported early, watched."""
 
 import json
+import multiprocessing
 import shutil
 import signal
 
@@ -50,6 +51,16 @@ def test_killed_it_resumes_from_its_last_checkpoint_to_the_same_weights(tmp_path
     assert not (tmp_path / "run" / "model").exists()
     assert_equal_weights(weights_of(run_recipe(config)), weights_of(trained))
     assert [row["step"] for row in rows_of(tmp_path / "run")] == ["2", "4", "6"]
+
+
+def test_drawn_by_processes_stopped_and_resumed_it_trains_the_same_weights(tmp_path, tiny_model, trained, monkeypatch):
+    config = denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", workers=2)
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert run_recipe(config) is None
+    assert not multiprocessing.active_children()
+    denoiser_recipe(tmp_path, tiny_model / "vae.safetensors", workers=1)  # it may change when a run is resumed
+    assert_equal_weights(weights_of(run_recipe(config)), weights_of(trained))
 
 
 def test_a_run_can_be_exported_before_it_ends(tmp_path, tiny_model, monkeypatch):

@@ -64,7 +64,7 @@ class Task(Trainable, Protocol):
         ...
 
     def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> Any:
-        """Rows of the batch of a step, on the CPU. Another thread calls it one step ahead: it must not change the task.
+        """Rows of the batch of a step, on the CPU. A thread or a process calls it ahead: it must not change the task.
 
         Each of several ranks asks for rows of its own. All random numbers are drawn for the whole batch, so that a row
         is the same however many are asked for. Data is read for the given rows alone, where it can be.
@@ -148,7 +148,7 @@ def train(
         _closed(trackers),
         _interrupts() as interrupts,
         progress(f"training {run.steps} steps", "steps") as on_step,
-        closing(prefetched(draw, step, end)) as batches,
+        closing(prefetched(draw, step, end, run.workers)) as batches,
     ):
         for batch in batches:
             done = steps(batch, step)

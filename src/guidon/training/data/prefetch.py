@@ -1,24 +1,75 @@
-"""Batches that are drawn while the step before them is computed."""
+"""Batches that are drawn while the steps before them are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import multiprocessing
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ...core.errors import InputError
 
 B = TypeVar("B")
 
 
-def prefetched(draw: Callable[[int], B], start: int, end: int) -> Generator[B, None, None]:
-    """``draw(n)`` for n from ``start`` to ``end`` - 1. A thread draws one batch ahead of the caller.
+def prefetched(draw: Callable[[int], B], start: int, end: int, workers: int = 0) -> Generator[B, None, None]:
+    """``draw(n)`` for n from ``start`` to ``end`` - 1, in this order. Close the generator to end what draws ahead.
 
-    Close the generator to end the thread early.
+    Args:
+        draw: draws a batch. An exception of it is raised when its batch would be yielded.
+        start, end: the range.
+        workers: processes that draw, each up to two batches ahead. They are forked, so a batch must not be on another
+            device than the CPU. With 0, one thread draws one batch ahead.
+
+    Raises:
+        InputError: this system cannot fork processes.
     """
-    if start >= end:
-        return
+    if start < end:
+        yield from _by_processes(draw, range(start, end), workers) if workers else _by_thread(draw, start, end)
+
+
+def _by_thread(draw: Callable[[int], B], start: int, end: int) -> Iterator[B]:
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(draw, start)
         for step in range(start + 1, end):
             batch, coming = coming.result(), thread.submit(draw, step)
             yield batch
         yield coming.result()
+
+
+class _Drawn(Dataset[Any]):
+    """What ``draw`` makes, or the exception that it raises, so that the message stays one line."""
+
+    def __init__(self, draw: Callable[[int], object]) -> None:
+        self.draw = draw
+
+    def __getitem__(self, step: int) -> object:
+        try:
+            return self.draw(step)
+        except Exception as error:
+            return error
+
+
+def _by_processes(draw: Callable[[int], B], steps: range, workers: int) -> Iterator[B]:
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise InputError(f"workers is {workers}, but this system cannot fork processes: give 0")
+    drawn = DataLoader(
+        _Drawn(draw),
+        batch_size=None,
+        sampler=steps,
+        num_workers=min(workers, len(steps)),
+        collate_fn=_as_it_is,
+        multiprocessing_context="fork",
+        generator=torch.Generator(),  # it seeds the processes, which draw no other numbers than those of the step
+    )
+    for batch in drawn:
+        if isinstance(batch, Exception):
+            raise batch
+        yield cast("B", batch)
+
+
+def _as_it_is(batch: object) -> object:
+    return batch

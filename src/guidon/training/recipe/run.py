@@ -54,6 +54,8 @@ class Run(Section):
     """Steps between two checkpoints."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two measurements of the averaged weights; 0 for none."""
+    workers: Annotated[int, Field(ge=0, le=128)] = 0
+    """Processes that draw batches ahead, for a GPU that waits for them; 0 for a thread."""
     optimiser: Optimiser = Optimiser()
     """Settings of the optimiser."""
     shard_above: PositiveInt = 1_000_000_000
@@ -63,7 +65,7 @@ class Run(Section):
     shards: ClassVar[bool] = True
     """Whether the weights of this task can be sharded."""
     without_effect: ClassVar[frozenset[str]] = frozenset(
-        {"out", "log_every", "checkpoint_every", "evaluate_every", "cache", "shard_above"}
+        {"out", "log_every", "checkpoint_every", "evaluate_every", "workers", "cache", "shard_above"}
     )
     """Fields that the weights do not depend on."""
     incidental: ClassVar[frozenset[str]] = without_effect | {"device", "compile"}
