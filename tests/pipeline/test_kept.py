@@ -191,6 +191,8 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
             "both give frame 3, counted from 0: give one of them, or lower condition_frames",
         ),
         ({"edit": "PICTURE"}, "edit has 1 frame, a clip has 16: give a longer video"),
+        ({"edit": ["VIDEO", "VIDEO"]}, "edit is a list of 2 videos: give one, and call once for each"),
+        ({"edit": ["VIDEO", "PICTURE"]}, "edit is a list of 2 videos"),
         ({"edit": "VIDEO", "edit_strength": 1.5}, "edit_strength is 1.5: give 0"),
         ({"edit_strength": 0.5}, "edit_strength has an effect only with edit"),
         ({"condition_frames": 3}, "condition_frames has an effect only with loop"),

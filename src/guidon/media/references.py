@@ -20,7 +20,7 @@ from .video import Video
 if TYPE_CHECKING:
     from PIL import Image
 
-GIVE = "give a path, a uint8 array (time, height, width, 3) or (height, width, 3), an image of PIL, or a list of them"
+GIVE = "give a path, a uint8 array (time, height, width, 3) or (height, width, 3), an image of PIL, or a list of images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,8 @@ def _as_frames(given: Any, name: str) -> np.ndarray:
         return given.frames
     if isinstance(given, list | tuple) and given:
         frames = [_as_frames(each, name) for each in given]
+        if len(frames) > 1 and any(len(each) > 1 for each in frames):
+            raise InputError(f"{setting(name)} is a list of {len(frames)} videos: give one, and call once for each")
         if len({each.shape[1:] for each in frames}) > 1:
             raise InputError(f"{setting(name)} holds images of different sizes: give images of one size")
         return np.concatenate(frames)
