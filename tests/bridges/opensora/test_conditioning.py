@@ -9,6 +9,7 @@ import torch
 import guidon
 from guidon import InputError, conditioning
 
+NOISE = torch.zeros(1, 1, 8, 1, 1)
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "open_sora_1_1_to_2_0" / "conditioning.json").read_text())
 
 
@@ -41,6 +42,7 @@ def test_prompts_sizes_and_lengths_are_those_of_open_sora() -> None:
     for case in GOLDEN["scores"]:
         scores = case["aes"], case["flow"], case["camera_motion"]
         assert conditioning.append_score_to_prompts([case["prompt"]], *scores) == [case["text"]]
+    assert conditioning.append_score_to_prompts(["a motion score"], flow=0.0) == ["a motion score motion score: 0.0."]
     for case in GOLDEN["json_prompts"]:
         expected = [case["text"]], [case["reference_path"]], [case["mask_strategy"]]
         assert conditioning.extract_json_from_prompts([case["prompt"]], [""], [""]) == expected
@@ -57,9 +59,9 @@ def test_size_tensors_are_those_of_open_sora() -> None:
         found = conditioning.prepare_multi_resolution_info("STDiT2", 2, (240, 426), frames, fps, "cpu", torch.float32)
         assert {key: value.tolist() for key, value in found.items()} == tensors
     assert conditioning.prepare_multi_resolution_info(None, 2, (240, 426), 16, 24, "cpu", torch.float32) == {}
-    hw = conditioning.prepare_multi_resolution_info("PixArtMS", 2, (4, 8), 1, 24, "cpu", torch.bfloat16)["hw"]
-    assert hw.tolist() == [[4, 8], [4, 8]]
-    assert hw.dtype == torch.bfloat16
+    found = conditioning.prepare_multi_resolution_info("PixArtMS", 2, (4, 8), 1, 24, "cpu", torch.bfloat16)
+    assert {key: value.tolist() for key, value in found.items()} == {"ar": [[0.5]] * 2, "hw": [[4, 8]] * 2}
+    assert found["hw"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -124,11 +126,14 @@ def test_a_generated_clip_is_the_last_reference_of_the_next_loop() -> None:
             return video * 2
 
     refs, strategies = conditioning.append_generated(
-        Doubling(), torch.ones(2, 3, 4, 1, 1), [[], None], ["0", None], 1, 4
+        Doubling(), torch.ones(2, 3, 4, 1, 1), [[torch.zeros(3, 1, 1, 1)], None], ["0", None], 1, 4, 0.25
     )
-    assert [len(each) for each in refs] == [1, 1]
-    assert bool((refs[0][0] == 2).all())
-    assert [conditioning.parse_mask_strategy(each)[-1] for each in strategies] == [[1, 0, -4, 0, 4, 0.0]] * 2
+    assert [len(each) for each in refs] == [2, 1]
+    assert bool((refs[0][1] == 2).all())
+    assert [conditioning.parse_mask_strategy(each) for each in strategies] == [
+        [[0, 0, 0, 0, 1, 0.0], [1, 1, -4, 0, 4, 0.25]],
+        [[1, 0, -4, 0, 4, 0.25]],
+    ]
     assert conditioning.dframe_to_frame(5) == 17
     with pytest.raises(InputError, match="no multiple of 5"):
         conditioning.dframe_to_frame(4)
@@ -140,10 +145,14 @@ def test_a_generated_clip_is_the_last_reference_of_the_next_loop() -> None:
         (lambda: conditioning.get_image_size("241p", "9:16"), "did you mean '240p'"),
         (lambda: conditioning.get_image_size("240p", "9:15"), "does not exist at 240p"),
         (lambda: conditioning.get_num_frames("3s"), "no length"),
+        (lambda: conditioning.get_num_frames(0), "0 is no length"),
+        (lambda: conditioning.apply_mask_strategy(NOISE, [[]], [""], 0, align=0), "align is 0: give a whole number"),
+        (lambda: conditioning.apply_mask_strategy(NOISE, [[]], [""], 0, 5, version="1.1"), "1.1 does not align"),
+        (lambda: conditioning.extract_json_from_prompts(["a"], ["", ""]), "reference holds 2 values for 1 prompts"),
         (lambda: conditioning.prepare_multi_resolution_info("STDiT", 1, (1, 1), 1, 1, "cpu", torch.float32), "STDiT2"),
     ],
 )
-def test_a_size_that_does_not_exist_is_refused(call: object, said: str) -> None:
+def test_what_does_not_exist_or_fit_is_refused(call: object, said: str) -> None:
     with pytest.raises(InputError) as error:
         call()  # type: ignore[operator]
     assert said in str(error.value)
@@ -158,6 +167,13 @@ def test_what_the_json_of_a_prompt_does_not_name_is_what_was_given_or_nothing():
     assert read(["a cat", "a dog"]) == (["a cat", "a dog"], ["", ""], ["", ""])
     both = ["a cat", 'a dog{"mask_strategy": "1"}']
     assert read(both, ["a.png", None], ["0", "0"]) == (["a cat", "a dog"], ["a.png", None], ["0", "1"])
+
+
+def test_each_row_has_its_own_references_and_strategy():
+    z, refs = torch.zeros(2, 1, 4, 1, 1), [[torch.full((1, 1, 1, 1), value)] for value in (7.0, 9.0)]
+    mask = conditioning.apply_mask_strategy(z, refs, ["0", "0,0,0,2"], 0)
+    assert z.flatten(1).tolist() == [[7, 0, 0, 0], [0, 0, 9, 0]]
+    assert mask.tolist() == [[0, 1, 1, 1], [1, 1, 0, 1]]
 
 
 def test_aligning_to_single_frames_changes_nothing():

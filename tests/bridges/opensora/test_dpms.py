@@ -56,14 +56,16 @@ def test_channels_are_guided_by_choice_and_keywords_reach_both_branches():
 def test_without_a_condition():
     seen = []
 
-    def unconditional(x, t):
-        seen.append(float(t[0]))
+    def unconditional(x, t, flag):
+        seen.append((len(x), float(t[0]), flag))
         return x.tanh()
 
-    iddpm.DPMS(unconditional, None, None, 1.0, guidance_type="uncond", diffusion_steps=500).sample(
-        normal(1, 4, 2, 2), 2
-    )
-    assert seen[0] == pytest.approx(998)  # timesteps reach 1000 whatever T is
+    args = {"guidance_type": "uncond", "diffusion_steps": 500, "model_kwargs": {"flag": 5}}
+    for given in ((None, None, 1.0), (CONDITION, NULL, 4.5)):  # which are not used
+        iddpm.DPMS(unconditional, *given, **args).sample(normal(3, 4, 2, 2), 2)
+    assert [rows for rows, _, _ in seen] == [3] * 4
+    assert seen[0][1] == pytest.approx(998)  # timesteps reach 1000 whatever T is
+    assert seen[0][2] == 5
 
 
 @pytest.mark.parametrize(

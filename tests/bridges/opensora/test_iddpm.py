@@ -123,16 +123,21 @@ class Words:
 def test_both_branches_run_in_one_batch_and_none_is_wasted():
     rows = []
 
-    def model(x, t, y, strength):
-        rows.append((len(x), t.dtype, y.tolist(), strength.tolist()))
+    class Masked(Words):
+        def encode(self, prompts):
+            return super().encode(prompts) | {"mask": torch.tensor([5, 6])}
+
+    def model(x, t, y, mask, strength, table):
+        rows.append((len(x), t.dtype, y.tolist(), mask.tolist(), strength.tolist(), len(table)))
         return torch.cat([x, x], 1)
 
-    args = {"additional_args": {"strength": torch.tensor([0.1, 0.2], dtype=torch.float64)}}
-    IDDPM(3, cfg_scale=2.0).sample(model, Words(), (4, 2, 3, 3), ["a", "b"], **args)
-    assert rows == [(4, torch.long, [1.0, 2.0, 0.0, 0.0], [0.1, 0.2, 0.1, 0.2])] * 3
+    strength, table = torch.tensor([0.1, 0.2], dtype=torch.float64), torch.zeros(3)  # which has no row a sample
+    args = {"additional_args": {"strength": strength, "table": table}}
+    IDDPM(3, cfg_scale=2.0).sample(model, Masked(), (4, 2, 3, 3), ["a", "b"], **args)
+    assert rows == [(4, torch.long, [1.0, 2.0, 0.0, 0.0], [5, 6, 5, 6], [0.1, 0.2, 0.1, 0.2], 3)] * 3
     rows.clear()
-    IDDPM(3, cfg_scale=1.0).sample(model, Words(), (4, 2, 3, 3), ["a", "b"], **args)
-    assert rows == [(2, torch.long, [1.0, 2.0], [0.1, 0.2])] * 3
+    IDDPM(3, cfg_scale=1.0).sample(model, Masked(), (4, 2, 3, 3), ["a", "b"], **args)
+    assert rows == [(2, torch.long, [1.0, 2.0], [5, 6], [0.1, 0.2], 3)] * 3
 
 
 def test_channels_that_the_latents_do_not_have_are_refused_before_the_model_runs():
@@ -222,11 +227,11 @@ def test_bits_per_dimension_equal_the_originals(monkeypatch):
     scheduler, draws = IDDPM(timestep_respacing=case["timestep_respacing"]), iter(g["noise"])
     monkeypatch.setattr(scheduler, "_noise", lambda x: next(draws))
 
-    def toy(x, t):
+    def toy(x, t, bias):
         scale = (1 + t.float() / 1000).view(-1, 1, 1, 1, 1)
-        return torch.einsum("oc,bcthw->bothw", g["weight"], x) * scale + g["bias"].view(-1, 1, 1, 1)
+        return torch.einsum("oc,bcthw->bothw", g["weight"], x) * scale + bias.view(-1, 1, 1, 1)
 
-    result = scheduler.calc_bpd_loop(toy, g["x_start"])
+    result = scheduler.calc_bpd_loop(toy, g["x_start"], model_kwargs={"bias": g["bias"]})
     for name in ("vb", "xstart_mse", "mse", "prior_bpd", "total_bpd"):
         assert relative_error(result[name], g[name]) < 1e-5, name
 
@@ -236,18 +241,27 @@ def test_loops_draw_noise_once_a_step_and_equal_single_steps(kind):
     scheduler = IDDPM(timestep_respacing="10", learn_sigma=False)
     shape = (2, 4, 3)
 
-    def model(x, t):
-        return 0.1 * x * (1 + t.view(-1, 1, 1) / 1000)
+    weight = torch.nn.Parameter(torch.tensor(0.1))
 
+    def model(x, t, shift):
+        return weight * x * (1 + t.view(-1, 1, 1) / 1000) + shift
+
+    options = {
+        "clip_denoised": False,
+        "denoised_fn": torch.tanh,
+        "cond_fn": lambda x, t, shift: shift - x,
+        "model_kwargs": {"shift": 0.2},
+    } | ({} if kind == "ddpm" else {"eta": 0.5})
     loop = scheduler.p_sample_loop if kind == "ddpm" else scheduler.ddim_sample_loop
     torch.manual_seed(3)
-    out = loop(model, shape, clip_denoised=False)
+    out = loop(model, shape, **options)
+    assert not out.requires_grad
     torch.manual_seed(3)
     x = torch.randn(*shape)
     for step in reversed(range(10)):
         t = torch.full((2,), step)
         one = scheduler.p_sample if kind == "ddpm" else scheduler.ddim_sample
-        x = one(model, x, t, clip_denoised=False)["sample"]
+        x = one(model, x, t, **options)["sample"]
     assert torch.equal(out, x)
 
 
@@ -257,6 +271,8 @@ def test_with_a_generator_of_its_own_the_global_one_is_left_alone():
     expected = torch.randn(2)
     torch.manual_seed(9)
     scheduler.p_sample_loop(lambda x, t: x, (1, 4, 2))
+    scheduler.sample(lambda x, t, y: x, Words(), (4, 2, 2, 2), ["a"])
+    iddpm.SpeeDiffusion(generator=torch.Generator()).t_sample(4, "cpu")
     assert torch.equal(torch.randn(2), expected)
 
 
@@ -393,6 +409,13 @@ def test_frame_masks_of_single_steps_and_loops_are_the_originals():
     x = in_other_strides(x)
     out = scheduler.p_sample_loop(model, x.shape, x, False, None, None, None, "cpu", False, g["mask"])
     assert relative_error(out, g["1.1.loop.mask"]) < 1e-6
+    # the model's own keywords reach it beside the mask
+    seen = []
+    scheduler.p_sample(
+        lambda x, t, **told: seen.append(told) or x.repeat(1, 2, 1, 1, 1),
+        g["x"], torch.full((3,), 5), model_kwargs={"y": 7}, mask=g["mask"],
+    )  # fmt: skip
+    assert seen[0].keys() == {"y", "x_mask"}
     # fewer rows are those of every branch
     halves = [torch.cat([part, part]) for part in (g["x"], g["mask"])]
     found = []
@@ -433,6 +456,11 @@ def test_pixarts_weights_by_snr_are_its_own(predicts):
     scheduler = IDDPM("1000", snr=True, predict_xstart=predicts == "x0")
     terms = scheduler.training_losses(dropin_model(g), g["snr.x"], g["snr.t"], {}, g["snr.noise"])
     assert ((terms["loss"] - g[f"snr.{predicts}"]) / g[f"snr.{predicts}"]).abs().max() < 1e-4
+    weights = torch.full((1000,), 2.0)
+    twice_as_much = scheduler.training_losses(
+        dropin_model(g), g["snr.x"], g["snr.t"], {}, g["snr.noise"], weights=weights
+    )
+    assert relative_error(twice_as_much["mse"], 2 * terms["mse"]) < 1e-4
 
 
 def test_speeds_timesteps_and_weights_are_open_soras():
@@ -557,8 +585,11 @@ def test_a_model_may_give_more_than_its_prediction():
     def model(x, t):
         return torch.cat([x, x], 1), "more"
 
-    out = IDDPM(5).p_mean_variance(model, normal(1, 4, 2), torch.tensor([2]))
+    x = normal(1, 4, 2)
+    out = IDDPM(5).p_mean_variance(model, x, torch.tensor([2]))
     assert out["extra"] == "more"
+    fixed = IDDPM(5, learn_sigma=False).p_mean_variance(lambda x, t: x, x, torch.tensor([2]))
+    assert all(value.shape == x.shape for value in fixed.values())
 
 
 def twice(x, t, **keywords):
@@ -567,6 +598,7 @@ def twice(x, t, **keywords):
 
 STEP = torch.tensor([1, 2])
 FRAMES = torch.tensor([[True, True, True], [True, True, True]])
+KEPT = torch.tensor([[True], [False]])  # the second clip alone
 
 
 @pytest.mark.parametrize(
@@ -579,9 +611,10 @@ FRAMES = torch.tensor([[True, True, True], [True, True, True]])
         (lambda x: IDDPM(use_kl=True).training_losses(None, x, STEP, mask=FRAMES), "given with use_kl"),
         (lambda x: IDDPM().training_losses(None, x, STEP, mask=FRAMES[:, :1]), r"mask is \(2, 1\) of torch.bool"),
         (lambda x: IDDPM().training_losses(None, x, STEP, mask=FRAMES.float()), "expected one bool a frame"),
-        (lambda x: IDDPM().training_losses(None, x, STEP, mask=~FRAMES), "keeps all frames of a clip"),
+        (lambda x: IDDPM().training_losses(None, x, STEP, mask=FRAMES & KEPT), "keeps all frames of a clip"),
         (lambda x: IDDPM().training_losses(None, x, {}, {}), "model_kwargs twice"),
         (lambda x: IDDPM().training_losses(twice, x, STEP, weights=torch.ones(9)), "weights has 9 values"),
+        (lambda x: IDDPM(9).training_losses(twice, x, STEP, weights=torch.ones(10)), "weights has 10 values"),
         (lambda x: IDDPM(9).p_sample(twice, x, STEP, mask=torch.ones(3, 3)), "mask has 3 rows"),
         (lambda x: IDDPM(9).p_sample(twice, x, STEP, mask=torch.full((2, 3), 2)), r"one value in \[0, 1\]"),
     ],

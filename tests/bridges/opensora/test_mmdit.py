@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -125,9 +126,15 @@ def test_without_an_image_it_is_guidance_by_text(net):
 
 def test_noise_of_all_three_rows_gives_the_same_and_the_dtype_stays(net):
     called_with, _ = case(0)
-    again = called_with | {"img": called_with["img"].repeat(3, 1, 1)}
-    a, b = (guidon.rflow.sample_mmdit(net, **each) for each in (called_with, again))
+    again, told = called_with | {"img": called_with["img"].repeat(3, 1, 1)}, set()
+
+    def watched(**given):
+        told.update(given["guidance"].tolist())
+        return net(**given)
+
+    a, b = (guidon.rflow.sample_mmdit(watched, **each) for each in (called_with, again))
     assert torch.equal(a, b)
+    assert told == {called_with["guidance"]} != {called_with["guidance_img"]}
     half = {name: value.bfloat16() if isinstance(value, torch.Tensor) else value for name, value in called_with.items()}
     assert guidon.rflow.sample_mmdit(net.bfloat16(), **half).dtype == torch.bfloat16
     net.float()
@@ -143,6 +150,7 @@ def test_noise_of_all_three_rows_gives_the_same_and_the_dtype_stays(net):
         ({"timesteps": [0.0, 1.0]}, "timesteps do not fall from 1"),
         ({"timesteps": [1.0]}, "timesteps do not fall from 1"),
         ({"timesteps": [1.5, 0.0]}, "timesteps do not fall from 1"),
+        ({"timesteps": [1.0, 0.5, 0.5, 0.0]}, "timesteps do not fall from 1"),
         ({"guidance_img": -1.0}, "image is -1"),
         ({"cfg_channels": 5}, "asks for more channels than the model has"),
         ({"text_osci": True, "image_osci": True, "timing": "linear"}, "are a timing already"),
@@ -151,7 +159,11 @@ def test_noise_of_all_three_rows_gives_the_same_and_the_dtype_stays(net):
 def test_bad_arguments_are_refused(net, change, message):
     with pytest.raises(InputError, match=message):
         guidon.rflow.sample_mmdit(net, **case(0)[0] | change)
-    for row, text in (((0, 448, 33), "num_steps is 0"), ((2, 448, 33, 0.0), "shift_alpha is 0")):
+    for row, text in (
+        ((0, 448, 33), "num_steps is 0"),
+        ((2, 448, 33, 0.0), "shift_alpha is 0"),
+        ((2, 1, 1, math.inf), "is inf"),
+    ):
         with pytest.raises(InputError, match=text):
             guidon.rflow.mmdit_schedule(*row)
 

@@ -137,6 +137,8 @@ def test_what_is_left_out_has_the_originals_values():
     assert torch.equal(rflow.timestep_transform(t, sizes), rflow.timestep_transform(t * 1000, sizes, 1.0, 1000) / 1000)
     halved = rflow.timestep_transform(t, sizes, base_num_frames=4)
     assert torch.allclose(halved, rflow.timestep_transform(t, sizes, 0.5))
+    image = rflow.timestep_transform(t, sizes | {"num_frames": 1})
+    assert torch.equal(rflow.timestep_transform(t, sizes | {"num_frames": torch.tensor([1.0, 51.0])}), image)
     scheduler = guidon.RFlow()
     assert (scheduler.num_sampling_steps, scheduler.num_timesteps, scheduler.cfg_scale) == (10, 1000, 4.0)
 
@@ -196,8 +198,8 @@ def test_channels_that_are_not_guided_are_bit_for_bit_conditional(chosen, guided
 
 
 def test_scales_may_differ_by_channel_and_by_call():
-    found, _ = toy_run(guidon.RFlow(1, cfg_scale=[3, 1, 2, 1]))
-    for channel, scale in ((0, 3), (1, 1), (2, 2)):
+    found, _ = toy_run(guidon.RFlow(1, cfg_scale=[3, 1, 2, 0]))
+    for channel, scale in ((0, 3), (1, 1), (2, 2), (3, 0)):
         expected, _ = toy_run(guidon.RFlow(1), guidance_scale=scale)
         assert relative_error(found[:, channel], expected[:, channel]) < 1e-6
     with pytest.raises(InputError, match="give one number or 4"):
@@ -294,6 +296,7 @@ SQUARE = {"height": torch.tensor([512.0] * 2), "width": torch.tensor([512.0] * 2
         ),
         ({"sample_method": "logit-normal", "use_discrete_timesteps": True}, {}, "leave out sample_method"),
         ({"sample_method": "logit-normal", "scale": 0.0}, {}, "give scale > 0"),
+        ({"sample_method": "logit-normal", "loc": float("inf")}, {}, "of loc inf and scale 1 does not exist"),
         ({"num_sampling_steps": 0}, {}, "steps is 0: give a whole number"),
         ({"num_timesteps": 0}, {}, "timesteps is 0: give a whole number"),
         ({"cfg_channels": 5}, {}, "asks for more channels than the model has"),
@@ -328,6 +331,7 @@ def test_what_is_wrong_is_said_in_one_line(settings, call, message):
         ({"weights": torch.ones(1000), "t": torch.tensor([5, 1000])}, "from 0 to 999"),
         ({"mask": torch.ones(2, 2).bool()}, "mask is (2, 2), expected one value a frame: (2, 3)"),
         ({"noise": torch.zeros(2, 4, 3, 2, 1)}, "give the same"),
+        ({"noise": torch.zeros(1, 4, 3, 2, 2)}, "give the same"),
     ],
 )
 def test_losses_that_cannot_be_computed_are_refused(given, message):
