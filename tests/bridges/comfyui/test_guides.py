@@ -1,12 +1,13 @@
 """Channel guidance and Guidance rule in ComfyUI's order of sampling."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from guidon import Guidance, InputError, NoiseLevel
-from guidon.guidance import START
+from guidon.guidance import START, Interval
 
 SIGMA = 0.6
 
@@ -83,6 +84,18 @@ def test_outside_the_interval_the_result_is_cond(comfy, x):
             assert torch.equal(once(comfy, patched, x, 7.0, sigma), expected), (kind, percent)
 
 
+def test_one_end_of_the_interval_is_enough_and_the_calls_own_model_tells_the_levels(comfy, x):
+    for ends in ((0.0, 0.75), (0.25, 1.0)):
+        function = channel(comfy, comfy.model(), "2", *ends).model_options["sampler_pre_cfg_function"][-1]
+        assert function.interval == Interval(*ends)
+    # at sigma 0.9 a quarter of a flow model's sampling is over, and more of an eps model's
+    late = channel(comfy, comfy.model("eps"), "all", 0.3, 1.0).model_options["sampler_pre_cfg_function"][-1]
+    for kind, acts in (("flow", False), ("eps", True)):
+        own = comfy.model(kind).model
+        args = {"conds": [[], []], "conds_out": [x, -x], "cond_scale": 7.0, "input": x, "sigma": torch.full((2,), 0.9)}
+        assert torch.equal(late(args | {"model": own})[1], -x if acts else x)
+
+
 @pytest.mark.parametrize("cfg", [7.0, 2.5, 0.5, 1.0, 1.003])
 def test_scales_per_channel_hold_at_any_cfg(comfy, x, cfg):
     scales = [9.0, 1.0, 3.5, 0.0]
@@ -115,6 +128,7 @@ def test_one_scale_is_for_the_guided_channels(comfy, x):
     one = once(comfy, channel(comfy, model, "0,2", scales="4"), x, 7.0)
     each = once(comfy, channel(comfy, model, "", scales="4,1,4,1"), x, 7.0)
     assert torch.equal(one, each)
+    assert once(comfy, channel(comfy, model, "0,2", scales="4"), x.bfloat16(), 1.0).dtype == torch.bfloat16
 
 
 # rules
@@ -312,6 +326,10 @@ def test_a_guider_that_asks_no_other_node_is_refused(comfy, x):
     patched = channel(comfy, comfy.model(), "2")
     with pytest.raises(InputError, match=r"^Channel guidance: the guider .* had no effect"):
         comfy.run(patched, lambda call: x, 7.0)
+    around = patched.model_options["sampler_pre_cfg_function"][-1].around_run
+    assert around(lambda *_: x, None, x, None, torch.ones(1)) is x  # one sigma is no step
+    with pytest.raises(InputError, match="had no effect"):
+        around(lambda *_: x, None, x, None, torch.ones(2))
 
 
 def test_channels_that_the_model_lacks_are_refused_by_the_nodes_name(comfy, x):
@@ -372,9 +390,41 @@ def test_a_packed_latent_of_unknown_shape_is_refused(comfy):
     args = {"conds": [[], []], "conds_out": [row, row], "cond_scale": 7.0, "input": row, "sigma": torch.ones(2)}
     with pytest.raises(InputError, match=r"Channel guidance: .*several streams in one row"):
         function(args)
+    # older versions keep the shapes in the conditionings
+    told = [[{"model_conds": {"latent_shapes": SimpleNamespace(cond=(VIDEO, AUDIO))}}], []]
+    _, uncond = function(args | {"conds": told, "conds_out": [row, row + 1]})
+    assert uncond[0, 0, :48].view(4, 12).amax(1).tolist() == [0, 1, 0, 0]
+    assert bool((uncond[..., 48:] == 1).all())
+    # one stream of several channels is not packed
+    sound = torch.zeros(2, 4, 22)
+    _, uncond = function(args | {"input": sound, "conds_out": [sound, sound + 1]})
+    assert uncond[0].amax(1).tolist() == [0, 1, 0, 0]
 
 
 # guiders that combine three predictions
+
+
+def test_every_prediction_that_a_guider_combines_is_cond_on_unguided_channels(comfy, x):
+    cond, *others = torch.randn(3, 2, 4, 3, 4, generator=torch.Generator().manual_seed(3))
+
+    def called(patched, cfg=7.0):
+        return patched.model_options["sampler_pre_cfg_function"][-1]({
+            "conds": [[], [], []], "conds_out": [cond, *others], "cond_scale": cfg, "input": x,
+            "sigma": torch.full((2,), SIGMA),
+        })  # fmt: skip
+
+    model = comfy.model()
+    found = called(channel(comfy, model, "2"))
+    assert torch.equal(found[0], cond)
+    for now, before in zip(found[1:], others, strict=True):
+        assert torch.equal(now, torch.cat([before[:, :2], cond[:, 2:]], 1))
+    for patched, cfg in (
+        (channel(comfy, model, "none"), 7.0),
+        (channel(comfy, model, "all", scales="4"), 1.0),
+        (rule(comfy, model, "cfg", 4.0), 7.0),
+    ):
+        with pytest.raises(InputError, match="combines 3 predictions by a formula of its own"):
+            called(patched, cfg)
 
 
 @pytest.mark.parametrize("comfy", [pytest.param("checkout", marks=pytest.mark.comfyui)], indirect=True)

@@ -1,6 +1,7 @@
 """ComfyUI's sigma as a noise level."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ def test_a_level_lies_on_the_path_of_its_kind(comfy):
             # x_0 and noise in ComfyUI's x, brought to the level
             clean, noise = (1 - sigma, sigma) if kind in ("flow", "flux") else (1, sigma)
             assert (clean * factor, noise * factor) == pytest.approx((level.alpha, level.sigma))
+    silent = SimpleNamespace(percent_to_sigma=comfy.sampling("eps").percent_to_sigma)  # some nodes' samplings are
+    assert level_at(silent, 2.0)[0].alpha == pytest.approx(1 / math.sqrt(5))
 
 
 @pytest.mark.parametrize("comfy", [pytest.param("checkout", marks=pytest.mark.comfyui)], indirect=True)

@@ -51,13 +51,14 @@ def test_it_measures_what_guidance_trace_measures(comfy, node):
     patched = (
         comfy.nodes.ChannelGuidance.execute(model, "2").args[0]
         if node == "channel"
-        else comfy.nodes.GuidanceRule.execute(model, "apg", 4.0, "2").args[0]
+        else comfy.nodes.GuidanceRule.execute(model, "apg", 4.0, "2", "interval:0,0.4").args[0]
     )
     expected = differences(comfy, patched, 0)
     run = traced(comfy, patched, sampled(comfy, patched, 0))
     torch.testing.assert_close(run.table().transpose(0, 1), expected)
     assert run.sigmas == list(SIGMAS)
-    assert run.scales == [(7.0, 7.0, 1.0, 1.0) if node == "channel" else (4.0, 4.0, 1.0, 1.0)] * 3
+    rule = [(4.0, 4.0, 1.0, 1.0), (1.0,) * 4, (1.0,) * 4]
+    assert run.scales == ([(7.0, 7.0, 1.0, 1.0)] * 3 if node == "channel" else rule)
 
 
 def test_each_latent_gets_the_trace_of_its_own_run(comfy):
@@ -68,6 +69,8 @@ def test_each_latent_gets_the_trace_of_its_own_run(comfy):
         expected = differences(comfy, patched, seed)
         for latent in (latents[seed], latents[seed].bfloat16(), latents[seed].half()):
             torch.testing.assert_close(traced(comfy, patched, latent).table().transpose(0, 1), expected)
+    with pytest.raises(InputError, match="no sampling run of this model that is still known made this latent"):
+        traced(comfy, patched, latents[0] + 9)
 
 
 def test_the_trace_outlives_the_model_that_made_it(comfy):
@@ -103,16 +106,21 @@ def test_what_cannot_be_traced_is_said(comfy):
 
 
 def test_where_comfyui_does_not_mark_runs_the_last_one_is_shown(comfy):
-    """A sampler that calls the pre-CFG functions itself: a run begins where sigma rises."""
+    """A sampler that calls the pre-CFG functions itself: a run begins where sigma rises, or the shape changes."""
     patched = comfy.nodes.ChannelGuidance.execute(comfy.model(), "2").args[0]
     guide = guide_of(patched)
+
+    def visit(x, scale, sigma):
+        args = {"conds": [[], []], "conds_out": [scale * x, 0 * x], "cond_scale": 7.0, "input": x}
+        guide(args | {"sigma": torch.tensor([sigma])})
+
     for scale in (1.0, 3.0):
-        for sigma in SIGMAS:
-            x = torch.ones(1, 4, 2, 2)
-            args = {"conds": [[], []], "conds_out": [scale * x, 0 * x], "cond_scale": 7.0, "input": x}
-            guide(args | {"sigma": torch.tensor([sigma])})
+        for sigma in (*SIGMAS, SIGMAS[-1]):
+            visit(torch.ones(1, 4, 2, 2), scale, sigma)
     run = run_of(guide.runs, torch.zeros(1, 4, 2, 2))
-    torch.testing.assert_close(run.table(), torch.full((3, 1, 4), 6.0))
+    torch.testing.assert_close(run.table(), torch.full((4, 1, 4), 6.0))
+    visit(torch.ones(1, 4, 3, 3), 1.0, 0.1)
+    torch.testing.assert_close(run_of(guide.runs, torch.zeros(1, 4, 3, 3)).table(), torch.full((1, 1, 4), 3.0))
 
 
 def test_a_packed_latent_finds_its_run(comfy):
