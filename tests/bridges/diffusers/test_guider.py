@@ -355,24 +355,25 @@ def test_it_runs_one_branch_where_it_does_not_act() -> None:
     assert conditions(ChannelGuidance(3.0, "none"), course) == [1, 1, 1, 1]
     assert conditions(ChannelGuidance(3.0, 2, timing="interval:0.2,0.6"), course) == [1, 2, 2, 1]
     assert conditions(ChannelGuidance(3.0, 2, timing="oscillation:1"), course) == [2, 1, 2, 1]
-    ours, theirs = ChannelGuidance(3.0, 2, start=0.3, stop=0.8), ClassifierFreeGuidance(3.0, start=0.3, stop=0.8)
+    ours, theirs = ChannelGuidance(3.0, 2, start=0.4, stop=0.9), ClassifierFreeGuidance(3.0, start=0.4, stop=0.9)
     assert conditions(ours, course) == conditions(theirs, course) == [1, 2, 2, 1]
 
 
 def test_a_ramp_weights_the_scale() -> None:
     cond, uncond = torch.randn(2, 1, 4, 2, 2)
-    guider = ChannelGuidance(3.0, 2, timing="linear")
-    guider.set_state(0, 2, torch.tensor(750.0))
-    assert torch.equal(guider.forward(cond, uncond).pred[:, :2], (uncond + 2.0 * (cond - uncond))[:, :2])
+    for settings, quarter in (({}, 750.0), (SDXL, 749.25)):  # timesteps of pure noise: 1000, and 999
+        guider = ChannelGuidance(3.0, 2, timing="linear", **settings)
+        guider.set_state(0, 2, torch.tensor(quarter))
+        assert torch.equal(guider.forward(cond, uncond).pred[:, :2], (uncond + 2.0 * (cond - uncond))[:, :2])
 
 
 def test_the_second_guider_of_two_begins_a_run_in_the_middle() -> None:
     guider = ChannelGuidance(3.0, 2, "apg:momentum=0.5,norm_limit=0")
     cond, uncond = torch.randn(2, 1, 4, 2, 2)
 
-    def run() -> list[Tensor]:
+    def run(steps: tuple[int, ...] = (5, 6, 7)) -> list[Tensor]:
         found = []
-        for step in (5, 6, 7):
+        for step in steps:
             guider.set_state(step, 8, torch.tensor(500.0 - step))
             guider._noisy = torch.ones(1, 4, 2, 2)
             found.append(guider.forward(cond, uncond).pred)
@@ -381,6 +382,7 @@ def test_the_second_guider_of_two_begins_a_run_in_the_middle() -> None:
     first = run()
     assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
     assert not torch.equal(first[0], first[1])
+    assert torch.equal(run((5,))[0], run((5,))[0])  # runs of one step
 
 
 def test_settings_survive_a_file(tmp_path: Path) -> None:
@@ -393,6 +395,7 @@ def test_settings_survive_a_file(tmp_path: Path) -> None:
     assert again.guidance == guider.guidance
     assert guider.new(scale=4.0, channels=1).guidance == Guidance(4.0, 1, "rescale:phi=0.5", "interval:0,0.5")
     assert "channels" not in ChannelGuidance(2.0).config
+    assert ChannelGuidance().guidance == Guidance(7.5)
     assert ChannelGuidance.of(guider.guidance, axis=-1).guidance == guider.guidance
     assert "scale" in repr(guider)
 
@@ -425,6 +428,8 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         ChannelGuidance(3.0, 2).forward(*torch.ones(2, 1, 24, 64))
     with pytest.raises(InputError, match="patches of 2x2"):
         ChannelGuidance(3.0, 2, axis=-1, patch=2).forward(*torch.ones(2, 1, 24, 66))
+    with pytest.raises(InputError, match="patches of 2x2"):
+        ChannelGuidance(3.0, 2, patch=2).forward(*torch.ones(2, 1, 16, 2, 2))
     with pytest.raises(InputError, match="more channels than the model has"):
         ChannelGuidance(3.0, 5).forward(*torch.ones(2, 1, 4, 2, 2))
     with pytest.raises(InputError, match="set_state"):
@@ -432,6 +437,9 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     guider = ChannelGuidance(3.0, 2, "apg")
     guider.set_state(0, 2, torch.tensor(500.0))
     with pytest.raises(InputError, match=r"needs the noisy latents.*guidon\.apply"):
+        guider.forward(*torch.ones(2, 1, 4, 2, 2))
+    guider.set_state(1, 2, torch.tensor(1500.0))
+    with pytest.raises(InputError, match="timestep 1500 is beyond num_train_timesteps 1000"):
         guider.forward(*torch.ones(2, 1, 4, 2, 2))
     with pytest.raises(InputError, match="have no height and width"):
         ChannelGuidance(3.0, 2, "fdg", axis=-1).forward(*torch.ones(2, 1, 24, 8))
@@ -448,8 +456,13 @@ def test_an_error_of_the_network_leaves_no_hook() -> None:
         guider.set_state(step, 2, torch.tensor(500.0))
         guider.prepare_models(network)
     assert len(network._forward_pre_hooks) == 1
+    network([torch.ones(4, 1, 2, 2)])  # as Z-Image is given its latents, a list of samples
     guider.cleanup_models(network)
     assert not network._forward_pre_hooks
+    assert guider.is_conditional
+    guider.prepare_models(network)
+    assert not guider.is_conditional
+    assert guider.forward(*torch.ones(2, 1, 4, 2, 2)).pred.shape == (1, 4, 2, 2)
 
 
 def test_an_embedded_scale_is_refused() -> None:

@@ -79,7 +79,11 @@ def test_a_compiled_network_gives_the_same() -> None:
 def test_a_learned_variance_is_not_guided() -> None:
     shift = torch.ones(1, 8, 2, 2)
     assert (channel_scale(5.0, 3, latent_channels=4) * shift)[0, :, 0, 0].tolist() == [5, 5, 5, 1, 1, 1, 1, 1]
-    assert (channel_scale([2, 3, 4, 5]) * shift)[0, :, 0, 0].tolist() == [2, 3, 4, 5, 1, 1, 1, 1]
+    for all_of_them in ({}, {"channels": "all"}):
+        each = channel_scale([2, 3, 4, 5], **all_of_them) * shift
+        assert each[0, :, 0, 0].tolist() == [2, 3, 4, 5, 1, 1, 1, 1]
+    less = (channel_scale(5.0, 3, latent_channels=4) - 1) * shift
+    assert less[0, :, 0, 0].tolist() == [4, 4, 4, 0, 0, 0, 0, 0]
     assert (channel_scale(5.0, "all", latent_channels=4) * shift)[0, :, 0, 0].tolist() == [5] * 8
 
 
@@ -129,6 +133,8 @@ def test_comparisons_see_the_largest_scale() -> None:
     assert scale != 1
     assert scale
     assert not channel_scale(1.0) > 1
+    assert channel_scale(0.5)
+    assert not channel_scale(0.0)
 
 
 def test_it_is_shown_and_copied_whole() -> None:
@@ -137,6 +143,7 @@ def test_it_is_shown_and_copied_whole() -> None:
     assert f"{scale}" == repr(scale)
     assert f"{scale:.2f}" == "7.50"
     assert repr(scale - 1) == f"{scale!r} - 1"
+    assert scale != channel_scale(7.5, 2, latent_channels=16, axis=2)
     for same in (pickle.loads(pickle.dumps(scale)), copy.deepcopy(scale)):
         assert same == scale
         assert repr(same) == repr(scale)
@@ -183,7 +190,8 @@ def test_pipelines_that_it_cannot_serve_refuse_it(name: str) -> None:
     ("arguments", "shape", "message"),
     [
         ({"latent_channels": 16}, (1, 13, 16, 4, 4), "holds 13 channels and not 16"),  # CogVideoX without its axis
-        ({}, (1, 13, 16, 4, 4), "not certain where the channels are"),
+        ({"latent_channels": 4}, (1, 12, 8, 8), "holds 12 channels and not 4"),
+        *(({}, (1, *video, 4, 4), "not certain where the channels are") for video in ((13, 16), (16, 8), (6, 5))),
         ({}, (16, 1, 4, 4), "not certain where the channels are"),  # a sample of Z-Image
         ({}, (1, 24, 128), "axis=-1"),  # packed
         ({"axis": -1, "patch": 2}, (1, 24, 66), "patches of 4"),

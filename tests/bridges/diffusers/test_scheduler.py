@@ -84,6 +84,20 @@ def test_a_step_returns_both_samples_in_the_latents_dtype() -> None:
     assert output.prev_sample.dtype == torch.bfloat16
     as_tuple = scheduler.step(toy(x, 0.0), int(scheduler.timesteps[-1]), x, return_dict=False)
     assert torch.equal(as_tuple[0], output.prev_sample)
+    # noise is drawn in fp32
+    before = scheduler.step(toy(x, 0.0), scheduler.timesteps[0], x, torch.Generator().manual_seed(1)).prev_sample
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    expected, _ = ddpm_step(toy(x, 0.0).float(), x.float(), scheduler.visited.levels[0], noise, Process())
+    assert torch.equal(before, expected.bfloat16())
+
+
+def test_a_prediction_without_a_variance_is_clipped_too() -> None:
+    clean = []
+    for clips in (True, False):
+        scheduler, x = IDDPMScheduler(clip_sample=clips), torch.full((1, 4, 2, 2), 5.0)
+        scheduler.set_timesteps(4)
+        clean.append(float(scheduler.step(x, scheduler.timesteps[-1], x).pred_original_sample.max()))
+    assert clean[0] == 1 < clean[1]
 
 
 def stepped(seen: Any, k: int, level: NoiseLevel, prediction: Tensor, noise: Tensor, variance: str) -> Tensor:
@@ -229,3 +243,15 @@ def test_a_network_without_a_variance_is_refused() -> None:
     x = torch.zeros(1, 4, 2, 2)
     with scheduler.variance_from(network), torch.no_grad(), pytest.raises(InputError, match="learned variance"):
         scheduler.step(network(x), scheduler.timesteps[0], x)
+
+
+def test_a_variance_is_not_kept_after_the_block() -> None:
+    network, x, previous = torch.nn.Conv2d(4, 8, 1), torch.ones(1, 4, 2, 2), []
+    for reads in (True, False):
+        scheduler = IDDPMScheduler()
+        scheduler.set_timesteps(5)
+        if reads:
+            with scheduler.variance_from(network), torch.no_grad():
+                network(x)
+        previous.append(scheduler.step(x, 999, x, torch.Generator().manual_seed(0)).prev_sample)
+    assert torch.equal(*previous)
