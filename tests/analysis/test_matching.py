@@ -56,6 +56,17 @@ def test_the_band_is_wide_where_prompts_disagree_and_covers_the_truth():
     assert np.median(widths[40:]) > 5 * np.median(widths[:40])
 
 
+def test_the_bands_are_those_of_95_per_cent():
+    own = noisy_prompts(40, 2.0)
+    match = crossing_scale(SCALES, own + SCALES[:, None], np.full(40, 2.5), near=2.5)
+    ends = 2.5 - own.mean() + 1.96 * own.std() / math.sqrt(40) * np.array([-1, 1])
+    assert [match.low, match.high] == pytest.approx(ends, abs=0.04)
+    # the second scale is the nearest in 3 to 4 of 100 resamples: above 2.5, below 5
+    further = 1 + 3.49 * (-1.0) ** np.arange(40)
+    squares = np.stack([np.full(40, 10.0), 10 + further, np.full(40, 99.0)])
+    assert nearest_scale(SCALES[:3], np.sqrt(squares)).high == SCALES[2]
+
+
 def test_a_metric_that_scale_does_not_change_matches_anything():
     flat = crossing_scale(SCALES, np.ones((9, 20)), np.ones(20), near=2.0)
     assert (flat.low, flat.high) == (-math.inf, math.inf)
@@ -68,10 +79,12 @@ def test_a_level_that_is_never_reached_has_no_match():
 def test_of_several_crossings_it_is_the_nearest_and_undefined_prompts_are_left_out():
     values = np.tile(((SCALES - 2) ** 2)[:, None], 10)
     values[3, 0] = np.nan
+    reference = np.array([9.0] + [0.25] * 9)
     for near, expected in ((1.2, 1.5), (2.8, 2.5)):
-        match = crossing_scale(SCALES, values, np.full(10, 0.25), near=near)
+        match = crossing_scale(SCALES, values, reference, near=near)
         assert match.scale == pytest.approx(expected, abs=0.15)
-        assert match.prompts == 9
+        assert (match.level, match.prompts) == (0.25, 9)
+    assert crossing_scale(SCALES, values, np.where(np.arange(10) == 4, np.nan, reference), near=1.2).prompts == 8
 
 
 def test_the_nearest_video_is_known_to_the_grids_spacing():

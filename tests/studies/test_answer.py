@@ -81,6 +81,10 @@ def test_too_few_prompts_and_undefined_values_are_said(plan):
     assert "The two settings have the same value on all 10 prompts." in answered(plan, "speed", low, low).headline
     half = np.where(np.arange(10) < 2, math.nan, high)
     assert "Two prompts left out" in answered(plan, "speed", low, half).numbers
+    # what is a large difference depends on the mean
+    wobble = 4 * (-1.0) ** np.arange(40)
+    assert "40 prompts can detect differences of about" in pairing("speed", [100] * 40, 100 + wobble).power()
+    assert "40 prompts can only detect large differences" in pairing("speed", [1] * 40, 1 + wobble).power()
     nothing = answered(plan, "speed", low, np.full(10, math.nan))
     assert "cannot be compared" in nothing.headline
     assert "fewer than two prompts have a value of speed in both" in nothing.headline

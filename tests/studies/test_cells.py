@@ -41,12 +41,17 @@ def test_a_cell_is_read_as_it_was_written(whole, plan, tmp_path):
     assert copy.manifest().generation == source.manifest().generation
     for name, array in source.trace().items():
         assert np.array_equal(copy.trace()[name], array)
+    values.pop("joint")
+    copy.write(SimpleNamespace(frames=source.frames(), manifest=manifest), values, source.trace())
+    assert "does not hold the metrics of the bench" in copy.damage()
 
 
 def test_a_whole_cell_in_another_ones_place_is_damage(whole, plan, tmp_path):
     source, other = cells_of(plan, whole)[7], cells_of(plan, tmp_path)[8]
     shutil.copytree(source.folder, other.folder)
     assert "is of another clip than the plan's" in other.damage()
+    retrained = plan.model_copy(update={"weights": plan.weights | {"vae": "0"}})
+    assert "is of another clip than the plan's" in cells_of(retrained, whole)[7].damage()
 
 
 @pytest.mark.parametrize("name", [*CONTENT, "hashes.json"])
