@@ -20,6 +20,7 @@ from guidon.analysis.evaluate import (
 from guidon.core.errors import InputError
 from guidon.media.files import save_video
 from guidon.metrics.bench import BENCHES
+from guidon.metrics.metric import EVALUATION_SEED
 from guidon.metrics.world import METRICS
 
 
@@ -41,18 +42,30 @@ def test_every_scale_meets_every_choice_of_channels_once():
     assert len(settings_of([2, 2], ["3"])) == 1
 
 
-def test_a_model_is_measured_beside_its_ceilings(pipe, tmp_path):
+def test_a_model_is_measured_beside_its_ceilings(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("guidon.analysis.evaluate.BATCH", 2)  # true clips are measured in two blocks
     seen = []
     settings = settings_of([1.0, 3.0], ["all"])
     found = evaluate(
-        pipe, settings, prompts=3, seeds=2, steps=2, sampler="ddim", on_step=lambda *done: seen.append(done)
-    )
+        pipe, settings, prompts=3, seeds=2, batch_size=4, steps=2, sampler="ddim",
+        on_step=lambda *done: seen.append(done),
+    )  # fmt: skip
     assert list(found.values) == [TRUTH, CEILING, "no guidance", "scale 3, channels all"]
     assert (found.values[TRUTH]["joint"] == 1).all()
     assert found.values["no guidance"]["joint"].shape == (3, 2)
     assert seen[-1] == (1000, 1000)
     assert seen == sorted(seen)
     assert "| truth | 100% |" in found.table()
+    # every prompt has clips of its own seed, whichever block it is in; the last one is alone in its block
+    options = {"num_samples": 2, "steps": 2, "sampler": "ddim", "cfg_scale": 3.0, "cfg_channels": "all"}
+    for k in (1, 2):
+        clips = np.stack([clip.frames for clip in pipe(found.captions[k], seed=found.sampling["seed"] + k, **options)])
+        assert np.abs(found.pictures["scale 3, channels all"][k].astype(int) - clips[0]).max() <= 1
+        spread = BENCHES["world"].examples.over_seeds(found.split, EVALUATION_SEED, k, clips)["start_spread"]
+        assert found.over_seeds["scale 3, channels all"]["start_spread"][k] == pytest.approx(spread, abs=0.1)
+    own = BENCHES["world"].measure(clips, [found.captions[2]] * 2)
+    for name, values in found.values["scale 3, channels all"].items():
+        assert np.array_equal(values[2], own[name], equal_nan=True)
     rows, summary, sheet = found.write(tmp_path / "out")
     with rows.open(newline="") as file:
         table = list(csv.DictReader(file))
