@@ -12,8 +12,8 @@ from PIL import Image
 import guidon
 from guidon.core.errors import InputError
 from guidon.diffusion import NoiseLevel, NoiseSchedule, Process, convert
-from guidon.media.conditioning import ClipShape, choose_conditioning
-from guidon.media.placing import parse_placements
+from guidon.media.conditioning import ClipShape, Conditioning, Reference, choose_conditioning
+from guidon.media.placing import Placement, parse_placements
 from guidon.media.references import resize_to_fill
 from guidon.pipeline.kept import STEERED_BELOW, Kept, hold, put_back
 from guidon.request import Request
@@ -96,7 +96,7 @@ def test_a_prompt_may_end_in_open_soras_json(pipe, picture, tmp_path, monkeypatc
 
 
 def test_a_video_goes_on_and_leads_to_another(pipe, video):
-    clip = pipe(PROMPT, continue_from=video, connect_to=video, condition_frames=3, **OPTIONS).frames
+    clip = pipe(PROMPT, continue_from=video, connect_to=video[:3], condition_frames=3, **OPTIONS).frames
     assert apart(clip[:3], shown(pipe, video[-3:])) <= 1
     assert apart(clip[-3:], shown(pipe, video[:3])) <= 1
 
@@ -127,6 +127,41 @@ def test_loops_join_clips_and_extend_gives_their_parts(pipe, picture):
     # the second clip began with the last frames of the first one
     second = pipe(OTHER, continue_from=long.frames[:16], condition_frames=5, **OPTIONS).frames
     assert apart(second[:5], shown(pipe, long.frames[11:16])) <= 1
+
+
+def test_a_loop_begins_with_the_last_frames_of_each_clip_of_the_one_before(pipe, video):
+    keeper = pipe._keeper(pipe.plan([PROMPT, OTHER], loop=2, condition_frames=5, condition_edit=0.25), {})
+    clips = [video[:16], video[4:]]
+    keeper.take(clips)
+    for kept, clip in zip(keeper.of_loop(1, 2), clips, strict=True):
+        (last,) = keeper.encode([clip[-5:]], clip.shape[1:3])
+        assert torch.equal(kept.clean[:, :5], last)
+        assert kept.made.tolist() == [0.25] * 5 + [1] * 11
+
+
+def test_a_part_of_a_long_clip_needs_what_its_own_loops_keep():
+    first, second, third = (Reference(file=None, sha256=digit * 64) for digit in "123")
+    loops = {"condition_frames": 4, "condition_edit": 0.5}
+    whole = Conditioning(references=(first, second, third), strategy="0,-1;2,0;2,1", loop=3, **loops)
+    assert whole.up_to(1) == Conditioning(references=(third,), strategy="0,0,0,0,1,0")
+    assert whole.up_to(2) == Conditioning(references=(third,), strategy="0,0,0,0,1,0", loop=2, **loops)
+    assert whole.up_to(3) == whole.model_copy(update={"strategy": "0,2,0,0,1,0;2,0,0,0,1,0;2,1,0,0,1,0"})
+    plain = Conditioning(loop=3, **loops)
+    assert plain.up_to(2) == Conditioning(loop=2, **loops)
+    assert plain.up_to(1) is None
+    with pytest.raises(ValueError, match="loop 2 needs condition_frames"):
+        Conditioning(loop=2)
+
+
+def test_choices_are_placed_in_latent_frames(video):
+    clip = ClipShape("a model", 20, lambda frames: frames)
+    for chosen, strategy in (
+        ({"edit": video, "edit_strength": 0.25, "first_frame": video[0]}, "0,0,0,0,20,0.25;0,1,0,0,1,0"),
+        ({"edit": video, "edit_strength": 1}, "0,0,0,0,20,1"),
+        ({"connect_to": video, "loop": 3}, "2,0,0,-4,4,0"),
+    ):
+        assert choose_conditioning(chosen, clip, "a model").strategy == strategy
+    assert ClipShape("a model", 5, lambda frames: frames).condition_frames == 2  # half of a short clip
 
 
 def test_files_are_found_beside_a_manifest_and_checked_by_their_hash(pipe, picture, tmp_path, monkeypatch):
@@ -373,6 +408,7 @@ def test_an_autoencoder_that_compresses_time_has_its_own_units(video):
     assert clip.joined(found) == 51 + 2 * 34
     (last,) = [each for each in parse_placements(found.strategy) if each.loop == 2]
     assert last.within(1, 15, clip.align).target == 10  # the last part begins there
+    assert Placement(start=3).within(7, 15, clip.align).start == 0  # the reference has one whole part
     with pytest.raises(InputError, match="condition_frames 4 is no multiple of 17, as a model needs: give 17"):
         choose_conditioning({"loop": 2, "condition_frames": 4}, clip, "a model")
 

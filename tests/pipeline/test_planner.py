@@ -84,6 +84,7 @@ def test_fast_times_guidance_but_a_guidance_with_a_timing_is_refused():
     assert (
         own.complete(["a red circle"], fast=True, guidance=Guidance(2)).guidance.timing.text == own.preset.fast.timing
     )
+    assert own.complete(["a red circle"], guidance=Guidance(2)).guidance.timing.text == own.preset.timing
     with pytest.raises(InputError, match="fast decides timing itself"):
         own.complete(["a red circle"], fast=True, guidance=Guidance(2, timing="constant"))
 

@@ -108,6 +108,7 @@ def test_1_1_repeats_a_picture_and_refuses_another_misfit() -> None:
         ("|0|a cat|2", "in turn"),
         ("|0|a cat|x|a dog", "in turn"),
         ("|0|a cat|2|a dog|1|a cow", "do not grow"),
+        ("|0|a cat|0|a dog", "do not grow"),
         ('a cat {"reference": "a.png"}', "did you mean 'reference_path'"),
         ('a cat {"reference_path": 3}', "reference_path 3: give a text"),
         ("a cat {", "does not end in JSON"),
