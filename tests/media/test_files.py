@@ -71,6 +71,11 @@ def test_the_rate_comes_back(tmp_path, name, fps):
     assert load_video(save_video(CLIP[:4], tmp_path / name, fps))[1] == pytest.approx(fps, rel=1e-3)
 
 
+def test_a_gif_shows_frames_for_the_nearest_time_that_it_can_hold(tmp_path):
+    with Image.open(save_video(CLIP[:2], tmp_path / "a.gif", 15)) as image:
+        assert image.info["duration"] == 70  # 66.7 ms
+
+
 def test_another_programs_held_frames_are_taken_apart(tmp_path):
     first, *rest = (Image.fromarray(frame) for frame in CLIP[:3])
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[100, 300, 100])

@@ -69,8 +69,9 @@ def test_a_plan_keeps_energy_of_and_its_tuning_prompts(plan, unsampled, tmp_path
     assert solved.hash == made.hash
     assert solved.unsolved == []
     assert plan.tuning == ()  # nothing is solved there
-    own = make_plan(study(tmp_path, tiny_model, **MATCHED, prompts=["a red ball", "a cyan box", "a cross"]), unsampled)
-    assert own.tuning == own.captions
+    texts = ["a red ball", "a cyan box", "a cross", "a triangle"]
+    own = make_plan(study(tmp_path, tiny_model, **MATCHED, prompts=texts), unsampled)
+    assert own.tuning == own.captions[:3]
 
 
 def test_scales_are_solved_after_those_that_they_match(unsampled, tmp_path, tiny_model):
@@ -133,6 +134,7 @@ def test_plans_differ_where_they_ask_for_something_else(plan, unsampled, tmp_pat
     assert differences(seeds=3, title="other") == ["title", "seeds"]
     assert differences(seed=1) == ["settings"]
     assert differences(settings=[*STUDY["settings"][::-1]]) == ["settings"]  # their order numbers the folders
+    assert plan.model_copy(update={"threads": 2, "torch": "1.0"}).differences(plan) == ["threads", "torch"]
     assert plan.model_copy(update={"format": FIRST_FORMAT}).differences(plan) == []
     matched = make_plan(study(tmp_path, tiny_model, **MATCHED), unsampled, threads=1)
     given = matched.with_scales({"all": 2.0})
@@ -277,7 +279,7 @@ def test_a_key_that_is_missing_is_shown_by_an_example_that_can_be_copied(tmp_pat
 def test_a_setting_may_be_the_fast_one_of_the_model():
     planner = Planner.find("guidon-small")
     values = {
-        "prompts": 2, "sampler": "ddim", "steps": 7, "timing": "constant",
+        "prompts": 2, "sampler": "ddim", "steps": 7, "timing": "constant", "decode_dtype": "bf16",
         "settings": [{"name": "own"}, {"name": "fast", "fast": True}, {"name": "spared", "reuse": 2, "spacing": "karras"}],
         "primary": {"metric": "joint", "baseline": "own", "against": "fast"},
     }  # fmt: skip
@@ -285,6 +287,7 @@ def test_a_setting_may_be_the_fast_one_of_the_model():
     fast = planner.preset.fast
     assert (found["fast"]["sampler"], found["fast"]["steps"]) == (fast.sampler, fast.steps)
     assert found["fast"]["timing"] == fast.timing
+    assert found["fast"]["decode_dtype"] == found["own"]["decode_dtype"] == "bf16"
     assert (found["spared"]["reuse"], found["spared"]["spacing"], found["spared"]["steps"]) == (2, "karras", 7)
     assert not {"reuse", "spacing"} & found["own"].keys()
     values["settings"][1]["steps"] = 3
