@@ -60,7 +60,9 @@ RELEASED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", list(RELEASED))
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.long) if "dit" in name or "1.1" in name else name for name in RELEASED]
+)
 def test_a_released_model_is_saved_with_all_that_it_needs(released, tmp_path, preset):
     file, tokens = RELEASED[preset]
     features = {} if tokens is None else {"features": released / f"{tokens}.safetensors"}

@@ -243,12 +243,12 @@ OTHER = {
     "model.decoder_padding": "replicate", "train": "decoder",
     "steps": 6, "optimiser.lr": 0.5, "optimiser.muon_lr": 0.5, "optimiser.warmup_steps": 3, "optimiser.decay": 0.5,
     "optimiser.grad_clip": 0.5, "log_every": 1, "checkpoint_every": 1, "evaluate_every": 0,
-    "shard_above": 10**8,
+    "shard_above": 10**8, "workers": 1,
 }  # fmt: skip
 SAID = {"steps", *(f"optimiser.{name}" for name in ("lr", "muon_lr", "warmup_steps", "decay", "grad_clip"))}
 EARLIER = {"start": "x.safetensors", "train": "give its start"}
 """What is refused before the checkpoint is read: a start that is missing."""
-UNSEEN = {"log_every", "checkpoint_every", "evaluate_every", "shard_above"}
+UNSEEN = {"log_every", "checkpoint_every", "evaluate_every", "shard_above", "workers"}
 
 
 def test_each_setting_of_an_autoencoder_is_refused_said_or_does_not_matter(tmp_path, finished, reads_once, capsys):

@@ -76,7 +76,7 @@ def test_noise_comes_from_the_generator() -> None:
 def test_a_step_returns_both_samples_in_the_latents_dtype() -> None:
     scheduler = IDDPMScheduler()
     scheduler.set_timesteps(4)
-    x = torch.randn(1, 4, 2, 2).bfloat16()
+    x = torch.randn(1, 4, 16, 16).bfloat16()
     output = scheduler.step(toy(x, 0.0), scheduler.timesteps[-1], x)
     level = scheduler.visited.levels[-1]
     _, clean = ddpm_step(toy(x, 0.0).float(), x.float(), level, torch.zeros(x.shape), Process())
