@@ -61,7 +61,8 @@ RELEASED = {
 
 
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=pytest.mark.long) if "dit" in name or "1.1" in name else name for name in RELEASED]
+    "preset",
+    [pytest.param(name, marks=pytest.mark.long) if "dit" in name or "1.1" in name else name for name in RELEASED],
 )
 def test_a_released_model_is_saved_with_all_that_it_needs(released, tmp_path, preset):
     file, tokens = RELEASED[preset]
