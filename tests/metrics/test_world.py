@@ -329,6 +329,18 @@ def test_objects_are_regions_of_six_pixels_that_stand_out_and_the_largest_is_mea
     assert np.allclose(reading.centroid[0, :2], (20, 32), atol=0.05)
 
 
+def test_the_largest_objects_own_colour_is_read_though_a_smaller_one_stands_out_more():
+    green = world.Thing("circle", "green", "large", "still", None, (20.0, 32.0))
+    yellow = world.Thing("circle", "yellow", "small", "still", None, (50.0, 32.0))
+    alone, two = (
+        read_clips(world.render(world.Scene("black", things))[None]) for things in ((green,), (green, yellow))
+    )
+    assert (alone.objects == 1).all()
+    assert (two.objects == 2).all()
+    for name in ("colour", "centroid", "area", "likeness", "outline"):
+        assert np.array_equal(getattr(two, name), getattr(alone, name)), name
+
+
 def test_a_soft_edge_belongs_to_the_object():
     y, x = np.mgrid[:64, :64] - 31.5
     alpha = np.clip(0.5 - (np.hypot(x, y) - 10) / 4, 0, 1)[..., None]

@@ -64,18 +64,19 @@ def _read(clips: np.ndarray) -> Reading:
     """Read float clips; every frame is read by itself."""
     shape = clips.shape[:2]
     frames = clips.reshape(-1, *clips.shape[2:])  # (F, H, W, 3)
-    # Colours. Background: the median colour. Object: the median colour of the pixels that differ most from it.
+    # Background: the median colour. An object is a region whose colours differ from it.
     background = np.median(frames.reshape(len(frames), -1, 3), axis=1)
     difference = frames - background[:, None, None]
     distance = np.linalg.norm(difference, axis=-1)
     strongest = distance.max((1, 2))
-    seen = strongest >= FAINTEST
+    objects, own = _largest(distance > 0.4 * np.where(strongest >= FAINTEST, strongest, np.inf)[:, None, None])
+    # The object's colour: the median of the pixels that differ most in the largest region. Another may differ more.
     colour = np.full((len(frames), 3), np.nan)
-    for k in np.flatnonzero(seen):
-        colour[k] = np.median(frames[k][distance[k] > 0.6 * strongest[k]], axis=0)
+    for k in np.flatnonzero(objects):
+        inside = np.where(own[k], distance[k], 0)
+        colour[k] = np.median(frames[k][inside > 0.6 * inside.max()], axis=0)
 
     # Coverage: 0 at the background's colour, 1 at the object's, linear between; only in and near the largest region.
-    objects, own = _largest(distance > 0.4 * np.where(seen, strongest, np.inf)[:, None, None])
     axis = np.nan_to_num(colour - background)
     length = np.maximum((axis**2).sum(-1), 1e-12)
     coverage = np.clip(np.einsum("fhwc,fc->fhw", difference, axis) / length[:, None, None], 0, 1)
@@ -86,7 +87,6 @@ def _read(clips: np.ndarray) -> Reading:
     y, x = np.mgrid[: frames.shape[1], : frames.shape[2]] + 0.5
     with np.errstate(invalid="ignore"):
         centroid = np.stack([(x * coverage).sum((1, 2)) / area, (y * coverage).sum((1, 2)) / area], axis=1)
-    colour[~seen] = np.nan
     return Reading(
         background.reshape(*shape, 3),
         objects.reshape(shape),
