@@ -1,3 +1,4 @@
+import multiprocessing
 from collections import Counter
 
 import pytest
@@ -32,6 +33,14 @@ def made(monkeypatch):
     limit(torch.nn.Module, "__init__", 500)
     limit(world, "render", 1)
     return counts
+
+
+def test_workers_are_refused_at_once_where_processes_cannot_fork(tmp_path, monkeypatch, made):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(InputError, match=r"^workers is 2, but this system cannot fork processes: give 0$"):
+        run_recipe(vae_recipe(tmp_path, workers=2))
+    assert not made
+    assert not (tmp_path / "vae").exists()
 
 
 @pytest.mark.parametrize(

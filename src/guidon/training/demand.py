@@ -1,12 +1,14 @@
-"""The memory that a recipe needs at the least. A run that cannot fit is refused before anything is allocated."""
+"""What a recipe needs of the machine. A run that it cannot do is refused before anything is allocated."""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 from typing import Any
 
 import torch
 
+from ..core.errors import InputError
 from ..core.limits import require_memory
 from ..core.ranks import ALONE, Ranks
 from ..models.trained.config import CONFIGS
@@ -20,14 +22,17 @@ IMAGES = 4  # copies of a batch of frames: frames, reconstruction, error, gradie
 
 
 def require_resources(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE) -> None:
-    """Refuse a recipe whose network or batch cannot fit in the device's memory.
+    """Refuse a recipe whose network or batch cannot fit in the device's memory, or whose workers cannot be started.
 
     The estimate is a lower bound: it counts the large matrices and leaves out activations. Ranks that shard a network
     share its memory, but each builds all weights at first.
 
     Raises:
-        InputError: it does not fit. The message holds the estimate and what to lower.
+        InputError: it does not fit. The message holds the estimate and what to lower. Or ``workers`` is not 0, and the
+            system cannot fork processes.
     """
+    if recipe.workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise InputError(f"workers is {recipe.workers}, but this system cannot fork processes: give 0")
     needed = _network(recipe)
     if needed > COPIES * FLOAT * float(recipe.shard_above):
         needed = max(needed / len(ranks), needed / COPIES)

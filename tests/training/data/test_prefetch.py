@@ -60,9 +60,3 @@ def test_processes_end_with_their_reader_and_their_errors_are_seen_as_they_were_
     next(unread)
     unread.close()
     assert not multiprocessing.active_children()
-
-
-def test_a_system_that_cannot_fork_is_told(monkeypatch):
-    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(InputError, match="cannot fork"):
-        next(prefetched(lambda step: step, 0, 2, 1))

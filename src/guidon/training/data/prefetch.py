@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-
-from ...core.errors import InputError
 
 B = TypeVar("B")
 
@@ -23,9 +20,6 @@ def prefetched(draw: Callable[[int], B], start: int, end: int, workers: int = 0)
         start, end: the range.
         workers: processes that draw, each up to two batches ahead. They are forked, so a batch must not be on another
             device than the CPU. With 0, one thread draws one batch ahead.
-
-    Raises:
-        InputError: this system cannot fork processes.
     """
     if start < end:
         yield from _by_processes(draw, range(start, end), workers) if workers else _by_thread(draw, start, end)
@@ -54,8 +48,6 @@ class _Drawn(Dataset[Any]):
 
 
 def _by_processes(draw: Callable[[int], B], steps: range, workers: int) -> Iterator[B]:
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise InputError(f"workers is {workers}, but this system cannot fork processes: give 0")
     drawn = DataLoader(
         _Drawn(draw),
         batch_size=None,
