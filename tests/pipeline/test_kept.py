@@ -198,6 +198,13 @@ def test_frames_from_python_must_be_given_again(pipe, picture):
     assert np.array_equal(pipe.reproduce(clip.manifest, reference_frames=[picture])[0].frames, clip.frames)
 
 
+def test_floats_are_read_as_the_nearest_of_256_levels(pipe, picture):
+    asked = pipe.plan(PROMPT, first_frame=picture)
+    for error in (-0.4, 0.0, 0.4):
+        assert pipe.plan(PROMPT, first_frame=(picture + error) / 255) == asked
+    assert pipe.plan(PROMPT, first_frame=(picture - 0.6) / 255) != asked
+
+
 def test_the_json_of_other_requests_is_as_it_was(pipe):
     assert "conditioning" not in pipe.plan(PROMPT).model_dump(mode="json")
     request = pipe.plan(PROMPT, loop=2)

@@ -129,13 +129,16 @@ def test_a_check_is_done_once_for_a_model_and_a_machine(machine, tiny_model, tin
     machine(unit="avx512_bf16", step=0.01)
     chosen(tiny_model)
     assert len(machine.checks) == 3
+    monkeypatch.setattr(torch, "__version__", "99.0.0")
+    chosen(tiny_model)
+    assert len(machine.checks) == 4
     for path in (tmp_path / "cache").rglob("*.json"):  # damaged
         path.write_text(json.dumps({"error": "0.01"}))
     chosen(tiny_model)
-    assert len(machine.checks) == 4
+    assert len(machine.checks) == 5
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # it cannot be written
     assert chosen(tiny_model) == "bf16"
-    assert len(machine.checks) == 5
+    assert len(machine.checks) == 6
 
 
 def test_the_checks_compare_bf16_with_fp32(pipe):
