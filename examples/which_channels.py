@@ -31,10 +31,11 @@ import torch
 import guidon
 from guidon.analysis.spectrum import spectrum
 from guidon.studies.answer import answer
-from guidon.studies.plan import Study, make_plan
+from guidon.studies.planning import make_plan
 from guidon.studies.report import write_report
 from guidon.studies.results import results
 from guidon.studies.run import run_study
+from guidon.studies.study import Study
 
 
 def tiny_dit() -> diffusers.DiTPipeline:

@@ -429,7 +429,7 @@ def test_a_clip_is_made_again_from_its_manifest(page, run):
 @pytest.mark.parametrize("block", FILES, ids=lambda block: block.name)
 def test_the_settings_are_valid(block, tmp_path):
     from guidon.core.settings import validated
-    from guidon.studies.plan import Study
+    from guidon.studies.study import Study
     from guidon.training import load_recipe
 
     settings = yaml.safe_load(block.text)

@@ -20,7 +20,7 @@ from guidon.metrics.bench import find_bench
 from guidon.metrics.metric import TUNING_SEED
 from guidon.metrics.world import METRICS
 from guidon.studies.cells import Cell
-from guidon.studies.plan import make_plan
+from guidon.studies.planning import make_plan
 from guidon.studies.run import run_study
 
 SCALES = np.linspace(1, 4, 9)

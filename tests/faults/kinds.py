@@ -648,7 +648,7 @@ def _study_files(folder: Path) -> None:
 
 @kind("plans of studies", "*.yaml", make=_study_files, structure=mutations.as_yaml, share=0.8)
 def _(folder: Path) -> str:
-    from guidon.studies.plan import arms, load_study
+    from guidon.studies.study import arms, load_study
 
     return digest(*((study, arms(study)) for study in map(load_study, sorted(folder.glob("*.yaml")))))
 

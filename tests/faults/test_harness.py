@@ -118,7 +118,7 @@ def test_the_page_has_the_table_of_the_last_run_and_every_limit():
     rows = dict(re.findall(r"^\| .* \| `(GUIDON_MAX_\w+)` \| ([\d,]+) \|$", text, re.MULTILINE))
     limits = [
         value
-        for module in ("core.reading", "core.settings", "metrics.metric", "studies.plan")
+        for module in ("core.reading", "core.settings", "metrics.metric", "studies.study")
         for value in vars(import_module(f"guidon.{module}")).values()
         if isinstance(value, Limit)
     ]

@@ -20,7 +20,7 @@ from faults.shim import inject
 from faults.study_work import copied, finished, parts, pipe, report, run, toy_world
 from guidon.core.hashing import hash_files, hash_settings
 from guidon.studies.cells import CONTENT, cells_of, read_plan
-from guidon.studies.plan import CELLS
+from guidon.studies.study import CELLS
 
 CELLS_OF = "cells/*/0*"
 LIMITS = {"memory": 1 << 30, "cpu": 20.0}

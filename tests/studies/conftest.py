@@ -1,7 +1,7 @@
 import pytest
 
 import guidon
-from guidon.studies.plan import make_plan
+from guidon.studies.planning import make_plan
 from guidon.studies.run import run_study
 from studies.small import study
 

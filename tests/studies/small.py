@@ -4,7 +4,7 @@ import numpy as np
 import yaml
 
 from guidon.metrics.metric import Bench, Examples, Goal, Metric, named
-from guidon.studies.plan import load_study
+from guidon.studies.study import load_study
 
 STUDY = {
     "prompts": 3, "steps": 2, "seeds": 2, "block": 4,

@@ -11,7 +11,7 @@ from guidon.core.errors import InputError
 from guidon.metrics.world import METRICS
 from guidon.request import Request
 from guidon.studies.cells import CONTENT, block_of, blocks_of, cells_of, open_plan, read_plan, threads_of
-from guidon.studies.plan import make_plan
+from guidon.studies.planning import make_plan
 from studies.small import study
 
 

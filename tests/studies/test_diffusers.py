@@ -14,10 +14,11 @@ from guidon.analysis.matching import matching_study
 from guidon.core.errors import InputError
 from guidon.pipeline.diffusers_planner import DiffusersPlanner
 from guidon.studies.cells import cells_of, read_plan
-from guidon.studies.plan import check_study, load_study, make_plan
+from guidon.studies.planning import check_study, make_plan
 from guidon.studies.report import write_report
 from guidon.studies.results import results
 from guidon.studies.run import run_study
+from guidon.studies.study import load_study
 from guidon.studio.engine import Studio
 from guidon.studio.models import Models
 from studies.small import content

@@ -9,7 +9,8 @@ from guidon.guidance import GuidanceTrace, added_energy
 from guidon.studies import energy
 from guidon.studies.cells import open_plan, read_plan
 from guidon.studies.energy import solve_scales
-from guidon.studies.plan import FIRST_FORMAT, make_plan
+from guidon.studies.plan import FIRST_FORMAT
+from guidon.studies.planning import make_plan
 from guidon.studies.run import run_study
 from studies.small import MATCHED, content, study
 

@@ -11,9 +11,11 @@ from guidon.core.reading import read_object
 from guidon.metrics import statistics
 from guidon.studies import cells, run
 from guidon.studies.cells import blocks_of, open_plan
-from guidon.studies.plan import load_study, make_plan, outline
+from guidon.studies.outline import outline
+from guidon.studies.planning import make_plan
 from guidon.studies.report import clips, write_report
 from guidon.studies.run import require_room
+from guidon.studies.study import load_study
 from studies.small import write
 from studies.written import write_study
 

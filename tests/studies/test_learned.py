@@ -11,9 +11,11 @@ from guidon.core.errors import InputError
 from guidon.metrics.bench import open_bench
 from guidon.metrics.choice import BenchChoice
 from guidon.studies.cells import cells_of, open_plan, read_plan
-from guidon.studies.plan import load_study, make_plan, outline
+from guidon.studies.outline import outline
+from guidon.studies.planning import make_plan
 from guidon.studies.report import write_report
 from guidon.studies.run import run_study
+from guidon.studies.study import load_study
 from studies.small import STUDY, content, study, write
 
 PRIMARY = STUDY["primary"] | {"metric": "subject_consistency"}

@@ -17,7 +17,10 @@ from guidon.core.hashing import hash_settings
 from guidon.metrics.bench import find_bench
 from guidon.metrics.metric import EVALUATION_SEED, TUNING_SEED
 from guidon.pipeline.planner import Planner
-from guidon.studies.plan import FIRST_FORMAT, Plan, Study, check_study, load_study, make_plan, outline
+from guidon.studies.outline import outline
+from guidon.studies.plan import FIRST_FORMAT, Plan
+from guidon.studies.planning import check_study, make_plan
+from guidon.studies.study import Study, load_study
 from studies.small import MATCHED, STUDY, study, write
 
 ROOT = Path(__file__).parents[2]

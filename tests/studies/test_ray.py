@@ -11,9 +11,10 @@ from guidon import cli
 from guidon.core.errors import InputError
 from guidon.pipeline.planner import Planner
 from guidon.studies.cells import cells_of, read_plan
-from guidon.studies.plan import load_study, make_plan
+from guidon.studies.planning import make_plan
 from guidon.studies.ray_engine import Cluster, plan_study
 from guidon.studies.run import run_study
+from guidon.studies.study import load_study
 from studies.small import content, study, write
 from tiny_pipelines.whole import WHOLE, write_pipeline
 

@@ -19,9 +19,11 @@ from guidon.metrics.bench import BENCHES
 from guidon.models.sources import DISTILLED
 from guidon.studies.cells import Cell, cells_of, open_plan
 from guidon.studies.energy import solve_scales
-from guidon.studies.plan import Plan, load_study, make_plan
+from guidon.studies.plan import Plan
+from guidon.studies.planning import make_plan
 from guidon.studies.results import results
 from guidon.studies.run import run_study, seconds_per_cell
+from guidon.studies.study import load_study
 from studies.small import MATCHED, content, study, toy_bench, write
 from tiny_model import write_tiny_distilled
 

@@ -7,7 +7,8 @@ import numpy as np
 from guidon.metrics.world import METRICS
 from guidon.request import Request
 from guidon.studies.cells import cells_of, open_plan
-from guidon.studies.plan import Contrast, Plan
+from guidon.studies.plan import Plan
+from guidon.studies.study import Contrast
 
 PROMPTS = 6
 SHAPE = (5, 16, 16, 3)

@@ -27,8 +27,9 @@ from ..metrics.statistics import by_prompt
 from ..pipeline.contract import ModelPlanner
 from ..request import DIFFUSERS
 from ..studies.cells import Cell, cells_of
-from ..studies.plan import Arm, Contrast, Plan, Study, check_size
+from ..studies.plan import Plan
 from ..studies.results import results
+from ..studies.study import Arm, Contrast, Study, check_size
 
 VIDEO, ENERGY = "video", "energy"
 OWN = {
@@ -105,8 +106,8 @@ def matching_study(
         prompts: texts; or the number of captions of the bench, taken from those on which no study reports results.
         block: clips denoised together; None for the model's own.
         parts: of a diffusers pipeline, how it is loaded: ``dtype``, ``offload`` and ``call``.
-        shared: choices of all settings (``studies.plan.Arm``), such as ``steps``, ``sampler``, ``timing`` and ``fast``;
-            None for the model's own.
+        shared: choices of all settings (``studies.study.Arm``), such as ``steps``, ``sampler``, ``timing`` and
+            ``fast``; None for the model's own.
 
     Raises:
         InputError: a scale guides nothing, both choices are the same, or the bench has no captions of its own.

@@ -15,7 +15,7 @@ from .planning import chosen_by, find_any_planner, precisions_for
 from .values import parse_call, parse_timing
 
 if TYPE_CHECKING:
-    from ..studies.plan import Study
+    from ..studies.study import Study
 
 EXAMPLE = "guidon match --cfg-scale 3 --cfg-channels 3 --to all"
 
@@ -103,7 +103,7 @@ def match(
     requests = [planner.complete([""], cfg_scale=scale, **guided) for scale in scales]  # first: measuring needs numpy
     from ..analysis import matching
     from ..metrics.bench import find_bench
-    from ..studies.plan import check_study, make_plan
+    from ..studies.planning import check_study, make_plan
 
     metrics, distilled = find_bench(planner.bench).metrics, requests[0].distilled
     matching.check_metrics(metric or (), metrics, distilled=distilled, is_image=planner.is_image)

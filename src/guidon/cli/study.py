@@ -17,7 +17,8 @@ from .planning import find_any_planner
 
 if TYPE_CHECKING:
     from ..pipeline.contract import ModelPlanner
-    from ..studies.plan import Plan, Study
+    from ..studies.plan import Plan
+    from ..studies.study import Study
 
 ENGINES = ("processes", "ray")
 EXAMPLE_RUN = "guidon study run studies/quick.yaml --out results"
@@ -55,7 +56,9 @@ def run(
     once and loses them. The same study always gives the same bytes.
     """
     # Check everything before torch is imported.
-    from ..studies.plan import check_study, load_study, make_plan, outline, with_arithmetic
+    from ..studies.outline import outline
+    from ..studies.planning import check_study, make_plan
+    from ..studies.study import load_study, with_arithmetic
 
     if engine not in ENGINES:
         raise InputError(f"{setting('engine')} {engine!r} does not exist{nearest(engine, ENGINES)}")
@@ -98,7 +101,7 @@ def run_by_ray(study: Study, planner: ModelPlanner, out: Path, dry_run: bool, de
     require("ray", "the engine ray", "ray")
     from ..core.progress import progress
     from ..studies.cells import threads_of
-    from ..studies.plan import outline
+    from ..studies.outline import outline
     from ..studies.ray_engine import Cluster, plan_study
 
     with Cluster.connected(study, device) as cluster:

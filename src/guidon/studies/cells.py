@@ -44,7 +44,8 @@ from ..core.settings import Settings, read_mapping, validated
 from ..media import Video
 from ..models.sources import weights_for
 from ..request import Request
-from .plan import Plan, Study, arms, check_plan, make_request
+from .plan import Plan, check_plan, make_request
+from .study import Study, arms
 
 Image = require("PIL.Image", "the clips of a study", "study", package="pillow")
 

@@ -29,8 +29,10 @@ from ..metrics.choice import BenchChoice
 from ..request import DIFFUSERS
 from .cells import BLOCK_LOCK, CONTENT, Cell, block_of, blocks_of, delete_leftovers, open_plan
 from .energy import keep_scales, solve_scales
-from .plan import Plan, Study, make_plan
+from .plan import Plan
+from .planning import make_plan
 from .run import check_model, do_block, find_missing, require_room, seconds_per_cell
+from .study import Study
 
 if TYPE_CHECKING:
     import torch

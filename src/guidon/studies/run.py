@@ -33,7 +33,8 @@ from ..pipeline.contract import ModelPipeline
 from ..request import Request
 from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, open_plan
 from .energy import solve_scales
-from .plan import ANY_SCALE, CELL_BYTES, Plan
+from .plan import ANY_SCALE, Plan
+from .study import CELL_BYTES
 
 POLL = 0.5  # seconds between two looks at blocks that other processes hold
 LOOKS = 64  # blocks of others that are looked for after each block; to look for all of them would take ever longer

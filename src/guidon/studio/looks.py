@@ -14,10 +14,11 @@ from ..core.errors import InputError
 from ..core.extras import require
 from ..metrics.bench import find_bench, open_bench
 from ..studies.answer import answer
-from ..studies.plan import Study, check_study, load_study, make_plan
+from ..studies.planning import check_study, make_plan
 from ..studies.report import write_report
 from ..studies.results import results, write_csv
 from ..studies.run import run_study
+from ..studies.study import Study, load_study
 from .asked import LETTERS, AskedStudy, Comparison
 from .carry import OF_CALL, study_of, words_of
 from .jobs import Job
