@@ -38,9 +38,10 @@ def write_study(folder, prompts=PROMPTS, seeds=1, captions=None, settings=SETTIN
     return folder
 
 
-def frozen(channels, scale):
+def frozen(channels, scale, adaptive=None):
     """A setting as a plan holds it."""
     request = Request(
-        model="guidon-small", prompts=("x",), seed=3, steps=5, sampler="ddim", cfg_scale=scale, cfg_channels=channels
-    )
+        model="guidon-small", prompts=("x",), seed=3, steps=5, sampler="ddim", cfg_scale=scale, cfg_channels=channels,
+        adaptive=adaptive,
+    )  # fmt: skip
     return request.model_dump(mode="json", exclude={"prompts", "samples"})

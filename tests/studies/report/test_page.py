@@ -31,6 +31,16 @@ from studies.written import PROMPTS, SETTINGS, write_study
 def rewrite(cell, values):
     """Give a cell other metrics, and their hash."""
     (cell.folder / "metrics.json").write_text(json.dumps(values))
+    rehash(cell)
+
+
+def retrace(cell, values):
+    """Give a cell a trace of these steps (steps, channels), and its hash."""
+    np.savez(cell.folder / "trace.npz", difference=values, scale=np.ones_like(values), timestep=np.arange(len(values)))
+    rehash(cell)
+
+
+def rehash(cell):
     hashes = {name: hashlib.sha256((cell.folder / name).read_bytes()).hexdigest() for name in CONTENT}
     (cell.folder / "hashes.json").write_text(json.dumps(hashes))
 
@@ -140,6 +150,26 @@ def test_what_only_guidance_has_is_not_said_of_a_setting_without_it(page, tmp_pa
     settings = {"three": ("3", 2.0), "all": ("all", 2.0), "none": ("all", 1.0)}
     mixed = write_report(write_study(tmp_path / "r", settings=settings), videos=False)[0].read_text()
     assert "The same in all: sampler ddim, 5 steps. The same in all guided settings: guided at every step." in mixed
+
+
+def test_clips_whose_guidance_ends_early_add_nothing_to_the_later_steps(tmp_path):
+    folder = write_study(tmp_path / "s", settings={"three": ("3", 2.0), "all": ("all", 2.0, 0.99)})
+    steps = [3, 5, 2, 5, 1, 4]
+    cells = [cell for cell in cells_of(read_plan(folder), folder) if cell.setting == "all"]
+    for cell, count in zip(cells, steps, strict=True):
+        retrace(cell, np.full((count, 4), 6.0))
+    page = write_report(folder)[0].read_text()
+    shown = re.findall(r'aria-label="channel 0">(.*?)</svg><span>(.*?)</span>', page)
+    assert re.findall("<title>(.*?)</title>", shown[1][0]) == ["0: 6", "1: 5", "2: 4", "3: 3", "4: 2"]
+    assert shown[1][1] == "4"
+    retrace(cells[0], np.full((3, 3), 6.0))
+    with pytest.raises(InputError, match="has another shape than that of the setting's first clip"):
+        write_report(folder)
+    retrace(cells[0], np.full((3, 4), 6.0))
+    three = next(cell for cell in cells_of(read_plan(folder), folder) if cell.setting == "three")
+    retrace(three, np.full((4, 4), 6.0))
+    with pytest.raises(InputError, match="has another shape"):
+        write_report(folder)
 
 
 def test_grey_says_for_how_many_comparisons_it_is_corrected(page):

@@ -138,7 +138,7 @@ def make_content(
         "equal": [plan.metrics[name] for name, own in compared.items() if own and name not in differing],
         "fronts": _fronts(plan, found, rows, settings),
         "grid": _grid(plan, found),
-        "energies": _energies(cells, settings),
+        "energies": _energies(plan, cells, settings),
     }
 
 
@@ -313,27 +313,33 @@ def _grid(plan: Plan, found: Results) -> Grid | None:
     return Grid(metric, [f"{scale:g}" for scale in scales], rows)
 
 
-def _energies(cells: Sequence[Cell], settings: Mapping[str, Setting]) -> list[Energy]:
+def _energies(plan: Plan, cells: Sequence[Cell], settings: Mapping[str, Setting]) -> list[Energy]:
     """By setting, the mean ||cond - uncond|| over channels and steps at which guidance acted; one scale of colour."""
     means: dict[str, tuple[np.ndarray, list[str]]] = {}
     for name, own in itertools.groupby(cells, key=lambda cell: cell.setting):
-        first: dict[str, np.ndarray] = {}
-        total, count = np.zeros(0), 0
+        ends_early = plan.settings[name].get("adaptive") is not None  # where the clips of a block agree
+        timesteps, total, count = np.zeros(0), np.zeros((0, 0)), 0
         for cell in own:
             trace = cell.trace()
             if "difference" not in trace:
                 break
-            first = first or trace
-            if trace["difference"].shape != first["difference"].shape:
+            times, found = trace["timestep"], trace["difference"]
+            if not count:
+                timesteps, total = times, np.zeros_like(found)
+            shared = min(len(times), len(timesteps))
+            same = shared == max(len(times), len(timesteps)) or ends_early
+            if not same or found.shape[1:] != total.shape[1:] or (times[:shared] != timesteps[:shared]).any():
                 raise InputError(
                     f"{cell.folder / 'trace.npz'} has another shape than that of the setting's first clip: delete the "
                     "cell, and run `guidon study run` again"
                 )
-            total = total + trace["difference"] if count else trace["difference"]
+            if len(times) > shared:
+                timesteps, total, found = times, found.copy(), total
+            total[:shared] += found[:shared]  # a clip that is guided no more adds nothing
             count += 1
-        if count and len(first["timestep"]) > 1:
+        if count and len(timesteps) > 1:
             values = (total / count).T  # (channels, steps)
-            means[name] = figures.binned(values, [f"{t:.0f}" for t in first["timestep"]])
+            means[name] = figures.binned(values, [f"{t:.0f}" for t in timesteps])
     highest = max((float(values.max()) for values, _ in means.values()), default=0.0)
     return [
         Energy(
