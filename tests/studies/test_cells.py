@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from guidon.core.errors import InputError
 from guidon.metrics.world import METRICS
@@ -44,6 +45,18 @@ def test_a_cell_is_read_as_it_was_written(whole, plan, tmp_path):
     values.pop("joint")
     copy.write(SimpleNamespace(frames=source.frames(), manifest=manifest), values, source.trace())
     assert "does not hold the metrics of the bench" in copy.damage()
+
+
+def test_clips_as_large_as_the_limit_are_read_again_and_larger_ones_are_not_written(whole, plan, tmp_path, monkeypatch):
+    source, copy = cells_of(plan, whole)[7], cells_of(plan, tmp_path)[7]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit is lower than ours
+    monkeypatch.setenv("GUIDON_MAX_PIXELS", str(16 * 64 * 64))
+    assert source.damage() is None
+    assert source.frames().shape == (16, 64, 64, 3)
+    larger = SimpleNamespace(frames=np.zeros((17, 64, 64, 3), np.uint8), manifest={})
+    with pytest.raises(InputError, match=r"^a clip of 17 frames of 64x64 has 69,632 pixels, .* at most 65,536 again"):
+        copy.write(larger, {}, {})
+    assert copy.damage() == "absent"
 
 
 def test_a_whole_cell_in_another_ones_place_is_damage(whole, plan, tmp_path):

@@ -48,6 +48,7 @@ from .plan import Plan, check_plan, make_request
 from .study import Study, arms
 
 Image = require("PIL.Image", "the clips of a study", "study", package="pillow")
+PngImagePlugin = require("PIL.PngImagePlugin", "the clips of a study", "study", package="pillow")
 
 CONTENT = ("clip.png", "manifest.json", "metrics.json", "trace.npz")
 PLAN_LOCK = ".plan.lock"  # held while plan.json is made
@@ -188,7 +189,8 @@ class Cell:
         """The open picture, of the size that the manifest says. What fails in the block is damage of the file."""
         path = self.folder / "clip.png"
         count, height, width, _ = shape
-        with reading(path, "the clip of a cell", AGAIN), Image.open(path, formats=("PNG",)) as picture:
+        # Image.open would refuse, by a limit of its own, a picture that is smaller than PIXELS.
+        with reading(path, "the clip of a cell", AGAIN), PngImagePlugin.PngImageFile(path) as picture:
             found = (picture.mode, *picture.size)
             if found != ("RGB", count * width, height):
                 raise ValueError(f"it is {found[0]} {found[1]}x{found[2]}, expected RGB {count * width}x{height}")
@@ -242,8 +244,16 @@ class Cell:
         """Write the cell's folder with all its files, atomically.
 
         Raises:
+            InputError: the clip is larger than what is read again.
             OSError: it cannot be written.
         """
+        frames, height, width, _ = video.frames.shape
+        if (pixels := frames * height * width) > PIXELS.value:
+            raise InputError(
+                f"a clip of {frames} frames of {height}x{width} has {pixels:,} pixels, and a study reads at most "
+                f"{PIXELS.value:,} again: ask for a smaller clip, or set the environment variable {PIXELS.variable} to "
+                "a higher number"
+            )
         with atomic_folder(self.folder) as folder:
             Image.fromarray(np.concatenate(list(video.frames), axis=1)).save(folder / "clip.png")
             (folder / "manifest.json").write_text(json.dumps(video.manifest, indent=1) + "\n", encoding="utf-8")
