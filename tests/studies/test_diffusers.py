@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import closing
 
+import diffusers
 import numpy as np
 import pytest
 import yaml
@@ -18,10 +19,11 @@ from guidon.studies.planning import check_study, make_plan
 from guidon.studies.report import write_report
 from guidon.studies.results import results
 from guidon.studies.run import run_study
-from guidon.studies.study import load_study
+from guidon.studies.study import Study, load_study
 from guidon.studio.engine import Studio
 from guidon.studio.models import Models
 from studies.small import content
+from tiny_pipelines.image import DIT
 from tiny_pipelines.whole import WHOLE, write_pipeline
 
 STUDY = {
@@ -186,3 +188,15 @@ def test_the_primary_metric_of_pictures_is_one_that_a_picture_has(folders, tmp_p
     with closing(Studio(Models([image.name], WHOLE["pixart"][1]), device="cpu", temporary=tmp_path)) as studio:
         written = studio.yaml(studio.open(), {"comparison": values, "prompts": ["a cat", "a dog"]})
     assert yaml.safe_load(written)["primary"]["metric"] == "clipped"
+
+
+def test_names_of_classes_are_sampled_as_their_numbers(folders):
+    tiny, vae = DIT.make(), diffusers.AutoencoderKL.from_pretrained(folders["pixart"] / "vae")
+    pipe = diffusers.DiTPipeline(tiny.transformer, vae, tiny.scheduler)
+    pipe.register_to_config(id2label={0: "tench", 1: "goldfish"})  # as where it is read from a folder
+    made = Study.model_validate(
+        STUDY
+        | {"model": {"diffusers": "dit"}, "prompts": ["goldfish", "0"], "primary": PRIMARY | {"metric": "sharpness"}}
+    )
+    request = make_plan(made, guidon.wrap(pipe)).request("three", slice(0, 2))
+    assert [request.text_of(prompt) for prompt in request.prompts] == ["1", "0"]

@@ -6,8 +6,10 @@ import json
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import guidon
@@ -16,6 +18,8 @@ from guidon.core.errors import InputError
 from guidon.core.hashing import hash_settings
 from guidon.metrics.bench import find_bench
 from guidon.metrics.metric import EVALUATION_SEED, TUNING_SEED
+from guidon.models.family import Facts
+from guidon.models.stdit3 import CLIP, OPEN_SORA_1_2, latent_frames, read_with_score
 from guidon.pipeline.planner import Planner
 from guidon.studies.outline import outline
 from guidon.studies.plan import FIRST_FORMAT, Plan
@@ -50,6 +54,31 @@ def test_a_plan_is_its_json_again(plan, unsampled, tmp_path, tiny_model):
         again = Plan.model_validate(stored)
         assert again.hash == made.hash == hash_settings(stored)
         assert again.differences(made) == []
+
+
+def test_a_model_that_adds_to_prompts_adds_to_those_of_a_study(tmp_path):
+    facts = Facts(
+        latent_shape=(4, 15, 30, 53), patch=(1, 1, 1), downsampling=8, timesteps=1000, bench="video",
+        read_prompts=read_with_score, rewrites=True, path="flow", clip=CLIP, latent_frames=latent_frames,
+        latents_together=5, knows_given_frames=True,
+    )  # fmt: skip
+    planner = Planner(OPEN_SORA_1_2, facts)
+    settings = [{"name": "two", "cfg_scale": 2}, {"name": "seven", "energy_of": "two", "cfg_channels": 1}]
+    made = Study.model_validate(
+        {"model": "open-sora-1.2", "prompts": ["a cat", "a lighthouse aesthetic score: 5.0."], "tuning_prompts": 1,
+         "settings": settings, "primary": {"metric": "dynamics", "baseline": "two", "against": "seven"}}
+    )  # fmt: skip
+    pipe = SimpleNamespace(
+        planner=planner, device=torch.device("cpu"), hashes={"vae": "0"}, distilled_hashes={}, compiles=False
+    )
+    plan = make_plan(made, pipe).with_scales({"seven": 4.0})
+    for name in plan.settings:
+        request = plan.request(name, slice(0, 2))
+        for prompt in plan.captions:
+            assert request.text_of(prompt) == planner.complete((prompt,)).text_of(prompt)
+    assert request.text_of("a cat") == "a cat aesthetic score: 6.5."
+    assert request.alone(1, 0).read_as == {}
+    assert Plan.model_validate(json.loads(json.dumps(plan.content))).hash == plan.hash
 
 
 def test_prompts_do_not_share_their_noise(plan):

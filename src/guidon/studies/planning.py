@@ -75,10 +75,13 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
         )
     captions, tuning = _prompts(study, bench, solves)
     planner.check_prompts(captions)
+    some = _choices(study, next(iter(chosen.values())))
+    read_as = planner.complete(tuple(dict.fromkeys(captions + tuning)), device=device, **some).read_as
     settings: dict[str, dict[str, Any]] = {}
     energy_of = {name: arm.energy_of for name, arm in chosen.items()}
     for name, arm in chosen.items():
-        settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples"})
+        settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples", "read_as"})
+        settings[name] |= {"read_as": read_as} if read_as else {}
         if arm.energy_of is not None:
             _check_energy(check_chain(name, energy_of), chosen[name], requests, planner.channels)
             del settings[name]["cfg_scale"]
