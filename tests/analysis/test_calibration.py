@@ -73,7 +73,7 @@ def run(folder, quality=by_steps, **options):
     said = []
     pipe = Made(quality)
     candidates = [Candidate({"steps": steps}) for steps in (10, 25)]
-    asked = {"prompts": 20, "held_out": 40, "candidates": candidates, "bench": BENCH, "block": 8} | options
+    asked = {"prompts": 20, "held_out": 80, "candidates": candidates, "bench": BENCH, "block": 8} | options
     return calibrate(pipe, folder, say=said.append, **asked), pipe, said
 
 
@@ -121,19 +121,19 @@ def test_the_fast_settings_that_a_model_has_are_judged_too(tmp_path):
     written = found.fast(small)
     assert written is not None
     assert written.settings == small.fast.settings
-    assert "no worse on 40 prompts" in written.measured
+    assert "no worse on 80 prompts" in written.measured
     found.write(tmp_path / "out", small)
     assert read_fast(tmp_path / "out" / "Guidon.fast.json") == written
     # another distilled network is sampled anew
     made = len(pipe.calls)
     pipe.distilled_hashes = {"denoiser-fast": "1" * 64}
-    calibrate(pipe, tmp_path, prompts=20, held_out=40, candidates=candidates, bench=BENCH, block=8, say=print)
+    calibrate(pipe, tmp_path, prompts=20, held_out=80, candidates=candidates, bench=BENCH, block=8, say=print)
     assert {request.distilled for request in pipe.calls[made:]} == {True}
 
 
 def test_it_goes_on_from_the_blocks_that_are_there(tmp_path):
     first, pipe, _ = run(tmp_path, finer=False)
-    assert len(pipe.calls) == 3 * 3 + 2 * 5  # blocks of 8 of 20 and 40 prompts
+    assert len(pipe.calls) == 3 * 3 + 2 * 10  # blocks of 8 of 20 and 80 prompts
     again, second, _ = run(tmp_path, finer=False)
     assert second.calls == []
     assert again.as_json() == first.as_json()
@@ -187,6 +187,16 @@ def test_no_worse_means_that_the_interval_excludes_the_margin(loss, spread, no_w
     assert found.no_worse is no_worse
     assert found.faster == 4
     assert found.judgements["law_residual"].loss.value == pytest.approx(loss, abs=0.3)
+
+
+@pytest.mark.parametrize(("count", "confidence", "no_worse"), [(3, 0.95, False), (59, 0.95, True), (59, 0.975, False)])
+def test_prompts_of_which_none_changes_bound_the_loss_of_a_share(count, confidence, no_worse):
+    own, other = measured(0, 0, count)
+    found = verify(BENCH, own, other, {"joint": 0.05}, confidence)
+    assert found.no_worse is no_worse
+    loss = found.judgements["joint"].loss
+    assert (loss.low, loss.value) == (-loss.high, 0)
+    assert (1 - loss.high) ** count == pytest.approx(1 - confidence)  # so often no prompt changes
 
 
 def test_margins_are_by_unit_and_in_the_metrics_direction():

@@ -38,13 +38,13 @@ def landscape(monkeypatch, joint=lambda s: 1.0, wander=0.02):
 
 def test_scales_are_found_and_verified_on_other_prompts(pipe, monkeypatch):
     asked = landscape(monkeypatch)
-    found = tune(pipe, 4.0, prompts=6, held_out=10, evaluations=150)
+    found = tune(pipe, 4.0, prompts=6, held_out=60, evaluations=150)
     assert found.scales == pytest.approx((1.5, 2, 2.5, 3), abs=0.15)
     assert found.verified
     assert found.evaluations <= 150
     chose, judged = ({caption for prompts, _ in part for caption in prompts} for part in (asked[:-2], asked[-2:]))
     assert chose == {clip("L0", TUNING_SEED, index).caption for index in range(6)}
-    assert judged == {clip("L0", EVALUATION_SEED, index).caption for index in range(10)}
+    assert judged == {clip("L0", EVALUATION_SEED, index).caption for index in range(60)}
     assert [scales for _, scales in asked[-2:]] == [(4, 4, 4, 4), found.scales]
     assert str(found).startswith("cfg_scale " + ",".join(f"{s:g}" for s in found.scales))
 
@@ -136,6 +136,10 @@ def test_a_bench_without_captions_or_without_a_goal_is_refused(pipe, monkeypatch
 def test_verified_needs_a_p_and_excludes_a_loss(pipe, monkeypatch):
     landscape(monkeypatch, wander=0.0)
     assert not tune(pipe, 4.0, prompts=4, held_out=4, evaluations=20).verified  # p is 1 in 8 at best
+    few = tune(pipe, 4.0, prompts=4, held_out=12, evaluations=20)
+    assert not few.verified  # alignment is the same on 12 prompts, which bound its loss by about 3 in 12
+    assert few.held_out["joint"].comparison.difference.low == pytest.approx(-0.22, abs=0.01)
+    assert few.held_out["oversaturation"].comparison.p < 0.05
     landscape(monkeypatch, joint=lambda scales: 1.0 if min(scales) >= 4 else 1.0 - MARGIN - 0.001)
     assert not tune(pipe, 4.0, prompts=4, held_out=12, evaluations=20).verified
 

@@ -11,6 +11,7 @@ from guidon.core.errors import InputError
 from guidon.metrics import statistics
 from guidon.metrics.statistics import (
     by_prompt,
+    change_interval,
     compare,
     holm,
     max_t,
@@ -41,6 +42,16 @@ def test_the_permutation_test_is_scipys():
     many = rng.normal(0.2, 1, size=(2, 60))
     theirs = stats.permutation_test((many[1], many[0]), lambda x, y: np.mean(x - y), permutation_type="samples", rng=0)
     assert compare(*many).p == pytest.approx(theirs.pvalue, abs=0.02)
+
+
+def test_a_share_that_changes_on_no_prompt_has_the_rule_of_threes_bound():
+    found = change_interval(np.array([0.0] * 100 + [math.nan]), share=True)
+    assert (found.value, found.low) == (0, -found.high)
+    assert found.high == pytest.approx(3 / 100, rel=0.02)
+    assert change_interval(np.zeros(100), share=False) == mean_interval(np.zeros(100))
+    assert math.isnan(change_interval(np.zeros(1), share=True).high)
+    some = np.array([0.0] * 9 + [1.0])
+    assert change_interval(some, share=True, confidence=0.9) == mean_interval(some, confidence=0.9)
 
 
 def test_all_sign_flips_are_there_once():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,8 +24,8 @@ from ..core.reading import reading
 from ..core.settings import read_mapping
 from ..guidance import CfgChannels, ChannelScale, guides_nothing
 from ..metrics.bench import find_bench
-from ..metrics.metric import EVALUATION_SEED, FORGIVEN, MARGIN, TUNING_SEED, Bench, Goal, Values
-from ..metrics.statistics import Comparison, Interval, compare, mean_interval
+from ..metrics.metric import EVALUATION_SEED, FORGIVEN, MARGIN, SHARE, TUNING_SEED, Bench, Goal, Values
+from ..metrics.statistics import Comparison, Interval, change_interval, compare, mean_interval
 from ..request import Choices
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def tune(
     cfg_channels: CfgChannels = "all",
     *,
     prompts: int | Sequence[str] = 24,
-    held_out: int | Sequence[str] = 48,
+    held_out: int | Sequence[str] = 60,
     bench: Bench | None = None,
     evaluations: int = 60,
     journal: Path | None = None,
@@ -266,8 +266,10 @@ def _minimum(objective: Callable[[np.ndarray], float], start: Sequence[float], e
 
 
 def _judged(bench: Bench, name: str, before: np.ndarray, after: np.ndarray) -> Judgement:
-    better = bench.metrics[name].better if name in bench.metrics else "lower"
-    return Judgement(mean_interval(before), mean_interval(after), compare(before, after, better=better))
+    metric = bench.metrics.get(name)
+    compared = compare(before, after, better="lower" if metric is None else metric.better)
+    difference = change_interval(after - before, share=metric is not None and metric.unit == SHARE)
+    return Judgement(mean_interval(before), mean_interval(after), replace(compared, difference=difference))
 
 
 def _with(choices: Choices, scales: Sequence[float]) -> Choices:

@@ -32,7 +32,7 @@ def tune(
     captions: Annotated[int, option("Measuring", "N", "Number of captions that choose.", min=2)] = 24,
     held_out: Annotated[
         int, option("Measuring", "N", "Number of other captions, which verify the choice.", min=2)
-    ] = 48,
+    ] = 60,
     evaluations: Annotated[int, option("Measuring", "N", "Number of settings that are sampled at most.")] = 60,
     clip: Annotated[
         Path | None,

@@ -101,6 +101,19 @@ def metric_interval(values: np.ndarray, *, share: bool) -> Interval:
     return found
 
 
+def change_interval(changes: np.ndarray, *, share: bool, confidence: float = 0.95) -> Interval:
+    """``mean_interval`` of differences, but the rule of three where no prompt changes a share.
+
+    No prompt changes a share by more than 1, so the share of prompts that change bounds the mean difference. If none of
+    n changes, that share is at most 1 - (1 - confidence)^(1 / n): about 3/n at 95%.
+    """
+    found = mean_interval(changes, confidence=confidence)
+    if share and found.note == "no variation" and found.value == 0:
+        bound = 1 - (1 - confidence) ** (1 / int(np.isfinite(by_prompt(changes)).sum()))
+        return Interval(0.0, -bound, bound, "no prompt differs: the rule of three")
+    return found
+
+
 def _bca(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     """The BCa interval, or the percentile interval where few distinct values leave BCa's acceleration undefined."""
     found: dict[str, tuple[float, float]] = {}

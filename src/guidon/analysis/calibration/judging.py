@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.errors import InputError, setting
 from ...metrics.metric import MARGIN, SHARE, Bench
-from ...metrics.statistics import Interval, by_prompt, mean_interval
+from ...metrics.statistics import Interval, by_prompt, change_interval
 from .blocks import Measured
 
 DECIBELS, HALF = 1.0, 0.5
@@ -112,7 +112,8 @@ def verify(
         loss = loss_of(bench, name, own, each)
         both = np.isfinite(by_prompt(own.values[name]) + by_prompt(each.values[name]))
         means = [mean_of(by_prompt(side.values[name])[both]) for side in (own, each)]
-        judged[name] = Judgement(means[0], means[1], mean_interval(loss, confidence=confidence), margin)
+        interval = change_interval(loss, share=bench.metrics[name].unit == SHARE, confidence=confidence)
+        judged[name] = Judgement(means[0], means[1], interval, margin)
     return Verified(each, judged, own.seconds / each.seconds)
 
 
