@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,7 @@ from guidon.core.errors import InputError
 from guidon.core.ranks import Ranks
 from guidon.guidance import Guidance, GuidanceTrace
 from guidon.pipeline.division import branch_count, divide
+from guidon.pipeline.generation import Generation
 from guidon.request import Computation
 from ranks import on_ranks
 
@@ -109,6 +112,31 @@ def test_ranks_give_the_clips_of_one_process(pipe):
             return alike
 
     assert on_ranks(work) == [[True] * 8] * 2
+
+
+def test_ranks_with_unequal_shares_warn_only_where_memory_ran_out(pipe, monkeypatch):
+    """Three clips are two and one. A network that counts as too large for two clips makes one at a time."""
+    whole = Generation._sample
+
+    def small(self, network, weak, numbers, *rest):
+        if len(numbers) > 1:
+            raise MemoryError
+        return whole(self, network, weak, numbers, *rest)
+
+    def work():
+        with guidon.Ranks.join() as ranks:
+            said = []
+            for sample in (whole, small):
+                monkeypatch.setattr(Generation, "_sample", sample)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    pipe(PROMPTS[0], num_samples=3, ranks=ranks, **STEPS | {"cfg_scale": 1.0})
+                said.append([str(each.message) for each in caught])
+            return said
+
+    enough, full = zip(*on_ranks(work), strict=True)
+    assert enough == ([], [])
+    assert "memory ran out, so the clips were made in smaller parts: 1 denoised together in place of 2" in full[0][0]
 
 
 def test_latents_traces_and_callbacks_on_ranks_are_those_of_one_process(pipe):

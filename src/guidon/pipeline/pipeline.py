@@ -411,21 +411,25 @@ class Pipeline(metaclass=_Named):
     def _denoised_by_all(
         self, ranks: Ranks, division: Division, denoise: Callable[[], tuple[list[Denoised], int]]
     ) -> tuple[list[Denoised], int]:
-        """The clips of all ranks, in the order of the request, on every rank; and the least size of their last batches.
+        """The clips of all ranks, in the order of the request, on every rank; and the size of the last batches.
+
+        That is the least one of the ranks on which memory ran out; this rank's own where it ran out on none.
 
         Raises:
             InputError: a rank failed or ended.
         """
 
-        def work() -> tuple[list[Denoised], int]:
+        asked = division.computation.batch
+
+        def work() -> tuple[list[Denoised], int | None]:
             if division.clips.start == division.clips.stop:
-                return [], division.computation.batch
+                return [], None
             made, size = denoise()
-            return [replace(clip, latent=clip.latent.cpu()) for clip in made], size
+            return [replace(clip, latent=clip.latent.cpu()) for clip in made], size if size < asked else None
 
         found = ranks.together(work)[division.leaders]
         clips = [replace(clip, latent=clip.latent.to(self.device)) for made, _ in found for clip in made]
-        return clips, min(size for made, size in found if made)
+        return clips, min((size for _, size in found if size is not None), default=asked)
 
     def prompts_of(self, request: Request, loop: int = 0) -> Prompts:
         """The prompts and negative prompts of a request, encoded, as one loop of a long clip shows them."""
