@@ -8,6 +8,8 @@ import torch
 
 import guidon
 from guidon.core.errors import InputError
+from guidon.guidance import GuidanceTrace
+from guidon.pipeline.generation import Generation
 from guidon.request import Request
 from guidon.samplers import SampleNoise
 
@@ -153,3 +155,51 @@ def test_a_preview_sees_the_clean_latents_of_every_prediction_and_changes_nothin
 def test_a_preview_that_is_no_function_is_refused(pipe):
     with pytest.raises(InputError, match="on_x0 is 3: give a function"):
         pipe(PROMPT, on_x0=3)
+
+
+def test_what_looks_on_at_a_clip_that_is_reproduced_sees_it_alone_and_changes_no_bit(pipe):
+    """It was one of three, and is made beside two copies of itself."""
+    prompts, whole, alone, seen = [PROMPT, OTHER, PROMPT], GuidanceTrace(keep_x0=True), GuidanceTrace(keep_x0=True), []
+    clip = pipe(prompts, seed=[1, 2, 3], trace=whole, **OPTIONS)[1]
+    (again,) = pipe.reproduce(clip.manifest, trace=alone, on_x0=seen.append)
+    assert again == clip
+    assert again.manifest["computed"]["batch"] == 3
+    assert [x0.shape[0] for x0 in seen] == [1] * OPTIONS["steps"]
+    found, expected = alone.as_arrays(), whole.as_arrays()
+    for name in ("difference", "cond", "cosine"):
+        assert np.array_equal(found[name], expected[name][1:2])
+    assert torch.equal(alone.x0[0], whole.x0[0][:, 1:2])
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+def test_a_callback_sees_a_clip_that_is_reproduced_alone_and_makes_the_same_of_it(pipe, stop):
+    seen = []
+
+    def halve(given, step, timestep, tensors):
+        seen.append(len(tensors["latents"]))
+        given._interrupt = step == stop
+        return {"latents": 0.5 * tensors["latents"]}
+
+    frame = np.full((64, 64, 3), 200, np.uint8)
+    clip = pipe([PROMPT, OTHER, PROMPT], seed=[1, 2, 3], callback_on_step_end=halve, first_frame=frame, **OPTIONS)[1]
+    seen.clear()
+    (again,) = pipe.reproduce(clip.manifest, callback_on_step_end=halve, reference_frames=[frame])
+    assert again == clip
+    assert again.manifest["computed"]["batch"] == 3
+    assert set(seen) == {1}
+
+
+def test_a_traced_clip_does_without_its_copies_where_memory_is_full(pipe, monkeypatch):
+    clip = pipe([PROMPT, OTHER, PROMPT], seed=[1, 2, 3], **OPTIONS)[1]
+    whole, trace = Generation._sample, GuidanceTrace()
+
+    def small(self, network, weak, numbers, *rest):
+        if len(numbers) > 1:
+            raise MemoryError
+        return whole(self, network, weak, numbers, *rest)
+
+    monkeypatch.setattr(Generation, "_sample", small)
+    with pytest.warns(UserWarning, match="1 denoised together in place of 3"):
+        (again,) = pipe.reproduce(clip.manifest, trace=trace)
+    assert np.abs(again.frames.astype(int) - clip.frames).max() <= 1
+    assert trace.as_arrays()["difference"].shape[:2] == (1, OPTIONS["steps"])

@@ -82,6 +82,11 @@ class GuidanceTrace:
         self._products = [torch.cat(pair, 1) for pair in zip(self._products, other._products, strict=True)]
         self._x0 = [torch.cat(pair, 1) for pair in zip(self._x0, other._x0, strict=True)]
 
+    def keep_samples(self, count: int) -> None:
+        """Keep the first ``count`` samples, and forget the others."""
+        self._products = [each[:, :count] for each in self._products]
+        self._x0 = [each[:, :count] for each in self._x0]
+
     def forget(self) -> None:
         """Forget every step, so that the run can be made again from its start."""
         self._progress = -math.inf

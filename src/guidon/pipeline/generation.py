@@ -124,7 +124,7 @@ class Generation:
         """
         request, trace = self.request, self.trace
         # A clip that was made beside others is made beside copies of itself: the number of rows alone decides the bits.
-        copies = like.batch if len(clips) == 1 and not self.in_one_batch else 1
+        copies = like.batch if len(clips) == 1 and request.exact is None else 1
         size = request.batch_size or like.batch
         sequential, empty_trace = like.sequential, trace is not None and not len(trace)
         waiting, done, guided = list(clips), list[Denoised](), 0
@@ -140,30 +140,35 @@ class Generation:
                 )
                 before, after = -(-len(done) // size), -(-len(waiting) // size)  # batches that are done, and to do
                 report = part_of(on_step, before, before + after)
-                rows = slice(len(done), len(done) + len(batch) // copies)
-                start = None if self.latents is None else torch.cat([self.latents[rows]] * copies)
-                kept = None if self.kept is None else [*self.kept[rows]] * copies
-                found = attempt(partial(self._sample, network, weak, numbers, noise, start, kept, sequential, report))
+                rows = len(batch) // copies
+                own = slice(len(done), len(done) + rows)
+                start = None if self.latents is None else torch.cat([self.latents[own]] * copies)
+                kept = None if self.kept is None else [*self.kept[own]] * copies
+                found = attempt(
+                    partial(self._sample, network, weak, numbers, rows, noise, start, kept, sequential, report)
+                )
                 if found is not None:
                     latents, guided_steps = found
-                    made = zip(waiting[:size], latents[: len(batch) // copies], strict=True)
+                    if trace is not None and copies > 1:
+                        trace.keep_samples(rows)
+                    made = zip(waiting[:size], latents[:rows], strict=True)
                     done += [Denoised(*clip, each[None], len(batch), sequential) for clip, each in made]
                     guided, waiting = guided + guided_steps, waiting[size:]
                     continue
                 # Memory ran out: do it again with fewer rows, then with one branch at a time.
                 if trace is not None and empty_trace:
                     trace.forget()
-                if len(batch) > 1 and not self.in_one_batch:
-                    size, copies = max(1, len(batch) // copies // 2), 1
+                if len(batch) > 1 and (copies > 1 or not self.in_one_batch):
+                    size, copies = max(1, rows // 2), 1
                 elif not sequential and not request.guidance.is_conditional:
                     sequential = True
                     if replay is not None:  # its noise goes on from batch to batch: begin again
                         waiting, done, replay = list(clips), [], self._replay()
                 else:
-                    rows = "one clip" if len(batch) == 1 else f"{len(batch)} clips, which must be one batch,"
+                    what = "one clip" if len(batch) == 1 else f"{len(batch)} clips, which must be one batch,"
                     rather = "free memory" if self.device.type == "cpu" else f"give {setting('offload')} blocks"
                     raise InputError(
-                        f"the memory of {self.device} is full where {rows} and one branch is denoised at a time: lower "
+                        f"the memory of {self.device} is full where {what} and one branch is denoised at a time: lower "
                         f"{setting('size')} or {setting('frames')}, or {rather}"
                     )
             del network, weak  # so that their stages can free them
@@ -265,13 +270,17 @@ class Generation:
         network: Network[Any],
         weak: Network[Any] | None,
         numbers: Sequence[int],
+        rows: int,
         noise: LegacyNoise | SampleNoise,
         start: Tensor | None,
         kept: Sequence[Kept] | None,
         sequential: bool,
         on_step: OnStep | None,
     ) -> tuple[Tensor, int]:
-        """Sample one batch: latents (B, C, ...), and the number of steps at which guidance acted."""
+        """Sample one batch: latents (B, C, ...), and the number of steps at which guidance acted.
+
+        The first ``rows`` are the clips, which a caller's functions see; the others are copies of them.
+        """
         request = self.request
         # the noise levels and the noise to start from; an exact replay has its own precisions
         shape = latent_shape(self.preset, self.model.facts, request, network.latent_shape)
@@ -305,7 +314,10 @@ class Generation:
                 "euler": sample_euler,
                 "heun": sample_heun,
             }
-            options = {"process": self.model.process, "on_step": on_step, "after_step": self.after_step}
+            after_step = self.after_step
+            if after_step is not None and rows < len(x):
+                after_step = _without_copies(after_step, rows)
+            options = {"process": self.model.process, "on_step": on_step, "after_step": after_step}
             held: CheckedDenoiser = denoiser
             if kept is not None:
                 asked = [each for each in (network, weak) if each is not None]
@@ -314,13 +326,13 @@ class Generation:
                     denoiser, kept, knows, self.model.process.parameterization, self.device, denoiser.conditional
                 )
             if self.on_x0 is not None:
-                held = Watched(held, self.on_x0, self.model.process.parameterization)
+                held = Watched(held, self.on_x0, self.model.process.parameterization, rows)
             try:
                 latents = samplers[request.sampler](held, schedule, x, noise, **options)
             except Interrupted as stop:
                 latents = stop.latents
         if kept is not None:
-            latents = put_back(latents, kept)
+            latents = put_back(latents, kept[: len(latents)])
         return latents, denoiser.memory.guided
 
     def _compiled(
@@ -403,6 +415,15 @@ class Generation:
         if request.spacing is not None:
             return schedule.spaced_by(request.steps, parse_spacing(request.spacing))
         return schedule.respaced(request.steps)
+
+
+def _without_copies(after_step: AfterStep, rows: int) -> AfterStep:
+    """``after_step`` of the first ``rows``. The other rows, which are copies, become copies of its result."""
+
+    def call(step: int, level: NoiseLevel, x: Tensor) -> Tensor:
+        return torch.cat([after_step(step, level, x[:rows])] * (len(x) // rows))
+
+    return call
 
 
 def _with_rounded_timesteps(

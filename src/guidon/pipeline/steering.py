@@ -89,17 +89,18 @@ class Watched:
         denoiser: what predicts.
         on_x0: called after every prediction.
         parameterization: what ``denoiser`` predicts.
+        rows: how many rows of a batch are shown, the first ones.
     """
 
-    def __init__(self, denoiser: CheckedDenoiser, on_x0: OnX0, parameterization: Parameterization) -> None:
-        self.denoiser, self.on_x0 = denoiser, on_x0
+    def __init__(self, denoiser: CheckedDenoiser, on_x0: OnX0, parameterization: Parameterization, rows: int) -> None:
+        self.denoiser, self.on_x0, self.rows = denoiser, on_x0, rows
         self.parameterization: Parameterization = parameterization
 
     def __call__(self, x: Tensor, level: NoiseLevel, /) -> Tensor:
         """The prediction of the denoiser."""
         prediction = self.denoiser(x, level)
         own, _ = split_prediction(prediction, x.shape[1])
-        self.on_x0(convert(own, x, level, self.parameterization, "x0"))
+        self.on_x0(convert(own, x, level, self.parameterization, "x0")[: self.rows])
         return prediction
 
     def finish(self) -> None:
