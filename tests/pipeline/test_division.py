@@ -155,6 +155,16 @@ def test_latents_traces_and_callbacks_on_ranks_are_those_of_one_process(pipe):
     assert on_ranks(work) == [(True, True), (True, False)]  # a trace is filled on the first rank
 
 
+def test_no_rank_calls_a_run_that_was_stopped_unguided(pipe):
+    def work():
+        with guidon.Ranks.join() as ranks, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipe(PROMPTS[0], ranks=ranks, callback_on_step_end=_stop, **STEPS | {"timing": "interval:0.5,1"})
+        return [str(each.message) for each in caught]
+
+    assert on_ranks(work) == [[], []]
+
+
 def test_four_ranks_are_two_shares_of_two_branches(pipe):
     def work():
         with guidon.Ranks.join(branches=2) as ranks:
@@ -168,6 +178,10 @@ def test_four_ranks_are_two_shares_of_two_branches(pipe):
 
 def _halve(pipe, step, timestep, kept):
     return {"latents": kept["latents"] * 0.5}
+
+
+def _stop(pipe, step, timestep, kept):
+    pipe._interrupt = True
 
 
 def _listed(made):

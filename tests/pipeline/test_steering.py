@@ -1,6 +1,7 @@
 """Latents that a caller gives, and changes after a step."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -114,6 +115,18 @@ def test_a_callback_may_stop_the_run(pipe):
     assert torch.equal(stopped.frames, states[-1])
     assert stopped.manifests[0]["generation"]["callback"] is True
     assert pipe(PROMPT, **OPTIONS).manifest["generation"].get("callback") is None  # the next run is whole
+
+
+def test_a_run_that_was_stopped_before_its_guided_steps_is_not_called_unguided(pipe):
+    def stop(given, *_):
+        given._interrupt = True
+
+    late = OPTIONS | {"timing": "interval:0.5,1"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(PROMPT, callback_on_step_end=stop, **late)
+    with pytest.warns(UserWarning, match="no step was guided"):
+        pipe(PROMPT, **OPTIONS | {"timing": "interval:0.4,0.45"})
 
 
 class NeedsEmbeddings:

@@ -127,7 +127,7 @@ class Generation:
         copies = like.batch if len(clips) == 1 and request.exact is None else 1
         size = request.batch_size or like.batch
         sequential, empty_trace = like.sequential, trace is not None and not len(trace)
-        waiting, done, guided = list(clips), list[Denoised](), 0
+        waiting, done, guided = list(clips), list[Denoised](), False
         replay = self._replay()
         dtype = torch_dtype(request.dtype)
         graphs = nullcontext() if self.compilation is None else self.compilation.on()
@@ -148,12 +148,12 @@ class Generation:
                     partial(self._sample, network, weak, numbers, rows, noise, start, kept, sequential, report)
                 )
                 if found is not None:
-                    latents, guided_steps = found
+                    latents, acted = found
                     if trace is not None and copies > 1:
                         trace.keep_samples(rows)
                     made = zip(waiting[:size], latents[:rows], strict=True)
                     done += [Denoised(*clip, each[None], len(batch), sequential) for clip, each in made]
-                    guided, waiting = guided + guided_steps, waiting[size:]
+                    guided, waiting = guided or acted, waiting[size:]
                     continue
                 # Memory ran out: do it again with fewer rows, then with one branch at a time.
                 if trace is not None and empty_trace:
@@ -172,7 +172,8 @@ class Generation:
                         f"{setting('size')} or {setting('frames')}, or {rather}"
                     )
             del network, weak  # so that their stages can free them
-        if not guided and not request.guidance.is_conditional and not request.distilled:
+        leads = self.team is None or self.team.first  # the others do not know of a callback that stopped the run
+        if leads and not guided and not request.guidance.is_conditional and not request.distilled:
             warn(
                 f"no step was guided: none of the {request.steps} steps falls inside the timing "
                 f"{request.guidance.timing.text}: widen it or take more steps"
@@ -276,8 +277,8 @@ class Generation:
         kept: Sequence[Kept] | None,
         sequential: bool,
         on_step: OnStep | None,
-    ) -> tuple[Tensor, int]:
-        """Sample one batch: latents (B, C, ...), and the number of steps at which guidance acted.
+    ) -> tuple[Tensor, bool]:
+        """Sample one batch: latents (B, C, ...), and whether guidance acted, or a callback stopped the run before.
 
         The first ``rows`` are the clips, which a caller's functions see; the others are copies of them.
         """
@@ -300,7 +301,7 @@ class Generation:
         make = self.denoiser if self.compilation is None else partial(self._compiled, self.compilation, x)
         denoiser = self._agreed(partial(make, network, weak, numbers, sequential))
         if self.team is not None and not self.team.first:
-            return x, denoiser.serve(self.device)
+            return x, denoiser.serve(self.device) > 0
         with denoiser.leading():
             placed: dict[str, Any] = {"steps": request.steps, "spacing": parse_spacing(request.spacing or "uniform")}
             samplers: dict[str | None, Callable[..., Tensor]] = {
@@ -327,13 +328,14 @@ class Generation:
                 )
             if self.on_x0 is not None:
                 held = Watched(held, self.on_x0, self.model.process.parameterization, rows)
+            stopped = False
             try:
                 latents = samplers[request.sampler](held, schedule, x, noise, **options)
             except Interrupted as stop:
-                latents = stop.latents
+                latents, stopped = stop.latents, True
         if kept is not None:
             latents = put_back(latents, kept[: len(latents)])
-        return latents, denoiser.memory.guided
+        return latents, stopped or denoiser.memory.guided > 0
 
     def _compiled(
         self,
