@@ -14,7 +14,7 @@ import guidon
 from guidon.core.errors import InputError
 from guidon.models.text.features import save_features
 from released import make_checkpoints, make_sized_checkpoints, make_vae
-from tiny_model import write_tiny_adapters
+from tiny_model import write_tiny_adapters, write_tiny_distilled
 
 FEW = {"steps": 2, "cfg_scale": 2, "cfg_channels": "all", "seed": 1, "dtype": "fp32"}
 PROMPT = "a red circle moves left on a white background"
@@ -52,6 +52,26 @@ def test_adapters_are_saved_merged(tiny_model, tmp_path):
     frames = [each(PROMPT, **FEW).frames.astype(int) for each in (pipe, guidon.load(saved, device="cpu"))]
     assert np.abs(frames[0] - frames[1]).max() <= 2  # stored in 16 bits
     assert np.abs(frames[0] - guidon.load(tiny_model, device="cpu")(PROMPT, **FEW).frames).max() > 2
+
+
+@pytest.mark.parametrize("fast", [{"distilled": True}, {"distilled": False}, None])
+def test_a_distilled_network_is_not_saved_with_merged_adapters(tiny_model, tmp_path, fast):
+    folder = write_tiny_distilled(shutil.copytree(tiny_model, tmp_path / "model"))
+    if fast is not None:
+        steps = {"sampler": "consistency" if fast["distilled"] else "ddim", "steps": 2, "measured": "nothing"}
+        (folder / "Guidon.fast.json").write_text(json.dumps(steps | fast))
+    kept = guidon.load(folder, device="cpu").save_pretrained(tmp_path / "kept")
+    assert (kept / "denoiser-fast.safetensors").is_file()
+    pipe = guidon.load(folder, device="cpu", lora=write_tiny_adapters(tmp_path / "adapter"))
+    saved = pipe.save_pretrained(tmp_path / "kept")  # what was there goes, too
+    assert not (saved / "denoiser-fast.safetensors").exists()
+    assert (saved / "Guidon.fast.json").exists() == (fast == {"distilled": False})
+    again = guidon.load(saved, device="cpu")
+    if fast == {"distilled": False}:
+        assert again.plan(PROMPT, fast=True).sampler == "ddim"
+    else:
+        with pytest.raises(InputError, match="fast is for a model whose settings were calibrated"):
+            again.plan(PROMPT, fast=True)
 
 
 RELEASED = {

@@ -504,8 +504,9 @@ class Pipeline(metaclass=_Named):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Save the model as a folder in the Hub's form: config.json, safetensors, the autoencoder, and a card.
 
-        ``guidon.from_pretrained(folder)`` reads it without further options. Adapters are merged into the weights. T5,
-        which is large, stays where it is; a file of features is copied. Other files in the folder stay.
+        ``guidon.from_pretrained(folder)`` reads it without further options. Adapters are merged into the weights, of
+        which a distilled network was not made: it is left out. T5, which is large, stays where it is; a file of
+        features is copied. Other files in the folder stay.
 
         Raises:
             InputError: the weights are a diffusers pipeline's, or of a family that has no such folder.

@@ -18,7 +18,7 @@ from ..core.extras import require
 from ..diffusion import FlowPath
 from ..models.adapters.merging import network_of
 from ..models.finding import find_on_hub
-from ..models.small import DENOISER
+from ..models.small import DENOISER, DISTILLED, FAST
 from ..models.trained.autoencoders import AutoencoderSource
 from ..models.trained.config import (
     CARD,
@@ -69,8 +69,15 @@ def push(pipe: Pipeline, repository: str, *, private: bool, token: str | None, m
 
 
 def _copy_own(pipe: Pipeline, source: Path, folder: Path) -> None:
-    """Copy a model folder. Where adapters are merged, its network's file is written anew."""
+    """Copy a model folder. Where adapters are merged, its network's file is written anew, without a distilled one."""
+    merges = pipe.sources is not None and bool(pipe.sources.lora)
+    left_out = set[str]()
+    if merges:  # a distilled network is of the weights without adapters
+        fast = pipe.preset.fast
+        left_out = {DISTILLED, FAST} if fast is not None and fast.distilled else {DISTILLED}
     for name in HUB:
+        if name in left_out:
+            continue
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
         elif (source / name).is_dir():
@@ -80,7 +87,7 @@ def _copy_own(pipe: Pipeline, source: Path, folder: Path) -> None:
     if not (folder / CARD).is_file():
         text = "---\nlibrary_name: guidon\npipeline_tag: text-to-video\n---\n\n# A model of Guidon\n"
         write_bytes(folder / CARD, text.encode())
-    if pipe.sources is None or not pipe.sources.lora:
+    if not merges:
         return
     adapters = {name: value for name, value in pipe.hashes.items() if " " in name}
     with pipe.model.network.in_use(torch.float32) as network:
