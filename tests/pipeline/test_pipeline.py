@@ -9,6 +9,7 @@ import guidon
 from guidon.core.errors import InputError
 from guidon.guidance import RULES, Guidance, GuidanceTrace, GuidedDenoiser, Memory
 from guidon.models.vae.frames import FrameVAE
+from guidon.pipeline.calls import CallOptions, RunOptions
 from guidon.request import Request
 
 PROMPT = "a red circle moves left on a white background"
@@ -347,6 +348,16 @@ def test_combine_on_bare_tensors_is_the_pipelines_guided_prediction(pipe, monkey
         assert torch.equal(ours, out)
         guided += 1
     assert guided >= 3
+
+
+def test_none_is_the_default_of_every_keyword(pipe):
+    """But for cfg_channels, of which None means all."""
+    nothing = dict.fromkeys({*CallOptions.__annotations__} - {"cfg_channels", "cfg_channel", "prompt"})
+    values = {"steps": 2, "seed": 4}
+    plain = pipe(PROMPT, **values)
+    assert pipe(PROMPT, **nothing | values) == plain
+    assert pipe.generate(pipe.plan(PROMPT, **values), **dict.fromkeys(RunOptions.__annotations__)) == [plain]
+    assert pipe(PROMPT, return_dict=False, **values) == ([plain],)
 
 
 def test_a_mistyped_choice_is_refused_whatever_its_value(pipe):

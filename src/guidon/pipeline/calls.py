@@ -36,9 +36,9 @@ Prompted: TypeAlias = "str | Sequence[str] | None"
 class RunOptions(TypedDict, total=False):
     """How clips are made. Pixels change by at most 1/255, but for ``latents``, the callback, and ``exact``."""
 
-    batch_size: int
+    batch_size: int | None
     """How many clips are denoised together, 8 if it is left out. It changes memory; with ``exact``, the samples."""
-    sequential: bool
+    sequential: bool | None
     """Run guidance's branches one after the other, in the memory of one branch."""
     on_step: OnStep | None
     """Called as ``on_step(done, total)`` after every denoising step."""
@@ -109,7 +109,7 @@ class CallOptions(ClipOptions, total=False):
     """num_samples."""
     prompt: str | Sequence[str] | None
     """prompts."""
-    return_dict: bool
+    return_dict: bool | None
     """False for a tuple of one element."""
 
 
@@ -134,7 +134,8 @@ class Call:
     @property
     def batch_size(self) -> int:
         """How many clips are denoised together."""
-        return self.run.get("batch_size", CLIPS_TOGETHER)
+        size = self.run.get("batch_size")
+        return CLIPS_TOGETHER if size is None else size
 
     def form(self, made: list[Video] | DiffusersOutput) -> Any:
         """What was made, in the form that the call asks for."""
@@ -155,7 +156,7 @@ def read_call(prompts: Any, output_type: Any, options: CallOptions) -> Call:
         raise InputError(
             f"output_type {quoted(output_type)} does not exist{nearest(str(output_type), get_args(OutputType))}"
         )
-    return_dict = given.pop("return_dict", True)
+    return_dict = given.pop("return_dict", None)
     check_inputs(given.pop("callback_on_step_end_tensor_inputs", None))
     run_names = tuple(RunOptions.__annotations__)
     texts = given.get("prompts", given.get("prompt"))
@@ -168,7 +169,7 @@ def read_call(prompts: Any, output_type: Any, options: CallOptions) -> Call:
         choices=cast("Choices", {name: value for name, value in own.items() if name not in run_names}),
         run=cast("RunOptions", {name: value for name, value in own.items() if name in run_names}),
         single=isinstance(texts, str) and num_samples == 1,
-        return_dict=bool(return_dict),
+        return_dict=return_dict is None or bool(return_dict),
         force=bool(force),
     )
 
@@ -203,17 +204,19 @@ def check_run(request: Any, options: RunOptions) -> None:
     for name, value in options.items():
         if name not in RunOptions.__annotations__:
             raise InputError(f"{name!r} does not exist{nearest(name, RunOptions.__annotations__)}")
+        if value is None:
+            continue
         if name == "batch_size":
             read_count(name, value)
         elif name == "sequential" and not isinstance(value, bool):
             raise InputError(f"{setting(name)} is {quoted(value)}: give True or False")
-        elif name == "on_step" and not (value is None or callable(value)):
+        elif name == "on_step" and not callable(value):
             raise InputError(f"{setting(name)} is {quoted(value)}: give a function of the steps done and their number")
-        elif name == "on_x0" and not (value is None or callable(value)):
+        elif name == "on_x0" and not callable(value):
             raise InputError(f"{setting(name)} is {quoted(value)}: give a function of the clean latents of a step")
-        elif name == "ranks" and not (value is None or isinstance(value, Ranks)):
+        elif name == "ranks" and not isinstance(value, Ranks):
             raise InputError(f"{name} is {quoted(value)}: give guidon.Ranks.join()")
-        elif name == "trace" and not (value is None or isinstance(value, GuidanceTrace)):
+        elif name == "trace" and not isinstance(value, GuidanceTrace):
             raise InputError(f"{setting(name)} is {quoted(value)}: give a GuidanceTrace")
     if request.loops > 1:
         for name in ("trace", "latents", "callback_on_step_end"):

@@ -354,7 +354,7 @@ class Pipeline(metaclass=_Named):
         steering = None if callback is None else Steering(self, callback)
         count, shape = len(request.prompts) * len(request.samples), self.planner.latent_shape(request)
         together = CLIPS_TOGETHER if trace is None else max(CLIPS_TOGETHER, count)  # a trace is of one batch
-        batch_size = request.batch_size or (options.get("batch_size", together) if like is None else like.batch)
+        batch_size = request.batch_size or ((options.get("batch_size") or together) if like is None else like.batch)
         ranks = options.get("ranks")
         ranks = None if ranks is None or len(ranks) == 1 else ranks
         frames, _, _ = self.planner.clip_size(request)
@@ -367,13 +367,13 @@ class Pipeline(metaclass=_Named):
         request, latents = start_from(request, options.get("latents"), shape)
         anew = like is None
         if like is None:
-            like = Computation(batch=min(batch_size, count), sequential=options.get("sequential", False))
+            like = Computation(batch=min(batch_size, count), sequential=bool(options.get("sequential")))
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
         division = Division(None, slice(0, count), like, slice(0, 1))
         if ranks is not None:
             whole = request.exact is not None or trace is not None or steering is not None
             division = divide(
-                ranks, request, like, in_one_batch=whole, anew=anew, batch_given="batch_size" in options
+                ranks, request, like, in_one_batch=whole, anew=anew, batch_given=options.get("batch_size") is not None
             )  # fmt: skip
         encode = partial(self.prompts_of, request, loop)
         prompts = encode() if ranks is None else ranks.from_first(encode)
