@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,15 @@ def test_a_spectrum_has_every_prompt_step_channel_and_frame(taken_apart):
     assert taken_apart.energy_share.sum() == pytest.approx(1)
     assert (taken_apart.moved > 0).all()  # the unguided channel is measured too
     assert np.isfinite(taken_apart.influence).all()
+
+
+def test_a_prompt_without_energy_has_no_share_of_it(taken_apart):
+    difference = taken_apart.difference.copy()
+    difference[0] = 0
+    shares = replace(taken_apart, difference=difference).energy_share
+    assert np.array_equal(shares, replace(taken_apart, difference=difference[1:]).energy_share)
+    assert shares.sum() == pytest.approx(1)
+    assert np.isnan(replace(taken_apart, difference=0 * difference).energy_share).all()
 
 
 def test_influence_is_the_slope_of_the_decoded_video(tiny_model, taken_apart):

@@ -72,8 +72,12 @@ class Spectrum:
 
     @property
     def energy_share(self) -> np.ndarray:
-        """(C,): each channel's share of the summed squared difference, averaged over prompts."""
+        """(C,): each channel's share of the summed squared difference, averaged over the prompts that have any; NaN if
+        none has."""
         energy = (self.difference**2).sum((1, 3))
+        energy = energy[energy.sum(1) > 0]
+        if not len(energy):
+            return np.full(energy.shape[1], np.nan)
         return (energy / energy.sum(1, keepdims=True)).mean(0)
 
     def table(self) -> str:
