@@ -121,6 +121,8 @@ def test_what_guides_nothing_is_refused(tiny_model):
         spectrum(pipe, PROMPTS, cfg_scale=1.0)
     with pytest.raises(InputError, match="give at least 1"):
         spectrum(pipe, PROMPTS, looks=0)
+    with pytest.raises(InputError, match="rotation guides rotated channels"):
+        spectrum(pipe, PROMPTS, rotation=3, **CHOICES)
     with (
         pytest.warns(UserWarning, match="no step was guided"),
         pytest.raises(InputError, match="guides none of the 2 steps"),

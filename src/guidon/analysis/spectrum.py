@@ -106,10 +106,15 @@ def check_spectrum(request: Request, channels: int, looks: int) -> None:
     """Refuse what cannot be measured. It needs neither the model's weights nor torch.
 
     Raises:
-        InputError: the request guides nothing, or no step is looked at.
+        InputError: the request guides nothing, or rotated channels, or no step is looked at.
     """
     if looks < 1:
         raise InputError(f"{setting('looks')} is {looks}: give at least 1 step at which influence is measured")
+    if request.rotation is not None:
+        raise InputError(
+            f"{setting('rotation')} guides rotated channels, and the decoder's are not: the spectrum is of a latent's "
+            "own channels, so leave it out"
+        )
     if (scales := request.guidance.scales_for(channels)).is_identity:
         raise guides_nothing(scales, "measure")
 
