@@ -82,6 +82,15 @@ def test_several_seeds_are_one_for_each_prompt_or_one_for_each_clip():
         assert alone == validated(Request, one, None)
 
 
+def test_every_prompts_own_seed_is_one():
+    """A manifest of the last prompt must be read back."""
+    with pytest.raises(InputError, match=r"seed 9223372036854775807 with seed_per_prompt .* at most 2\^63 - 2"):
+        several(seed=2**63 - 1, seed_per_prompt=True)
+    last = several(seed=2**63 - 2, seed_per_prompt=True).alone(1, 0)
+    assert validated(Request, json.loads(last.model_dump_json()), "manifest.json").seed == 2**63 - 1
+    assert several(seed=2**63 - 1).seed == 2**63 - 1
+
+
 def test_a_request_with_lists_is_read_back_from_its_json():
     request = several(seed=[7, 9], negative_prompt=["c", "d"])
     assert validated(Request, json.loads(request.model_dump_json()), "manifest.json") == request

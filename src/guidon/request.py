@@ -275,6 +275,11 @@ class Request(Settings):
             if self.seed_per_prompt or self.exact:
                 other = setting("seed_per_prompt" if self.seed_per_prompt else "exact")
                 raise InputError(f"{setting('seed')} holds several seeds, {other} needs one: give one")
+        elif self.seed_per_prompt and self.seed + prompts > 2**63:
+            raise InputError(
+                f"{setting('seed')} {self.seed} with {setting('seed_per_prompt')} gives the last of {prompts} prompts "
+                f"the seed {self.seed + prompts - 1}: give one of at most 2^63 - {prompts}"
+            )
         if self.latents is not None and len(self.latents) != clips:
             raise InputError(f"{setting('latents')} holds {len(self.latents)} hashes for {clips} clips")
         if isinstance(self.negative_prompt, tuple) and len(self.negative_prompt) != prompts:
