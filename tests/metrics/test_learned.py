@@ -13,7 +13,7 @@ import judges
 from guidon import world
 from guidon.core.errors import InputError
 from guidon.metrics import networks
-from guidon.metrics.bench import find_bench, open_bench
+from guidon.metrics.bench import BENCHES, find_bench, open_bench
 from guidon.metrics.choice import BenchChoice
 from guidon.metrics.learned import consistency
 from guidon.metrics.video import STILL
@@ -208,6 +208,18 @@ def test_names_of_benches_are_joined_in_one_order():
         BenchChoice(name="video+clib")
     with pytest.raises(InputError, match="names world and video: name one"):
         BenchChoice(name="video+world").full_name("video")
+
+
+@pytest.mark.parametrize("base", [name for name in BENCHES if BENCHES[name].goal is None])
+def test_the_goal_of_fit_lowers_metrics_that_the_bench_has(base):
+    bench = find_bench(f"{base}+clip")
+    assert bench.goal is not None
+    lowered = bench.goal.lower
+    assert set(lowered) == {"clipped", "interpolation_error"} & bench.metrics.keys()
+    values = {name: np.ones(2) for name in bench.metrics}
+    assert all(np.array_equal(of(values), np.ones(2)) for of in lowered.values())
+    assert lowered
+    assert find_bench(base).goal is None
 
 
 def test_a_bench_without_its_weights_refuses_to_measure():

@@ -180,8 +180,13 @@ def with_learned(base: Bench, name: str) -> Bench:
     return replace(
         base, name=name, metrics={**own, **base.metrics}, measure=refuse, shown=(*own, *base.shown),
         primary=next(iter(own)), fronts=(*fronts, *base.fronts),
-        goal=base.goal or (FIT if FIT.keep in own else None),
+        goal=base.goal or (_fit({**own, **base.metrics}) if FIT.keep in own else None),
     )  # fmt: skip
+
+
+def _fit(metrics: Mapping[str, Metric]) -> Goal:
+    """``FIT`` for a bench that has these metrics."""
+    return replace(FIT, lower={name: value for name, value in FIT.lower.items() if name in metrics})
 
 
 FIT = Goal(
