@@ -142,6 +142,21 @@ def test_it_goes_on_from_the_blocks_that_are_there(tmp_path):
     assert wider.found is not None
 
 
+def test_blocks_of_another_kind_of_device_or_torch_are_sampled_anew(tmp_path, monkeypatch):
+    """Their seconds cannot be compared."""
+    captions = BENCH.captions(None, 1, 8)
+
+    def calls(device):
+        pipe = Made(by_steps)
+        pipe.device = torch.device(device)
+        Sampler(pipe, BENCH, tmp_path, shared={}, block=8, say=print)([Candidate({})], captions)
+        return len(pipe.calls)
+
+    assert [calls(device) for device in ("cpu", "cpu", "cuda", "cuda:1", "cpu")] == [1, 0, 1, 0, 0]
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    assert calls("cpu") == 1
+
+
 def test_ctrl_c_keeps_whole_blocks(tmp_path):
     class Stopped(Made):
         def generate(self, request, *, batch_size):

@@ -43,7 +43,8 @@ class Measured:
 class Sampler:
     """Samples and measures candidates block by block, and stores each block in a file of its own.
 
-    Processes that work in one folder share the blocks. An interrupted search goes on from the blocks that are there.
+    Processes that work in one folder share the blocks. An interrupted search goes on from the blocks that are there, if
+    they were sampled on a device of the same kind, by the same version of torch.
 
     Args:
         pipe: the model.
@@ -104,9 +105,12 @@ class Sampler:
         return self.pipe.complete(captions[start : start + self.block], (0,), batch_size=self.block, **own)
 
     def _asked(self, request: Request) -> dict[str, Any]:
-        """What decides the values of a block."""
+        """What decides the values of a block and its seconds."""
+        import torch
+
         weights = self.pipe.hashes | (self.pipe.distilled_hashes if request.distilled else {})
         own = {"request": request.model_dump(mode="json"), "weights": weights, "bench": self.bench.name}
+        own |= {"device": self.pipe.device.type, "torch": torch.__version__}
         return own | ({"bench_weights": self.weights} if self.weights else {})
 
     def _path(self, request: Request) -> Path:
