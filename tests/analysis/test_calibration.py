@@ -176,6 +176,29 @@ def test_ctrl_c_keeps_whole_blocks(tmp_path):
     assert not [*tmp_path.glob(".*.lock")]
 
 
+def test_fast_settings_hold_the_scale_and_name_the_channels_that_they_were_verified_with(tmp_path):
+    preset = find_preset("guidon-small")
+    found, pipe, _ = run(tmp_path, finer=False, cfg_scale=4.5, cfg_channels="all")
+    assert {request.guidance.scales_for(4).scales for request in pipe.calls} == {(4.5,) * 4}
+    fast = found.fast(preset)
+    assert fast is not None
+    assert fast.cfg_scale == 4.5
+    assert fast.measured.endswith("no worse on 80 prompts in joint, law_residual, with cfg_channels all")
+    planner = replace(PLANNER, preset=replace(preset, fast=fast))
+    assert planner.complete([""], fast=True, cfg_channels="all").guidance == pipe.calls[-1].guidance
+    own = replace(found, shared={"cfg_scale": None}).fast(preset)
+    assert own is not None
+    assert own.cfg_scale is None
+    several = replace(found, shared={"cfg_scale": (4, 4, 4, 1)}).fast(preset)
+    assert several is not None
+    assert several.cfg_scale is None
+    assert several.measured.endswith(", with cfg_scale (4, 4, 4, 1)")
+    scaled = replace(found.verified[0].measured, candidate=Candidate({"steps": 25, "cfg_scale": 3.0}))
+    chosen = replace(found, verified=(replace(found.verified[0], measured=scaled),)).fast(preset)
+    assert chosen is not None
+    assert chosen.cfg_scale == 3  # a candidate's own is the one that was sampled
+
+
 def test_a_damaged_block_is_refused_by_name(tmp_path):
     run(tmp_path, finer=False)
     path = sorted(tmp_path.glob("*.json"))[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Calibration:
     """Of the intervals on held-out prompts: 0.95 for all finalists together."""
     timed: str = "s"
     """What time is measured in: CPU seconds, or seconds by the clock."""
+    shared: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Choices of all settings, such as ``cfg_scale``."""
 
     @property
     def found(self) -> Verified | None:
@@ -76,7 +78,10 @@ class Calibration:
         return f"{told}\nfast settings, {found.faster:.1f} times less time: {found.measured.candidate.name}"
 
     def fast(self, preset: Preset[Any]) -> Fast | None:
-        """The fast settings of a model with this preset; None if none was found."""
+        """The fast settings of a model with this preset; None if none was found.
+
+        They hold one guidance scale that all settings shared. Other shared choices are only named in ``measured``.
+        """
         if self.found is None:
             return None
         chosen = dict(self.found.measured.candidate.choices)
@@ -84,10 +89,14 @@ class Calibration:
             own = preset.fast.settings
         else:
             own = {name: getattr(preset, name) for name in ("sampler", "steps", "timing", "dtype", "decode_dtype")}
+        shared = {name: value for name, value in self.shared.items() if value is not None}
+        if isinstance(shared.get("cfg_scale"), int | float):
+            own["cfg_scale"] = shared.pop("cfg_scale")
         count = len(next(iter(self.own.values.values())))
         measured = (
             f"{self.found.faster:.1f}x less time a clip; no worse on {count} prompts in {', '.join(self.margins)}"
         )
+        measured += "".join(f", with {name} {value}" for name, value in shared.items())
         return Fast(**own | chosen, measured=measured)
 
     def as_json(self) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def calibrate(
     confidence = 1 - 0.05 / len(chosen)
     verified = tuple(verify(bench, reference, each, allowed, confidence) for each in found)
     timed = "CPU s" if pipe.device.type == "cpu" else "s"
-    return Calibration(pipe.preset.name, bench, allowed, (own, *tuned), reference, verified, confidence, timed)
+    tried = own, *tuned
+    return Calibration(pipe.preset.name, bench, allowed, tried, reference, verified, confidence, timed, shared)
 
 
 class _Progress:
