@@ -290,6 +290,14 @@ def test_cfg_plus_plus_works_where_rectified_flow_begins():
     assert torch.allclose(found, nearly, atol=1e-4)
 
 
+def test_cfg_plus_plus_is_conditional_in_a_step_that_stays_at_its_level():
+    cond, uncond, _, x = branches(SHAPES["image"])
+    found, _ = Guidance(0.6, "all", "cfg++").combine(
+        cond, uncond, x, flow_level(0.1, after=0.1), parameterization="flow"
+    )
+    assert torch.equal(found, cond)
+
+
 # when it acts
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import guidon
 from guidon import Guidance, GuidanceTrace, InputError
-from guidon.bridges.diffusers.levels import RunLevels
+from guidon.bridges.diffusers.levels import DETERMINISTIC, RunLevels
 from guidon.guidance import START
 from tiny_pipelines import PIPELINES, TinyPipeline, in_dtype, record, run
 
@@ -170,6 +170,32 @@ def test_stochastic_flow_matching_adds_noise() -> None:
     guidon.apply(pipe, Guidance(0.6, "all", "cfg++"))
     with pytest.raises(InputError, match=r"cfg\+\+ needs a scheduler that adds no noise"):
         run(tiny, pipe)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if not name.startswith("FlowMatch")])
+def test_cfg_plus_plus_of_every_schedule_is_finite(name: str, spacing: str) -> None:
+    """Some end with a step that stays at its level."""
+    import diffusers
+
+    tiny = BY_NAME["sd-1.5"]
+    pipe = tiny.make()
+    guidon.apply(pipe, Guidance(0.6, "all", "cfg++"))
+    euler = [{"final_sigmas_type": kind} for kind in ("zero", "sigma_min")]
+    ddim = [{"set_alpha_to_one": one} for one in (True, False)]
+    for last in euler if name.startswith("Euler") else ddim:
+        pipe.scheduler = getattr(diffusers, name)(timestep_spacing=spacing, **last)
+        assert run(tiny, pipe).isfinite().all(), last
+
+
+def test_cfg_plus_plus_of_cosmos_2_is_finite() -> None:
+    """Its last step stays at the last level but one."""
+    tiny = BY_NAME["cosmos-2"]
+    pipe = tiny.make()
+    pipe.scheduler.register_to_config(final_sigmas_type="sigma_min")
+    guidon.apply(pipe, Guidance(0.6, "all", "cfg++"))
+    assert run(tiny, pipe).isfinite().all()
+    assert pipe.scheduler.sigmas[-1] == pipe.scheduler.sigmas[-2]
 
 
 @pytest.mark.parametrize("scale", [np.float32(4), np.float64(4), torch.tensor(4.0), 4], ids=repr)

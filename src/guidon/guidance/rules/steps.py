@@ -46,8 +46,10 @@ class CFGPlusPlus(Rule):
                 "rectified flow"
             )
         # numerator and denominator are multiplied by alpha, which is 0 where rectified flow begins
-        carried = after.alpha * level.sigma
-        return cfg(branches, scale * (carried / (carried - level.alpha * after.sigma)))
+        carried, left = after.alpha * level.sigma, level.alpha * after.sigma
+        if carried == left:  # schedules may end with a step that stays at its level: no prediction moves it
+            return branches.cond
+        return cfg(branches, scale * (carried / (carried - left)))
 
 
 @dataclass(frozen=True)
