@@ -161,6 +161,30 @@ def test_timing_of_continuous_timesteps() -> None:
     assert 3 <= len(trace) <= 8
 
 
+@pytest.mark.parametrize("shift", [0.15, 0.2, 0.4, 1.0, 3.0])
+def test_rectified_flow_begins_at_noise(shift: float) -> None:
+    """Also where the scheduler's first sigma is rounded to a number above 1."""
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(28)
+    levels = RunLevels.of(scheduler).levels
+    assert 0 <= levels[0].alpha == levels[0].progress < 1e-6
+    assert [level.sigma for level in levels] == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-5)
+
+
+def test_the_levels_of_a_scheduler_of_order_2() -> None:
+    import diffusers
+
+    tiny = BY_NAME["sd-1.5"]
+    pipe, seen = tiny.make(), []
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    guidon.apply(pipe, Guidance(3, "all", "apg"), observe=seen.append)
+    run(tiny, pipe)
+    ratios = [step.level.sigma / step.level.alpha for step in seen]
+    assert ratios == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
+
+
 def test_stochastic_flow_matching_adds_noise() -> None:
     import diffusers
 

@@ -46,8 +46,9 @@ class RunLevels:
             # rectified flow: x = (1 - sigma) x_0 + sigma eps. Mochi counts from 0 and predicts x_0 - eps;
             # Cosmos 2 counts sigma / alpha, up to 80
             parameterization = "flow"
-            if max(sigmas) > 1:
+            if max(sigmas) > 1.001:
                 sigmas = [sigma / (1 + sigma) for sigma in sigmas]
+            sigmas = [min(sigma, 1.0) for sigma in sigmas]  # float32 may round the first to 1.0000004
             if config.get("invert_sigmas", False):
                 sigmas, sign = [1 - sigma for sigma in sigmas], -1
             points = [(1 - sigma, sigma, 1 - sigma) for sigma in sigmas]
