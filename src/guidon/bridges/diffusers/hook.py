@@ -386,10 +386,10 @@ class GuidanceHook:
             )
 
         # rule: any other guidance
-        if rescale and guidance.rule.name != "rescale":
+        if rescale and (guidance.rule.name != "rescale" or family.solved(run.call)):
             raise InputError(
-                f"guidance_rescale={rescale:g} of {run.name} has no effect under a guidance: give 0, and "
-                f'Guidance(..., rule="rescale:phi={rescale:g}"), which rescales the guided channels'
+                f"guidance_rescale={rescale:g} of {run.name} cannot rescale the guided channels alone: give 0, and "
+                f'Guidance(..., rule="rescale:phi={rescale:g}"), which does'
             )
         if reason := family.refuses(run.call):
             raise InputError(reason)
