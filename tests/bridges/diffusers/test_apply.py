@@ -588,6 +588,11 @@ def test_bad_input_is_refused_at_once(given: dict[str, Any], message: str, lend:
     with pytest.raises(InputError, match=message):
         guidon.apply(pipe, **given)
     assert not pipe.transformer._forward_hooks
+    guidon.apply(pipe, channels=3)
+    before = dict(pipe.transformer._forward_hooks)
+    with pytest.raises(InputError, match=message):
+        guidon.apply(pipe, **given)
+    assert pipe.transformer._forward_hooks == before
 
 
 @pytest.mark.parametrize("wrong", [None, torch.nn.Linear(2, 2), 3, torch.nn.Linear])

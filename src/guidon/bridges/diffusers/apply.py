@@ -78,6 +78,7 @@ def apply(
         raise InputError(f"observe is {observe!r}: give a GuidanceTrace, or a function of one step")
     if family is not None and not isinstance(family, Family):
         raise InputError(f"family is {family!r}: give a Family of guidon.bridges.diffusers.families")
+    choice = ChannelChoice() if isinstance(channels, Unset) else ChannelChoice.parse(channels, "channels")
     found = family or family_of(type(pipe))
     guidances = [given for given in (guidance, second) if given is not None]
     for given in guidances:
@@ -104,7 +105,6 @@ def apply(
             for network in networks:
                 given.rule.numbers(len(blocks_of(network)))
     remove(pipe)
-    choice = ChannelChoice() if isinstance(channels, Unset) else ChannelChoice.parse(channels, "channels")
     hook = GuidanceHook(ref(pipe), guidances or None, choice, observe, family, weak)
     for network in networks:
         network.register_forward_hook(partial(after_network, hook), with_kwargs=True)
