@@ -309,8 +309,20 @@ class Wrapped(torch.nn.Module):
         super().__init__()
         self.module, self.config, self.dtype, self.device = module, module.config, module.dtype, module.device
 
+    def cache_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.cache_context(*args, **kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
+
+
+def test_a_wrapped_expert_keeps_its_own_guidance() -> None:
+    tiny = BY_NAME["wan-2.2"]
+    pipe, scales = tiny.make(), per_channel(tiny)
+    guidon.apply(pipe, Guidance(scales), second=Guidance(scales[::-1]))
+    wanted = run(tiny, pipe)
+    pipe.transformer_2 = Wrapped(pipe.transformer_2)
+    assert torch.equal(run(tiny, pipe), wanted)
 
 
 def test_guidance_is_inside_a_network_that_is_wrapped() -> None:

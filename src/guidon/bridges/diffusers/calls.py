@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -64,11 +64,23 @@ def owns(pipeline: Any, network: Any) -> bool:
     import torch
 
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    return any(is_same(part, network) for part in parts) or any(
-        module is network for part in parts for module in part.modules()
-    )
+    return any(is_same(part, network) for part in parts) or any(wraps(part, network) for part in parts)
+
+
+def position(parts: Sequence[Any], network: Any) -> int:
+    """Which of some components is a network, or wraps it; the first where none does."""
+    for found in (is_same, wraps):
+        for number, part in enumerate(parts):
+            if found(part, network):
+                return number
+    return 0
 
 
 def is_same(one: Any, other: Any) -> bool:
     """Whether two modules are one network, compiled or not."""
     return getattr(one, "_orig_mod", one) is getattr(other, "_orig_mod", other)
+
+
+def wraps(part: Any, network: Any) -> bool:
+    """Whether a component has a network inside."""
+    return part is not None and any(module is network for module in part.modules())

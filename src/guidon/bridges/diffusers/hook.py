@@ -25,7 +25,7 @@ from ...diffusion import NoiseLevel, Parameterization, split_prediction
 from ...guidance import START, BlockSkip, ChannelChoice, ChannelScale, Guidance, GuidedStep, Memory, Observe
 from ...guidance.rules import SkipGuidance
 from ...guidance.timing import CONSTANT
-from .calls import PipelineCall, is_same
+from .calls import PipelineCall, position
 from .families import Family, family_of
 from .layouts import Layout
 from .levels import DETERMINISTIC, RunLevels
@@ -187,8 +187,7 @@ class GuidanceHook:
         index, course = self._count(
             call.pipeline.scheduler, time if isinstance(time, Tensor | float | int) else timestep
         )
-        networks = [getattr(call.pipeline, name, None) for name in family.networks]
-        number = next((k for k, part in enumerate(networks) if is_same(part, network)), 0)
+        number = position([getattr(call.pipeline, name, None) for name in family.networks], network)
         noisy, prediction = _stacked(_noisy(args, kwargs)), _stacked(_prediction(output))
         run = _Run(call, family, network, number, noisy, prediction, timestep, args, kwargs, index, course)
         changed = self._second_call(run) if family.order == "two calls" else self._doubled_batch(run)
