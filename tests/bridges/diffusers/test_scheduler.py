@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import guidon
 from guidon.bridges.diffusers.scheduler import IDDPMScheduler
 from guidon.core.errors import InputError
 from guidon.diffusion import NoiseLevel, NoiseSchedule, Process, space_timesteps
 from guidon.samplers.ddpm import ddpm_step, sample_ddpm
-from tiny_pipelines import PIPELINES, in_dtype, record
+from tiny_pipelines import PIPELINES, in_dtype, record, run
 
 FAMILIES = {tiny.name: tiny for tiny in PIPELINES}
 
@@ -152,6 +153,18 @@ def test_a_variance_is_read_in_bfloat16_and_under_compile() -> None:
     fixed = pipe(**arguments, guidance_scale=tiny.scale, return_dict=False)[0]
     assert torch.equal(compiled, plain)
     assert not torch.equal(fixed, plain)
+
+
+def test_a_weak_prediction_gives_no_variance() -> None:
+    tiny = FAMILIES["pixart-sigma"]
+    pipe = tiny.make()
+    pipe.scheduler = IDDPMScheduler.from_config(pipe.scheduler.config)
+    guidance = guidon.Guidance(4.0, "all", "stg:blocks=0")
+    guidon.apply(pipe, guidance)
+    with pipe.scheduler.variance_from(pipe.transformer):
+        before = run(tiny, pipe)
+        guidon.apply(pipe, guidance)  # its hook is now behind the one that reads
+        assert torch.equal(run(tiny, pipe), before)
 
 
 def test_noise_is_added_as_by_ddpm() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -57,6 +59,24 @@ class PipelineCall:
                 return bool(self.variables[name])
         said = getattr(self.pipeline, "do_classifier_free_guidance", None)
         return None if said is None else bool(said)
+
+
+_WEAK: ContextVar[bool] = ContextVar("weak call", default=False)
+
+
+@contextmanager
+def weak_call() -> Iterator[None]:
+    """The calls of networks inside are our own, for a weak prediction: hooks of ours leave them alone."""
+    token = _WEAK.set(True)
+    try:
+        yield
+    finally:
+        _WEAK.reset(token)
+
+
+def in_weak_call() -> bool:
+    """Whether a ``weak_call`` is running."""
+    return _WEAK.get()
 
 
 def owns(pipeline: Any, network: Any) -> bool:

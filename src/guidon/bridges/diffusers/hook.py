@@ -25,7 +25,7 @@ from ...diffusion import NoiseLevel, Parameterization, split_prediction
 from ...guidance import START, BlockSkip, ChannelChoice, ChannelScale, Guidance, GuidedStep, Memory, Observe
 from ...guidance.rules import SkipGuidance
 from ...guidance.timing import CONSTANT
-from .calls import PipelineCall, position
+from .calls import PipelineCall, in_weak_call, position, weak_call
 from .families import Family, family_of
 from .layouts import Layout
 from .levels import DETERMINISTIC, RunLevels
@@ -150,7 +150,7 @@ class GuidanceHook:
         weak: nn.Module | None = None,
     ) -> None:
         self.pipe, self.guidances, self.channels, self.observe, self.family = pipe, guidances, channels, observe, family
-        self.weak, self.runs_weak = weak, False
+        self.weak = weak
         self.timesteps: Tensor | None = None
         self.course: RunLevels | None = None
         self.index = 0
@@ -176,7 +176,7 @@ class GuidanceHook:
 
     def after_network(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook: what takes the place of the network's output, or None to leave it."""
-        if self.runs_weak:  # a third call, of our own
+        if in_weak_call():  # a third call, of our own
             return None
         call = PipelineCall.running(network, self.pipe())
         if call.pipeline is None:  # the pipeline is gone, and with it what was asked of it
@@ -272,16 +272,14 @@ class GuidanceHook:
                 f"{setting('guidance')} {guidance.rule.name} runs the network once more in every step, which its cache "
                 "would take for a step: call disable_cache() on the network"
             )
-        rule, self.runs_weak = guidance.rule, True
-        try:
+        rule = guidance.rule
+        with weak_call():
             if isinstance(rule, SkipGuidance):
                 stack = blocks_of(run.network)
                 with BlockSkip([stack[number] for number in rule.numbers(len(stack))]).rows(slice(None)):
                     output = run.network(*run.arguments, **run.given)
             else:
                 output = self._of_weak_network(run)
-        finally:
-            self.runs_weak = False
         weak = _stacked(_prediction(output))
         if weak.shape != run.prediction.shape:
             raise InputError(
