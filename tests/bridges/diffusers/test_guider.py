@@ -371,10 +371,10 @@ def test_the_second_guider_of_two_begins_a_run_in_the_middle() -> None:
     guider = ChannelGuidance(3.0, 2, "apg:momentum=0.5,norm_limit=0")
     cond, uncond = torch.randn(2, 1, 4, 2, 2)
 
-    def run(steps: tuple[int, ...] = (5, 6, 7)) -> list[Tensor]:
+    def run(steps: tuple[int, ...] = (5, 6, 7), of: int = 8, begin: float = 500.0) -> list[Tensor]:
         found = []
         for step in steps:
-            guider.set_state(step, 8, torch.tensor(500.0 - step))
+            guider.set_state(step, of, torch.tensor(begin - step))
             guider._noisy = torch.ones(1, 4, 2, 2)
             found.append(guider.forward(cond, uncond).pred)
         return found
@@ -383,6 +383,11 @@ def test_the_second_guider_of_two_begins_a_run_in_the_middle() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
     assert not torch.equal(first[0], first[1])
     assert torch.equal(run((5,))[0], run((5,))[0])  # runs of one step
+    long, late = ([run(*of_run) for _ in range(2)][1][0] for of_run in (((10, 11), 20), ((6, 7),)))
+    run((2, 3), of=4)
+    assert torch.equal(run((10, 11), of=20)[0], long)  # more steps than in the run before
+    run((2, 3), begin=480.0)
+    assert torch.equal(run((6, 7))[0], late)  # more noise than in the step before
 
 
 def test_settings_survive_a_file(tmp_path: Path) -> None:

@@ -144,8 +144,15 @@ class ChannelGuidance(BaseGuidance):
     # what pipelines ask of a guider
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
-        """Begin a step. A step number that does not grow begins a new run."""
-        new_run = self._step is None or step <= self._step
+        """Begin a step. A new run begins with a step number that does not grow, a timestep that does, or another number
+        of steps.
+        """
+        new_run = (
+            self._step is None
+            or step <= self._step
+            or num_inference_steps != self._num_inference_steps
+            or _number(timestep) > _number(self._timestep)  # some schedulers stay at one
+        )
         self._memory = replace(START if new_run else self._memory, calls=step)
         super().set_state(step, num_inference_steps, timestep)
         self._inside, self._noisy = True, None
@@ -315,7 +322,7 @@ class ChannelGuidance(BaseGuidance):
                 raise InputError("the guider does not know the step: call its set_state before the network runs")
             return NoiseLevel(0.0, 1.0, 0.0, 0.0)  # nothing looks at it
         last = self.config["num_train_timesteps"]
-        timestep = float(self._timestep.flatten()[0]) if isinstance(self._timestep, Tensor) else float(self._timestep)
+        timestep = _number(self._timestep)
         if self._ratios is None:
             sigma = timestep / last
             if not 0 <= sigma <= 1:
@@ -324,6 +331,10 @@ class ChannelGuidance(BaseGuidance):
         ratio = float(np.interp(timestep, np.arange(len(self._ratios)), self._ratios))
         alpha = 1 / sqrt(1 + ratio**2)
         return NoiseLevel(timestep, alpha, ratio * alpha, min(1.0, max(0.0, 1 - timestep / max(1, last - 1))))
+
+
+def _number(timestep: Any) -> float:
+    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
 
 
 def _no_grid(given: Mapping[str, Any], /) -> None:
