@@ -344,8 +344,8 @@ def test_it_runs_one_branch_where_it_does_not_act() -> None:
         found = []
         for step, timestep in enumerate(timesteps):
             guider.set_state(step, len(timesteps), torch.tensor(timestep))
-            found.append(guider.num_conditions)
-            guider.forward(*torch.ones(guider.num_conditions, 1, 4, 2, 2).unbind())
+            found.append(len(guider.prepare_inputs({})))
+            guider.forward(*torch.ones(found[-1], 1, 4, 2, 2).unbind())
         return found
 
     course = [1000.0, 750.0, 500.0, 250.0]
@@ -468,6 +468,18 @@ def test_an_error_of_the_network_leaves_no_hook() -> None:
     guider.prepare_models(network)
     assert not guider.is_conditional
     assert guider.forward(*torch.ones(2, 1, 4, 2, 2)).pred.shape == (1, 4, 2, 2)
+
+
+def test_an_error_in_a_step_without_guidance_does_not_spoil_the_next_run() -> None:
+    pipe = FAMILIES["hunyuan-video-1.5"].make()
+    guider = ChannelGuidance(3.0, 2, start=0.4)
+    wanted = classic(pipe, guider)
+    handle = pipe.transformer.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        classic(pipe, guider)
+    handle.remove()
+    assert guider.num_conditions == 2  # by which the next run knows whether to encode the negative prompt
+    assert torch.equal(classic(pipe, guider), wanted)
 
 
 def test_an_embedded_scale_is_refused() -> None:

@@ -122,7 +122,6 @@ class ChannelGuidance(BaseGuidance):
         ).alphas_cumprod  # fmt: skip
         self._ratios = None if products is None else np.sqrt(1 / products - 1)  # sigma / alpha of every timestep
         self._memory = START
-        self._inside = False
         self._noisy: Tensor | None = None
         self._hook: Any = None
         settings: dict[str, Any] = {
@@ -155,16 +154,14 @@ class ChannelGuidance(BaseGuidance):
         )
         self._memory = replace(START if new_run else self._memory, calls=step)
         super().set_state(step, num_inference_steps, timestep)
-        self._inside, self._noisy = True, None
+        self._noisy = None
 
     @property
     def num_conditions(self) -> int:
-        """How many branches this step runs: 2, or 1 where guidance does not act. Between steps, the most that any step
-        runs, so that the pipeline encodes the negative prompt.
+        """The most branches that a step of a run has, so that the pipeline encodes the negative prompt: 2, or 1 where
+        nothing is guided. ``active_predictions`` has those of this step.
         """
-        if not self._enabled or self.guidance.is_conditional:
-            return 1
-        return 2 if not self._inside or self._acts() else 1
+        return 2 if self._enabled and not self.guidance.is_conditional else 1
 
     @property
     def is_conditional(self) -> bool:
@@ -181,7 +178,7 @@ class ChannelGuidance(BaseGuidance):
 
     def active_predictions(self) -> tuple[str, ...]:
         """The branches of this step, by name; LTX-2 asks for them."""
-        return tuple(self._input_predictions[: self.num_conditions])
+        return tuple(self._input_predictions[: 2 if self._acts() else 1])
 
     def prepare_inputs(self, data: Any) -> list[Any]:
         """One batch of inputs for every branch, from pairs (conditional, unconditional)."""
@@ -222,15 +219,17 @@ class ChannelGuidance(BaseGuidance):
             found = torch.stack(found).squeeze(2)
         self._noisy = found if isinstance(found, Tensor) else None
 
+    def __call__(self, data: list[Any]) -> GuiderOutput:
+        """``forward`` on the batches of ``prepare_inputs`` and their predictions."""
+        return self.forward(**{getattr(batch, self._identifier_key): batch.noise_pred for batch in data})
+
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         """The guided prediction of a step, in the layout and dtype of the branches.
 
         Raises:
             InputError: the channels do not fit, or a rule needs latents that the pipeline does not show.
         """
-        acts = self._acts()
-        self._inside = False
-        if pred_uncond is None or not acts:
+        if pred_uncond is None or not self._acts():
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
         if not self.guidance.rule.is_plain:
             pred = self._by_rule(pred_cond, pred_uncond)
