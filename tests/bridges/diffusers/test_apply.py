@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
+from diffusers import ClassifierFreeGuidance
 from torch import Tensor
 
 import guidon
@@ -645,6 +646,16 @@ def test_a_trace_sees_every_guided_step(name: str, lend: Lend) -> None:
 
 
 # pipelines that are not in the table
+
+
+def test_a_trace_of_a_guider_that_counts_from_0(lend: Lend) -> None:
+    tiny, trace = BY_NAME["hunyuan-video-1.5"], GuidanceTrace()
+    pipe = lend(tiny)
+    own_guider, pipe.guider = pipe.guider, ClassifierFreeGuidance(use_original_formulation=True)
+    guidon.apply(pipe, channels="all", observe=trace)
+    run(tiny, pipe, 4.0, steps=2)
+    pipe.guider = own_guider
+    assert (trace.as_arrays()["scale"] == 5).all()
 
 
 def unknown(tiny: TinyPipeline, pipe: Any) -> Any:

@@ -81,14 +81,18 @@ class Family:
         if found is None and self.argument == "guidance_scale":
             found = _number(call.attribute("_guidance_scale"))  # a callback may have changed it
         found = self.argument_value(call) if found is None else found
-        return None if found is None else found + self.offset
+        return None if found is None else found + self._offset(call)
 
     def guides(self, call: PipelineCall) -> bool | None:
         """Whether a call runs an unconditional branch; None where it does not say."""
         if call.guides is not None:
             return call.guides
         scale = self.argument_value(call)
-        return None if scale is None or not self.known else scale + self.offset > 1
+        return None if scale is None or not self.known else scale + self._offset(call) > 1
+
+    def _offset(self, call: PipelineCall) -> float:
+        """What a call adds to its argument. The formula of a guider may be cond + s (cond - uncond), too."""
+        return self.offset + bool(call.attribute("guider.use_original_formulation"))
 
 
 def _number(value: Any) -> float | None:
