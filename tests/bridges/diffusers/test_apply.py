@@ -18,6 +18,7 @@ from torch import Tensor
 import guidon
 from guidon import Guidance, GuidanceTrace, InputError
 from guidon.bridges.diffusers.families import FAMILIES, family_of
+from guidon.bridges.diffusers.guider import ChannelGuidance
 from guidon.bridges.diffusers.levels import DETERMINISTIC, RunLevels
 from guidon.guidance import RULES, START, Memory
 from tiny_pipelines import IMAGE, PIPELINES, VIDEO, Lend, TinyPipeline, in_dtype, own, record, run
@@ -547,6 +548,46 @@ def test_a_run_without_an_unconditional_branch_is_refused(name: str, lend: Lend)
         run(tiny, pipe, tiny.unguided_scale, batch=2)
     guidon.apply(pipe, Guidance(1))
     assert torch.equal(run(tiny, pipe, tiny.unguided_scale, batch=2), cond)
+
+
+def _distilled_with_scale(pipe: Any) -> None:
+    pipe.unet.register_to_config(time_cond_proj_dim=8)
+    embedding = pipe.unet.time_embedding
+    embedding.cond_proj = torch.nn.Linear(8, embedding.linear_1.in_features, bias=False)
+
+
+def _guider_that_begins_late(pipe: Any) -> None:
+    pipe.guider = ClassifierFreeGuidance(start=0.4)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "scale", "fix"),
+    [
+        ("cosmos-1", None, 0.5, "give its own guidance_scale a number above 1"),
+        ("z-image", None, 0.0, "give its own guidance_scale a number above 0"),
+        ("flux-2-klein", lambda pipe: pipe.register_to_config(is_distilled=True), 8.0, "distilled to need none"),
+        ("sd-1.5", _distilled_with_scale, 8.0, "distilled to need none, so load one that is not"),
+        ("hunyuan-video-1.5", _guider_that_begins_late, 4.0, r"begins at 0\.4 of the steps, so give it start=0"),
+    ],
+)
+def test_a_run_without_an_unconditional_branch_says_what_to_do(name: str, change: Any, scale: float, fix: str) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    if change:
+        change(pipe)
+    guidon.apply(pipe, Guidance(3, "all", "apg"))
+    with pytest.raises(InputError, match=rf"runs no unconditional branch, so that there is nothing to guide: .*{fix}"):
+        run(tiny, pipe, scale)
+
+
+def test_two_guidances_are_refused(lend: Lend) -> None:
+    tiny = BY_NAME["hunyuan-video-1.5"]
+    pipe = lend(tiny)
+    own_guider, pipe.guider = pipe.guider, ChannelGuidance(4.0, 3)
+    guidon.apply(pipe, Guidance(3, "all", "apg"))
+    with pytest.raises(InputError, match="the pipeline's guider ChannelGuidance guides in its own way"):
+        pipe(**tiny.arguments())
+    pipe.guider = own_guider
 
 
 def test_a_refused_run_does_not_spoil_the_next(lend: Lend) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from ...core.errors import InputError
+
 
 @dataclass(frozen=True)
 class PipelineCall:
@@ -46,7 +48,10 @@ class PipelineCall:
         """An attribute of the pipeline or, with a dot, of a component ("guider.scale"); None where there is none."""
         found = self.pipeline
         for name in path.split("."):
-            found = getattr(found, name, None)
+            try:
+                found = getattr(found, name, None)
+            except InputError:  # ChannelGuidance refuses to give one scale
+                return None
         return found
 
     @property

@@ -45,6 +45,8 @@ class Family:
     """The argument of a call that holds its scale."""
     offset: float = 0.0
     """1 for pipelines whose formula is cond + s (cond - uncond)."""
+    above: float = 1.0
+    """The pipeline runs an unconditional branch where its argument is above this number."""
     sign: int = 1
     """-1 where the pipeline negates the network's output before its scheduler takes it."""
     guided: ChannelChoice = ALL
@@ -81,18 +83,16 @@ class Family:
         if found is None and self.argument == "guidance_scale":
             found = _number(call.attribute("_guidance_scale"))  # a callback may have changed it
         found = self.argument_value(call) if found is None else found
-        return None if found is None else found + self._offset(call)
+        # the formula of a guider may be cond + s (cond - uncond), too
+        offset = self.offset + bool(call.attribute("guider.use_original_formulation"))
+        return None if found is None else found + offset
 
     def guides(self, call: PipelineCall) -> bool | None:
         """Whether a call runs an unconditional branch; None where it does not say."""
         if call.guides is not None:
             return call.guides
         scale = self.argument_value(call)
-        return None if scale is None or not self.known else scale + self._offset(call) > 1
-
-    def _offset(self, call: PipelineCall) -> float:
-        """What a call adds to its argument. The formula of a guider may be cond + s (cond - uncond), too."""
-        return self.offset + bool(call.attribute("guider.use_original_formulation"))
+        return None if scale is None or not self.known else scale > self.above
 
 
 def _number(value: Any) -> float | None:
@@ -213,7 +213,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("Chroma", ("ChromaPipeline", "ChromaImg2ImgPipeline"), "two calls", layout=_FLUX),
     Family("Qwen-Image", ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPipeline"), "two calls",
            layout=_QWEN, mixes=_qwen, argument="true_cfg_scale"),
-    Family("Z-Image", ("ZImagePipeline", "ZImageImg2ImgPipeline"), "cond, uncond", offset=1, sign=-1, mixes=_z_image),
+    Family("Z-Image", ("ZImagePipeline", "ZImageImg2ImgPipeline"), "cond, uncond", offset=1, above=0, sign=-1,
+           mixes=_z_image),
     Family("Lumina", ("LuminaPipeline",), "cond, uncond", sign=-1, guided=ChannelChoice(count=3)),
     Family("Lumina 2", ("Lumina2Pipeline",), "two calls", sign=-1, mixes=_lumina2),
     Family("Kandinsky 5", ("Kandinsky5T2VPipeline", "Kandinsky5T2IPipeline", "Kandinsky5I2VPipeline"), "two calls",

@@ -311,8 +311,8 @@ class GuidanceHook:
         scale = run.family.scale(run.call)
         if scale is None or scale == 1:  # cond + (s - 1) (cond - uncond) is solved for uncond
             raise InputError(
-                f"{run.name} guides by {run.family.argument}={self._unguided(run)}, or does not say by what: give it a "
-                "higher one"
+                f"{run.name} guides by {run.family.argument}={1 - run.family.offset:g}, or does not say by what: give "
+                "it a higher one"
             )
         return cond, (cond.float() - (wanted.prediction.float() - cond.float()) / (scale - 1)).to(cond.dtype)
 
@@ -327,13 +327,8 @@ class GuidanceHook:
             )
         if needed and not self.paired:
             raise InputError(
-                f"{run.name} runs no unconditional branch, so that there is nothing to guide: give its own "
-                f"{run.family.argument} a number above {self._unguided(run)}, and a negative prompt if it wants one"
+                f"{run.name} runs no unconditional branch, so that there is nothing to guide: {_unconditional(run)}"
             )
-
-    def _unguided(self, run: _Run) -> str:
-        """The pipeline's own number that is no guidance."""
-        return f"{1 - run.family.offset:g}"
 
     def _guidance(self, run: _Run) -> Guidance | None:
         """The guidance of a network; None for the pipeline's own."""
@@ -462,6 +457,18 @@ class GuidanceHook:
         if self.observe is not None:
             cond, uncond = (split_prediction(branch, x.shape[1])[0] for branch in (cond, uncond))
             self.observe(GuidedStep(level, scale, cond, uncond, x, parameterization))
+
+
+def _unconditional(run: _Run) -> str:
+    """What to do for an unconditional branch in a run that has none."""
+    distilled = run.call.attribute("config.is_distilled")  # Flux 2 Klein
+    if distilled or getattr(run.network, "config", {}).get("time_cond_proj_dim") is not None:  # U-Nets of LCM
+        return "its network is distilled to need none, so load one that is not"
+    if start := run.call.attribute("guider.config.start"):
+        return f"its guider begins at {start:g} of the steps, so give it start=0, and the guidance a timing"
+    return (
+        f"give its own {run.family.argument} a number above {run.family.above:g}, and a negative prompt if it wants one"
+    )
 
 
 # a pipeline's tensors
