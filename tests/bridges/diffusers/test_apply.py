@@ -538,6 +538,16 @@ def test_guidance_rescale_is_refused_but_with_ours_in_its_place(name: str, lend:
     assert torch.equal(run(tiny, pipe, guidance_rescale=0.7), rescaled)
 
 
+def test_a_norm_below_that_of_cond_is_refused(lend: Lend) -> None:
+    tiny = BY_NAME["z-image"]
+    pipe = lend(tiny)
+    guidon.apply(pipe, Guidance(6, "all", "apg"))
+    wanted = run(tiny, pipe)
+    torch.testing.assert_close(run(tiny, pipe, cfg_normalization=True), wanted)
+    with pytest.raises(InputError, match=r"cfg_normalization=0\.5 would shrink the guided prediction: give False"):
+        run(tiny, pipe, cfg_normalization=0.5)
+
+
 @pytest.mark.parametrize("name", ["pixart-sigma", "dit", "sd3", "wan-2.1", "flux", "z-image", "kandinsky-5"])
 def test_a_run_without_an_unconditional_branch_is_refused(name: str, lend: Lend) -> None:
     tiny = BY_NAME[name]

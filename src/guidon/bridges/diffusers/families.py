@@ -156,6 +156,13 @@ def _z_image(call: PipelineCall) -> str | None:
     return "cfg_normalization" if call.attribute("_cfg_normalization") else None
 
 
+def _z_image_shrinks(call: PipelineCall) -> str | None:
+    norm = _number(call.attribute("_cfg_normalization")) or 1.0
+    if not 0 < norm < 1:
+        return None
+    return f"cfg_normalization={norm:g} would shrink the guided prediction: give False"
+
+
 def _why_not_its_guider(call: PipelineCall) -> str | None:
     name = type(call.pipeline.guider).__name__
     if name == "ClassifierFreeGuidance":
@@ -214,7 +221,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Qwen-Image", ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPipeline"), "two calls",
            layout=_QWEN, mixes=_qwen, argument="true_cfg_scale"),
     Family("Z-Image", ("ZImagePipeline", "ZImageImg2ImgPipeline"), "cond, uncond", offset=1, above=0, sign=-1,
-           mixes=_z_image),
+           mixes=_z_image, refuses=_z_image_shrinks),
     Family("Lumina", ("LuminaPipeline",), "cond, uncond", sign=-1, guided=ChannelChoice(count=3)),
     Family("Lumina 2", ("Lumina2Pipeline",), "two calls", sign=-1, mixes=_lumina2),
     Family("Kandinsky 5", ("Kandinsky5T2VPipeline", "Kandinsky5T2IPipeline", "Kandinsky5I2VPipeline"), "two calls",
