@@ -406,6 +406,8 @@ def test_what_cannot_be_read_is_refused_by_name(vae, hub):
         guidon.from_diffusers(
             make_dit(vae, None, diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
         )
+    with pytest.raises(InputError, match="rescale_betas_zero_snr=True, whose last level is noise alone: give one"):
+        guidon.from_diffusers(make_dit(vae, None, diffusers.DDIMScheduler(rescale_betas_zero_snr=True)))
     with pytest.raises(InputError, match="is of type FlowMatchEulerDiscreteScheduler, which has no betas"):
         guidon.from_diffusers(make_dit(vae, None, diffusers.FlowMatchEulerDiscreteScheduler()))
     with pytest.raises(InputError, match="has 4 latent channels, the network 3"):

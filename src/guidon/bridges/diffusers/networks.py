@@ -302,6 +302,11 @@ def _find_schedule(pipe: DiffusionPipeline) -> NoiseSchedule:
     """
     scheduler: Any = cast("Any", pipe).scheduler
     config = dict(scheduler.config)
+    if config.get("rescale_betas_zero_snr"):
+        raise InputError(
+            f"the scheduler of this {type(pipe).__name__} has rescale_betas_zero_snr=True, whose last level is noise "
+            "alone: give one with False"
+        )
     if all(config.get(name) == value for name, value in BETAS.items()) and config.get("trained_betas") is None:
         return NoiseSchedule.named("linear", 1000)  # in float64, as in the originals; the scheduler's are float32
     if getattr(scheduler, "betas", None) is None:
