@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import SDCFGCutoffCallback
 from torch import Tensor
 
 import guidon
@@ -92,6 +93,47 @@ def test_two_calls_at_other_timesteps_are_no_pair() -> None:
         pipe.transformer(noisy, timestep=torch.tensor([500.0]), encoder_hidden_states=text)
     guidon.remove(pipe)
     assert all(torch.equal(now, then) for now, then in zip(predictions(), alone, strict=True))
+
+
+def test_an_error_between_two_branches_does_not_spoil_the_next_run() -> None:
+    tiny = BY_NAME["wan-2.1"]
+    pipe, calls = tiny.make(), []
+    guidon.apply(pipe, Guidance(per_channel(tiny), rule="apg:momentum=0.5"))
+    wanted = run(tiny, pipe)
+
+    def fail(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) == 4:  # the unconditional branch of the second step
+            raise MemoryError
+
+    handle = pipe.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        run(tiny, pipe)
+    handle.remove()
+    assert torch.equal(run(tiny, pipe), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sd-1.5", {"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=0.4)}),
+        ("z-image", {"cfg_truncation": 0.2}),
+    ],
+)
+def test_a_pipeline_that_stops_to_guide_goes_on_with_the_single_branch(name: str, more: dict[str, Any]) -> None:
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    guidon.apply(pipe, Guidance(per_channel(tiny), rule="apg"))
+    batch = 2 if name == "z-image" else 1  # two rows that are no two branches
+    _, steps = record(tiny, pipe, steps=5, batch=batch, **more)
+    single = []
+    for step in steps:
+        ((output,),) = step.outputs
+        rows = torch.stack(output).squeeze(2).neg() if isinstance(output, list) else output
+        single.append(len(rows) == batch)
+        assert torch.equal(step.model_output, rows) == single[-1]
+    assert sorted(single) == single
+    assert set(single) == {False, True}
 
 
 # two experts
