@@ -40,6 +40,7 @@ def apply(
     it is, at its own scale, and acts on these channels; so it does under a plain guidance whose scale is the number
     that the pipeline is called with. Unguided channels are the conditional prediction. A guidance sits on the networks:
     another pipeline that shares them is guided too, and a pipeline whose network is replaced needs ``apply`` again.
+    Pipelines that share a network must run one after another: what a rule remembers is of one run.
     Copies and pickles keep the guidance; a pickle leaves out ``observe``, which belongs to this process.
 
     Args:
