@@ -176,6 +176,38 @@ def test_features_of_1_2_are_those_of_prompts_with_their_score(hub, pipes, tmp_p
         kept("rocks", steps=1)
 
 
+@pytest.mark.parametrize("reads", ["t5", "features"])
+def test_a_saved_1_2_reads_prompts_and_draws_noise_as_before(hub, tmp_path, reads):
+    given = {}
+    if reads == "features":
+        captions = tmp_path / "captions.safetensors"
+        with pytest.raises(SystemExit):
+            cli.main(
+                [
+                    "encode",
+                    "waves aesthetic score: 6.5.",
+                    "--text-encoder",
+                    f"{hub}/t5",
+                    "--max-length",
+                    "300",
+                    "--out",
+                    f"{captions}",
+                ]
+            )
+        given = {"text_encoder": None, "features": captions}
+    pipe = guidon.load(MODELS[1], device="cpu", dtype="fp32", **parts(hub, MODELS[1], **given))
+    again = guidon.from_pretrained(pipe.save_pretrained(tmp_path / "saved"), device="cpu", dtype="fp32")
+    for own in ("seed", "sampler", "steps", "cfg_scale", "cfg_channels", "fps"):
+        assert getattr(again.preset, own) == getattr(pipe.preset, own), own
+    options = {"size": (32, 32), "frames": 1}
+    assert again.plan("waves", **options).text_of("waves") == "waves aesthetic score: 6.5."
+    clips = [each("waves", steps=1, output_type="latent", **options).frames for each in (pipe, again)]
+    assert (clips[0] - clips[1]).abs().max() < 0.05  # stored in bf16
+    if reads == "features":
+        with pytest.raises(InputError, match=r"holds no features of 'rocks aesthetic score: 6\.5\.'"):
+            again("rocks", steps=1)
+
+
 @pytest.mark.parametrize(("rows", "remark"), [(120, "it is made longer by its last row"), (300, "it is cut")])
 def test_null_captions_of_another_length_are_cut_or_repeat_their_last_row(hub, tmp_path, rows, remark):
     weights = load_file(hub / PARTS[MODELS[0]]["checkpoint"] / "model.safetensors")

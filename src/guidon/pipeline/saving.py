@@ -122,6 +122,8 @@ def _write_released(pipe: Pipeline, folder: Path) -> None:
     elif sources.features is not None:
         shutil.copyfile(sources.features, folder / FEATURES)
         text = text.model_copy(update={"kind": "features"})
+    if model.facts.rewrites:
+        text = text.model_copy(update={"scored": True})
     # How it is sampled.
     frames, height, width = own_size(model.facts)
     flows = isinstance(model.schedule, FlowPath)
@@ -143,6 +145,7 @@ def _write_released(pipe: Pipeline, folder: Path) -> None:
             cfg_channels=preset.cfg_channels,
             timing=preset.timing,
         ),
+        seed=preset.seed,
         knows_given_frames=model.facts.knows_given_frames,
     )
     write_config(folder, config, shape)

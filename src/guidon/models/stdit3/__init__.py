@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,20 @@ def latent_frames(frames: int) -> int:
 def read_with_score(prompts: Sequence[str], negative: bool) -> list[ReadPrompt]:
     """``Facts.read_prompts``: prompts end in an aesthetic score, unless they name one."""
     return [ReadPrompt(prompt if negative or AESTHETIC in prompt else f"{prompt}{SUFFIX}") for prompt in prompts]
+
+
+def with_scores(facts: Facts, stored: Collection[str]) -> Facts:
+    """Facts of a model whose prompts end in a score.
+
+    Args:
+        facts: those of its network.
+        stored: the prompts whose features are in a file; what is looked up there is a prompt with its score.
+    """
+
+    def check(prompts: Sequence[str]) -> None:
+        facts.check_prompts([p if p in stored else read_with_score([p], False)[0].read_as for p in prompts])
+
+    return replace(facts, check_prompts=check, read_prompts=read_with_score, rewrites=True)
 
 
 OPEN_SORA_1_2 = Preset(
@@ -81,15 +95,8 @@ class STDiT3Family(Family):
 
         found = released_facts(preset, sources, patch=(1, 1, 1))
         stored = () if sources.features is None else stored_prompts(sources.features)
-
-        def check(prompts: Sequence[str]) -> None:  # a prompt's features are those with its score
-            found.check_prompts([p if p in stored else read_with_score([p], False)[0].read_as for p in prompts])
-
         return replace(
-            found,
-            check_prompts=check,
-            read_prompts=read_with_score,
-            rewrites=True,
+            with_scores(found, stored),
             path="flow",
             clip=CLIP,
             knows_given_frames=True,

@@ -88,6 +88,8 @@ class TextSource(Settings):
     """Tokens of a caption, for "t5" and "features"."""
     classes: tuple[str, ...] = ()
     """The names of the classes, in the order of their numbers."""
+    scored: bool = False
+    """Whether prompts end in an aesthetic score, as those of Open-Sora 1.2 do."""
 
 
 class ClipFormat(Settings):
@@ -134,6 +136,8 @@ class ModelConfig(Settings):
     """The clips that it makes."""
     sampling: SamplingSettings = SamplingSettings()
     """How it is sampled."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """The seed of the noise where a call does not choose it."""
     knows_given_frames: bool = False
     """Whether the network was trained to be told which frames are given."""
     shown: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from ..dit.classes import ClassLabels
 from ..family import Facts, Preset, as_they_are, one_for_each
 from ..small.words import Words
 from ..sources import Sources
-from ..stdit3 import CHUNK_LATENTS, latent_frames
+from ..stdit3 import CHUNK_LATENTS, latent_frames, with_scores
 from ..text.headers import refuse_unstored, stored_prompts
 from . import NAME
 from .config import (
@@ -49,6 +49,7 @@ def preset_of(folder: Path, config: ModelConfig, shape: NetworkConfig) -> Preset
         is_image=image,
         classes=len(config.text.classes),
         dtype="bf16" if config.network in ANY_SIZE and config.knows_given_frames else "fp32",
+        seed=config.seed,
         **config.sampling.for_preset(config.path),
     )
 
@@ -74,9 +75,10 @@ def facts_of(preset: Preset[Path], sources: Sources) -> Facts:
     features = sources.features
     if config.text.kind == "features" and sources.text_encoder is None:
         features = features or folder / FEATURES
+    stored = () if features is None else stored_prompts(features)
     if features is not None:
-        return replace(facts, check_prompts=partial(refuse_unstored, features, stored_prompts(features)))
-    return facts
+        facts = replace(facts, check_prompts=partial(refuse_unstored, features, stored))
+    return with_scores(facts, stored) if config.text.scored else facts
 
 
 def facts_of_network(config: ModelConfig, shape: NetworkConfig) -> Facts:
