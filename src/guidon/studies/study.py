@@ -137,7 +137,8 @@ class Study(Settings):
     compile: Annotated[bool | None, AfterValidator(lambda given: given or None)] = None
     """True to compile the blocks of the network. Results then differ by rounding."""
     block: PositiveInt | None = None
-    """Clips that are denoised together; None for 16, or 1 of a diffusers pipeline."""
+    """Clips that are denoised together, but always all ``seeds`` of a prompt; None for 16, or 1 of a diffusers
+    pipeline."""
     settings: Annotated[
         tuple[Arm, ...],
         Field(min_length=1, examples=["[{cfg_scale: 2, cfg_channels: 3}, {cfg_scale: 2, cfg_channels: all}]"]),
