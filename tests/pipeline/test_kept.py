@@ -111,6 +111,15 @@ def test_a_weaker_edit_stays_nearer_to_the_video(pipe, video):
     assert errors[0] < errors[1] < errors[2]
 
 
+def test_a_mask_strategy_keeps_frames_of_a_video_that_is_edited(pipe, picture, video):
+    options = {"edit": video, "reference": picture[::-1], "mask_strategy": "0,0,0,4"}
+    keeper = pipe._keeper(pipe.plan(PROMPT, **options), {"reference_frames": [video, picture[::-1]]})
+    [kept] = keeper.of_loop(0, 1)
+    assert kept.made.tolist() == pytest.approx([0.7] * 4 + [0] + [0.7] * 11)
+    [flipped] = keeper.encode([picture[None, ::-1]], picture.shape[:2])
+    assert torch.equal(kept.clean[:, 4], flipped[:, 0])
+
+
 def test_loops_join_clips_and_extend_gives_their_parts(pipe, picture):
     options = {"first_frame": picture, "condition_frames": 5, "seed": 3, **OPTIONS}
     prompt = f"|0|{PROMPT}|1|{OTHER}"
@@ -158,6 +167,7 @@ def test_choices_are_placed_in_latent_frames(video):
     for chosen, strategy in (
         ({"edit": video, "edit_strength": 0.25, "first_frame": video[0]}, "0,0,0,0,20,0.25;0,1,0,0,1,0"),
         ({"edit": video, "edit_strength": 1}, "0,0,0,0,20,1"),
+        ({"edit": video, "reference": video[0], "mask_strategy": "0"}, "0,1,0,0,20,0.7;0,0,0,0,1,0"),
         ({"connect_to": video, "loop": 3}, "2,0,0,-4,4,0"),
     ):
         assert choose_conditioning(chosen, clip, "a model").strategy == strategy

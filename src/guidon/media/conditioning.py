@@ -197,8 +197,7 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     # references by number come first, so that the numbers of the strategy are right
     for each in _several(chosen.get("reference", ())):
         found.add(read_frames(each, "reference"))
-    found.placements += parse_placements(chosen.get("mask_strategy", ""))
-    found.names += ["mask_strategy"] * len(found.placements)
+    placed = parse_placements(chosen.get("mask_strategy", ""))
     if "edit" in chosen:
         strength = _read_strength("edit_strength", chosen.get("edit_strength", EDIT_STRENGTH))
         video = read_frames(chosen["edit"], "edit")
@@ -209,6 +208,9 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
                 f"{setting('frames')}"
             )
         found.put("edit", found.add(video, (0, clip.frames)), 0, 0, strength)
+    # a later placement wins, and an edit is of all frames: what the strategy places comes after it
+    found.placements += placed
+    found.names += ["mask_strategy"] * len(placed)
     if "continue_from" in chosen:
         video = _at_least(taken, read_frames(chosen["continue_from"], "continue_from"), "continue_from")
         found.put("continue_from", found.add(video, (len(video.frames) - taken, taken)), 0, 0)
