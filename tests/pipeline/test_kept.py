@@ -169,6 +169,10 @@ def test_choices_are_placed_in_latent_frames(video):
         ({"edit": video, "edit_strength": 1}, "0,0,0,0,20,1"),
         ({"edit": video, "reference": video[0], "mask_strategy": "0"}, "0,1,0,0,20,0.7;0,0,0,0,1,0"),
         ({"connect_to": video, "loop": 3}, "2,0,0,-4,4,0"),
+        (
+            {"reference": [video[0], video[1]], "mask_strategy": "0;0,-1,0,8", "last_frame": video[2]},
+            "0,0,0,0,1,0;0,1,0,8,1,0;0,2,0,-1,1,0",
+        ),
     ):
         assert choose_conditioning(chosen, clip, "a model").strategy == strategy
     assert ClipShape("a model", 5, lambda frames: frames).condition_frames == 2  # half of a short clip
@@ -255,6 +259,15 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         ({"mask_strategy": "0"}, "mask_strategy is given without reference"),
         ({"reference": "PICTURE"}, "reference is given without mask_strategy"),
         ({"reference": "PICTURE", "mask_strategy": "0,1"}, "names reference 1, counted from 0, and there is 1"),
+        (
+            {"reference": "PICTURE", "mask_strategy": "0;0,1,0,4", "last_frame": "PICTURE"},
+            "names reference 1, counted from 0, and there is 1",
+        ),
+        ({"reference": "PICTURE", "mask_strategy": "0,-2", "last_frame": "PICTURE"}, "names reference -2, counted"),
+        (
+            {"reference": ["PICTURE"] * 2, "mask_strategy": "0,-3"},
+            "names reference -3, counted from 0, and there are 2",
+        ),
         ({"reference": "PICTURE", "mask_strategy": "0,0,0,-17"}, "begins at frame -17 of a clip of 16"),
         ({"reference": "PICTURE", "mask_strategy": "1"}, "is for loop 1, counted from 0, and there is 1"),
         ({"reference": ["PICTURE", "VIDEO"], "mask_strategy": "0"}, "reference 1 is not placed anywhere"),

@@ -197,7 +197,8 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     # references by number come first, so that the numbers of the strategy are right
     for each in _several(chosen.get("reference", ())):
         found.add(read_frames(each, "reference"))
-    placed = parse_placements(chosen.get("mask_strategy", ""))
+    own = len(found.references)
+    placed = [each.among(own) for each in parse_placements(chosen.get("mask_strategy", ""))]
     if "edit" in chosen:
         strength = _read_strength("edit_strength", chosen.get("edit_strength", EDIT_STRENGTH))
         video = read_frames(chosen["edit"], "edit")

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from ..core.errors import InputError, nearest, quoted, setting
 
@@ -43,6 +43,22 @@ class Placement:
 
     def __str__(self) -> str:
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in astuple(self))
+
+    def among(self, references: int) -> Placement:
+        """The same placement, with the number of its reference counted from the beginning.
+
+        Args:
+            references: how many references there are.
+
+        Raises:
+            InputError: its reference is none of them.
+        """
+        if not -references <= self.reference < references:
+            raise InputError(
+                f"{setting('mask_strategy')} '{self}' names reference {self.reference}, counted from 0, and there "
+                f"{'is' if references == 1 else 'are'} {references}: give another {setting('reference')}"
+            )
+        return replace(self, reference=self.reference % references)
 
     def within(self, reference: int, frames: int, align: int | None = None, *, cut: bool = True) -> Placement:
         """The same placement in frames that there are, all of its numbers counted from the beginning.
@@ -150,12 +166,8 @@ def place_all(
     for each in placements:
         if each.loop != loop:
             continue
-        if not -len(references) <= each.reference < len(references):
-            raise InputError(
-                f"{setting('mask_strategy')} '{each}' names reference {each.reference}, counted from 0, and there "
-                f"{'is' if len(references) == 1 else 'are'} {len(references)}: give another {setting('reference')}"
-            )
-        found.append(each.within(references[each.reference], frames, align, cut=cut))
+        own = each.among(len(references))
+        found.append(own.within(references[own.reference], frames, align, cut=cut))
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -234,10 +233,7 @@ class Keeper:
         self.conditioning, self.clip, self.shape = conditioning, clip, shape
         count = len(conditioning.references)
         # counted from the beginning: the references of a further loop have another one at their end
-        self.placements = [
-            replace(each, reference=each.reference + count) if -count <= each.reference < 0 else each
-            for each in parse_placements(conditioning.strategy)
-        ]
+        self.placements = [each.among(count) for each in parse_placements(conditioning.strategy)]
         self.encode = partial(encode, stage, device=device)
         found = list(find_references(conditioning, frames_by_hash(given), folders))
         self.references = self.encode(found, size) if found else []
