@@ -169,6 +169,7 @@ def test_choices_are_placed_in_latent_frames(video):
         ({"edit": video, "edit_strength": 1}, "0,0,0,0,20,1"),
         ({"edit": video, "reference": video[0], "mask_strategy": "0"}, "0,1,0,0,20,0.7;0,0,0,0,1,0"),
         ({"connect_to": video, "loop": 3}, "2,0,0,-4,4,0"),
+        ({"connect_to": video, "loop": 3, "condition_frames": 9}, "2,0,0,-9,9,0"),
         (
             {"reference": [video[0], video[1]], "mask_strategy": "0;0,-1,0,8", "last_frame": video[2]},
             "0,0,0,0,1,0;0,1,0,8,1,0;0,2,0,-1,1,0",
@@ -238,6 +239,11 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         ({"continue_from": "VIDEO", "condition_frames": 16}, "condition_frames 16 leaves nothing to make of 16"),
         ({"continue_from": "VIDEO", "first_frame": "PICTURE"}, "both say how the clip begins"),
         ({"continue_from": "VIDEO", "connect_to": "VIDEO", "condition_frames": 8}, "leave no frame to make"),
+        (
+            {"connect_to": "VIDEO", "loop": 2, "condition_frames": 8},
+            "loop and connect_to leave no frame to make between them: lower condition_frames",
+        ),
+        ({"connect_to": "VIDEO", "loop": 3, "condition_frames": 15}, "leave no frame to make"),
         (
             {"first_frame": "PICTURE", "reference": "PICTURE", "mask_strategy": "0"},
             "mask_strategy and first_frame both give frame 0, counted from 0: give one of them",

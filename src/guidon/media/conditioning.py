@@ -222,7 +222,7 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     for key, target, which in (("first_frame", 0, 0), ("last_frame", -1, loop - 1)):
         if key in chosen:
             found.put(key, found.add(_one(read_frames(chosen[key], key), key)), which, target)
-    _refuse_overlap(chosen, found, loop)
+    _refuse_overlap(chosen, found, loop, taken)
     made = Conditioning(
         references=tuple(found.references),
         strategy=";".join(map(str, found.placements)),
@@ -385,8 +385,8 @@ def _refuse_idle(chosen: Mapping[str, Any], loop: int) -> None:
             raise InputError(f"{setting(one)} is given without {setting(other)}: give both")
 
 
-def _refuse_overlap(chosen: Mapping[str, Any], found: _Placed, loop: int) -> None:
-    """Refuse two choices that keep the same frame.
+def _refuse_overlap(chosen: Mapping[str, Any], found: _Placed, loop: int, taken: int) -> None:
+    """Refuse two choices that keep the same frame, or that leave no frame to make between them.
 
     Raises:
         InputError: the message names both.
@@ -396,14 +396,13 @@ def _refuse_overlap(chosen: Mapping[str, Any], found: _Placed, loop: int) -> Non
             raise InputError(
                 f"{setting(one)} and {setting(other)} both say how the clip {_WHERE[one]}: give one of them"
             )
-    if loop == 1:
-        length = found.clip.latent_frames(found.clip.frames)
-        kept = [each for each in found.placements if each.edit == 0 and each.loop == 0]
-        if "connect_to" in chosen and "continue_from" in chosen and sum(each.length for each in kept) >= length:
-            raise InputError(
-                f"{setting('continue_from')} and {setting('connect_to')} leave no frame to make between them: lower "
-                f"{setting('condition_frames')}"
-            )
+    before = "continue_from" if loop == 1 else "loop"  # what the clip that connect_to ends begins with
+    length = found.clip.latent_frames(found.clip.frames)
+    if "connect_to" in chosen and before in chosen and 2 * found.clip.latent_frames(taken) >= length:
+        raise InputError(
+            f"{setting(before)} and {setting('connect_to')} leave no frame to make between them: lower "
+            f"{setting('condition_frames')}"
+        )
 
 
 def _refuse_two_of_a_frame(found: _Placed) -> None:
