@@ -5,11 +5,12 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from guidon.core.errors import InputError
-from guidon.core.reading import FRAME_PIXELS
+from guidon.core.reading import FRAME_PIXELS, PIXELS
 from guidon.media import streaming
-from guidon.media.files import load_video, save_video
+from guidon.media.files import as_images, load_video, save_video
 from guidon.media.streaming import Content, frames_at, look, looks_like_media
 from panned_clips import pan
 
@@ -111,11 +112,26 @@ def test_a_video_is_turned_as_the_camera_was_held(tmp_path):
     assert shown.shape == (48, 32, 3)
     assert shown[8, 24].min() > 200  # top right, after a quarter turn to the right
     assert shown[8, 8].max() < 50
+    assert np.array_equal(load_video(path)[0][3], shown)
 
 
 def test_the_size_is_that_of_square_pixels(tmp_path):
-    found = look(Content(write(tmp_path / "a.mp4", pan(4, frames=3, height=32, width=48)[0], aspect=Fraction(4, 3))))
+    path = write(tmp_path / "a.mp4", pan(4, frames=3, height=32, width=48)[0], aspect=Fraction(4, 3))
+    found = look(Content(path))
     assert (found.height, found.width) == (32, 64)
+    whole, _ = load_video(path)
+    assert whole.shape == (3, 32, 64, 3)
+    stretched = [image.resize((64, 32), Image.Resampling.BICUBIC) for image in as_images(read(path, [0, 1, 2]))]
+    assert np.abs(whole - np.stack([np.asarray(image, float) for image in stretched])).mean() < 4
+
+
+def test_a_wide_pixel_counts_as_the_square_ones_that_are_made_of_it(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", pan(4, frames=3, height=32, width=48)[0], aspect=Fraction(4, 3))
+    monkeypatch.setenv(PIXELS.variable, str(3 * 32 * 64))
+    assert load_video(path)[0].size == 3 * 3 * 32 * 64
+    monkeypatch.setenv(PIXELS.variable, str(3 * 32 * 64 - 1))
+    with pytest.raises(InputError, match="6,144 pixels"):
+        load_video(path)
 
 
 def test_a_picture_is_one_frame(tmp_path):

@@ -211,6 +211,7 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float, preset: str) -> None:
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
     """Read a video file, a picture (PNG, JPEG or BMP), or a folder of PNGs. Transparent parts of pictures become white.
 
+    Frames are upright, as the file says how the camera was held, and their pixels are square.
     A clip of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded if the file says its length.
 
     Returns:
@@ -318,12 +319,25 @@ def _read_container(path: Path) -> tuple[np.ndarray, float]:
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise ValueError("no decoder for it is installed")
-        frames.expect(max(1, stream.frames), stream.height, stream.width)
+        FRAME_PIXELS.check(stream.height * stream.width, path)
+        frames.expect(max(1, stream.frames), stream.height, square_width(stream, stream.width))
         for frame in container.decode(video=0):
-            frames.expect(1, frame.height, frame.width)
-            frames.add(frame.to_ndarray(format="rgb24"))
+            width, turns = square_width(stream, frame.width), left_turns(frame)
+            frames.expect(1, *((width, frame.height) if turns % 2 else (frame.height, width)))
+            frames.add(np.rot90(frame.to_ndarray(format="rgb24", width=width), turns))
         rate = stream.average_rate
     return frames.together(), float(rate or 8)
+
+
+def square_width(stream: Any, width: int) -> int:
+    """The width of a video's frames with square pixels, before they are turned."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return max(1, round(width * aspect)) if 0.1 < aspect < 10 else width
+
+
+def left_turns(frame: Any) -> int:
+    """How many quarter turns to the left make a video's frame upright. PyAV tells it from version 14 on."""
+    return round(getattr(frame, "rotation", 0) / 90)
 
 
 def open_container(av: Any, path: Path, file: IO[bytes] | None = None) -> Any:

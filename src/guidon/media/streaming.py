@@ -22,7 +22,7 @@ import numpy as np
 from ..core.extras import require
 from ..core.hashing import hash_stream
 from ..core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
-from .files import as_rgb, need_pillow, open_container, read_animation
+from .files import as_rgb, left_turns, need_pillow, open_container, read_animation, square_width
 
 WHAT = "a video or a picture"
 ADVICE = "copy it again, or write it anew with ffmpeg"
@@ -239,15 +239,10 @@ def _look_at_video(content: Content) -> Look:
             PIXELS.check(count * frame.height * frame.width, content.shown)
         if first is None:
             raise ValueError("it holds no frames")
-        height, width = first.height, first.width
-        FRAME_PIXELS.check(height * width, content.shown)
-        aspect = float(stream.sample_aspect_ratio or 1)
-        turned = _rotation(first) % 180 == 90
-    # As the picture is seen: with square pixels, and upright.
-    if 0.1 < aspect < 10 and aspect != 1:
-        width = round(width * aspect)
-    if turned:
-        height, width = width, height
+        FRAME_PIXELS.check(first.height * first.width, content.shown)
+        height, width = first.height, square_width(stream, first.width)
+        if left_turns(first) % 2:
+            height, width = width, height
     if counted:
         return Look(height, width, "counted", np.arange(count), 1 / rate, count / rate)
     ticks = np.sort(np.array(times, np.int64))
@@ -291,16 +286,11 @@ def _until_error(frames: Iterator[Any], *, quiet: bool) -> Iterator[Any]:
             raise
 
 
-def _rotation(frame: Any) -> int:
-    """By how many degrees a frame must be turned to the left. PyAV tells it from version 14 on."""
-    return getattr(frame, "rotation", 0)
-
-
 def _upright(frame: Any, path: Path) -> np.ndarray:
     if frame.is_corrupt:
         raise ValueError("a frame of it is damaged")
     FRAME_PIXELS.check(frame.height * frame.width, path)
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(_rotation(frame) / 90)))
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), left_turns(frame)))
 
 
 def refuse_missing_libraries() -> None:
