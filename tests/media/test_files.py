@@ -84,6 +84,17 @@ def test_another_programs_held_frames_are_taken_apart(tmp_path):
     assert np.array_equal(frames[1], frames[3])
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+@pytest.mark.parametrize(
+    ("times", "fps"), [([30, 30, 40], 30), ([70, 60], 1000 / 65), ([0, 100, 0], 10), ([0, 0], 8), ([60, 60], 1000 / 60)]
+)
+def test_frames_whose_times_are_rounded_or_left_out_are_read_once_each(tmp_path, name, times, fps):
+    first, *rest = (Image.fromarray(frame) for frame in CLIP[: len(times)])
+    first.save(tmp_path / name, save_all=True, append_images=rest, duration=times)
+    frames, found = load_video(tmp_path / name)
+    assert (len(frames), found) == (len(times), pytest.approx(fps))
+
+
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 5000])
 def test_an_impossible_rate_is_refused(tmp_path, fps):
     with pytest.raises(InputError, match=r"from 0\.1 to 1000"):

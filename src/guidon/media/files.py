@@ -302,10 +302,11 @@ def read_animation(path: Path, file: IO[bytes] | None = None) -> tuple[np.ndarra
         repeats = [count] if frames.count == 1 else [max(1, round(time / unit)) for time in shown]
         if sum(repeats) != count:
             raise ValueError(f"its comment says {count} frames, it holds {sum(repeats)}")
-    else:
-        unit = math.gcd(*shown)
-        fps = 1000 / unit if unit else 8.0
-        repeats = [time // unit for time in shown] if unit and 0 not in shown else [1] * frames.count
+    elif (unit := min(shown)) and not any(time % unit for time in shown):
+        fps, repeats = 1000 / unit, [time // unit for time in shown]
+    else:  # times that were rounded, as the 30, 30 and 40 ms of 30 frames per second; or that were left out
+        timed = [time for time in shown if time]
+        fps, repeats = 1000 * len(timed) / sum(timed) if timed else 8.0, [1] * frames.count
     PIXELS.check(sum(repeats) * math.prod(frames.shape), path)
     return np.repeat(frames.together(), repeats, axis=0), fps
 
