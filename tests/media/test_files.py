@@ -204,6 +204,16 @@ def test_a_picture_is_read_as_viewers_show_it(tmp_path):
     assert seen[-8:].min() > 246
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_transparent_parts_of_animations_become_white(tmp_path, name):
+    drawn = np.zeros((3, 8, 8, 4), np.uint8)  # the last frame is empty
+    drawn[0, :4], drawn[1, :, 4:] = (200, 0, 0, 255), (0, 0, 200, 255)
+    images = [Image.fromarray(frame) for frame in drawn]
+    images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=100, disposal=2, lossless=True)
+    frames, _ = load_video(tmp_path / name)
+    assert np.array_equal(frames, np.where(drawn[..., 3:] == 0, 255, drawn[..., :3]))
+
+
 def test_a_playlist_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
     with pytest.raises(InputError, match="not in a format that Guidon reads: convert a video to mp4"):

@@ -209,7 +209,7 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float, preset: str) -> None:
 
 
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Read a video file, a picture (PNG, JPEG or BMP), or a folder of PNGs. Transparent parts of pictures become white.
+    """Read a video file, a picture (PNG, JPEG or BMP), or a folder of PNGs. Transparent parts become white.
 
     Frames are upright, as the file says how the camera was held, and their pixels are square.
     A clip of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded if the file says its length.
@@ -290,7 +290,7 @@ def read_animation(path: Path, file: IO[bytes] | None = None) -> tuple[np.ndarra
         timing = comment or image.getexif().get(_IMAGE_DESCRIPTION, "")
         frames.expect(getattr(image, "n_frames", 1), image.height, image.width)
         for frame in ImageSequence.Iterator(image):
-            frames.add(np.asarray(frame.convert("RGB")))
+            frames.add(as_rgb(frame))
             shown.append(int(image.info.get("duration") or 0))
         format = str(image.format).lower()
     # Both encoders merge equal consecutive frames into one that is shown longer. Repeat it to get them all back.
