@@ -386,9 +386,10 @@ class Request(Settings):
 
     @property
     def negatives(self) -> tuple[str, ...]:
-        """The negative prompts, if there are any."""
+        """What is steered away from: the negative prompts, or their parts where they give one for each loop."""
         own = self.negative_prompt
-        return own if isinstance(own, tuple) else () if own is None else (own,)
+        texts = own if isinstance(own, tuple) else () if own is None else (own,)
+        return tuple(part for text in texts for _, part in texts_of_loops(text))
 
     def text_of(self, prompt: str, loop: int = 0) -> str:
         """What the text encoder is given for a prompt or a negative prompt, in one loop of a long clip."""
@@ -412,7 +413,7 @@ class Request(Settings):
         seed, index = self.noise_of(prompt, sample)
         text, negative = self.prompts[prompt], self.negative_of(prompt)
         own: dict[str, Any] = {"prompts": (text,), "negative_prompt": negative, "samples": (index,), "seed": seed}
-        read = [*(part for _, part in texts_of_loops(text)), negative]
+        read = [part for whole in (text, negative or "") for _, part in texts_of_loops(whole)]
         own["read_as"] = {key: value for key, value in self.read_as.items() if key in read}
         if self.latents is not None:
             clip = prompt * len(self.samples) + self.samples.index(sample)

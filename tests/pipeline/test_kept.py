@@ -138,6 +138,16 @@ def test_loops_join_clips_and_extend_gives_their_parts(pipe, picture):
     assert apart(second[:5], shown(pipe, long.frames[11:16])) <= 1
 
 
+def test_each_loop_is_steered_away_from_its_own_text(pipe):
+    typed = pipe(PROMPT, loop=2, negative_prompt="|0|squares|1|circles", **OPTIONS)
+    read = pipe(PROMPT, loop=2, negative_prompt="|0|square|1|circle", **OPTIONS)
+    assert np.array_equal(typed.frames, read.frames)
+    one = pipe(PROMPT, loop=2, negative_prompt=["square"], **OPTIONS)
+    assert np.array_equal(one.frames[:16], read.frames[:16])
+    assert not np.array_equal(one.frames[16:], read.frames[16:])
+    assert np.array_equal(pipe.reproduce(typed.manifest)[0].frames, typed.frames)
+
+
 def test_a_loop_begins_with_the_last_frames_of_each_clip_of_the_one_before(pipe, video):
     keeper = pipe._keeper(pipe.plan([PROMPT, OTHER], loop=2, condition_frames=5, condition_edit=0.25), {})
     clips = [video[:16], video[4:]]

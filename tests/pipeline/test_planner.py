@@ -6,6 +6,9 @@ from guidon import Guidance
 from guidon.core.errors import InputError
 from guidon.pipeline.planner import Planner
 
+PROMPT = "a red circle moves left on a white background"
+OTHER = "a blue square moves up on a black background"
+
 
 @pytest.mark.parametrize(
     ("path", "sampler", "message"),
@@ -22,6 +25,25 @@ def test_a_sampler_of_the_other_path_is_refused_in_one_line(path, sampler, messa
         replace(own, facts=replace(own.facts, path=path)).complete(["a red circle"], sampler=sampler)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_negative_prompt_by_loop_is_checked_and_read_part_by_part():
+    own, checked = Planner.find("guidon-small"), []
+    planner = replace(own, facts=replace(own.facts, check_prompts=checked.extend))
+    by_loop = "|0|squares|1|circles"
+    request = planner.plan([PROMPT, OTHER], loop=2, negative_prompt=[by_loop, "a triangle"])
+    assert checked == [PROMPT, OTHER, "squares", "circles", "a triangle"]
+    assert request.read_as == {"squares": "square", "circles": "circle"}
+    assert [request.text_of(by_loop, loop) for loop in (0, 1)] == ["square", "circle"]
+    assert request.alone(0, 0).read_as == request.read_as
+    assert request.alone(1, 0).read_as == {}
+    for negative, message in (
+        ("|0|squares|1|qwerty", "unknown word 'qwerty'"),
+        ("|0|squares|1|", "negative_prompt is empty"),
+        ("|0|squares|2|circles", "has a text for loop 2, counted from 0, and there are 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            planner.plan([PROMPT], loop=2, negative_prompt=negative)
 
 
 def test_fast_stands_for_the_settings_of_the_preset():

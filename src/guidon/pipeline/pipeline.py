@@ -433,11 +433,10 @@ class Pipeline(metaclass=_Named):
 
     def prompts_of(self, request: Request, loop: int = 0) -> Prompts:
         """The prompts and negative prompts of a request, encoded, as one loop of a long clip shows them."""
-        texts, avoided = (
-            tuple(request.text_of(text, loop) for text in each) for each in (request.prompts, request.negatives)
-        )
-        of_each = isinstance(request.negative_prompt, tuple)
-        return self._prompts.encode(texts, avoided if of_each else avoided[0] if avoided else None)
+        read, avoided = partial(request.text_of, loop=loop), request.negative_prompt
+        if avoided is not None:
+            avoided = read(avoided) if isinstance(avoided, str) else tuple(map(read, avoided))
+        return self._prompts.encode(tuple(map(read, request.prompts)), avoided)
 
     @torch.inference_mode()
     def _frames(self, run: _Run) -> tuple[list[np.ndarray], int]:

@@ -94,8 +94,9 @@ def make_request(
     conditioning = choose_conditioning(choices, clip_shape(preset, facts, request), preset.name)
     if conditioning is not None:
         request = validated(Request, dict(request) | {"conditioning": conditioning}, None)
-    for text in (*request.prompts, *request.negatives):
+    for prompt, text in enumerate(request.prompts):
         check_texts(text, request.loops)
+        check_texts(request.negative_of(prompt) or "", request.loops)
     check_request(preset, facts, request)
     return request
 
