@@ -138,6 +138,16 @@ def test_loops_join_clips_and_extend_gives_their_parts(pipe, picture):
     assert apart(second[:5], shown(pipe, long.frames[11:16])) <= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("loop", "loop"), ("last_frame", "last_frame"), ("last_image", "last_frame"), ("connect_to", "connect_to")],
+)
+def test_extend_refuses_what_ends_a_video(pipe, video, name, given):
+    option = {name: 3 if name == "loop" else video if name == "connect_to" else video[0]}
+    with pytest.raises(InputError, match=f"^{given} ends a video, and extend goes on: leave it out, or call the pip"):
+        next(pipe.extend(PROMPT, **option, **OPTIONS))
+
+
 def test_each_loop_is_steered_away_from_its_own_text(pipe):
     typed = pipe(PROMPT, loop=2, negative_prompt="|0|squares|1|circles", **OPTIONS)
     read = pipe(PROMPT, loop=2, negative_prompt="|0|square|1|circle", **OPTIONS)

@@ -246,14 +246,17 @@ class Pipeline(metaclass=_Named):
             options: as of a call of the pipeline.
 
         Raises:
-            InputError: as a call, or the model makes images.
+            InputError: as a call, the model makes images, or an option ends the video.
         """
         call = read_call(prompt, None, cast("CallOptions", options))
         if not call.single:
             raise InputError("extend makes one video: give one prompt as a text, and one sample")
         choices: Choices = {**call.choices}
-        if choices.setdefault("loop", None) is not None:
-            raise InputError(f"{setting('loop')} ends a video, and extend goes on: leave it out, or call the pipeline")
+        for name in ("loop", "last_frame", "connect_to"):
+            if choices.get(name) is not None:
+                raise InputError(
+                    f"{setting(name)} ends a video, and extend goes on: leave it out, or call the pipeline"
+                )
         choices["loop"] = max(2, 1 + texts_of_loops(call.prompts[0])[-1][0])  # it says that there will be other clips
         request = self.plan(call.prompts, batch_size=call.batch_size, force=call.force, **choices)
         how: RunOptions = {**call.run, "reference_frames": call.given_frames}
