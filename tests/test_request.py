@@ -102,6 +102,7 @@ def test_a_request_with_lists_is_read_back_from_its_json():
         ({"seed": [1, 2, 3]}, "seed holds 3 seeds: give one, or one for each of 2 prompts or 4 clips"),
         ({"seed": []}, "holds 0 seeds"), ({"seed": [1, -2]}, "give a whole number from 0"), ({"seed": 1.5}, "seed 1.5 is no seed: give a whole"), ({"seed": 2**63}, "2^63 - 1"),
         ({"seed": "7"}, "seed '7' is no seed: give a whole"), ({"seed": [1, 2], "seed_per_prompt": True}, "seed_per_prompt needs one"), ({"seed": [1, 2], "exact": "dit"}, "exact needs one"),
+        ({"samples": [2, 0, 0]}, "samples hold 0 2 times: give each sample index once"), ({"samples": (1, 1), "seed": [1, 2, 3, 4]}, "samples hold 1 2 times"),
         ({"negative_prompt": ["c"]}, "negative_prompt holds 1 texts for 2 prompts"), ({"negative_prompt": ["c", 3]}, "give a text"), ({"negative_prompt": 3}, "give a text"),
     ],
 )  # fmt: skip

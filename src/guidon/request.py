@@ -6,6 +6,7 @@ The command line, a call of a pipeline and a study make requests. Every manifest
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeGuard
 
@@ -223,6 +224,14 @@ class Request(Settings):
     @classmethod
     def _whole_seeds(cls, value: Any) -> int | tuple[int, ...]:
         return tuple(map(_read_seed, value)) if is_list(value) else _read_seed(value)
+
+    @field_validator("samples")
+    @classmethod
+    def _different_samples(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        [(sample, times)] = Counter(value).most_common(1)
+        if times > 1:
+            raise InputError(f"samples hold {sample} {times} times: give each sample index once, such as range(3)")
+        return value
 
     @field_validator("negative_prompt", mode="before")
     @classmethod
