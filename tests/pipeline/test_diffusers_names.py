@@ -31,6 +31,8 @@ def test_names_of_diffusers_are_our_settings():
     theirs = {"guidance_scale": 5.0, "num_inference_steps": 4, "num_frames": 32, "height": 48, "width": 64}
     ours = {"cfg_scale": 5.0, "steps": 4, "frames": 32, "size": (48, 64)}
     assert own_names(theirs) == ours == own_names(theirs | ours)
+    assert own_names({"height": 48, "width": 64, "size": [48, 64]}) == {"size": (48, 64)}
+    assert call([PROMPT], prompt=(PROMPT,)).prompts == (PROMPT,)
     assert call(num_videos_per_prompt=3).num_samples == call(num_images_per_prompt=3).num_samples == 3
     assert call(None, prompt=PROMPT).prompts == call(PROMPT).prompts == (PROMPT,)
     assert own_names({"dtype": torch.float16}) == own_names({"dtype": "fp16"})
@@ -45,7 +47,7 @@ def test_a_name_that_is_left_at_none_is_left_out(name):
     ("options", "message"),
     [
         ({"guidance_scale": 5, "cfg_scale": 3}, "guidance_scale 5 and cfg_scale 3 are one setting"), ({"num_inference_steps": 4, "steps": 5}, "are one setting"),
-        ({"height": 48, "width": 64, "size": (64, 48)}, "are one setting"), ({"num_images_per_prompt": 2, "num_samples": 3}, "are one setting"),
+        ({"height": 48, "width": 64, "size": (64, 48)}, "are one setting"), ({"height": 48, "width": 64, "size": [64, 48]}, "are one setting"), ({"num_images_per_prompt": 2, "num_samples": 3}, "are one setting"),
         ({"prompt": OTHER}, "are one setting"), ({"generator": generator(0), "seed": 3}, "generator and seed both"), ({"generator": 3}, "give a torch.Generator"),
         ({"height": 48}, "height is given without width"), ({"width": 48}, "width is given without height"),
         ({"guidance_scale": 0.5}, "means no guidance in diffusers: give cfg_scale 1"), ({"guidance_scal": None}, "did you mean 'guidance_scale'"),

@@ -130,7 +130,7 @@ def own_names(options: Mapping[str, Any], also: Collection[str] = (), prompts: A
             if own.get("seed") is not None:
                 raise InputError("generator and seed both decide the noise: give one of them")
             value = _drawn(value, len(prompts) if is_list(prompts) else 1)
-        if own.get(ours) is not None and (ours in CONDITIONING or own[ours] != value):
+        if own.get(ours) is not None and (ours in CONDITIONING or _as_tuple(own[ours]) != _as_tuple(value)):
             raise InputError(
                 f"{name} {quoted(options[name])} and {ours} {quoted(own[ours])} are one setting: give it once"
             )
@@ -176,6 +176,10 @@ def _check_rescale(value: Any) -> None:
     if value is not None and value != 0:  # 0 is none, and diffusers' default
         number = f"{value:g}" if isinstance(value, int | float) else "0.7"
         raise InputError(f"'guidance_rescale' is not a setting here: give guidance='rescale:phi={number}'")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if is_list(value) else value
 
 
 def _both_sides(options: Mapping[str, Any]) -> tuple[Any, Any]:
