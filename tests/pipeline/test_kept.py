@@ -265,6 +265,11 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         ),
         ({"connect_to": "VIDEO", "loop": 3, "condition_frames": 15}, "leave no frame to make"),
         (
+            {"continue_from": "VIDEO", "last_frame": "PICTURE", "condition_frames": 15},
+            "continue_from and last_frame leave no frame to make between them: lower condition_frames",
+        ),
+        ({"last_frame": "PICTURE", "loop": 2, "condition_frames": 15}, "leave no frame to make"),
+        (
             {"first_frame": "PICTURE", "reference": "PICTURE", "mask_strategy": "0"},
             "mask_strategy and first_frame both give frame 0, counted from 0: give one of them",
         ),

@@ -396,13 +396,14 @@ def _refuse_overlap(chosen: Mapping[str, Any], found: _Placed, loop: int, taken:
             raise InputError(
                 f"{setting(one)} and {setting(other)} both say how the clip {_WHERE[one]}: give one of them"
             )
-    before = "continue_from" if loop == 1 else "loop"  # what the clip that connect_to ends begins with
-    length = found.clip.latent_frames(found.clip.frames)
-    if "connect_to" in chosen and before in chosen and 2 * found.clip.latent_frames(taken) >= length:
-        raise InputError(
-            f"{setting(before)} and {setting('connect_to')} leave no frame to make between them: lower "
-            f"{setting('condition_frames')}"
-        )
+    before = "continue_from" if loop == 1 else "loop"  # what the last clip begins with
+    length, begins = found.clip.latent_frames(found.clip.frames), found.clip.latent_frames(taken)
+    for after, frames in (("connect_to", taken), ("last_frame", 1)):
+        if after in chosen and before in chosen and begins + found.clip.latent_frames(frames) >= length:
+            raise InputError(
+                f"{setting(before)} and {setting(after)} leave no frame to make between them: lower "
+                f"{setting('condition_frames')}"
+            )
 
 
 def _refuse_two_of_a_frame(found: _Placed) -> None:
