@@ -16,7 +16,9 @@ import guidon
 from guidon.bridges.diffusers.arguments import Arguments
 from guidon.bridges.diffusers.hook import GuidanceHook
 from guidon.core.errors import InputError
-from tiny_pipelines.whole import WHOLE, make_pipeline, write_pipeline
+from tiny_pipelines import PIPELINES
+from tiny_pipelines.contract import quiet
+from tiny_pipelines.whole import WHOLE, _autoencoder, make_pipeline, write_pipeline
 
 PROMPTS = ("a red ball", "blue cat")
 
@@ -37,6 +39,16 @@ def wrapped():
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory):
     return write_pipeline("wan", tmp_path_factory.mktemp("folders") / "wan")
+
+
+@pytest.fixture(scope="module")
+def stochastic():
+    """DiT with a scheduler that adds noise, which the pipeline gives no generator."""
+    from diffusers import DiTPipeline
+
+    tiny = next(each for each in PIPELINES if each.name == "dit")
+    pipe = DiTPipeline(transformer=tiny.make().transformer, vae=_autoencoder(4), scheduler=guidon.IDDPMScheduler())
+    return guidon.wrap(quiet(pipe))
 
 
 def call(name, pipe, prompt, seed, **more):
@@ -103,6 +115,32 @@ def test_noise_is_of_the_clip_and_not_of_the_batch(wrapped):
     assert len({clip.frames.tobytes() for clip in alone}) == 4
     second = pipe(PROMPTS[1], steps=2, cfg_scale=3, seed=6)  # the seed of prompt 1, by itself
     assert np.array_equal(second.frames, alone[2].frames)
+
+
+def test_noise_of_a_step_is_not_the_noise_that_a_run_starts_from(wrapped, stochastic, monkeypatch):
+    """Whether a step draws it from the clip's generator, or from torch's own."""
+    from diffusers.pipelines.dit import pipeline_dit
+
+    from guidon.bridges.diffusers import scheduler
+
+    drawn, own = [], scheduler.randn_tensor
+
+    def seen(*shape, **given):
+        drawn.append(own(*shape, **given))
+        return drawn[-1]
+
+    monkeypatch.setattr(scheduler, "randn_tensor", seen)
+    monkeypatch.setattr(pipeline_dit, "randn_tensor", seen)
+    videos = [stochastic("1", steps=3, cfg_scale=3, seed=5) for _ in range(2)]
+    assert len(drawn) == 6  # each time the start, and two steps of three
+    assert all(torch.equal(one, other) for one, other in zip(drawn[:3], drawn[3:], strict=True))
+    assert np.array_equal(videos[0].frames, videos[1].frames)
+    start, *steps = (noise[0].flatten() for noise in drawn[:3])
+    for noise in steps:
+        assert abs(torch.corrcoef(torch.stack([start, noise]))[0, 1]) < 0.5
+    elsewhere, pipe = [], wrapped("pixart")
+    pipe.generate(pipe.plan("a", steps=1, seed=5), on_step=lambda *done: elsewhere.append(torch.randn(8)))
+    assert not torch.equal(elsewhere[0], torch.randn(8, generator=torch.Generator().manual_seed(5)))
 
 
 def test_a_trace_holds_a_sample_for_each_clip(wrapped):
@@ -272,8 +310,6 @@ def test_no_pipeline_is_refused(wrapped):
 
 
 def test_classes_are_prompts():
-    from tiny_pipelines import PIPELINES
-
     tiny = next(each for each in PIPELINES if each.name == "dit")
     pipe = tiny.make()
     pipe.vae.config.latent_channels = 4

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,10 @@ class Clips:
                 stack.enter_context(_attribute(self.pipe, self.family.argument, scale))
             else:
                 given[self.family.argument] = scale
-            # what a pipeline draws without its generator
+            # what a pipeline draws without its generator, by another seed: else it would be the initial noise once more
             devices = [torch.device(self.pipe._execution_device)] if torch.cuda.is_available() else []
             stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))
-            torch.manual_seed(asked.seeds[0])
+            torch.manual_seed(_other_seed(asked.seeds[0]))
             stack.enter_context(_quiet(self.pipe))
             stack.enter_context(torch.no_grad())  # as pipelines run by themselves
             try:
@@ -218,6 +219,11 @@ class Clips:
                 "leave them out, or load the pipeline with safety_checker=None"
             )
         return output if isinstance(output, tuple) else (output,)
+
+
+def _other_seed(seed: int) -> int:
+    """A seed derived from another, whose noise is not that one's."""
+    return int.from_bytes(sha256(f"{seed} without the generator".encode()).digest()[:8]) >> 1
 
 
 def _picture(value: Any, clips: int) -> Any:
