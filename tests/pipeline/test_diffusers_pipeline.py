@@ -1,19 +1,23 @@
 """Clips of a diffusers pipeline through its own call: the pipeline's own frames, paired noise, whole manifests."""
 
+import copy
 import dataclasses
 import functools
+import inspect
 import json
 import logging
 import shutil
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler
+from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 import guidon
 from guidon.bridges.diffusers.arguments import Arguments
+from guidon.bridges.diffusers.clips import _stepping
 from guidon.bridges.diffusers.hook import GuidanceHook
 from guidon.core.errors import InputError
 from tiny_pipelines import PIPELINES
@@ -94,6 +98,29 @@ def test_latents_are_decoded_under_a_scheduler_with_more_arguments(wrapped):
     with model.decoder(request) as decode:
         black, other = decode(torch.stack([torch.zeros_like(seen.x0[0][-1, 0]), seen.x0[0][-1, 0]]))
     assert not torch.equal(black, other)
+
+
+def test_the_steps_of_two_schedulers_of_one_class_are_seen_apart():
+    """As two threads do: the first ends in the middle of the second."""
+    first, second, seen = FlowMatchEulerDiscreteScheduler(), FlowMatchEulerDiscreteScheduler(), []
+    own, kind, one = FlowMatchEulerDiscreteScheduler.step, type(first), torch.ones(1)
+
+    def watched(scheduler, name):
+        scheduler.set_timesteps(2)
+        return _stepping(scheduler, lambda sample, result: seen.append(name) or result)
+
+    with ExitStack() as stack:
+        with watched(first, "first"):
+            stack.enter_context(watched(second, "second"))
+            for scheduler in (first, second, copy.deepcopy(second)):
+                scheduler.step(one, scheduler.timesteps[0], one)
+            assert type(second).__name__ == kind.__name__
+            assert "generator" in inspect.signature(second.step).parameters
+        for scheduler in (first, second):
+            scheduler.step(one, scheduler.timesteps[1], one)
+    assert seen == ["first", "second", "second"]
+    assert FlowMatchEulerDiscreteScheduler.step is own
+    assert type(first) is type(second) is kind
 
 
 def test_skip_guidance_is_a_rule_like_any_other(wrapped):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -253,29 +254,23 @@ def _picture(value: Any, clips: int) -> Any:
 def _stepping(scheduler: Any, after: Callable[[Tensor, Any], Any]) -> Iterator[None]:
     """Let ``after(sample, result)`` see and replace what the scheduler's ``step`` returns.
 
-    The class is changed, not the object, because some pipelines copy their scheduler; the copies are left alone.
+    The object gets a class of its own, so that other objects, of another thread too, step as they did. Some pipelines
+    copy their scheduler; the copies have that class, and are left alone.
     """
-    kind = type(scheduler)
-    own = vars(kind).get("step")
-    original: Any = kind.step
-
-    names = list(inspect.signature(original).parameters)[1:]
+    kind: Any = type(scheduler)
+    names = list(inspect.signature(kind.step).parameters)[1:]
     place = names.index("sample") if "sample" in names else 2  # CogVideoX's DPM takes it as the fifth
 
+    @wraps(kind.step)  # CogVideoX's and others look at the parameters of ``step`` to know what to give it
     def step(self: Any, *args: Any, **given: Any) -> Any:
-        result = original(self, *args, **given)
+        result = kind.step(self, *args, **given)
         return after(given["sample"] if "sample" in given else args[place], result) if self is scheduler else result
 
-    # CogVideoX's and others look at the parameters of ``step`` to know what to give it
-    step.__wrapped__ = original  # type: ignore[attr-defined]
-    kind.step = step
+    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
     try:
         yield
     finally:
-        if own is None:
-            del kind.step
-        else:
-            kind.step = own
+        scheduler.__class__ = kind
 
 
 class _Memory:
