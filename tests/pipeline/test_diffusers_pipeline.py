@@ -130,6 +130,18 @@ def test_skip_guidance_is_a_rule_like_any_other(wrapped):
     assert not np.array_equal(plain.frames, skipped.frames)
 
 
+def test_noise_of_steps_is_of_the_clip_and_not_of_the_batch(stochastic):
+    request = stochastic.plan(["1", "2"], range(2), steps=3, cfg_scale=3, seed=5, seed_per_prompt=True)
+    traces = [guidon.GuidanceTrace(keep_x0=True) for _ in range(2)]
+    stochastic.generate(request, batch_size=1, trace=traces[0])
+    together = stochastic.generate(request, batch_size=4, trace=traces[1])
+    alone, beside = (trace.x0[0] for trace in traces)  # (steps, clips, C, ...)
+    assert torch.allclose(alone, beside, rtol=1e-3, atol=1e-3)
+    assert (alone[-1, 0] - alone[-1, 1]).abs().max() > 0.1
+    (again,) = stochastic.reproduce(together[3].manifest)
+    assert np.abs(again.frames.astype(int) - together[3].frames).max() <= 1
+
+
 def test_noise_is_of_the_clip_and_not_of_the_batch(wrapped):
     pipe = wrapped("pixart")
     assert [clip.manifest["computed"]["batch"] for clip in pipe(PROMPTS, steps=1, batch_size=2)] == [2, 2]

@@ -143,7 +143,8 @@ class DiffusersPipeline:
 
         Args:
             request: what to make.
-            batch_size: how many clips one call of the pipeline makes. Noise does not depend on it, last bits may.
+            batch_size: how many clips one call of the pipeline makes. Noise does not depend on it, last bits may. Under
+                ``DPMSolverSDEScheduler``, which takes no generator, noise does.
             trace: collects what guidance did, one sample for each clip.
             on_step: called as ``on_step(done, total)`` after every denoising step.
             on_x0: called as ``on_x0(x0)`` at every guided step, with the clean latents (B, C, ...) that the prediction

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -89,15 +89,15 @@ class Clips:
                 on_step(done, total)
             return given
 
-        guided = not asked.guidance.is_conditional
+        guided, generators = not asked.guidance.is_conditional, _generators(asked)
         with ExitStack() as stack:
             if guided:
                 apply(self.pipe, asked.guidance, observe=observe)
             else:
                 remove(self.pipe)
             stack.callback(remove, self.pipe)
-            stack.enter_context(_stepping(scheduler, lambda sample, result: after_step(result)))
-            output = self._call(asked, scale=GATE if guided else 1 - self.family.offset)
+            stack.enter_context(_stepping(scheduler, lambda sample, result: after_step(result), generators))
+            output = self._call(asked, generators, scale=GATE if guided else 1 - self.family.offset)
         return _as_frames(output, len(asked.prompts))
 
     @contextmanager
@@ -136,7 +136,7 @@ class Clips:
                 wanted[:] = [latent[None]]
                 for memory in memories:
                     memory.rewind()
-                clips.append(_as_pixels(self._call(single, scale=1 - self.family.offset)))
+                clips.append(_as_pixels(self._call(single, _generators(single), scale=1 - self.family.offset)))
             return torch.cat(clips)
 
         remove(self.pipe)
@@ -173,7 +173,7 @@ class Clips:
             )
         return layout.pack(whole, sample, grid) if packs else whole
 
-    def _call(self, asked: Asked, *, scale: float) -> tuple[Any, ...]:
+    def _call(self, asked: Asked, generators: list[torch.Generator], *, scale: float) -> tuple[Any, ...]:
         """What the pipeline returns."""
         single = len(asked.prompts) == 1
         given = {name: _picture(value, len(asked.prompts)) for name, value in asked.call.items()}
@@ -187,7 +187,6 @@ class Clips:
             negatives = ("",) * len(asked.prompts)
         if negatives is not None and "negative_prompt" in takes:
             given["negative_prompt"] = negatives[0] if single else list(negatives)
-        generators = [torch.Generator().manual_seed(seed) for seed in asked.seeds]
         given |= {
             "num_inference_steps": asked.steps,
             "generator": generators[0] if single else generators,
@@ -222,6 +221,11 @@ class Clips:
         return output if isinstance(output, tuple) else (output,)
 
 
+def _generators(asked: Asked) -> list[torch.Generator]:
+    """What draws the noise of each clip, in a call from its start."""
+    return [torch.Generator().manual_seed(seed) for seed in asked.seeds]
+
+
 def _other_seed(seed: int) -> int:
     """A seed derived from another, whose noise is not that one's."""
     return int.from_bytes(sha256(f"{seed} without the generator".encode()).digest()[:8]) >> 1
@@ -251,8 +255,13 @@ def _picture(value: Any, clips: int) -> Any:
 
 
 @contextmanager
-def _stepping(scheduler: Any, after: Callable[[Tensor, Any], Any]) -> Iterator[None]:
+def _stepping(
+    scheduler: Any, after: Callable[[Tensor, Any], Any], generators: Sequence[torch.Generator] = ()
+) -> Iterator[None]:
     """Let ``after(sample, result)`` see and replace what the scheduler's ``step`` returns.
+
+    Where the pipeline gives its scheduler no generator, every row is given that of its clip: noise drawn for a whole
+    batch would depend on the batch. The rows are the clips, in DiT twice.
 
     The object gets a class of its own, so that other objects, of another thread too, step as they did. Some pipelines
     copy their scheduler; the copies have that class, and are left alone.
@@ -263,8 +272,12 @@ def _stepping(scheduler: Any, after: Callable[[Tensor, Any], Any]) -> Iterator[N
 
     @wraps(kind.step)  # CogVideoX's and others look at the parameters of ``step`` to know what to give it
     def step(self: Any, *args: Any, **given: Any) -> Any:
-        result = kind.step(self, *args, **given)
-        return after(given["sample"] if "sample" in given else args[place], result) if self is scheduler else result
+        if self is not scheduler:
+            return kind.step(self, *args, **given)
+        sample = given["sample"] if "sample" in given else args[place]
+        if generators and "generator" in names and given.get("generator") is None:
+            given["generator"] = [generators[row % len(generators)] for row in range(len(sample))]
+        return after(sample, kind.step(self, *args, **given))
 
     scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
     try:
