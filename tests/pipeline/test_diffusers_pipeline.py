@@ -12,8 +12,17 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import guidon
 from guidon.bridges.diffusers.arguments import Arguments
@@ -21,7 +30,7 @@ from guidon.bridges.diffusers.clips import _stepping
 from guidon.bridges.diffusers.hook import GuidanceHook
 from guidon.core.errors import InputError
 from tiny_pipelines import PIPELINES
-from tiny_pipelines.contract import quiet
+from tiny_pipelines.contract import quiet, shaken
 from tiny_pipelines.whole import WHOLE, _autoencoder, make_pipeline, write_pipeline
 
 PROMPTS = ("a red ball", "blue cat")
@@ -98,6 +107,50 @@ def test_latents_are_decoded_under_a_scheduler_with_more_arguments(wrapped):
     with model.decoder(request) as decode:
         black, other = decode(torch.stack([torch.zeros_like(seen.x0[0][-1, 0]), seen.x0[0][-1, 0]]))
     assert not torch.equal(black, other)
+
+
+def stable_diffusion_xl():
+    """A tiny one, with the second of its two text encoders alone."""
+    parts = make_pipeline("sd").components
+    text = CLIPTextConfig(**parts["text_encoder"].config.to_dict() | {"projection_dim": 16})
+    more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    more["projection_class_embeddings_input_dim"] = 6 * 8 + 16  # six sizes, and the pooled prompt
+    network = shaken(lambda: UNet2DConditionModel(**dict(parts["unet"].config) | more), 0.1)
+    return quiet(
+        StableDiffusionXLPipeline(
+            vae=parts["vae"], text_encoder=None, text_encoder_2=shaken(lambda: CLIPTextModelWithProjection(text), 0.1),
+            tokenizer=None, tokenizer_2=parts["tokenizer"], unet=network, scheduler=EulerDiscreteScheduler(),
+            add_watermarker=False,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cat(tmp_path, monkeypatch):
+    """A picture's file in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save("cat.png")
+    return "cat.png"
+
+
+def test_latents_are_decoded_where_the_call_shortens_the_schedule(wrapped, cat, monkeypatch):
+    size = {"height": 32, "width": 32}
+    from_picture = StableDiffusionImg2ImgPipeline(**wrapped("sd").pipe.components, requires_safety_checker=False)
+    for pipe, given in (
+        (quiet(from_picture), {"image": cat}),  # its strength is 0.8
+        (stable_diffusion_xl(), size | {"denoising_end": 0.8}),
+    ):
+        model = guidon.wrap(pipe, call=given)
+        with model.decoder(model.plan(PROMPTS[0], steps=4)) as decode:
+            black, other = decode(torch.stack([torch.zeros(4, 4, 4), torch.ones(4, 4, 4)]))
+        assert (black - other).abs().max() > 0.1
+    monkeypatch.setattr(pipe.scheduler, "timesteps", torch.zeros(0))  # such as another way to end early
+    monkeypatch.setattr(type(pipe.scheduler), "set_timesteps", lambda *given, **more: None)
+    with (
+        model.decoder(model.plan(PROMPTS[0])) as decode,
+        pytest.raises(InputError, match="XLPipeline makes no step in a call of one step"),
+    ):
+        decode(torch.zeros(1, 4, 4, 4))
 
 
 def test_the_steps_of_two_schedulers_of_one_class_are_seen_apart():
@@ -271,13 +324,8 @@ def test_arguments_that_a_call_cannot_take_are_refused(given, message):
         guidon.wrap(make_pipeline("pixart"), call=given)
 
 
-def test_a_pipeline_starts_from_a_picture(wrapped, tmp_path, monkeypatch):
-    from diffusers import StableDiffusionImg2ImgPipeline
-    from PIL import Image
-
-    monkeypatch.chdir(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    Image.fromarray(pixels).save("cat.png")
+def test_a_pipeline_starts_from_a_picture(wrapped, cat, monkeypatch):
+    pixels = np.asarray(Image.open(cat))
     pipe = StableDiffusionImg2ImgPipeline(**wrapped("sd").pipe.components, requires_safety_checker=False)
     model = guidon.wrap(pipe, call={"image": "cat.png", "strength": 0.5})
     request = model.plan(PROMPTS, steps=4, cfg_scale=4, seed=2)

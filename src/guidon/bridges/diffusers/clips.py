@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import InputError, first_line
+from ...core.errors import InputError, first_line, setting
 from ...core.extras import require
 from ...core.hashing import hash_files
 from ...core.limits import is_out_of_memory
@@ -37,6 +37,8 @@ from .families import Family
 GATE = math.nextafter(2.0, 3.0)
 """The pipeline's own scale where a guidance of ours decides: high enough in every family that both branches run. Nobody
 gives this number: under a guidance of the same number, ``apply`` would keep the pipeline's own formula."""
+SCHEDULE = ("timesteps", "sigmas", "denoising_start", "denoising_end")
+"""Arguments that say which steps a call makes, beside ``strength``."""
 TRUE_SCALE = "true_cfg_scale"
 """The argument of pipelines that run the second branch only where a negative prompt is given."""
 
@@ -114,12 +116,16 @@ class Clips:
         Yields:
             ``decode``: latents (B, C, ...) to video (B, 3, T, H, W), or images (B, 3, H, W), in [-1, 1].
         """
-        once = {name: value for name, value in asked.call.items() if name not in ("timesteps", "sigmas")}
+        # one step, from the start of the schedule to its end
+        once = {name: value for name, value in asked.call.items() if name not in SCHEDULE}
+        if "strength" in self.arguments:
+            once["strength"] = 1.0
         single = Asked(
             asked.prompts[:1], asked.negatives and asked.negatives[:1], Guidance(1.0), 1, asked.seeds[:1], once
         )
         grid: list[tuple[int, ...] | None] = [None]
         wanted: list[Tensor] = []
+        stepped = False
         networks = [part for name in self.family.networks if (part := getattr(self.pipe, name, None)) is not None]
 
         def see_grid(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
@@ -127,16 +133,24 @@ class Clips:
                 grid[0] = self.family.layout.grid(given)
 
         def replaced(sample: Tensor, result: Any) -> Any:
+            nonlocal stepped
+            stepped = True
             call = PipelineCall.running(networks[0], self.pipe)
             return _with_sample(result, self._packed(wanted[0], sample, grid[0], call))
 
         def decode(latents: Tensor) -> Tensor:
+            nonlocal stepped
             clips = []
             for latent in latents:
-                wanted[:] = [latent[None]]
+                wanted[:], stepped = [latent[None]], False
                 for memory in memories:
                     memory.rewind()
                 clips.append(_as_pixels(self._call(single, _generators(single), scale=1 - self.family.offset)))
+                if not stepped:
+                    raise InputError(
+                        f"{self.arguments.pipeline} makes no step in a call of one step, so that no latents of ours "
+                        f"can be decoded: leave out of {setting('call')} what shortens its schedule"
+                    )
             return torch.cat(clips)
 
         remove(self.pipe)
