@@ -329,7 +329,9 @@ def test_a_pipeline_starts_from_a_picture(wrapped, cat, monkeypatch):
     pipe = StableDiffusionImg2ImgPipeline(**wrapped("sd").pipe.components, requires_safety_checker=False)
     model = guidon.wrap(pipe, call={"image": "cat.png", "strength": 0.5})
     request = model.plan(PROMPTS, steps=4, cfg_scale=4, seed=2)
-    videos = model.generate(request, batch_size=2)
+    seen = []
+    videos = model.generate(request, batch_size=2, on_step=lambda *done: seen.append(done))
+    assert seen == [(1, 2), (2, 2)]  # half of 4 steps
     own = pipe(
         PROMPTS[1], image=Image.fromarray(pixels), strength=0.5, num_inference_steps=4, guidance_scale=4.0,
         generator=torch.Generator().manual_seed(2), output_type="np", return_dict=False,

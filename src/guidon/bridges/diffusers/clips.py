@@ -85,7 +85,8 @@ class Clips:
 
         def after_step(given: Any) -> Any:
             nonlocal done
-            total = len(scheduler.timesteps)
+            # those of its schedule that the pipeline makes, where it says so: fewer from a picture
+            total = getattr(self.pipe, "num_timesteps", None) or len(scheduler.timesteps)
             done = min(done + 1, total)  # some schedulers step twice at one timestep
             if on_step is not None:
                 on_step(done, total)
