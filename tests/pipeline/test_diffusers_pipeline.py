@@ -248,6 +248,14 @@ def test_a_trace_holds_a_sample_for_each_clip(wrapped):
     assert traces[0].x0[0].shape == traces[1].x0[0].shape
 
 
+def test_the_copies_beside_a_clip_are_not_shown(wrapped):
+    pipe, trace, seen = wrapped("pixart"), guidon.GuidanceTrace(keep_x0=True), []
+    request = pipe.plan("a", steps=2, cfg_scale=3)
+    pipe.generate(request, trace=trace, on_x0=seen.append, like={"batch": 3, "threads": 1})
+    assert trace.as_arrays()["difference"].shape[0] == trace.x0[0].shape[1] == 1
+    assert [len(x0) for x0 in seen] == [1, 1]
+
+
 def test_a_clip_is_reproduced_from_its_manifest(wan, tmp_path):
     pipe = guidon.load(f"diffusers:{wan}", device="cpu", call=WHOLE["wan"][1])
     request = pipe.plan(PROMPTS, steps=2, cfg_scale=3, guidance="apg", seed=3)

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
@@ -169,7 +170,8 @@ class DiffusersPipeline:
                 batch = clips[len(videos) : len(videos) + (1 if copies > 1 else size)]
                 own = None if trace is None else GuidanceTrace(keep_x0=trace.keep_x0)
                 report = part_of(on_step, -(-len(videos) // size), -(-len(clips) // size))
-                made = attempt(partial(self._make, request, batch * copies, _observer(own, on_x0), report))
+                observe = _observer(own, on_x0, len(batch))
+                made = attempt(partial(self._make, request, batch * copies, observe, report))
                 if made is not None:
                     videos += made[: len(batch)]
                     if trace is not None and own is not None and len(own):
@@ -251,17 +253,19 @@ class DiffusersPipeline:
         return f"<DiffusersPipeline {self.planner.name!r}, {type(self.pipe).__name__}, on {self.device}>"
 
 
-def _observer(trace: GuidanceTrace | None, on_x0: OnX0 | None) -> Observe | None:
-    """What sees every guided step: a trace, and a preview."""
-    if on_x0 is None:
-        return trace
+def _observer(trace: GuidanceTrace | None, on_x0: OnX0 | None, clips: int) -> Observe | None:
+    """What sees every guided step of the first clips of a call: a trace, and a preview."""
+    if trace is None and on_x0 is None:
+        return None
 
     def observe(step: GuidedStep) -> None:
+        step = replace(step, cond=step.cond[:clips], uncond=step.uncond[:clips], x=step.x[:clips])  # without copies
         if trace is not None:
             trace(step)
-        scales = torch.tensor(step.scale.scales).to(step.x)[:, *[None] * (step.x.ndim - 2)]
-        guided = step.uncond + scales * (step.cond - step.uncond)
-        on_x0(convert(guided, step.x, step.level, step.parameterization, "x0").float())
+        if on_x0 is not None:
+            scales = torch.tensor(step.scale.scales).to(step.x)[:, *[None] * (step.x.ndim - 2)]
+            guided = step.uncond + scales * (step.cond - step.uncond)
+            on_x0(convert(guided, step.x, step.level, step.parameterization, "x0").float())
 
     return observe
 
