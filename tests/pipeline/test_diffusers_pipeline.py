@@ -25,10 +25,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import guidon
-from guidon.bridges.diffusers.arguments import Arguments
+from guidon.bridges.diffusers.arguments import Arguments, read_arguments
 from guidon.bridges.diffusers.clips import _stepping
+from guidon.bridges.diffusers.families import FAMILIES
 from guidon.bridges.diffusers.hook import GuidanceHook
 from guidon.core.errors import InputError
+from guidon.pipeline.diffusers_planner import DiffusersPlanner
 from tiny_pipelines import PIPELINES
 from tiny_pipelines.contract import quiet, shaken
 from tiny_pipelines.whole import WHOLE, _autoencoder, make_pipeline, write_pipeline
@@ -419,6 +421,25 @@ def test_classes_are_prompts():
     assert named.complete(["tench", "01"]).read_as == {"tench": "0"}
     with pytest.raises(InputError, match="'2' is no class of DiTPipeline: give a number from 0 to 1"):
         named.complete(["2"])
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "call", "is_image"),
+    [
+        ("WanPipeline", {"num_frames": 1}, True),
+        ("WanPipeline", {}, False),
+        ("LattePipeline", {"video_length": 1}, True),
+        ("SanaVideoPipeline", {"frames": 1}, True),
+        ("LTXConditionPipeline", {"num_frames": 1}, True),
+        ("Cosmos2_5_PredictBasePipeline", {"num_frames": 1}, True),
+        ("WanVideoToVideoPipeline", {}, False),
+        ("PixArtSigmaPipeline", {}, True),
+    ],
+)
+def test_a_video_pipeline_that_makes_one_frame_makes_an_image(pipeline, call, is_image):
+    family = next(family for family in FAMILIES if pipeline in family.pipelines)
+    planner = DiffusersPlanner.of("x", family, read_arguments(pipeline), 4, "fp32", call, {}, None)
+    assert planner.is_image == is_image
 
 
 @pytest.mark.parametrize(("part", "name"), [("vae", "AutoencoderKLWan"), ("text_encoder", "UMT5EncoderModel")])

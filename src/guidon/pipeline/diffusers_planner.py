@@ -51,6 +51,8 @@ ELSEWHERE: Mapping[str, str] = {
     ),
 }
 """Arguments of a call that a request decides, and what to give in their place."""
+LENGTHS = ("num_frames", "video_length", "frames", "video")
+"""Arguments of which the first that a pipeline has decides how many frames it makes."""
 THEIRS: Mapping[str, str] = {
     "guidance_scale": "give cfg_scale",
     "num_inference_steps": "give steps",
@@ -176,8 +178,8 @@ class DiffusersPlanner:
     @property
     def is_image(self) -> bool:
         """Whether its clips have one frame; see ``ModelPlanner``."""
-        lengths = [name for name in self.arguments.defaults if "frames" in name or "video" in name]
-        return all(self.call.get(name) == 1 for name in lengths)
+        length = next((name for name in LENGTHS if name in self.arguments), None)
+        return length is None or self.call.get(length) == 1
 
     @property
     def takes_classes(self) -> bool:
