@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -361,6 +364,52 @@ def test_a_pipeline_starts_from_a_picture(wrapped, cat, monkeypatch):
         guidon.wrap(pipe, call={"image": "cat.gif"})("a", steps=2)
     with pytest.raises(InputError, match="cannot be read as a picture: it is not there"):
         guidon.wrap(pipe, call={"image": "dog.png"})
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "given"),
+    [
+        ("cogvideox-image-to-video", "image", "one a clip"),
+        ("flux", "ip_adapter_image", "one a call"),
+        ("wan-2.2-image-to-video", "image", "one a call"),
+        ("flux-2-klein", "image", "one a call"),
+        ("ltx-condition", "image", "calls of one clip"),
+        ("hunyuan-image-to-video-concat", "image", "calls of one clip"),
+        ("qwen-image-edit", "image", "calls of one clip"),
+        ("ltx-condition", None, "one call"),
+    ],
+)
+def test_every_clip_of_a_batch_has_the_picture(cat, monkeypatch, name, argument, given):
+    """A list of pictures is one for each clip in some pipelines, and one for each adapter or reference in others."""
+    calls, tiny = [], {each.name: each.make for each in PIPELINES}
+    pipe = make_pipeline(name) if name in WHOLE else tiny[name]()
+    if isinstance(pipe.vae.config, SimpleNamespace):
+        pipe.vae.config = vars(pipe.vae.config)
+    model = guidon.wrap(pipe, call={} if argument is None else {argument: cat})
+
+    def called(self, **given):
+        calls.append(given)
+        return (np.zeros((1 if isinstance(given["prompt"], str) else len(given["prompt"]), 8, 8, 3)),)
+
+    monkeypatch.setattr(type(pipe), "__call__", called)
+    model.generate(model.plan(PROMPTS, steps=1, cfg_scale=1), batch_size=2)
+    assert [call["prompt"] for call in calls] == (list(PROMPTS) if given == "calls of one clip" else [list(PROMPTS)])
+    for call in calls if argument else ():
+        pictures = call[argument] if given == "one a clip" else [call[argument]]
+        assert len(pictures) == (2 if given == "one a clip" else 1)
+        assert all(isinstance(picture, Image.Image) for picture in pictures)
+
+
+def test_videos_of_a_batch_start_from_the_picture(cat):
+    parts = make_pipeline("wan").components
+    settings = dict(parts["transformer"].config) | {"in_channels": 12}
+    parts["transformer"] = shaken(lambda: WanTransformer3DModel(**settings), 0.3)
+    pipe = quiet(WanImageToVideoPipeline(**parts, image_encoder=None, image_processor=None))
+    model = guidon.wrap(pipe, call=WHOLE["wan"][1] | {"image": cat})
+    request = model.plan(PROMPTS, steps=2, cfg_scale=3, seed=1)
+    alone, together = (model.generate(request, batch_size=size) for size in (1, 2))
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one.frames.astype(int) - other.frames).max() <= 1
 
 
 def test_steps_and_the_negative_prompt_of_a_call_are_defaults(wrapped):

@@ -145,7 +145,8 @@ class DiffusersPipeline:
         Args:
             request: what to make.
             batch_size: how many clips one call of the pipeline makes. Noise does not depend on it, last bits may. Under
-                ``DPMSolverSDEScheduler``, which takes no generator, noise does.
+                ``DPMSolverSDEScheduler``, which takes no generator, noise does. Some pipelines make one clip a call
+                where they are given a picture.
             trace: collects what guidance did, one sample for each clip.
             on_step: called as ``on_step(done, total)`` after every denoising step.
             on_x0: called as ``on_x0(x0)`` at every guided step, with the clean latents (B, C, ...) that the prediction
@@ -160,6 +161,7 @@ class DiffusersPipeline:
         self.planner.check(request)
         computed = read_computation(like)
         size = batch_size if computed is None else computed.batch
+        size = 1 if self._clips.makes_one(request.call) else size
         clips = [(prompt, sample) for prompt in range(len(request.prompts)) for sample in request.samples]
         # A clip that was made beside others is made beside copies of itself: the number of rows moves last bits.
         copies = size if computed is not None and len(clips) == 1 else 1

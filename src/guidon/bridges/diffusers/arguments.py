@@ -31,6 +31,17 @@ COMPUTED: Final = object()
 """In the place of a default that is no plain value, such as a call."""
 PICTURES = ("image", "last_image", "control_image", "mask_image", "ip_adapter_image")
 """Arguments that hold a picture, which a setting can name by its file."""
+ONE_PICTURE = ("WanImageToVideoPipeline", "Flux2KleinPipeline")
+"""Pipelines that hold one picture for all clips of a call. Wan refuses a list; Flux 2 shows all of it to every clip."""
+ONE_CLIP = (
+    "Cosmos2_5_PredictBasePipeline",
+    "HunyuanVideoImageToVideoPipeline",
+    "LTXConditionPipeline",
+    "QwenImageEditPipeline",
+)
+"""Pipelines that make one clip a call where they are given a picture. In a batch, Cosmos 2.5 and HunyuanVideo have a
+picture for the first clip alone, LTX draws noise of the picture for the first clip alone, and Qwen-Image shows its text
+encoder pictures of another size."""
 SIZES = ("height", "width", "num_frames", "max_sequence_length", "num_inference_steps")
 """Arguments that count something: whole numbers of at least 1."""
 EXPORTED_AT = 10.0

@@ -30,7 +30,7 @@ from ...core.warn import warn
 from ...guidance import Guidance, Observe
 from ...media import load_video
 from .apply import apply, remove
-from .arguments import Arguments
+from .arguments import ONE_CLIP, ONE_PICTURE, PICTURES, Arguments
 from .calls import PipelineCall
 from .families import Family
 
@@ -66,6 +66,14 @@ class Clips:
     pipe: Any
     family: Family
     arguments: Arguments
+
+    def makes_one(self, call: Mapping[str, Any]) -> bool:
+        """Whether a call of these further arguments makes one clip, and no more."""
+        return self._is(ONE_CLIP) and any(name in PICTURES for name in call)
+
+    def _is(self, names: Sequence[str]) -> bool:
+        """Whether the pipeline is of one of these classes."""
+        return any(kind.__name__ in names for kind in type(self.pipe).__mro__)
 
     def frames(
         self, asked: Asked, *, observe: Observe | None = None, on_step: OnStep | None = None
@@ -191,7 +199,10 @@ class Clips:
     def _call(self, asked: Asked, generators: list[torch.Generator], *, scale: float) -> tuple[Any, ...]:
         """What the pipeline returns."""
         single = len(asked.prompts) == 1
-        given = {name: _picture(value, len(asked.prompts)) for name, value in asked.call.items()}
+        given = {name: _picture(value) for name, value in asked.call.items()}
+        if not single and not self._is(ONE_PICTURE):  # those of ip_adapter_image would be one for each adapter
+            pictures = {name for name in PICTURES if given.get(name) is not None and name != "ip_adapter_image"}
+            given |= {name: [given[name]] * len(asked.prompts) for name in pictures}
         takes = self.arguments.defaults
         if "prompt" in takes:
             given["prompt"] = asked.prompts[0] if single else list(asked.prompts)
@@ -246,8 +257,8 @@ def _other_seed(seed: int) -> int:
     return int.from_bytes(sha256(f"{seed} without the generator".encode()).digest()[:8]) >> 1
 
 
-def _picture(value: Any, clips: int) -> Any:
-    """The picture of a file, one for each clip; any other argument as it is.
+def _picture(value: Any) -> Any:
+    """The picture of a file; any other argument as it is.
 
     Raises:
         InputError: it is no picture, or not the one that the request was made with.
@@ -262,8 +273,7 @@ def _picture(value: Any, clips: int) -> Any:
     frames, _ = load_video(path)
     if len(frames) > 1:
         raise InputError(f"{path} holds {len(frames)} frames: give a picture")
-    picture = library.fromarray(frames[0])
-    return picture if clips == 1 else [picture] * clips
+    return library.fromarray(frames[0])
 
 
 # around a call
