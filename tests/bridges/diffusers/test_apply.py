@@ -600,6 +600,19 @@ def test_two_guidances_are_refused(lend: Lend) -> None:
     pipe.guider = own_guider
 
 
+@pytest.mark.parametrize("name", ["flux", "sd-1.5", "pixart-sigma"])
+def test_a_rule_sees_two_images_of_a_prompt_apart(name: str, lend: Lend) -> None:
+    tiny = BY_NAME[name]
+    pipe = lend(tiny)
+    guidon.apply(pipe, Guidance([1 + 0.5 * k for k in range(tiny.channels)], rule="apg"))
+    seeds = [[torch.Generator().manual_seed(seed)] for seed in (3, 4)]
+    alone = torch.cat([run(tiny, pipe, generator=seed) for seed in seeds])
+    both = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    together = run(tiny, pipe, generator=both, num_images_per_prompt=2)
+    assert torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
+    assert (alone[0] - alone[1]).abs().max() > 0.1
+
+
 def test_a_refused_run_does_not_spoil_the_next(lend: Lend) -> None:
     tiny = BY_NAME["wan-2.1"]
     pipe, scales = lend(tiny), per_channel(tiny)
