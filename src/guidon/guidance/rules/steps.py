@@ -46,10 +46,11 @@ class CFGPlusPlus(Rule):
                 "rectified flow"
             )
         # numerator and denominator are multiplied by alpha, which is 0 where rectified flow begins
-        carried, left = after.alpha * level.sigma, level.alpha * after.sigma
-        if carried == left:  # schedules may end with a step that stays at its level: no prediction moves it
+        carried = after.alpha * level.sigma
+        moved = carried - level.alpha * after.sigma
+        if isinstance(moved, int | float) and not moved:  # schedules may end with a step that stays at its level
             return branches.cond
-        return cfg(branches, scale * (carried / (carried - left)))
+        return cfg(branches, scale * (carried / moved))
 
 
 @dataclass(frozen=True)
