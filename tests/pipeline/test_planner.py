@@ -37,6 +37,7 @@ def test_a_negative_prompt_by_loop_is_checked_and_read_part_by_part():
     assert [request.text_of(by_loop, loop) for loop in (0, 1)] == ["square", "circle"]
     assert request.alone(0, 0).read_as == request.read_as
     assert request.alone(1, 0).read_as == {}
+    assert planner.complete([PROMPT, OTHER], loop=2, negative_prompt=[by_loop, "a triangle"]).read_as == request.read_as
     for negative, message in (
         ("|0|squares|1|qwerty", "unknown word 'qwerty'"),
         ("|0|squares|1|", "negative_prompt is empty"),

@@ -81,6 +81,20 @@ def test_a_model_that_adds_to_prompts_adds_to_those_of_a_study(tmp_path):
     assert Plan.model_validate(json.loads(json.dumps(plan.content))).hash == plan.hash
 
 
+def test_negative_prompts_are_read_as_those_of_a_call(unsampled, tmp_path, tiny_model):
+    settings = [
+        {"name": "plain", "cfg_scale": 3}, {"name": "squares", "cfg_scale": 3, "negative_prompt": "squares"},
+        {"name": "circles", "cfg_scale": 3, "negative_prompt": "circles"},
+    ]  # fmt: skip
+    primary = {"metric": "joint", "baseline": "squares", "against": "circles"}
+    plan = make_plan(study(tmp_path, tiny_model, settings=settings, primary=primary), unsampled)
+    for name, negative, read in (("squares", "squares", "square"), ("circles", "circles", "circle")):
+        request = plan.request(name, slice(1, 2))
+        assert (request.negative_prompt, request.text_of(negative)) == (negative, read)
+        assert request.read_as == unsampled.plan(request.prompts, negative_prompt=negative).read_as
+    assert plan.request("plain", slice(0, 1)).read_as == {}
+
+
 def test_prompts_do_not_share_their_noise(plan):
     first, second = (plan.request("no guidance", slice(k, k + 1)) for k in (0, 1))
     assert (first.seed, second.seed) == (0, 1)

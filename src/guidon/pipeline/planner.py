@@ -332,16 +332,17 @@ class Planner:
         **choices: Unpack[Choices],
     ) -> Request:
         """The complete request of some samples; see ``make_request``. Whether the model can follow the prompts is not
-        asked.
+        asked. What replaces a negative prompt, and what the model adds to prompts, is in it.
 
         Raises:
             InputError: a choice is not valid for this model.
         """
         request = make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
-        if not self.facts.rewrites:
-            return request
-        read = zip(request.texts, self.facts.read_prompts(request.texts, False), strict=True)
-        return request.model_copy(update={"read_as": {text: to.read_as for text, to in read if to.read_as != text}})
+        read = dict(zip(request.negatives, self.facts.read_prompts(request.negatives, True), strict=True))
+        if self.facts.rewrites:
+            read |= zip(request.texts, self.facts.read_prompts(request.texts, False), strict=True)
+        read_as = {text: to.read_as for text, to in read.items() if to.refusal is None and to.read_as != text}
+        return request.model_copy(update={"read_as": read_as}) if read_as else request
 
     def read_prompts(self, request: Request, *, force: bool = False) -> Request:
         """A complete request, with what the text encoder is given where it is not the prompt itself.

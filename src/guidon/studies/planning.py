@@ -81,7 +81,8 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
     energy_of = {name: arm.energy_of for name, arm in chosen.items()}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples", "read_as"})
-        settings[name] |= {"read_as": read_as} if read_as else {}
+        read = read_as | {text: to for text, to in requests[name].read_as.items() if text}  # its own negative prompt
+        settings[name] |= {"read_as": read} if read else {}
         if arm.energy_of is not None:
             _check_energy(check_chain(name, energy_of), chosen[name], requests, planner.channels)
             del settings[name]["cfg_scale"]
