@@ -134,7 +134,7 @@ class FlowPath:
             timestep=timestep,
             alpha=per_sample(alpha, like),
             sigma=per_sample(1 - alpha, like),
-            progress=alpha,
+            progress=alpha.clamp(min=0),
             num_timesteps=self.num_timesteps,
         )
 
@@ -154,7 +154,7 @@ def levels_at(timesteps: Sequence[float], num_timesteps: float = TIMESTEPS) -> t
                 timestep=timestep,
                 alpha=1 - sigma,
                 sigma=sigma,
-                progress=1 - sigma,
+                progress=max(0.0, 1 - sigma),  # a shift may round pure noise to a little more than 1
                 next=found[-1] if found else CLEAN,
                 num_timesteps=num_timesteps,
             )

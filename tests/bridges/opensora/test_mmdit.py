@@ -46,6 +46,19 @@ def test_the_scale_of_the_image_may_grow_over_the_frames(net):
         assert torch.equal(plain, ramp) != grows
 
 
+def test_a_schedule_that_begins_a_rounding_above_1_is_taken_and_its_first_step_guided(net):
+    assert guidon.rflow.mmdit_schedule(2, 3, 5)[0] > 1  # in fp32, as the original's
+    called_with, _ = case(0)
+    called_with |= {"text_osci": False, "image_osci": False, "timing": "interval:0,0.2"}
+    rest = guidon.rflow.mmdit_schedule(4, 6, 3)[1:]
+    above, exact = (
+        guidon.rflow.sample_mmdit(net, **called_with | {"timesteps": [first, *rest]}) for first in (1 + 1.2e-7, 1.0)
+    )
+    assert relative_error(above, exact) < 1e-5
+    with pytest.raises(InputError, match="timesteps do not fall from 1"):
+        guidon.rflow.sample_mmdit(net, **called_with | {"timesteps": [1.001, *rest]})
+
+
 @pytest.mark.parametrize(("text", "image"), [(True, False), (False, True), (False, False)])
 def test_each_scale_oscillates_by_itself(net, text, image):
     """The formula, with every branch in a call of its own; 12 steps, of which the last one is lowered."""

@@ -215,6 +215,14 @@ def test_a_rule_and_a_timing_act_on_the_flow():
     assert relative_error(late, plain) > 1e-3
 
 
+def test_a_timing_from_0_guides_the_first_step_where_the_transform_rounds_it_up():
+    sizes = {"height": torch.tensor([32.0] * 2), "width": torch.tensor([64.0] * 2), "num_frames": torch.ones(2)}
+    scheduler = guidon.RFlow(4, cfg_scale=3, use_timestep_transform=True, timing="interval:0,0.1")
+    _, model = toy_run(scheduler, additional_args=sizes)
+    assert model.timesteps[0][0] > 1000
+    assert [len(t) for t in model.timesteps] == [4, 2, 2, 2]
+
+
 def test_rows_of_different_sizes_have_timesteps_of_their_own_under_every_rule():
     sizes = {
         "height": torch.tensor([512.0, 256.0]), "width": torch.tensor([512.0, 512.0]), "num_frames": torch.ones(2)

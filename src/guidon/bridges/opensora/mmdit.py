@@ -23,6 +23,7 @@ from ...guidance.rules import ThreeWay
 from ...models.mmdit.network import pack, unpack
 
 OSCILLATES_FROM = 10
+ROUNDING = 1e-6  # by how much the first timestep of a shifted schedule may exceed 1, in fp32
 """The step from which the original's scales oscillate."""
 GIVEN = {
     "t2v": (0, 0), "i2v_head": (1, 0), "i2v_tail": (0, 1), "i2v_loop": (1, 1), "v2v_head": (1, 0), "v2v_tail": (0, 1),
@@ -186,7 +187,7 @@ def sample_mmdit(
     if masks.shape != (rows, 1, *size):
         raise InputError(f"masks are {tuple(masks.shape)}, expected {(rows, 1, *size)}, one value a latent pixel")
     steps = [float(t) for t in timesteps]
-    if len(steps) < 2 or not all(1 >= t > after >= 0 for t, after in pairwise(steps)):
+    if len(steps) < 2 or steps[0] > 1 + ROUNDING or not all(t > after >= 0 for t, after in pairwise(steps)):
         raise InputError("timesteps do not fall from 1 (noise) to 0 (data): give those of mmdit_schedule")
 
     # the three branches: prompt and image, negative prompt and image, negative prompt alone
