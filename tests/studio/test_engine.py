@@ -490,6 +490,20 @@ def test_the_ninth_job_waits_and_is_told_so_and_more_are_refused(queue):
     assert {other.state for other in others} == {"done"}
 
 
+def test_nothing_is_told_behind_a_study_whose_work_is_not_counted(queue):
+    session = queue.open()
+    study, begun = blocked(queue, session)
+    begun.wait(20)
+    behind = Job("comparison", session, 10, lambda job: None, model="m")
+    queue.add(behind)
+    study.kind, study.work, study.done, study.total, queue.now = "study", 0, 1, 10, 2.0
+    assert queue.seconds_left(study) == pytest.approx(18)
+    assert queue.seconds_left(behind) is None
+    queue.cancel(session, study.key)
+    while not behind.over:
+        time.sleep(0.001)
+
+
 def test_whatever_happens_to_a_job_the_next_one_is_done(queue, capsys):
     session = queue.open()
 

@@ -265,7 +265,8 @@ class Queue:
             return 0.0 if job.kind == WARMING else None
         pace = self._paces.get(job.model)
         running = self._working
-        if pace is None and running is not None and running.model == job.model and running.done:
+        measured = running is not None and running.model == job.model and running.work and running.done
+        if pace is None and running is not None and measured:  # a study's work is not counted
             began = running.begun or 0.0
             pace = (self.clock() - began) / (running.work * running.done / max(1, running.total))
         return None if pace is None else pace * job.work
