@@ -45,6 +45,22 @@ def test_it_writes_video_manifest_and_sheet_and_the_manifest_reproduces(generate
     assert Path(again["video"]).name == Path(found["video"]).name
 
 
+def test_a_trace_of_a_manifests_clip_leaves_the_clip_as_it_is(generate, run, tmp_path):
+    generate(PROMPT, "--steps", 2, "--num-samples", 3, "--out", tmp_path / "a", "--format", "webp", "--interval", "0,1")
+    manifest = sorted((tmp_path / "a").glob("*.json"))[1]
+    code, _, err = run(
+        "generate", "--from", manifest, "--trace", "--out", tmp_path / "b", "--format", "webp", "--device", "cpu"
+    )
+    assert (code, "differ" in err) == (0, False)
+    again = tmp_path / "b" / manifest.name
+    computed = [json.loads(path.read_text())["computed"] for path in (manifest, again)]
+    assert computed[0]["batch"] == 3
+    assert computed[1] == computed[0]
+    clips = [load_video(path.with_suffix(""))[0] for path in (manifest, again)]
+    assert np.array_equal(*clips)
+    assert np.load(next((tmp_path / "b").glob("*-trace.npz")))["difference"].shape == (1, 2, 4)
+
+
 @pytest.mark.parametrize("format", ["mp4", "frames"])
 def test_a_manifest_says_how_its_file_was_written_and_evaluate_shrinks_it(generate, run, tmp_path, format):
     words = (PROMPT, "--steps", 2, "--upscale", 3, "--fps", 12, "--format", format, "--interval", "0,1")

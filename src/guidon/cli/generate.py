@@ -428,7 +428,7 @@ def generate(
         what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
         with progress(what, "steps", "decoding") as on_step:
             run: dict[str, Any] = {"sequential": sequential, "on_step": on_step, "trace": traced, "ranks": ranks}
-            if batch_size or trace or (manifest is not None and manifest.computed is None):
+            if batch_size or (trace if manifest is None else manifest.computed is None):
                 run["batch_size"] = together
             videos = pipe.generate(request, **run) if manifest is None else pipe.reproduce(manifest, **run)
     if not ranks.first:
