@@ -273,6 +273,8 @@ def test_downloads_hold_the_frames(studio, asked):
         ({"model": "/etc"}, "not in the list"),
         ({"size": [32768, 32768], "frames": 32768}, "memory|size|limit"),
         ({"prompt": "a horse"}, "horse"),
+        ({"settings": [setting(), setting(negative_prompt="horse")]}, "^B: .*horse"),
+        ({"settings": [setting(negative_prompt="squares"), setting(negative_prompt="dog")]}, "^B: .*dog"),
     ],
 )
 def test_what_is_not_valid_is_refused_in_one_line_before_anything_is_queued(studio, asked, change, message):
@@ -291,8 +293,9 @@ def test_too_much_work_is_refused_before_anything_is_allocated(studio, asked, mo
 
 def test_what_of_a_prompt_is_not_followed_is_said_to_its_own_browser(studio, asked):
     session = studio.open()
-    state = studio.compare(session, asked | {"prompt": "a red circle moves left"})
-    assert any("background" in note for note in state["result"]["notes"])
+    settings = [setting(), setting(negative_prompt="a square")]
+    state = studio.compare(session, asked | {"prompt": "a red circle moves left", "settings": settings})
+    assert sum("background" in note for note in state["result"]["notes"]) == 1
     ended(studio, session, state["id"])
 
 

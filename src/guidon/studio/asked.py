@@ -183,8 +183,18 @@ def read_comparison(asked: Asked, planner: ModelPlanner) -> Comparison:
             f"{setting('size')} x frames x steps x clips is {work:,} {WORK.unit}, the limit is {WORK.value:,}: lower "
             f"{setting('steps')} or {setting('seeds')}, or compare fewer settings"
         )
-    read = [planner.plan((asked.prompt,), range(asked.seeds), force=asked.force, **cast("Choices", choices[0]))]
-    texts = read[0].read_as
+    texts, avoided = dict[str, str](), set[Any]()
+    for letter, called in zip(LETTERS, choices, strict=False):  # the prompt, and each negative prompt once
+        negative = called.get("negative_prompt")
+        if avoided and negative in (None, *avoided):
+            continue
+        avoided.add(negative)
+        try:
+            texts |= planner.plan(
+                (asked.prompt,), range(asked.seeds), force=asked.force, **cast("Choices", called)
+            ).read_as
+        except InputError as error:
+            raise error if letter == LETTERS[0] else InputError(f"{letter}: {error.args[0]}") from None
     requests = [one.model_copy(update={"read_as": texts | one.read_as}) if texts else one for one in requests]
     return Comparison(asked, tuple(choices), tuple(requests), work)
 

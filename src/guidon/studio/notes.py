@@ -14,7 +14,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Collect the warnings of this thread in the block. Those of other threads go where they went before."""
+    """Collect the warnings of this thread in the block, each once. Those of other threads go where they went before."""
     lines: list[str] = []
     with _LOCK, warnings.catch_warnings():
         before: Any = warnings.showwarning
@@ -22,7 +22,8 @@ def heard() -> Iterator[list[str]]:
 
         def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
             if getattr(_LOCAL, "lines", None) is not None:
-                _LOCAL.lines.append(str(message))
+                if str(message) not in _LOCAL.lines:
+                    _LOCAL.lines.append(str(message))
             else:
                 before(message, category, *where, **more)
 
