@@ -15,6 +15,7 @@ from guidon.core.errors import InputError
 from guidon.media.files import load_video
 from guidon.models.text.t5 import T5Encoder
 from guidon.pipeline.planner import Planner
+from guidon.pipeline.precision import read_error
 from mp4 import assert_alike
 from released import make_sized_checkpoints, make_t5, make_vae, make_video_vae
 
@@ -174,6 +175,15 @@ def test_features_of_1_2_are_those_of_prompts_with_their_score(hub, pipes, tmp_p
     assert torch.equal(kept("waves", **options).frames, pipes[MODELS[1]]("waves", **options).frames)
     with pytest.raises(InputError, match=r"holds no features of 'rocks aesthetic score: 6\.5\.'"):
         kept("rocks", steps=1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_machine_chooses_the_precision_of_a_network(hub, name, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("guidon.pipeline.precision.bf16_unit", lambda device: "amx_bf16")
+    pipe = guidon.load(name, device="cpu", dtype="auto", **parts(hub, name))
+    assert pipe.preset.dtype in ("fp32", "bf16")
+    assert 0 < read_error(next((tmp_path / "guidon" / "precision").iterdir())) < 0.5
 
 
 @pytest.mark.parametrize("reads", ["t5", "features"])

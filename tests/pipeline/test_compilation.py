@@ -1,5 +1,7 @@
 """Compiled networks: few graphs, none compiled twice, and the predictions of the network as it is."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,15 @@ def test_what_cannot_be_compiled_or_gives_something_else_runs_as_it_is(tiny_mode
         video = pipe(PROMPT, **RUN)
     assert np.array_equal(video.frames, plain(PROMPT, **RUN).frames)
     assert "compiled" not in video.manifest["computed"]
+
+
+def test_a_compiled_network_that_gives_nan_in_one_form_is_not_used():
+    network, right = SimpleNamespace(dtype=torch.float32, networks=()), torch.ones(2)
+    made = iter([[right, right]] * 2 + [[right, right * float("nan")]] * 2)  # twice as it is, twice compiled
+    compilation = Compilation(CPU, "eager")
+    with pytest.warns(UserWarning, match="is another one, with an error of nan"):
+        compilation.check([network], "shapes", lambda: next(made))
+    assert not compilation.works
 
 
 def test_a_manifest_says_that_a_clip_was_compiled_and_how_it_is_reproduced(tiny_model, plain, monkeypatch):

@@ -47,6 +47,13 @@ def test_a_negative_prompt_by_loop_is_checked_and_read_part_by_part():
             planner.plan([PROMPT], loop=2, negative_prompt=negative)
 
 
+def test_a_precision_that_load_was_told_holds_for_fast_settings_too():
+    told = Planner.find("guidon-small", dtype="fp32", decode_dtype="bf16").plan([PROMPT], fast=True)
+    assert (told.dtype, told.decode_dtype) == ("fp32", "bf16")
+    own = Planner.find("guidon-small")
+    assert own.plan([PROMPT], fast=True).dtype == own.preset.fast.dtype == "bf16"
+
+
 def test_fast_stands_for_the_settings_of_the_preset():
     own = Planner.find("guidon-small")
     fast = own.preset.fast

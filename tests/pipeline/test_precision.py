@@ -85,6 +85,13 @@ def test_what_load_is_told_holds_for_every_call_that_does_not_choose(tiny_model)
     assert pipe.plan(PROMPT, dtype="fp32", decode_dtype="fp32").dtype == "fp32"
 
 
+def test_what_a_machine_chooses_and_what_to_says_hold_for_fast_settings(machine, capsys):
+    machine(unit=None)
+    pipe = guidon.load("guidon-small", device="cpu", dtype="auto")
+    assert pipe.plan(PROMPT, fast=True).dtype == "fp32"
+    assert pipe.to(torch.bfloat16).plan(PROMPT, fast=True).dtype == "bf16"
+
+
 def test_a_machine_with_the_unit_and_a_small_error_computes_in_bf16(machine, tiny_model, capsys):
     machine(step=0.01, decode=0.2)
     pipe = guidon.load(tiny_model, device="cpu", dtype="auto", decode_dtype="auto")

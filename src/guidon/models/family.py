@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -148,6 +148,10 @@ class Preset(Generic[W]):
     """Measured results of these settings, and the data that they were measured on."""
     fast: Fast | None = None
     """What the setting ``fast`` stands for; None where nothing was calibrated for the model."""
+
+    def computed_in(self, **precisions: Any) -> Preset[W]:
+        """The preset with these precisions (``dtype``, ``decode_dtype``), which its fast settings take, too."""
+        return replace(self, **precisions, fast=self.fast and replace(self.fast, **precisions))
 
 
 @dataclass(frozen=True)

@@ -567,7 +567,7 @@ class Pipeline(metaclass=_Named):
                 name = dtype_name(value)
                 if name is None:
                     raise InputError(f"a model does not run in {value}: give torch.float32, bfloat16 or float16")
-                self.preset = replace(self.preset, dtype=name)
+                self.preset = self.preset.computed_in(dtype=name)
                 continue
             device = pick_device(str(value))
             if device == self.device:

@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,7 +53,7 @@ class Arithmetic(Settings):
         said = {
             name: value for name, value in self.model_dump(exclude={"compile"}).items() if value not in (None, "auto")
         }
-        return replace(preset, **said) if said else preset
+        return preset.computed_in(**said) if said else preset
 
 
 def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,7 +85,7 @@ def choose(asked: Arithmetic, preset: Preset[Any], model: Model, device: torch.d
         if getattr(asked, name) == "auto":
             choice = _choice(name, check, preset, model, device)
             note(f"{name} auto is {choice.dtype}: {choice.reason}")
-            preset = replace(preset, **{name: choice.dtype})
+            preset = preset.computed_in(**{name: choice.dtype})
     return preset
 
 
@@ -154,6 +154,7 @@ def _caption(model: Model, network: Any, device: torch.device) -> tuple[Tensor, 
             features, mask = text.encode((world.clip("L0", 0, 0).caption,))
         return features.to(device), None if mask is None else mask.to(device)
     first = getattr(network, "networks", (network,))[0]
+    first = getattr(first, "network", first)  # a rectified flow holds one
     null = getattr(first.y_embedder, "y_embedding", None)
     if null is None:
         return torch.zeros(1, dtype=torch.long, device=device), None

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from goldens import relative_error
 from guidon import inspect_checkpoint, load_checkpoint
 from guidon.core.errors import InputError
+from guidon.models.dit.classes import ClassLabels
 
 
 def test_diffusers_dit_is_translated_and_equals_diffusers_once_its_timestep_frequencies_are_dits(tmp_path):
@@ -47,3 +48,11 @@ def test_diffusers_dit_is_translated_and_equals_diffusers_once_its_timestep_freq
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(InputError, match=r"blocks\.1\.t_embedder\.mlp\.2\.bias"):
         load_checkpoint(tmp_path)
+
+
+def test_the_name_of_a_class_may_be_a_number_and_stands_for_its_own_class():
+    names = ClassLabels(3, {"10": 0, "2": 1, "cat": 2})
+    labels, _ = names.encode(["10", "2", "cat", "0", " 2 "])
+    assert labels.tolist() == [0, 1, 2, 0, 1]
+    with pytest.raises(InputError, match="'3' is not a class of this model"):
+        names.check(["3"])

@@ -40,7 +40,7 @@ class ClassLabels:
 
     def _label(self, prompt: str) -> int:
         prompt = prompt.strip()
-        label = int(prompt) if prompt.isdecimal() else self.names.get(prompt, -1)
+        label = self.names.get(prompt, int(prompt) if prompt.isdecimal() else -1)  # a name may be a number, too
         if not 0 <= label < self.classes:
             close = difflib.get_close_matches(prompt, self.names, n=3)
             named = f", or a name such as {', '.join(close or list(self.names)[:3])}" if self.names else ""
