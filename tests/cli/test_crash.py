@@ -59,6 +59,9 @@ def test_a_defect_is_one_line_that_names_a_report_and_an_exit_code_of_its_own(ru
     [
         (SECRET,), ("--seed", "3", SECRET), ("--trace", SECRET), ("a", "--negative-prompt", SECRET), ("a", f"--negative-prompt={SECRET}"),
         ("--", SECRET), ("secretive", SECRET), ("--unknown", SECRET), ("--prompts-file", "FILE"), ("--prompts-file=FILE",),
+        ("--prompts_file", "FILE"), (f"--negative_prompt={SECRET}",), ("--negative_prompt", SECRET),
+        ("bench", "--prompt", SECRET), ("evaluate", f"--caption={SECRET}"), ("spectrum", "--call", f"negative_prompt={SECRET}"),
+        ("spectrum", f"--call=negative_prompt={SECRET}"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("message", ["bad {!r}", "bad {}", 'in "{}"'])
@@ -73,7 +76,8 @@ def test_a_report_holds_no_prompt(reports, tmp_path, words, message):
             raise RuntimeError(message.format(SECRET)) from None
     except RuntimeError as error:
         error.__context__ = KeyError(SECRET)
-        path = write_report(error, ["generate", *words], command_line())
+        named = words[0] in ("bench", "evaluate", "spectrum")
+        path = write_report(error, words if named else ["generate", *words], command_line())
     assert "secret" not in path.read_text()
     assert "RuntimeError" in path.read_text()
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..core.version import VERSION
 
 LIBRARIES = ("torch", "numpy", "diffusers", "transformers", "safetensors", "pydantic", "typer", "av", "pillow")
-PRIVATE = ("--negative-prompt", "--class")  # options whose value is the user's text
+PRIVATE = ("--negative-prompt", "--class", "--prompt", "--caption", "--call")  # options whose value is the user's text
 _HIDDEN = "<hidden>"
 _READ_AT_MOST = 1 << 20  # characters of a prompts file whose lines are hidden
 
@@ -89,17 +89,18 @@ def _command_line(arguments: Sequence[str], root: Any) -> tuple[list[str], list[
     for word in arguments:
         commands: Mapping[str, Any] = getattr(command, "commands", {})
         name, sign, value = word.partition("=")
+        name = name.replace("_", "-")  # a command takes both spellings
         if value_of:
             private, value_of = value_of in PRIVATE, ""
             shown.append(_HIDDEN if private else word)
-            hidden += [word] * private
+            hidden += [word, value] * private  # --call NAME=TEXT
         elif word in commands:
             command = commands[word]
             shown.append(word)
         elif word.startswith("--") and _takes_value(command, name) is not None:
             private = name in PRIVATE and bool(sign)
             shown.append(f"{name}={_HIDDEN}" if private else word)
-            hidden += [value] * private
+            hidden += [value, value.partition("=")[2]] * private
             value_of = name if _takes_value(command, name) and not sign else ""
         else:
             shown.append(_HIDDEN)
@@ -119,7 +120,7 @@ def _lines_of_files(arguments: Sequence[str]) -> Iterator[str]:
     """The prompts of files that the command line names."""
     for option, word in zip(arguments, (*arguments[1:], ""), strict=True):
         name, _, value = option.partition("=")
-        if name == "--prompts-file" and Path(value or word).is_file():
+        if name.replace("_", "-") == "--prompts-file" and Path(value or word).is_file():
             with Path(value or word).open(encoding="utf-8", errors="replace") as file:
                 yield from (line.strip() for line in file.read(_READ_AT_MOST).splitlines())
 

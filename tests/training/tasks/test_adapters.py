@@ -162,6 +162,17 @@ def test_adapters_of_diffusers_change_the_joined_layers(tmp_path):
         assert found.keys() == {"blocks.1.attn.qkv.weight", "blocks.1.attn.proj.weight"}
         assert torch.allclose(found["blocks.1.attn.qkv.weight"], qkv)
         assert torch.allclose(found["blocks.1.attn.proj.weight"], wanted["to_out.0"])
+        # peft names the network of diffusers that it was trained for
+        theirs = f"{type(network).__name__}Transformer2DModel"
+        settings = {"r": 2, "lora_alpha": 4, "auto_mapping": {"base_model_class": theirs}}
+        folder = tmp_path / theirs
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "LORA"}))
+        peft = {f"base_model.model.{name.removeprefix(prefix)}": tensor for name, tensor in tensors.items()}
+        save_file(peft, folder / "adapter_model.safetensors")
+        before = network.blocks[1].attn.proj.weight.clone()
+        merge(network, AdapterSource(path=folder).find())
+        assert torch.allclose(network.blocks[1].attn.proj.weight, before + wanted["to_out.0"])
 
 
 def test_what_a_caption_keeps_is_computed_again_after_a_merge(tmp_path):

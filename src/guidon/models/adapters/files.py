@@ -23,6 +23,7 @@ ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 OF_DIFFUSERS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # field of a header in which diffusers keeps the settings
 WHAT = "adapters"
+DIFFUSERS_NETWORKS = {"DiTTransformer2DModel": "DiT", "PixArtTransformer2DModel": "PixArt"}  # theirs -> ours
 UNKNOWN = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "layer_replication")
 """Settings of peft that change what an adapter adds, in ways that are not computed here."""
 
@@ -108,7 +109,7 @@ class AdapterFile:
         """The class of the network that it is for, if its settings say it."""
         mapping = self.config.get("auto_mapping")
         found = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-        return found if isinstance(found, str) else None
+        return DIFFUSERS_NETWORKS.get(found, found) if isinstance(found, str) else None
 
     def factor(self, rank: int) -> float:
         """What the product of the matrices of an adapter of this rank is multiplied by.
