@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,20 @@ def test_stages_that_do_not_fit_are_refused_before_any_is_trained(tmp_path, chan
         load_recipe(write_recipe(tmp_path / "r.yaml", stages(**changes)))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_stage_that_begins_with_adapters_is_refused_before_any_is_trained(tmp_path):
+    data = {"folder": "clips", "size": [32, 32], "frames": 4}
+    network = {"task": "videos", "vae": "vae", "steps": 1, "data": data, "network": {"family": "stdit"}}
+    adapter = network | {"start": "network", "lora": {"rank": 2}}
+    adapter.pop("network")
+    more = {name: value for name, value in adapter.items() if name != "lora"}
+    named = {"vae": {"task": "vae", "steps": 1, "data": data}, "network": network, "adapter": adapter}
+    for start, refused in (("network", False), ("adapter", True)):
+        values = {"out": "run", "stages": named | {"more": more | {"start": start}}, "export": {"stage": "more"}}
+        path = write_recipe(tmp_path / "r.yaml", values)
+        with pytest.raises(InputError, match="which trains adapters") if refused else nullcontext():
+            load_recipe(path)
 
 
 def test_a_file_that_is_missing_is_named_before_a_stage_is_trained(tmp_path):

@@ -106,6 +106,11 @@ class StagedRecipe(Section):
                     kind = " or ".join(wanted)
                     hint = nearest(str(parent), fitting) if fitting else f"; there is no {kind} before it"
                     raise InputError(f"stages.{name}: {field} is {parent!r}, expected an earlier {kind} stage{hint}")
+                if self.settings(parent).get("lora"):
+                    raise InputError(
+                        f"stages.{name}: {field} is {parent!r}, which trains adapters and no model: give the stage "
+                        "that they are for"
+                    )
             if settings["task"] in FROM_FILES:
                 for field in PARENTS[settings["task"]]:
                     _refuse_misspelt(name, field, settings.get(field), list(earlier))
