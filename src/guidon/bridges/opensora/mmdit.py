@@ -23,8 +23,8 @@ from ...guidance.rules import ThreeWay
 from ...models.mmdit.network import pack, unpack
 
 OSCILLATES_FROM = 10
-ROUNDING = 1e-6  # by how much the first timestep of a shifted schedule may exceed 1, in fp32
 """The step from which the original's scales oscillate."""
+ROUNDING = 1e-6  # by how much the first timestep of a shifted schedule may exceed 1, in fp32
 GIVEN = {
     "t2v": (0, 0), "i2v_head": (1, 0), "i2v_tail": (0, 1), "i2v_loop": (1, 1), "v2v_head": (1, 0), "v2v_tail": (0, 1),
     "v2v_head_easy": (1, 0), "v2v_tail_easy": (0, 1),
