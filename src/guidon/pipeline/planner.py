@@ -18,7 +18,7 @@ from ..media.conditioning import CHOICES as CONDITIONING
 from ..media.conditioning import ClipShape, check_conditioning, choose_conditioning
 from ..media.placing import JSON_KEYS, check_texts, split_json
 from ..models.catalogue import find_facts, find_preset
-from ..models.family import Facts, Preset
+from ..models.family import Facts, Preset, ReadPrompt
 from ..models.prompts import check_prompts
 from ..models.registry import find_replay
 from ..models.sources import Sources
@@ -338,7 +338,9 @@ class Planner:
             InputError: a choice is not valid for this model.
         """
         request = make_request(self.preset, self.facts, prompts, samples, choices, batch_size, device)
-        read = dict(zip(request.negatives, self.facts.read_prompts(request.negatives, True), strict=True))
+        read = dict[str, ReadPrompt]()
+        if request.negatives:
+            read |= zip(request.negatives, self.facts.read_prompts(request.negatives, True), strict=True)
         if self.facts.rewrites:
             read |= zip(request.texts, self.facts.read_prompts(request.texts, False), strict=True)
         read_as = {text: to.read_as for text, to in read.items() if to.refusal is None and to.read_as != text}
