@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError, first_line, setting
 from ...core.extras import require
-from ...core.hashing import hash_files
+from ...core.hashing import hash_files, hash_text
 from ...core.limits import is_out_of_memory
 from ...core.progress import OnStep
 from ...core.reading import PIXELS, reading, regular_file
@@ -254,7 +253,7 @@ def _generators(asked: Asked) -> list[torch.Generator]:
 
 def _other_seed(seed: int) -> int:
     """A seed derived from another, whose noise is not that one's."""
-    return int.from_bytes(sha256(f"{seed} without the generator".encode()).digest()[:8]) >> 1
+    return int(hash_text(f"{seed} without the generator")[:16], 16) >> 1
 
 
 def _picture(value: Any) -> Any:
