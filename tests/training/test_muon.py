@@ -1,4 +1,4 @@
-"""Muon's step on several ranks is that of one process, and each rank does its share of the work."""
+"""Muon takes kernels as matrices. Its step on several ranks is that of one process, and each does its share of the work."""
 
 import signal
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from guidon.core.ranks import Ranks
-from guidon.training.muon import divided, divided_step
+from guidon.training.muon import Muon, divided
 from ranks import on_ranks
 from recipes import at_step, denoiser_recipe, run_on_ranks, weights_of
 
-SHAPES = [(8, 6), (6, 24), (4, 4), (10, 5), (6, 24)]
+SHAPES = [(8, 6), (6, 24), (4, 4), (10, 5), (6, 3, 2, 4)]  # the last one is a kernel
 
 
 def matrices():
@@ -22,14 +22,33 @@ def matrices():
 def trained(step):
     """The matrices and their momenta after three steps, the third matrix without a gradient in the first one."""
     weights = matrices()
-    muon = torch.optim.Muon(weights, 0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(weights, 0.1, weight_decay=0.1)
     generator = torch.Generator().manual_seed(1)
     for count in range(3):
         for place, weight in enumerate(weights):
             gradient = torch.randn(weight.shape, generator=generator)
             weight.grad = None if (count, place) == (0, 2) else gradient
         step(muon)
-    return [w.detach().clone() for w in weights], [muon.state[w]["momentum_buffer"] for w in weights]
+    momenta = [muon.state[matrix]["momentum_buffer"] for matrix in muon.param_groups[0]["params"]]
+    return [w.detach().clone() for w in weights], momenta
+
+
+def test_a_kernel_is_trained_as_the_matrix_of_a_row_for_each_output():
+    kernel, matrix = (torch.nn.Parameter(torch.arange(144.0).view(shape)) for shape in ((6, 3, 2, 4), (6, 24)))
+    ours = Muon([kernel], 0.1, weight_decay=0.1)
+    theirs = torch.optim.Muon([matrix], 0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        matrix.grad = torch.randn(6, 24, generator=generator)
+        kernel.grad = matrix.grad.view(6, 3, 2, 4).contiguous(memory_format=torch.channels_last)
+        ours.step()
+        theirs.step()
+    assert kernel.shape == (6, 3, 2, 4)
+    assert torch.equal(kernel.flatten(1), matrix)
+    before = kernel.detach().clone()
+    kernel.grad = None
+    ours.step()
+    assert torch.equal(kernel, before)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
@@ -48,7 +67,7 @@ def test_all_ranks_have_the_weights_and_the_state_of_one_process(count, monkeypa
 
     def work():
         with Ranks.join() as ranks:
-            found = trained(lambda muon: divided_step(muon, ranks, torch.device("cpu")))
+            found = trained(lambda muon: muon.divided_step(ranks, torch.device("cpu")))
         return found, made
 
     weights, momenta = trained(lambda muon: muon.step())

@@ -33,6 +33,22 @@ def test_muon_takes_the_hidden_matrices_only():
     assert len(make_optimisers(module, Optimiser())) == 1
 
 
+def test_muon_takes_the_kernels_but_those_of_first_and_last_layers():
+    module = torch.nn.Module()
+    module.x_embedder = torch.nn.Conv2d(5, 8, 2)
+    module.entrance, module.exit = torch.nn.Conv2d(5, 8, 3), torch.nn.Conv2d(8, 4, 3)
+    module.time = torch.nn.Conv1d(8, 8, 3)
+    module.narrow = torch.nn.Conv3d(1, 8, (1, 2, 2))
+    module.query = torch.nn.Parameter(torch.zeros(8, 8, 8))  # no kernel
+    muon, adamw = make_optimisers(module, Optimiser(name="muon"))
+    taken = {parameter.data_ptr() for parameter in muon.param_groups[0]["params"]}
+    assert taken == {module.entrance.weight.data_ptr(), module.time.weight.data_ptr()}
+    assert len(adamw.param_groups[0]["params"]) == 9
+    module.entrance.bias.requires_grad_(False)
+    (alone,) = make_optimisers(module.entrance, Optimiser(name="muon"))
+    assert type(alone).__name__ == "Muon"
+
+
 def test_each_optimiser_has_the_settings_of_the_recipe():
     values = {"lr": 0.002, "muon_lr": 0.03, "betas": (0.8, 0.95), "weight_decay": 0.05}
     muon, adamw = (

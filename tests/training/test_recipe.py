@@ -74,7 +74,6 @@ def test_bad_recipes_of_an_autoencoder_are_refused_in_one_line(tmp_path, values,
         ({"expert": LOW, "start": "x", "terms": {"shape_contrast": {"weight": 4}}, "shape_swap": 0.5, "clips": 8}, "ends before"),
         ({"train": "refiner", "model": {"refiner_channels": 8}}, "train: refiner trains one on an earlier run"),
         ({"train": "refiner", "start": "x"}, "train: refiner trains one on an earlier run"),
-        ({"train": "refiner", "start": "x", "model": {"refiner_channels": 8}}, "no matrices for muon"),
         ({"model": {"refiner_depth": 2}}, "refiner_depth was given without refiner_channels"),
     ],
 )  # fmt: skip

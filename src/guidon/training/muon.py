@@ -1,4 +1,4 @@
-"""Muon's step on several ranks: each computes the steps of some matrices, and all get the results.
+"""Muon for matrices and kernels of convolutions, whose step several ranks can divide.
 
 All ranks have the same gradients. Muon makes each gradient's matrix orthogonal, by fifteen products of matrices. On one
 core these are a sixth of a training step of guidon-small. So each rank does this for its share of the matrices.
@@ -6,42 +6,72 @@ core these are a sixth of a training step of guidon-small. So each rank does thi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor, nn
 
 from ..core.ranks import Ranks
 from .optimisers import STATE
 
 
-def divided_step(muon: torch.optim.Optimizer, ranks: Ranks, device: torch.device) -> None:
-    """Do the step of ``torch.optim.Muon``. All ranks must call it, with equal weights, state and gradients.
+class Muon(torch.optim.Muon):
+    """``torch.optim.Muon`` for kernels of convolutions, too: as matrices of a row for each output (Jordan 2024).
 
-    Weights and state are those of ``muon.step()`` on one process, bit for bit, on every rank.
+    The parameters in its groups are matrices of the same memory as the kernels. So the gradients of the kernels must be
+    cleared by the module that has them.
 
     Args:
-        muon: the optimiser. The gradients of the other ranks' matrices are deleted.
-        ranks: all ranks.
-        device: that of the parameters.
+        trained: matrices, and kernels (out, in, ...).
+        lr: learning rate. A step's size is matched to AdamW's.
+        weight_decay: decoupled weight decay.
     """
-    import torch.distributed as dist
 
-    trained = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
-    owners = divided([tuple(p.shape) for p in trained], len(ranks))
-    for parameter, owner in zip(trained, owners, strict=True):
-        if owner != ranks.index:
-            parameter.grad = None  # Muon leaves such a parameter as it is
-    muon.step()
-    group, waits = ranks.group_for(device), []
-    for parameter, owner in zip(trained, owners, strict=True):
-        state = muon.state[parameter]
-        for name in STATE["Muon"]:
-            if name not in state:  # the first step makes the state of the own matrices alone
-                state[name] = torch.zeros_like(parameter)
-        for tensor in (parameter.detach(), *(state[name] for name in STATE["Muon"])):
-            waits.append(dist.broadcast(tensor, ranks.members[owner], group=group, async_op=True))
-    for wait in waits:
-        wait.wait()
+    def __init__(self, trained: Iterable[nn.Parameter], lr: float, *, weight_decay: float = 0.0) -> None:
+        self._trained = list(trained)
+        matrices = [p if p.ndim == 2 else nn.Parameter(p.detach().view(len(p), -1)) for p in self._trained]
+        super().__init__(matrices, lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Do a step with the gradients of the trained parameters."""
+        self._see_gradients()
+        return super().step(closure)
+
+    def divided_step(self, ranks: Ranks, device: torch.device) -> None:
+        """Do the step. All ranks must call it, with equal weights, state and gradients.
+
+        Weights and state are those of ``step()`` on one process, bit for bit, on every rank.
+
+        Args:
+            ranks: all ranks.
+            device: that of the parameters.
+        """
+        import torch.distributed as dist
+
+        matrices = self._see_gradients()
+        owners = divided([tuple(p.shape) for p in matrices], len(ranks))
+        for matrix, owner in zip(matrices, owners, strict=True):
+            if owner != ranks.index:
+                matrix.grad = None  # Muon leaves such a matrix as it is
+        super().step()
+        group, waits = ranks.group_for(device), []
+        for matrix, owner in zip(matrices, owners, strict=True):
+            state = self.state[matrix]
+            for name in STATE["Muon"]:
+                if name not in state:  # the first step makes the state of the own matrices alone
+                    state[name] = torch.zeros_like(matrix)
+            for tensor in (matrix.detach(), *(state[name] for name in STATE["Muon"])):
+                waits.append(dist.broadcast(tensor, ranks.members[owner], group=group, async_op=True))
+        for wait in waits:
+            wait.wait()
+
+    def _see_gradients(self) -> list[Tensor]:
+        """Give the matrices the gradients of the trained parameters. Returns those that have one."""
+        matrices = [matrix for group in self.param_groups for matrix in group["params"]]
+        for matrix, parameter in zip(matrices, self._trained, strict=True):
+            matrix.grad = None if parameter.grad is None else parameter.grad.flatten(1)
+        return [matrix for matrix in matrices if matrix.grad is not None]
 
 
 def divided(shapes: Sequence[tuple[int, ...]], count: int) -> list[int]:

@@ -13,6 +13,8 @@ from .recipe import Optimiser
 
 STATE = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
 """What each optimiser keeps for a parameter: scalars called "step", and tensors of the parameter's shape."""
+NARROW = 4
+"""Kernels of so many outputs, or values for each output, or fewer are not for Muon."""
 
 
 def learning_rate(step: int, steps: int, settings: Optimiser) -> float:
@@ -23,7 +25,7 @@ def learning_rate(step: int, steps: int, settings: Optimiser) -> float:
 
 
 def make_optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon (Jordan 2024) for the matrices inside blocks and AdamW for the rest.
+    """AdamW, or Muon (Jordan 2024) for hidden matrices and kernels and AdamW for the rest.
 
     Raises:
         InputError: Muon is asked for, and this PyTorch has none.
@@ -34,17 +36,36 @@ def make_optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.
         )
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
+    kernels = _kernels(module)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            inside = parameter.ndim == 2 and "blocks." in name and "table" not in name
+            inside = id(parameter) in kernels or (parameter.ndim == 2 and "blocks." in name and "table" not in name)
             (hidden if inside and settings.name == "muon" else rest).append(parameter)
-    adamw = torch.optim.AdamW(rest, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
-    if not hidden:
-        return [adamw]
-    muon = torch.optim.Muon(
-        hidden, settings.muon_lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, adamw]
+    found: list[torch.optim.Optimizer] = []
+    if hidden:
+        from .muon import Muon
+
+        found.append(Muon(hidden, settings.muon_lr, weight_decay=settings.weight_decay))
+    if rest:
+        found.append(
+            torch.optim.AdamW(rest, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+        )
+    return found
+
+
+def _kernels(module: nn.Module) -> set[int]:
+    """The kernels that Muon trains, by ``id``.
+
+    Not the embeddings of patches, which are first layers, and no kernel with so few outputs or inputs as have the last
+    layers: Jordan trains these by AdamW.
+    """
+    return {
+        id(part.weight)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and "embedder" not in name
+        and min(part.weight.flatten(1).shape) > NARROW
+    }
 
 
 def refuse_unusable(optimiser: torch.optim.Optimizer, made: Sequence[Mapping[str, Any]]) -> None:

@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from ..core.errors import InputError
 from ..core.ranks import Ranks
 from ..models.parts.layers import CrossAttention
-from .muon import divided_step
 from .recipe import Run
 from .rows import tensors_of, with_tensors
+
+if TYPE_CHECKING:
+    from .muon import Muon
 
 V = TypeVar("V")
 _ALIGNED = 16  # bytes: where each tensor begins among those that are sent together
@@ -101,7 +103,7 @@ class Parallel:
     def update(self, optimiser: torch.optim.Optimizer) -> None:
         """Do an optimiser's step. Muon's would be the same on all ranks and takes long, so they divide it."""
         if len(self.ranks) > 1 and type(optimiser).__name__ == "Muon":
-            divided_step(optimiser, self.ranks, self.device)
+            cast("Muon", optimiser).divided_step(self.ranks, self.device)
         else:
             optimiser.step()
 

@@ -80,8 +80,7 @@ class Steps:
         settings = self.run.optimiser
         _copy(self._buffers, self._before)
         half = self.run.precision == "bf16"
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         logs: list[dict[str, Tensor]] = []
         for batch in parts:
             # Loss, in the recipe's precision.

@@ -214,7 +214,6 @@ def test_a_step_has_no_bound_and_counts_badly_drawn_samples_less(tmp_path, model
         ({"start": "nowhere"}, "is no model folder"),
         ({"terms": {"area": {"weight": 1}}}, "the term area needs areas, which rollouts do not have"),
         ({"terms": {"shape_contrast": {"weight": 4}}}, "the term shape_contrast needs families"),
-        ({"optimiser": {"name": "muon"}}, "no matrices for muon"),
         ({"sampling": {"timing": "intervl:0,1"}}, "did you mean 'interval:A,B'"),
         ({"sampling": {"cfg_channels": "x"}}, "x"),
         ({"finisher": {"end": 1200}}, "finisher.end"),

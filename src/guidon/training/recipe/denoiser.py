@@ -204,8 +204,6 @@ class DenoiserRecipe(Run):
     def _refines_something(self) -> DenoiserRecipe:
         if self.train == "refiner" and (self.start is None or not self.model.refiner_channels):
             raise InputError("train: refiner trains one on an earlier run: give its start, and model: refiner_channels")
-        if self.train == "refiner" and self.optimiser.name == "muon":
-            raise InputError("train: refiner has no matrices for muon: leave the optimiser's name out, or say adamw")
         return self
 
     @model_validator(mode="after")

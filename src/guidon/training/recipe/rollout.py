@@ -89,9 +89,3 @@ class RolloutRecipe(Run):
             if names := [name for name, term in self.terms.chosen.items() if what in term.needs]:
                 raise InputError(f"the term {names[0]} needs {what}, which rollouts do not have: leave it out")
         return self
-
-    @model_validator(mode="after")
-    def _no_matrices(self) -> RolloutRecipe:
-        if self.optimiser.name == "muon":
-            raise InputError("a finisher has no matrices for muon: leave the optimiser's name out, or say adamw")
-        return self

@@ -11,7 +11,7 @@ from .section import BelowOne, Fraction, NotNegative, Section
 
 
 class Optimiser(Section):
-    """AdamW, or Muon for the hidden matrices and AdamW for everything else."""
+    """AdamW, or Muon for the hidden matrices and kernels of convolutions, and AdamW for everything else."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """Muon needs PyTorch 2.9."""
