@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -10,11 +10,14 @@ from safetensors.torch import save_file
 from guidon import world
 from guidon.checkpoints import load_component, save_component
 from guidon.models.adapters.files import adapter_config
+from guidon.models.dit.network import DiT, DiTConfig
 from guidon.models.small import DIFFUSION, DISTILLED
 from guidon.models.small.distilled import start_distilled
 from guidon.models.small.distilled_config import DISTILLED_KIND, DistilledConfig
 from guidon.models.stdit.network import STDiT, STDiTConfig
 from guidon.models.text.captions import CaptionEncoder, CaptionEncoderConfig
+from guidon.models.trained.config import ClipFormat, ModelConfig, TextSource
+from guidon.models.trained.writing import write_config, write_network
 from guidon.models.vae.frames import FrameVAE, FrameVAEConfig
 
 VAE = FrameVAEConfig(block_out_channels=(8, 8), norm_num_groups=4, pixel_unshuffle=4, scaling_factor=1.0)
@@ -99,3 +102,45 @@ def _smooth(decoder: torch.nn.Module) -> None:
     for values, sides in ((last.weight, (1,)), (last.bias, (1,))):
         same = values.data.unflatten(0, (colours, subpixels)).mean(sides, keepdim=True)
         values.data.copy_(contrast * same.expand(colours, subpixels, *values.shape[1:]).flatten(0, 1))
+
+
+def write_tiny_trained(
+    folder: Path, text: TextSource, *, seed: int = 0, network: Literal["stdit", "dit"] = "stdit"
+) -> Path:
+    """Write the folder of a trained network of small random weights.
+
+    Args:
+        folder: where to.
+        text: what reads its prompts. Its text encoder or its features are not written.
+        seed: of the weights.
+        network: which one.
+    """
+    shape: STDiTConfig | DiTConfig
+    if network == "dit":
+        shape = DiTConfig(4, hidden_size=32, depth=1, num_heads=2, num_classes=len(text.classes))
+    else:
+        shape = STDiTConfig(
+            (4, 4, 4), hidden_size=32, depth=1, num_heads=2, caption_channels=24, model_max_length=text.tokens or 16
+        )
+    folder.mkdir()
+    frames = 1 if network == "dit" else 4
+    config = ModelConfig(
+        network=network, layout="released", noise_schedule="linear", diffusion_steps=1000, prediction="eps", text=text,
+        vae="frames", downsampling=8, clip=ClipFormat(height=32, width=32, frames=frames, fps=8),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    made = DiT(shape) if isinstance(shape, DiTConfig) else STDiT(shape)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    write_config(folder, config, shape)
+    write_network(folder, made.state_dict(), {})
+    save_component(folder / "vae.safetensors", "vae", dataclasses.asdict(VAE), FrameVAE(VAE).state_dict(), {})
+    return folder
+
+
+def write_named_t5(folder: Path) -> Path:
+    """Write files by the names of T5's, which are found and hashed, and which cannot be read."""
+    folder.mkdir()
+    for name in ("config.json", "spiece.model", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder

@@ -62,6 +62,7 @@ def test_files_of_which_a_plan_holds_hashes_are_stood_in_for(tmp_path):
     t5 = "--compile --checkpoint FILE --text-encoder FOLDER --text-dtype bf16"
     assert spelled("pixart-xl-2-256", "checkpoint", "text", text_dtype="bf16") == t5
     assert spelled("runs/mine/model", "checkpoint", "vae") == ""  # a folder brings its own
+    assert spelled("runs/mine/model", "checkpoint", "text", text_dtype="fp16") == "--compile --text-dtype fp16"
 
 
 def test_what_the_command_line_has_no_option_for_is_made_from_the_manifest():

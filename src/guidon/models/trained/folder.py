@@ -42,9 +42,12 @@ def find_model(folder: Path, config: ModelConfig, facts: Facts, sources: Sources
     """
     keep = sources.offload in (None, "none")
     files = {"checkpoint": (folder / CHECKPOINT,), "vae": weight_files(vae_place(folder, config))}
-    text, read = _text(folder, config, sources, device)
+    text, read, precision = _text(folder, config, sources, device)
     if read:
         files["text"] = read
+    hashes = {part: hash_samples(paths) for part, paths in files.items()}
+    if precision is not None:
+        hashes["text_dtype"] = precision
 
     def network(dtype: torch.dtype) -> Network[Any]:
         def load(device: torch.device) -> Any:
@@ -64,7 +67,7 @@ def find_model(folder: Path, config: ModelConfig, facts: Facts, sources: Sources
         schedule=schedule or FlowPath(steps, by_size=config.by_size),
         process=Process.trained(config.prediction),
         facts=facts,
-        hashes={part: hash_samples(paths) for part, paths in files.items()},
+        hashes=hashes,
     )
 
 
@@ -106,15 +109,17 @@ def load_autoencoder(folder: Path, config: ModelConfig) -> Autoencoder:
     return load_video_vae(folder / "vae")
 
 
-def _text(folder: Path, config: ModelConfig, sources: Sources, device: torch.device) -> tuple[Any, tuple[Path, ...]]:
-    """What makes the text encoder, and the files that it reads."""
+def _text(
+    folder: Path, config: ModelConfig, sources: Sources, device: torch.device
+) -> tuple[Any, tuple[Path, ...], str | None]:
+    """What makes the text encoder, the files that it reads, and its precision, if the user can choose it."""
     source = config.text
     if source.kind == "classes":
         names = {name: number for number, name in enumerate(source.classes)}
-        return (lambda: ClassLabels(len(names), names)), ()
+        return (lambda: ClassLabels(len(names), names)), (), None
     if source.kind == "words":
         part = load_component(folder / WORDS, "text")
-        return (lambda: part.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval()), (part.path,)
+        return (lambda: part.build(CaptionEncoder, CaptionEncoderConfig).to(device).eval()), (part.path,), None
     features = sources.features
     if source.kind == "features" and sources.text_encoder is None:
         features = features or folder / FEATURES
@@ -123,7 +128,7 @@ def _text(folder: Path, config: ModelConfig, sources: Sources, device: torch.dev
         from ..text.features import load_features
 
         path = features
-        return (lambda: load_features(path, tokens)), (path,)
+        return (lambda: load_features(path, tokens)), (path,), None
     place = sources.text_encoder or source.folder
     if place is None or not place.is_dir():
         place = find_on_hub(T5, None, sources.download, "text_encoder")
@@ -134,7 +139,7 @@ def _text(folder: Path, config: ModelConfig, sources: Sources, device: torch.dev
 
         return T5Encoder.load(place, max_length=tokens, dtype=dtype, device=device)
 
-    return t5, weight_files(find_t5(place)[0])
+    return t5, weight_files(find_t5(place)[0]), dtype
 
 
 class NoReader(Reader):

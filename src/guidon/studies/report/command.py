@@ -82,14 +82,15 @@ def stand_ins(plan: Plan) -> dict[str, Any]:
     A plan holds hashes of files and no paths: FILE and FOLDER stand for these.
     """
     parts: dict[str, Any] = {"compile": True} if plan.compile else {}
-    preset = presets().get(plan.model)
+    preset, precision = presets().get(plan.model), plan.weights.get("text_dtype")  # T5 alone has one
     if preset is not None and isinstance(preset.weights, Released):
         parts |= {"checkpoint": "FILE"} | ({"vae": "FOLDER"} if "vae" in plan.weights else {})
-        precision = plan.weights.get("text_dtype")  # T5 alone has one
         if precision is not None:
-            parts |= {"text_encoder": "FOLDER"} | ({} if precision == "fp32" else {"text_dtype": precision})
+            parts["text_encoder"] = "FOLDER"
         elif "text" in plan.weights:
             parts["features"] = "FILE"
+    if precision not in (None, "fp32"):
+        parts["text_dtype"] = precision
     adapters = [found for part in plan.weights if (found := adapter_in(part)) is not None]
     if lora := [f"FOLDER/{name}={scale}" for name, scale in adapters]:
         parts["lora"] = lora
