@@ -84,6 +84,13 @@ def test_the_last_reference_is_the_callers_in_every_loop(pipe, picture):
     assert np.array_equal(first, last)
 
 
+def test_a_strategy_goes_on_after_the_frames_that_a_loop_takes_over(picture, video):
+    clip = ClipShape("a model", 16, lambda frames: frames)
+    made = choose_conditioning({"reference": video, "mask_strategy": "0;1,0,0,4,9", "loop": 2}, clip, "a model")
+    assert made is not None
+    assert made.strategy == "0,0,0,0,1,0;1,0,0,4,9,0"
+
+
 def test_a_prompt_may_end_in_open_soras_json(pipe, picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture).save("a.png")
@@ -276,6 +283,10 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         (
             {"continue_from": "VIDEO", "reference": "PICTURE", "mask_strategy": "0,0,0,3"},
             "both give frame 3, counted from 0: give one of them, or lower condition_frames",
+        ),
+        (
+            {"reference": "VIDEO", "mask_strategy": "1,0,0,3,4,0.5", "loop": 2},
+            "'1,0,0,3,4,0.5' begins at frame 3 of loop 1, whose first 4 are those of the clip before: begin at frame 4",
         ),
         ({"edit": "PICTURE"}, "edit has 1 frame, a clip has 16: give a longer video"),
         ({"edit": ["VIDEO", "VIDEO"]}, "edit is a list of 2 videos: give one, and call once for each"),

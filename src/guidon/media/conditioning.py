@@ -232,6 +232,7 @@ def choose_conditioning(choices: Mapping[str, Any], clip: ClipShape | None, name
     )
     check_conditioning(made, clip, name, found.lengths)
     _refuse_two_of_a_frame(found)
+    _refuse_taken_over(found, taken)
     return made
 
 
@@ -427,6 +428,24 @@ def _refuse_two_of_a_frame(found: _Placed) -> None:
                     f"{setting(other)} and {setting(name)} both give frame {frame}, counted from 0: give one of them"
                     + (f", or lower {setting('condition_frames')}" if lower else "")
                 )
+
+
+def _refuse_taken_over(found: _Placed, taken: int) -> None:
+    """Refuse placements in a further clip on frames that it takes over, which win, as in Open-Sora.
+
+    Raises:
+        InputError: the message names the placement.
+    """
+    clip = found.clip
+    frames, begins = clip.latent_frames(clip.frames), clip.latent_frames(taken)
+    for placement in found.placements:
+        own = placement.within(found.lengths[placement.reference], frames, clip.align)
+        if own.loop and own.target < begins:
+            raise InputError(
+                f"{setting('mask_strategy')} '{placement}' begins at frame {own.target} of loop {own.loop}, whose "
+                f"first {begins} are those of the clip before: begin at frame {begins} or later, or lower "
+                f"{setting('condition_frames')}"
+            )
 
 
 _WHERE = {"first_frame": "begins", "last_frame": "ends"}
