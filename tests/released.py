@@ -109,3 +109,25 @@ def make_checkpoints(folder):
         weights = model.state_dict()
         torch.save({"state_dict": weights} if name == "image.pth" else weights, folder / name)
     return folder
+
+
+def into_shards(file):
+    """Write a safetensors file as an index and two shards, in its place: the index."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(weights)}
+    for part in set(places.values()):
+        save_file({name: weights[name] for name in weights if places[name] == part}, file.parent / part)
+    file.unlink()
+    index = file.with_name(f"{file.name}.index.json")
+    index.write_text(json.dumps({"weight_map": places}))
+    return index
+
+
+def change_shard(index):
+    """Change the weights in a shard of an index, which stays as it is."""
+    from safetensors.torch import load_file, save_file
+
+    shard = index.parent / "part-1.safetensors"
+    save_file({name: value + 1 for name, value in load_file(shard).items()}, shard)

@@ -85,6 +85,15 @@ def shards_of(index: Path) -> tuple[list[str], list[Path]]:
     return list(places), [index.parent / shard for shard in sorted(set(places.values()))]
 
 
+def whole(path: Path) -> tuple[Path, ...]:
+    """All files of a file of weights: the file itself; of an index of shards, the index and its shards in order.
+
+    Raises:
+        InputError: it is a damaged index.
+    """
+    return (path, *(shards_of(path)[1] if path.name.endswith(".index.json") else ()))
+
+
 def header_length(path: Path) -> int:
     """Bytes of the header of a safetensors file.
 

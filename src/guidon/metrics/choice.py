@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from ..checkpoints.finding import kind_of, locate, shards_of
+from ..checkpoints.finding import locate, whole
 from ..core.errors import InputError, nearest, setting
 from ..core.extras import Later
 from ..core.hashing import hash_samples
@@ -181,9 +181,7 @@ def files_of(part: str, place: Path) -> list[Path]:
             f"{place} holds a {config.get('model_type')!r:.40} model, {setting(part)} takes {PARTS[part].what} "
             f"({', '.join(kinds)})"
         )
-    weights = locate(place)
-    shards = shards_of(weights)[1] if kind_of(weights) == "shards" else []
-    return [*(place / name for name in TEXT_FILES if (place / name).is_file()), weights, *shards]
+    return [*(place / name for name in TEXT_FILES if (place / name).is_file()), *whole(locate(place))]
 
 
 def aesthetic_file(place: Path) -> Path:

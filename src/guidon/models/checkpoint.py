@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import TensorFile, read_tensors, refuse_broken
-from ..checkpoints.finding import AGAIN, WHAT, shards_of
+from ..checkpoints.finding import AGAIN, WHAT, whole
 from ..core.errors import InputError
 from ..core.hashing import hash_files
 from ..core.reading import reading
@@ -123,7 +123,7 @@ def inspect_checkpoint(path: str | Path, **known: Any) -> Report:
         parameters=found.parameters,
         dtypes=dict(dtypes),
         learned_variance=found.learned_variance,
-        sha256=_sha256(file.path),
+        sha256=hash_files(*whole(file.path)),
         remarks=tuple(remarks),
     )
 
@@ -170,8 +170,3 @@ def load_checkpoint(
         else:
             network = reader.inflate(checkpoint, inflate, known, assumed or {}, dtype)
     return network.to(device).eval().requires_grad_(False)
-
-
-def _sha256(path: Path) -> str:
-    """SHA-256 of the file; for an index, of the index and all its shards in order."""
-    return hash_files(path, *(shards_of(path)[1] if path.name.endswith(".index.json") else ()))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import read_tensors
-from ..checkpoints.finding import locate
+from ..checkpoints.finding import locate, whole
 from ..core.errors import InputError, setting
 from ..core.hashing import hash_samples
 from ..core.warn import warn
@@ -197,8 +197,8 @@ def _network(
 
 
 def weight_files(place: Path) -> tuple[Path, ...]:
-    """The files of weights in a folder, or the file itself."""
+    """The files of weights in a folder, or the file itself; of an index of shards, the shards too."""
     if place.is_file():
-        return (place,)
+        return whole(place)
     suffixes = (".safetensors", ".bin", ".pt", ".pth")
     return tuple(sorted(path for path in place.iterdir() if path.suffix in suffixes and path.is_file()))

@@ -14,10 +14,11 @@ from guidon.models.catalogue import files_of, find_preset
 from guidon.models.text.features import save_features
 from guidon.models.text.t5 import T5Encoder
 from guidon.training import load_recipe, run_recipe
+from guidon.training.tasks.beginning import find_beginning
 from guidon.training.tasks.videos import VideosTask
 from own_clips import CAPTIONS, NETWORKS, videos_recipe, write_clips
 from recipes import CPU, assert_rows_are_those_of_the_batch, rows_of, step_of, write_recipe
-from released import make_checkpoints, make_sized_checkpoints, make_t5, make_vae
+from released import change_shard, into_shards, make_checkpoints, make_sized_checkpoints, make_t5, make_vae
 from training.conftest import tiny_runs
 
 PROMPT = "a blue wave pans left"
@@ -264,6 +265,15 @@ def test_released_weights_are_trained_on_and_generate_without_options(released, 
     assert (again.beginning.by_size, again.beginning.knows_given_frames) == (
         task.beginning.by_size, task.beginning.knows_given_frames,
     )  # fmt: skip
+
+
+def test_other_shards_are_other_weights_to_start_from(released, recipe, tmp_path):
+    start = shutil.copytree(released / "OpenSora-STDiT-v2-stage3", tmp_path / "start")
+    index = into_shards(start / "model.safetensors")
+    read = load_recipe(recipe(tmp_path, "stdit2", start=str(index), text={"t5": str(released / "t5"), "tokens": 16}))
+    before = find_beginning(read).sha256
+    change_shard(index)
+    assert find_beginning(read).sha256 != before
 
 
 def _without_cleaning(self, prompts):

@@ -11,7 +11,7 @@ import torch
 
 from ...checkpoints import load_component, read_tensors
 from ...checkpoints.config import configured
-from ...checkpoints.finding import locate
+from ...checkpoints.finding import locate, whole
 from ...core.errors import InputError
 from ...core.hashing import hash_files
 from ...core.reading import read_object
@@ -62,7 +62,7 @@ class AutoencoderSource:
             file = read_tensors(path)
             tensors = refuse_incomplete(file)
             channels = tensors["temporal_vae.quant_conv.conv.weight"].shape[0] // 2
-            return cls("video", file.path.parent, hash_files(file.path), channels, DOWNSAMPLING)
+            return cls("video", file.path.parent, hash_files(*whole(file.path)), channels, DOWNSAMPLING)
         raise InputError(f"vae: {path} is not there: give a trained vae.safetensors, or a folder in hub layout")
 
     def latent_frames(self, frames: int) -> int:
@@ -85,7 +85,7 @@ class AutoencoderSource:
         if self.kind == "frames":
             shutil.copyfile(self.path, folder / "vae.safetensors")
             return
-        weights = [locate(self.path)] if self.kind == "video" else [self._weights()]
+        weights = whole(locate(self.path)) if self.kind == "video" else (self._weights(),)
         (folder / "vae").mkdir()
         for path in (*weights, self.path / "config.json"):
             if path.is_file():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoints import Component, load_component, make_config, read_tensors, refuse_broken
+from ...checkpoints.finding import whole
 from ...core.errors import InputError
 from ...core.hashing import hash_files
 from ...models.checkpoint import recognise
@@ -121,8 +122,9 @@ def find_beginning(recipe: VideosRecipe) -> Beginning:
         refuse_broken(file.tensors, file.path)
         text = load_component(start / TEXT, "text") if own.text.kind == "words" else None
         found = Beginning(
-            own.network, file.tensors, shape, own.prediction, own.noise_schedule, file.path, hash_files(file.path),
-            text=text, classes=own.text.classes, by_size=own.by_size, knows_given_frames=own.knows_given_frames,
+            own.network, file.tensors, shape, own.prediction, own.noise_schedule, file.path,
+            hash_files(*whole(file.path)), text=text, classes=own.text.classes, by_size=own.by_size,
+            knows_given_frames=own.knows_given_frames,
         )  # fmt: skip
     else:
         found = _released(start, recipe)
@@ -153,7 +155,8 @@ def _released(start: Path, recipe: VideosRecipe) -> Beginning:
     flows, sized = name == "stdit3", name in ("stdit2", "stdit3")
     return Beginning(
         name, checkpoint.tensors, _released_config(name, checkpoint), "flow" if flows else "eps",
-        "flow" if flows else "linear", file.path, hash_files(file.path), by_size=flows, knows_given_frames=sized,
+        "flow" if flows else "linear", file.path, hash_files(*whole(file.path)), by_size=flows,
+        knows_given_frames=sized,
     )  # fmt: skip
 
 
