@@ -1,5 +1,6 @@
 """Compiled networks: few graphs, none compiled twice, and the predictions of the network as it is."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 
 import guidon
 from guidon.models.parts.compiling import compiled_parts
+from guidon.models.stdit.network import STDiT
 from guidon.pipeline.compilation import Compilation, said
+from tiny_model import write_tiny_distilled
 
 PROMPT = "a red circle moves left on a white background"
 CPU = torch.device("cpu")
@@ -53,6 +56,29 @@ def test_a_run_has_a_graph_for_each_number_of_rows_and_compiles_none_again(tiny_
     assert capsys.readouterr().err == ""
     rule = {"guidance": "stg"}  # its hooks stay outside of the graphs
     assert np.array_equal(pipe(PROMPT, **RUN | rule).frames, plain(PROMPT, **RUN | rule).frames)
+
+
+def test_a_distilled_network_is_compiled_and_each_of_its_networks_is_compared(
+    tiny_model, tmp_path, monkeypatch, capsys
+):
+    from torch._dynamo.utils import counters
+
+    folder = write_tiny_distilled(shutil.copytree(tiny_model, tmp_path / "model"))
+    counters.clear()
+    called, compared = set[int](), list[set[int]]()
+    forward, check = STDiT.forward, Compilation.check
+    monkeypatch.setattr(STDiT, "forward", lambda self, *given: called.add(id(self)) or forward(self, *given))
+    monkeypatch.setattr(Compilation, "check", lambda *given: check(*given) or compared.append(set(called)))
+    usual = guidon.load(folder, device="cpu")(PROMPT, fast=True, seed=3)
+    called.clear()
+    pipe = compiled(folder, "eager")
+    video = pipe(PROMPT, fast=True, seed=3)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert "compiling took" in capsys.readouterr().err
+    with pipe.model.distilled.in_use(torch.float32) as network:
+        assert {id(network.distilled), id(network.own)} == compared[0]
+        assert all("forward" in part.__dict__ for each in (network.distilled, network.own) for part in each.blocks)
+    assert np.array_equal(video.frames, usual.frames)
 
 
 def fails(graph, inputs):

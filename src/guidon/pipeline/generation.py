@@ -360,12 +360,15 @@ class Generation:
     def _steps(
         self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool, x: Tensor
     ) -> list[Tensor]:
-        """Predictions at a level at which guidance acts and at one at which it does not, if the run has both."""
+        """Predictions at a level of every form that the run has: guidance acts or not, and of several networks one."""
         denoiser = replace(self, trace=None).denoiser(network, weak, numbers, sequential)
-        acting = dict[bool, NoiseLevel]()
-        for level in self.model.schedule.respaced(min(self.request.steps, self.model.facts.timesteps)).levels:
-            acting.setdefault(self.request.guidance.acts(level, START, x.shape[1]), level)
-        return [denoiser(x, level) for level in acting.values()]
+        schedule, found = self.schedule(network), dict[tuple[bool, object], NoiseLevel]()
+        if self.request.sampler not in WHOLE:  # which levels its steps are at is its own choice
+            schedule = schedule.respaced(min(self.request.steps, self.model.facts.timesteps))
+        network_at = getattr(network, "network_at", lambda _: network)
+        for level in schedule.levels:
+            found.setdefault((self.request.guidance.acts(level, START, x.shape[1]), network_at(level)), level)
+        return [denoiser(x, level) for level in found.values()]
 
     def denoiser(
         self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool

@@ -151,6 +151,11 @@ class DistilledNetwork:
         self.distilled, self.told, self.own, self.config = distilled, told, own, config
 
     @property
+    def networks(self) -> tuple[STDiT, ...]:
+        """The distilled network and the model's own."""
+        return (self.distilled, *(self.own.networks if isinstance(self.own, Experts) else (self.own,)))
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """(C, T, H, W) of one sample at the size the networks were made for."""
         return self.own.latent_shape
@@ -168,17 +173,27 @@ class DistilledNetwork:
         """The null caption, ``rows`` times."""
         return DistilledCaption(self.distilled.null(rows, mask), self.own.null(rows, mask))
 
-    def __call__(self, x: Tensor, level: NoiseLevel, cond: DistilledCaption, /) -> Tensor:
-        """The prediction: x (B, C, T, H, W) -> fp32 (B, 2C, T, H, W). The condition holds what the network is told.
+    def network_at(self, level: NoiseLevel) -> STDiT:
+        """The network for a level.
 
         Raises:
             InputError: the samples have different noise levels.
         """
         if isinstance(level.timestep, Tensor):
             raise InputError("a distilled network needs one noise level for the whole batch")
-        if level.timestep < self.config.end:
-            return self.own(x, level, cond.own)
-        return self.distilled(x, level, cond.distilled)
+        if level.timestep >= self.config.end:
+            return self.distilled
+        return self.own.network_at(level) if isinstance(self.own, Experts) else self.own
+
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: DistilledCaption, /) -> Tensor:
+        """The prediction: x (B, C, T, H, W) -> fp32 (B, 2C, T, H, W). The condition holds what the network is told.
+
+        Raises:
+            InputError: the samples have different noise levels.
+        """
+        if self.network_at(level) is self.distilled:
+            return self.distilled(x, level, cond.distilled)
+        return self.own(x, level, cond.own)
 
     def under(self, strengths: Tensor) -> Callable[[Tensor, NoiseLevel, DistilledCaption], Tensor]:
         """The network under guidance of these strengths, (C,): ``(x, level, condition)`` -> the guided prediction."""

@@ -72,14 +72,21 @@ class Experts:
         """The null caption, ``rows`` times."""
         return ExpertCaption(self.high.null(rows, mask), self.low.null(rows, mask))
 
-    def __call__(self, x: Tensor, level: NoiseLevel, cond: ExpertCaption, /) -> Tensor:
-        """The prediction of the network for this level: x (B, C, T, H, W) -> fp32 (B, 2C, T, H, W).
-
-        The network is chosen from values on the CPU, so there is no wait for the device.
+    def network_at(self, level: NoiseLevel) -> STDiT:
+        """The network for a level. It is chosen from values on the CPU, so there is no wait for the device.
 
         Raises:
             InputError: the samples have different noise levels.
         """
         if isinstance(level.timestep, Tensor):
             raise InputError("two experts need one noise level for the whole batch")
-        return self.low(x, level, cond.low) if level.timestep < self.boundary else self.high(x, level, cond.high)
+        return self.low if level.timestep < self.boundary else self.high
+
+    def __call__(self, x: Tensor, level: NoiseLevel, cond: ExpertCaption, /) -> Tensor:
+        """The prediction of the network for this level: x (B, C, T, H, W) -> fp32 (B, 2C, T, H, W).
+
+        Raises:
+            InputError: the samples have different noise levels.
+        """
+        network = self.network_at(level)
+        return network(x, level, cond.low if network is self.low else cond.high)
