@@ -81,6 +81,23 @@ def test_a_distilled_network_is_compiled_and_each_of_its_networks_is_compared(
     assert np.array_equal(video.frames, usual.frames)
 
 
+def test_a_comparison_that_was_interrupted_is_made_again():
+    network, right = SimpleNamespace(dtype=torch.float32, networks=()), torch.ones(2)
+    given = iter([KeyboardInterrupt(), *[right] * 4])
+
+    def steps():
+        found = next(given)
+        if isinstance(found, BaseException):
+            raise found
+        return [found]
+
+    compilation = Compilation(CPU, "eager")
+    with pytest.raises(KeyboardInterrupt):
+        compilation.check([network], "shapes", steps)
+    compilation.check([network], "shapes", steps)
+    assert next(given, None) is None
+
+
 def fails(graph, inputs):
     raise RuntimeError("no C++ compiler")
 

@@ -70,7 +70,6 @@ class Compilation:
         if not self.works or key in self._checked:
             return
         first_key = not self._checked
-        self._checked.add(key)
         parts = _parts_of(networks)
         with _as_they_are(parts):
             steps()
@@ -94,6 +93,7 @@ class Compilation:
             if not error <= TOLERANCE[networks[0].dtype]:  # it may be NaN
                 self._give_up(parts, f"the compiled network is another one, with an error of {error:.1%}")
                 return
+        self._checked.add(key)  # a check that was interrupted is made again
         note(said(first - compiled, plain / len(exact), compiled / len(exact)))
 
     def called(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
