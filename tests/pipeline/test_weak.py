@@ -11,7 +11,8 @@ import guidon
 from guidon.cli import main
 from guidon.core.errors import InputError
 from guidon.models.stdit.network import STDiT
-from tiny_model import write_tiny_model
+from guidon.models.trained.config import TextSource
+from tiny_model import write_named_t5, write_tiny_model, write_tiny_trained
 
 PROMPT = "a red circle moves left"
 OPTIONS = {"steps": 3, "cfg_scale": 3.0, "timing": "constant", "guidance": "autoguidance"}
@@ -93,6 +94,35 @@ def test_a_folder_that_cannot_be_the_weak_model_is_refused_in_one_line(folders, 
         guidon.load("guidon-small", device="cpu", weak=weak)
     with pytest.raises(InputError, match="is neither a preset nor a folder"):
         guidon.load(strong, device="cpu", weak=tmp_path / "nothing")
+
+
+def test_a_trained_weak_model_reads_prompts_by_what_was_named(tmp_path):
+    t5, other = write_named_t5(tmp_path / "t5"), write_named_t5(tmp_path / "other")
+    (other / "model.safetensors").write_text("other weights")
+    text = TextSource(kind="t5", folder=other, tokens=16)
+    strong, weak = (write_tiny_trained(tmp_path / f"{seed}", text, seed=seed) for seed in (0, 1))
+    named = {"text_encoder": t5, "text_dtype": "bf16"}
+    model = guidon.load(strong, device="cpu", weak=weak, **named).model
+    assert model.reads_as_weak
+    assert model.weak is not None
+    assert model.weak.hashes["text"] == model.hashes["text"]
+    assert model.weak.hashes["text_dtype"] == "bf16"
+    # one that reads classes is named none of it
+    classes = write_tiny_trained(tmp_path / "classes", TextSource(kind="classes", classes=("red", "blue")), seed=2)
+    model = guidon.load(strong, device="cpu", weak=classes, **named).model
+    assert not model.reads_as_weak
+
+
+def test_prompts_are_read_anew_for_a_weak_model_of_other_classes_or_length(tmp_path):
+    red, blue = (TextSource(kind="classes", classes=names) for names in (("red", "blue"), ("blue", "red")))
+    short, long = (TextSource(kind="t5", folder=tmp_path / "t5", tokens=tokens) for tokens in (16, 24))
+    write_named_t5(tmp_path / "t5")
+    for number, (network, strong, weak) in enumerate((("dit", red, blue), ("stdit", short, long))):
+        places = [tmp_path / f"{number}-{role}" for role in ("strong", "twin", "weak")]
+        for seed, (place, text) in enumerate(zip(places, (strong, strong, weak), strict=True)):
+            write_tiny_trained(place, text, seed=seed, network=network)
+        assert guidon.load(places[0], device="cpu", weak=places[1]).model.reads_as_weak
+        assert not guidon.load(places[0], device="cpu", weak=places[2]).model.reads_as_weak
 
 
 def run(words, capsys):

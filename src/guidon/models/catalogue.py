@@ -114,9 +114,11 @@ def _weak(preset: Preset[Any], sources: Sources, path: Path) -> tuple[Preset[Any
     """The preset and the sources of the weak model."""
     if isinstance(preset.weights, Released):
         return preset, sources.model_copy(update={"checkpoint": path, "weak": None})
-    from .sources import Sources
+    from .sources import READERS, Sources
 
-    return find_preset(str(path)), Sources(offload=sources.offload)
+    weak = find_preset(str(path))
+    shared = ("download", *READERS) if registry.find_family(weak.family).reads_captions(weak) else ()
+    return weak, Sources(offload=sources.offload, **{name: getattr(sources, name) for name in shared})
 
 
 def _no_weak(path: Path, why: str) -> InputError:

@@ -353,6 +353,10 @@ class Family(ABC):
         return None
 
     def describe_words(self, preset: Preset[Any]) -> dict[str, str]:
+    def reads_captions(self, preset: Preset[Any]) -> bool:
+        """Whether a folder that ``adopt`` accepts takes T5 or features of T5 from the user, which it does not hold."""
+        return False
+
         """What the prompts of one of its models may say, by kind of word; empty where they may say anything.
 
         Raises:

@@ -43,6 +43,8 @@ class Model:
     """The distilled network, which is told of guidance and runs one branch; None where the model has none."""
     distilled_file: Path | None = None
     """The file of what it changes, which is read where it is asked for."""
+    read_with: object = None
+    """What decides how prompts are read besides weights: tokens of a caption, names of classes."""
     weak: Model | None = None
     """A weaker model of the same latents and diffusion, for the rule "autoguidance"."""
 
@@ -59,8 +61,8 @@ class Model:
 
     @property
     def reads_as_weak(self) -> bool:
-        """Whether the weak model reads prompts by the same weights."""
-        if self.weak is None:
+        """Whether the weak model reads prompts as this one does."""
+        if self.weak is None or self.weak.read_with != self.read_with:
             return False
         ours, theirs = (
             {name: value for name, value in hashes.items() if name not in NETWORK_PARTS and " " not in name}

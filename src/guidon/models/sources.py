@@ -15,6 +15,8 @@ from .adapters.files import AdapterSource
 
 WEAK = "weak-"
 """How the names of the weak model's parts begin in a manifest."""
+READERS = ("text_encoder", "features", "text_dtype")
+"""The sources of what reads captions."""
 DISTILLED = "denoiser-fast"
 """The name of the distilled network in a manifest."""
 

@@ -62,6 +62,11 @@ class TrainedFamily(Family):
             return None
         return preset_of(folder, found, read_network_config(folder, found.network))
 
+    def reads_captions(self, preset: Preset[Path]) -> bool:
+        from .facts import config_of
+
+        return config_of(preset.weights).reads_captions
+
     def describe_words(self, preset: Preset[Path]) -> dict[str, str]:
         from .facts import config_of, words_of
 

@@ -144,6 +144,11 @@ class ModelConfig(Settings):
     """Prompts of the pictures of the card."""
 
     @property
+    def reads_captions(self) -> bool:
+        """Whether prompts are read by T5, or as features of T5."""
+        return self.text.kind in ("t5", "features")
+
+    @property
     def path(self) -> PathName:
         """The path from data to noise."""
         return "flow" if self.noise_schedule == "flow" else "diffusion"

@@ -12,7 +12,7 @@ from ...core.errors import InputError, setting
 from ..dit.classes import ClassLabels
 from ..family import Facts, Preset, as_they_are, one_for_each
 from ..small.words import Words
-from ..sources import Sources
+from ..sources import READERS, Sources
 from ..stdit3 import CHUNK_LATENTS, latent_frames, with_scores
 from ..text.headers import refuse_unstored, stored_prompts
 from . import NAME
@@ -109,8 +109,7 @@ def facts_of_network(config: ModelConfig, shape: NetworkConfig) -> Facts:
 
 def refuse_sources(name: str, config: ModelConfig, sources: Sources) -> None:
     """Raise an InputError if the user names files that the folder brings along."""
-    reads = config.text.kind in ("t5", "features")
-    allowed = ("offload", "download", *(("text_encoder", "features", "text_dtype") if reads else ()))
+    allowed = ("offload", "download", *(READERS if config.reads_captions else ()))
     for key, value in sources:
         if key not in allowed and value != type(sources).model_fields[key].default:
             raise InputError(f"model {name!r} brings its own weights: leave out {setting(key)}")

@@ -68,6 +68,7 @@ def find_model(folder: Path, config: ModelConfig, facts: Facts, sources: Sources
         process=Process.trained(config.prediction),
         facts=facts,
         hashes=hashes,
+        read_with=(config.text.tokens, config.text.classes),
     )
 
 
