@@ -1,9 +1,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from guidon import Guidance
 from guidon.core.errors import InputError
+from guidon.models.text.features import save_features
 from guidon.pipeline.planner import Planner
 
 PROMPT = "a red circle moves left on a white background"
@@ -140,3 +142,22 @@ def test_a_request_says_a_spacing_only_where_it_is_not_the_uniform_one():
 def test_a_spacing_that_does_not_fit_is_refused(choices, message):
     with pytest.raises(InputError, match=message):
         Planner.find("guidon-small").complete(["a red circle"], **choices)
+
+
+def test_stored_captions_are_looked_up_as_prompts_and_as_negative_prompts_are_read(tmp_path):
+    """Open-Sora 1.2 reads prompts with a score, and negative prompts as they are."""
+    stored = ["a cat aesthetic score: 6.5.", "a dog", "a fog aesthetic score: 6.5.", "blurry"]
+    features, mask = torch.randn(4, 300, 8), torch.ones(4, 300, dtype=torch.long)
+    path = save_features(tmp_path / "captions.safetensors", stored, features, mask, encoder={})
+    (tmp_path / "weights.safetensors").touch()
+    weights = dict.fromkeys(("checkpoint", "vae"), tmp_path / "weights.safetensors")
+    planner = Planner.find("open-sora-1.2", features=path, **weights)
+    request = planner.plan(["a cat"], negative_prompt="blurry")
+    planner.check(request)
+    planner.check_prompts(["a cat", "a fog aesthetic score: 6.5."])
+    with pytest.raises(InputError, match="holds no features of 'a fog':"):
+        planner.plan(["a cat"], negative_prompt="a fog")
+    with pytest.raises(InputError, match=r"holds no features of 'a dog aesthetic score: 6.5.':"):
+        planner.plan(["a dog"])
+    with pytest.raises(InputError, match="holds no features of 'a fog':"):
+        planner.check(request.model_copy(update={"negative_prompt": "a fog"}))

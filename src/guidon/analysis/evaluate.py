@@ -263,7 +263,7 @@ def check_evaluation(
     else:
         for text in prompts:
             judge.check_prompt(text)
-        planner.facts.check_prompts(prompts)
+        planner.check_prompts(prompts)
         first = tuple(prompts[:1])
     for setting in settings:
         planner.complete(first, range(seeds), device=device, **_at(setting, choices))

@@ -197,7 +197,8 @@ class Facts:
     bench: str
     """The bench (``guidon.metrics.bench``) that its videos are measured on."""
     check_prompts: Callable[[Sequence[str]], None] = any_prompts
-    """Raises an InputError for prompts that the model cannot be given, the negative one included."""
+    """Raises an InputError for prompts that the model cannot be given, the negative one included. Where the model
+    ``rewrites`` prompts, these are what its text encoder is given."""
     read_prompts: Callable[[Sequence[str], bool], list[ReadPrompt]] = as_they_are
     """How the model reads each prompt. The flag says whether they are negative prompts."""
     rewrites: bool = False
@@ -352,11 +353,11 @@ class Family(ABC):
         """The preset of a folder of weights; None where the folder is not of this family."""
         return None
 
-    def describe_words(self, preset: Preset[Any]) -> dict[str, str]:
     def reads_captions(self, preset: Preset[Any]) -> bool:
         """Whether a folder that ``adopt`` accepts takes T5 or features of T5 from the user, which it does not hold."""
         return False
 
+    def describe_words(self, preset: Preset[Any]) -> dict[str, str]:
         """What the prompts of one of its models may say, by kind of word; empty where they may say anything.
 
         Raises:

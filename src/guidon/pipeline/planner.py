@@ -302,6 +302,8 @@ class Planner:
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that the model cannot be given, such as a number that is no class."""
+        if self.facts.rewrites:
+            prompts = [read.read_as for read in self.facts.read_prompts(prompts, False)]
         self.facts.check_prompts(prompts)
 
     def plan(
@@ -358,7 +360,7 @@ class Planner:
         Raises:
             InputError: the model cannot be given a prompt, or cannot follow it.
         """
-        self.facts.check_prompts([*request.texts, *request.negatives])
+        self._refuse_what_cannot_be_given(request)
         read_as = check_prompts(self.preset.name, self.facts, request.texts, request.negatives, force=force)
         return request.model_copy(update={"read_as": read_as}) if read_as else request
 
@@ -382,7 +384,12 @@ class Planner:
     def check(self, request: Request) -> None:
         """Refuse a complete request that the model cannot fulfil; see ``check_request``."""
         check_request(self.preset, self.facts, request)
-        self.facts.check_prompts([*request.texts, *request.negatives])
+        self._refuse_what_cannot_be_given(request)
+
+    def _refuse_what_cannot_be_given(self, request: Request) -> None:
+        """Refuse a request with a prompt or a negative prompt that the model cannot be given, as it reads them."""
+        texts = [*request.texts, *request.negatives]
+        self.facts.check_prompts([request.read_as.get(text, text) for text in texts] if self.facts.rewrites else texts)
 
 
 def _length(samples: Sequence[int]) -> int:

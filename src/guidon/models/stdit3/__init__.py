@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,18 +37,9 @@ def read_with_score(prompts: Sequence[str], negative: bool) -> list[ReadPrompt]:
     return [ReadPrompt(prompt if negative or AESTHETIC in prompt else f"{prompt}{SUFFIX}") for prompt in prompts]
 
 
-def with_scores(facts: Facts, stored: Collection[str]) -> Facts:
-    """Facts of a model whose prompts end in a score.
-
-    Args:
-        facts: those of its network.
-        stored: the prompts whose features are in a file; what is looked up there is a prompt with its score.
-    """
-
-    def check(prompts: Sequence[str]) -> None:
-        facts.check_prompts([p if p in stored else read_with_score([p], False)[0].read_as for p in prompts])
-
-    return replace(facts, check_prompts=check, read_prompts=read_with_score, rewrites=True)
+def with_scores(facts: Facts) -> Facts:
+    """The facts of a network, of a model whose prompts end in a score."""
+    return replace(facts, read_prompts=read_with_score, rewrites=True)
 
 
 OPEN_SORA_1_2 = Preset(
@@ -91,12 +82,9 @@ class STDiT3Family(Family):
 
     def facts(self, preset: Preset[Released], sources: Sources) -> Facts:
         from ..finding import DEPTH, released_facts
-        from ..text.headers import stored_prompts
 
-        found = released_facts(preset, sources, patch=(1, 1, 1))
-        stored = () if sources.features is None else stored_prompts(sources.features)
         return replace(
-            with_scores(found, stored),
+            with_scores(released_facts(preset, sources, patch=(1, 1, 1))),
             path="flow",
             clip=CLIP,
             knows_given_frames=True,

@@ -75,10 +75,9 @@ def facts_of(preset: Preset[Path], sources: Sources) -> Facts:
     features = sources.features
     if config.text.kind == "features" and sources.text_encoder is None:
         features = features or folder / FEATURES
-    stored = () if features is None else stored_prompts(features)
     if features is not None:
-        facts = replace(facts, check_prompts=partial(refuse_unstored, features, stored))
-    return with_scores(facts, stored) if config.text.scored else facts
+        facts = replace(facts, check_prompts=partial(refuse_unstored, features, stored_prompts(features)))
+    return with_scores(facts) if config.text.scored else facts
 
 
 def facts_of_network(config: ModelConfig, shape: NetworkConfig) -> Facts:
