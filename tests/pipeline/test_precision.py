@@ -6,11 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import guidon
 from guidon.core.devices import bf16_unit
 from guidon.core.errors import InputError
+from guidon.models.trained.config import TextSource
 from guidon.pipeline import precision
+from tiny_model import write_named_t5, write_tiny_trained
 
 PROMPT = "a red circle moves left on a white background"
 CPU = torch.device("cpu")
@@ -106,6 +109,18 @@ def test_a_machine_with_the_unit_and_a_small_error_computes_in_bf16(machine, tin
     assert (said["dtype"], said["decode_dtype"]) == ("bf16", "bf16")
     machine(unit=None)  # another machine follows the manifest
     assert np.array_equal(guidon.reproduce(video.manifest, device="cpu").frames, video.frames)
+
+
+def test_a_checkpoint_without_a_null_caption_is_checked_too(machine, tmp_path, capsys):
+    machine()
+    folder = write_tiny_trained(tmp_path / "model", TextSource(kind="t5", folder=write_named_t5(tmp_path / "t5")))
+    weights = load_file(folder / "model.safetensors")
+    del weights["y_embedder.y_embedding"]
+    save_file(weights, folder / "model.safetensors")
+    guidon.load(folder, device="cpu", dtype="auto")
+    assert "guidon: dtype auto is bf16: this machine has amx_bf16, and the error of a guided step in it is" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

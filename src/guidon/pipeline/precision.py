@@ -132,7 +132,7 @@ def step_error(preset: Preset[Any], model: Model, device: torch.device) -> float
                 x = torch.randn(network.latent_shape, generator=torch.Generator().manual_seed(0))[None].to(device)
                 cond = network.prepare(*_caption(model, network, device))
                 denoiser = GuidedDenoiser(
-                    network, guidance.resolved(model.facts.channels), cond, network.null(1),
+                    network, guidance.resolved(model.facts.channels), cond, _null(network, device),
                     parameterization=model.process.parameterization, steps=LEVELS,
                 )  # fmt: skip
                 found.append(denoiser(x, levels[LEVELS // 2])[0].double())
@@ -153,13 +153,29 @@ def _caption(model: Model, network: Any, device: torch.device) -> tuple[Tensor, 
         with model.text.in_use() as text:
             features, mask = text.encode((world.clip("L0", 0, 0).caption,))
         return features.to(device), None if mask is None else mask.to(device)
-    first = getattr(network, "networks", (network,))[0]
-    first = getattr(first, "network", first)  # a rectified flow holds one
-    null = getattr(first.y_embedder, "y_embedding", None)
+    null = _null_features(network)
     if null is None:
         return torch.zeros(1, dtype=torch.long, device=device), None
     features, mask = RandomCaptions(*null.shape).encode(("",))
     return features.to(device), mask.to(device)
+
+
+def _null(network: Any, device: torch.device) -> Any:
+    """The null condition. Of a checkpoint without a null caption it is another caption, as a negative prompt is."""
+    from ..models.text.stand_in import RandomCaptions
+
+    null = _null_features(network)
+    if null is None or not bool(null.isnan().any()):
+        return network.null(1)
+    features, mask = RandomCaptions(*null.shape).encode(("", ""))
+    return network.prepare(features[1:].to(device), mask[1:].to(device))
+
+
+def _null_features(network: Any) -> Tensor | None:
+    """The null caption (L, F) of a network, not a number where its checkpoint has none; None of one for classes."""
+    first = getattr(network, "networks", (network,))[0]
+    first = getattr(first, "network", first)  # a rectified flow holds one
+    return getattr(first.y_embedder, "y_embedding", None)
 
 
 def decode_error(preset: Preset[Any], model: Model, device: torch.device) -> float:
