@@ -116,6 +116,7 @@ def test_it_is_sent_to_the_hub_and_taken_from_there(tiny_model, tmp_path, monkey
             shutil.copytree(folder_path, tmp_path / "hub")
             return types.SimpleNamespace(commit_url=f"https://hub/{repo_id}")
 
+    taken = list[str]()
     hub = types.ModuleType("huggingface_hub")
     hub.HfApi = HfApi
     errors = types.ModuleType("huggingface_hub.errors")
@@ -126,6 +127,7 @@ def test_it_is_sent_to_the_hub_and_taken_from_there(tiny_model, tmp_path, monkey
     def snapshot(repository, allow_patterns, local_files_only):
         if local_files_only:
             raise errors.LocalEntryNotFoundError("not cached")
+        taken.extend(allow_patterns)
         return str(tmp_path / "hub")
 
     hub.snapshot_download = snapshot
@@ -137,6 +139,8 @@ def test_it_is_sent_to_the_hub_and_taken_from_there(tiny_model, tmp_path, monkey
     assert json.loads((tmp_path / "hub" / "config.json").read_text()) == {"model_type": "guidon"}
     again = guidon.from_pretrained("me/circles", device="cpu", download=True)
     assert again.hashes == pipe.hashes
+    assert {"config.json", "denoiser.safetensors", "model.safetensors", "vae/*"} <= set(taken)
+    assert not {"*", "checkpoints", "training.pt"} & set(taken)  # a model's own files alone
     with pytest.raises(InputError, match=r"weights are missing: me/circles .*or set download to fetch it"):
         guidon.from_pretrained("me/circles", device="cpu")
 

@@ -17,6 +17,7 @@ from ..models.catalogue import find_model, find_preset
 from ..models.finding import find_on_hub
 from ..models.small import DENOISER
 from ..models.sources import Sources
+from ..models.trained.writing import HUB
 from ..request import DIFFUSERS, DtypeName
 from .calls import RunOptions
 from .compilation import Compilation
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .diffusers_pipeline import DiffusersPipeline
 
 
+OF_A_MODEL = (*(name for name in HUB if name != "vae"), "vae/*", "model_index.json")
+"""What is taken of a repository: all files that a model folder may hold, and the sign of a diffusers pipeline."""
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -153,7 +156,7 @@ def from_pretrained(model: str | Path, **options: Unpack[LoadOptions]) -> Pipeli
         return load(model, **options)
     if not REPOSITORY.fullmatch(str(model)):
         raise InputError(f"model {str(model)!r} is neither a folder nor a repository: give user/repository")
-    place = find_on_hub(str(model), None, bool(options.get("download")), "model")
+    place = find_on_hub(str(model), None, bool(options.get("download")), "model", OF_A_MODEL)
     if (place / DENOISER).is_file():  # a folder that brings its own weights, all of them
         options.pop("download", None)
     return load(place, **options)
