@@ -133,10 +133,11 @@ def test_a_new_finisher_changes_nothing_and_learns():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("end", [1000, 100])
 @pytest.mark.parametrize("config", [REFINED, FINISHED])
-def test_each_row_is_refined_at_its_own_timestep(config):
+def test_each_row_is_refined_at_its_own_timestep(config, end):
     """Training mixes timesteps in a batch, which sampling does not."""
-    made = drawn(STDiT(dataclasses.replace(config, finisher_end=1000)))
+    made = drawn(STDiT(dataclasses.replace(config, finisher_end=end, refiner_end=end)))
     (x, t), y = INPUTS, torch.randn(2, 6, 12)
     together = made(x, t, y)
     for row in range(2):

@@ -180,34 +180,44 @@ class STDiT(CaptionedTransformer):
         t, x = repeated(t, len(h)), repeated(x, len(h))
         grid = (frames, height, width)
         out = unpatch(self.final_layer(h, t).float(), grid, self.config.patch_size)
-        refines = self.refiner is not None and self._is_below(self.config.refiner_end, timestep)
+        refines = self._refines(timestep, x)
         acts = self._finishes(timestep, x)
-        if not refines and acts is None:
+        if refines is None and acts is None:
             return out
         prediction, variance = out[:, : x.shape[1]], out[:, x.shape[1] :]
         tokens = self.final_layer.norm_final(h)
-        if refines and self.refiner is not None:
-            prediction = prediction + self.refiner(x, prediction, tokens, t, grid)
+        if self.refiner is not None and refines is not None:
+            more = self.refiner(x, prediction, tokens, t, grid)
+            prediction = prediction + per_sample(repeated(refines, len(more)), more) * more
         if self.finisher is not None and acts is not None:
             more = self.finisher(x, prediction, tokens, t, grid, caption.keys_values[-1], caption.mask)
             prediction = prediction + per_sample(repeated(acts, len(more)), more) * more
         return torch.cat([prediction, variance], dim=1)
 
-    def _is_below(self, end: int, timestep: Tensor | NoiseLevel) -> bool:
-        """Whether a batch is at a timestep below ``end``; always where ``end`` is 0."""
-        if not end:
-            return True
-        shared = timestep if isinstance(timestep, Tensor) else timestep.timestep
-        return bool((shared < end).all()) if isinstance(shared, Tensor) else shared < end
+    def _refines(self, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
+        """At which samples the refiner acts, bool (B,); None if it acts at none."""
+        if self.refiner is None:
+            return None
+        found = _below(self.config.refiner_end or math.inf, timestep, x)
+        if found is None or not self.config.refiner_end or not _is_mixed(timestep):
+            return found
+        return found if bool(found.any()) else None
 
     def _finishes(self, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
-        """At which samples the finisher acts, bool (B,); None if it acts at none.
+        """At which samples the finisher acts, bool (B,); None if it acts at none."""
+        return None if self.finisher is None else _below(self.finisher.end, timestep, x)
 
-        A level that the batch shares is a number on the CPU, so that sampling does not wait for the device.
-        """
-        if self.finisher is None:
-            return None
-        shared = None if isinstance(timestep, Tensor) else timestep.timestep
-        if shared is not None and not isinstance(shared, Tensor) and shared >= self.finisher.end:
-            return None
-        return timesteps_of(timestep, x) < self.finisher.end
+
+def _is_mixed(timestep: Tensor | NoiseLevel) -> bool:
+    """Whether each sample has a timestep of its own."""
+    return isinstance(timestep if isinstance(timestep, Tensor) else timestep.timestep, Tensor)
+
+
+def _below(end: float, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
+    """Which samples are at a timestep below ``end``, bool (B,); None where they share one that is not.
+
+    A level that the batch shares is a number on the CPU, so that sampling does not wait for the device.
+    """
+    if isinstance(timestep, NoiseLevel) and not _is_mixed(timestep) and timestep.timestep >= end:
+        return None
+    return timesteps_of(timestep, x) < end
