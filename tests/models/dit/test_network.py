@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from goldens import golden, relative_error
+from guidon.core.errors import InputError
 from guidon.diffusion import NoiseLevel, NoiseSchedule
 from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.models.dit.network import DiT, DiTConfig
@@ -56,3 +57,10 @@ def test_whole_runs_of_dit_are_the_originals(name):
     denoiser = GuidedDenoiser(model, guidance, model.prepare(g["y"][:rows]), model.null(rows))
     sample = sample_ddpm if case["sampler"] == "ddpm" else sample_ddim
     assert relative_error(sample(denoiser, schedule, z, noise), g["sample"]) < 1e-4
+
+
+@pytest.mark.parametrize(("labels", "wrong"), [([5, -1], -1), ([3, 11], 11)])
+def test_a_label_that_is_no_class_is_named(labels, wrong):
+    network = DiT(DiTConfig(4, hidden_size=32, depth=1, num_heads=2, num_classes=10))
+    with pytest.raises(InputError, match=f"class {wrong} is not in this model: it has 0 to 9, and 10 for none"):
+        network.prepare(torch.tensor(labels))

@@ -150,9 +150,10 @@ class DiT(ForwardWithCfg, nn.Module):
         """
         if mask is not None:
             raise InputError("DiT is conditioned on classes, which have no token mask: leave mask out")
-        if y.numel() and not 0 <= int(y.min()) <= int(y.max()) <= self.config.num_classes:
+        wrong = y[(y < 0) | (y > self.config.num_classes)]
+        if len(wrong):
             raise InputError(
-                f"class {int(y.max())} is not in this model: it has 0 to {self.config.num_classes - 1}, "
+                f"class {int(wrong[0])} is not in this model: it has 0 to {self.config.num_classes - 1}, "
                 f"and {self.config.num_classes} for none"
             )
         return ClassEmbedding(
