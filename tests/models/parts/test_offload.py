@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import pytest
 import torch
@@ -128,3 +129,25 @@ def test_a_device_without_room_for_two_blocks_is_refused(monkeypatch):
     monkeypatch.setattr(offload, "Offload", full)
     with pytest.raises(InputError, match="the memory of meta is full with two blocks of the network alone"):
         place_network(lambda device: made("DiT"), META, "blocks")
+
+
+def test_a_second_thread_waits_until_a_block_has_been_computed():
+    network = made("STDiT")
+    expected = steps(network)
+    Offload(network, CPU)
+    block, found = network.blocks[0], list[torch.Tensor]()
+    forward, other = block.forward, threading.Thread(target=lambda: found.append(steps(network)))
+
+    def held(*given):
+        if threading.current_thread() is not other and not other.ident:
+            places = [weight.data_ptr() for weight in block.attn.parameters()]
+            other.start()
+            other.join(0.2)
+            assert [weight.data_ptr() for weight in block.attn.parameters()] == places
+        return forward(*given)
+
+    block.forward = held
+    found.append(steps(network))
+    other.join()
+    assert len(found) == 2
+    assert all(torch.equal(each, expected) for each in found)

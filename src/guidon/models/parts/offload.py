@@ -7,6 +7,7 @@ operators on the same device.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -81,6 +82,8 @@ class Offload:
         self.last = 1  # the slot of the block that ran last
         self.copied = self.fetched_late = 0
         """Bytes copied to the device, and blocks that had not been fetched while the one before them ran."""
+        self.turn = threading.RLock()
+        """Held while a block has its weights on the device: another thread waits for its turn."""
         for number, block in enumerate(blocks):
             block.register_forward_pre_hook(partial(self._before, number))
             block.register_forward_hook(partial(self._after, number), always_call=True)
@@ -92,6 +95,7 @@ class Offload:
 
     def _before(self, number: int, block: nn.Module, args: Any) -> None:
         """Give a block its weights, and begin to fetch those of the next."""
+        self.turn.acquire()
         slot = next((slot for slot in self.slots if slot.holds == number), None)
         if slot is None:
             self.fetched_late += 1
@@ -104,8 +108,11 @@ class Offload:
             self._fetch(following, self.slots[1 - self.last])
 
     def _after(self, number: int, block: nn.Module, args: Any, output: Any) -> None:
-        self.slots[self.last].note_use()
-        self.homes[number].move_home()
+        try:
+            self.slots[self.last].note_use()
+            self.homes[number].move_home()
+        finally:
+            self.turn.release()
 
     def _fetch(self, number: int, slot: _Slot) -> _Slot:
         """Copy the weights of a block into a slot, once the block that was there has been computed."""
