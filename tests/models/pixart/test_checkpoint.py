@@ -55,7 +55,12 @@ def test_an_image_model_inflated_to_frames_paints_every_frame_alone(tmp_path):
     torch.save({"state_dict": image.state_dict()}, tmp_path / "image.pth")
     with pytest.raises(InputError, match="expected a STDiT"):
         load_checkpoint(tmp_path / "image.pth", num_heads=4, architecture="STDiT")
+    before = torch.get_rng_state()
     video = load_checkpoint(tmp_path / "image.pth", num_heads=4, inflate=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    again = load_checkpoint(tmp_path / "image.pth", num_heads=4, inflate=3)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in video.state_dict().items())
     assert video.config.input_size == (3, 8, 8)
     x, y, t = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 5, 10), torch.tensor([3, 700])
     frames = [image(x[:, :, k], t, y) for k in range(3)]

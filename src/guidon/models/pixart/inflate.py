@@ -41,16 +41,18 @@ def inflate(checkpoint: Checkpoint, image: PixArtConfig, frames: int, time_scale
     refuse_broken(tensors, path)
     given = dict(tensors) | {"x_embedder.proj.weight": tensors["x_embedder.proj.weight"].unsqueeze(2)}
     for block in range(config.depth):
-        for layer, values in _temporal_attention(config.hidden_size).items():
+        for layer, values in _temporal_attention(config.hidden_size, block).items():
             for name, value in values.state_dict().items():
                 given[f"blocks.{block}.attn_temp.{layer}.{name}"] = value
     return STDIT.assemble(config, given, f"{path}", dtype)
 
 
-def _temporal_attention(size: int) -> dict[str, nn.Linear]:
-    """New temporal attention layers of one block, by name."""
-    qkv, proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
-    nn.init.xavier_uniform_(qkv.weight)
+def _temporal_attention(size: int, block: int) -> dict[str, nn.Linear]:
+    """New temporal attention layers of one block, by name. They are the same in every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(block)
+        qkv, proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        nn.init.xavier_uniform_(qkv.weight)
     nn.init.zeros_(qkv.bias)
     nn.init.zeros_(proj.weight)
     nn.init.zeros_(proj.bias)
