@@ -24,6 +24,8 @@ OF_DIFFUSERS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # field of a header in which diffusers keeps the settings
 WHAT = "adapters"
 DIFFUSERS_NETWORKS = {"DiTTransformer2DModel": "DiT", "PixArtTransformer2DModel": "PixArt"}  # theirs -> ours
+MOVES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How the names of peft's starts begin that change the weights under adapters, which their file does not hold."""
 UNKNOWN = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "layer_replication")
 """Settings of peft that change what an adapter adds, in ways that are not computed here."""
 
@@ -79,6 +81,12 @@ class AdapterSource(Settings):
         for key in UNKNOWN:
             if config.get(key):
                 raise InputError(f"{place}: its configuration has {key}, which is not read: merge it with peft first")
+        begun = config.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower().startswith(MOVES_WEIGHTS):
+            raise InputError(
+                f"{place}: its configuration has init_lora_weights {begun}, whose start changed the weights that it is "
+                "for: merge it with peft first"
+            )
         return AdapterFile(place, self.scale, config, hash_files(*files))
 
 
