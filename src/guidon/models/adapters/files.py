@@ -110,7 +110,9 @@ class AdapterFile:
 
     def part(self, number: int) -> str:
         """The part of a model that it is in a manifest, as the adapters of that number; ``adapter_in`` reads it."""
-        return f"lora {number}: {self.name}*{self.scale:g}"
+        short = f"{self.scale:g}"
+        scale = short if float(short) == self.scale else repr(self.scale)
+        return f"lora {number}: {self.name}*{scale}"
 
     @property
     def network(self) -> str | None:
