@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidon.core.errors import InputError
+from guidon.diffusion import FlowPath
 from guidon.guidance import (
     CONSTANT,
     Constant,
@@ -104,6 +105,16 @@ def test_an_interval_calls_the_other_branch_inside_it_only():
     assert network.rows == [4 if 0.25 <= p <= 0.75 else 2 for p in progress]
     assert guided.memory.calls == 20
     assert guided.memory.guided == sum(0.25 <= p <= 0.75 for p in progress)
+
+
+@pytest.mark.parametrize("steps", [7, 10, 30])
+def test_a_step_on_the_end_of_an_interval_is_guided_whatever_its_rounding(steps):
+    levels = FlowPath(steps=steps).levels
+    for k in range(1, steps):
+        within, after = Interval(0, k / steps), Interval(k / steps, 1)
+        assert [within(level.progress) for level in levels] == [1.0] * (k + 1) + [0.0] * (steps - k - 1)
+        assert [after(level.progress) for level in levels] == [0.0] * k + [1.0] * (steps - k)
+    assert [Interval(0.2, 0.8)(p) for p in (0.19999, 0.80001)] == [0, 0]
 
 
 def test_an_oscillation_counts_the_calls_of_its_run():

@@ -15,6 +15,8 @@ from ..core.errors import InputError, nearest, setting
 
 MOST_RATE = 10.0
 """The largest rate of an exponential timing: the scale is then multiplied by 22,000."""
+ROUNDING = 1e-6
+"""How far progress may be off by rounding: a step that lies on the end of an interval belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Exponential(Timing):
 
 @dataclass(frozen=True)
 class Interval(Timing):
-    """Guide only while start <= progress <= end, both in [0, 1] (Kynkäänniemi et al. 2404.07724)."""
+    """Guide only while start <= progress <= end, both in [0, 1] and up to rounding (Kynkäänniemi et al. 2404.07724)."""
 
     name = "interval"
     start: float
@@ -115,7 +117,7 @@ class Interval(Timing):
             raise InputError(f"{given} runs backwards or is empty: give the smaller number first")
 
     def __call__(self, progress: float, number: int = 0) -> float:
-        return 1.0 if self.start <= progress <= self.end else 0.0
+        return 1.0 if self.start - ROUNDING <= progress <= self.end + ROUNDING else 0.0
 
     @property
     def text(self) -> str:
