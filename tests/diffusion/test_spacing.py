@@ -6,7 +6,7 @@ import pytest
 from guidon.core.errors import InputError
 from guidon.diffusion import FlowPath, NoiseSchedule
 from guidon.diffusion.flow import shifted
-from guidon.diffusion.spacing import UNIFORM, Explicit, Power, parse_spacing, whole_timesteps
+from guidon.diffusion.spacing import UNIFORM, Explicit, Karras, Power, Split, parse_spacing, whole_timesteps
 
 FULL = NoiseSchedule.named()
 TEXTS = ("uniform", "quadratic", "power:0.5", "karras", "karras:3", "logsnr", "split:0.35,0.5", "at:999,500.5,0")
@@ -16,6 +16,11 @@ NOISE = 0.5 * (np.log1p(-FULL.alphas_cumprod) - np.log(FULL.alphas_cumprod))
 @pytest.mark.parametrize("text", TEXTS[1:])
 def test_its_text_is_read_back(text):
     assert parse_spacing(text).text == text
+
+
+@pytest.mark.parametrize("spacing", [Power(1 + 1e-9), Karras(1000 / 3), Split(0.3499999, 1 / 3)])
+def test_no_digit_of_it_is_lost(spacing):
+    assert parse_spacing(spacing.text) == spacing
 
 
 def test_one_choice_has_one_spelling():

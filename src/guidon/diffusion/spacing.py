@@ -45,6 +45,11 @@ class Spacing(ABC):
         """
 
 
+def _digits(*numbers: float) -> str:
+    """Numbers with all their digits, as text."""
+    return ",".join(repr(float(number)).removesuffix(".0") for number in numbers)
+
+
 def _falling(count: int) -> NDArray[np.float64]:
     """Evenly spaced from 1 to 0."""
     import numpy as np
@@ -71,7 +76,7 @@ class Power(Spacing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:{self.power:g}" if self.power != 2 else "quadratic"
+        return f"{self.name}:{_digits(self.power)}" if self.power != 2 else "quadratic"
 
     def fractions(self, count: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
         return _falling(count) ** self.power
@@ -94,7 +99,7 @@ class Karras(Spacing):
 
     @property
     def text(self) -> str:
-        return self.name if self.rho == 7 else f"{self.name}:{self.rho:g}"
+        return self.name if self.rho == 7 else f"{self.name}:{_digits(self.rho)}"
 
     def fractions(self, count: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
@@ -146,7 +151,7 @@ class Split(Spacing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:{self.at:g},{self.share:g}"
+        return f"{self.name}:{_digits(self.at, self.share)}"
 
     def fractions(self, count: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
@@ -175,7 +180,7 @@ class Explicit(Spacing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:" + ",".join(repr(float(t)).removesuffix(".0") for t in self.timesteps)
+        return f"{self.name}:{_digits(*self.timesteps)}"
 
     def check(self, steps: int, most: float, *, whole: bool = False, above_zero: bool = False) -> None:
         """Refuse timesteps that a run cannot visit.
