@@ -144,6 +144,13 @@ def test_listed_timesteps_that_do_not_fit_are_refused(timesteps, message):
         FULL.spaced_by(3, Explicit(timesteps))
 
 
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_a_schedule_has_no_more_steps_than_timesteps(steps):
+    assert len(FULL.spaced_by(1000, Power(1.5))) == 1000
+    with pytest.raises(InputError, match=f"a schedule was asked for steps {steps}: give 1 to 1000"):
+        FULL.spaced_by(steps, Power(1.5))
+
+
 def test_a_flow_shifts_the_steps_that_a_spacing_does_not_place_by_their_noise():
     for text, is_shifted in (("quadratic", True), ("split:0.3,0.5", True), ("logsnr", False), ("karras", False)):
         plain, other = (

@@ -110,8 +110,11 @@ class NoiseSchedule:
             spacing: where they are.
 
         Raises:
-            InputError: explicit timesteps are other than whole numbers of this schedule, or not so many.
+            InputError: fewer than 1 step, more than there are, or explicit timesteps are other than whole numbers of
+                this schedule, or not so many.
         """
+        if not 1 <= steps <= len(self):
+            raise InputError(f"a schedule was asked for {setting('steps')} {steps}: give 1 to {len(self)}")
         last = len(self) - 1
         if not isinstance(spacing, Explicit):
             return self._keeping(whole_timesteps(spacing.fractions(steps, self._noise), last))
