@@ -58,6 +58,18 @@ def test_each_kind_is_even_in_its_own_measure():
     assert even(split[3:])
 
 
+@pytest.mark.parametrize("share", [0.25, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("steps", [2, 3, 8, 10, 20])
+def test_the_divided_steps_are_as_many_on_each_side_whatever_ends_the_run(steps, share):
+    split = Split(0.4, share)
+    below = sum(timestep < 0.4 * 999 for timestep in FULL.spaced_by(steps, split).timestep_map)
+    assert below == max(1, round(share * steps))
+    flow = [level.timestep for level in FlowPath().spaced_by(steps, split).levels]
+    assert (len(flow), sum(timestep < 400 for timestep in flow)) == (steps, below)
+    times = FULL.times_spaced_by(steps, split)
+    assert (len(times), sum(1000 * time - 1 < 0.4 * 999 for time in times[:-1])) == (steps + 1, below)
+
+
 @pytest.mark.parametrize("text", ["power:9", "logsnr", "power:0.1"])
 @pytest.mark.parametrize("count", [1, 30, 999, 1000])
 def test_whole_timesteps_are_as_many_as_asked_for(text, count):

@@ -118,7 +118,7 @@ class FlowPath:
             return list(spacing.timesteps)
         u = np.linspace(0.0, 1.0, total + 1)
         u[[0, -1]] = 0.5 / total, 1 - 0.5 / total  # there is no logarithm at the ends
-        found = [float(each) for each in spacing.fractions(self.steps + 1, np.log(u) - np.log1p(-u))[:-1]]
+        found = [float(each) for each in spacing.with_end(self.steps, np.log(u) - np.log1p(-u))[:-1]]
         return [each * total if spacing.by_noise else shifted(each, self.shift, self.dtype) * total for each in found]
 
     def at(self, timestep: Tensor, like: Tensor) -> FlowLevel:

@@ -132,7 +132,7 @@ class NoiseSchedule:
         """
         end = 1 / len(self)
         if not isinstance(spacing, Explicit):
-            return [end + (1 - end) * float(each) for each in spacing.fractions(steps + 1, self._noise)]
+            return [end + (1 - end) * float(each) for each in spacing.with_end(steps, self._noise)]
         spacing.check(steps, len(self) - 1)
         times = [(timestep + 1) / len(self) for timestep in spacing.timesteps]
         return [*times, end] if times[-1] > end else [*times, 0.0]

@@ -44,6 +44,10 @@ class Spacing(ABC):
             noise: log(sigma / alpha) at evenly spaced timesteps, from the least noise to the most: increasing.
         """
 
+    def with_end(self, steps: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The fractions at which so many steps begin, and behind them the one at which the last step ends."""
+        return self.fractions(steps + 1, noise)
+
 
 def _digits(*numbers: float) -> str:
     """Numbers with all their digits, as text."""
@@ -154,11 +158,20 @@ class Split(Spacing):
         return f"{self.name}:{_digits(self.at, self.share)}"
 
     def fractions(self, count: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._divided(count, self._below(count))
+
+    def with_end(self, steps: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._divided(steps + 1, self._below(steps) + 1)  # the end is below, and no step begins there
+
+    def _below(self, steps: int) -> int:
+        """How many of the steps are below."""
+        return min(max(round(self.share * steps), 1), steps - 1)
+
+    def _divided(self, count: int, below: int) -> NDArray[np.float64]:
         import numpy as np
 
         if count < 2:
             return _falling(count)
-        below = min(max(round(self.share * count), 1), count - 1)
         above = 1 - (1 - self.at) * np.arange(count - below) / (count - below)
         return np.concatenate([above, self.at * np.arange(below, 0, -1) / below - self.at / below])
 
