@@ -616,3 +616,22 @@ def test_scales_may_be_an_array_or_a_tensor():
     assert Guidance(torch.tensor(3.0)) == Guidance(3.0)
     with pytest.raises(InputError, match="scale"):
         Guidance(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("rule", ["momentum", "apg"])
+def test_a_rule_sees_the_same_channels_whatever_a_ramp_makes_of_their_scales(rule):
+    """Channel 0 has the scale 0.5, which the ramp makes 1 at the data."""
+    guidance, memory = Guidance((0.5, 3.0, 1.0, 2.0), rule=rule, timing="exponential"), START
+    of_last, own = Guidance(2.0, "only:3", rule=rule, timing="exponential"), START
+    for seed, s in enumerate((0.1, 0.0, 0.0, 0.1)):
+        level = flow_level(s)
+        cond, uncond, x = (normal(2, 4, 2, 4, 4, seed=3 * seed + k) for k in range(3))
+        found, memory = guidance.combine(cond, uncond, x, level, memory, parameterization="flow")
+        if not s:
+            assert guidance.scale_at(level, memory, 4).scales == (1, 6, 1, 4)
+            assert guidance.looks_at(level, memory, 4) == (0, 1, 3)
+        assert torch.equal(found[:, 2], cond[:, 2])
+        _, own = of_last.combine(cond, uncond, x, level, own, parameterization="flow")
+    ((kept, kept_of_last),) = zip(memory.kept.values(), own.kept.values(), strict=True)
+    assert kept.shape[1] == 3
+    assert torch.allclose(kept[:, 2:], kept_of_last)

@@ -339,11 +339,14 @@ class Guidance:
         """The scales in effect, and the channels that the rule is given: none where the result is the conditional
         prediction.
         """
-        weight = self.timing(_progress(level), memory.calls)
-        scale = self.scales_for(channels).weighted(weight, whole=self.timing.of_whole_scale)
+        weight, own = self.timing(_progress(level), memory.calls), self.scales_for(channels)
+        scale = own.weighted(weight, whole=self.timing.of_whole_scale)
         if weight == 0:
             return scale, ()
-        return scale, scale.active() if self.rule.by_scale_one else scale.guided
+        if not self.rule.by_scale_one:
+            return scale, scale.guided
+        # a ramp may make a scale 1 at a step; what a rule keeps is of the same channels at all steps
+        return scale, own.active() if scale.active() and not self.rule.is_plain else scale.active()
 
 
 class Combines(Protocol):
