@@ -1,10 +1,13 @@
 """What all samplers have in common."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from goldens import golden, relative_error
 from guidon.diffusion import FlowPath, NoiseSchedule, Process
+from guidon.diffusion.spacing import Explicit
 from guidon.guidance import Guidance, GuidedDenoiser
 from guidon.models.stdit.network import STDiT, STDiTConfig
 from guidon.samplers import (
@@ -75,6 +78,33 @@ def test_solvers_of_continuous_time_clamp_the_clean_sample_where_the_process_doe
     by_process = sampled(Process("x0", "fixed_small", clip_denoised=True), -9, 9)
     assert torch.equal(by_process, sampled(Process("x0", "fixed_small"), -1, 1))
     assert not torch.equal(by_process, sampled(Process("x0", "fixed_small"), -9, 9))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [sample_dpm_solver, sample_dpm_solver_sde, partial(sample_dpm_solver_sde, order=3), sample_unipc],
+    ids=["2m", "2m-sde", "3m-sde", "unipc"],
+)
+@pytest.mark.parametrize("changes", [(1,), (1, 2)])
+def test_a_multistep_solver_begins_anew_where_the_sample_was_changed(sampler, changes):
+    timesteps, other = (999, 850, 700, 500, 300, 100), normal(2, 1, 8, seed=1)
+
+    def sampled(x, first, after_step=None):
+        listed = Explicit(timesteps[first:])
+        options = {"process": FIXED, "steps": len(listed.timesteps), "spacing": listed, "after_step": after_step}
+        return sampler(MixtureDenoiser(), FULL, x, torch.zeros_like, **options)
+
+    def change(step, level, x):
+        if step in changes:
+            x[0, :, :4] = other[0, :, :4]  # in place, too
+            return torch.cat([torch.cat([x[:1, :, :4], other[:1, :, 4:]], 2), x[1:]])
+        return x
+
+    start = normal(2, 1, 8)
+    found, kept, anew = sampled(start, 0, change), sampled(start, 0), sampled(other, max(changes) + 1)
+    assert torch.equal(found[0], anew[0])  # nothing is left of the steps before
+    assert torch.equal(found[1], kept[1])
+    assert torch.equal(sampled(start, 0, lambda step, level, x: x), kept)
 
 
 @every_sampler

@@ -7,6 +7,7 @@ unless a spacing places them.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +54,27 @@ def predicted_data(prediction: Tensor, x: Tensor, level: NoiseLevel, process: Pr
     return x_0.clamp(-1, 1) if process.clip_denoised else x_0
 
 
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What a step of a multistep solver leaves to those after it."""
+
+    level: NoiseLevel
+    """Where the step began."""
+    x_0: Tensor
+    """The clean sample (B, C, ...) that was predicted there."""
+    changed: Tensor | None = None
+    """Where ``after_step`` changed the sample, bool (B, C, ...); None where nothing was called."""
+
+    def known(self, higher: Tensor, lower: Tensor) -> Tensor:
+        """The value of higher order, which uses this prediction; the lower one where the sample does not go on from it.
+
+        It does not in frames that join, and where the sample was changed.
+        """
+        if self.level.noisy is not None:
+            higher = torch.where(per_frame(self.level.noisy), higher, lower)
+        return higher if self.changed is None else torch.where(self.changed, lower, higher)
+
+
 def sample_dpm_solver(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -72,7 +94,7 @@ def sample_dpm_solver(
     the spacing lists timesteps to the last, at the data. ``spacing`` places the steps.
 
     The first step is of first order. With fewer than ten steps, so is the last. The step at which a frame joins
-    is of first order for that frame.
+    is of first order for that frame, and the one after ``after_step`` changed the sample where it did.
 
     Raises:
         InputError: fewer than 1 step, more than the schedule has, a prediction is not finite, or the frame mask or the
@@ -80,26 +102,28 @@ def sample_dpm_solver(
     """
     predict = checked(denoiser)
     levels = levels_of(schedule, steps, spacing)
-    last: NoiseLevel | None = None
-    previous: Tensor | None = None
-    previous_h = 0.0
+    last: Past | None = None
 
     def step(x: Tensor, level: NoiseLevel, k: int) -> Tensor:
-        nonlocal last, previous, previous_h
+        nonlocal last
         after = levels[k + 1]
         # the clean sample that is predicted here
         x_0 = predicted_data(predict(x, level), x, level, process)
         # extrapolate it from the last two predictions
         h = half_log_snr(after) - half_log_snr(level)
         direction = x_0
-        if previous is not None and (k < steps - 1 or steps >= 10) and after.sigma:
-            direction = x_0 + (h / (2 * previous_h)) * (x_0 - previous)
-            if last is not None and last.noisy is not None:  # a frame that joins has no history
-                direction = torch.where(per_frame(last.noisy), direction, x_0)
-        last, previous, previous_h = level, x_0, h
+        if last is not None and (k < steps - 1 or steps >= 10) and after.sigma:
+            last_h = half_log_snr(level) - half_log_snr(last.level)
+            direction = last.known(x_0 + (h / (2 * last_h)) * (x_0 - last.x_0), x_0)
+        last = Past(level, x_0)
         # one step of the exponential integrator
         return (after.sigma / level.sigma) * x - after.alpha * math.expm1(-h) * direction
 
+    def change(changed: Tensor) -> None:
+        nonlocal last
+        last = None if last is None else replace(last, changed=changed)
+
     return walk(
-        predict, levels[:-1], at_least_single(x), noise, step, on_step=on_step, after_step=after_step, frames=frames
-    )
+        predict, levels[:-1], at_least_single(x), noise, step,
+        on_step=on_step, after_step=after_step, frames=frames, on_change=change,
+    )  # fmt: skip

@@ -7,22 +7,21 @@ as in DPM-Solver++. The third order is that of Crowson's k-diffusion, ``dpmpp_3m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..core.broadcasting import at_least_single, per_frame
+from ..core.broadcasting import at_least_single
 from ..core.progress import OnStep
 from ..diffusion import NoiseLevel, NoiseSchedule, Process, Spacing
 from ..diffusion.spacing import UNIFORM
 from .contract import AfterStep, Denoiser, Noise, checked
-from .dpm_solver import half_log_snr, levels_of, predicted_data
+from .dpm_solver import Past, half_log_snr, levels_of, predicted_data
 from .frames import FrameMask
 from .walk import walk
-
-History = list[tuple[NoiseLevel, Tensor, float]]
-"""Of the steps before, the last one first: the level, the clean sample that was predicted, and the step's length."""
 
 
 def sample_dpm_solver_sde(
@@ -44,7 +43,8 @@ def sample_dpm_solver_sde(
     Pass the full schedule, not a respaced one. The last step ends at the data, which is the clean sample that is
     predicted there. ``spacing`` places the steps.
 
-    The first steps, and those of a frame that joins, are of a lower order, until there are predictions before them.
+    The first steps, and those of a frame that joins, are of a lower order, until there are predictions before them. So
+    are those where ``after_step`` changed the sample.
     Order 1 is ancestral sampling with the posterior's variance.
 
     Raises:
@@ -53,7 +53,7 @@ def sample_dpm_solver_sde(
     """
     predict = checked(denoiser)
     levels = levels_of(schedule, steps, spacing, to_data=True)
-    history: History = []
+    history: list[Past] = []  # of the steps before, the last one first
 
     def step(x: Tensor, level: NoiseLevel, k: int) -> Tensor:
         nonlocal history
@@ -65,38 +65,38 @@ def sample_dpm_solver_sde(
         if after.sigma:
             share = -math.expm1(-2 * h)
             x = (after.sigma / level.sigma * math.exp(-h)) * x + after.alpha * share * x_0
-            x = x + after.alpha * _curvature(x_0, h, history, order) + (after.sigma * math.sqrt(share)) * drawn
+            x = x + after.alpha * _curvature(x_0, level, h, history, order) + (after.sigma * math.sqrt(share)) * drawn
         else:
             x = x_0
-        history = [(level, x_0, h), *history[: order - 2]] if order > 1 else [(level, x_0, h)]
+        history = [Past(level, x_0), *history[: max(order - 2, 0)]]
         return x
 
+    def change(changed: Tensor) -> None:
+        history[0] = replace(history[0], changed=changed)
+
     return walk(
-        predict, levels[:-1], at_least_single(x), noise, step, on_step=on_step, after_step=after_step, frames=frames
-    )
+        predict, levels[:-1], at_least_single(x), noise, step,
+        on_step=on_step, after_step=after_step, frames=frames, on_change=change,
+    )  # fmt: skip
 
 
-def _curvature(x_0: Tensor, h: float, history: History, order: int) -> Tensor | float:
-    """What the change of the predictions adds to a step of length h."""
+def _curvature(x_0: Tensor, level: NoiseLevel, h: float, history: Sequence[Past], order: int) -> Tensor | float:
+    """What the change of the predictions adds to a step of length h from a level."""
     if order == 1 or not history:
         return 0.0
-    last, previous, previous_h = history[0]
-    slope = (x_0 - previous) * (h / previous_h)
+    last, nothing = history[0], torch.zeros_like(x_0)
+    last_h = half_log_snr(level) - half_log_snr(last.level)
+    slope = (x_0 - last.x_0) * (h / last_h)
     if order == 2:
-        return -0.5 * math.expm1(-2 * h) * _known(slope, last)
+        return -0.5 * math.expm1(-2 * h) * last.known(slope, nothing)
     phi_2 = math.expm1(-2 * h) / (2 * h) + 1
     if len(history) < 2:
-        return phi_2 * _known(slope, last)
-    earlier, first, first_h = history[1]
-    slope_before = (previous - first) * (h / first_h)
-    r, r_before = previous_h / h, first_h / h
+        return phi_2 * last.known(slope, nothing)
+    earlier = history[1]
+    earlier_h = half_log_snr(last.level) - half_log_snr(earlier.level)
+    slope_before = (last.x_0 - earlier.x_0) * (h / earlier_h)
+    r, r_before = last_h / h, earlier_h / h
     bend = (slope - slope_before) / (r + r_before)
     of_both = phi_2 * (slope + bend * r) - (phi_2 / (2 * h) - 0.5) * bend
-    if earlier.noisy is not None:  # a frame that joined at the last step has one prediction before
-        of_both = torch.where(per_frame(earlier.noisy), of_both, phi_2 * slope)
-    return _known(of_both, last)
-
-
-def _known(slope: Tensor, last: NoiseLevel) -> Tensor:
-    """The slope where there was a prediction before; 0 in frames that join."""
-    return slope if last.noisy is None else torch.where(per_frame(last.noisy), slope, torch.zeros_like(slope))
+    # where the sample went on from the last prediction alone, there is one before
+    return last.known(earlier.known(of_both, phi_2 * slope), nothing)

@@ -7,29 +7,25 @@ guidance.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from ..core.broadcasting import at_least_single, per_frame
+from ..core.broadcasting import at_least_single
 from ..core.progress import OnStep
 from ..diffusion import NoiseLevel, NoiseSchedule, Process, Spacing
 from ..diffusion.spacing import UNIFORM
 from .contract import AfterStep, Denoiser, Noise, checked
-from .dpm_solver import half_log_snr, levels_of, predicted_data
+from .dpm_solver import Past, half_log_snr, levels_of, predicted_data
 from .frames import FrameMask
 from .walk import walk
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
-    """What a step began with."""
+class _Step(Past):
+    """A step, with what it began with."""
 
-    level: NoiseLevel
-    x: Tensor
-    x_0: Tensor
-    """The clean sample that was predicted."""
+    x: Tensor = field(kw_only=True)
 
     def to(self, after: NoiseLevel) -> tuple[float, Tensor]:
         """The length of a step to a level, and where it leads at first order."""
@@ -53,7 +49,8 @@ def sample_unipc(
     """From noise x (B, C, ...) to x_0 in ``steps`` evaluations. Only a frame mask draws noise.
 
     Pass the full schedule, not a respaced one. The last step is of first order and ends at the data, as the first one
-    is, and the one at which a frame joins for that frame. ``spacing`` places the steps.
+    is, and the one at which a frame joins for that frame. Where ``after_step`` changed the sample, the step that led
+    there is not corrected, and the next one is of first order. ``spacing`` places the steps.
 
     Raises:
         InputError: fewer than 1 step, more than the schedule has, a prediction is not finite, or the frame mask or the
@@ -69,18 +66,23 @@ def sample_unipc(
         after = levels[k + 1]
         x_0 = predicted_data(predict(x, level), x, level, process)
         if last is not None:  # what is predicted here corrects the step that led here (alg. 1, UniC)
-            x = _known(_corrected(last, earlier, level, x_0), x, last.level)
-        here = _Step(level, x, x_0)
+            x = last.known(_corrected(last, earlier, level, x_0), x)
+        here = _Step(level, x_0, x=x)
         h, x = here.to(after)
         if after.sigma and last is not None:  # eq. 3 of second order, UniP
             slope = (x_0 - last.x_0) * (h / (half_log_snr(level) - half_log_snr(last.level)))
-            x = _known(x - 0.5 * after.alpha * math.expm1(-h) * slope, x, last.level)
+            x = last.known(x - 0.5 * after.alpha * math.expm1(-h) * slope, x)
         last, earlier = here, last
         return x
 
+    def change(changed: Tensor) -> None:
+        nonlocal last
+        last = None if last is None else replace(last, changed=changed)
+
     return walk(
-        predict, levels[:-1], at_least_single(x), noise, step, on_step=on_step, after_step=after_step, frames=frames
-    )
+        predict, levels[:-1], at_least_single(x), noise, step,
+        on_step=on_step, after_step=after_step, frames=frames, on_change=change,
+    )  # fmt: skip
 
 
 def _corrected(last: _Step, earlier: _Step | None, level: NoiseLevel, x_0: Tensor) -> Tensor:
@@ -98,9 +100,4 @@ def _corrected(last: _Step, earlier: _Step | None, level: NoiseLevel, x_0: Tenso
     b_2 = 2 * ((math.expm1(-h) / -h - 1) / -h - 0.5) / math.expm1(-h)
     of_back = (b_1 - b_2) / (1 - r)
     second = straight - scale * (of_back * back + (b_1 - of_back) * ahead)
-    return _known(second, first, earlier.level)
-
-
-def _known(second: Tensor, first: Tensor, earlier: NoiseLevel) -> Tensor:
-    """The value of higher order; that of the lower one in frames for which there was no prediction before."""
-    return second if earlier.noisy is None else torch.where(per_frame(earlier.noisy), second, first)
+    return earlier.known(second, first)

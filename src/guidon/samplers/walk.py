@@ -25,6 +25,7 @@ def walk(
     on_step: OnStep | None,
     after_step: AfterStep | None,
     frames: FrameMask | None,
+    on_change: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """x (B, C, ...) through every level.
 
@@ -37,6 +38,7 @@ def walk(
         on_step: called as ``on_step(done, total)``.
         after_step: see ``AfterStep``.
         frames: which frames are made, and which are kept.
+        on_change: called after ``after_step`` with where it changed the sample, bool (B, C, ...).
 
     Raises:
         InputError: a prediction is not finite, or the frame mask does not fit.
@@ -51,7 +53,10 @@ def walk(
             x = frames.end(before, x, level)
         last = level
         if after_step:
+            made = x if on_change is None else x.clone()  # it may also change x in place
             x = after_step(k, level, x)
+            if on_change is not None:
+                on_change(x != made)
         if on_step:
             on_step(k + 1, len(levels))
     predict.finish()
