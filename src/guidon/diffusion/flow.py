@@ -98,6 +98,7 @@ class FlowPath:
         """
         if not self.by_size:
             return self
+        dtype = _of_sizes(dtype)
         shift = self.shift * clip_shift(height, width, frames, dtype)
         return replace(self, shift=shift, by_size=False, dtype=dtype)
 
@@ -179,13 +180,20 @@ def clip_shift(height: int, width: int, frames: int = 1, dtype: torch.dtype | No
     frames has none by that count, and the original's timesteps are then 0 or NaN: here it has those that the
     autoencoder gives, one for every 4 frames or fewer.
 
-    ``dtype`` is what each step of the computation is rounded to, as in the original's scripts; None for none.
+    ``dtype`` is what each step of the computation is rounded to, as in the original's scripts; None for none. fp16 does
+    not hold so many pixels and is taken as fp32.
     """
     latents = frames // CHUNK * CHUNK_LATENTS or math.ceil(frames / 4)
+    dtype = _of_sizes(dtype)
     if dtype is not None:
         down, across, length = (torch.tensor(float(each), dtype=dtype) for each in (height, width, latents))
         return float((down * across / REFERENCE_AREA).sqrt() * length.sqrt())
     return math.sqrt(height * width / REFERENCE_AREA) * math.sqrt(latents)
+
+
+def _of_sizes(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The precision of sizes in a run of this one: fp16 holds numbers up to 65,504."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def velocity_loss(

@@ -9,6 +9,7 @@ import guidon
 from goldens import golden, relative_error
 from guidon import rflow
 from guidon.core.errors import InputError
+from guidon.diffusion import FlowPath, clip_shift
 from guidon.models import STDiT3, STDiT3Config
 from toy_network import normal
 
@@ -98,6 +99,23 @@ def test_the_transform_is_the_originals(row):
         }
         found = rflow.timestep_transform(t, sizes, num_timesteps=1000, **options)
         assert relative_error(found, tensors[f"{row}.{kind}"]) < 1e-6
+
+
+def test_sizes_in_fp16_do_not_overflow():
+    """The originals compute in bf16. The pixels of a clip are more than fp16 holds."""
+    t, size = torch.tensor([1000.0, 500.0]), (720, 1280, 51)
+    of_half, of_single = (
+        rflow.timestep_transform(
+            t, {name: torch.tensor([float(n)], dtype=dtype) for name, n in zip(SIZES, size, strict=True)}, 1.0, 1000
+        )
+        for dtype in (torch.float16, torch.float32)
+    )
+    assert torch.equal(of_half, of_single)
+    assert clip_shift(*size, torch.float16) == clip_shift(*size, torch.float32)
+    path = FlowPath(steps=2, by_size=True)
+    half, single = (path.for_clip(*size, dtype).levels for dtype in (torch.float16, torch.float32))
+    assert [level.timestep for level in half] == [level.timestep for level in single]
+    assert half[1].timestep == pytest.approx(float(of_single[1]))
 
 
 def test_noising_is_the_originals():

@@ -42,8 +42,8 @@ def timestep_transform(
     """Timesteps (B,) moved towards noise for clips of more pixels and frames, in the original's arithmetic.
 
     u = t / T becomes r u / (1 + (r - 1) u) with r = sqrt(pixels / 512^2) sqrt(latent frames) scale. Sizes in bf16 round
-    r, as in Open-Sora's scripts. Clips of 2 to 16 frames have no latent frame by the original's count, so that their
-    timesteps are 0, and NaN at pure noise.
+    r, as in Open-Sora's scripts. Sizes in fp16, which does not hold so many pixels, are taken as fp32. Clips of 2 to 16
+    frames have no latent frame by the original's count, so that their timesteps are 0, and NaN at pure noise.
 
     Args:
         t: in [0, num_timesteps].
@@ -60,7 +60,8 @@ def timestep_transform(
     missing = [name for name in SIZES if not isinstance(sizes.get(name), Tensor | int | float)]
     if missing:
         raise InputError(f"the timestep transform needs {', '.join(missing)} of the clips: give one number a clip")
-    height, width, frames = (torch.as_tensor(sizes[name], device=t.device).reshape(-1) for name in SIZES)
+    numbers = [torch.as_tensor(sizes[name], device=t.device).reshape(-1) for name in SIZES]
+    height, width, frames = (size.float() if size.dtype == torch.float16 else size for size in numbers)
     if any(len(size) not in (1, len(t)) for size in (height, width, frames)):
         given = ", ".join(f"{name} of {len(size)}" for name, size in zip(SIZES, (height, width, frames), strict=True))
         raise InputError(f"the timestep transform of {len(t)} clips was given {given}: give one number a clip")
