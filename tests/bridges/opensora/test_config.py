@@ -165,6 +165,12 @@ def test_channels_that_are_not_named_are_those_of_the_version(translated, change
     assert dict(command.settings)["exact"] == f"open-sora-{version}"
 
 
+@pytest.mark.parametrize(("kind", "steps"), [("iddpm", "1000"), ("iddpm-speed", "1000"), ("dpm-solver", "20")])
+def test_steps_that_are_not_named_are_those_of_the_scheduler(translated, kind, steps):
+    (command,) = translated(V1_0.replace('"iddpm", num_sampling_steps=100', f'"{kind}"')).commands
+    assert dict(command.settings)["steps"] == steps
+
+
 def test_prompts_keep_their_references_scores_and_loops(translated):
     text = V1_0.replace('prompt_path = "./prompts.txt"', "loop = 3") + (
         'condition_frame_length = 4\ncondition_frame_edit = 0.1\naes = 6.5\nreference_path = ["a.png;b.mp4", None, "d.png"]\n'

@@ -265,7 +265,7 @@ class _Reader:
             self.leave_out("scheduler.type", f"the weights of {preset.name} were trained for {trained}")
         else:
             words.append(("sampler", sampler))
-        steps = scheduler.get("num_sampling_steps", 10 if flow else 100 if kind == "iddpm" else 20)
+        steps = scheduler.get("num_sampling_steps", 10 if flow else 1000 if kind == "iddpm" else 20)
         words += [("steps", str(steps)), ("cfg_scale", f"{float(scheduler.get('cfg_scale', 4.0)):g}")]
         channels = scheduler.get("cfg_channel", 3 if kind == "iddpm" and self.found.version == "1.0" else None)
         words.append(("cfg_channels", "all" if channels is None else str(channels)))
