@@ -152,6 +152,7 @@ def test_draws_are_replayed_only_where_nothing_else_is_drawn(translated):
         (("enable_flashattn", "enable_flashattn"), "3", "1.0"),
         (("enable_flashattn", "enable_flash_attn"), "all", "1.1"),
         (("cfg_scale=7.0", "cfg_scale=7.0, cfg_channel=2"), "2", "1.1"),
+        (("cfg_scale=7.0", "cfg_scale=7.0, cfg_channel=0"), "none", "1.1"),
         (("cfg_scale=7.0", "cfg_scale=7.0, cfg_channel=None"), "all", "1.1"),
         (('"fp16"', '"bf16"'), "all", "1.1"),
         (('prompt_path = "./prompts.txt"', 'prompt = ["a cat"]'), "all", "1.1"),

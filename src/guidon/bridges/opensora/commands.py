@@ -268,7 +268,8 @@ class _Reader:
         steps = scheduler.get("num_sampling_steps", 10 if flow else 1000 if kind == "iddpm" else 20)
         words += [("steps", str(steps)), ("cfg_scale", f"{float(scheduler.get('cfg_scale', 4.0)):g}")]
         channels = scheduler.get("cfg_channel", 3 if kind == "iddpm" and self.found.version == "1.0" else None)
-        words.append(("cfg_channels", "all" if channels is None else str(channels)))
+        # 0 channels are none here, where a count is at least 1
+        words.append(("cfg_channels", "all" if channels is None else str(channels or "none")))
         for name, value in scheduler.items():
             if name == "use_timestep_transform" and flow and value is True:
                 continue
