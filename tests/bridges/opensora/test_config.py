@@ -194,6 +194,16 @@ def test_prompts_keep_their_references_scores_and_loops(translated):
     assert found.left_out == {"reference_path": "fetch http://x.org/c.png as c.png first: Guidon reads files"}
 
 
+def test_a_reference_that_is_one_text_is_for_every_prompt(translated):
+    prompts = """prompt = ["a cat", 'a dog{"reference_path": "b.png"}', "a pig"]\n"""
+    found = translated(V1_0 + prompts + 'reference_path = "a.png"\nmask_strategy = "0"\n')
+    assert [command.prompts for command in found.commands] == [("a cat", "a pig"), ("a dog",)]
+    for command, path in zip(found.commands, ("a.png", "b.png"), strict=True):
+        assert command.settings[-2:] == [("reference", path), ("mask_strategy", "0")]
+    (command,) = translated(V1_0 + 'prompt = "a cat"\nreference_path = "a.png"\nmask_strategy = "0"\n').commands
+    assert dict(command.settings)["reference"] == "a.png"
+
+
 def test_a_configuration_above_another_changes_only_what_it_says(translated, tmp_path):
     (tmp_path / "base.py").write_text(V1_0)
     (tmp_path / "above.py").write_text("batch_size = 5\n")

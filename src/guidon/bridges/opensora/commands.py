@@ -405,7 +405,9 @@ def _is_own(preset: Preset[Any], part: str, name: str) -> bool:
 
 
 def _nth(given: Any, number: int) -> Any:
-    """The value for one prompt, where there is one for each."""
+    """The value for one prompt: its own of a list, or one text for all."""
+    if isinstance(given, str):
+        return given
     return given[number] if isinstance(given, list | tuple) and number < len(given) else None
 
 
