@@ -252,6 +252,19 @@ def test_what_is_left_out_is_named(translated, text, key):
     assert list(found.left_out) == [key]
 
 
+def test_a_score_that_the_model_adds_and_the_configuration_does_not_is_named(translated):
+    without = V1_2.replace("aes = 6.5\n", "")
+    of_file = without.replace('prompt = ["a cat"]', 'prompt_path = "p.txt"').replace("reference_path", "# ")
+    for text in (without, of_file):
+        found = translated(text)
+        assert list(found.left_out) == ["aes"]
+        assert "reads a prompt without an aesthetic score with 6.5" in found.left_out["aes"]
+    (command,) = translated(without).commands
+    assert command.prompts == ("a cat",)
+    assert translated(without.replace("a cat", "a cat aesthetic score: 5.5.")).left_out == {}
+    assert translated(V1_1.replace("aes = 6.5\n", "")).left_out == {}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

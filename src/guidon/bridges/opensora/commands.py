@@ -11,7 +11,7 @@ from ...core.errors import InputError, quoted, setting
 from ...media.placing import split_json, texts_of_loops
 from ...models.catalogue import presets
 from ...models.family import Preset
-from ...models.stdit3 import CHUNK_LATENTS
+from ...models.stdit3 import AESTHETIC, CHUNK_LATENTS
 from .conditioning import (
     append_score_to_prompts,
     dframe_to_frame,
@@ -302,6 +302,13 @@ class _Reader:
         texts = [prompts] if isinstance(prompts, str) else [str(each) for each in prompts or ()]
         joined, references, strategies = self._loops(frames), self.get("reference_path"), self.get("mask_strategy")
         scores = {name: self.get(name) for name in ("aes", "flow", "camera_motion")}
+        scored = texts and all(AESTHETIC in text for text in texts)
+        if preset.family == "STDiT3" and scores["aes"] is None and not scored:
+            self.leave_out(
+                "aes",
+                f"the configuration adds no score, and {preset.name} reads a prompt without an aesthetic score with "
+                "6.5: write the score that you want at the end of each prompt",
+            )
         if not texts:
             for name, given in (("reference_path", references), ("mask_strategy", strategies)):
                 if given:
