@@ -211,8 +211,10 @@ def test_a_clip_may_be_given_whole_but_a_picture_is_given_nothing():
     masks, shown = guidon.rflow.mmdit_condition(torch.zeros(1, 4, 9, 2, 3), "v2v_tail", [[frames]])
     assert bool(masks.all())
     assert torch.equal(shown[0], frames)
-    masks, _ = guidon.rflow.mmdit_condition(torch.zeros(1, 4, 1, 2, 3), "i2v_head", [[frames]])
-    assert not masks.any()
+    for kind in ("i2v_head", "i2v_loop", "v2v_head", "v2v_tail_easy"):
+        masks, shown = guidon.rflow.mmdit_condition(torch.zeros(1, 4, 1, 2, 3), kind, [[frames]])
+        assert not masks.any()
+        assert not shown.any()
 
 
 @pytest.mark.parametrize(("kind", "count"), [("i2v_head", 1), ("v2v_head", 8), ("v2v_head_easy", 16)])

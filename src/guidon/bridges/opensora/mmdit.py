@@ -96,7 +96,7 @@ def mmdit_condition(
         raise InputError(f"mask_cond {mask_cond!r:.40} does not exist{nearest(str(mask_cond), GIVEN)}")
     several = 8 * ("v2v" in mask_cond) * (1 + ("easy" in mask_cond))
     head, tail = ((several + (causal or not several)) * given for given in GIVEN[mask_cond])
-    if max(head, tail) > z.shape[2]:
+    if 1 < z.shape[2] < max(head, tail):
         raise InputError(f"{mask_cond} gives {max(head, tail)} latent frames, and the clips have {z.shape[2]}")
     references = [None] * len(z) if ref_list is None else ref_list
     if len(references) != len(z):
