@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,17 @@ def test_skip_guidance_runs_the_network_with_a_block_skipped_for_the_prompts_alo
         weak = network.without(1, x, COND)
     assert torch.allclose(found, uncond + 3 * (cond - uncond) + 2 * (cond - weak), atol=1e-5)
     assert not any(block._forward_hooks for block in network.blocks)
+
+
+def test_blocks_are_skipped_in_the_calls_of_one_thread_alone():
+    block, x = nn.Linear(3, 3), torch.ones(2, 3)
+    plain = block(x)
+    with BlockSkip([block]).rows(slice(None)), ThreadPoolExecutor(1) as other:
+        assert torch.equal(block(x), x)
+        assert torch.equal(other.submit(block, x).result(), plain)
+    with pytest.raises(InputError, match="stg skipped no block"):  # noqa: SIM117
+        with BlockSkip([block]).rows(slice(None)), ThreadPoolExecutor(1) as other:
+            other.submit(block, x).result()
 
 
 class Shared(Blocks):

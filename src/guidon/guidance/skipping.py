@@ -7,10 +7,12 @@ instance) goes on as it does without.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..core.errors import InputError, setting
@@ -31,14 +33,17 @@ class BlockSkip:
 
     @contextmanager
     def rows(self, rows: slice) -> Generator[None]:
-        """Skip the blocks for these rows of the batch, in the calls of the network inside.
+        """Skip the blocks for these rows of the batch, in the calls of the network inside, by this thread.
 
         Raises:
             InputError: no block was skipped in such a call, or a block gives something else.
         """
-        skipped: set[int] = set()
+        skipped, thread = set[int](), threading.get_ident()
 
         def give_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            # another run of the same network; a graph, which cannot ask, is traced by the run itself
+            if not torch.compiler.is_compiling() and threading.get_ident() != thread:
+                return output
             given = args[0] if args else next((kwargs[name] for name in HIDDEN if name in kwargs), None)
             if not isinstance(given, Tensor) or not isinstance(output, Tensor) or given.shape != output.shape:
                 raise InputError(
