@@ -8,6 +8,7 @@ import pytest
 
 from guidon import world
 from guidon.metrics.world import measure
+from guidon.training.data import pairs
 from guidon.training.data.redraw import correct, redraw
 
 CLIPS = [world.clip("train", 3, index) for index in range(12)]
@@ -164,3 +165,11 @@ def test_what_shows_too_little_or_no_steady_path_is_not_corrected():
     clips = np.stack([still_at(32.0, frames=10), still_at(32.0, frames=9), jumping, still_at(32.0)])
     found = correct(clips, [moves()] * 3 + [moves(None)])
     assert [scene is not None for scene in found] == [True, False, False, False]
+
+
+def test_the_rules_of_pairs_went_up_when_the_larger_of_two_objects_got_its_own_colour():
+    green = world.Thing("circle", "green", "large", "still", None, (20.0, 32.0))
+    yellow = world.Thing("circle", "yellow", "small", "still", None, (50.0, 32.0))
+    asked = world.Wanted("circle", "green", None, "still", None, "black")
+    (found,) = correct(world.render(world.Scene("black", (green, yellow)))[None], [asked])
+    assert found.things[0].size == {1: "small", 2: "large"}[pairs.RULES]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...metrics.reading import Reading
     from ...metrics.world import Motion
 
-RULES = 2  # raise it when the rules below change: pairs that were stored by other rules are then made again
+RULES = 2  # raise it when the rules below, or how clips are read, change: stored pairs are then made again
 WOBBLE = 0.5  # px, the largest RMS distance of the object from a straight line
 OUTSIDE = 1.0  # px, how far an object may reach beyond the frame
 OTHER_SHAPE = 2.0  # the clip shows another shape if the caption's outline is so many times as far as the nearest one
