@@ -290,3 +290,12 @@ def test_frames_of_clips_are_drawn_for_an_autoencoder(folder, tmp_path):
     assert {row.numpy().tobytes() for part in held for row in part}.isdisjoint(
         row.numpy().tobytes() for step in range(20) for row in frames.batch(step, 4)
     )
+
+
+def test_held_out_frames_are_of_all_sizes_by_their_share(folder, tmp_path):
+    """Twelve clips and four, of 4 frames each."""
+    data = Data(folder=folder, sizes=[(32, 32), (32, 48)], frames=4, validation=0)
+    frames = OwnFrames.prepare(data, tmp_path, seed=0)
+    for most, share in ((2, (1, 1)), (8, (6, 2)), (99, (24, 8))):
+        widths = Counter(part.shape[3] for part in frames.held_out(most, 2))
+        assert (widths[32], widths[48]) == share

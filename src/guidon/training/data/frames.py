@@ -72,12 +72,13 @@ class OwnFrames:
 
     def held_out(self, batches: int, size: int) -> list[Tensor]:
         """Frames of held-out clips, of which each gives one of its frames in turn; of the clips that are trained on
-        where none is held out. At most ``batches`` batches of at most ``size``."""
-        found: list[Tensor] = []
+        where none is held out. At most ``batches`` batches of at most ``size``, of every size of clips as many as it
+        has a share of all clips, but at least one."""
+        found: list[tuple[float, list[str]]] = []
         for bucket, clips in in_buckets(self.checked.held_out or self.checked.clips).items():
             keys = [_name(clip.key, time) for time in range(bucket.frames) for clip in clips]
-            found += [self._read(keys[k : k + size]) for k in range(0, min(len(keys), batches * size), size)]
-        return found[:batches]
+            found += [(k / len(clips), keys[k : k + size]) for k in range(0, min(len(keys), batches * size), size)]
+        return [self._read(keys) for _, keys in sorted(found, key=lambda each: each[0])[:batches]]
 
     def _read(self, keys: list[str]) -> Tensor:
         return frames_as_images(torch.stack([self._shards.read(key) for key in keys]).numpy())
