@@ -200,6 +200,8 @@ def test_validation_loss_falls_while_it_trains(recipe, tmp_path):
         ({"text": {"tokens": 8}}, "text: tokens is for T5"),
         ({"network": {"family": "pixart"}}, "pixart makes images: give data: {frames: 1}"),
         ({"network": {"family": "stdit3"}, "prediction": "eps"}, "stdit3 predicts the velocity of a rectified flow"),
+        ({"network": {"family": "stdit3"}, "noise_schedule": "linear"}, "stdit3 is a rectified flow, and noise_schedule is not for one"),
+        ({"prediction": "flow", "terms": {"bound": {"weight": 2}}}, "prediction: flow is a rectified flow, and terms: bound is not"),
         ({"lora": {"rank": 2}}, "lora trains adapters of a trained network: give its start"),
         ({"terms": {"area": {"weight": 1}}}, "the term area needs areas of the synthetic world"),
         ({"terms": {"mse": {"foreground": 2}}}, "foreground needs the objects of the synthetic world"),
@@ -342,6 +344,7 @@ def test_new_words_and_classes_join_those_of_the_start(trained, clips, recipe, t
         ("video.pth", {}, "reads features of T5: give text: {t5: folder}"),
         ("class.pt", {"family": "stdit"}, "is a DiT, which is conditioned on classes: give text: {classes: true}"),
         ("OpenSora-STDiT-v3", {"prediction": "eps", "text": {"t5": "t5"}}, "predicts flow, the recipe says eps"),
+        ("OpenSora-STDiT-v3", {"terms": {"bound": {"weight": 2}}, "text": {"t5": "t5"}}, "v3.* is a rectified flow, and terms: bound"),
         ("vae", {}, "this is an autoencoder|a denoiser"),
     ],
 )  # fmt: skip
@@ -355,6 +358,17 @@ def test_weights_that_do_not_fit_are_refused(released, recipe, tmp_path, file, v
             )
         )
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("setting", [{"width": 32}, {"layers": 3}, {"heads": 8}, {"max_length": 4}])
+def test_another_shape_of_the_encoder_to_start_from_is_refused(trained, recipe, tmp_path, setting):
+    start = str(trained("stdit"))
+    (name,) = setting
+    with pytest.raises(InputError, match=rf"text.safetensors has the {name} \d+, text says \d+: leave it out") as error:
+        task_of(recipe(tmp_path, start=start, text=setting))
+    assert "\n" not in str(error.value)
+    shape = {"width": 64, "layers": 2, "heads": 4, "max_length": 5}
+    assert task_of(recipe(tmp_path, start=start, text=shape)).text_config.features == 64
 
 
 def test_a_staged_recipe_trains_both_and_exports_the_folder(clips, tmp_path):

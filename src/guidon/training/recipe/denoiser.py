@@ -11,7 +11,7 @@ from ...core.errors import InputError, nearest
 from ...world import SHAPES
 from ..terms import Terms
 from .run import Run
-from .section import DIFFUSION_STEPS, Fraction, Section, must_divide
+from .section import DIFFUSION_STEPS, Fraction, Section, must_divide, refuse_for_flow
 
 SWAPPED_FROM = 350  # the first timestep of swaps; below it the noise is too weak to hide a shape
 MOVED = {
@@ -187,17 +187,13 @@ class DenoiserRecipe(Run):
 
     @model_validator(mode="after")
     def _flows_without_a_diffusion(self) -> DenoiserRecipe:
-        if not self.flows:
-            return self
-        for given, name, why in (
-            ("noise_schedule" in self.model_fields_set, "noise_schedule", "it has none"),
-            ("bound" in self.terms.model_fields_set, "terms: bound", "it learns no variance"),
-            (bool(self.first_swap), self.first_swap, "it begins at a timestep of a diffusion"),
-        ):
-            if given:
-                raise InputError(
-                    f"prediction: flow is a rectified flow, and {name} is not for one, since {why}: leave it out"
-                )
+        if self.flows:
+            refuse_for_flow(
+                "prediction: flow",
+                ("noise_schedule" in self.model_fields_set, "noise_schedule", "it has none"),
+                ("bound" in self.terms.model_fields_set, "terms: bound", "it learns no variance"),
+                (bool(self.first_swap), self.first_swap, "it begins at a timestep of a diffusion"),
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,18 @@ def must_divide(part: int, whole: int, what: str) -> None:
         raise InputError(f"{what}: {whole} is no multiple of {part}")
 
 
+def refuse_for_flow(flow: str, *settings: tuple[bool, str, str]) -> None:
+    """Raise an InputError if a setting is given that does nothing in a rectified flow.
+
+    Args:
+        flow: what is a rectified flow.
+        settings: of each such setting, whether it is given, its name, and why it does nothing.
+    """
+    for given, name, why in settings:
+        if given:
+            raise InputError(f"{flow} is a rectified flow, and {name} is not for one, since {why}: leave it out")
+
+
 class Section(Settings):
     """Base of the sections of a recipe. The docstring under a field is the field's description."""
 

@@ -13,7 +13,7 @@ from ...models.trained.config import CONFIGS, IMAGES, NetworkName, SamplingSetti
 from ..terms import Terms
 from .data import Data, Wanted
 from .run import Run
-from .section import Fraction, Section, must_divide
+from .section import Fraction, Section, must_divide, refuse_for_flow
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 DERIVED = {
@@ -227,6 +227,27 @@ class VideosRecipe(Run):
             also = ", or network: {any_size: true}" if family == "pixart" else ""
             raise InputError(f"{family} takes images of one square size: give one, such as size: [256, 256]{also}")
         return self
+
+    @model_validator(mode="after")
+    def _flows_without_a_diffusion(self) -> VideosRecipe:
+        if self.prediction == "flow" or self.family == "stdit3":
+            self.refuse_diffusion("prediction: flow" if self.prediction == "flow" else "stdit3")
+        return self
+
+    def refuse_diffusion(self, flow: str) -> None:
+        """Refuse settings of a diffusion in a recipe of a rectified flow.
+
+        Args:
+            flow: what is one.
+
+        Raises:
+            InputError: one is given.
+        """
+        refuse_for_flow(
+            flow,
+            ("noise_schedule" in self.model_fields_set, "noise_schedule", "it has none"),
+            ("bound" in self.terms.model_fields_set, "terms: bound", "it learns no variance"),
+        )
 
     @model_validator(mode="after")
     def _terms_are_possible(self) -> VideosRecipe:

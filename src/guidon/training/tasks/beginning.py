@@ -177,7 +177,9 @@ def _refuse_unfit(found: Beginning, recipe: VideosRecipe) -> None:
             f"{where} has the noise_schedule {found.noise_schedule}, the recipe says {recipe.noise_schedule}: leave it "
             "out"
         )
-    if not found.flows and not found.config.get("learn_sigma"):
+    if found.flows:
+        recipe.refuse_diffusion(where)
+    elif not found.config.get("learn_sigma"):
         raise InputError(f"{where} learns no variance, which training needs: give weights that do")
     if (name == "dit") != recipe.text.classes:
         wanted = "classes: give text: {classes: true}" if name == "dit" else "captions: leave out text: classes"
@@ -186,11 +188,23 @@ def _refuse_unfit(found: Beginning, recipe: VideosRecipe) -> None:
         raise InputError(f"{where} reads features of T5: give text: {{t5: folder}}, or text: {{features: file}}")
     if recipe.text.kind in ("t5", "features") and found.text is not None:
         raise InputError(f"{where} reads captions by its own small encoder: leave out text")
+    if recipe.text.kind == "words":
+        _refuse_other_encoder(found, recipe)
     if name in IMAGES and recipe.data.lengths != (1,):
         raise InputError(f"{where} makes images: give data: {{frames: 1}}")
     any_size = found.config.get("micro_condition") or found.config.get("any_size")
     if name in IMAGES and not any_size and not recipe.data.is_square:
         raise InputError(f"{where} takes images of one square size: give one, such as size: [256, 256]")
+
+
+def _refuse_other_encoder(found: Beginning, recipe: VideosRecipe) -> None:
+    """Refuse a shape of the small encoder that is not the one of the encoder to start from."""
+    assert found.text is not None
+    before, text = found.text.configure(CaptionEncoderConfig), recipe.text
+    has_all = {"width": before.features, "layers": before.layers, "heads": before.heads}
+    for name, has in (has_all | {"max_length": before.max_length}).items():
+        if name in text.model_fields_set and (said := getattr(text, name)) not in (None, has):
+            raise InputError(f"start: {found.text.path} has the {name} {has}, text says {said}: leave it out")
 
 
 def words_encoder(
