@@ -106,6 +106,24 @@ def test_training_changes_the_adapters_alone_and_goes_on(places, bases, tmp_path
     assert (again / "adapter_model.safetensors").read_bytes() == (once / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("network", FAMILIES)
+def test_a_row_drops_the_same_inputs_alone_and_in_its_batch(places, bases, tmp_path, network):
+    lora = {"rank": 3, "dropout": 0.5, "targets": ["qkv", "proj", "fc1", "kv_linear"][: 4 - (network == "dit")]}
+    own = {"start": str(bases[network]), "lora": lora, "batch_size": 4, "gradient_checkpointing": network == "dit"}
+    task = VideosTask.prepare(load_recipe(recipe_of(tmp_path, places, network, **own)), CPU)
+    task.module.train()
+    torch.manual_seed(0)
+    for parameter in task.module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+    def predicted(rows):
+        return task.predict(task.draw(0, torch.Generator().manual_seed(0), rows)).prediction
+
+    whole = predicted(slice(0, 4))
+    for rows in (slice(0, 2), slice(2, 4), slice(3, 4)):
+        assert torch.allclose(predicted(rows), whole[rows], rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+
+
 def test_peft_reads_what_is_written(adapters, bases):
     peft = pytest.importorskip("peft")
     _, folder = adapters["stdit"]

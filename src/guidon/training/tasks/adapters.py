@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...checkpoints.writing import safetensors_bytes
 from ...core.atomic import write_bytes
@@ -25,6 +26,28 @@ ATTENTION = (".qkv", ".q_linear", ".kv_linear", "attn.proj", "attn_temp.proj")  
 NAME = "default"  # of the adapter, in the names of its parameters
 
 
+class RowDropout(nn.Module):
+    """Dropout whose mask is drawn for all rows of a batch, of which the input may hold some.
+
+    So a row has the same mask whatever rows are computed with it: in a part of the batch, and on a rank.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.rows, self.count = torch.arange(1), 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input (n B, ...) for B rows of the batch, or any input that is the same for all of them."""
+        if not self.training:
+            return x
+        each, rest = divmod(len(x), len(self.rows))
+        if rest:
+            return functional.dropout(x, self.share)
+        mask = functional.dropout(x.new_ones(self.count, each, *x.shape[1:]), self.share)
+        return x * (mask if len(self.rows) == self.count else mask[self.rows]).flatten(0, 1)
+
+
 class Adapters(nn.Module):
     """The adapters of a network, and the state of the loss terms: all that is trained, and that a checkpoint holds.
 
@@ -34,9 +57,25 @@ class Adapters(nn.Module):
     def __init__(self, network: nn.Module, terms: Mapping[str, Term]) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
+        self._dropouts = [part for part in network.modules() if isinstance(part, RowDropout)]
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 self.register_parameter(name.replace(".", "/"), parameter)
+
+    @contextmanager
+    def dropping(self, seed: int, rows: Tensor, count: int) -> Iterator[None]:
+        """In the block, the network is run on some rows of a batch, and what adapters do not see depends on the seed.
+
+        Args:
+            seed: of the batch.
+            rows: which rows these are, (B,), on the device of the network.
+            count: the rows of the whole batch.
+        """
+        for part in self._dropouts:  # they keep it: blocks may be computed again in the backward pass
+            part.rows, part.count = rows, count
+        with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
 
 def add_adapters(network: nn.Module, shape: LoraShape, seed: int) -> list[str]:
@@ -65,6 +104,9 @@ def add_adapters(network: nn.Module, shape: LoraShape, seed: int) -> list[str]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, network, NAME)
+    if shape.dropout:
+        for name in found:
+            cast("Any", network.get_submodule(name)).lora_dropout[NAME] = RowDropout(shape.dropout)
     return found
 
 
@@ -104,11 +146,3 @@ def card(base: Path, shown: str, network: str, values: Mapping[str, Any]) -> str
         "```python", "import guidon", "", *called, "```", "", "| | |", "|---|---|", *table,
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """In the block, torch's random numbers, such as those of dropout, depend on the seed alone."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -43,7 +43,7 @@ from ..preview import Preview
 from ..recipe import DIFFUSION_STEPS, VideosRecipe
 from ..rows import ALL
 from ..terms import Term, TrainingStep, total_loss
-from .adapters import Adapters, add_adapters, card, seeded, write_adapters
+from .adapters import Adapters, add_adapters, card, write_adapters
 from .beginning import Beginning, words_encoder
 from .blocks import prepare_blocks
 from .conditioned import Conditioned
@@ -64,6 +64,10 @@ class NoisyClips:
     """Timesteps (B,), whole ones of a diffusion."""
     dropped: Tensor
     """Which captions are replaced by the null caption, bool (B,)."""
+    rows: Tensor
+    """Which rows of the whole batch these are, (B,)."""
+    count: int
+    """Rows of the whole batch."""
     seed: int
     """Of what is drawn inside the network: the inputs that adapters do not see."""
 
@@ -155,14 +159,17 @@ class VideosTask:
         noise = torch.randn((count, *clips.latents.shape[1:]), generator=generator)
         t = draw_timesteps(generator, count, 0, DIFFUSION_STEPS, recipe.timesteps, whole=not self.beginning.flows)
         dropped = torch.rand(count, generator=generator) < recipe.caption_dropout
-        return NoisyClips(clips, noise[rows], t[rows], dropped[rows], generator.initial_seed())
+        own = torch.arange(count)[rows]
+        return NoisyClips(clips, noise[rows], t[rows], dropped[rows], own, count, generator.initial_seed())
 
     def predict(self, batch: NoisyClips) -> TrainingStep:
         """Add the noise, and run the network."""
         x_0, noise, t = (value.to(self.device) for value in (batch.clips.latents, batch.noise, batch.t))
         level = self.schedule.at(t, like=x_0)
         x_t = q_sample(x_0, level, noise)
-        dropping = seeded(batch.seed, self.device) if self.recipe.lora and self.recipe.lora.dropout else nullcontext()
+        dropping = nullcontext()
+        if isinstance(self.module, Adapters):
+            dropping = self.module.dropping(batch.seed, batch.rows.to(self.device), batch.count)
         with dropping:
             condition = self.network.condition(batch.clips, batch.dropped)
             prediction = self.network.told(batch.clips)(x_t, level, condition)
