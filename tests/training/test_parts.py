@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,8 +167,8 @@ def test_tensorboard_is_given_the_rows(recipe, tmp_path, monkeypatch):
     told = []
 
     class SummaryWriter:
-        def __init__(self, folder):
-            told.append(folder)
+        def __init__(self, folder, purge_step):
+            told.append((folder, purge_step))
 
         def add_scalar(self, name, value, step):
             told.append((name, step))
@@ -179,7 +180,10 @@ def test_tensorboard_is_given_the_rows(recipe, tmp_path, monkeypatch):
     board = types.ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
-    run_recipe(recipe(tmp_path / "board", trackers=["tensorboard"], steps=1, evaluate_every=0))
-    assert told[0].endswith("run/tensorboard")
+    for steps in (1, 2):
+        run_recipe(recipe(tmp_path / "board", trackers=["tensorboard"], steps=steps, evaluate_every=0))
+    runs = [entry for entry in told if "tensorboard" in entry[0]]
+    assert [Path(folder).parts[-2:] for folder, _ in runs] == [("run", "tensorboard")] * 2
+    assert [step for _, step in runs] == [1, 2]  # rows of a killed run after its checkpoint are written again
     assert ("loss", 1) in told
     assert told[-1] == "closed"

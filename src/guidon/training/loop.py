@@ -135,7 +135,7 @@ def train(
         raise InputError(
             f"{checkpoint.path} is of step {begun.step}, the recipe ends at step {run.steps}: raise steps, or export it"
         )
-    trackers = open_trackers(run.told, run.out, task.identity) if ranks.first else []
+    trackers = open_trackers(run.told, run.out, task.identity, begun.step) if ranks.first else []
     log = _log(run.out / "log.csv", begun, silent=not ranks.first, trackers=trackers)
     parts = parallel.parts(run.batch_size, run.parts)
 

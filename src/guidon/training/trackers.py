@@ -30,13 +30,13 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes the folder ``tensorboard`` of a run."""
+    """Writes the folder ``tensorboard`` of a run. What is there of later steps is not shown any more."""
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, begun: int) -> None:
         require("tensorboard", "the tracker tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(out / BOARD))
+        self.writer: Any = SummaryWriter(str(out / BOARD), purge_step=begun + 1)
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -69,19 +69,20 @@ class LikeWandb:
         self.module.finish()
 
 
-def open_trackers(names: tuple[str, ...], out: Path, settings: Mapping[str, Any]) -> list[Tracker]:
+def open_trackers(names: tuple[str, ...], out: Path, settings: Mapping[str, Any], begun: int) -> list[Tracker]:
     """The trackers of a run.
 
     Args:
         names: "tensorboard", "trackio" or "wandb".
         out: the folder of the run.
         settings: the recipe, as plain data.
+        begun: steps that are done before the first row.
 
     Raises:
         InputError: one is not installed.
     """
     kinds: dict[str, Callable[[], Tracker]] = {
-        "tensorboard": lambda: TensorBoard(out, settings),
+        "tensorboard": lambda: TensorBoard(out, begun),
         "trackio": lambda: LikeWandb("trackio", out, settings),
         "wandb": lambda: LikeWandb("wandb", out, settings),
     }
