@@ -197,6 +197,13 @@ def test_rows_of_own_frames_are_those_of_the_batch(tmp_path, clips):
     assert task.draw(0, torch.Generator()).images.shape == (6, 3, 32, 48)
 
 
+def test_few_clips_are_told_before_processes_draw(tmp_path, clips, capsys):
+    task = vae_task(tmp_path, **own(clips), batch_size=16)
+    assert capsys.readouterr().err.count("fewer than a batch of 16") == 1
+    task.draw(0, torch.Generator())
+    assert not capsys.readouterr().err
+
+
 def test_held_out_frames_count_alike_in_batches_of_any_size(tmp_path, clips):
     task = vae_task(tmp_path, **own(clips), batch_size=2)
     batches = task.own.held_out(16, 2)

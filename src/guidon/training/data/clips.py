@@ -76,7 +76,6 @@ class PreparedClips:
         self._features, self._text_hash = features, text_hash
         self.buckets = in_buckets(checked.clips, repeats)
         self._order = Order(seed, [len(clips) for clips in self.buckets.values()])
-        self._told: set[int] = set()
 
     @classmethod
     def prepare(
@@ -148,9 +147,6 @@ class PreparedClips:
             size: clips in a batch.
             rows: which of these clips are read.
         """
-        if size not in self._told:
-            self._told.add(size)
-            tell_of_small(self.buckets, size)
         number, drawn = self._order.batch(step, size, ALL)
         bucket, clips = list(self.buckets.items())[number]
         chosen = [clips[index] for index, _ in drawn]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..recipe.data import Data
 from ..rows import ALL
 from .checking import Checked
-from .clips import checked_and_stored, digest_of, frames_as_images, in_buckets, tell_of_small
+from .clips import checked_and_stored, digest_of, frames_as_images, in_buckets
 from .order import Order
 from .shards import Shards
 
@@ -24,7 +24,6 @@ class OwnFrames:
         self._shards = shards
         self.buckets = in_buckets(checked.clips, data.repeats)
         self._order = Order(seed, [len(clips) for clips in self.buckets.values()])
-        self._told: set[int] = set()
 
     @classmethod
     def prepare(cls, data: Data, place: Path, *, seed: int) -> OwnFrames:
@@ -59,9 +58,6 @@ class OwnFrames:
             size: frames in a batch.
             rows: which of these frames are read.
         """
-        if size not in self._told:
-            self._told.add(size)
-            tell_of_small(self.buckets, size)
         number, drawn = self._order.batch(step, size, rows)
         bucket, clips = list(self.buckets.items())[number]
         keys: list[str] = []

@@ -16,6 +16,7 @@ from ... import world
 from ...checkpoints import Component, load_component, load_weights, save_component
 from ...core.errors import InputError
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
+from ..data.clips import tell_of_small
 from ..data.frames import OwnFrames
 from ..recipe import VAERecipe
 from ..rows import ALL
@@ -72,6 +73,8 @@ class VAETask:
             InputError: those weights are missing or do not fit, or files of the recipe's data cannot be used.
         """
         own = prepare_frames(recipe)
+        if own is not None:
+            tell_of_small(own.buckets, recipe.batch_size)
         config = FrameVAEConfig(**recipe.model.model_dump())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)

@@ -37,7 +37,7 @@ from ...models.trained.config import (
 from ...models.trained.facts import facts_of_network, preset_of
 from ...models.trained.networks import new_network
 from ...models.trained.writing import hub_folder, write_card, write_config, write_network
-from ..data.clips import OwnBatch, PreparedClips
+from ..data.clips import OwnBatch, PreparedClips, tell_of_small
 from ..data.draws import draw_timesteps
 from ..preview import Preview
 from ..recipe import DIFFUSION_STEPS, VideosRecipe
@@ -104,6 +104,7 @@ class VideosTask:
         inputs = Inputs.find(recipe, device)
         beginning, derived, kind = inputs.beginning, dict(inputs.derived), recipe.text.kind
         clips = inputs.clips(device)
+        tell_of_small(clips.buckets, recipe.batch_size)
         # Build what is trained.
         text_config, weights = None, None
         if kind == "words":
