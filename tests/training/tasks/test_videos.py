@@ -331,11 +331,29 @@ def test_new_words_and_classes_join_those_of_the_start(trained, clips, recipe, t
         dit.network.denoiser.y_embedder.embedding_table.weight,
         read_tensors(start / "model.safetensors").tensors,
     )
-    assert dit.clips.classes == ["blue", "red", "violet"]
+    assert dit.clips.classes == ["blue", "green", "red", "violet"]  # no clip is green any more
     known = kept["y_embedder.embedding_table.weight"].float()
-    assert torch.equal(table[0], known[0])  # blue
-    assert torch.equal(table[1], known[2])  # red
-    assert torch.equal(table[3], known[3])  # none
+    assert torch.equal(table[:3], known[:3])  # blue, green, red
+    assert torch.equal(table[4], known[3])  # none
+    labels = torch.cat([dit.draw(step, torch.Generator()).clips.labels for step in range(4)])
+    assert set(labels.tolist()) == {0, 2, 3}
+    assert dit.model_config.text.classes == ("blue", "green", "red", "violet")
+
+
+def test_classes_of_released_weights_that_no_clip_shows_are_kept(clips, released, recipe, tmp_path):
+    place = tmp_path / "pictures"
+    shutil.copytree(clips[True], place)
+    rows = (place / "metadata.jsonl").read_text()
+    for name, number in (("blue", "3"), ("green", "0"), ("red", "5")):
+        rows = rows.replace(f'"label": "{name}"', f'"label": "{number}"')
+    (place / "metadata.jsonl").write_text(rows)
+    own = {"start": str(released / "class.pt"), "vae": str(released / "vae"), "data": {"folder": str(place)}}
+    task = task_of(recipe(tmp_path, "dit", **own))
+    table = task.network.denoiser.y_embedder.embedding_table.weight
+    known = read_tensors(released / "class.pt").tensors["y_embedder.embedding_table.weight"]
+    assert len(known) > 7
+    assert torch.equal(table, known.float())
+    assert task.clips.classes == [str(number) for number in range(len(known) - 1)]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class Checked:
     def class_number(self, clip: Clip) -> int:
         """The number of a clip's class."""
         label = str(clip.given.label)
-        return self._numbers[label] if label in self._numbers else int(label)
+        return self._numbers[label if label in self._numbers else str(int(label))]  # 007 is 7
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

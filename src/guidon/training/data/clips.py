@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -130,6 +130,10 @@ class PreparedClips:
     def classes(self) -> list[str] | None:
         """The names of the classes by their numbers; None unless classes are wanted."""
         return self.checked.classes
+
+    def number_classes(self, classes: list[str]) -> None:
+        """Number the classes as in a list that has all of them, and may have more."""
+        self.checked = replace(self.checked, classes=classes)
 
     @property
     def digest(self) -> str:

@@ -34,6 +34,7 @@ from ...models.trained.networks import new_network, reader_of
 from ..recipe import VideosRecipe
 
 TEXT = "text.safetensors"
+CLASSES = "y_embedder.embedding_table.weight"  # of a DiT: a row for each class, and the last for none
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,21 @@ class Beginning:
     def flows(self) -> bool:
         """Whether it is a rectified flow."""
         return self.prediction == "flow"
+
+    def known_classes(self, shown: Sequence[str]) -> tuple[str, ...]:
+        """The classes of the weights to start from, by number.
+
+        Released weights know theirs by number alone: the names of as many classes of the data are theirs, in order.
+
+        Args:
+            shown: the classes of the data, by number.
+        """
+        if self.tensors is None or self.classes or CLASSES not in self.tensors:
+            return self.classes
+        count = len(self.tensors[CLASSES]) - 1
+        if len(shown) == count:
+            return tuple(shown)
+        return tuple(map(str, range(count))) if all(map(str.isdecimal, shown)) else ()
 
     def configured(self, derived: Mapping[str, Any]) -> NetworkConfig:
         """The network's configuration, with the values that follow from the data."""

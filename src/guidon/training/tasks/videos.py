@@ -44,7 +44,7 @@ from ..recipe import DIFFUSION_STEPS, VideosRecipe
 from ..rows import ALL
 from ..terms import Term, TrainingStep, total_loss
 from .adapters import Adapters, add_adapters, card, write_adapters
-from .beginning import Beginning, words_encoder
+from .beginning import CLASSES, Beginning, words_encoder
 from .blocks import prepare_blocks
 from .conditioned import Conditioned
 from .denoiser import Trained, part_of
@@ -105,6 +105,10 @@ class VideosTask:
         beginning, derived, kind = inputs.beginning, dict(inputs.derived), recipe.text.kind
         clips = inputs.clips(device)
         tell_of_small(clips.buckets, recipe.batch_size)
+        if clips.classes is not None:  # those that are known keep their numbers
+            known = beginning.known_classes(clips.classes)
+            clips.number_classes([*known, *(name for name in clips.classes if name not in known)])
+            beginning = _with_classes(beginning, known, len(clips.classes))
         # Build what is trained.
         text_config, weights = None, None
         if kind == "words":
@@ -113,7 +117,7 @@ class VideosTask:
         if kind == "classes":
             derived["num_classes"] = len(clips.classes or ())
         config = beginning.configured(derived)
-        denoiser = _with_classes(beginning, clips).build(config, recipe.seed)
+        denoiser = beginning.build(config, recipe.seed)
         encoder = None if text_config is None else _encoder(text_config, weights, recipe.seed)
         terms = recipe.terms.build(has_variance=not beginning.flows)
         denoiser = denoiser.to(device).requires_grad_(True)
@@ -123,7 +127,7 @@ class VideosTask:
         if recipe.lora is None:
             module: nn.Module = Trained(denoiser, encoder, terms)
         else:
-            _refuse_new_parts(beginning, clips, text_config)
+            _refuse_new_parts(inputs.beginning, clips, text_config)
             targets = tuple(add_adapters(denoiser, recipe.lora, recipe.seed))
             denoiser.to(device)
             module = Adapters(denoiser, terms)
@@ -399,21 +403,14 @@ def _encoder(config: CaptionEncoderConfig, weights: Mapping[str, Tensor] | None,
     return encoder
 
 
-def _with_classes(beginning: Beginning, clips: PreparedClips) -> Beginning:
-    """Weights to start from with a row for each class of the clips: by name, or new where a class is new."""
-    name = "y_embedder.embedding_table.weight"
-    if beginning.tensors is None or clips.classes is None or name not in beginning.tensors:
+def _with_classes(beginning: Beginning, known: Sequence[str], count: int) -> Beginning:
+    """Weights to start from with a row for each of ``count`` classes, of which those after the known ones are new."""
+    if beginning.tensors is None or CLASSES not in beginning.tensors:
         return beginning
-    table, classes = beginning.tensors[name], clips.classes
-    rows = {label: row for row, label in enumerate(beginning.classes)}
-    if not rows and len(table) == len(classes) + 1:  # released weights of as many classes, by number
-        return beginning
-    new = torch.randn(len(classes) + 1, table.shape[1], generator=torch.Generator().manual_seed(0)) * 0.02
-    new[-1] = table[-1]
-    for number, label in enumerate(classes):
-        if label in rows:
-            new[number] = table[rows[label]]
-    return dataclasses.replace(beginning, tensors={**beginning.tensors, name: new})
+    table = beginning.tensors[CLASSES]
+    new = torch.randn(count + 1, table.shape[1], generator=torch.Generator().manual_seed(0)) * 0.02
+    new[: len(known)], new[-1] = table[: len(known)], table[-1]
+    return dataclasses.replace(beginning, tensors={**beginning.tensors, CLASSES: new})
 
 
 def _refuse_new_parts(beginning: Beginning, clips: PreparedClips, text_config: CaptionEncoderConfig | None) -> None:
@@ -421,7 +418,7 @@ def _refuse_new_parts(beginning: Beginning, clips: PreparedClips, text_config: C
     known, classes = set(beginning.classes), clips.classes or []
     if known and (new := [name for name in classes if name not in known]):
         raise InputError(f"lora trains no new classes, and {new[0]!r} is one: leave out lora, or its clips")
-    table = (beginning.tensors or {}).get("y_embedder.embedding_table.weight")
+    table = (beginning.tensors or {}).get(CLASSES)
     if clips.classes is not None and not known and table is not None and len(table) != len(classes) + 1:
         raise InputError(
             f"lora trains no new classes: {beginning.place} has {len(table) - 1}, the clips have {len(classes)}: leave "
