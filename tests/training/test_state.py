@@ -318,6 +318,22 @@ def test_what_an_earlier_version_wrote_is_completed_by_defaults(tmp_path):
     assert completed({}, rollout)["terms"]["mse"] == wanted
 
 
+@pytest.mark.parametrize("name", sorted(state.LATER))
+def test_what_earlier_versions_did_not_write_is_not_compared(tmp_path, capsys, name):
+    module = torch.nn.Linear(1, 1)
+    parts = module, EMA(module, 0.9), [torch.optim.AdamW(module.parameters())]
+
+    def checkpoint(**identity):
+        return Checkpoint(tmp_path / "checkpoint.pt", {"seed": 1} | identity, dict, frozenset(), *parts)
+
+    checkpoint().save(Progress(1))
+    checkpoint(**{name: "a"}).load()
+    assert not capsys.readouterr().err
+    checkpoint(**{name: "a"}).save(Progress(1))
+    with pytest.raises(InputError, match=f"the recipe's {name} changed since"):
+        checkpoint(**{name: "b"}).load()
+
+
 def test_a_run_does_not_go_on_past_its_recipe(tmp_path, finished):
     shorter = vae_recipe(tmp_path, steps=2)
     refused(shorter, "checkpoint.pt is of step 4, the recipe ends at step 2: raise steps, or export it")

@@ -30,6 +30,9 @@ from .optimisers import refuse_unusable
 
 EARLIER_NAMES = {"level.": "terms.mse.loss_level.", "area_level.": "terms.area.loss_level."}
 """Prefixes of buffer names: as earlier versions wrote them -> now. Earlier versions wrote them even if unused."""
+LATER = frozenset({"words", "classes"})
+"""Names in an identity that is no recipe's setting, and that earlier versions did not write: what they wrote is not
+compared."""
 REPEATS = 4  # times that the bytes of a checkpoint may be used, on average
 DELETE = "delete it to train again from the start"
 
@@ -199,7 +202,7 @@ class Checkpoint:
             InputError: a setting that must not change did.
         """
         then, now = dict(_flat(identity)), dict(_flat(self.identity))
-        unknown: set[str] = set()
+        unknown = set(LATER - then.keys())
         if not digested:  # earlier versions wrote only some of the settings, but always those of an expert
             unknown = {name for name in now.keys() - then.keys() if not name.startswith(("expert.", "kept."))}
         else:  # what is completed may have settings that an identity does not hold, such as where files lie

@@ -340,6 +340,24 @@ def test_new_words_and_classes_join_those_of_the_start(trained, clips, recipe, t
     assert dit.model_config.text.classes == ("blue", "green", "red", "violet")
 
 
+@pytest.mark.parametrize(("network", "what", "old", "new"), [("stdit", "words", "green", "amber"), ("dit", "classes", "green", "amber")])
+def test_a_run_does_not_go_on_with_other_words_or_classes(clips, recipe, tmp_path, network, what, old, new):
+    """As many as before, so that the weights fit: their rows would be those of others."""
+    place = shutil.copytree(clips[network == "dit"], tmp_path / "clips")
+    path = recipe(tmp_path, network, steps=1, evaluate_every=0, data={"folder": str(place)})
+    run_recipe(path)
+    text = (place / "metadata.jsonl").read_text()
+    (place / "metadata.jsonl").write_text(text.replace(old, new))
+    longer = recipe(tmp_path, network, steps=2, evaluate_every=0, data={"folder": str(place)})
+    with pytest.raises(InputError, match=rf"cannot go on from .*: the recipe's {what} changed since .*: delete it") as error:
+        run_recipe(longer)
+    assert "\n" not in str(error.value)
+    # fewer clips, of the same words and classes, go on
+    (place / "metadata.jsonl").write_text("".join(text.splitlines(keepends=True)[:-1]))
+    if network == "dit":
+        assert run_recipe(longer) is not None
+
+
 def test_classes_of_released_weights_that_no_clip_shows_are_kept(clips, released, recipe, tmp_path):
     place = tmp_path / "pictures"
     shutil.copytree(clips[True], place)

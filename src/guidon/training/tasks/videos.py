@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...checkpoints import save_component
 from ...core.atomic import write_bytes
 from ...core.errors import InputError
+from ...core.hashing import hash_settings
 from ...diffusion import FlowPath, NoiseSchedule, Process, predicted_x0, q_sample, target
 from ...models.dit.classes import ClassLabels
 from ...models.model import Model
@@ -150,6 +151,11 @@ class VideosTask:
         found: dict[str, object] = {**self.recipe.decisive, "vae": self.vae.sha256, "data": self.clips.digest}
         if self.beginning.sha256 is not None:
             found["start"] = self.beginning.sha256
+        # Rows of the weights belong to these, in this order.
+        if self.network.text is not None:
+            found["words"] = hash_settings(list(self.network.text.tokenizer.ids))
+        if self.clips.classes is not None:
+            found["classes"] = hash_settings(self.clips.classes)
         return found
 
     @cached_property
