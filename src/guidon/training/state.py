@@ -30,7 +30,7 @@ from .optimisers import refuse_unusable
 
 EARLIER_NAMES = {"level.": "terms.mse.loss_level.", "area_level.": "terms.area.loss_level."}
 """Prefixes of buffer names: as earlier versions wrote them -> now. Earlier versions wrote them even if unused."""
-LATER = frozenset({"words", "classes"})
+LATER = frozenset({"words", "classes", "start_sha256"})
 """Names in an identity that is no recipe's setting, and that earlier versions did not write: what they wrote is not
 compared."""
 REPEATS = 4  # times that the bytes of a checkpoint may be used, on average

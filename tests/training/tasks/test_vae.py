@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from guidon import world
-from guidon.checkpoints import load_component
+from guidon.checkpoints import load_component, save_component
 from guidon.core.errors import InputError
 from guidon.training import run_recipe
 from guidon.training.tasks.vae import Reconstruction, frames_of
@@ -108,6 +108,16 @@ def test_the_decoder_alone_is_trained_and_latents_stay_as_they_are(tmp_path, tin
     assert changed
     assert all(name.startswith(("autoencoder.decoder.", "autoencoder.post_quant_conv.")) for name in changed)
     assert after.config == before.config | {"decoder_padding": "replicate"}
+
+
+def test_it_does_not_go_on_from_another_file_of_the_same_name(tmp_path, tiny_model):
+    start = shutil.copyfile(tiny_model / "vae.safetensors", tmp_path / "start.safetensors")
+    values = {"model": VAE_SHAPE, "start": str(start)}
+    run_recipe(vae_recipe(tmp_path, **values, steps=1))
+    earlier = load_component(start, "vae")
+    save_component(start, "vae", earlier.config, {k: v + 1 for k, v in earlier.weights.items()}, {})
+    with pytest.raises(InputError, match="the recipe's start_sha256 changed since"):
+        run_recipe(vae_recipe(tmp_path, **values, steps=2))
 
 
 def test_a_decoder_that_sees_the_border_itself_keeps_a_plain_frame_plain(tmp_path, tiny_model):

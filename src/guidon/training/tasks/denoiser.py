@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ... import world
 from ...checkpoints import Component, load_component, load_weights, save_component
 from ...core.broadcasting import per_sample
+from ...core.hashing import hash_text
 from ...core.ranks import ALONE, Ranks
 from ...diffusion import DiscreteLevel, FlowPath, NoiseSchedule, Process, eps_from_x0, predicted_x0, q_sample
 from ...models.small import BOUNDARY, DENOISER, FLOW, LOW_NOISE, TEXT, VAE
@@ -127,7 +128,9 @@ class DenoiserTask:
     @property
     def identity(self) -> dict[str, object]:
         """See ``Task.identity``."""
-        found = {**self.recipe.decisive, "vae": self.vae.sha256}
+        found: dict[str, object] = {**self.recipe.decisive, "vae": self.vae.sha256}
+        if self.start:
+            found["start_sha256"] = hash_text(f"{self.start.network.sha256} {self.start.text.sha256}")
         if self.recipe.expert and self.start:
             found["kept"] = self.start.hashes
         return found

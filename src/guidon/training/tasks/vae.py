@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ... import world
 from ...checkpoints import Component, load_component, load_weights, save_component
 from ...core.errors import InputError
+from ...core.hashing import hash_files
 from ...models.vae.frames import FrameVAE, FrameVAEConfig
 from ..data.clips import tell_of_small
 from ..data.frames import OwnFrames
@@ -64,6 +65,8 @@ class VAETask:
     module: FrameVAE
     own: OwnFrames | None
     """Frames of a user's own videos; None for those of the world."""
+    start_sha256: str | None
+    """The hash of the file that it starts from."""
 
     @classmethod
     def prepare(cls, recipe: VAERecipe, device: torch.device) -> VAETask:
@@ -79,16 +82,22 @@ class VAETask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             module = FrameVAE(config)
+        start_sha256 = None
         if recipe.start is not None:
             images = frames_of(0, recipe.batch_size, recipe.seed)[0] if own is None else own.batch(0, recipe.batch_size)
             config = start_from(module, recipe.start, recipe, images)
-        return cls(recipe, device, config, module.to(device), own)
+            start_sha256 = hash_files(recipe.start)
+        return cls(recipe, device, config, module.to(device), own, start_sha256)
 
     @property
     def identity(self) -> dict[str, object]:
         """See ``Task.identity``."""
-        own = {} if self.own is None else {"data": self.own.digest}
-        return {**self.recipe.decisive, **own}
+        found: dict[str, object] = dict(self.recipe.decisive)
+        if self.own is not None:
+            found["data"] = self.own.digest
+        if self.start_sha256 is not None:
+            found["start_sha256"] = self.start_sha256
+        return found
 
     def draw(self, step: int, generator: torch.Generator, rows: slice = ALL) -> Frames:
         """Rows of the batch of a step: a random frame of each of its clips."""
