@@ -2,7 +2,7 @@
 
 Each stage has its own folder, ``out/NAME-KEY``. KEY is a hash of its settings and of the weights that it starts from.
 If a setting changes, that stage and the stages that start from it are trained again in new folders. Nothing is
-overwritten.
+overwritten. It is the same if the files of its data change once it is done: KEY is then a hash of these, too.
 
 ``out`` is locked while a recipe runs, and so is the folder of each stage: two runs cannot train into one folder.
 """
@@ -31,6 +31,7 @@ from ..core.reading import read_object
 from ..models.adapters.files import ADAPTER
 from ..models.trained.config import CONFIG
 from ..models.trained.writing import COMPONENTS, HUB, hub_folder
+from .data.clips import data_hash
 from .demand import require_resources
 from .loop import Look, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
@@ -61,6 +62,12 @@ class Stage:
     def done(self) -> bool:
         """Whether its training is complete."""
         return (self.recipe.out / DONE).is_file()
+
+    @property
+    def data(self) -> str | None:
+        """A hash of the files of its data; None where it has none, or they cannot be read."""
+        data, cache = getattr(self.recipe, "data", None), getattr(self.recipe, "cache", None)
+        return None if data is None else data_hash(data, getattr(self.recipe, "wanted"), cache or self.recipe.out)  # noqa: B009
 
     @property
     def step(self) -> int:
@@ -202,10 +209,11 @@ def _run_stages(
                 continue
             print(f"{name}: {stage.recipe.steps} steps, in {stage.recipe.out}", file=sys.stderr)
             record: dict[str, object] = {"lineage": list(stage.lineage)}
+            data = stage.data  # of now: what changes while it trains is new to it
             trained = _run(stage.recipe, export_only=export_only, look=look, ranks=ranks, record=record)
             if trained is None or export_only:
                 return trained
-            ranks.from_first(partial(_note_done, stage, trained))
+            ranks.from_first(partial(_note_done, stage, trained, data))
             _see(stage.recipe.out / DONE, ranks)
         if last not in (None, recipe.export.stage):
             return found[last].recipe.result
@@ -214,8 +222,9 @@ def _run_stages(
         return ranks.from_first(lambda: _export(result, recipe.out / recipe.export.folder))
 
 
-def _note_done(stage: Stage, trained: Path) -> None:
-    write_json(stage.recipe.out / DONE, {"lineage": list(stage.lineage), "weights": weights_hash(trained)})
+def _note_done(stage: Stage, trained: Path, data: str | None) -> None:
+    found = {"lineage": list(stage.lineage), "weights": weights_hash(trained)}
+    write_json(stage.recipe.out / DONE, found if data is None else found | {"data": data})
 
 
 def _see(path: Path, ranks: Ranks) -> None:
@@ -308,10 +317,19 @@ def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
     draft = recipe.recipe(name, recipe.out / name, results)
     left_out = set(draft.incidental) | set(parents)
     given = draft.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
-    key = hash_settings({"settings": given, "parents": hashes})
     settings = draft.model_dump(mode="json", exclude=left_out)
-    own = {"stage": name, "key": key, "settings": settings, "parents": hashes}
     earlier = {entry["stage"]: entry for parent in parents.values() for entry in parent.lineage}
     lineage = [earlier[other] for other in recipe.order() if other in earlier]
-    folder = recipe.out / f"{name}-{key[:KEY_LENGTH]}"
-    return Stage(name, recipe.recipe(name, folder, results), (*lineage, own))
+
+    def stage(**more: str) -> Stage:
+        key = hash_settings({"settings": given, "parents": hashes, **more})
+        own = {"stage": name, "key": key, "settings": settings, "parents": hashes}
+        folder = recipe.out / f"{name}-{key[:KEY_LENGTH]}"
+        return Stage(name, recipe.recipe(name, folder, results), (*lineage, own))
+
+    found = stage()
+    if found.done:  # earlier versions did not note the data
+        trained_on = read_object(found.recipe.out / DONE, "the record of a stage").get("data")
+        if trained_on is not None and (data := found.data) not in (None, trained_on):
+            return stage(data=str(data))
+    return found

@@ -13,7 +13,7 @@ from guidon.core.errors import InputError
 from guidon.models.catalogue import files_of, find_preset
 from guidon.models.text.features import save_features
 from guidon.models.text.t5 import T5Encoder
-from guidon.training import load_recipe, run_recipe
+from guidon.training import load_recipe, plan_recipe, run_recipe
 from guidon.training.tasks.beginning import find_beginning
 from guidon.training.tasks.videos import VideosTask
 from own_clips import CAPTIONS, NETWORKS, videos_recipe, write_clips
@@ -340,7 +340,9 @@ def test_new_words_and_classes_join_those_of_the_start(trained, clips, recipe, t
     assert dit.model_config.text.classes == ("blue", "green", "red", "violet")
 
 
-@pytest.mark.parametrize(("network", "what", "old", "new"), [("stdit", "words", "green", "amber"), ("dit", "classes", "green", "amber")])
+@pytest.mark.parametrize(
+    ("network", "what", "old", "new"), [("stdit", "words", "green", "amber"), ("dit", "classes", "green", "amber")]
+)
 def test_a_run_does_not_go_on_with_other_words_or_classes(clips, recipe, tmp_path, network, what, old, new):
     """As many as before, so that the weights fit: their rows would be those of others."""
     place = shutil.copytree(clips[network == "dit"], tmp_path / "clips")
@@ -349,7 +351,9 @@ def test_a_run_does_not_go_on_with_other_words_or_classes(clips, recipe, tmp_pat
     text = (place / "metadata.jsonl").read_text()
     (place / "metadata.jsonl").write_text(text.replace(old, new))
     longer = recipe(tmp_path, network, steps=2, evaluate_every=0, data={"folder": str(place)})
-    with pytest.raises(InputError, match=rf"cannot go on from .*: the recipe's {what} changed since .*: delete it") as error:
+    with pytest.raises(
+        InputError, match=rf"cannot go on from .*: the recipe's {what} changed since .*: delete it"
+    ) as error:
         run_recipe(longer)
     assert "\n" not in str(error.value)
     # fewer clips, of the same words and classes, go on
@@ -426,3 +430,40 @@ def test_a_staged_recipe_trains_both_and_exports_the_folder(clips, tmp_path):
     (model / "notes.txt").write_text("mine")
     assert run_recipe(path) == model  # done: nothing is trained or written
     assert (model / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_stage_is_trained_again_if_the_files_of_its_data_change(clips, tmp_path):
+    place = shutil.copytree(clips[False], tmp_path / "clips")
+    data = {"folder": str(place), "size": [32, 32], "frames": 4}
+    every = {"steps": 1, "batch_size": 2, "device": "cpu", "data": data}
+    values = {
+        "out": str(tmp_path / "mine"),
+        "common": {"every": every},
+        "stages": {
+            "vae": {"task": "vae", "model": {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}},
+            "network": {"task": "videos", "vae": "vae", "network": {"family": "stdit", **NETWORKS["stdit"]}},
+        },
+        "export": {"stage": "network"},
+    }
+    path = write_recipe(tmp_path / "mine.yaml", values)
+
+    def states():
+        return [(stage.state, stage.folder) for stage in plan_recipe(path)]
+
+    run_recipe(path)
+    (_, vae), (_, network) = before = states()
+    assert [state for state, _ in before] == ["done", "done"]
+    rows = (place / "metadata.jsonl").read_text()
+    (place / "metadata.jsonl").write_text(rows.replace("green", "amber"))
+    (first, same), (second, other) = states()  # an autoencoder reads no captions
+    assert (first, same, second) == ("done", vae, "train")
+    assert other != network
+    run_recipe(path)
+    assert states() == [("done", vae), ("done", other)]
+    (place / "metadata.jsonl").write_text(rows)
+    assert states() == before
+    (place / "7.mp4").unlink()
+    (place / "metadata.jsonl").write_text("".join(rows.splitlines(keepends=True)[:-1]))
+    assert [state for state, _ in states()] == ["train", "later"]
+    shutil.rmtree(place)
+    assert states() == before  # nothing to train on: what was trained is kept

@@ -289,6 +289,26 @@ def digest_of(checked: Checked, buckets: Mapping[Bucket, Sequence[Clip]]) -> str
     return hash_settings({"drawn": drawn, "held_out": held, "classes": checked.classes})
 
 
+def data_hash(data: Data, wanted: Wanted, place: Path) -> str | None:
+    """A hash of all files of a recipe's data section, and of what is said of them where that is trained with.
+
+    Args:
+        data: the section.
+        wanted: what clips are trained with.
+        place: the folder of what is stored of them.
+
+    Returns:
+        The hash; None where the files cannot be read.
+    """
+    try:
+        checked = check_data(data, wanted, place=place)
+    except InputError:
+        return None
+    if wanted == "nothing":
+        return hash_settings([[clip.key for clip in part] for part in (checked.clips, checked.held_out)])
+    return digest_of(checked, in_buckets(checked.clips))
+
+
 def _said_of(clip: Clip) -> list[Any]:
     captions = clip.given.captions
     return [clip.key, captions if captions is None or len(captions) > 1 else _first(clip), clip.given.label]
