@@ -139,7 +139,7 @@ def is_sharded(run: Run, module: nn.Module, ranks: Ranks) -> bool:
         return False
     why = f"the module has {count:,} parameters and shard_above is {run.shard_above:,}"
     if not run.shards:
-        raise InputError(f"{why}, but this task cannot be sharded: raise shard_above")
+        raise InputError(f"{why}, but this run cannot be sharded: raise shard_above")
     if run.optimiser.name == "muon":
         raise InputError(f"{why}, but muon needs whole matrices: raise shard_above, or use adamw")
     return True

@@ -280,6 +280,12 @@ def test_settings_that_do_not_fit_are_refused(places, bases, tmp_path, values, m
         VideosTask.prepare(load_recipe(recipe_of(tmp_path, places, "stdit", start=str(bases["stdit"]), **values)), CPU)
 
 
+def test_adapters_are_not_sharded(places, bases, tmp_path):
+    own = {"start": str(bases["stdit"]), "lora": {"rank": 2}, "shard_above": 1}
+    with pytest.raises(InputError, match="but this run cannot be sharded: raise shard_above"):
+        run_recipe(recipe_of(tmp_path, places, "stdit", **own))
+
+
 def test_a_word_that_the_encoder_does_not_know_is_refused(places, bases, tmp_path):
     write_clips(tmp_path / "clips")
     rows = (tmp_path / "clips" / "metadata.jsonl").read_text().replace("green", "violet")

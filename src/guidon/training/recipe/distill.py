@@ -58,8 +58,6 @@ class DistillRecipe(Run):
     distilled network itself draws: it learns to mend its own errors.
     """
 
-    shards = False  # it validates with the weights that it trains
-
     task: Literal["distill"]
     start: Path
     """Model folder of an earlier run."""
@@ -86,6 +84,11 @@ class DistillRecipe(Run):
     ``consistency`` does once noise no longer hides the clip."""
     foreground: PositiveFloat = 4.0
     """Weight of an error on the object, relative to 1 on the background."""
+
+    @property
+    def shards(self) -> bool:
+        """See ``Run``. It validates with the weights that it trains."""
+        return False
 
     @property
     def result(self) -> Path:

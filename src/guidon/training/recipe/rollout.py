@@ -56,8 +56,6 @@ class RolloutRecipe(Run):
     The finisher learns to predict the clean latents from the noisy rollout. All other weights stay as they are.
     """
 
-    shards = False  # it validates with the weights that it trains
-
     task: Literal["rollout"]
     start: Path
     """Model folder of an earlier run. Of two expert networks, the one for low noise gets the finisher."""
@@ -77,6 +75,11 @@ class RolloutRecipe(Run):
     """The terms of the loss. Those that need area gradients or families of clips cannot be used."""
     compile: bool = False
     """Compile the blocks and the finisher's layers with torch.compile. It needs a C++ compiler."""
+
+    @property
+    def shards(self) -> bool:
+        """See ``Run``. It validates with the weights that it trains."""
+        return False
 
     @property
     def result(self) -> Path:

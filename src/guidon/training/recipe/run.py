@@ -62,8 +62,6 @@ class Run(Section):
     """Number of parameters above which several ranks divide weights, gradients, optimiser and averaged weights among
     them (FSDP2), in place of each having all of them (DDP). The checkpoint is then a folder, on one rank too."""
 
-    shards: ClassVar[bool] = True
-    """Whether the weights of this task can be sharded."""
     without_effect: ClassVar[frozenset[str]] = frozenset(
         {"out", "log_every", "checkpoint_every", "evaluate_every", "workers", "cache", "shard_above"}
     )
@@ -76,6 +74,11 @@ class Run(Section):
     )
     """Settings that may change when a run is resumed, although the result then differs. A line on stderr names them.
     Every other setting that the weights depend on must be the one that the checkpoint was trained with."""
+
+    @property
+    def shards(self) -> bool:
+        """Whether the weights of this run can be sharded."""
+        return True
 
     @property
     def parts(self) -> int:

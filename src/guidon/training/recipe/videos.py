@@ -147,6 +147,11 @@ class VideosRecipe(Run):
     changeable: ClassVar[frozenset[str]] = Run.changeable | {"gradient_checkpointing", "accumulate", "data"}
 
     @property
+    def shards(self) -> bool:
+        """See ``Run``. Adapters are trained in a network that is not."""
+        return self.lora is None
+
+    @property
     def parts(self) -> int:
         """See ``Run``."""
         return self.accumulate
