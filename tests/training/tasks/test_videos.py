@@ -1,5 +1,6 @@
 """Networks that are trained on a user's own clips, from the recipe to the model folder and its clips."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,8 @@ import torch
 import guidon
 from guidon.checkpoints import load_component, read_tensors
 from guidon.core.errors import InputError
+from guidon.diffusion import FlowPath
+from guidon.diffusion.flow import shifted
 from guidon.models.catalogue import files_of, find_preset
 from guidon.models.text.features import save_features
 from guidon.models.text.t5 import T5Encoder
@@ -276,6 +279,16 @@ def test_other_shards_are_other_weights_to_start_from(released, recipe, tmp_path
     before = find_beginning(read).sha256
     change_shard(index)
     assert find_beginning(read).sha256 != before
+
+
+def test_timesteps_are_shifted_by_size_as_in_sampling(recipe, tmp_path):
+    task = task_of(recipe(tmp_path, "stdit3", timesteps=[0.0, 1.0]))
+    of_size = dataclasses.replace(task, beginning=dataclasses.replace(task.beginning, by_size=True))
+    plain, moved = (each.draw(0, torch.Generator().manual_seed(0)).t for each in (task, of_size))
+    shift = FlowPath(by_size=True).for_clip(32, 32, 4).shift
+    assert shift == pytest.approx(1 / 16)  # one latent frame of 32x32 pixels
+    wanted = [1000 * shifted(float(t) / 1000, shift) for t in plain]
+    assert moved.tolist() == pytest.approx(wanted, rel=1e-5)
 
 
 def _without_cleaning(self, prompts):

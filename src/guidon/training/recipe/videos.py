@@ -120,7 +120,7 @@ class VideosRecipe(Run):
     """The noise schedule of the diffusion process. A rectified flow has none."""
     timesteps: tuple[float, PositiveFloat] | None = None
     """(mean, std) of the logit-normal distribution (Esser et al. 2403.03206, eq. 19) from which t / 1000 is drawn. If
-    it is not given, timesteps are uniform."""
+    it is not given, timesteps are uniform. For weights of Open-Sora 1.2 they are then shifted by the size of clips."""
     caption_dropout: Fraction = 0.1
     """Share of captions or classes that are replaced by the null one, so that guidance has an unconditional
     prediction."""
