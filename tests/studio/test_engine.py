@@ -370,6 +370,7 @@ def test_parts_of_the_first_model_are_named_and_carried_on(dtype, tiny_model, as
         assert f"--model {tiny_model} --offload stages --cfg-scale 3" in own["commands"][0]
         assert own["commands"][0].count("--dtype bf16") == 1  # what the machine chose, too
         assert f"guidon.load({str(tiny_model)!r}, offload='stages', dtype={dtype!r})" in own["python"][0]
+        assert ("dtype='bf16',\n" in own["python"][0]) == (dtype == "auto")  # the call says it on another machine
         study = yaml.safe_load(studio.yaml(session, {"comparison": asked, "prompts": 2}))
         assert (study["sources"], study["dtype"]) == ({"offload": "stages"}, dtype)
     finally:

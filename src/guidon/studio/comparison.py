@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench, Values
-from ..studies.report.command import generate_command
+from ..studies.report.command import PRECISIONS, generate_command
 from ..studies.words import write_direction, write_interval, write_value
 from .asked import LETTERS, Comparison
 from .carry import python_of, words_of
@@ -127,8 +127,10 @@ def compare(
         "model": asked.model, "prompt": asked.prompt, "seed": asked.seed, "seeds": asked.seeds, "settings": [],
         "metrics": described(bench) if bench else [], "unmeasured": refusal, "truth": None, "changes": [],
     }  # fmt: skip
-    # a precision that the machine chose when the model was loaded
-    chosen = {"dtype": pipe.planner.complete(("",)).dtype} if parts.get("dtype") == "auto" else {}
+    # precisions that the machine chose when the model was loaded
+    chosen = {
+        name: getattr(pipe.planner.complete(("",)), name) for name in PRECISIONS if parts.get(name) == "auto"
+    }  # fmt: skip
     requests = [request.model_copy(update=chosen) for request in comparison.requests]
     steps = [request.steps for request in requests]
     made: list[Made] = []
@@ -169,7 +171,7 @@ def compare(
                     for video in videos
                 ],
                 "python": [
-                    python_of(asked.model, asked.prompt, choices, sample, force=asked.force, parts=parts)
+                    python_of(asked.model, asked.prompt, {**choices, **chosen}, sample, force=asked.force, parts=parts)
                     for sample in range(asked.seeds)
                 ],
                 "trace": trace, "values": plain_values(values), "steps": request.steps,

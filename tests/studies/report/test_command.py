@@ -85,12 +85,26 @@ def test_only_what_is_not_the_default_is_written():
     assert "--ramp exponential:0.7" in growing
 
 
+@pytest.mark.parametrize("more", [{}, {"distilled": True, "spacing": "at:999,500"}])
+def test_the_precisions_are_written_even_where_they_are_the_usual_ones(more):
+    """A model such as Open-Sora 1.2 has another one of its own, fast settings have, and "auto" is a machine's choice."""
+    generation = frozen("3", 2.0) | {"prompts": ["x"], "samples": [0]} | more
+    assert "--dtype fp32 --decode-dtype fp32" in generate_command(generation)
+    rounded = generation | {"dtype": "fp16", "decode_dtype": "bf16"}
+    command = generate_command(rounded, parts={"dtype": "auto", "decode_dtype": "auto", "offload": "stages"})
+    assert "--offload stages --cfg-scale" in command
+    assert "--dtype fp16 --decode-dtype bf16" in command
+    assert "auto" not in command
+    rotated = generate_command(generation | {"rotation": 1}, parts={"decode_dtype": "auto"})
+    assert rotated == "guidon generate --from manifest.json"  # which holds the precisions
+
+
 def test_one_scale_for_each_channel_and_fast_settings_are_spelled_as_they_are_given():
     plain = frozen("3", 2.0) | {"prompts": ["x"], "samples": [0]}
     each = {key: value for key, value in plain.items() if key != "cfg_channels"} | {"cfg_scale": [1 / 3, 2.0, 1.0]}
     assert "--cfg-scale 0.3333333333333333,2,1 --seed" in generate_command(each)
     fast = generate_command(plain | {"distilled": True, "spacing": "at:999,500", "dtype": "bf16", "size": [32, 64]})
     assert "--cfg-scale 2 --fast --cfg-channels 3" in fast
-    assert fast.endswith("--dtype bf16 --size 32x64")
+    assert fast.endswith("--dtype bf16 --decode-dtype fp32 --size 32x64")
     for left_out in ("--steps", "--sampler", "--spacing", "--interval"):
         assert left_out not in fast

@@ -20,10 +20,9 @@ LEFT_OUT = (
     "eta",
     "adaptive",
     "reuse",
-    "dtype",
-    "decode_dtype",
     "negative_prompt",
 )  # at their defaults
+PRECISIONS = ("dtype", "decode_dtype")  # never left out: another machine, or a fast setting, may choose others
 
 
 def generate_command(generation: dict[str, Any], *, force: bool = False, parts: Mapping[str, Any] = {}) -> str:
@@ -37,7 +36,7 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
         force: whether the model follows the prompt only in part.
         parts: how the model is loaded: arguments of ``guidon.load``. A precision among them is the request's, too.
     """
-    parts = {name: value for name, value in parts.items() if name != "dtype"}
+    parts = {name: value for name, value in parts.items() if name not in PRECISIONS}
     if generation["model"].startswith(DIFFUSERS):
         return """python -c 'import guidon; guidon.reproduce("manifest.json").save("clip.mp4")'"""
     if generation.get("rotation") is not None:
@@ -54,7 +53,9 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
     for name in ("cfg_channels", "seed", *(() if fast else ("steps", "sampler"))):
         if generation.get(name) is not None:  # one scale for each channel needs no choice of channels
             words += [_option(name), str(generation[name])]
-    for name in ("dtype", "negative_prompt") if fast else LEFT_OUT:
+    for name in PRECISIONS:
+        words += [_option(name), generation.get(name, DEFAULTS[name])]
+    for name in ("negative_prompt",) if fast else LEFT_OUT:
         value = generation.get(name)
         if value not in (None, DEFAULTS.get(name)):
             words += [_option(name), value if isinstance(value, str) else _number(value)]
