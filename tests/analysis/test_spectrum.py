@@ -80,7 +80,9 @@ def test_a_prompt_without_energy_has_no_share_of_it(taken_apart):
     shares = replace(taken_apart, difference=difference).energy_share
     assert np.array_equal(shares, replace(taken_apart, difference=difference[1:]).energy_share)
     assert shares.sum() == pytest.approx(1)
-    assert np.isnan(replace(taken_apart, difference=0 * difference).energy_share).all()
+    none = replace(taken_apart, difference=0 * difference)
+    assert np.isnan(none.energy_share).all()
+    assert [row.split(" | ")[1] for row in none.table().splitlines()[2:]] == ["undefined"] * 4
 
 
 def test_influence_is_the_slope_of_the_decoded_video(tiny_model, taken_apart):

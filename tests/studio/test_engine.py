@@ -310,6 +310,14 @@ def test_the_spectrum_of_a_setting(studio, asked):
         studio.look_inside(session, run["id"], 2)
 
 
+def test_the_shares_of_equal_predictions_are_undefined(studio, asked):
+    session = studio.open()
+    run = ended(studio, session, studio.compare(session, asked | {"settings": [setting(negative_prompt=PROMPT)]})["id"])
+    found = ended(studio, session, studio.look_inside(session, run["id"], 0)["id"])
+    assert found["result"]["share"] == [None] * 4
+    assert json.dumps(found, allow_nan=False)  # as the server answers
+
+
 def test_a_study_is_written_run_and_reported(studio, asked, tmp_path):
     session = studio.open()
     values = {"comparison": asked, "prompts": 2, "title": "Two"}

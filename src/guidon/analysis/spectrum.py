@@ -91,7 +91,8 @@ class Spectrum:
         cosine = self.cosine.mean((0, 1, 3))
         for channel, share in enumerate(self.energy_share):
             values = " | ".join("undefined" if np.isnan(v) else f"{v:.1f}" for v in seen[channel])
-            lines.append(f"| {channel} | {100 * share:.0f}% | {cosine[channel]:+.2f} | {values} |")
+            energy = "undefined" if np.isnan(share) else f"{100 * share:.0f}%"
+            lines.append(f"| {channel} | {energy} | {cosine[channel]:+.2f} | {values} |")
         return "\n".join(lines)
 
     def write(self, out: Path) -> list[Path]:

@@ -46,12 +46,17 @@ def look_inside(comparison: Comparison, number: int, pipe: ModelPipeline, job: J
     found = spectrum(pipe, asked.prompt, looks=LOOKS, on_step=job.step, force=asked.force, **cast("Any", choices))
     influence = 1000 * found.influence.mean((0, 1))  # (C, A)
     job.result |= {
-        "share": [float(one) for one in found.energy_share],
+        "share": _plain(found.energy_share),
         "cosine": [float(one) for one in found.cosine.mean((0, 1, 3))],
         "aspects": [{"name": name, "words": words} for name, words in ASPECTS.items()],
-        "influence": [[float(v) if np.isfinite(v) else None for v in row] for row in influence],
+        "influence": [_plain(row) for row in influence],
         "timestep": found.timestep[found.looked_at].tolist(),
     }
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    """Numbers as JSON: None where undefined."""
+    return [float(one) if np.isfinite(one) else None for one in values]
 
 
 def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, parts: Mapping[str, Any]) -> str:

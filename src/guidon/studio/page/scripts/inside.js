@@ -50,7 +50,7 @@ const traceOf = (own, at, top) => {
 };
 const influenceOf = (found) => {
   const table = make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col", textContent: "channel" }), make("th", { scope: "col", className: "right", textContent: "energy" }), ...found.aspects.map((one) => make("th", { scope: "col", className: "right", textContent: one.name, title: one.words })))));
-  table.append(make("tbody", {}, ...found.share.map((share, k) => make("tr", {}, make("th", { scope: "row", textContent: k }), make("td", { className: "right", textContent: `${Math.round(100 * share)}%` }), ...found.influence[k].map((one) => make("td", { className: "right", textContent: number(one) }))))));
+  table.append(make("tbody", {}, ...found.share.map((share, k) => make("tr", {}, make("th", { scope: "row", textContent: k }), make("td", { className: "right", textContent: share === null ? "undefined" : `${Math.round(100 * share)}%` }), ...found.influence[k].map((one) => make("td", { className: "right", textContent: number(one) }))))));
   return make("div", {}, make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "What the decoder shows" }, table),
     make("p", { className: "facts", textContent: "energy: share of the squared difference; the rest: RMS change of the video in 1/1000 per unit of scale, if the step were the last one." }));
 };
