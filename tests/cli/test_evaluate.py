@@ -1,12 +1,15 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import judges
 from guidon import world
+from guidon.core.errors import InputError
 from guidon.media import Video, save_video
+from guidon.pipeline.planner import Planner
 from tiny_model import write_tiny_adapters
 
 
@@ -72,6 +75,31 @@ def test_prompts_of_a_file_are_measured_without_truth(run, tiny_model, tmp_path)
     assert "truth" not in out
     sampling = json.loads((tmp_path / "summary.json").read_text())["sampling"]
     assert (sampling["guidance"].partition(":")[0], sampling["timing"], sampling["seed"]) == ("apg", "linear", 3)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune", "match"])
+def test_fast_settings_bring_their_own_scale(run, tiny_model, tmp_path, monkeypatch, command):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    own = {"sampler": "ddim", "steps": 2, "cfg_scale": 2.3, "measured": "nothing"}
+    (folder / "Guidon.fast.json").write_text(json.dumps(own))
+    asked = []
+    complete = Planner.complete
+
+    def noted(self, prompts, samples=(0,), **choices):
+        request = complete(self, prompts, samples, **choices)
+        asked.append(request.guidance.scale)
+        return request
+
+    def load(*_, **__):
+        raise InputError("noted")
+
+    monkeypatch.setattr(Planner, "complete", noted)
+    monkeypatch.setattr("guidon.pipeline.load", load)
+    for more, scale in ((("--fast",), 2.3), ((), 3), (("--fast", "--cfg-scale", 4.7), 4.7)):
+        asked.clear()
+        assert run(command, "--model", folder, "--device", "cpu", *more)[0] == 2
+        assert scale in asked
+        assert not {2.3, 3, 4.7} - {scale} & set(asked)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -362,6 +363,14 @@ def test_the_list_says_what_is_missing(studio, tiny_model):
     words = studio.describe("guidon-small")["words"]
     assert words["directions"] == ["left", "right", "up", "down"]
     assert "triangle" in words["shapes"]
+
+
+def test_the_page_knows_the_scale_of_fast_settings(studio, tiny_model, tmp_path):
+    assert studio.describe("guidon-small")["fast_scale"] == studio.describe("guidon-small")["scale"]
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    own = {"sampler": "ddim", "steps": 2, "cfg_scale": 2.5, "measured": "nothing"}
+    (folder / "Guidon.fast.json").write_text(json.dumps(own))
+    assert Models([str(folder)]).describe(str(folder))["fast_scale"] == 2.5
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "auto"])

@@ -15,7 +15,7 @@ from . import options
 from .generate import lines_named, read_prompts
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
-from .planning import brings_weights, chosen_by, find_planner, refuse_idle_weak, split_precisions
+from .planning import brings_weights, chosen_by, find_planner, own_scale, refuse_idle_weak, split_precisions
 from .together import joined
 from .values import parse_timing
 
@@ -159,7 +159,8 @@ def evaluate(
         parts["download"] = True
     planner = find_planner(model, device, parts)
     texts = prompts if prompts_file is None else read_prompts((), prompts_file)
-    scales, channels = cfg_scale or [1.0, planner.preset.cfg_scale], cfg_channels or [planner.preset.cfg_channels]
+    scales = cfg_scale or [1.0, own_scale(planner, cast("Choices", sampling))]
+    channels = cfg_channels or [planner.preset.cfg_channels]
     for scale in scales:  # the settings first: what measures needs numpy
         for choice in channels:
             asked_for = planner.complete([""], range(seeds), cfg_scale=scale, cfg_channels=choice, **sampling)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from . import options
 from .options import given, option
 from .outputs import prepare_folder, say, stopped
-from .planning import chosen_by, find_any_planner, precisions_for
+from .planning import chosen_by, find_any_planner, own_scale, precisions_for
 from .values import parse_call, parse_timing
 
 if TYPE_CHECKING:
+    from ..request import Choices
     from ..studies.study import Study
 
 EXAMPLE = "guidon match --cfg-scale 3 --cfg-channels 3 --to all"
@@ -94,11 +95,11 @@ def match(
         download=download or None,
     )  # fmt: skip
     planner = find_any_planner(model, device, parts)
-    scales = cfg_scale or [planner.cfg_scale]
     sampling = precisions | given(
         steps=steps, sampler=sampler, timing=parse_timing(interval), spacing=spacing, fast=fast or None,
         adaptive=adaptive, reuse=reuse,
     )  # fmt: skip
+    scales = cfg_scale or [own_scale(planner, cast("Choices", sampling))]
     guided = {"cfg_channels": cfg_channels, **sampling}
     requests = [planner.complete([""], cfg_scale=scale, **guided) for scale in scales]  # first: measuring needs numpy
     from ..analysis import matching

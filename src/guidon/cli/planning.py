@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import InputError, setting
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..guidance import Guidance
     from ..pipeline.contract import ModelPlanner
     from ..pipeline.planner import Planner
+    from ..request import Choices
 
 
 def find_planner(model: str, device: str, parts: Mapping[str, Any] = {}) -> Planner:
@@ -94,6 +95,15 @@ def precisions_for(model: str, **precisions: str | None) -> tuple[dict[str, Any]
 def chosen_by(pipe: Any, chosen_here: Mapping[str, Any]) -> dict[str, Any]:
     """The precisions that a loaded model chose where they were "auto", as choices of a clip."""
     return {name: getattr(pipe.preset, name) for name, value in chosen_here.items() if value == "auto"}
+
+
+def own_scale(planner: ModelPlanner, sampling: Choices) -> float:
+    """The guidance scale where the user gave none: the model's, or that of its fast settings where they are asked for.
+
+    Raises:
+        InputError: a choice is not valid for the model.
+    """
+    return cast("float", planner.complete([""], **sampling).guidance.scale)  # a model's own is one number
 
 
 def brings_weights(model: str) -> bool:

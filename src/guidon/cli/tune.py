@@ -10,7 +10,7 @@ import typer
 from . import options
 from .options import given, option
 from .outputs import prepare_folder, stopped
-from .planning import chosen_by, find_any_planner, precisions_for
+from .planning import chosen_by, find_any_planner, own_scale, precisions_for
 from .values import parse_call, parse_timing
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def tune(
 
             tuning.goal_of(find_bench(chosen.full_name(preset.bench)))
     planner = find_any_planner(model, device, parts)
-    scale = planner.cfg_scale if cfg_scale is None else cfg_scale
+    scale = own_scale(planner, cast("Choices", sampling)) if cfg_scale is None else cfg_scale
     planner.complete([""], cfg_scale=scale, cfg_channels=cfg_channels, **sampling)  # first: what measures needs numpy
     from ..analysis import tuning
     from ..metrics.bench import find_bench, open_bench

@@ -124,7 +124,8 @@ class Models:
         return {
             "guided": [number in guided for number in range(facts.channels)], "timing": preset.timing,
             "sampler": preset.sampler, "samplers": list(SAMPLERS[facts.path]), "steps": preset.steps,
-            "fast": preset.fast is not None, "classes": bool(preset.classes),
+            "fast": preset.fast is not None,
+            "fast_scale": (preset.fast and preset.fast.cfg_scale) or preset.cfg_scale, "classes": bool(preset.classes),
             "words": {
                 kind: [word for word in words if facts.read_prompts([word], True)[0].refusal is None]
                 for kind, words in words_of(registry.find_family(preset.family).describe_words(preset)).items()

@@ -96,7 +96,15 @@ const formOf = (own, at) => {
   const negative = field("negative", "Not", make("input", { type: "text", value: own.negative_prompt ?? "", maxLength: 1000, placeholder: "what to steer away from" }));
   negative.addEventListener("change", () => ((own.negative_prompt = negative.value.trim() || null), changed()));
   const fast = make("input", { type: "checkbox", id: id("fast"), checked: own.fast ?? false });
-  fast.addEventListener("change", () => ((own.fast = fast.checked), changed()));
+  fast.addEventListener("change", () => {
+    const usual = () => (own.fast ? model.fast_scale : model.scale) || 1, before = usual();
+    own.fast = fast.checked;
+    if (own.scales.every((one) => one === before)) { // nobody chose another: the fast settings may have one of their own
+      own.scales = own.scales.map(usual);
+      channels.querySelectorAll("[type=range], [type=number]").forEach((input) => input.value = usual());
+    }
+    changed();
+  });
   if (model?.fast) fields.append(make("span"), make("label", { htmlFor: fast.id }, fast, " fast settings, in their place"));
 
   // copy and remove
