@@ -42,6 +42,7 @@ def test_the_settings_that_are_found_serve_the_model_folder(run, tiny_model, tmp
         (("--candidate", "fast=yes"), "--candidate fast=yes cannot be read: give fast=true, or leave it out"),
         (("--candidate", "steps=3 spacing=karas"), "did you mean 'karras'"),
         (("--candidate", "steps=3", "--steps", "2"), "--candidate says all that is tried first: leave out --steps"),
+        (("--candidate", "steps=3", "--dtype", "bf16"), "leave out --dtype, or write dtype=VALUE into --candidate"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(refused, tmp_path, options, message):

@@ -81,14 +81,15 @@ def calibrate_fast(
         bool, option("Sampling", None, "Try these alone, without a finer search around the best of them.", "--coarse")
     ] = False,
     dtype: Annotated[
-        str,
+        str | None,
         option(
             "Model and weights",
             "DTYPE",
             "Precision of the network in what is tried: fp32, bf16 or fp16.",
+            default="bf16; with --candidate, the model's own",
             values=options.DTYPES,
         ),
-    ] = "bf16",
+    ] = None,
     cfg_scale: options.CfgScale = None,
     cfg_channels: Annotated[
         str | None,
@@ -124,14 +125,16 @@ def calibrate_fast(
     bench = find_bench(planner.bench)
     calibration.check_margins(allowed, calibration.guarded_metrics(bench, metric or ()))
     if candidate:
-        if steps or sampler:
-            other = setting("steps" if steps else "sampler")
-            raise InputError(f"{setting('candidate')} says all that is tried first: leave out {other}")
+        for name in given(steps=steps or None, sampler=sampler or None, dtype=dtype):
+            raise InputError(
+                f"{setting('candidate')} says all that is tried first: leave out {setting(name)}, or write "
+                f"{name}=VALUE into {setting('candidate')}"
+            )
         candidates = [calibration.Candidate.read(text) for text in candidate]
         for each in candidates:
             planner.complete([""], **each.choices)
     else:
-        candidates = calibration.first_candidates(planner, steps or (), sampler or (), dtype)
+        candidates = calibration.first_candidates(planner, steps or (), sampler or (), dtype or "bf16")
     choose, verify = tuning.split_prompts(prompts) if prompts else (captions, held_out)
     if not prompts:
         bench.own_examples()
