@@ -337,6 +337,10 @@ def test_a_study_is_written_run_and_reported(studio, asked, tmp_path):
     for few in (1, [PROMPT], [], None):
         with pytest.raises(InputError, match="prompts"):
             studio.yaml(session, values | {"prompts": few})
+    assert [path.name for path in studio.studies.glob("*/study.yaml")] == ["study.yaml"]  # of the one that ran
+    with pytest.raises(InputError, match="is given twice"):
+        studio.study(session, values | {"prompts": [PROMPT, PROMPT]})
+    assert len([*studio.studies.iterdir()]) == 1
     with pytest.raises(InputError, match="a study compares at least two settings"):
         studio.study(session, values | {"comparison": asked | {"settings": [setting()]}})
 

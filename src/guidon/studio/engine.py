@@ -144,11 +144,11 @@ class Studio:
         model = asked.comparison.model
         job = Job("study", session, 0, lambda job: None, asked.title or "study", model)
         folder = self.studies / f"study-{job.key[:12]}"
-        study = looks.read_study(text, folder, self.models.planner(model))
+        study = looks.read_study(text, self.models.planner(model))
 
         def run(job: Job) -> None:
             job.message = "loading the model"
-            looks.run(study, folder, self._load(model), self.outputs, job)
+            looks.run(study, text, folder, self._load(model), self.outputs, job)
 
         job.run = stoppable(run)
         job.result |= {"yaml": text, "folder": folder.name}

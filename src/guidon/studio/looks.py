@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -83,21 +84,24 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
     return study_of(own.model, asked.prompts, asked.seeds, settings, metric, asked.title, own.seed, parts)
 
 
-def read_study(text: str, folder: Path, planner: Any) -> Study:
-    """Write STUDY.yaml into a folder, and read it as ``guidon study run`` does.
+def read_study(text: str, planner: Any) -> Study:
+    """The study of a YAML text, read as ``guidon study run`` reads a file.
 
     Raises:
         InputError: it is not valid for the model.
     """
-    path = folder / "study.yaml"
-    write_bytes(path, text.encode())
-    study = load_study(path)
+    with tempfile.TemporaryDirectory() as folder:  # a study that is refused leaves nothing where results are
+        path = Path(folder, "study.yaml")
+        path.write_bytes(text.encode())
+        study = load_study(path)
     check_study(study, planner)
     return study
 
 
-def run(study: Study, folder: Path, pipe: ModelPipeline, outputs: Outputs, job: Job) -> None:
-    """Run a study into a folder, and write its report. It goes on where an earlier run of the folder was stopped.
+def run(study: Study, text: str, folder: Path, pipe: ModelPipeline, outputs: Outputs, job: Job) -> None:
+    """Run a study into a folder, with its YAML beside the results, and write its report.
+
+    It goes on where an earlier run of the folder was stopped.
 
     Raises:
         Cancelled: the job was cancelled; what is done is kept.
@@ -108,6 +112,7 @@ def run(study: Study, folder: Path, pipe: ModelPipeline, outputs: Outputs, job: 
     plan = make_plan(study, pipe)
     bench = open_bench(study.bench, pipe.planner.bench, device=pipe.device, keep=pipe.keeps_parts)
     job.result |= {"folder": folder.name, "cells": plan.cells, "title": study.title}
+    write_bytes(folder / "study.yaml", text.encode())
     job.message = "sampling clips"
     out = folder / "results"
     lines: list[str] = []
