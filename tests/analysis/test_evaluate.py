@@ -40,6 +40,9 @@ def test_every_scale_meets_every_choice_of_channels_once():
         "no guidance", "scale 2, channels 3", "scale 2, channels all",
     ]  # fmt: skip
     assert len(settings_of([2, 2], ["3"])) == 1
+    near = settings_of([2.5, 2.5000001, 2.50000011, 1.0000001], ["3"])
+    assert len({str(s) for s in near}) == 4  # each has a row of its own
+    assert str(near[0]) == "scale 2.5, channels 3"
 
 
 def test_a_model_is_measured_beside_its_ceilings(pipe, tmp_path, monkeypatch):

@@ -67,7 +67,10 @@ class Setting:
     cfg_channels: str
 
     def __str__(self) -> str:
-        return "no guidance" if self.cfg_scale == 1 else f"scale {self.cfg_scale:g}, channels {self.cfg_channels}"
+        if self.cfg_scale == 1:
+            return "no guidance"
+        scale = repr(float(self.cfg_scale)).removesuffix(".0")  # all digits: results go by this name
+        return f"scale {scale}, channels {self.cfg_channels}"
 
 
 def settings_of(scales: Sequence[float], channels: Sequence[str]) -> list[Setting]:
