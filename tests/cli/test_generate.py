@@ -349,6 +349,12 @@ def test_a_random_prompt_is_drawn_by_the_seed_and_printed(generate, tmp_path):
     assert json.loads(Path(drawn[0]["manifest"]).read_text())["generation"]["prompts"] == [prompts[0]]
 
 
+def test_a_drawn_prompt_is_not_printed_where_another_option_is_refused(refused, tmp_path):
+    assert "--steps" in refused("generate", "--random-prompt", "--steps", 0)
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused("generate", "--random-prompt", "--out", tmp_path / "file")
+
+
 def test_a_forced_prompt_is_sampled_and_reproduced_without_a_word(run, tiny_model, tmp_path):
     words = ("generate", "two circles", "--steps", 3, "--model", tiny_model, "--device", "cpu", "--format", "webp")
     code, _, err = run(*words, "--out", tmp_path / "refused")

@@ -355,7 +355,7 @@ def generate(
     check_branches(branch_ranks, ranks_to_join())
 
     # What to make: prompts and choices, or all that a manifest says.
-    manifest, texts = None, ()
+    manifest, texts, drawn = None, (), list[str]()
     own = {"prompts": prompts, "classes": classes, "prompts_file": prompts_file, "random_prompt": random_prompt}
     own |= {"force": force, "model": model, "num_samples": num_samples != 1}
     if from_manifest is None:
@@ -408,6 +408,9 @@ def generate(
             prompts_file, lambda text: planner.read_prompts(asked.model_copy(update={"prompts": (text,)}), force=force)
         ):
             request = planner.read_prompts(asked, force=force)
+
+    for text in drawn:
+        print(f"{'prompt:':<14} {text}")
 
     # Load the model.
     from ..guidance import GuidanceTrace
@@ -462,12 +465,10 @@ def checked_format(format: str | None, preset: Preset[Any], frames: int, makes_i
 
 
 def draw_prompt(seed: int) -> str:
-    """A caption of the world, which the model in the package follows. It is printed, too."""
+    """A caption of the world, which the model in the package follows."""
     from .. import world
 
-    text = world.clip("L0", seed, 0).caption
-    print(f"{'prompt:':<14} {text}")
-    return text
+    return world.clip("L0", seed, 0).caption
 
 
 def require_quotes(prompts: Sequence[str]) -> None:
