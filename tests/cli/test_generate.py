@@ -355,6 +355,11 @@ def test_a_drawn_prompt_is_not_printed_where_another_option_is_refused(refused, 
     assert "cannot be written" in refused("generate", "--random-prompt", "--out", tmp_path / "file")
 
 
+def test_a_trace_in_smaller_batches_than_it_can_hold_is_refused(refused):
+    words = ("generate", PROMPT, PROMPT, "--num-samples", 2, "--batch-size", 3, "--trace")
+    assert "--trace needs its 4 clips in one batch, and --batch-size is 3: give at least 4" in refused(*words)
+
+
 def test_a_forced_prompt_is_sampled_and_reproduced_without_a_word(run, tiny_model, tmp_path):
     words = ("generate", "two circles", "--steps", 3, "--model", tiny_model, "--device", "cpu", "--format", "webp")
     code, _, err = run(*words, "--out", tmp_path / "refused")

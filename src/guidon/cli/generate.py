@@ -409,6 +409,12 @@ def generate(
         ):
             request = planner.read_prompts(asked, force=force)
 
+    clips = len(request.prompts) * len(request.samples)
+    if trace and batch_size is not None and batch_size < clips:
+        raise InputError(
+            f"{setting('trace')} needs its {clips} clips in one batch, and {setting('batch_size')} is {batch_size}: "
+            f"give at least {clips}, or leave one of them out"
+        )
     for text in drawn:
         print(f"{'prompt:':<14} {text}")
 
@@ -425,7 +431,6 @@ def generate(
         # Generate and write.
         from ..core.progress import progress
 
-        clips = len(request.prompts) * len(request.samples)
         traced = GuidanceTrace() if trace else None
         together = max(together, clips) if trace else together  # a trace can hold only one batch
         what = f"denoising {clips} {'clip' if clips == 1 else 'clips'}"
