@@ -77,6 +77,18 @@ def test_prompts_of_a_file_are_measured_without_truth(run, tiny_model, tmp_path)
     assert (sampling["guidance"].partition(":")[0], sampling["timing"], sampling["seed"]) == ("apg", "linear", 3)
 
 
+def test_prompts_that_a_model_cannot_follow_are_refused_with_their_line(refused, tiny_model, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red circle moves left on a white background\n\na red elephant moves left\n")
+    message = refused("evaluate", "--model", tiny_model, "--prompts-file", file)
+    assert message.startswith(f"{file}, line 3: the prompt 'a red elephant moves left' cannot be followed")
+    assert "force" not in message
+    own = [f"a red circle moves {where} on a white background" for where in ("left", "right", "up")]
+    for command in ("tune", "match", "calibrate-fast"):
+        words = (*own, "a red elephant moves left", "--model", tiny_model, "--out", tmp_path / "out")
+        assert "unknown word 'elephant'" in refused(command, *words)
+
+
 @pytest.mark.parametrize("command", ["evaluate", "tune", "match"])
 def test_fast_settings_bring_their_own_scale(run, tiny_model, tmp_path, monkeypatch, command):
     folder = shutil.copytree(tiny_model, tmp_path / "model")

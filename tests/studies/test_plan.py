@@ -18,7 +18,7 @@ from guidon.core.errors import InputError
 from guidon.core.hashing import hash_settings
 from guidon.metrics.bench import find_bench
 from guidon.metrics.metric import EVALUATION_SEED, TUNING_SEED
-from guidon.models.family import Facts
+from guidon.models.family import Facts, as_they_are
 from guidon.models.stdit3 import CLIP, OPEN_SORA_1_2, latent_frames, read_with_score
 from guidon.pipeline.planner import Planner
 from guidon.studies.outline import outline
@@ -93,6 +93,19 @@ def test_negative_prompts_are_read_as_those_of_a_call(unsampled, tmp_path, tiny_
         assert (request.negative_prompt, request.text_of(negative)) == (negative, read)
         assert request.read_as == unsampled.plan(request.prompts, negative_prompt=negative).read_as
     assert plan.request("plain", slice(0, 1)).read_as == {}
+
+
+def test_own_prompts_are_read_as_those_of_a_call_and_refused_as_they_are(unsampled, tmp_path, tiny_model):
+    prompts = ["red squares on white", "a red circle moves left on a white background"]
+    plan = make_plan(study(tmp_path, tiny_model, prompts=prompts), unsampled)
+    for name in plan.settings:
+        for number, prompt in enumerate(prompts):
+            request = plan.request(name, slice(number, number + 1))
+            assert request.text_of(prompt) == unsampled.plan((prompt,)).text_of(prompt)
+    assert plan.request("no guidance", slice(0, 1)).text_of(prompts[0]) == "a red square on a white background"
+    unknown = study(tmp_path, tiny_model, prompts=["a red elephant moves left", prompts[1]])
+    with pytest.raises(InputError, match=r"unknown word 'elephant'.*lists all words$"):  # no option samples it anyway
+        make_plan(unknown, unsampled)
 
 
 def test_prompts_do_not_share_their_noise(plan):
@@ -192,7 +205,8 @@ def test_plans_differ_where_they_ask_for_something_else(plan, unsampled, tmp_pat
 
 
 def test_a_model_of_another_bench_brings_its_own_prompts(pipe, tmp_path, tiny_model):
-    model = dataclasses.replace(pipe.model, facts=dataclasses.replace(pipe.model.facts, bench="video"))
+    facts = dataclasses.replace(pipe.model.facts, bench="video", read_prompts=as_they_are)  # it takes any text
+    model = dataclasses.replace(pipe.model, facts=facts)
     other = type(pipe)(pipe.preset, model, pipe.device)
     with pytest.raises(InputError, match="'video' has no captions with exact truth: give prompts"):
         make_plan(study(tmp_path, tiny_model), other)

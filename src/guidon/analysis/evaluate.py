@@ -266,7 +266,7 @@ def check_evaluation(
     else:
         for text in prompts:
             judge.check_prompt(text)
-        planner.check_prompts(prompts)
+        planner.check_prompts(prompts, follow=True)
         first = tuple(prompts[:1])
     for setting in settings:
         planner.complete(first, range(seeds), device=device, **_at(setting, choices))

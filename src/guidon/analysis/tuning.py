@@ -143,7 +143,7 @@ def check_tuning(
     bench = bench or find_bench(planner.bench)
     goal = goal_of(bench)
     captions = prompts or bench.captions(None, TUNING_SEED, 1)
-    planner.check_prompts(captions)
+    planner.check_prompts(captions, follow=bool(prompts))
     start = ChannelScale.parse(cfg_scale, cfg_channels, channels=planner.channels)
     if max(start.scales) <= 1:
         raise guides_nothing(start, "tune")
@@ -207,8 +207,9 @@ def tune(
     bench = bench or find_bench(pipe.planner.bench)
     captions = bench.captions(None, TUNING_SEED, prompts) if isinstance(prompts, int) else tuple(prompts)
     judges = bench.captions(None, EVALUATION_SEED, held_out) if isinstance(held_out, int) else tuple(held_out)
+    own = [text for given in (prompts, held_out) if not isinstance(given, int) for text in given]
     goal, start = check_tuning(
-        pipe.planner, cfg_scale, cfg_channels, evaluations=evaluations, choices=choices, bench=bench, prompts=captions
+        pipe.planner, cfg_scale, cfg_channels, evaluations=evaluations, choices=choices, bench=bench, prompts=own
     )
     request = pipe.complete(captions, **_with(choices, start.scales))
     weights = pipe.hashes | (pipe.distilled_hashes if request.distilled else {})

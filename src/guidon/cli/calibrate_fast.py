@@ -138,7 +138,7 @@ def calibrate_fast(
     choose, verify = tuning.split_prompts(prompts) if prompts else (captions, held_out)
     if not prompts:
         bench.own_examples()
-    planner.check_prompts(prompts or ())
+    planner.check_prompts(prompts or (), follow=True)
     prepare_folder(out)
 
     from ..core.progress import progress

@@ -202,8 +202,7 @@ class Facts:
     read_prompts: Callable[[Sequence[str], bool], list[ReadPrompt]] = as_they_are
     """How the model reads each prompt. The flag says whether they are negative prompts."""
     rewrites: bool = False
-    """Whether ``read_prompts`` adds to prompts that the model can follow: then it is asked for captions of a bench,
-    too."""
+    """Whether ``read_prompts`` adds to prompts that the model can follow."""
     path: PathName = "diffusion"
     """The path from data to noise that it was trained on. Each has its own samplers (``samplers.SAMPLERS``)."""
     blocks: int | None = None

@@ -12,7 +12,7 @@ WARNED = 5  # prompts of one call that are warned of one by one
 
 
 def check_prompts(
-    name: str, facts: Facts, prompts: Sequence[str], negative: Sequence[str] = (), *, force: bool = False
+    name: str, facts: Facts, prompts: Sequence[str], negative: Sequence[str] = (), *, force: bool | None = False
 ) -> dict[str, str]:
     """Refuse prompts that a model cannot follow, and warn of those that it follows in part.
 
@@ -21,7 +21,8 @@ def check_prompts(
         facts: say how it reads prompts.
         prompts: texts as the user wrote them.
         negative: what to steer away from. Only words that the model does not know are wrong in it.
-        force: warn of a prompt that cannot be followed, too, unless nothing in it can be read.
+        force: warn of a prompt that cannot be followed, too, unless nothing in it can be read. None: nobody can ask
+            for that, so the message does not propose it.
 
     Returns:
         What the text encoder is given in place of a prompt, where it is not the prompt itself.
@@ -42,7 +43,7 @@ def check_prompts(
         elif force and read.can_be_sampled:
             warnings.append(f"{read.refusal}; it is sampled anyway")
         else:
-            force_it = f"; {setting('force')} samples it anyway" if read.can_be_sampled else ""
+            force_it = f"; {setting('force')} samples it anyway" if read.can_be_sampled and force is not None else ""
             if force:
                 force_it = f"; {setting('force')} cannot help, because the model can read nothing of it, or not all"
             raise InputError(f"{read.refusal}; `guidon models {name}` lists all words{force_it}")

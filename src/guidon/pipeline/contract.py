@@ -54,8 +54,8 @@ class ModelPlanner(Protocol):
         """Whether its clips have one frame where nobody chooses their length."""
         ...
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raise InputError for prompts that the model cannot be given."""
+    def check_prompts(self, prompts: Sequence[str], *, follow: bool = ...) -> None:
+        """Raise InputError for prompts that the model cannot be given, with ``follow`` or cannot follow."""
         ...
 
     def plan(

@@ -186,8 +186,8 @@ class DiffusersPlanner:
         """Whether prompts are numbers of classes."""
         return "prompt" not in self.arguments
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse a prompt that is no class, where the pipeline takes classes.
+    def check_prompts(self, prompts: Sequence[str], *, follow: bool = False) -> None:
+        """Refuse a prompt that is no class, where the pipeline takes classes. Any other pipeline follows any text.
 
         Raises:
             InputError: the message says which.

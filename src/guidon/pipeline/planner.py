@@ -300,11 +300,17 @@ class Planner:
         """Whether its clips have one frame where nobody chooses their length."""
         return own_size(self.facts)[0] == 1
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that the model cannot be given, such as a number that is no class."""
-        if self.facts.rewrites:
-            prompts = [read.read_as for read in self.facts.read_prompts(prompts, False)]
-        self.facts.check_prompts(prompts)
+    def check_prompts(self, prompts: Sequence[str], *, follow: bool = False) -> None:
+        """Refuse prompts that the model cannot be given, such as a number that is no class.
+
+        Args:
+            prompts: texts.
+            follow: whether to refuse those that it cannot follow, too, such as words that it does not know.
+        """
+        read = self.facts.read_prompts(prompts, False) if self.facts.rewrites else ()
+        self.facts.check_prompts([each.read_as for each in read] or prompts)
+        if follow:
+            check_prompts(self.preset.name, self.facts, prompts, force=None)
 
     def plan(
         self,
@@ -334,7 +340,7 @@ class Planner:
         **choices: Unpack[Choices],
     ) -> Request:
         """The complete request of some samples; see ``make_request``. Whether the model can follow the prompts is not
-        asked. What replaces a negative prompt, and what the model adds to prompts, is in it.
+        asked. What replaces a prompt that it can follow, and a negative prompt, is in it.
 
         Raises:
             InputError: a choice is not valid for this model.
@@ -343,8 +349,8 @@ class Planner:
         read = dict[str, ReadPrompt]()
         if request.negatives:
             read |= zip(request.negatives, self.facts.read_prompts(request.negatives, True), strict=True)
-        if self.facts.rewrites:
-            read |= zip(request.texts, self.facts.read_prompts(request.texts, False), strict=True)
+        if texts := [text for text in request.texts if text.strip()]:
+            read |= zip(texts, self.facts.read_prompts(texts, False), strict=True)
         read_as = {text: to.read_as for text, to in read.items() if to.refusal is None and to.read_as != text}
         return request.model_copy(update={"read_as": read_as}) if read_as else request
 

@@ -74,14 +74,14 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
             f"{', '.join(bench.for_images())}"
         )
     captions, tuning = _prompts(study, bench, solves)
-    planner.check_prompts(captions)
+    planner.check_prompts(captions, follow=not isinstance(study.prompts, int))
     some = _choices(study, next(iter(chosen.values())))
     read_as = planner.complete(tuple(dict.fromkeys(captions + tuning)), device=device, **some).read_as
     settings: dict[str, dict[str, Any]] = {}
     energy_of = {name: arm.energy_of for name, arm in chosen.items()}
     for name, arm in chosen.items():
         settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples", "read_as"})
-        read = read_as | {text: to for text, to in requests[name].read_as.items() if text}  # its own negative prompt
+        read = {text: to for text, to in requests[name].read_as.items() if text} | read_as  # its own negative prompt
         settings[name] |= {"read_as": read} if read else {}
         if arm.energy_of is not None:
             _check_energy(check_chain(name, energy_of), chosen[name], requests, planner.channels)
