@@ -112,7 +112,11 @@ def test_a_spectrum_is_written_and_printed(taken_apart, tmp_path):
 
 
 def test_one_prompt_may_be_a_text(tiny_model):
-    found = spectrum(guidon.load(str(tiny_model)), PROMPTS[0], looks=1, **CHOICES | {"steps": 2})
+    seen = []
+    pipe = guidon.load(str(tiny_model))
+    found = spectrum(pipe, PROMPTS[0], looks=3, on_step=lambda *at: seen.append(at), **CHOICES | {"steps": 2})
+    assert seen[-1] == (2 + 2, 2 + 2)  # both steps, and a look at each
+    assert seen == sorted(seen)
     assert found.prompts == (PROMPTS[0],)
     assert found.difference.shape[0] == 1
 

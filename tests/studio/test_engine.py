@@ -302,10 +302,15 @@ def test_what_of_a_prompt_is_not_followed_is_said_to_its_own_browser(studio, ask
 
 def test_the_spectrum_of_a_setting(studio, asked):
     session = studio.open()
-    run = ended(studio, session, studio.compare(session, asked)["id"])
+    run = ended(studio, session, studio.compare(session, asked | {"seeds": 2})["id"])
     found = ended(studio, session, studio.look_inside(session, run["id"], 1)["id"])
+    finished(studio)
     assert found["state"] == "done", found
     assert sum(found["result"]["share"]) == pytest.approx(1)
+    assert found["done"] == found["total"] == 2 + 2  # both steps, and a look at each
+    comparison, job = studio.queue.job(session, run["id"]), studio.queue.job(session, found["id"])
+    assert job.work == comparison.work / 2 / 2  # one of two settings, one of two clips
+    assert studio.queue._paces[job.model] == (comparison.ended - comparison.begun) / comparison.work
     assert np.shape(found["result"]["influence"]) == (4, 4)
     with pytest.raises(InputError, match="setting 2 is not in this run"):
         studio.look_inside(session, run["id"], 2)

@@ -135,7 +135,7 @@ def spectrum(
         pipe: any model, of Guidon or of diffusers (``guidon.load``, ``guidon.wrap``).
         prompts: the prompts, or one of them as a text.
         looks: number of steps, evenly spaced, at which influence is measured. Each costs two decoded clips per channel.
-        on_step: called as ``on_step(done, total)`` after every denoising step.
+        on_step: called as ``on_step(done, total)`` after every denoising step, and after every look at a clip.
         force: sample prompts that the model cannot follow, too, with a warning.
         choices: see ``guidon.Choices``. All channels are measured, guided or not.
 
@@ -148,8 +148,15 @@ def spectrum(
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     request = pipe.plan(prompts, force=force, **choices)
     check_spectrum(request, pipe.channels, looks)
-    trace = GuidanceTrace(keep_x0=True)
-    pipe.generate(request, trace=trace, on_step=on_step)
+    trace, report = GuidanceTrace(keep_x0=True), on_step or (lambda done, total: None)
+    sampling = 0
+
+    def on_sampled(done: int, total: int) -> None:
+        nonlocal sampling
+        sampling = total
+        report(done, total + looks * len(prompts))
+
+    pipe.generate(request, trace=trace, on_step=on_sampled)
     if not len(trace):
         raise InputError(
             f"{setting('timing')} {request.guidance.timing.text} guides none of the {request.steps} steps: widen it, "
@@ -160,13 +167,12 @@ def spectrum(
     looked_at = np.unique(np.linspace(0, len(trace) - 1, looks).round().astype(int))
     cond, uncond = (branch.transpose(0, 1)[:, looked_at] for branch in trace.x0)  # (P, K, C, ...)
     if bool(cond.isfinite().all()):
+        found = np.empty((*cond.shape[:3], len(ASPECTS)), np.float32)
+        seen = list(np.ndindex(found.shape[:2]))  # prompts x looks
         with pipe.decoder(request) as decode:
-            found = np.array(
-                [
-                    [gains(decode, c, c - u) for c, u in zip(*pair, strict=True)]
-                    for pair in zip(cond, uncond, strict=True)
-                ]
-            )
+            for done, at in enumerate(seen, 1):
+                found[at] = gains(decode, cond[at], cond[at] - uncond[at])
+                report(sampling + done, sampling + len(seen))
     else:  # a scheduler of diffusers whose noise levels are not known
         warn("the noise levels of the scheduler are not known, so that the influence on pixels is not measured")
         found = np.full((*cond.shape[:3], len(ASPECTS)), np.nan)

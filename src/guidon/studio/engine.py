@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import InputError, setting
 from ..core.limits import free_memory
 from ..core.settings import validated
-from .asked import LETTERS, Asked, AskedStudy, Comparison, read_asked, read_comparison
+from .asked import LETTERS, Asked, AskedStudy, Comparison, pixels_of, read_asked, read_comparison
 from .example import read_example
 from .jobs import SESSIONS, WAITING, WARMING, Job, Queue, waits
 from .models import Models
@@ -126,8 +127,9 @@ class Studio:
             job.message = "loading the model"
             look_inside(comparison, number, self._load(comparison.asked.model), job)
 
-        title = f"spectrum of {LETTERS[number]}"
-        job = Job("spectrum", session, comparison.work, stoppable(work), title, comparison.asked.model)
+        model, request = comparison.asked.model, comparison.requests[number]
+        one = request.steps * math.prod(pixels_of(self.models.planner(model), request))  # one clip of one setting
+        job = Job("spectrum", session, one, stoppable(work), f"spectrum of {LETTERS[number]}", model)
         self.queue.add(job)
         return self.state(session, job.key)
 

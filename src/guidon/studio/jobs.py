@@ -265,7 +265,7 @@ class Queue:
             return 0.0 if job.kind == WARMING else None
         pace = self._paces.get(job.model)
         running = self._working
-        measured = running is not None and running.model == job.model and running.work and running.done
+        measured = running is not None and running.model == job.model and _tells_pace(running) and running.done
         if pace is None and running is not None and measured:  # a study's work is not counted
             began = running.begun or 0.0
             pace = (self.clock() - began) / (running.work * running.done / max(1, running.total))
@@ -296,7 +296,7 @@ class Queue:
             state, message = self._done(job)
             with self._changed:
                 job.ended = self.clock()
-                if state == "done" and job.work and job.begun is not None:
+                if state == "done" and _tells_pace(job) and job.begun is not None:
                     self._paces[job.model] = (job.ended - job.begun) / job.work
                 job.preview = b""
                 job.message, job.state, self._working = message, state, None
@@ -327,6 +327,11 @@ class Queue:
                 return "failed", disk_line(error)
             traceback.print_exception(error, file=sys.stderr)
             return "failed", f"a defect of Guidon: {type(error).__name__}; the terminal of the studio shows where"
+
+
+def _tells_pace(job: Job) -> bool:
+    """Whether the seconds of a job are those of its work alone. A spectrum also decodes, which its work leaves out."""
+    return bool(job.work) and job.kind != "spectrum"
 
 
 def disk_line(error: OSError) -> str:
