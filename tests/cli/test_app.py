@@ -88,6 +88,21 @@ def test_debugging_shows_the_traceback(generate, monkeypatch, error):
         cli.main(["generate", "x"])
 
 
+def test_a_warning_that_every_part_of_a_run_gives_is_shown_once(run, generate):
+    def work():
+        for size in (8, 8, 4, 8):
+            with warnings.catch_warnings():  # as libraries do, upon which Python forgets what it has shown
+                warnings.simplefilter("ignore")
+            warnings.warn(f"memory ran out: {size} denoised together", stacklevel=1)
+        raise InputError("no more")
+
+    generate(work)
+    _, _, err = run("generate", "a")
+    assert [line for line in err.splitlines() if "memory" in line] == [
+        f"guidon: memory ran out: {size} denoised together" for size in (8, 4)
+    ]
+
+
 def test_warnings_are_one_line_on_stderr_and_shown_as_before_afterwards(run, generate):
     def work():
         warnings.warn("no step\nwas guided", stacklevel=1)

@@ -210,7 +210,17 @@ def _require_working_folder() -> None:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print warnings in the block as one line on stderr, like errors."""
+    """Print warnings in the block as one line on stderr, like errors. A line that each part of a run gives comes once.
+
+    Python shows a warning once for each line of code, but forgets that wherever a library changes its filters.
+    """
+    said = set[str]()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if (line := str(message)) not in said:
+            said.add(line)
+            say(line)
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say(str(message))
+        warnings.showwarning = show
         yield
