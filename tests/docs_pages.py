@@ -104,3 +104,16 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site make them."""
     headings = re.findall(r"^#+ (.*)", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def tables(page: Path) -> list[list[tuple[int, int]]]:
+    """Of each table of a page, the number of each line and of the cells in it."""
+    found, before = [], ""
+    text = re.sub(r"^```.*?^```", lambda match: "\n" * match[0].count("\n"), page.read_text(), flags=re.S | re.M)
+    for line, row in enumerate(text.splitlines(), 1):
+        if row.startswith("|"):
+            if not before.startswith("|"):
+                found.append([])
+            found[-1].append((line, len(re.findall(r"(?<!\\)\|", row)) - 1))
+        before = row
+    return found

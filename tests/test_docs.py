@@ -20,7 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from docs_pages import PAGES, ROOT, anchors, blocks, commands, links
+from docs_pages import PAGES, ROOT, anchors, blocks, commands, links, tables
 from guidon import cli
 from mp4 import assert_alike
 from panned_clips import write_clips
@@ -449,6 +449,12 @@ def test_the_links_lead_somewhere(page):
         file = page if not path else page.parent / path
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_rows_of_a_table_have_as_many_cells_as_its_head(page):
+    for head, *rows in tables(page):
+        assert [line for line, cells in rows if cells != head[1]] == []
 
 
 def test_the_site_has_every_page():
