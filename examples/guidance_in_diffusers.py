@@ -14,7 +14,7 @@
 # # What guidance does in your diffusers pipeline
 #
 # Open this file as a notebook in VS Code, or make one: `jupytext --to ipynb examples/guidance_in_diffusers.py`. It
-# needs `pip install 'guidon-diffusion[diffusers]' matplotlib`.
+# needs `pip install '.[diffusers]' matplotlib` in the checkout.
 #
 # The questions: in which latent channels do the prompt's two branches differ, when, and what changes if some of them
 # are not guided? As it stands, the notebook runs a tiny Wan with random weights, in seconds, with nothing to download.

@@ -14,7 +14,7 @@
 # # Which channels of my model carry guidance?
 #
 # Open this file as a notebook in VS Code, or make one: `jupytext --to ipynb examples/which_channels.py`. It needs
-# `pip install 'guidon-diffusion[diffusers,study]'`.
+# `pip install '.[diffusers,study]'` in the checkout.
 #
 # It measures a pipeline of diffusers in three steps: where guidance acts (the spectrum), what a choice of channels
 # changes (clips from the same noise), and whether that matters (a study with a report). As it stands, it runs a tiny

@@ -253,6 +253,17 @@ def check_pip(words, tiny):
     assert set(filter(None, (named[1] or "").split(","))) <= project["optional-dependencies"].keys()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_sentence_says_to_install_can_be_installed_from_a_checkout(page):
+    for named in re.findall(r"pip install '([^']+)'", page.read_text()):
+        check_pip(["pip", "install", named], None)
+
+
+def test_the_readme_names_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [name for name in extras if f"`[{name}]`" not in (ROOT / "README.md").read_text()] == []
+
+
 def check_copy(words, tiny):
     """``cp -r FOLDER ELSEWHERE``: the folder exists in the repository."""
     assert (ROOT / words[-2]).exists()

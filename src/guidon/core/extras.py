@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import InputError, first_line
 
-DISTRIBUTION = "guidon-diffusion"  # the name that pip knows
+DISTRIBUTION = "guidon-diffusion"  # the name that pip knows, where Guidon was installed from a checkout, too
 
 
 class Later:
