@@ -269,7 +269,7 @@ def check_copy(words, tiny):
     assert (ROOT / words[-2]).exists()
 
 
-def check_python(words, tiny):
+def check_script(words, tiny):
     """``python -m pip ...``, or ``python SCRIPT``, whose script exists and is run by a test of its own."""
     if words[1:3] == ["-m", "pip"]:
         check_pip(words[2:], tiny)
@@ -292,7 +292,7 @@ HANDLERS = {
     "make": check_make,
     "pip": check_pip,
     "cp": check_copy,
-    "python": check_python,
+    "python": check_script,
 }
 """What a test does with a command, by its first word."""
 
