@@ -15,7 +15,7 @@ from guidon.core.errors import InputError
 from guidon.metrics import world_1
 from guidon.metrics.metric import UNSAID
 from guidon.metrics.reading import read_clips
-from guidon.metrics.world import METRICS, Motion, measure, start_spread, starts
+from guidon.metrics.world import METRICS, Motion, measure, read_prompt, start_spread, starts
 from guidon.world.drawing import signed_distance
 
 CLIPS = [world.clip("L0", 5, index) for index in range(24)]
@@ -447,3 +447,37 @@ def test_two_frames_are_measured():
     found = measure(clip.frames()[None, :2], [world.read_caption(clip.caption)])
     assert np.isnan(found["teleport"]).all()
     assert found["background"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "motion"),
+    [
+        ("a red circle moves in from the left", "right"),
+        ("a red circle comes from the right", "left"),
+        ("a red circle moves from left to right", "right"),
+        ("a red circle sits on the left", "still"),
+        ("a red circle on the left moves up", "up"),
+        ("a red circle from above", "down"),
+        ("a red circle moves in from the left" + ", very slowly" * 10, "right"),  # more words than a model reads
+    ],
+)
+def test_prompts_are_judged_as_the_model_reads_them(prompt, motion):
+    read = read_prompt(f"{prompt} on a white background")
+    assert (read.shape, read.colour, read.motion, read.background) == ("circle", "red", motion, "white")
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_captions_of_the_world_are_judged_word_by_word(split):
+    for index in range(0, 3000, 40):
+        for held_out in (False, True):
+            clip = world.clip(split, 2, index, held_out_templates=held_out)
+            for text in (clip.caption, world.plain_caption(clip.scene)):
+                assert read_prompt(text) == world.read_caption(text), text
+
+
+def test_prompts_that_models_refuse_are_judged_word_by_word():
+    assert read_prompt("blue things") == world.Wanted(colour="blue")
+    assert read_prompt("moves left on a white background") == world.Wanted(motion="left", background="white")
+    for text, message in (("a red and blue ball", "blue and red"), ("a dog barks", "nothing that the world has")):
+        with pytest.raises(InputError, match=message):
+            read_prompt(text)

@@ -8,7 +8,7 @@ import torch
 from growth import LINEAR, growth
 from guidon.cli.planning import find_any_planner
 from guidon.core.reading import read_object
-from guidon.metrics import statistics
+from guidon.metrics import statistics, world
 from guidon.studies import cells, run
 from guidon.studies.cells import blocks_of, open_plan
 from guidon.studies.outline import outline
@@ -49,6 +49,7 @@ def test_planning_and_running_grow_as_the_number_of_cells(tmp_path, monkeypatch,
         out = tmp_path / f"{settings}-{prompts}-{seeds}"
 
         def all_of_it():
+            world._reader.cache_clear()  # words that were kept are no work
             plan = make_plan(load_study(path), pipe, threads=1)
             outline(plan, 1.0)
             plan = open_plan(open_plan(plan, out), out).with_scales({"matched": 2.0})

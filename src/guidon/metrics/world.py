@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -348,8 +349,23 @@ def _quality(frames: np.ndarray, reading: Reading, motion: Motion, wanted: Seque
     return {"fit_psnr": psnr, "clipped": reading.clipped, "chroma": chroma}
 
 
+@cache
+def _reader() -> world.PromptReader:
+    """The reader of prompts. How long a prompt may be is a matter of the model."""
+    return world.PromptReader(most_words=1_000_000)
+
+
 def read_prompt(prompt: str) -> world.Wanted:
-    """What a caption asks for. Raises InputError if it names nothing of the world, or two values of one attribute."""
+    """What a prompt asks for, as models of the world read it.
+
+    A prompt that they refuse is read word by word, as ``world.read_caption`` does.
+
+    Raises:
+        InputError: it names nothing of the world, or two values of one attribute.
+    """
+    read = _reader()(prompt)
+    if read.refusal is None:
+        return read.asks
     try:
         return world.read_caption(prompt)
     except ValueError as error:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import world
+from ..core.errors import InputError
 from ..metrics.reading import read_clips
+from ..metrics.world import read_prompt
 from ..world.scene import STILL, Scene, Thing, inside
 
 BENCH = "world"
@@ -30,8 +32,8 @@ def draw_truth(prompt: str, clip: np.ndarray) -> np.ndarray | None:
     if clip.shape != (world.FRAMES, world.SIZE, world.SIZE, 3):
         return None
     try:
-        wanted = world.read_caption(prompt)
-    except ValueError:
+        wanted = read_prompt(prompt)
+    except InputError:
         return None
     reading = read_clips(clip[None])
     seen = _seen(reading)
