@@ -116,6 +116,22 @@ def test_the_truth_of_a_prompt_shows_all_that_it_asks_for_whatever_the_clip_show
     assert draw_truth(prompts[0], clips[0][:8]) is None
 
 
+def test_the_truth_moves_as_the_clip_does_where_the_prompt_says_no_motion():
+    from guidon import world
+    from guidon.metrics.reading import read_clips
+    from guidon.metrics.world import Motion
+    from guidon.studio.truth import draw_truth
+
+    prompt = "a red circle on a white background"
+    for motion, speed in (("left", "quickly"), ("up right", "slowly"), ("still", None)):
+        thing = world.Thing("circle", "red", "large", motion, speed, (45.0, 45.0))
+        clip = (world.render(world.Scene("white", (thing,))) * 255).round().astype(np.uint8)
+        found = Motion.fit(read_clips(draw_truth(prompt, clip)[None])).velocity[0]
+        assert found == pytest.approx(thing.velocity, abs=0.01), motion
+    moving = draw_truth(f"{prompt}, slowly", clip)  # what has a speed moves, whatever the clip does
+    assert (moving[0] != moving[-1]).any()
+
+
 @pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_every_command_makes_its_clip(studio, asked, tmp_path, monkeypatch, first):
     """Whatever a setting says: its command asks ``guidon generate`` for the same request. Seeds take turns."""

@@ -9,7 +9,7 @@ import numpy as np
 from .. import world
 from ..core.errors import InputError
 from ..metrics.reading import read_clips
-from ..metrics.world import read_prompt
+from ..metrics.world import SLOWEST, read_prompt
 from ..world.scene import STILL, Scene, Thing, inside
 
 BENCH = "world"
@@ -39,6 +39,8 @@ def draw_truth(prompt: str, clip: np.ndarray) -> np.ndarray | None:
     seen = _seen(reading)
     said = {name: getattr(wanted, name) or seen.get(name) or usual for name, usual in LEFT_OPEN.items()}
     motion = said.pop("motion")
+    if motion == STILL and wanted.speed and not wanted.motion:
+        motion = LEFT_OPEN["motion"]  # what has a speed moves
     background = said.pop("background")
     speed = None if motion == STILL else wanted.speed or seen.get("speed") or "quickly"
     thing = Thing(**said, motion=motion, speed=speed, start=seen.get("start", (world.SIZE / 2, world.SIZE / 2)))
@@ -65,6 +67,9 @@ def _seen(reading: Any) -> dict[str, Any]:
     found["size"] = min(world.AREAS, key=lambda own: abs(float(reading.area[0, at]) - world.AREAS[own]))
     if len(first) > 1:
         steps = np.diff(reading.centroid[0, first], axis=0) / np.diff(first)[:, None]
-        speed = float(np.linalg.norm(steps.mean(0)))
+        step = steps.mean(0)
+        speed = float(np.linalg.norm(step))
         found["speed"] = min(world.SPEEDS, key=lambda own: abs(speed - world.SPEEDS[own]))
+        nearest = max(world.DIRECTIONS, key=lambda own: float(step @ np.asarray(world.DIRECTIONS[own])))
+        found["motion"] = STILL if speed < 0.5 * SLOWEST else nearest
     return found
