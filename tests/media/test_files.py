@@ -76,6 +76,14 @@ def test_a_gif_shows_frames_for_the_nearest_time_that_it_can_hold(tmp_path):
         assert image.info["duration"] == 70  # 66.7 ms
 
 
+def test_a_gif_that_stands_still_for_too_long_is_refused(tmp_path):
+    long = CLIP[[0] * 66]
+    with pytest.raises(InputError, match=r"66 frames at 0\.1 fps stand still for longer than the 655 s"):
+        save_video(long, tmp_path / "a.gif", 0.1)
+    assert list(tmp_path.iterdir()) == []
+    assert len(load_video(save_video(long[:65], tmp_path / "a.gif", 0.1))[0]) == 65
+
+
 def test_another_programs_held_frames_are_taken_apart(tmp_path):
     first, *rest = (Image.fromarray(frame) for frame in CLIP[:3])
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[100, 300, 100])

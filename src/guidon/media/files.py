@@ -90,15 +90,21 @@ def save_video(
                 options = {"lossless": True, "exact": True, "method": 4, "exif": exif}
             else:
                 options = {"optimize": False, "comment": timing.encode()}
-            first.save(
-                temporary,
-                format=format.upper(),
-                save_all=True,
-                append_images=rest,
-                duration=_milliseconds(fps, format),
-                loop=0,
-                **options,
-            )
+            try:
+                first.save(
+                    temporary,
+                    format=format.upper(),
+                    save_all=True,
+                    append_images=rest,
+                    duration=_milliseconds(fps, format),
+                    loop=0,
+                    **options,
+                )
+            except OverflowError:  # equal frames become one, whose time gif holds in 16 bits
+                raise InputError(
+                    f"{len(frames)} frames at {fps:g} fps stand still for longer than the 655 s that gif can hold: "
+                    "raise fps, or choose webp or mp4"
+                ) from None
     return path
 
 
