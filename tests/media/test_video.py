@@ -67,6 +67,13 @@ def test_a_folder_that_takes_no_file_is_refused():
         Video(FRAMES, 8, {}).save("/proc/x.gif")
 
 
+@pytest.mark.parametrize("length", [251, 256])
+def test_a_name_that_is_too_long_for_the_video_or_its_manifest_is_refused(tmp_path, length):
+    with pytest.raises(InputError, match=r"bytes, is too long for a file: give a shorter name"):
+        Video(FRAMES, 8, {}).save(tmp_path / ("x" * (length - 4) + ".gif"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_format_may_be_given_in_place_of_a_suffix(tmp_path):
     path = Video(FRAMES, 8, {}).save(tmp_path / "clip", "frames")
     assert np.array_equal(load_video(path)[0], FRAMES)

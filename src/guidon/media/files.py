@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import re
 import stat
 import tempfile
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.atomic import atomic_folder, atomic_path
-from ..core.errors import InputError
+from ..core.errors import InputError, quoted
 from ..core.extras import require
 from ..core.reading import FRAME_PIXELS, PIXELS, reading, regular_file
 from .formats import check_format, check_fps, check_library
@@ -136,6 +137,7 @@ def format_of(path: Path) -> str:
 
 def check_place(path: Path, format: str) -> None:
     """Make the parent folder. Refuse a path that cannot be written, or a folder that holds other files."""
+    check_length(path)
     found = _what_is(path)
     if not path.name or found not in (None, "folder" if format == "frames" else "file"):
         raise InputError(f"{path} is a {found}: give {format} a path of its own")
@@ -152,6 +154,18 @@ def check_place(path: Path, format: str) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # the folder is right, the disk is not
             raise
         raise InputError(f"the folder {path.parent} is not writable ({error.strerror}): choose another") from None
+
+
+def check_length(path: Path) -> None:
+    """Refuse a path that is too long for the file system."""
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            size = len(os.fsencode(path.name))
+            raise InputError(
+                f"{quoted(path.name)}, {size} bytes, is too long for a file: give a shorter name"
+            ) from None
 
 
 def _what_is(path: Path) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.atomic import write_json
 from ..core.errors import InputError, quoted
-from .files import enlarge, format_of, save_video
+from .files import check_length, enlarge, format_of, save_video
 from .formats import check_fps, check_upscale
 from .preview import preview_html
 
@@ -50,9 +50,11 @@ class Video:
         check_fps(fps)
         check_upscale(upscale, *self.frames.shape[:3])
         fps, upscale = fps if isinstance(fps, int) else float(fps), int(upscale)  # numbers that JSON holds
+        manifest = path.parent / f"{path.name}.json"
+        check_length(manifest)
         save_video(enlarge(self.frames, upscale), path, fps, format)
         output = {"format": format, "fps": fps, "upscale": upscale}
-        write_json(path.with_name(path.name + ".json"), self.manifest | {"output": output})
+        write_json(manifest, self.manifest | {"output": output})
         return path
 
     def __getitem__(self, key: object) -> NoReturn:
