@@ -187,6 +187,8 @@ def test_a_part_of_a_long_clip_needs_what_its_own_loops_keep():
     assert plain.up_to(1) is None
     with pytest.raises(ValueError, match="loop 2 needs condition_frames"):
         Conditioning(loop=2)
+    with pytest.raises(ValueError, match="mask_strategy is given without reference: give both"):
+        Conditioning(strategy="0,0", **loops)
 
 
 def test_choices_are_placed_in_latent_frames(video):

@@ -73,6 +73,8 @@ class Conditioning(Settings):
             raise InputError(
                 f"the conditioning has no {setting('mask_strategy')} and one {setting('loop')}: leave it out"
             )
+        if parse_placements(self.strategy) and not self.references:
+            raise InputError(f"{setting('mask_strategy')} is given without {setting('reference')}: give both")
         return self
 
     def up_to(self, loop: int) -> Self | None:
