@@ -14,7 +14,6 @@ from guidon.metrics.statistics import (
     change_interval,
     compare,
     holm,
-    max_t,
     mean_interval,
     metric_interval,
     paired_power,
@@ -42,6 +41,15 @@ def test_the_permutation_test_is_scipys():
     many = rng.normal(0.2, 1, size=(2, 60))
     theirs = stats.permutation_test((many[1], many[0]), lambda x, y: np.mean(x - y), permutation_type="samples", rng=0)
     assert compare(*many).p == pytest.approx(theirs.pvalue, abs=0.02)
+
+
+def test_a_difference_that_cancels_is_reached_by_every_flip():
+    three = np.array([[0, 0, 1], [0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 1, 0]]) * 1.0
+    for seeds, lost in ((three, np.roll(three, 2, axis=0)), (three / 7, np.roll(three, 1, axis=0) / 7)):
+        found = compare(lost, seeds)
+        assert (found.difference.value, found.p) == (pytest.approx(0, abs=1e-15), 1)
+    many = np.resize([-1 / 3, -1 / 6, 1 / 6, 1 / 3, 0], 20)
+    assert compare(np.zeros(20), many).p == 1
 
 
 def test_a_share_that_changes_on_no_prompt_has_the_rule_of_threes_bound():
@@ -166,17 +174,6 @@ def test_holm_orders_as_the_p_values_and_lies_between_them_and_bonferroni(p):
 def test_holm_by_hand_and_with_undefined():
     assert np.allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     assert np.allclose(holm([0.01, math.nan, 0.03]), [0.02, math.nan, 0.03], equal_nan=True)
-
-
-def test_max_t_spares_what_repeats_itself_and_keeps_the_family_level(fewer_draws):
-    rng = np.random.default_rng(5)
-    one = rng.normal(0.5, 1, (30, 1))
-    alone, copied = max_t(one)[0], max_t(np.repeat(one, 10, axis=1))
-    assert np.allclose(copied, alone)  # Bonferroni would ask tenfold
-    false = sum((max_t(rng.normal(size=(20, 5)), seed=k) < 0.05).any() for k in range(150))
-    low, high = stats.binomtest(false, 150).proportion_ci(0.99)
-    assert low <= 0.05 <= high
-    assert np.isnan(max_t(np.column_stack([one, np.zeros(30)]))[1])
 
 
 def test_the_pareto_front_knows_how_sure_it_is():
