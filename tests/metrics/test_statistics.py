@@ -196,6 +196,12 @@ def test_the_pareto_front_knows_how_sure_it_is():
 def test_what_cannot_be_paired_is_refused():
     with pytest.raises(InputError, match="3 and 4 prompts"):
         compare(np.zeros(3), np.zeros(4))
+    three, four = np.zeros(3), np.zeros((4, 2))
+    for values in ({"a": (three, three), "b": (four, four)}, {"a": (three, four)}):
+        with pytest.raises(InputError, match="values of 3 and 4 prompts: give the same prompts for each"):
+            pareto(values, ("higher", "lower"))
+    with pytest.raises(InputError, match="values of no prompts"):
+        pareto({}, ("higher", "lower"))
     assert compare(np.zeros(1), np.ones(1)).difference.note == "fewer than two pairs"
 
 

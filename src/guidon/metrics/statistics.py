@@ -356,11 +356,12 @@ def pareto(
     """
     names = list(values)
     signs = [1 if direction == "higher" else -1 for direction in better]
-    table = np.array(
-        [[sign * by_prompt(part) for sign, part in zip(signs, values[name], strict=True)] for name in names]
-    )
-    if table.ndim != 3:
-        raise InputError("the settings have values of different prompts: give the same prompts for each")
+    means = [[sign * by_prompt(part) for sign, part in zip(signs, values[name], strict=True)] for name in names]
+    counts = sorted({len(part) for pair in means for part in pair})
+    if len(counts) != 1:
+        had = " and ".join(map(str, counts)) or "no"
+        raise InputError(f"the settings have values of {had} prompts: give the same prompts for each")
+    table = np.array(means)
     rng = np.random.default_rng(seed)
     prompts = table.shape[-1]
     wins = np.zeros(len(names))
