@@ -15,7 +15,7 @@ from guidon.core.errors import InputError
 from guidon.metrics import world_1
 from guidon.metrics.metric import UNSAID
 from guidon.metrics.reading import read_clips
-from guidon.metrics.world import METRICS, Motion, measure, read_prompt, start_spread, starts
+from guidon.metrics.world import METRICS, Motion, measure, measure_captioned, read_prompt, start_spread, starts
 from guidon.world.drawing import signed_distance
 
 CLIPS = [world.clip("L0", 5, index) for index in range(24)]
@@ -440,6 +440,14 @@ def test_bad_input_is_named():
         measure(TRUTH, WANTED[:3])
     with pytest.raises(ValueError, match="expected \\(clips, time"):
         measure(TRUTH[0], WANTED[:16])
+
+
+def test_clips_in_which_no_object_could_be_read_are_refused():
+    clip = world.clip("L0", 5, 0)
+    frames = (clip.frames()[None] * 255).round().astype(np.uint8)
+    assert measure_captioned(frames[:, :4], [clip.caption])["colour"] == 1
+    with pytest.raises(InputError, match=r"64x64, 3 frames: captions are judged .* of at least 4 frames"):
+        measure_captioned(frames[:, :3], [clip.caption])
 
 
 def test_two_frames_are_measured():

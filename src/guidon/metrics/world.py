@@ -380,13 +380,14 @@ def measure_captioned(frames: np.ndarray, captions: Sequence[str], demands: Dema
     """``measure`` for captions as texts.
 
     Raises:
-        InputError: the clips do not have the world's size, or a caption names nothing of the world.
+        InputError: the clips do not have the world's size, are too short for a motion to be measured, or a caption
+            names nothing of the world.
     """
     length, height, width = frames.shape[1:4]
-    if (height, width) != (world.SIZE, world.SIZE) or length < 2:
+    if (height, width) != (world.SIZE, world.SIZE) or length < BRIEFEST:
         raise InputError(
             f"the video is {width}x{height}, {length} frames: captions are judged on the world's "
-            f"{world.SIZE}x{world.SIZE} videos of at least 2 frames"
+            f"{world.SIZE}x{world.SIZE} videos of at least {BRIEFEST} frames"
         )
     return measure(frames, [read_prompt(caption) for caption in captions], demands)
 
