@@ -5,9 +5,11 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,14 +20,16 @@ from guidon.core.errors import InputError
 from guidon.core.version import VERSION
 from guidon.metrics.bench import find_bench
 from guidon.metrics.world import METRICS
+from guidon.studies.answer import answer
 from guidon.studies.cells import CONTENT, cells_of, read_plan
 from guidon.studies.report import page as page_module
 from guidon.studies.report import write_report
 from guidon.studies.report.clips import object_row, small_strip
-from guidon.studies.report.tables import extremes
+from guidon.studies.report.content import _say_choices, make_content
+from guidon.studies.report.tables import extremes, summarise
 from guidon.studies.results import results
 from guidon.studies.words import write_direction
-from studies.written import PROMPTS, SETTINGS, write_study
+from studies.written import PROMPTS, SETTINGS, frozen, write_study
 
 
 def rewrite(cell, values):
@@ -123,6 +127,18 @@ def test_what_does_not_differ_has_no_plot_and_no_winner(tmp_path):
         r'<figure class="(forest|front)"|id="scales"|Largest (gains|losses)|class="(better|worse)"', page
     )
     assert "No setting differs from the baseline on any prompt in: all as asked, one object" in page
+    assert "are equal in all as asked on every prompt" in page
+
+
+def test_what_cannot_be_compared_is_not_called_equal(tmp_path):
+    folder = write_study(tmp_path / "results")
+    write_report(folder, videos=False)
+    assert "are equal in all as asked on every prompt" not in (folder / "report.html").read_text()
+    for cell in cells_of(read_plan(folder), folder):
+        rewrite(cell, dict.fromkeys(cell.metrics(), 0.5) | {"joint": None})
+    page = write_report(folder, videos=False)[0].read_text()
+    assert "fewer than two prompts have a value of all as asked in both" in page
+    assert "are equal in all as asked on every prompt" not in page
 
 
 def test_every_metric_is_explained_where_it_stands(page):

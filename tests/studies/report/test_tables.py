@@ -1,6 +1,7 @@
 """The numbers of a report: those of the statistics."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
@@ -66,3 +67,12 @@ def test_gains_and_losses_are_ordered(study):
     assert len(gains) == 3
     assert set(gains) <= {2, 3, 4, 5}
     assert set(losses) == {0, 1}
+
+
+def test_gains_and_losses_are_of_the_seeds_that_both_settings_have(study):
+    plan = read_plan(study)
+    found = results(plan, study)
+    same = {setting: {name: np.full((6, 2), 0.5) for name in METRICS} for setting in found}
+    same["three"]["joint"] = np.array([[1.0, math.nan], [1, 1], [0, 1], *[[1, 1]] * 3])
+    same["all"]["joint"] = np.array([[1.0, 0], [1, 1], [math.nan, 0], *[[1, 1]] * 3])
+    assert extremes(plan, same) == ([], [2])  # prompt 0 is equal in the seed that both have

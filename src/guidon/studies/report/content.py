@@ -130,6 +130,7 @@ def make_content(
         "shared_choices": _shared_choices(plan),
         "comparisons": max((row.comparisons for row in rows), default=1),
         "rows": rows,
+        "never_differs": any(row.primary and row.pairing and not row.differs for row in rows),
         "table": {s: [by_both[s, m] for m in names if (s, m) in by_both] for s in settings},
         "fps": manifest.fps,
         "frames": manifest.frames,

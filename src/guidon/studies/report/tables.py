@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,20 +120,26 @@ def write_summary(plan: Plan, rows: Sequence[Row], answer: Answer, path: Path) -
 def extremes(plan: Plan, found: Results, count: int = 4) -> tuple[list[int], list[int]]:
     """The numbers of the prompts with the largest gains and losses of ``against`` in the primary metric, largest first.
 
-    A prompt on which both settings are equal is neither. Prompts of equal gain, which are common if the metric is a
-    share, are ordered by the mean of the other metrics' gains, each divided by its standard deviation.
+    A prompt on which both settings are equal, or cannot be compared, is neither. Prompts of equal gain, which are
+    common if the metric is a share, are ordered by the mean of the other metrics' gains, each divided by its standard
+    deviation.
     """
     metric = plan.metrics[plan.primary.metric]
     a, b = found[plan.primary.baseline], found[plan.primary.against]
     sign = -1 if metric.better == "lower" else 1
-    main = np.nan_to_num(sign * (by_prompt(b[metric.name]) - by_prompt(a[metric.name])))
+    main = sign * _changes(a, b, metric.name)
     others = []
     for name, other in plan.metrics.items():
         if other.better is not None and name != metric.name:
-            gain = np.nan_to_num(by_prompt(b[name]) - by_prompt(a[name])) * (1 if other.better == "higher" else -1)
+            gain = _changes(a, b, name) * (1 if other.better == "higher" else -1)
             others.append(gain / gain.std() if gain.std() > 0 else gain)
     second = np.mean(others, axis=0) if others else np.zeros(len(main))
     order = np.lexsort((-second, -main)).tolist()
     gains = [p for p in order if main[p] > 0][:count]
     losses = [p for p in reversed(order) if main[p] < 0][:count]
     return gains, losses
+
+
+def _changes(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], metric: str) -> np.ndarray:
+    """The mean over each prompt's seeds of b minus a (prompts,), as they are compared; 0 where nothing is defined."""
+    return np.nan_to_num(by_prompt(b[metric] - a[metric]))
