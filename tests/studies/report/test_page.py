@@ -100,6 +100,17 @@ def test_a_large_study_shows_all_prompts_small_and_its_extremes_exactly(study, p
     assert part.count("SHA-256 of clip.png") == len(exact) * len(SETTINGS)
 
 
+def test_no_gains_are_listed_where_none_of_their_prompts_fits(study, page):
+    plan, found = read_plan(study), results(read_plan(study), study)
+    content = make_content(plan, found, answer(plan, found), summarise(plan, found), cells_of(plan, study))
+    content |= {"stands_in": False, "object_rows": dict.fromkeys(range(PROMPTS), 0), "examples": []}
+    clips = {0: [SimpleNamespace(cell=cell, exact=False, picture="", value="", video="") for cell in cells_of(plan, study)[:4]]}
+    part = page_module._render(content | {"gains": [2], "losses": [0]}, clips)
+    assert "Largest losses: <a" in part
+    assert "Largest gains" not in part
+    assert "Largest gains" in page
+
+
 def test_the_same_results_give_the_same_page(study, page):
     assert write_report(study)[0].read_text() == page
 
