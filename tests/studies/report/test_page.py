@@ -6,7 +6,9 @@ import html
 import io
 import json
 import math
+import os
 import re
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -261,6 +263,13 @@ def test_a_large_study_has_the_mp4s_of_its_first_prompts_or_of_all_that_are_aske
     assert len(linked(videos=True)) == 24
     assert "MP4s" not in said[-1]
     assert len(linked()) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_folder_whose_name_is_no_text_is_linked_by_its_bytes(tmp_path):
+    folder = write_study(tmp_path / os.fsdecode(b"bad\xff"), prompts=1, settings={"three": ("3", 2.0), "all": ("all", 2.0)})
+    (page, *_) = write_report(folder, tmp_path / "page.html")
+    assert 'href="bad%FF/videos/00-three/0000-0.mp4"' in page.read_text()
 
 
 def test_a_page_that_goes_elsewhere_links_no_videos(tmp_path):

@@ -108,7 +108,8 @@ class Source:
     def _video(self) -> str:
         if self.page is None:
             return ""
-        return quote(Path(os.path.relpath(video_path(self.cell), self.page.resolve().parent)).as_posix())
+        relative = Path(os.path.relpath(video_path(self.cell), self.page.resolve().parent))
+        return quote(os.fsencode(relative.as_posix()))
 
 
 def _unit(unit: str) -> str:
