@@ -129,6 +129,16 @@ def test_a_grid_of_scales_is_a_table_with_stronger_colours_for_larger_values(pag
     assert "over guided channels and guidance scale" not in write_report(folder, videos=False)[0].read_text()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_setting_without_a_value_has_an_empty_field_of_the_grid(tmp_path):
+    folder = write_study(tmp_path / "results")
+    for cell in cells_of(read_plan(folder), folder):
+        if cell.setting == "three, strong":
+            rewrite(cell, dict.fromkeys(cell.metrics(), 0.5) | {"joint": None})
+    grid = re.search(r'<table id="scales">.*?</table>', write_report(folder, videos=False)[0].read_text(), re.S)[0]
+    assert re.findall(r'<td class="level(\d)">([^<]*)</td>', grid) == [("0", "33%"), ("0", ""), ("8", "67%"), ("8", "67%")]
+
+
 def test_what_does_not_differ_has_no_plot_and_no_winner(tmp_path):
     """Where all settings are equal there is no forest, no scatter plot, no grid, and no largest gain."""
     folder = write_study(tmp_path / "results")

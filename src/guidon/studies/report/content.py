@@ -138,7 +138,7 @@ def make_content(
         "forests": _forests([compared[name] for name in differing], settings),
         "equal": [plan.metrics[name] for name, own in compared.items() if own and name not in differing],
         "fronts": _fronts(plan, found, rows, settings),
-        "grid": _grid(plan, found),
+        "grid": _grid(plan, rows),
         "energies": _energies(plan, cells, settings),
     }
 
@@ -284,7 +284,7 @@ def _fronts(plan: Plan, found: Results, rows: Sequence[Row], settings: Mapping[s
     return fronts
 
 
-def _grid(plan: Plan, found: Results) -> Grid | None:
+def _grid(plan: Plan, rows: Sequence[Row]) -> Grid | None:
     """The settings that differ only in channels and scale. None if the grid would be small, flat or mostly empty."""
     own = ("cfg_scale", "cfg_channels")
     chosen = {name: plan.choices(name) for name in plan.settings}
@@ -298,7 +298,8 @@ def _grid(plan: Plan, found: Results) -> Grid | None:
     if len(channels) < 2 or len(scales) < 2 or len(cells) < FILLED * len(channels) * len(scales):
         return None
     metric = plan.metrics[plan.primary.metric]
-    values = {key: float(np.nanmean(by_prompt(found[name][metric.name]))) for key, name in cells.items()}
+    means = {row.setting: row.mean.value for row in rows if row.metric.name == metric.name}
+    values = {key: means[name] for key, name in cells.items()}
     known = [value for value in values.values() if np.isfinite(value)]
     if len(set(known)) < 2:
         return None
@@ -310,8 +311,8 @@ def _grid(plan: Plan, found: Results) -> Grid | None:
             return "", 0
         return write_value(value, metric.unit), round(LEVELS * (value - low) / span)
 
-    rows = [(spell_channels(c), [field_of((c, scale)) for scale in scales]) for c in channels]
-    return Grid(metric, [f"{scale:g}" for scale in scales], rows)
+    fields = [(spell_channels(c), [field_of((c, scale)) for scale in scales]) for c in channels]
+    return Grid(metric, [f"{scale:g}" for scale in scales], fields)
 
 
 def _energies(plan: Plan, cells: Sequence[Cell], settings: Mapping[str, Setting]) -> list[Energy]:
