@@ -250,12 +250,15 @@ def test_what_cannot_be_reported_is_refused(study, tmp_path, capsys):
     assert "holds no plan.json" in refused(tmp_path)
     assert "give a larger --max-mb" in refused(study, "--max-mb", "0.1", "--out", tmp_path / "r.html")
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(study, "--out", tmp_path / "file" / "r.html")
+    assert "choose another --out or make room" in refused(study, "--out", tmp_path / "file" / "r.html")
     unfinished = write_study(tmp_path / "unfinished")
     (unfinished / "cells" / "00-three" / "0000-0" / "clip.png").write_bytes(b"")
     assert "1 of 24 cells" in refused(unfinished)
     with pytest.raises(InputError, match="missing or damaged"):
         write_report(unfinished)
+    taken = write_study(tmp_path / "taken", prompts=2)
+    (taken / "summary.csv").mkdir()
+    assert "summary.csv cannot be written (Is a directory): report a copy" in refused(taken, "--out", tmp_path / "r.html")
 
 
 def test_a_large_study_has_the_mp4s_of_its_first_prompts_or_of_all_that_are_asked_for(tmp_path, monkeypatch):

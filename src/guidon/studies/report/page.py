@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from itertools import zip_longest
@@ -95,18 +96,13 @@ def write_report(
         "examples": _examples(plan, sources, order[:EXAMPLES]),
     }
     page = _fit(content, sources, order, int(max_mb * 1e6))
-    path = folder / "summary.csv"
-    try:
-        write_summary(plan, rows, answered, path)
-        path = out
-        with atomic_path(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}): choose another {setting('out')} or make room"
-        ) from None
+    summary = folder / "summary.csv"
+    with _explained(summary, "report a copy of the results folder"):
+        write_summary(plan, rows, answered, summary)
+    with _explained(out, f"choose another {setting('out')}"), atomic_path(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     if not shown:
-        return [out, folder / "summary.csv"]
+        return [out, summary]
     # Write MP4s.
     if say and len(shown) < len(order):
         say(
@@ -118,7 +114,16 @@ def write_report(
         write_video(cell)
         if on_cell:
             on_cell(number + 1, len(filmed))
-    return [out, folder / "summary.csv", folder / "videos"]
+    return [out, summary, folder / "videos"]
+
+
+@contextmanager
+def _explained(path: Path, instead: str) -> Iterator[None]:
+    """Refuse a file that cannot be written, and say what helps."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): {instead} or make room") from None
 
 
 def _examples(
