@@ -5,7 +5,6 @@ import hashlib
 import html
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -106,7 +105,12 @@ def test_no_gains_are_listed_where_none_of_their_prompts_fits(study, page):
     plan, found = read_plan(study), results(read_plan(study), study)
     content = make_content(plan, found, answer(plan, found), summarise(plan, found), cells_of(plan, study))
     content |= {"stands_in": False, "object_rows": dict.fromkeys(range(PROMPTS), 0), "examples": []}
-    clips = {0: [SimpleNamespace(cell=cell, exact=False, picture="", value="", video="") for cell in cells_of(plan, study)[:4]]}
+    clips = {
+        0: [
+            SimpleNamespace(cell=cell, exact=False, picture="", value="", video="")
+            for cell in cells_of(plan, study)[:4]
+        ]
+    }
     part = page_module._render(content | {"gains": [2], "losses": [0]}, clips)
     assert "Largest losses: <a" in part
     assert "Largest gains" not in part
@@ -136,7 +140,12 @@ def test_a_setting_without_a_value_has_an_empty_field_of_the_grid(tmp_path):
         if cell.setting == "three, strong":
             rewrite(cell, dict.fromkeys(cell.metrics(), 0.5) | {"joint": None})
     grid = re.search(r'<table id="scales">.*?</table>', write_report(folder, videos=False)[0].read_text(), re.S)[0]
-    assert re.findall(r'<td class="level(\d)">([^<]*)</td>', grid) == [("0", "33%"), ("0", ""), ("8", "67%"), ("8", "67%")]
+    assert re.findall(r'<td class="level(\d)">([^<]*)</td>', grid) == [
+        ("0", "33%"),
+        ("0", ""),
+        ("8", "67%"),
+        ("8", "67%"),
+    ]
 
 
 def test_what_does_not_differ_has_no_plot_and_no_winner(tmp_path):
@@ -182,6 +191,12 @@ def test_settings_are_named_in_words_and_by_a_letter(tmp_path):
     assert 'A</b> <a href="#clips" data-slug="00-channels-1">first channel</a>' in page
     assert 'B</b> <a href="#clips" data-slug="01-channels-only-1">channel 1 alone</a>' in page
     assert not re.search(r"(?<!--cfg-)channels only:1", page)
+
+
+def test_a_setting_without_guidance_says_its_other_choices():
+    own = frozen("3", 1.0) | {"eta": 0.5, "dtype": "bf16", "decode_dtype": "bf16", "distilled": True, "reuse": 2}
+    said = _say_choices(own, {*own})
+    assert said == "no guidance, sampler ddim, 5 steps, drawn by the distilled network, eta 0.5, bf16, decoded in bf16"
 
 
 def test_what_only_guidance_has_is_not_said_of_a_setting_without_it(page, tmp_path):
@@ -258,7 +273,9 @@ def test_what_cannot_be_reported_is_refused(study, tmp_path, capsys):
         write_report(unfinished)
     taken = write_study(tmp_path / "taken", prompts=2)
     (taken / "summary.csv").mkdir()
-    assert "summary.csv cannot be written (Is a directory): report a copy" in refused(taken, "--out", tmp_path / "r.html")
+    assert "summary.csv cannot be written (Is a directory): report a copy" in refused(
+        taken, "--out", tmp_path / "r.html"
+    )
 
 
 def test_a_large_study_has_the_mp4s_of_its_first_prompts_or_of_all_that_are_asked_for(tmp_path, monkeypatch):
@@ -280,7 +297,9 @@ def test_a_large_study_has_the_mp4s_of_its_first_prompts_or_of_all_that_are_aske
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
 def test_a_folder_whose_name_is_no_text_is_linked_by_its_bytes(tmp_path):
-    folder = write_study(tmp_path / os.fsdecode(b"bad\xff"), prompts=1, settings={"three": ("3", 2.0), "all": ("all", 2.0)})
+    folder = write_study(
+        tmp_path / os.fsdecode(b"bad\xff"), prompts=1, settings={"three": ("3", 2.0), "all": ("all", 2.0)}
+    )
     (page, *_) = write_report(folder, tmp_path / "page.html")
     assert 'href="bad%FF/videos/00-three/0000-0.mp4"' in page.read_text()
 

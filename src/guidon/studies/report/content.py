@@ -186,9 +186,8 @@ def _shared_choices(plan: Plan) -> dict[str, str]:
 
 def _say_choices(own: Mapping[str, Any], keys: set[str]) -> str:
     """The choices of a setting that are in ``keys``, in words."""
-    said = [_say_choice(key, own[key]) for key in SAID if key in keys and own.get(key) is not None]
-    if own.get("cfg_scale") == 1:
-        said = [_say_choice(key, own[key]) for key in SAID if key in keys and key in ("cfg_scale", "sampler", "steps")]
+    acting = keys - OF_GUIDANCE | {"cfg_scale"} & keys if own.get("cfg_scale") == 1 else keys
+    said = [_say_choice(key, own[key]) for key in SAID if key in acting and own.get(key) is not None]
     return ", ".join(filter(None, said))
 
 
