@@ -562,15 +562,22 @@ def test_whatever_happens_to_a_job_the_next_one_is_done(queue, capsys):
     def disk(job):
         raise OSError(28, "No space left on device")
 
-    jobs = [Job("comparison", session, 1, run) for run in (memory, defect, disk, lambda job: None)]
+    class PanicException(BaseException):
+        """As libraries in Rust raise it."""
+
+    def panic(job):
+        raise PanicException
+
+    jobs = [Job("comparison", session, 1, run) for run in (memory, defect, disk, panic, lambda job: None)]
     for job in jobs:
         queue.add(job)
     while not jobs[-1].over:
         time.sleep(0.001)
-    assert [job.state for job in jobs] == ["failed", "failed", "failed", "done"]
+    assert [job.state for job in jobs] == ["failed"] * 4 + ["done"]
     assert "memory of this machine is full" in jobs[0].message
     assert "a defect of Guidon: KeyError" in jobs[1].message
     assert "No space left" in jobs[2].message
+    assert "a defect of Guidon: PanicException" in jobs[3].message
     assert "KeyError" in capsys.readouterr().err
 
 

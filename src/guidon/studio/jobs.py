@@ -319,7 +319,7 @@ class Queue:
             return "cancelled", "cancelled"
         except InputError as error:
             return "failed", spelled(error)
-        except Exception as error:
+        except BaseException as error:  # a panic of a library in Rust is no ``Exception``
             if is_out_of_memory(error):
                 few = f"{setting('size')}, frames, or the number of clips"
                 return "failed", spelled(InputError(f"the memory of this machine is full: lower {few}"))
