@@ -302,6 +302,13 @@ def test_what_is_not_valid_is_refused_in_one_line_before_anything_is_queued(stud
     assert studio.hello(session)["runs"] == []
 
 
+def test_a_model_may_lie_deep_in_folders(studio, asked, monkeypatch):
+    path = "/" + "/".join(["a-folder"] * 40)
+    monkeypatch.setattr(studio, "models", SimpleNamespace(planner={path: studio.models.planner(asked["model"])}.get))
+    comparison, _ = studio._read(asked | {"model": path})
+    assert comparison.asked.model == path
+
+
 def test_too_much_work_is_refused_before_anything_is_allocated(studio, asked, monkeypatch):
     monkeypatch.setenv("GUIDON_STUDIO_MAX_WORK", "1000")
     with pytest.raises(InputError, match=r"is 262,144 pixels to denoise, the limit is 1,000: lower steps or seeds"):

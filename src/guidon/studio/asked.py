@@ -95,8 +95,8 @@ class Setting(Settings):
 class Asked(Settings):
     """A comparison: one prompt, from the same noise under every setting."""
 
-    model: Short
-    """A name of the list of models."""
+    model: str
+    """A name of the list of models. That of a folder is its path, which may be long."""
     prompt: Text
     """What to show."""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
