@@ -44,6 +44,23 @@ def test_commands_make_the_cells_setting_again(tmp_path, monkeypatch):
     assert {(*r["prompts"], r["seed"]) for r in asked} == {(CAPTIONS[0], 3), (CAPTIONS[1], 4)}
 
 
+def test_a_prompt_that_begins_with_a_dash_is_no_option(monkeypatch):
+    asked = []
+
+    class Pipe:
+        """Notes what it is asked for, and makes nothing."""
+
+        def generate(self, request, **_):
+            asked.append(request)
+            raise InputError("noted")
+
+    monkeypatch.setattr("guidon.pipeline.load", lambda *_, **__: Pipe())
+    generation = frozen("3", 2.0) | {"prompts": ["- red circle"], "samples": [0], "negative_prompt": "- blue square"}
+    with pytest.raises(SystemExit):
+        cli.main(shlex.split(generate_command(generation, force=True))[1:])
+    assert [(one.prompts, one.negative_prompt) for one in asked] == [(("- red circle",), "- blue square")]
+
+
 def test_files_of_which_a_plan_holds_hashes_are_stood_in_for(tmp_path):
     folder = write_study(tmp_path / "results", prompts=1, weights=("lora 1: style*0.8",))
     page = write_report(folder, videos=False)[0].read_text()

@@ -44,7 +44,9 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
     if parse_rule(generation["guidance"]).weak == "model":
         weak = {"weak": "FOLDER"} | parts
         return shlex.join(["guidon", "generate", "--from", "manifest.json", *_loaded(weak)])
-    words = ["guidon", "generate", *generation["prompts"], "--model", generation["model"], *_loaded(parts)]
+    prompts = generation["prompts"]
+    last = ["--", *prompts] if any(text.startswith("-") for text in prompts) else []  # no option begins after --
+    words = ["guidon", "generate", *([] if last else prompts), "--model", generation["model"], *_loaded(parts)]
     scale = generation["cfg_scale"]
     words += ["--cfg-scale", ",".join(map(_number, scale if isinstance(scale, list) else [scale]))]
     fast = bool(generation.get("distilled"))  # its settings are those of --fast, which decides the rest itself
@@ -74,7 +76,7 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
         words += ["--num-samples", str(generation["samples"][0] + 1)]
     if force:
         words.append("--force")
-    return shlex.join(words)
+    return shlex.join([*words, *last])
 
 
 def stand_ins(plan: Plan) -> dict[str, Any]:
