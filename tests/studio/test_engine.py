@@ -24,6 +24,7 @@ from guidon.studio.engine import Studio
 from guidon.studio.jobs import Busy, Job, Queue
 from guidon.studio.models import Models
 from guidon.studio.outputs import Absent
+from tiny_model import write_tiny_model
 
 PROMPT = "a red circle moves left on a white background"
 
@@ -422,6 +423,25 @@ def test_parts_of_the_first_model_are_named_and_carried_on(dtype, tiny_model, as
         assert ("dtype='bf16',\n" in own["python"][0]) == (dtype == "auto")  # the call says it on another machine
         study = yaml.safe_load(studio.yaml(session, {"comparison": asked, "prompts": 2}))
         assert (study["sources"], study["dtype"]) == ({"offload": "stages"}, dtype)
+    finally:
+        studio.close()
+
+
+def test_a_weak_model_is_carried_on_where_it_is_asked(tiny_model, asked, tmp_path):
+    weak = str(write_tiny_model(tmp_path / "weak", seed=1))
+    studio = Studio(Models([str(tiny_model)], parts={"weak": weak}), device="cpu", out=tmp_path, temporary=tmp_path)
+    try:
+        session = studio.open()
+        run = ended(studio, session, studio.compare(session, asked)["id"])
+        assert all("--weak" not in own["commands"][0] for own in run["result"]["settings"])
+        found = ended(studio, session, studio.study(session, {"comparison": asked, "prompts": 2})["id"])
+        assert found["state"] == "done", found
+        assert "sources" not in yaml.safe_load(found["result"]["yaml"])
+        plan = json.loads((tmp_path / found["result"]["folder"] / "results" / "plan.json").read_text())
+        assert not any(part.startswith("weak") for part in plan["weights"])
+        weaker = asked | {"settings": [setting(), setting(guidance="autoguidance")]}
+        text = studio.yaml(session, {"comparison": weaker, "prompts": 2})
+        assert yaml.safe_load(text)["sources"] == {"weak": weak}
     finally:
         studio.close()
 

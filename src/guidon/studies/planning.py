@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import InputError
+from ..guidance import parse_rule
 from ..metrics.choice import describe_weights, find_weights
+from ..models.sources import WEAK
 from ..request import Choices, Request
 from .plan import ANY_SCALE, Plan, check_chain, check_names, check_texts
 from .study import Arm, Study, arms
@@ -104,9 +106,8 @@ def make_plan(study: Study, pipe: ModelDescription, *, threads: int | None = Non
     import torch
 
     checked = check_study(study, pipe.planner, pipe.device)
-    distilled = any(own.get("distilled") for own in checked.settings.values())
     plan = Plan(
-        title=study.title, model=study.model_name, weights=pipe.hashes | (pipe.distilled_hashes if distilled else {}),
+        title=study.title, model=study.model_name, weights=weights_of(pipe, checked.settings),
         compile=pipe.compiles, bench=checked.bench.name,
         bench_weights=describe_weights(study.bench, checked.weights), captions=checked.captions, tuning=checked.tuning,
         seeds=study.seeds, block=study.block or pipe.planner.block, threads=threads or os.cpu_count() or 1,
@@ -114,6 +115,14 @@ def make_plan(study: Study, pipe: ModelDescription, *, threads: int | None = Non
     )  # fmt: skip
     check_texts(plan)
     return plan
+
+
+def weights_of(pipe: ModelDescription, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The hashes of the weights that decide the clips of a plan's settings; see ``Plan.weights``."""
+    distilled = any(own.get("distilled") for own in settings.values())
+    weak = any(parse_rule(own.get("guidance", "cfg")).weak == "model" for own in settings.values())
+    hashes = pipe.hashes | (pipe.distilled_hashes if distilled else {})
+    return {part: digest for part, digest in hashes.items() if weak or not part.startswith(WEAK)}
 
 
 def _choices(study: Study, arm: Arm) -> Choices:

@@ -34,6 +34,7 @@ from ..request import Request
 from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, open_plan
 from .energy import solve_scales
 from .plan import ANY_SCALE, Plan
+from .planning import weights_of
 from .study import CELL_BYTES
 
 POLL = 0.5  # seconds between two looks at blocks that other processes hold
@@ -204,7 +205,7 @@ def check_model(plan: Plan, pipe: ModelPipeline, bench: Bench) -> None:
 
 
 def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
-    found = pipe.hashes | (pipe.distilled_hashes if plan.distilled else {})
+    found = weights_of(pipe, plan.settings)
     if found != plan.weights:
         names = plan.weights.keys() | found.keys()
         changed = sorted(name for name in names if found.get(name) != plan.weights.get(name))

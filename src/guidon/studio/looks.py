@@ -80,6 +80,8 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
         name = words if words not in settings else f"{words} ({letter})"
         settings[name] = {key: value for key, value in choices.items() if key not in OF_CALL}
     own = comparison.asked
+    if all(request.guidance.rule.weak != "model" for request in comparison.requests):  # a study refuses it then
+        parts = {name: value for name, value in parts.items() if name != "weak"}
     metric = find_bench(planner.bench).primary_for(planner.is_image)
     return study_of(own.model, asked.prompts, asked.seeds, settings, metric, asked.title, own.seed, parts)
 

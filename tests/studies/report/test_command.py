@@ -88,6 +88,9 @@ def test_what_the_command_line_has_no_option_for_is_made_from_the_manifest():
     assert generate_command(generation | {"rotation": 1}) == "guidon generate --from manifest.json"
     weak = generate_command(generation | {"guidance": "autoguidance"})
     assert weak == "guidon generate --from manifest.json --weak FOLDER"
+    loaded = {"weak": "small", "offload": "stages"}
+    assert generate_command(generation, parts=loaded) == generate_command(generation, parts={"offload": "stages"})
+    assert "--weak small" in generate_command(generation | {"guidance": "autoguidance"}, parts=loaded)
 
 
 def test_only_what_is_not_the_default_is_written():

@@ -36,12 +36,14 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
         force: whether the model follows the prompt only in part.
         parts: how the model is loaded: arguments of ``guidon.load``. A precision among them is the request's, too.
     """
-    parts = {name: value for name, value in parts.items() if name not in PRECISIONS}
+    asks_weak = parse_rule(generation["guidance"]).weak == "model"
+    left_out = PRECISIONS if asks_weak else (*PRECISIONS, "weak")  # a weak model that is not asked is refused
+    parts = {name: value for name, value in parts.items() if name not in left_out}
     if generation["model"].startswith(DIFFUSERS):
         return """python -c 'import guidon; guidon.reproduce("manifest.json").save("clip.mp4")'"""
     if generation.get("rotation") is not None:
         return shlex.join(["guidon", "generate", "--from", "manifest.json", *_loaded(parts)])
-    if parse_rule(generation["guidance"]).weak == "model":
+    if asks_weak:
         weak = {"weak": "FOLDER"} | parts
         return shlex.join(["guidon", "generate", "--from", "manifest.json", *_loaded(weak)])
     prompts = generation["prompts"]
