@@ -1,6 +1,7 @@
 """The studio without a server: runs, the queue, sessions, refusals and what is carried on."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,13 +18,14 @@ import torch
 import yaml
 
 import guidon
+from guidon.core import locks
 from guidon.core.errors import InputError
 from guidon.pipeline.precision import Choice
 from guidon.studio.comparison import Made, changes, drawn_latents
 from guidon.studio.engine import Studio
 from guidon.studio.jobs import Busy, Job, Queue
 from guidon.studio.models import Models
-from guidon.studio.outputs import Absent
+from guidon.studio.outputs import Absent, Outputs
 from tiny_model import write_tiny_model
 
 PROMPT = "a red circle moves left on a white background"
@@ -497,6 +499,20 @@ def test_a_killed_studio_leaves_nothing_for_the_next_one(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2  # that of the dead one is gone, that of the living one is not
     first.close()
     second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_a_studio_is_swept_after_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "fcntl", None)
+    first = Outputs(tmp_path)
+    clip = first.add_clip(np.zeros((2, 8, 8, 3), np.uint8), 8, "me")
+    second = Outputs(tmp_path)
+    assert first.find(clip, "me").path.is_file()
+    os.utime(first.folder, times=(time.time() - 2 * 24 * 3600,) * 2)
+    third = Outputs(tmp_path)
+    assert set(tmp_path.iterdir()) == {second.folder, third.folder}
+    for one in (first, second, third):
+        one.close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -222,11 +222,11 @@ def test_a_studio_that_is_killed_at_work_starts_again_clean(tiny_model, tmp_path
         status, hello = one.json("/api/hello")
         assert (status, hello["runs"]) == (200, [])
         assert one.ended(one.json("/api/compare", body | {"settings": [setting()]})[1]["id"])["state"] == "done"
-        assert len(list(tmp_path.glob("guidon-studio-*"))) == 1
+        assert len(list(tmp_path.glob(".guidon-studio.*"))) == 1
     finally:
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 130
-    assert list(tmp_path.glob("guidon-studio-*")) == []
+    assert list(tmp_path.glob(".guidon-studio.*")) == []
 
 
 def test_a_space_is_open_to_everybody_under_its_own_name(tmp_path):

@@ -18,11 +18,11 @@ import numpy as np
 
 from ..core.atomic import write_bytes
 from ..core.errors import InputError, nearest, setting
-from ..core.locks import try_held
 from ..core.reading import reading
+from ..core.workspaces import workspace_for
 from ..media.files import as_images, enlarge, save_video
 
-PREFIX = "guidon-studio-"
+NAME = "guidon-studio"
 WIDEST = 1 << 14  # pixels of a strip: browsers refuse wider pictures
 LEGIBLE = 256  # pixels: the shorter side to which a small clip is enlarged in a download
 FORMATS: Mapping[str, str] = {"mp4": "video/mp4", "gif": "image/gif", "png": "image/png", "webp": "image/webp"}
@@ -54,16 +54,15 @@ class _Clip:
 class Outputs:
     """The folder of a running studio. It is deleted at the end, and that of a studio that was killed at the next start.
 
+    It is a workspace (``core.workspaces``): where there are no locks, a folder is deleted after a day without a change.
+
     Args:
         parent: where the folder is made; None for the system's folder for temporary files.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
-        self.parent = Path(tempfile.gettempdir()) if parent is None else parent
-        _sweep(self.parent)
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.parent))
         self._held = ExitStack()
-        self._held.enter_context(try_held(self.folder, what="guidon studio"))
+        self.folder = self._held.enter_context(workspace_for((parent or Path(tempfile.gettempdir())) / NAME))
         self._clips: dict[str, _Clip] = {}
         self._files: dict[str, tuple[Output, str | None]] = {}
         self._lock = threading.Lock()
@@ -72,7 +71,6 @@ class Outputs:
     def close(self) -> None:
         """Delete everything."""
         self._held.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def add_clip(self, frames: np.ndarray, fps: float, owner: str | None) -> str:
         """Keep a clip, uint8 (time, height, width, 3), and return its id. ``owner`` None shows it to every session."""
@@ -177,14 +175,3 @@ def strip(frames: np.ndarray) -> bytes:
 def as_json(value: Any) -> str:
     """Plain data as JSON for people."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _sweep(parent: Path) -> None:
-    """Delete the folders of studios that were killed: their locks are free."""
-    for folder in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError, InputError):
-            if not folder.is_dir() or folder.is_symlink():
-                continue
-            with try_held(folder, what="a sweep") as ours:
-                if ours:
-                    shutil.rmtree(folder, ignore_errors=True)
