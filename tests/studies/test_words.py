@@ -6,6 +6,7 @@ import pytest
 
 from guidon.metrics.statistics import Interval
 from guidon.studies.words import (
+    list_choices,
     spell_channels,
     spell_count,
     spell_settings,
@@ -53,8 +54,48 @@ def test_a_name_that_a_user_chose_stays(plan):
 
 
 def test_names_are_told_apart_by_what_they_do_not_share():
-    assert tell_apart("scale 2, all channels", "scale 2, first channel") == ("all channels", "first channel")
-    assert tell_apart("all", "all, strong") == ("all", "all, strong")
+    assert tell_apart(["scale 2", "all channels"], ["scale 2", "first channel"]) == ("all channels", "first channel")
+    assert tell_apart(["all"], ["all", "strong"]) == ("all", "all, strong")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "told"),
+    [
+        (
+            ("scale 2, channels 0,1,3", {"cfg_channels": "0,1,3"}),
+            ("scale 2, channels 0,2,3", {"cfg_channels": "0,2,3"}),
+            ("channels 0, 1 and 3", "channels 0, 2 and 3"),
+        ),
+        (  # as the studio writes it
+            ("scale 2 on channels 0, 1 and 3, ddim", {"cfg_channels": "0,1,3"}),
+            ("scale 2 on channels 0, 2 and 3, ddim", {"cfg_channels": "0,2,3"}),
+            ("scale 2 on channels 0, 1 and 3", "scale 2 on channels 0, 2 and 3"),
+        ),
+        (
+            ("scales 3, 3, 3, 1, 25 steps", {"cfg_scale": [3.0, 3.0, 3.0, 1.0]}),
+            ("scales 3, 3, 3, 5, 25 steps", {"cfg_scale": [3.0, 3.0, 3.0, 5.0]}),
+            ("scales 3, 3, 3, 1", "scales 3, 3, 3, 5"),
+        ),
+        (
+            ("scale 3, negative blurry, red", {"negative_prompt": "blurry, red"}),
+            ("scale 3, negative sharp, red", {"negative_prompt": "sharp, red"}),
+            ("negative blurry, red", "negative sharp, red"),
+        ),
+        (
+            (f"ddim, not “a, {'b' * 37}”", {"negative_prompt": f"a, {'b' * 50}"}),
+            (f"ddim, not “c, {'b' * 37}”", {"negative_prompt": f"c, {'b' * 50}"}),
+            (f"not “a, {'b' * 37}”", f"not “c, {'b' * 37}”"),
+        ),
+        (
+            ("energy of scale 2, ddim, channels 1", {"energy_of": "scale 2, ddim", "cfg_channels": "1"}),
+            ("energy of scale 3, ddim, channels 1", {"energy_of": "scale 3, ddim", "cfg_channels": "1"}),
+            ("energy of scale 2, ddim", "energy of scale 3, ddim"),
+        ),
+    ],
+)
+def test_a_comma_within_one_choice_divides_no_name(plan, a, b, told):
+    choices = list_choices(plan.model_copy(update={"settings": dict([a, b])}))
+    assert tell_apart(*choices.values()) == told
 
 
 def test_timings_in_words():

@@ -11,7 +11,16 @@ from ..metrics.metric import SHARE, Metric
 from ..metrics.statistics import Comparison, by_prompt, compare, detectable_difference
 from .plan import Plan
 from .results import Results
-from .words import round_points, spell_count, spell_settings, tell_apart, write_interval, write_p, write_value
+from .words import (
+    list_choices,
+    round_points,
+    spell_count,
+    spell_settings,
+    tell_apart,
+    write_interval,
+    write_p,
+    write_value,
+)
 
 LARGE_POINTS = 0.2  # a share's difference from which only "large" ones are detected
 LARGE_RATIO = 0.5  # the same for other units, as a share of the mean
@@ -79,11 +88,11 @@ class Pairing:
         """The result in words, without a power statement.
 
         Args:
-            names: of a and b.
+            names: of a and b, such as ``tell_apart`` gives.
             p: the p value, corrected for the number of comparisons.
             comparisons: for how many comparisons p is corrected.
         """
-        (a, b), (x, y) = tell_apart(*names), (write_value(mean, self.metric.unit) for mean in self.means)
+        (a, b), (x, y) = names, (write_value(mean, self.metric.unit) for mean in self.means)
         verdict = self.verdict(p)
         if verdict == NO_DIFFERENCE:
             return f"No difference found between {a} and {b}: {self._measured(x, 'and', y)}."
@@ -182,7 +191,8 @@ def answer(plan: Plan, found: Results) -> Answer:
             f"{spell_count(len(by_prompt(a)), 'prompt')} in the study. The value is undefined if {metric.undefined}.",
         )
     result = pair.comparison
-    headline = pair.sentence((names[primary.baseline], names[primary.against]), result.p)
+    choices = list_choices(plan)
+    headline = pair.sentence(tell_apart(choices[primary.baseline], choices[primary.against]), result.p)
     if pair.verdict(result.p) in (NO_DIFFERENCE, NOT_CERTAIN):
         headline += f" {pair.power()}"
     left_out = f" {spell_count(result.undefined, 'prompt')} left out: no value in one of the two." * bool(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from ..guidance.channels import ChannelChoice
@@ -34,19 +36,39 @@ NEGLIGIBLE = 1e-6  # a smaller number is written as "about 0": it is a rounding 
 
 
 def spell_settings(plan: Plan) -> dict[str, str]:
-    """By setting, its name with the guided channels in words.
+    """By setting, its name with the guided channels in words; see ``list_choices``."""
+    return {name: ", ".join(choices) for name, choices in list_choices(plan).items()}
 
-    A name that a study made itself, "scale 2, channels only:1", becomes "scale 2, channel 1 alone". If two settings
-    would get the same words, both keep their names.
+
+def list_choices(plan: Plan) -> dict[str, list[str]]:
+    """By setting, the choices that its name consists of, with the guided channels in words.
+
+    A name that a study made itself, "scale 2, channels only:1", becomes "scale 2" and "channel 1 alone". If two
+    settings would get the same words, both keep their names.
     """
-    spelled = {name: _spell_name(name, plan.settings[name].get("cfg_channels")) for name in plan.settings}
-    times = Counter(spelled.values())
-    return {name: words if times[words] == 1 else name for name, words in spelled.items()}
+    divided = {name: _divide(name, own) for name, own in plan.settings.items()}
+    spelled = {
+        name: [_spell_part(part, plan.settings[name].get("cfg_channels")) for part in parts]
+        for name, parts in divided.items()
+    }
+    times = Counter(map(", ".join, spelled.values()))
+    return {name: own if times[", ".join(own)] == 1 else divided[name] for name, own in spelled.items()}
 
 
-def _spell_name(name: str, channels: object) -> str:
-    parts = name.split(", ")
-    return ", ".join(_spell_part(part, channels) for part in parts)
+def _divide(name: str, own: Mapping[str, Any]) -> list[str]:
+    """The parts of a name between ", ". A comma within one value of the setting divides nothing."""
+    scale, channels, negative = (own.get(key) for key in ("cfg_scale", "cfg_channels", "negative_prompt"))
+    values = [value for value in own.values() if isinstance(value, str)]
+    values += [spell_channels(channels)] if isinstance(channels, str) else []
+    values += [spell_negative(negative)] if isinstance(negative, str) else []
+    values += [",".join(f"{one:g}" for one in scale)] if isinstance(scale, list) else []
+    whole = sorted((value for value in values if "," in value), key=len, reverse=True)
+    parts, start = list[str](), 0
+    for found in re.finditer("|".join([*(re.escape(value).replace(",", ", ?") for value in whole), ", "]), name):
+        if found[0] == ", ":
+            parts.append(name[start : found.start()])
+            start = found.end()
+    return [*parts, name[start:]]
 
 
 def _spell_part(part: str, channels: object) -> str:
@@ -92,12 +114,18 @@ def spell_timing(timing: str) -> str:
     return f"timing {timing}"
 
 
-def tell_apart(a: str, b: str) -> tuple[str, str]:
-    """Two names without the choices that they share: "scale 2, all channels" and "scale 2, first channel" become
-    "all channels" and "first channel"."""
-    one, two = a.split(", "), b.split(", ")
-    short = [", ".join(part for part in own if part not in other) for own, other in ((one, two), (two, one))]
-    return (short[0], short[1]) if all(short) else (a, b)
+def spell_negative(prompt: str) -> str:
+    """A negative prompt in a name; a long one is cut off."""
+    return f"not “{prompt:.40}”"
+
+
+def tell_apart(a: Sequence[str], b: Sequence[str]) -> tuple[str, str]:
+    """The names of two settings without the choices that they share.
+
+    "scale 2" and "all channels", "scale 2" and "first channel" become "all channels" and "first channel".
+    """
+    short = [", ".join(part for part in own if part not in other) for own, other in ((a, b), (b, a))]
+    return (short[0], short[1]) if all(short) else (", ".join(a), ", ".join(b))
 
 
 def spell_count(count: int, thing: str) -> str:

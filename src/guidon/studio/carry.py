@@ -9,7 +9,7 @@ import yaml
 
 from ..guidance import Guidance
 from ..request import DIFFUSERS
-from ..studies.words import spell_channels, spell_timing
+from ..studies.words import spell_channels, spell_negative, spell_timing
 
 OF_CALL = ("seed", "size", "frames")  # choices that all settings of a comparison share
 CARRIED = ("cfg_scale", "cfg_channels", "guidance", "timing", "sampler", "steps", "negative_prompt", "fast")
@@ -77,7 +77,7 @@ def words_of(choices: Mapping[str, Any], guidance: Guidance, channels: int) -> s
     if choices.get("fast"):
         parts.append("fast")
     if choices.get("negative_prompt"):
-        parts.append(f"not “{choices['negative_prompt']:.40}”")
+        parts.append(spell_negative(choices["negative_prompt"]))
     return ", ".join(parts)
 
 

@@ -16,7 +16,7 @@ from ...metrics.statistics import Comparison, Interval, by_prompt, holm, metric_
 from ..answer import Answer, Pairing
 from ..plan import Plan
 from ..results import Results
-from ..words import spell_settings
+from ..words import list_choices, tell_apart
 
 COLUMNS = (
     "setting", "metric", "unit", "better", "mean", "low", "high", "undefined", "difference", "difference_low",
@@ -97,7 +97,7 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
 
 def write_summary(plan: Plan, rows: Sequence[Row], answer: Answer, path: Path) -> None:
     """Write summary.csv: a row for every setting and metric. The last column says the comparison in words."""
-    names = spell_settings(plan)
+    choices = list_choices(plan)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -109,7 +109,7 @@ def write_summary(plan: Plan, rows: Sequence[Row], answer: Answer, path: Path) -
             numbers = [f"{value:.6g}" for value in (row.mean.value, row.mean.low, row.mean.high, row.undefined)]
             others = [f"{value:.6g}" for value in compared] or [""] * 7
             pairs = c.pairs if c else ""
-            both = (names[plan.primary.baseline], names[row.setting])
+            both = tell_apart(choices[plan.primary.baseline], choices[row.setting])
             sentence = row.pairing.sentence(both, row.p, row.comparisons) if row.pairing else ""
             writer.writerow(
                 [row.setting, row.metric.name, row.metric.unit, row.metric.better or "", *numbers, *others, pairs,
