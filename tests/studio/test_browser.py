@@ -227,6 +227,18 @@ def test_everything_is_carried_on(view):
     assert "structure" in page.inner_text("#traces table")
 
 
+def test_the_decoder_is_asked_about_the_setting_of_the_card_after_another_one_was_removed(view):
+    page = view()
+    quick(page)
+    generate(page, 19)
+    page.click("button[aria-label='Remove setting A']")
+    assert page.locator("#traces .card").count() == page.locator(".setting:not(.truth)").count()
+    with page.expect_request("**/api/spectrum") as asked:
+        page.click("button:text-is('What the decoder shows of it') >> nth=0")
+    assert asked.value.post_data_json["number"] == 1
+    page.wait_for_selector("#traces table")
+
+
 def test_a_comparison_becomes_a_study_whose_report_opens_in_the_page(view):
     page = view()
     quick(page)

@@ -10,11 +10,11 @@ const lookInside = () => {
     ...(one.note ? [make("p", { className: "facts", textContent: one.note })] : []),
   ]));
   const top = Math.max(...result.settings.flatMap((own) => own.trace?.difference.flat() ?? [0]), 1e-9);
-  $("traces").replaceChildren(...result.settings.map((own, at) => traceOf(own, at, top)));
+  $("traces").replaceChildren(...result.settings.map((own) => traceOf(own, top)));
   tabulate();
 };
 
-const traceOf = (own, at, top) => {
+const traceOf = (own, top) => {
   const card = make("div", { className: "card" }, make("h4", {}, make("b", { className: "letter", textContent: own.letter }), ` ${own.words}`));
   if (!own.trace) {
     card.append(make("p", { className: "facts", textContent: own.lossy?.includes("distilled") ? "The fast settings run one branch: there is no difference of two to show." : "No step had two branches." }));
@@ -38,7 +38,7 @@ const traceOf = (own, at, top) => {
   button.addEventListener("click", async () => {
     button.disabled = true;
     try {
-      const job = await follow(await ask("api/spectrum", { run: result.run, number: at }), (state) => (shown.textContent = sayWork(state)));
+      const job = await follow(await ask("api/spectrum", { run: result.run, number: own.number }), (state) => (shown.textContent = sayWork(state)));
       shown.replaceChildren(job.state === "done" ? influenceOf(job.result) : make("p", { className: "facts", textContent: job.message || job.state }));
     } catch (error) {
       shown.replaceChildren(make("p", { className: "facts", textContent: error.message }));

@@ -55,7 +55,7 @@ const openRun = async (id) => {
 const showRun = (job) => {
   for (const open of document.querySelectorAll("#history li")) open.firstElementChild.classList.toggle("here", open.dataset.id === job.id);
   const found = job.result;
-  present({ ...found, run: job.id }, `Seed ${found.seed}, ${model?.label ?? found.model}.`);
+  present({ ...found, run: job.id, settings: found.settings.map((own, number) => ({ ...own, number })) }, `Seed ${found.seed}, ${model?.label ?? found.model}.`);
 };
 const cancel = async (id) => {
   try {

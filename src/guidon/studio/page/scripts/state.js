@@ -6,7 +6,7 @@ const LETTERS = "ABCD", GAIN = 4;
 let frames = 1, height = 1, frame = 0, timer = null;
 let model = null; // what the server says of the chosen model
 let settings = []; // as they are edited
-let result = null; // what is shown
+let result = null; // what is shown; each of its settings has the number that it has in the run
 let example = null;
 let sample = 0; // which clip of each setting
 let busy = null; // the job that is waited for
