@@ -168,9 +168,12 @@ def test_a_run_is_cancelled_and_the_page_goes_on(view):
     page.fill("#steps-0", "1000")
     page.click("#generate")
     page.wait_for_selector("#status:has-text('denoising')")
+    remove = page.locator("button[aria-label='Remove setting A']")
+    assert remove.is_disabled()  # the clips that come belong to the columns
     page.click("#cancel")
     page.wait_for_selector("#working", state="hidden")
     assert "cancelled" in page.inner_text("#history li")
+    assert remove.is_enabled()
     page.fill("#steps-0", "2")
     generate(page, 12)
 

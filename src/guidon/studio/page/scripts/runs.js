@@ -88,6 +88,7 @@ const showWork = (job) => {
   $("working").hidden = busy === null;
   $("cancel").hidden = busy === null;
   $("generate").disabled = $("model").disabled = busy !== null;
+  for (const remove of document.querySelectorAll(".remove")) remove.disabled = busy !== null || settings.length < 2; // columns are those of the run
   if (!busy) {
     for (const live of document.querySelectorAll(".live")) live.hidden = true;
     return saySettings();

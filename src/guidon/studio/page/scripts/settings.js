@@ -110,7 +110,7 @@ const formOf = (own, at) => {
   // copy and remove
   const copy = make("button", { type: "button", textContent: "Copy", ariaLabel: `Copy setting ${LETTERS[at]}`, disabled: settings.length >= LETTERS.length });
   copy.addEventListener("click", () => (settings.push(structuredClone(own)), layColumns(), draw()));
-  const remove = make("button", { type: "button", textContent: "Remove", ariaLabel: `Remove setting ${LETTERS[at]}`, disabled: settings.length < 2 });
+  const remove = make("button", { type: "button", className: "remove", textContent: "Remove", ariaLabel: `Remove setting ${LETTERS[at]}`, disabled: busy !== null || settings.length < 2 });
   remove.addEventListener("click", () => {
     settings.splice(at, 1);
     if (result) present({ ...result, settings: result.settings.filter((_, k) => k !== at).map((one, k) => ({ ...one, letter: LETTERS[k] })), asked: { ...result.asked, settings: result.asked.settings.filter((_, k) => k !== at) }, changes: at ? result.changes.filter((one) => one.letter !== LETTERS[at]) : [] }, $("about").textContent);
