@@ -374,6 +374,9 @@ def test_a_study_is_written_run_and_reported(studio, asked, tmp_path):
     assert len([*studio.studies.iterdir()]) == 1
     with pytest.raises(InputError, match="a study compares at least two settings"):
         studio.study(session, values | {"comparison": asked | {"settings": [setting()]}})
+    same = [setting(), setting((True,) * 4), setting(scales=(3, 3, 3, 9))]  # channel 3 is not guided
+    with pytest.raises(InputError, match=r"^A and C are the same: change one of them, or remove it"):
+        studio.study(session, values | {"comparison": asked | {"settings": same}})
 
 
 def test_one_model_is_in_memory(studio, asked, monkeypatch):

@@ -74,6 +74,9 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
     """
     if len(comparison.choices) < 2:
         raise InputError("a study compares at least two settings: add one")
+    for number, request in enumerate(comparison.requests):
+        if (first := comparison.requests.index(request)) != number:
+            raise InputError(f"{LETTERS[first]} and {LETTERS[number]} are the same: change one of them, or remove it")
     settings: dict[str, dict[str, Any]] = {}
     for letter, choices, request in zip(LETTERS, comparison.choices, comparison.requests, strict=False):
         words = words_of(choices, request.guidance, planner.channels)
