@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from urllib.parse import quote, unquote
 
 import pytest
@@ -94,6 +95,16 @@ def test_requests_that_are_too_large_are_refused_whatever_they_say_of_their_size
     assert asked(LOCAL, headers=HOST | {"cookie": "a" * HEADERS})[0] == 431
     status, _, reached = asked(LOCAL, **post, headers=HOST | JSON, body=[b"x" * 1000] * 60)
     assert (status, reached) == (200, [b"x" * 60_000])
+
+
+@pytest.mark.parametrize("path", ["/api/study", "/api/yaml"])
+def test_a_study_may_list_as_many_prompts_as_it_may_have(path):
+    body = json.dumps({"prompts": ["\N{GRINNING FACE}" * 1000] * 1000}, ensure_ascii=False).encode()
+    post = {"path": path, "method": "POST"}
+    status, _, reached = asked(LOCAL, **post, headers=HOST | JSON | {"content-length": str(len(body))}, body=[body])
+    assert (status, reached) == (200, [body])
+    assert asked(LOCAL, **post, headers=HOST | JSON, body=[body, body])[::2] == (413, [])
+    assert asked(LOCAL, **post, headers=HOST | JSON | {"content-length": str(2 * len(body))})[::2] == (413, [])
 
 
 def test_other_sites_cannot_ask_or_change_anything():

@@ -24,6 +24,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY = 1 << 16  # bytes of a body
+STUDY_BODY = 1 << 22  # bytes of a study, which may list 1000 prompts of 1000 characters
 HEADERS = 1 << 14  # bytes of all headers
 TARGET = 1 << 11  # bytes of a path and its query
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -120,11 +121,12 @@ class Guard:
         if refusal is not None:
             return await _refuse(send, *refusal)
         length = _headers(scope).get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > BODY:
-            return await _refuse(send, 413, f"the request is too large: at most {BODY} bytes are read")
-        body = await _read(receive)
+        most = STUDY_BODY if scope["path"] in ("/api/study", "/api/yaml") else BODY
+        if not length.isdecimal() or int(length[:20]) > most:
+            return await _refuse(send, 413, f"the request is too large: at most {most} bytes are read")
+        body = await _read(receive, most)
         if body is None:
-            return await _refuse(send, 413, f"the request is too large: at most {BODY} bytes are read")
+            return await _refuse(send, 413, f"the request is too large: at most {most} bytes are read")
         return await self.app(scope, _once(body, receive), _with_headers(send))
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
@@ -204,7 +206,7 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-async def _read(receive: Receive) -> bytes | None:
+async def _read(receive: Receive, most: int) -> bytes | None:
     """The body of a request; None if it is too large, whatever its headers say."""
     parts, size = list[bytes](), 0
     while True:
@@ -213,7 +215,7 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(parts)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > BODY:
+        if size > most:
             return None
         if not message.get("more_body"):
             return b"".join(parts)
