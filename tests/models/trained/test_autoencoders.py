@@ -24,5 +24,6 @@ def test_shards_are_copied_with_their_index(index, tmp_path):
     found.copy_to(tmp_path / "model")
     copied = AutoencoderSource.find(tmp_path / "model" / "vae")
     assert copied.sha256 == found.sha256
+    again = copied.load().state_dict()
     for name, value in found.load().state_dict().items():
-        assert torch.equal(copied.load().state_dict()[name], value)
+        assert torch.equal(again[name], value)
