@@ -119,6 +119,20 @@ def test_a_folder_of_frames_replaces_only_frames(tmp_path):
     assert (tmp_path / "clip" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("clip", ["clip.webp", "clip.mp4", "clip"])
+def test_a_folder_that_generate_wrote_is_no_clip(tmp_path, clip):
+    save_video(CLIP[:2], tmp_path / clip)
+    (tmp_path / f"{clip}.json").write_text("{}")
+    save_video(CLIP[:1], tmp_path / "clip-sheet.png")
+    with pytest.raises(InputError, match="give that file" if "." in clip else "give one of the clips in it"):
+        load_video(tmp_path)
+
+
+def test_a_frame_may_be_called_a_sheet(tmp_path):
+    save_video(CLIP[:1], tmp_path / "clip-sheet.png")
+    assert len(load_video(tmp_path)[0]) == 1
+
+
 def test_a_place_that_cannot_hold_the_video_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.mp4").mkdir()

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from .formats import check_format, check_fps, check_library
 if TYPE_CHECKING:
     from PIL import Image
 
+_CLIPS = (".mp4", ".gif", ".webp")
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}  # suffix -> format, as Pillow names it
 # Formats of one file. A playlist is a video to FFmpeg too, and FFmpeg would read the files that it names.
 _CONTAINERS = (
@@ -231,8 +232,9 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: float, preset: str) -> None:
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
     """Read a video file, a picture (PNG, JPEG or BMP), or a folder of PNGs. Transparent parts become white.
 
-    Frames are upright, as the file says how the camera was held, and their pixels are square.
-    A clip of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded if the file says its length.
+    A folder with clips or with their contact sheet, as ``guidon generate`` writes it, is no clip.
+    Frames are upright, as the file says how the camera was held, and their pixels are square. A clip
+    of more than ``core.reading.PIXELS`` pixels is refused, before it is decoded if the file says its length.
 
     Returns:
         Frames, uint8 (time, height, width, 3), and frames per second. Pictures do not record a rate: 8 is assumed.
@@ -279,8 +281,23 @@ class _Frames:
         return np.frombuffer(self._bytes, np.uint8).reshape(self.count, *self.shape, 3)
 
 
+def is_sheet(name: str, beside: Set[str]) -> bool:
+    """Whether a file is the contact sheet that ``guidon generate`` wrote beside its clips.
+
+    Args:
+        name: of the file.
+        beside: the names in its folder. A clip among them has its manifest.
+    """
+    return name.endswith("-sheet.png") and any(f"{each}.json" in beside for each in beside)
+
+
 def _read_folder(path: Path) -> np.ndarray:
-    found = [file for file in path.iterdir() if file.suffix.lower() == ".png"]
+    names = {file.name for file in path.iterdir()}
+    if clip := next((name for name in sorted(names) if Path(name).suffix.lower() in _CLIPS), None):
+        raise InputError(f"{path} holds the clip {clip}: give that file, or a folder of PNG frames alone")
+    if sheet := next((name for name in sorted(names) if is_sheet(name, names)), None):
+        raise InputError(f"{path} holds {sheet}, which is no frame of a clip: give one of the clips in it")
+    found = [path / name for name in names if Path(name).suffix.lower() == ".png"]
     files = sorted(found, key=lambda file: (len(file.stem) if file.stem.isdecimal() else 0, file.name))
     if not files:
         raise InputError(f"the folder {path} holds no PNG frames")

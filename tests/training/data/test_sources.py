@@ -75,6 +75,13 @@ def test_metadata_says_the_captions(tmp_path, name, given):
     assert not found.notes
 
 
+def test_a_contact_sheet_beside_its_clips_is_not_trained_on(tmp_path):
+    put(tmp_path, "a.mp4", "a.mp4.json", "a-sheet.png", "other/my-sheet.png")
+    found = listed(tmp_path)
+    assert sorted(told(found)) == ["a", "my-sheet"]
+    assert "a-sheet.png is the contact sheet" in found.notes[0]
+
+
 def test_text_files_and_folders_say_captions_and_classes(tmp_path):
     put(tmp_path, "a.mp4", "dogs/b.mp4", "cats/c.PNG", "no suffix", ".hidden.mp4", ".git/d.mp4")
     (tmp_path / "a.txt").write_text("\ufeffone\n")

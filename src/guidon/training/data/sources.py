@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from ...core.errors import InputError, quoted
 from ...core.reading import TEXT_BYTES, Limit, is_there, read_text, reading, regular_file
+from ...media.files import is_sheet
 from ...media.streaming import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Content, looks_like_media
 from .defects import Defect, DefectKind
 
@@ -119,6 +120,9 @@ def _list_folder(folder: Path, number: int, into: Listing) -> None:
         governed[path.parent] = path
     named = {os.path.normpath(given.content.path) for path in lists for given in _list_rows(path, number, into)}
     unnamed: list[Path] = []
+    beside = dict[Path, set[str]]()
+    for path in files:
+        beside.setdefault(path.parent, set()).add(path.name)
     for path in files:
         suffix = path.suffix.lower()
         if suffix == ".tar":
@@ -130,6 +134,8 @@ def _list_folder(folder: Path, number: int, into: Listing) -> None:
         elif any(parent in governed for parent in path.parents):
             if suffix in MEDIA or (not suffix and looks_like_media(Content(path))):
                 unnamed.append(path)
+        elif is_sheet(path.name, beside[path.parent]):
+            into.notes.append(f"{path} is the contact sheet of the clips beside it: it is not trained on")
         elif suffix in MEDIA or looks_like_media(Content(path)):
             _add_beside(path, number, path.parent.name if path.parent != folder else None, into)
         elif path.with_suffix(".txt").is_file():
