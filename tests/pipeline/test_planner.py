@@ -88,6 +88,20 @@ def test_fast_and_a_setting_that_it_decides_are_refused(name, value):
         Planner.find("guidon-small").complete(["a red circle"], fast=True, **{name: value})
 
 
+@pytest.mark.parametrize(("name", "value"), [("edit", "clip.mp4"), ("last_frame", "cat.png"), ("loop", 2)])
+def test_fast_refuses_given_frames_by_the_name_of_the_choice(name, value):
+    with pytest.raises(InputError, match=f"^{name} needs two branches, the network of fast runs one"):
+        Planner.find("guidon-small").complete(["a red circle"], fast=True, **{name: value})
+
+
+def test_a_manifest_of_a_distilled_network_with_given_frames_is_refused():
+    own = Planner.find("guidon-small")
+    looped = own.complete(["a red circle"], loop=2).conditioning
+    request = own.complete(["a red circle"], fast=True).model_copy(update={"conditioning": looped})
+    with pytest.raises(InputError, match=r"^given frames and loops need two branches"):
+        own.check(request)
+
+
 def test_a_precision_may_be_given_beside_fast():
     own = Planner.find("guidon-small")
     asked = own.complete(["a red circle"], fast=True, dtype="fp32", decode_dtype="fp32")

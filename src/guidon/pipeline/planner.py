@@ -125,6 +125,11 @@ def _as_fast(preset: Preset[Any], choices: Choices) -> tuple[dict[str, Any], Cho
     for name in (*decided, "eta", "exact"):
         if rest.get(name) is not None or (name == "timing" and timed):
             raise InputError(f"{setting('fast')} decides {setting(name)} itself: leave one of them out")
+    named = [setting(name) for name in CONDITIONING if rest.get(name) is not None]
+    if preset.fast.distilled and named:
+        raise InputError(
+            f"{named[0]} needs two branches, the network of {setting('fast')} runs one: leave one of them out"
+        )
     return preset.fast.settings, rest
 
 
@@ -244,13 +249,17 @@ def _check_distilled(preset: Preset[Any], facts: Facts, request: Request) -> Non
         ("rotation", request.rotation),
         ("adaptive", request.adaptive),
         ("reuse", request.reuse),
-        ("first_frame", "or another given frame" if request.conditioning is not None else None),
     ):
         if given is not None:
             raise InputError(
                 f"{setting(name)} {quoted(given)} needs two branches, a distilled network runs one: "
                 f"leave it out, or {setting('fast')}"
             )
+    if request.conditioning is not None:
+        raise InputError(
+            "given frames and loops need two branches, a distilled network runs one: leave them out, or "
+            f"{setting('fast')}"
+        )
 
 
 @dataclass(frozen=True)
