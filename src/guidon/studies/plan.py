@@ -213,7 +213,7 @@ def check_plan(plan: Plan, source: str) -> None:
         check_names(plan.primary, plan.settings)
         energy_of = {name: own.get("energy_of") for name, own in plan.settings.items()}
         for name, own in plan.settings.items():
-            if "energy_of" in own and len(check_chain(name, energy_of)) == 1:
+            if "energy_of" in own and len(check_chain(name, energy_of, plan.settings)) == 1:
                 raise InputError(f"{name!r} matches the energy of no setting: name one")
             _placeholder_request(own, name)
     except InputError as error:
@@ -235,21 +235,40 @@ def _placeholder_request(own: Mapping[str, Any], source: str) -> Request:
     return make_request(choices, ("",), (0,), 0, source)
 
 
-def check_names(primary: Contrast, chosen: Mapping[str, Any]) -> None:
-    """Refuse a primary contrast of settings that do not exist, or of one with itself."""
+def check_names(primary: Contrast, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a primary contrast of settings that do not exist, or of one with itself.
+
+    Args:
+        primary: the contrast.
+        settings: those that there are, as a plan holds them.
+
+    Raises:
+        InputError: the message has the nearest name.
+    """
     for name in (primary.baseline, primary.against):
-        if name not in chosen:
-            raise InputError(f"primary: no setting is called {name!r}{nearest(name, chosen)}")
+        if name not in settings:
+            raise InputError(f"primary: no setting is called {name!r}{_hint(name, settings)}")
     if primary.baseline == primary.against:
         raise InputError(f"primary: {primary.baseline!r} is compared with itself: name two settings")
 
 
-def check_chain(name: str, energy_of: Mapping[str, Any]) -> list[str]:
-    """The settings from ``name`` along energy_of, which must end at one with a scale of its own."""
+def _hint(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """``nearest``; of a name as answers and reports print it, the setting's own."""
+    from .words import spell_names  # needs numpy
+
+    own = {words: each for each, words in spell_names(settings).items()}.get(name)
+    return nearest(name, settings) if own is None else f", which is its name in reports: give {own!r}"
+
+
+def check_chain(name: str, energy_of: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The settings from ``name`` along energy_of, which must end at one with a scale of its own.
+
+    ``settings``: as in ``check_names``.
+    """
     seen = [name]
     while (other := energy_of[seen[-1]]) is not None:
         if not isinstance(other, str) or other not in energy_of:
-            hint = nearest(other, energy_of)
+            hint = _hint(other, settings) if isinstance(other, str) else nearest(other, energy_of)
             raise InputError(f"{seen[-1]!r} matches the energy of {other!r}, which is no setting{hint}")
         if other in seen:
             raise InputError(f"{other!r} matches its own energy: name a setting that has a cfg_scale")

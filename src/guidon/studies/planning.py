@@ -53,13 +53,17 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
     """
     # The settings first: the metrics need numpy.
     chosen = arms(study)
-    check_names(study.primary, chosen)
     requests: dict[str, Request] = {}
     for name, arm in chosen.items():
         try:
             requests[name] = planner.complete(("",), device=device, **_choices(study, arm))
         except InputError as error:
             raise InputError(f"the setting {name!r}: {error.args[0]}") from None  # with the names of settings marked
+    settings: dict[str, dict[str, Any]] = {
+        name: request.model_dump(mode="json", exclude={"prompts", "samples", "read_as"})
+        for name, request in requests.items()
+    }
+    check_names(study.primary, settings)
     if study.sources.weak is not None and all(request.guidance.rule.weak != "model" for request in requests.values()):
         raise InputError("sources gives weak, and no setting has guidance: autoguidance: add one, or leave it out")
     from ..metrics.bench import find_bench
@@ -79,14 +83,12 @@ def check_study(study: Study, planner: ModelPlanner, device: torch.device | None
     planner.check_prompts(captions, follow=not isinstance(study.prompts, int))
     some = _choices(study, next(iter(chosen.values())))
     read_as = planner.complete(tuple(dict.fromkeys(captions + tuning)), device=device, **some).read_as
-    settings: dict[str, dict[str, Any]] = {}
     energy_of = {name: arm.energy_of for name, arm in chosen.items()}
     for name, arm in chosen.items():
-        settings[name] = requests[name].model_dump(mode="json", exclude={"prompts", "samples", "read_as"})
         read = {text: to for text, to in requests[name].read_as.items() if text} | read_as  # its own negative prompt
         settings[name] |= {"read_as": read} if read else {}
         if arm.energy_of is not None:
-            _check_energy(check_chain(name, energy_of), chosen[name], requests, planner.channels)
+            _check_energy(check_chain(name, energy_of, settings), chosen[name], requests, planner.channels)
             del settings[name]["cfg_scale"]
             settings[name]["energy_of"] = arm.energy_of
     return CheckedStudy(bench, weights, captions, tuning, settings)

@@ -37,7 +37,12 @@ NEGLIGIBLE = 1e-6  # a smaller number is written as "about 0": it is a rounding 
 
 def spell_settings(plan: Plan) -> dict[str, str]:
     """By setting, its name with the guided channels in words; see ``list_choices``."""
-    return {name: ", ".join(choices) for name, choices in list_choices(plan).items()}
+    return spell_names(plan.settings)
+
+
+def spell_names(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """``spell_settings``, of settings as a plan holds them."""
+    return {name: ", ".join(choices) for name, choices in _list_choices(settings).items()}
 
 
 def list_choices(plan: Plan) -> dict[str, list[str]]:
@@ -46,9 +51,13 @@ def list_choices(plan: Plan) -> dict[str, list[str]]:
     A name that a study made itself, "scale 2, channels only:1", becomes "scale 2" and "channel 1 alone". If two
     settings would get the same words, both keep their names.
     """
-    divided = {name: _divide(name, own) for name, own in plan.settings.items()}
+    return _list_choices(plan.settings)
+
+
+def _list_choices(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    divided = {name: _divide(name, own) for name, own in settings.items()}
     spelled = {
-        name: [_spell_part(part, plan.settings[name].get("cfg_channels")) for part in parts]
+        name: [_spell_part(part, settings[name].get("cfg_channels")) for part in parts]
         for name, parts in divided.items()
     }
     times = Counter(map(", ".join, spelled.values()))
