@@ -52,6 +52,7 @@ ROOT = get_command(app)
         (["generate", PROMPT, "--num-inference-steps", "1.5"], "--steps '1.5' is not a whole number"),
         (["generate", PROMPT, "--seed", "-1"], "--seed '-1' is not a whole number of at least 0"),
         (["evaluate", "--cfg-scale", "2", "--cfg-scale", "x"], "--cfg-scale 'x' is not a number"),
+        (["generate", PROMPT, "--edit-strength", "0,7"], "--edit-strength '0,7' is not a number: write 0.7"),
         (["study", "report", "x", "--max-mb", "0"], "--max-mb '0' is not a number of at least 0.1"),
         # arguments
         (["inspect"], "no FILE|FOLDER was given, as in: guidon inspect"),
@@ -64,6 +65,11 @@ ROOT = get_command(app)
 )  # fmt: skip
 def test_a_command_line_that_cannot_be_read_is_refused_in_one_line(refused, words, message):
     assert message in refused(*words)
+
+
+def test_a_decimal_comma_is_no_number_and_no_advice_where_the_number_is_not_valid(refused):
+    for words in (["generate", PROMPT, "--steps", "1,5"], ["study", "report", "x", "--max-mb", "0,05"]):
+        assert "write" not in refused(*words)
 
 
 def test_an_empty_text_may_mean_something(asked):

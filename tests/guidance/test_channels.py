@@ -143,6 +143,13 @@ def test_bad_scales_are_refused(bad):
         ChannelScale.parse(bad, "all", channels=4)
 
 
+def test_two_scales_may_be_a_decimal_comma():
+    with pytest.raises(InputError, match=r"give one number \(one and a half is written 1\.5\) or 4$"):
+        ChannelScale.parse([1, 5], channels=4)
+    with pytest.raises(InputError, match=r"give one number or 4$"):
+        ChannelScale.parse([1, 5, 5], channels=4)
+
+
 def test_the_default_is_three_channels_or_all_of_fewer():
     assert ChannelScale.parse(4.0, channels=4).text == "3"
     assert ChannelScale.parse(4.0, channels=2).text == "all"

@@ -79,7 +79,9 @@ def explain(error: Any, command: Any, context: Any, words: Sequence[str]) -> str
     if param is not None and isinstance(error, typer.BadParameter):
         given = [value for value in _given(command, context, words, param) if not _is_valid(param, value, str(error))]
         if given:
-            return f"{param.opts[0]} {given[0]!r} is not {_expected(param, str(error))}"
+            pointed = given[0].replace(",", ".")  # other languages write 0,7
+            hint = f": write {pointed}" if pointed != given[0] and _is_valid(param, pointed, str(error)) else ""
+            return f"{param.opts[0]} {given[0]!r} is not {_expected(param, str(error))}{hint}"
         what = f"{param.opts[0]} {param.metavar}" if param.param_type_name == "option" else param.metavar
         return f"no {what} was given, as in: {_example(command) or f'{where} {what}'}"
     message = str(error.format_message())
