@@ -100,7 +100,7 @@ def test_a_bench_may_be_named_alone_and_a_plan_without_weights_is_as_before(tmp_
     assert "bench_weights" not in plan.content
     with pytest.raises(InputError, match=r"the bench 'vide' does not exist \(did you mean 'video'\?\)"):
         study(tmp_path, tiny_model, bench="vide")
-    with pytest.raises(InputError, match="the bench 'world' has no metric 'subject_consistency'"):
+    with pytest.raises(InputError, match=r"has no metric 'subject_consistency', which .* bench: \{dino: FOLDER\}$"):
         make_plan(study(tmp_path, tiny_model, primary=PRIMARY), pipe, threads=1)
 
 

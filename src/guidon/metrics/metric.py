@@ -148,6 +148,13 @@ class Bench:
             labels = {metric.label: metric.name for metric in self.metrics.values()}
             if name in labels:
                 raise InputError(f"{name!r} is the metric's name in reports: give {labels[name]!r}")
+            from .learned import METRICS
+
+            if part := next((part for part, own in METRICS.items() if name in own), None):
+                raise InputError(
+                    f"the bench {self.name!r} has no metric {name!r}, which is learned: in a study give its weights, "
+                    f"as in bench: {{{part}: {'FILE' if part == 'aesthetic' else 'FOLDER'}}}"
+                )
             raise InputError(f"the bench {self.name!r} has no metric {name!r}{nearest(name, self.metrics)}")
         return self.metrics[name]
 
