@@ -34,7 +34,12 @@ def test_guidance_is_one_object_or_its_parts():
     [
         ({"cfg_scal": 3}, "unknown key 'cfg_scal' (did you mean 'cfg_scale'?)"),
         ({"timings": "linear"}, "did you mean 'timing'"),
-        ({"eta": 0.5}, "eta 0.5 is for ddim, the sampler is ddpm"),
+        ({"eta": 0.5}, "eta 0.5 is for ddim, the sampler is ddpm: leave it out, or give sampler ddim"),
+        ({"eta": 0.5, "sampler": "euler"}, "eta 0.5 is for ddim, the sampler is euler: leave it out"),
+        ({"size": 64}, "size is 64: give (height, width) in pixels, such as (64, 64)"),
+        ({"size": (64,)}, "size is (64,): give (height, width)"),
+        ({"size": "64x64"}, "size is '64x64': give (height, width)"),
+        ({"size": (64, "x")}, "size, item 2 is 'x': expected a whole number"),
         ({"guidance": "cfg++", "cfg_scale": 0.6}, "cfg++ needs sampler ddim with eta 0"),
         ({"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "ddim", "timing": "linear"}, "give no ramp (linear)"),
         ({"guidance": "cfg++", "cfg_scale": 0.6, "sampler": "heun"}, "or euler on a rectified flow: give one of them"),
@@ -103,7 +108,7 @@ def test_a_request_with_lists_is_read_back_from_its_json():
         ({"seed": []}, "holds 0 seeds"), ({"seed": [1, -2]}, "give a whole number from 0"), ({"seed": 1.5}, "seed 1.5 is no seed: give a whole"), ({"seed": 2**63}, "2^63 - 1"),
         ({"seed": "7"}, "seed '7' is no seed: give a whole"), ({"seed": [1, 2], "seed_per_prompt": True}, "seed_per_prompt needs one"), ({"seed": [1, 2], "exact": "dit"}, "exact needs one"),
         ({"samples": [2, 0, 0]}, "samples hold 0 2 times: give each sample index once"), ({"samples": (1, 1), "seed": [1, 2, 3, 4]}, "samples hold 1 2 times"),
-        ({"negative_prompt": ["c"]}, "negative_prompt holds 1 texts for 2 prompts"), ({"negative_prompt": ["c", 3]}, "give a text"), ({"negative_prompt": 3}, "give a text"),
+        ({"negative_prompt": ["c"]}, "negative_prompt holds 1 text for 2 prompts"), ({"negative_prompt": ["c", 3]}, "give a text"), ({"negative_prompt": 3}, "give a text"),
     ],
 )  # fmt: skip
 def test_lists_that_fit_nothing_are_refused(values, message):

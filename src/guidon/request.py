@@ -28,7 +28,7 @@ from .media.conditioning import Conditioning
 from .media.placing import text_of_loop, texts_of_loops
 from .models.registry import find_replay
 from .models.vae import FRAMES_TOGETHER
-from .samplers import SamplerName
+from .samplers import SAMPLERS, SamplerName
 
 if TYPE_CHECKING:
     pass
@@ -220,6 +220,13 @@ class Request(Settings):
                 flat[name] = value
         return flat
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _two_sides(cls, value: Any) -> Any:
+        if value is not None and not (is_list(value) and len(value) == 2):
+            raise InputError(f"{setting('size')} is {quoted(value)}: give (height, width) in pixels, such as (64, 64)")
+        return value
+
     @field_validator("seed", mode="before")
     @classmethod
     def _whole_seeds(cls, value: Any) -> int | tuple[int, ...]:
@@ -292,8 +299,9 @@ class Request(Settings):
         if self.latents is not None and len(self.latents) != clips:
             raise InputError(f"{setting('latents')} holds {len(self.latents)} hashes for {clips} clips")
         if isinstance(self.negative_prompt, tuple) and len(self.negative_prompt) != prompts:
+            texts = "1 text" if len(self.negative_prompt) == 1 else f"{len(self.negative_prompt)} texts"
             raise InputError(
-                f"{setting('negative_prompt')} holds {len(self.negative_prompt)} texts for {prompts} "
+                f"{setting('negative_prompt')} holds {texts} for {prompts} "
                 f"prompt{'s' * (prompts > 1)}: give one{', or one for each' * (prompts > 1)}"
             )
         return self
@@ -308,7 +316,9 @@ class Request(Settings):
             )
         if self.eta and self.sampler != "ddim":
             sampler = self.sampler or "the pipeline's own"
-            raise InputError(f"{name('eta')} {self.eta:g} is for ddim, the sampler is {sampler}: leave it out")
+            flow = self.sampler is None or self.sampler in SAMPLERS["flow"]  # they have no ddim
+            instead = "leave it out" if flow else f"leave it out, or give {name('sampler')} ddim"
+            raise InputError(f"{name('eta')} {self.eta:g} is for ddim, the sampler is {sampler}: {instead}")
         if rule.name == "cfg++" and self.sampler is not None and (self.sampler not in ("ddim", "euler") or self.eta):
             raise InputError(
                 f"{name('guidance')} cfg++ needs {name('sampler')} ddim with {name('eta')} 0, or euler on a rectified "
