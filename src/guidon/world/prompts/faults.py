@@ -33,7 +33,7 @@ class Fault:
 
     kind: Kind
     said: tuple[str, ...] = ()
-    """The user's words, or the two values that exclude each other."""
+    """The user's words, or the two values that exclude each other; of what is missing, words that say it in part."""
     attribute: Attribute | None = None
     """What it is about, where that is known."""
     nearest: tuple[str, ...] = ()
@@ -115,13 +115,18 @@ def offered(known: Mapping[Attribute, tuple[str, ...]], attribute: Attribute, ne
 def _sentences(faults: Sequence[Fault]) -> list[str]:
     """The faults in words. Unknown words are in one sentence, missing attributes in another."""
     unknown = [fault for fault in faults if fault.kind == "unknown"]
-    missing = [fault.attribute or "" for fault in faults if fault.kind == "missing"]
+    missing = [fault.attribute or "" for fault in faults if fault.kind == "missing" and not fault.said]
     found: list[str] = []
     if unknown:
         named = ", ".join(_named(fault) for fault in unknown[:NAMED])
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         found.append(f"unknown word{'s' * (len(unknown) > 1)} {named}{more}")
     found += [_explained(fault, "") for fault in faults if fault.kind not in ("unknown", "missing")]
+    found += [
+        f"it says {fault.said[0]!r}, but not which way: say for example 'moves up and to the left'"
+        for fault in faults
+        if fault.kind == "missing" and fault.said
+    ]
     if missing and any(fault.serious for fault in faults):
         found.append(f"it names no {_listed(missing)}")
     elif missing:

@@ -283,7 +283,8 @@ class Reading:
         for name in unsaid:
             # Without a shape, an unknown word may be what to show.
             serious = (name in ("shape", "colour") and nothing) or (name == "shape" and unknown)
-            self._add(Fault("missing", (), name, (), serious))
+            vague = {word.said for word in self.words if word.value == "diagonally"} if name == "motion" else ()
+            self._add(Fault("missing", tuple(vague), name, (), serious))
 
 
 def _names_again(phrase: Phrase, first: Phrase | None) -> bool:
