@@ -302,18 +302,24 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
         ({"loop": 10**8}, "frames of a long clip need at least"),
         ({"mask_strategy": "0"}, "mask_strategy is given without reference"),
         ({"reference": "PICTURE"}, "reference is given without mask_strategy"),
-        ({"reference": "PICTURE", "mask_strategy": "0,1"}, "names reference 1, counted from 0, and there is 1"),
+        (
+            {"reference": "PICTURE", "mask_strategy": "0,1"},
+            "names reference 1, and there is only reference 0: give another reference",
+        ),
         (
             {"reference": "PICTURE", "mask_strategy": "0;0,1,0,4", "last_frame": "PICTURE"},
-            "names reference 1, counted from 0, and there is 1",
+            "names reference 1, and there is only reference 0: give another reference",
         ),
-        ({"reference": "PICTURE", "mask_strategy": "0,-2", "last_frame": "PICTURE"}, "names reference -2, counted"),
+        (
+            {"reference": "PICTURE", "mask_strategy": "0,-2", "last_frame": "PICTURE"},
+            "names reference -2, and there is only reference 0",
+        ),
         (
             {"reference": ["PICTURE"] * 2, "mask_strategy": "0,-3"},
-            "names reference -3, counted from 0, and there are 2",
+            "names reference -3, and references are numbered 0 to 1",
         ),
         ({"reference": "PICTURE", "mask_strategy": "0,0,0,-17"}, "begins at frame -17 of a clip of 16"),
-        ({"reference": "PICTURE", "mask_strategy": "1"}, "is for loop 1, counted from 0, and there is 1"),
+        ({"reference": "PICTURE", "mask_strategy": "1"}, "is for loop 1, and there is only loop 0: raise loop"),
         ({"reference": ["PICTURE", "VIDEO"], "mask_strategy": "0"}, "reference 1 is not placed anywhere"),
         ({"loop": 2, "output_type": "latent"}, "output_type 'latent' is for one clip"),
         ({"loop": 2, "trace": guidon.GuidanceTrace()}, "trace is for one clip, loop 2 makes several"),
@@ -338,8 +344,8 @@ def test_what_cannot_be_kept_is_refused_in_one_line(pipe, picture, video, option
 @pytest.mark.parametrize(
     ("prompt", "loop", "said"),
     [
-        (f"|0|{PROMPT}|2|{OTHER}", 2, "has a text for loop 2, counted from 0, and there are 2: raise loop"),
-        (f"|0|{PROMPT}|1|{OTHER}", None, "has a text for loop 1, counted from 0, and there is 1: raise loop"),
+        (f"|0|{PROMPT}|2|{OTHER}", 2, "has a text for loop 2, and loops are numbered 0 to 1: raise loop"),
+        (f"|0|{PROMPT}|1|{OTHER}", None, "has a text for loop 1, and there is only loop 0: raise loop"),
         (f"|1|{PROMPT}", 2, "begins with loop 1: begin with |0|"),
     ],
 )

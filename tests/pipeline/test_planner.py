@@ -43,7 +43,7 @@ def test_a_negative_prompt_by_loop_is_checked_and_read_part_by_part():
     for negative, message in (
         ("|0|squares|1|qwerty", "unknown word 'qwerty'"),
         ("|0|squares|1|", "negative_prompt is empty"),
-        ("|0|squares|2|circles", "has a text for loop 2, counted from 0, and there are 2"),
+        ("|0|squares|2|circles", "has a text for loop 2, and loops are numbered 0 to 1"),
     ):
         with pytest.raises(InputError, match=message):
             planner.plan([PROMPT], loop=2, negative_prompt=negative)

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..core.errors import InputError, quoted, setting
 from ..core.settings import Settings
-from .placing import CONDITION_FRAMES, EDIT_STRENGTH, Placement, parse_placements, place_all
+from .placing import CONDITION_FRAMES, EDIT_STRENGTH, Placement, numbered, parse_placements, place_all
 
 if TYPE_CHECKING:
     import numpy as np
@@ -261,8 +261,8 @@ def check_conditioning(
         late = next((each for each in placements if each.loop >= conditioning.loop), None)
         if late is not None:
             raise InputError(
-                f"{setting('mask_strategy')} '{late}' is for loop {late.loop}, counted from 0, and there "
-                f"{'is' if conditioning.loop == 1 else 'are'} {conditioning.loop}: raise {setting('loop')}"
+                f"{setting('mask_strategy')} '{late}' is for loop {late.loop}, and "
+                f"{numbered('loop', conditioning.loop)}: raise {setting('loop')}"
             )
         for loop in sorted({each.loop for each in placements}):
             place_all(placements, loop, lengths, clip.latent_frames(clip.frames), clip.align)

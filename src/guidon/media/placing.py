@@ -55,8 +55,8 @@ class Placement:
         """
         if not -references <= self.reference < references:
             raise InputError(
-                f"{setting('mask_strategy')} '{self}' names reference {self.reference}, counted from 0, and there "
-                f"{'is' if references == 1 else 'are'} {references}: give another {setting('reference')}"
+                f"{setting('mask_strategy')} '{self}' names reference {self.reference}, and "
+                f"{numbered('reference', references)}: give another {setting('reference')}"
             )
         return replace(self, reference=self.reference % references)
 
@@ -95,6 +95,13 @@ class Placement:
                 f"there: give that length"
             )
         return Placement(self.loop, self.reference, start, target, min(in_reference, in_clip), self.edit)
+
+
+def numbered(what: str, count: int) -> str:
+    """Which numbers there are of things that are counted from 0."""
+    if count == 1:
+        return f"there is only {what} 0"
+    return f"{what}s are numbered 0 to {count - 1}" if count else f"there is no {what}"
 
 
 def parse_placements(strategy: str) -> tuple[Placement, ...]:
@@ -213,8 +220,8 @@ def check_texts(prompt: str, loops: int) -> None:
         last = texts_of_loops(prompt)[-1][0]
         if last >= loops:
             raise InputError(
-                f"the prompt {quoted(prompt)} has a text for loop {last}, counted from 0, and there "
-                f"{'is' if loops == 1 else 'are'} {loops}: raise {setting('loop')}"
+                f"the prompt {quoted(prompt)} has a text for loop {last}, and {numbered('loop', loops)}: raise "
+                f"{setting('loop')}"
             )
 
 

@@ -76,7 +76,7 @@ def test_size_tensors_are_those_of_open_sora() -> None:
         ("0,0,0,0,1,2", "has the edit '2': give a number from 0"),
         ("0,0,0,0,1,nan", "has the edit 'nan'"),
         ("-1", "is for loop -1"),
-        ("0,2", "names reference 2, counted from 0, and there are 2"),
+        ("0,2", "names reference 2, and references are numbered 0 to 1"),
         ("0,0,-7", "begins at frame -7 of a reference of 6: give -6 to 5"),
         ("0,0,0,8", "begins at frame 8 of a clip of 8: give -8 to 7"),
     ],
