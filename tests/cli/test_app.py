@@ -17,6 +17,7 @@ import guidon
 from guidon import cli
 from guidon.cli.app import app, main
 from guidon.core.errors import InputError, setting
+from guidon.core.warn import warn
 
 SOURCE = Path(guidon.__file__).parent
 WRITES_COMMANDS = {"studies/report/command.py"}  # a report shows the command that makes each clip again
@@ -114,6 +115,15 @@ def test_warnings_are_one_line_on_stderr_and_shown_as_before_afterwards(run, gen
     assert warnings.showwarning is before
     with pytest.warns(UserWarning, match="still seen"):
         warnings.warn("still seen", stacklevel=1)
+
+
+def test_a_warning_names_the_option_of_a_setting(run, generate):
+    def work():
+        warn(f"give {setting('upscale')} 4")
+        raise typer.Exit
+
+    generate(work)
+    assert run("generate", "x") == (0, "", "guidon: give --upscale 4\n")
 
 
 def test_importing_guidon_imports_nothing_heavy():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from guidon.core import warn as module
+from guidon.core.errors import setting
 from guidon.core.warn import warn
 
 INNER = {"warn": warn, "__name__": "guidon.inner"}
@@ -26,3 +27,8 @@ def test_a_warning_is_shown_once_for_each_line_that_calls():
             warn("twice")
         warn("twice")
     assert len(seen) == 2
+
+
+def test_a_setting_is_named_without_its_marks():
+    with pytest.warns(UserWarning, match="^give upscale 4$"):
+        warn(f"give {setting('upscale')} 4")

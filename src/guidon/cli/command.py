@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..core.errors import InputError
+from ..core.errors import InputError, InputWarning
 from .usage import explain, option_names, unknown_command
 
 # Names in error messages that are set by options of other names: name -> those options.
@@ -49,12 +50,21 @@ class Command(TyperCommand):
             raise InputError(explain(error, self, ctx, words)) from None
 
     def invoke(self, ctx: Any) -> Any:
+        def spell(name: str) -> str:
+            return self.spelling(name, ctx.params)
+
+        def show_spelled(message: Any, *rest: Any, **more: Any) -> None:
+            show(message.spelled(spell) if isinstance(message, InputWarning) else message, *rest, **more)
+
+        show, warnings.showwarning = warnings.showwarning, show_spelled
         try:
             return super().invoke(ctx)
         except InputError as error:
-            raise InputError(error.spelled(lambda name: self.spelling(name, ctx.params))) from error
+            raise InputError(error.spelled(spell)) from error
         except KeyboardInterrupt:
             raise typer.Abort from None  # typer itself would exit without a message
+        finally:
+            warnings.showwarning = show
 
     def spelling(self, name: str, values: Mapping[str, Any]) -> str:
         """The option of this command for a setting: ``--cfg-scale`` for ``cfg_scale``.

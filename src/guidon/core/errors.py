@@ -21,14 +21,29 @@ class InputError(ValueError):
 
     def spelled(self, spell: Callable[[str], str]) -> str:
         """The message with every setting's name replaced by ``spell(name)``."""
-        return shortened(re.sub(f"{_MARK}(.*?){_MARK}", lambda found: spell(found[1]), super().__str__()))
+        return shortened(_spelled(super().__str__(), spell))
 
     def __str__(self) -> str:
         return self.spelled(lambda name: name)
 
 
+class InputWarning(UserWarning):
+    """A warning about what was chosen. Settings in its message are marked and spelled as in an ``InputError``."""
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """The message with every setting's name replaced by ``spell(name)``."""
+        return _spelled(super().__str__(), spell)
+
+    def __str__(self) -> str:
+        return self.spelled(lambda name: name)
+
+
+def _spelled(message: str, spell: Callable[[str], str]) -> str:
+    return re.sub(f"{_MARK}(.*?){_MARK}", lambda found: spell(found[1]), message)
+
+
 def setting(name: str) -> str:
-    """Mark the name of a setting in the message of an ``InputError``, so that the command line can show its option."""
+    """Mark the name of a setting in the message of an error or a warning: the command line then shows its option."""
     return f"{_MARK}{name}{_MARK}"
 
 

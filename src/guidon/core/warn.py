@@ -8,6 +8,8 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
+from .errors import InputWarning
+
 _FOLDER = str(Path(__file__).parents[1]) + os.sep
 _DECORATORS = ("torch", "contextlib")  # modules whose decorators stand between functions of guidon
 
@@ -19,7 +21,7 @@ def note(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Show a ``UserWarning`` at the nearest line on the call stack that is neither guidon's nor one of its decorators'.
+    """Show a warning at the nearest line on the call stack that is neither guidon's nor one of its decorators'.
 
     ``warnings.warn(skip_file_prefixes=...)`` does this from Python 3.12 on.
     """
@@ -32,5 +34,5 @@ def warn(message: str) -> None:
     place = frame.f_globals
     registry = place.setdefault("__warningregistry__", {})  # Python shows a warning once for each line in it
     warnings.warn_explicit(
-        message, UserWarning, frame.f_code.co_filename, frame.f_lineno, place.get("__name__"), registry
+        InputWarning(message), InputWarning, frame.f_code.co_filename, frame.f_lineno, place.get("__name__"), registry
     )

@@ -216,8 +216,8 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
         )
     if shape != facts.latent_shape and facts.clip is None and not preset.is_image:
         warn(
-            f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to enlarge a "
-            f"clip, give {setting('upscale')}"
+            f"{preset.name} was trained on another size or length, and may draw wrong things at this one; to look at a "
+            f"clip enlarged, write it with {setting('upscale')} 4"
         )
 
 
