@@ -260,7 +260,8 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
     [
         ({"first_frame": "none.png"}, "first_frame 'none.png' is not there"),
         ({"first_frame": "https://x.org/a.png"}, "is an address: fetch the file"),
-        ({"first_frame": np.zeros((4, 4))}, "first_frame is an array (4, 4): give a path"),
+        ({"first_frame": np.zeros((4, 4))}, "(4, 4): give a path, an array (time, height, width, 3)"),
+        ({"first_frame": np.zeros((4, 4))}, "of uint8 or of floats from 0 to 1"),
         ({"first_frame": np.full((4, 4, 3), 7.0)}, "is an array of float64 from 7 to 7: give uint8"),
         ({"first_frame": 3}, "first_frame is 3: give a path"),
         ({"first_frame": "VIDEO"}, "has 20 frames: give a picture, or the video as continue_from"),

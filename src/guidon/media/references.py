@@ -20,7 +20,10 @@ from .video import Video
 if TYPE_CHECKING:
     from PIL import Image
 
-GIVE = "give a path, a uint8 array (time, height, width, 3) or (height, width, 3), an image of PIL, or a list of images"
+GIVE = (
+    "give a path, an array (time, height, width, 3) or (height, width, 3) of uint8 or of floats from 0 to 1, an image "
+    "of PIL, or a list of images"
+)
 
 
 @dataclass(frozen=True, eq=False)
