@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,17 @@ def test_a_manifest_of_a_distilled_network_with_given_frames_is_refused():
     request = own.complete(["a red circle"], fast=True).model_copy(update={"conditioning": looped})
     with pytest.raises(InputError, match=r"^given frames and loops need two branches"):
         own.check(request)
+
+
+def test_the_sampler_of_distilled_networks_warns_without_one():
+    own = Planner.find("guidon-small")
+    with pytest.warns(UserWarning, match="^sampler consistency is for distilled networks, .*: give fast$"):
+        own.complete(["a red circle"], sampler="consistency", steps=4)
+    with pytest.warns(UserWarning, match="give another sampler$"):
+        replace(own, preset=replace(own.preset, fast=None)).complete(["a red circle"], sampler="consistency", steps=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own.complete(["a red circle"], fast=True)
 
 
 def test_a_precision_may_be_given_beside_fast():

@@ -197,6 +197,14 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
             require_memory(f"the {frames} frames of {several}", 2 * clips * frames * pixels, lower="loop")
     if request.distilled:
         _check_distilled(preset, facts, request)
+    elif request.sampler == "consistency":
+        rather = (
+            setting("fast") if preset.fast is not None and preset.fast.distilled else f"another {setting('sampler')}"
+        )
+        warn(
+            f"{setting('sampler')} consistency is for distilled networks, and may draw wrong things with the one of "
+            f"{preset.name}: give {rather}"
+        )
     request.guidance.scales_for(facts.channels)
     rule = request.guidance.rule
     rule.check_size(*shape[-2:])
@@ -207,7 +215,7 @@ def check_request(preset: Preset[Any], facts: Facts, request: Request) -> None:
     if rule.needs_imageless and not facts.knows_given_frames:
         raise InputError(
             f"{setting('guidance')} {rule.name} guides by given frames too, of which the network of {preset.name} is "
-            "not told: choose another rule"
+            "not told: choose another rule, or a model that was trained with given frames, such as open-sora-1.2"
         )
     if rule.needs_imageless and request.conditioning is None:
         raise InputError(
