@@ -116,6 +116,7 @@ def test_an_alias_repeats_a_value_and_a_merge_fills_a_mapping(tmp_path):
         ("a: " + ":".join(["1"] * 1000), "a number has 1999 digits"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("a: [1, 2", "did not find expected"),
+        ("a: 1\nb:2\nc: 3", "could not find expected ':' in line 2, column 1"),
         ("[" * 2000, "nesting"),
         ("a: 1\n---\nb: 2", "another document"),
     ],

@@ -127,7 +127,9 @@ def read_mapping(path: Path, what: str | None = None) -> dict[str, Any]:
             YAML_VALUES.check(_count(node, {}), path)
             return require_keys(loader.construct_document(node), path, what)
         except yaml.MarkedYAMLError as error:  # its first line says what was parsed, not what is wrong
-            raise ValueError(f"{error.problem}{_at(error.problem_mark)}") from error
+            # a line without ": " is read on, as a key, until the line after it
+            is_key = error.context == "while scanning a simple key"
+            raise ValueError(f"{error.problem}{_at(error.context_mark if is_key else error.problem_mark)}") from error
         except yaml.reader.ReaderError as error:  # it says how many bytes stand before
             before = text.partition(chr(error.character))[0]
             line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
