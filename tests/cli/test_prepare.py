@@ -49,7 +49,7 @@ def test_a_dry_run_lists_all_defects_and_writes_nothing(run, recipe, clips, tmp_
     assert code == 2
     assert f"cannot be used: {clips / 'gone.mp4'} ({clips / 'metadata.jsonl'}, line 2): it is not there" in out
     assert "cannot be used: 2 files (2 missing)" in out
-    assert err.startswith("guidon: 2 files (2 missing) cannot be used: 1. ")
+    assert err.startswith("guidon: 2 files (2 missing) cannot be used, as listed. Mend them, or train on the others")
     assert err.count("\n") == 1
     code, left_out, err = run("prepare", recipe(unreadable="leave_out"), "--dry-run")
     assert (code, left_out, err) == (0, out, "")
@@ -64,6 +64,13 @@ def test_files_that_cannot_be_used_are_refused_or_left_out(run, recipe, clips, t
     code, out, err = run("prepare", recipe(unreadable="leave_out"))
     assert code == 0
     assert "cannot be used: 1 file (1 undecodable)" in out
+    assert err.count("guidon: left out: ") == 1
+
+
+def test_a_file_that_two_stages_leave_out_is_named_once(run, recipe, clips):
+    (clips / "02.mp4").write_bytes(b"no video")
+    code, _, err = run("prepare", recipe(staged=True, unreadable="leave_out"))
+    assert code == 0
     assert err.count("guidon: left out: ") == 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.devices import pick_device
 from ..core.errors import InputError
 from .data.checking import check_data
-from .data.defects import Defect, refuse_or_tell
+from .data.defects import MEND, Defect, counted, refuse_or_tell
 from .recipe import Recipe, StagedRecipe, check_recipe
 from .recipe.data import Data, Wanted
 from .stages import walk
@@ -54,14 +54,16 @@ def prepare_recipe(path: Path, *, stage: str | None = None, dry_run: bool = Fals
             for defect in checked.defects:
                 if str(defect) not in told:
                     say(f"{prefix}cannot be used: {defect}")
-            told |= set(map(str, checked.defects))
             found |= {} if data.unreadable == "leave_out" else dict.fromkeys(checked.defects)
         elif not done:
-            refuse_or_tell(checked.defects, data.unreadable == "leave_out")
+            leave_out = data.unreadable == "leave_out"
+            refuse_or_tell([each for each in checked.defects if not leave_out or str(each) not in told], leave_out)
             say(f"{prefix}its clips are encoded when the stages before it are trained")
+        told |= set(map(str, checked.defects))
     if not count:
         raise InputError(f"{path} has no data section to prepare: it trains on the world's clips, or on a model's own")
-    refuse_or_tell(list(found), False)
+    if found:
+        raise InputError(f"{counted(found)} cannot be used, as listed. {MEND}")
 
 
 def _with_data(path: Path, last: str | None) -> Iterator[tuple[str, Recipe, bool]]:

@@ -12,6 +12,7 @@ from ...core.reading import printable
 from ...core.warn import note
 
 LISTED = 10  # defects that a refusal lists
+MEND = "Mend them, or train on the others with data: {unreadable: leave_out}"
 DefectKind = Literal[
     "missing", "outside", "unsupported", "undecodable", "too small", "too short", "no caption", "empty caption",
     "no class", "duplicate", "bad row",
@@ -49,10 +50,7 @@ def refuse_or_tell(defects: Sequence[Defect], leave_out: bool, speaks: bool = Tr
         return
     listed = "; ".join(f"{number}. {defect}" for number, defect in enumerate(defects[:LISTED], 1))
     more = f"; and {len(defects) - LISTED} more" if len(defects) > LISTED else ""
-    raise InputError(
-        f"{counted(defects)} cannot be used: {listed}{more}. Mend them, or train on the others with "
-        "data: {unreadable: leave_out}"
-    )
+    raise InputError(f"{counted(defects)} cannot be used: {listed}{more}. {MEND}")
 
 
 def counted(defects: Iterable[Defect]) -> str:
