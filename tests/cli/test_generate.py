@@ -93,6 +93,10 @@ def test_what_cannot_be_written_is_refused_before_it_is_made(refused, tiny_model
     assert "is a video without its manifest, clip.mp4.json: give the JSON file that was written beside" in message
     message = refused("generate", "--from", ".")
     assert f". is a folder without its manifest, {Path.cwd().name}.json: give the JSON file that was written" in message
+    for name in ("b.mp4", "b.mp4.json", "a.json"):
+        (tmp_path / name).write_bytes(b"")
+    message = refused("generate", "--from", tmp_path)
+    assert message.endswith(f"or the clip itself, such as {tmp_path / 'b.mp4.json'}")
     assert "--class is for a class-conditional model" in refused("generate", "--class", 3, "--model", tiny_model)
     assert not (tmp_path / "new").exists()
 

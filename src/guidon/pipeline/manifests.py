@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError, quoted, setting
-from ..core.reading import is_there
+from ..core.reading import is_there, reading
 from ..core.settings import read_mapping, validated
 from ..media.conditioning import find_references
 from ..models.sources import WEAK
@@ -160,11 +160,18 @@ def manifest_of(path: Path) -> Path:
         return beside
     what = "a folder" if path.is_dir() else "a video" if path.suffix.lower() in VIDEOS else None
     if what:
+        inside = _first_inside(path) if path.is_dir() else None
         raise InputError(
             f"{path} is {what} without its manifest, {beside.name or 'FILE.json'}: give the JSON file that was written "
-            f"beside a clip, or the clip itself"
+            f"beside a clip, or the clip itself{f', such as {inside}' if inside else ''}"
         )
     return path
+
+
+def _first_inside(folder: Path) -> Path | None:
+    """The first manifest in a folder: a JSON file with the name of what lies beside it. None if there is none."""
+    with reading(folder, "a folder of clips"):
+        return min((path for path in folder.glob("*.json") if path.with_suffix("").exists()), default=None)
 
 
 def read_computation(given: Any) -> Computation | None:
