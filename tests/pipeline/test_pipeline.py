@@ -186,6 +186,11 @@ def test_nothing_global_is_drawn(pipe):
     assert torch.equal(torch.randn(4), expected)
 
 
+def test_a_pipeline_shows_its_guidance(pipe):
+    own = pipe.preset
+    assert f"cfg_scale {own.cfg_scale}, cfg_channels {own.cfg_channels}, timing {own.timing}, " in repr(pipe)
+
+
 def test_a_saved_video_has_a_manifest_that_reproduces_it(pipe, tmp_path):
     video = pipe(PROMPT, steps=3, seed=2, cfg_scale=[4.0, 4.0, 2.0, 1.0])
     path = video.save(tmp_path / "circle.webp")

@@ -584,7 +584,8 @@ class Pipeline(metaclass=_Named):
         own, facts = self.preset, self.model.facts
         frames, height, width = own_size(facts)
         size = f"{height}x{width}" + (f", {frames} frames" if len(facts.latent_shape) == 4 else "")
-        settings = f"cfg_scale {own.cfg_scale}, {own.sampler}, {own.steps} steps, {own.dtype}"
+        guidance = f"cfg_scale {own.cfg_scale}, cfg_channels {own.cfg_channels}, timing {own.timing}"
+        settings = f"{guidance}, {own.sampler}, {own.steps} steps, {own.dtype}"
         return f"<Pipeline {own.name!r}, {size}, {settings}, on {self.device}>"
 
     def __copy__(self) -> Pipeline:
