@@ -13,6 +13,7 @@ def test_guidance_is_split_by_channel(run, tiny_model, tmp_path):
     assert code == 0
     assert "sampled at scale 2 on first 3 channels, 3 steps, guided from 0% to 100% of sampling:" in out
     assert "| channel | energy | cosine with cond | luminance | chroma | structure | motion |" in out
+    assert "\ncosine with cond: above 0, guidance makes the channel stronger" in out
     assert {"spectrum.npz", "spectrum.png"} == {path.name for path in (tmp_path / "out").iterdir()}
     with np.load(tmp_path / "out" / "spectrum.npz") as arrays:
         assert [part.rpartition(" ")[0] for part in arrays["weights"]][-1] == "lora 1: style*1"

@@ -228,6 +228,7 @@ def test_an_outline_tells_cells_cost_and_what_can_be_detected(unsampled, tmp_pat
     made = make_plan(study(tmp_path, tiny_model, **MATCHED), unsampled)
     text = outline(made, 30.0)
     assert "2 settings x 3 prompts x 2 seeds = 12 cells, about 6 minutes here" in text
+    assert "about 1 minute here" in outline(made, 7.0)
     assert "all: the scale that adds the energy of 'three'; it is solved at the start of the run" in text
     assert "with 3 prompts no effect can reach p = 0.05 (an effect of d_z = 0.3 needs 90 prompts)" in text
     many = made.model_copy(update={"captions": tuple(map(str, range(96)))})

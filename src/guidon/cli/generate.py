@@ -176,7 +176,7 @@ def generate(
         option(
             "Sampling",
             "HEIGHTxWIDTH",
-            "Size in pixels, for a model that takes other sizes; --upscale enlarges any clip.",
+            "Size in pixels. guidon-small takes multiples of 8, but was trained at 64x64; --upscale enlarges any clip.",
             default=of_model("64x64"),
         ),
     ] = None,

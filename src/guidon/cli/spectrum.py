@@ -88,7 +88,9 @@ def spectrum(
         found = measured(pipe, prompts, looks=looks, on_step=on_step, force=force, **choices)
     print(_measured_at(request, planner.channels))
     print(found.table())
-    print("energy: share of the squared cond - uncond; the rest: RMS change of the video per unit of scale, 1/1000")
+    print("energy: share of the squared cond - uncond")
+    print("cosine with cond: above 0, guidance makes the channel stronger; below 0, weaker")
+    print("the rest: RMS change of the video per unit of scale, 1/1000")
     for path in found.write(out) if out is not None else ():
         print(path)
 

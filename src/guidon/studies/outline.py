@@ -19,7 +19,7 @@ def outline(plan: Plan, seconds_per_cell: float) -> str:
     count, minutes = len(plan.captions), plan.cells * seconds_per_cell / 60
     seeds = f"{plan.seeds} seed{'' if plan.seeds == 1 else 's'}"
     cells = f"{len(plan.settings)} settings x {count} prompts x {seeds} = {plan.cells} cells"
-    cost = f"about {minutes:.0f} minutes here" if minutes >= 1 else "under a minute here"
+    cost = "under a minute here" if minutes < 1 else f"about {minutes:.0f} minute{'s' * (round(minutes) > 1)} here"
     cost += f", at least {as_text(plan.cells * CELL_BYTES)} of disk"
     primary = plan.primary
     return "\n".join(
