@@ -35,7 +35,7 @@ class Video:
 
         Args:
             path: the file, or the folder of a clip in format "frames".
-            format: as in ``save_video``.
+            format: as in ``save_video``. Without it and without a suffix of the path, the clip is a folder of PNGs.
             upscale: how many times the frames are enlarged in the file, each pixel to equal ones. A clip of 64x64
                 pixels is a stamp on a screen.
             fps: frames per second that the file is played at; None for the clip's own.
