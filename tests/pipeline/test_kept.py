@@ -288,8 +288,8 @@ def test_the_json_of_other_requests_is_as_it_was(pipe):
             "both give frame 3, counted from 0: give one of them, or lower condition_frames",
         ),
         (
-            {"reference": "VIDEO", "mask_strategy": "1,0,0,3,4,0.5", "loop": 2},
-            "'1,0,0,3,4,0.5' begins at frame 3 of loop 1, whose first 4 are those of the clip before: begin at frame 4",
+            {"reference": "VIDEO", "mask_strategy": "1,0,0,0,4,0.5", "loop": 2},
+            "'1,0,0,0,4,0.5' ends before frame 4 of loop 1, whose first 4 are those of the clip before: place it at",
         ),
         ({"edit": "PICTURE"}, "edit has 1 frame, a clip has 16: give a longer video"),
         ({"edit": ["VIDEO", "VIDEO"]}, "edit is a list of 2 videos: give one, and call once for each"),

@@ -433,7 +433,7 @@ def _refuse_two_of_a_frame(found: _Placed) -> None:
 
 
 def _refuse_taken_over(found: _Placed, taken: int) -> None:
-    """Refuse placements in a further clip on frames that it takes over, which win, as in Open-Sora.
+    """Refuse placements in a further clip that lie in the frames that it takes over, which win, as in Open-Sora.
 
     Raises:
         InputError: the message names the placement.
@@ -442,10 +442,10 @@ def _refuse_taken_over(found: _Placed, taken: int) -> None:
     frames, begins = clip.latent_frames(clip.frames), clip.latent_frames(taken)
     for placement in found.placements:
         own = placement.within(found.lengths[placement.reference], frames, clip.align)
-        if own.loop and own.target < begins:
+        if own.loop and own.target + own.length <= begins:
             raise InputError(
-                f"{setting('mask_strategy')} '{placement}' begins at frame {own.target} of loop {own.loop}, whose "
-                f"first {begins} are those of the clip before: begin at frame {begins} or later, or lower "
+                f"{setting('mask_strategy')} '{placement}' ends before frame {begins} of loop {own.loop}, whose first "
+                f"{begins} are those of the clip before: place it at frame {begins} or later, or lower "
                 f"{setting('condition_frames')}"
             )
 
