@@ -81,6 +81,16 @@ def test_a_distilled_network_is_compiled_and_each_of_its_networks_is_compared(
     assert np.array_equal(video.frames, usual.frames)
 
 
+def test_a_network_that_no_earlier_run_visited_is_compared_too(tiny_model, monkeypatch):
+    monkeypatch.setattr(STDiT, "network_at", lambda self, level: level.timestep < 500, raising=False)
+    keys, check = list[object](), Compilation.check
+    monkeypatch.setattr(Compilation, "check", lambda self, *given: keys.append(given[1]) or check(self, *given))
+    pipe = compiled(tiny_model, "eager")
+    for steps in (1, 2, 3):
+        pipe(PROMPT, **RUN | {"steps": steps, "timing": "constant"})
+    assert keys[0] != keys[1] == keys[2]
+
+
 def test_a_comparison_that_was_interrupted_is_made_again():
     network, right = SimpleNamespace(dtype=torch.float32, networks=()), torch.ones(2)
     given = iter([KeyboardInterrupt(), *[right] * 4])

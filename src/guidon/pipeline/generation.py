@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -353,22 +353,34 @@ class Generation:
         if self.team is not None or not compilation.works:
             return denoiser
         conditions = shapes_of([*denoiser.branches.values(), denoiser.weak, denoiser.imageless])
-        key = network.dtype, x.shape, sequential, self.request.guidance, conditions
-        compilation.check(networks, key, partial(self._steps, network, weak, numbers, sequential, x))
+        forms = self._forms(network, x.shape[1])
+        key = network.dtype, x.shape, sequential, self.request.guidance, conditions, frozenset(forms)
+        steps = partial(self._steps, network, weak, numbers, sequential, x, forms.values())
+        compilation.check(networks, key, steps)
         return denoiser if compilation.works else self.denoiser(network, weak, numbers, sequential)
 
-    def _steps(
-        self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool, x: Tensor
-    ) -> list[Tensor]:
-        """Predictions at a level of every form that the run has: guidance acts or not, and of several networks one."""
-        denoiser = replace(self, trace=None).denoiser(network, weak, numbers, sequential)
+    def _forms(self, network: Network[Any], channels: int) -> dict[tuple[bool, object], NoiseLevel]:
+        """A level of every form of a step that the run has: guidance acts or not, and of several networks which one."""
         schedule, found = self.schedule(network), dict[tuple[bool, object], NoiseLevel]()
         if self.request.sampler not in WHOLE:  # which levels its steps are at is its own choice
             schedule = schedule.respaced(min(self.request.steps, self.model.facts.timesteps))
         network_at = getattr(network, "network_at", lambda _: network)
         for level in schedule.levels:
-            found.setdefault((self.request.guidance.acts(level, START, x.shape[1]), network_at(level)), level)
-        return [denoiser(x, level) for level in found.values()]
+            found.setdefault((self.request.guidance.acts(level, START, channels), network_at(level)), level)
+        return found
+
+    def _steps(
+        self,
+        network: Network[Any],
+        weak: Network[Any] | None,
+        numbers: Sequence[int],
+        sequential: bool,
+        x: Tensor,
+        levels: Collection[NoiseLevel],
+    ) -> list[Tensor]:
+        """Predictions at some levels."""
+        denoiser = replace(self, trace=None).denoiser(network, weak, numbers, sequential)
+        return [denoiser(x, level) for level in levels]
 
     def denoiser(
         self, network: Network[Any], weak: Network[Any] | None, numbers: Sequence[int], sequential: bool
