@@ -10,6 +10,7 @@ from guidon.core.errors import InputError
 from guidon.guidance import RULES, Guidance, GuidanceTrace, GuidedDenoiser, Memory
 from guidon.models.vae.frames import FrameVAE
 from guidon.pipeline.calls import CallOptions, RunOptions
+from guidon.pipeline.manifests import other_weights
 from guidon.request import Request
 
 PROMPT = "a red circle moves left on a white background"
@@ -452,6 +453,14 @@ def test_calls_that_are_left_out_do_not_reach_the_network(pipe, monkeypatch):
             pipe(PROMPT, steps=8, cfg_scale=3.0, timing="constant", **choices)
             found[name] = sum(rows)
     assert found == {"all": 16, "reuse": 8 + 3, "ended": 8 + 1}
+
+
+def test_a_precision_of_t5_that_an_earlier_version_left_out_is_not_compared():
+    now = {"vae": "a", "text_dtype": "bf16", "weak-text_dtype": "bf16"}
+    assert other_weights({"vae": "a"}, now) == []
+    assert other_weights({"vae": "a", "text_dtype": "fp32"}, now) == ["text_dtype"]
+    assert other_weights({"vae": "b", "text": "c"}, now) == ["text", "vae"]
+    assert other_weights({"vae": "a"}, now | {"text": "c"}) == ["text"]
 
 
 def test_what_differs_from_a_manifest_is_said(pipe):

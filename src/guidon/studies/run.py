@@ -30,6 +30,7 @@ from ..guidance import CONSTANT, GuidanceTrace
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench
 from ..pipeline.contract import ModelPipeline
+from ..pipeline.manifests import other_weights
 from ..request import Request
 from .cells import BLOCK_LOCK, BY_SAMPLE, OF_RUN, Cell, blocks_of, delete_leftovers, open_plan
 from .energy import solve_scales
@@ -205,10 +206,7 @@ def check_model(plan: Plan, pipe: ModelPipeline, bench: Bench) -> None:
 
 
 def _check_weights(plan: Plan, pipe: ModelPipeline) -> None:
-    found = weights_of(pipe, plan.settings)
-    if found != plan.weights:
-        names = plan.weights.keys() | found.keys()
-        changed = sorted(name for name in names if found.get(name) != plan.weights.get(name))
+    if changed := other_weights(plan.weights, weights_of(pipe, plan.settings)):
         raise InputError(
             f"the weights of {plan.model} ({', '.join(changed)}) are not those of the plan: use another "
             f"{setting('out')}"
