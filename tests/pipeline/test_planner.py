@@ -172,8 +172,8 @@ def test_a_spacing_that_does_not_fit_is_refused(choices, message):
 
 def test_stored_captions_are_looked_up_as_prompts_and_as_negative_prompts_are_read(tmp_path):
     """Open-Sora 1.2 reads prompts with a score, and negative prompts as they are."""
-    stored = ["a cat aesthetic score: 6.5.", "a dog", "a fog aesthetic score: 6.5.", "blurry"]
-    features, mask = torch.randn(4, 300, 8), torch.ones(4, 300, dtype=torch.long)
+    stored = ["a cat aesthetic score: 6.5.", "a dog", "a fog aesthetic score: 6.5.", "blurry", " aesthetic score: 6.5."]
+    features, mask = torch.randn(5, 300, 8), torch.ones(5, 300, dtype=torch.long)
     path = save_features(tmp_path / "captions.safetensors", stored, features, mask, encoder={})
     (tmp_path / "weights.safetensors").touch()
     weights = dict.fromkeys(("checkpoint", "vae"), tmp_path / "weights.safetensors")
@@ -187,3 +187,4 @@ def test_stored_captions_are_looked_up_as_prompts_and_as_negative_prompts_are_re
         planner.plan(["a dog"])
     with pytest.raises(InputError, match="holds no features of 'a fog':"):
         planner.check(request.model_copy(update={"negative_prompt": "a fog"}))
+    assert planner.complete([""]).read_as == planner.plan([""]).read_as == {"": " aesthetic score: 6.5."}

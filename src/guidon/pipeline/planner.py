@@ -366,7 +366,7 @@ class Planner:
         read = dict[str, ReadPrompt]()
         if request.negatives:
             read |= zip(request.negatives, self.facts.read_prompts(request.negatives, True), strict=True)
-        if texts := [text for text in request.texts if text.strip()]:
+        if texts := [text for text in request.texts if text.strip() or self.facts.rewrites]:
             read |= zip(texts, self.facts.read_prompts(texts, False), strict=True)
         read_as = {text: to.read_as for text, to in read.items() if to.refusal is None and to.read_as != text}
         return request.model_copy(update={"read_as": read_as}) if read_as else request
