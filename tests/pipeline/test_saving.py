@@ -143,6 +143,11 @@ def test_it_is_sent_to_the_hub_and_taken_from_there(tiny_model, tmp_path, monkey
     assert not {"*", "checkpoints", "training.pt"} & set(taken)  # a model's own files alone
     with pytest.raises(InputError, match=r"weights are missing: me/circles .*or set download to fetch it"):
         guidon.from_pretrained("me/circles", device="cpu")
+    shutil.rmtree(tmp_path / "hub")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "model_index.json").write_text("{}")
+    with pytest.raises(InputError, match="me/circles is a pipeline of diffusers: download all of it"):
+        guidon.from_pretrained("me/circles", device="cpu", download=True)
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "a/b/c", 3])

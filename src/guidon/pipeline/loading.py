@@ -157,6 +157,11 @@ def from_pretrained(model: str | Path, **options: Unpack[LoadOptions]) -> Pipeli
     if not REPOSITORY.fullmatch(str(model)):
         raise InputError(f"model {str(model)!r} is neither a folder nor a repository: give user/repository")
     place = find_on_hub(str(model), None, bool(options.get("download")), "model", OF_A_MODEL)
+    if (place / "model_index.json").is_file() and not (place / DENOISER).is_file():
+        raise InputError(
+            f"{model} is a pipeline of diffusers: download all of it, as by snapshot_download of huggingface_hub, and "
+            "give load 'diffusers:FOLDER'"
+        )
     if (place / DENOISER).is_file():  # a folder that brings its own weights, all of them
         options.pop("download", None)
     return load(place, **options)
