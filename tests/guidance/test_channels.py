@@ -144,7 +144,7 @@ def test_bad_scales_are_refused(bad):
 
 
 def test_two_scales_may_be_a_decimal_comma():
-    with pytest.raises(InputError, match=r"give one number \(one and a half is written 1\.5\) or 4$"):
+    with pytest.raises(InputError, match=r"give one number or 4 \(one and a half is written 1\.5\)$"):
         ChannelScale.parse([1, 5], channels=4)
     with pytest.raises(InputError, match=r"give one number or 4$"):
         ChannelScale.parse([1, 5, 5], channels=4)

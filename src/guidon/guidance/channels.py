@@ -191,7 +191,7 @@ class ChannelScale:
             comma = " (one and a half is written 1.5)" if len(scales) == 2 else ""  # 1,5 is a number in other languages
             raise InputError(
                 f"{setting(of_scale)} has {len(scales)} values, but this model has {channels} latent channels: "
-                f"give one number{comma} or {channels}"
+                f"give one number or {channels}{comma}"
             )
         if isinstance(cfg_channels, Unset):
             chosen = tuple(range(channels if per_channel else min(DEFAULT_COUNT, channels)))
