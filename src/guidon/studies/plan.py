@@ -37,7 +37,7 @@ class Plan(Settings):
     model: str
     """A preset, or a folder of weights."""
     weights: dict[str, str]
-    """The hash of each part of the model; of the distilled network and of a weak model only where a setting asks it."""
+    """The hash of each part of the model. Of the distilled network and of a weak model: if a setting asks for it."""
     compile: bool = False
     """Whether the blocks of the network are compiled. Results then differ by rounding."""
     bench: str
