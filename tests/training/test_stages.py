@@ -13,6 +13,7 @@ from guidon.core.errors import InputError
 from guidon.training import plan_recipe, run_recipe
 from guidon.training.data import pairs, rollouts
 from guidon.training.stages import weights_hash
+from own_clips import NETWORKS, write_clips
 from recipes import (
     DENOISER,
     HIGH,
@@ -112,6 +113,60 @@ def test_a_changed_setting_trains_its_stage_and_those_after_it_elsewhere(copied)
 def test_how_a_run_is_watched_does_not_count(copied):
     path = staged(copied, low__log_every=1, base__checkpoint_every=1, eye__device="auto", high__evaluate_every=1)
     assert states(path) == ["eye done", "base done", "low done", "high done"]
+
+
+def own_data(folder, **data):
+    """A recipe whose stage "eye" trains on a user's own videos."""
+    data = {"folder": str(folder / "videos"), "size": [32, 32], "frames": 4} | data
+    tiny = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+    every = {"steps": 1, "batch_size": 2, "device": "cpu", "data": data}
+    stages = {
+        "eye": {"task": "vae", "model": tiny},
+        "network": {"task": "videos", "vae": "eye", "network": {"family": "stdit", **NETWORKS["stdit"]}},
+    }
+    values = {"common": {"every": every}, "stages": stages, "export": {"stage": "network"}}
+    return write_recipe(folder / "own.yaml", {"out": str(folder / "runs"), **values})
+
+
+@pytest.fixture(scope="module")
+def made_of_own(tmp_path_factory):
+    """A folder in which the stage of ``own_data`` is done, although one file was broken and could be left out."""
+    folder = tmp_path_factory.mktemp("own")
+    write_clips(folder / "videos", count=4)
+    (folder / "videos" / "3.mp4").write_bytes(b"x")
+    run_recipe(own_data(folder, unreadable="leave_out"), stage="eye")
+    return folder
+
+
+@pytest.fixture
+def own(made_of_own):
+    """The recipe in that folder; its videos are as they were, afterwards."""
+    shutil.copytree(made_of_own / "videos", made_of_own / "whole")
+    yield own_data(made_of_own, unreadable="leave_out")
+    shutil.rmtree(made_of_own / "videos", ignore_errors=True)
+    (made_of_own / "whole").rename(made_of_own / "videos")
+
+
+def empty(videos):
+    shutil.rmtree(videos)
+    videos.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        (shutil.rmtree, "done"),
+        (empty, "done"),
+        (lambda videos: (videos / "0.mp4").write_bytes(b"x"), "done"),
+        (lambda videos: (videos / "0.mp4").unlink(), "done"),  # a row of the metadata names it
+        (lambda videos: shutil.copyfile(videos / "0.mp4", videos / "3.mp4"), "done"),  # the same content twice
+        (lambda videos: write_clips(videos / "more", count=6), "train"),
+    ],
+)
+def test_a_stage_stays_done_if_its_data_is_away_and_not_if_it_changed(own, change, state):
+    assert states(own, stage="eye") == ["eye done"]
+    change(own.parent / "videos")
+    assert states(own, stage="eye") == [f"eye {state}"]
 
 
 def test_an_interrupted_stage_is_resumed(tmp_path, made, monkeypatch):

@@ -31,7 +31,7 @@ from ..core.reading import read_object
 from ..models.adapters.files import ADAPTER
 from ..models.trained.config import CONFIG
 from ..models.trained.writing import COMPONENTS, HUB, hub_folder
-from .data.clips import data_hash
+from .data.clips import DataState, data_state
 from .demand import require_resources
 from .loop import Look, train
 from .recipe import Recipe, StagedRecipe, VAERecipe, check_recipe
@@ -64,10 +64,10 @@ class Stage:
         return (self.recipe.out / DONE).is_file()
 
     @property
-    def data(self) -> str | None:
-        """A hash of the files of its data; None where it has none, or they cannot be read."""
+    def data(self) -> DataState | None:
+        """What the files of its data are; None where it has none, or they cannot be read."""
         data, cache = getattr(self.recipe, "data", None), getattr(self.recipe, "cache", None)
-        return None if data is None else data_hash(data, getattr(self.recipe, "wanted"), cache or self.recipe.out)  # noqa: B009
+        return None if data is None else data_state(data, getattr(self.recipe, "wanted"), cache or self.recipe.out)  # noqa: B009
 
     @property
     def step(self) -> int:
@@ -222,9 +222,10 @@ def _run_stages(
         return ranks.from_first(lambda: _export(result, recipe.out / recipe.export.folder))
 
 
-def _note_done(stage: Stage, trained: Path, data: str | None) -> None:
+def _note_done(stage: Stage, trained: Path, data: DataState | None) -> None:
     found = {"lineage": list(stage.lineage), "weights": weights_hash(trained)}
-    write_json(stage.recipe.out / DONE, found if data is None else found | {"data": data})
+    noted = {} if data is None else {"data": data.hash, "away": list(data.away)}
+    write_json(stage.recipe.out / DONE, found | noted)
 
 
 def _see(path: Path, ranks: Ranks) -> None:
@@ -328,8 +329,21 @@ def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
         return Stage(name, recipe.recipe(name, folder, results), (*lineage, own))
 
     found = stage()
-    if found.done:  # earlier versions did not note the data
-        trained_on = read_object(found.recipe.out / DONE, "the record of a stage").get("data")
-        if trained_on is not None and (data := found.data) not in (None, trained_on):
-            return stage(data=str(data))
-    return found
+    changed = _changed_data(found)
+    return found if changed is None else stage(data=changed)
+
+
+def _changed_data(stage: Stage) -> str | None:
+    """The hash of the data of a stage that is done, if it was trained on other data; else None.
+
+    It is None, too, if files are away that were there: what is left of the data says nothing then.
+    """
+    if not stage.done:
+        return None
+    record = read_object(stage.recipe.out / DONE, "the record of a stage")
+    if "data" not in record:  # earlier versions did not note the data
+        return None
+    now = stage.data
+    if now is None or now.hash == record["data"] or not set(now.away) <= set(record.get("away", ())):
+        return None
+    return now.hash

@@ -23,12 +23,13 @@ from ...models.text import TextEncoder
 from ...models.vae import Autoencoder
 from ..recipe.data import Data, Wanted
 from ..rows import ALL
-from .checking import Bucket, Checked, Clip, check_data
+from .checking import HELD, Bucket, Checked, Clip, check_data
 from .cutting import cut_out
 from .defects import Defect, refuse_or_tell
 from .order import Order
 from .shards import Shards
 
+AWAY = ("missing", "unsupported", "undecodable")  # defects of files that may be whole again
 HELD_OUT = 64  # held-out clips that are measured, at the most
 HELD_OUT_ROWS = 16  # of a batch of them
 
@@ -289,8 +290,18 @@ def digest_of(checked: Checked, buckets: Mapping[Bucket, Sequence[Clip]]) -> str
     return hash_settings({"drawn": drawn, "held_out": held, "classes": checked.classes})
 
 
-def data_hash(data: Data, wanted: Wanted, place: Path) -> str | None:
-    """A hash of all files of a recipe's data section, and of what is said of them where that is trained with.
+@dataclass(frozen=True)
+class DataState:
+    """What the files of a recipe's data section are."""
+
+    hash: str
+    """A hash of all files that can be used, and of what is said of them where that is trained with."""
+    away: tuple[str, ...]
+    """The files that are missing or cannot be read, and the places without any clip."""
+
+
+def data_state(data: Data, wanted: Wanted, place: Path) -> DataState | None:
+    """What the files of a recipe's data section are.
 
     Args:
         data: the section.
@@ -298,15 +309,23 @@ def data_hash(data: Data, wanted: Wanted, place: Path) -> str | None:
         place: the folder of what is stored of them.
 
     Returns:
-        The hash; None where the files cannot be read.
+        The state; None where a place cannot be read, or no clip is there.
     """
     try:
         checked = check_data(data, wanted, place=place)
     except InputError:
         return None
+    if not checked.clips:
+        return None
+    places = dict(enumerate(data.folders)) | ({HELD: data.validation} if isinstance(data.validation, Path) else {})
+    filled = {clip.given.folder for clip in (*checked.clips, *checked.held_out)}
+    away = {defect.file for defect in checked.defects if defect.kind in AWAY}
+    away |= {str(path) for number, path in places.items() if number not in filled}
     if wanted == "nothing":
-        return hash_settings([[clip.key for clip in part] for part in (checked.clips, checked.held_out)])
-    return digest_of(checked, in_buckets(checked.clips))
+        found = hash_settings([[clip.key for clip in part] for part in (checked.clips, checked.held_out)])
+    else:
+        found = digest_of(checked, in_buckets(checked.clips))
+    return DataState(found, tuple(sorted(away)))
 
 
 def _said_of(clip: Clip) -> list[Any]:
