@@ -1,5 +1,6 @@
 """Staged recipes: what is done, what is done again, what the result says of its making."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -10,10 +11,13 @@ import yaml
 import guidon
 from guidon.checkpoints import load_component
 from guidon.core.errors import InputError
-from guidon.training import plan_recipe, run_recipe
+from guidon.core.ranks import Ranks
+from guidon.training import plan_recipe, run_recipe, stages
 from guidon.training.data import pairs, rollouts
+from guidon.training.recipe import check_recipe
 from guidon.training.stages import weights_hash
 from own_clips import NETWORKS, write_clips
+from ranks import on_ranks
 from recipes import (
     DENOISER,
     HIGH,
@@ -167,6 +171,37 @@ def test_a_stage_stays_done_if_its_data_is_away_and_not_if_it_changed(own, chang
     assert states(own, stage="eye") == ["eye done"]
     change(own.parent / "videos")
     assert states(own, stage="eye") == [f"eye {state}"]
+
+
+def touch(videos):
+    """Give all files another time of change: they are read again."""
+    for path in videos.iterdir():
+        os.utime(path, (1e9, 1e9))
+
+
+def test_a_plan_writes_nothing(own):
+    def files():
+        return {path: path.read_bytes() for path in (own.parent / "runs").rglob("*") if path.is_file()}
+
+    before = files()
+    touch(own.parent / "videos")
+    assert states(own, stage="eye") == ["eye done"]
+    assert files() == before
+
+
+def test_the_first_rank_alone_reads_the_data_of_stages(own):
+    recipe = check_recipe(own, "eye")
+    write_clips(own.parent / "videos" / "more", count=6)
+
+    def work():
+        with Ranks.join() as ranks, pytest.MonkeyPatch.context() as patch:
+            if not ranks.first:  # as on a machine without the folder
+                patch.setattr(stages, "data_state", None)
+            return [(stage.done, stage.recipe.out) for _, stage in stages.walk(recipe, "eye", ranks)]
+
+    first, second = on_ranks(work)
+    assert first == second
+    assert not first[0][0]
 
 
 def test_an_interrupted_stage_is_resumed(tmp_path, made, monkeypatch):

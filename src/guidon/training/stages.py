@@ -12,7 +12,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -63,11 +63,16 @@ class Stage:
         """Whether its training is complete."""
         return (self.recipe.out / DONE).is_file()
 
-    @property
-    def data(self) -> DataState | None:
-        """What the files of its data are; None where it has none, or they cannot be read."""
+    def data(self, *, keep: bool) -> DataState | None:
+        """What the files of its data are; None where it has none, or they cannot be read.
+
+        Args:
+            keep: write what was found, so that the next check is faster.
+        """
         data, cache = getattr(self.recipe, "data", None), getattr(self.recipe, "cache", None)
-        return None if data is None else data_state(data, getattr(self.recipe, "wanted"), cache or self.recipe.out)  # noqa: B009
+        if data is None:
+            return None
+        return data_state(data, getattr(self.recipe, "wanted"), cache or self.recipe.out, keep=keep)  # noqa: B009
 
     @property
     def step(self) -> int:
@@ -200,7 +205,7 @@ def _run_stages(
         require_resources(stage, pick_device(stage.device), ranks)
     found: dict[str, Stage] = {}
     with _own_folder(recipe.out, ranks):
-        for name, stage in walk(recipe, last):
+        for name, stage in walk(recipe, last, ranks, keep=True):
             assert stage is not None  # its parents were trained earlier in this loop
             found[name] = stage
             if stage.done:
@@ -209,7 +214,7 @@ def _run_stages(
                 continue
             print(f"{name}: {stage.recipe.steps} steps, in {stage.recipe.out}", file=sys.stderr)
             record: dict[str, object] = {"lineage": list(stage.lineage)}
-            data = stage.data  # of now: what changes while it trains is new to it
+            data = ranks.from_first_at_length(partial(stage.data, keep=True))  # what changes while it trains is new
             trained = _run(stage.recipe, export_only=export_only, look=look, ranks=ranks, record=record)
             if trained is None or export_only:
                 return trained
@@ -301,18 +306,32 @@ def _files(folder: Path, names: Sequence[str]) -> list[Path]:
     return sorted(found + [path for name in names for path in (folder / name).glob("*") if path.is_file()])
 
 
-def walk(recipe: StagedRecipe, last: str | None) -> Iterator[tuple[str, Stage | None]]:
-    """Yield the stages in order. A stage is None if one of its parents is not done when it is reached."""
+def walk(
+    recipe: StagedRecipe, last: str | None, ranks: Ranks = ALONE, *, keep: bool = False
+) -> Iterator[tuple[str, Stage | None]]:
+    """Yield the stages in order. A stage is None if one of its parents is not done when it is reached.
+
+    Args:
+        recipe: the recipe.
+        last: the last stage; None for all stages.
+        ranks: those that call this together. The first one alone reads the data of stages.
+        keep: write what was found in files of data, so that the next check is faster.
+    """
     found: dict[str, Stage] = {}
     for name in recipe.order(last):
         parents = recipe.parents(name)
         if all(parent in found and found[parent].done for parent in parents.values()):
-            found[name] = _stage(recipe, name, {field: found[parent] for field, parent in parents.items()})
+            draft = _stage(recipe, name, {field: found[parent] for field, parent in parents.items()})
+            changed = ranks.from_first_at_length(partial(_changed_data, draft(), keep=keep))
+            found[name] = draft() if changed is None else draft(data=changed)
         yield name, found.get(name)
 
 
-def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
-    """Compute the key and folder of a stage. ``parents``: field -> stage; all of them are done."""
+def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Callable[..., Stage]:
+    """What computes the key and folder of a stage. ``parents``: field -> stage; all of them are done.
+
+    It takes what else belongs into the key, by name.
+    """
     results = {field: parent.recipe.result for field, parent in parents.items()}
     hashes = {field: parent.checked_weights() for field, parent in parents.items()}
     draft = recipe.recipe(name, recipe.out / name, results)
@@ -328,12 +347,10 @@ def _stage(recipe: StagedRecipe, name: str, parents: dict[str, Stage]) -> Stage:
         folder = recipe.out / f"{name}-{key[:KEY_LENGTH]}"
         return Stage(name, recipe.recipe(name, folder, results), (*lineage, own))
 
-    found = stage()
-    changed = _changed_data(found)
-    return found if changed is None else stage(data=changed)
+    return stage
 
 
-def _changed_data(stage: Stage) -> str | None:
+def _changed_data(stage: Stage, *, keep: bool) -> str | None:
     """The hash of the data of a stage that is done, if it was trained on other data; else None.
 
     It is None, too, if files are away that were there: what is left of the data says nothing then.
@@ -343,7 +360,7 @@ def _changed_data(stage: Stage) -> str | None:
     record = read_object(stage.recipe.out / DONE, "the record of a stage")
     if "data" not in record:  # earlier versions did not note the data
         return None
-    now = stage.data
+    now = stage.data(keep=keep)
     if now is None or now.hash == record["data"] or not set(now.away) <= set(record.get("away", ())):
         return None
     return now.hash

@@ -116,7 +116,9 @@ def _summary(what: str, clips: Sequence[Clip]) -> str:
     return f"{what}: {len(clips)} clip{'s' * (len(clips) != 1)} of {files} file{'s' * (files != 1)}{length}"
 
 
-def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thorough: bool = False) -> Checked:
+def check_data(
+    data: Data, wanted: Wanted, *, place: Path | None = None, thorough: bool = False, keep: bool = True
+) -> Checked:
     """Look at all files of a recipe's data section.
 
     Args:
@@ -124,6 +126,7 @@ def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thoroug
         wanted: what clips are trained with. Files without it cannot be used.
         place: the folder that holds what was found at an earlier check; None to look at all files again.
         thorough: decode all frames of all clips too, which finds damage inside of files.
+        keep: write what was found into ``place``, for the next check.
 
     Raises:
         InputError: a place or a file of metadata cannot be read, or a library is missing. Files that cannot be used are
@@ -148,7 +151,8 @@ def check_data(data: Data, wanted: Wanted, *, place: Path | None = None, thoroug
     held: list[Clip] = []
     first: dict[str, Given] = {}
     uneven, slow = 0, 0
-    with closing(_looked_at(usable, data, SeenFiles(place, data), thorough)) as outcomes:  # Ctrl-C ends its threads
+    looked_at = _looked_at(usable, data, SeenFiles(place, data), thorough, keep)
+    with closing(looked_at) as outcomes:  # Ctrl-C ends its threads
         for given, outcome in outcomes:
             if isinstance(outcome, Defect):
                 defects.append(outcome)
@@ -200,7 +204,7 @@ def _unsaid(given: Given, data: Data, wanted: Wanted) -> Defect | None:
 
 
 def _looked_at(
-    given: Sequence[Given], data: Data, known: SeenFiles, thorough: bool
+    given: Sequence[Given], data: Data, known: SeenFiles, thorough: bool, keep: bool
 ) -> Generator[tuple[Given, Defect | Seen], None, None]:
     """Each file with what was found in it, or with what is wrong with it."""
     ended = False
@@ -223,7 +227,8 @@ def _looked_at(
                 on_step(done, len(given))
         finally:
             ended = True
-            known.keep()
+            if keep:
+                known.keep()
 
 
 def _look_at(given: Given, data: Data, thorough: bool) -> Defect | Seen:

@@ -300,19 +300,20 @@ class DataState:
     """The files that are missing or cannot be read, and the places without any clip."""
 
 
-def data_state(data: Data, wanted: Wanted, place: Path) -> DataState | None:
+def data_state(data: Data, wanted: Wanted, place: Path, *, keep: bool) -> DataState | None:
     """What the files of a recipe's data section are.
 
     Args:
         data: the section.
         wanted: what clips are trained with.
         place: the folder of what is stored of them.
+        keep: write what was found into ``place``, so that the next check is faster.
 
     Returns:
         The state; None where a place cannot be read, or no clip is there.
     """
     try:
-        checked = check_data(data, wanted, place=place)
+        checked = check_data(data, wanted, place=place, keep=keep)
     except InputError:
         return None
     if not checked.clips:
