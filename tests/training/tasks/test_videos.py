@@ -203,7 +203,7 @@ def test_validation_loss_falls_while_it_trains(recipe, tmp_path):
         ({"text": {"tokens": 8}}, "text: tokens is for T5"),
         ({"network": {"family": "pixart"}}, "pixart makes images: give data: {frames: 1}"),
         ({"network": {"family": "stdit3"}, "prediction": "eps"}, "stdit3 predicts the velocity of a rectified flow"),
-        ({"network": {"family": "stdit3"}, "noise_schedule": "linear"}, "stdit3 is a rectified flow, and noise_schedule is not for one"),
+        ({"network": {"family": "stdit3"}, "noise_schedule": "squaredcos_cap_v2"}, "stdit3 is a rectified flow, and noise_schedule is not for one"),
         ({"prediction": "flow", "terms": {"bound": {"weight": 2}}}, "prediction: flow is a rectified flow, and terms: bound is not"),
         ({"lora": {"rank": 2}}, "lora trains adapters of a trained network: give its start"),
         ({"terms": {"area": {"weight": 1}}}, "the term area needs areas of the synthetic world"),
@@ -217,6 +217,20 @@ def test_settings_that_do_not_fit_are_refused_before_torch_works(recipe, tmp_pat
         load_recipe(recipe(tmp_path, **values))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flow", [{"network": {"family": "stdit3"}}, {"prediction": "flow"}])
+def test_defaults_of_a_diffusion_may_be_written_out_for_a_flow(recipe, tmp_path, flow):
+    written = {"noise_schedule": "linear", "terms": {"bound": {}}}
+    plain, given = (load_recipe(recipe(tmp_path, **flow, **more)) for more in ({}, written))
+    assert given.decisive == plain.decisive
+
+
+def test_a_flow_to_start_from_takes_the_default_noise_schedule(recipe, trained, tmp_path):
+    folder = str(trained("stdit3"))
+    task_of(recipe(tmp_path, "stdit3", start=folder, noise_schedule="linear"))
+    with pytest.raises(InputError, match="is a rectified flow, and noise_schedule is not for one"):
+        task_of(recipe(tmp_path, "stdit3", start=folder, noise_schedule="squaredcos_cap_v2"))
 
 
 def test_sizes_that_do_not_fit_are_refused_before_clips_are_encoded(recipe, tmp_path):

@@ -240,18 +240,19 @@ class VideosRecipe(Run):
         return self
 
     def refuse_diffusion(self, flow: str) -> None:
-        """Refuse settings of a diffusion in a recipe of a rectified flow.
+        """Refuse settings of a diffusion in a recipe of a rectified flow. Defaults that are written out change nothing.
 
         Args:
             flow: what is one.
 
         Raises:
-            InputError: one is given.
+            InputError: one is given, and is not the default.
         """
+        scheduled = self.noise_schedule != type(self).model_fields["noise_schedule"].default
         refuse_for_flow(
             flow,
-            ("noise_schedule" in self.model_fields_set, "noise_schedule", "it has none"),
-            ("bound" in self.terms.model_fields_set, "terms: bound", "it learns no variance"),
+            (scheduled, "noise_schedule", "it has none"),
+            (self.terms.bound != Terms().bound, "terms: bound", "it learns no variance"),
         )
 
     @model_validator(mode="after")

@@ -188,13 +188,13 @@ def _refuse_unfit(found: Beginning, recipe: VideosRecipe) -> None:
     name, where = found.family, f"start: {found.place}"
     if recipe.prediction not in (None, found.prediction):
         raise InputError(f"{where} predicts {found.prediction}, the recipe says {recipe.prediction}: leave it out")
-    if "noise_schedule" in recipe.model_fields_set and recipe.noise_schedule != found.noise_schedule:
+    if found.flows:
+        recipe.refuse_diffusion(where)
+    elif "noise_schedule" in recipe.model_fields_set and recipe.noise_schedule != found.noise_schedule:
         raise InputError(
             f"{where} has the noise_schedule {found.noise_schedule}, the recipe says {recipe.noise_schedule}: leave it "
             "out"
         )
-    if found.flows:
-        recipe.refuse_diffusion(where)
     elif not found.config.get("learn_sigma"):
         raise InputError(f"{where} learns no variance, which training needs: give weights that do")
     if (name == "dit") != recipe.text.classes:
