@@ -106,6 +106,24 @@ def test_training_changes_the_adapters_alone_and_goes_on(places, bases, tmp_path
     assert (again / "adapter_model.safetensors").read_bytes() == (once / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_of_an_earlier_version_is_told_that_its_dropout_is_another(
+    places, bases, tmp_path, monkeypatch, capsys, dropout
+):
+    own = {"start": str(bases["stdit"]), "lora": {"rank": 2, "dropout": dropout}, "batch_size": 2}
+    identity = VideosTask.identity.fget
+    with monkeypatch.context() as earlier:
+        without = property(lambda task: {name: of for name, of in identity(task).items() if name != "dropout_masks"})
+        earlier.setattr(VideosTask, "identity", without)
+        run_recipe(recipe_of(tmp_path, places, "stdit", steps=1, **own))
+    capsys.readouterr()
+    run_recipe(recipe_of(tmp_path, places, "stdit", steps=2, **own))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
+    assert ("dropout_masks not given, now for each row" in line) == bool(dropout)
+    run_recipe(recipe_of(tmp_path, places, "stdit", steps=3, **own))
+    assert "dropout_masks" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("network", FAMILIES)
 def test_a_row_drops_the_same_inputs_alone_and_in_its_batch(places, bases, tmp_path, network):
     lora = {"rank": 3, "dropout": 0.5, "targets": ["qkv", "proj", "fc1", "kv_linear"][: 4 - (network == "dit")]}

@@ -303,6 +303,7 @@ def test_timesteps_are_shifted_by_size_as_in_sampling(recipe, tmp_path):
     assert shift == pytest.approx(1 / 16)  # one latent frame of 32x32 pixels
     wanted = [1000 * shifted(float(t) / 1000, shift) for t in plain]
     assert moved.tolist() == pytest.approx(wanted, rel=1e-5)
+    assert of_size.identity == task.identity | {"timestep_shift": "by size"}  # a run without it is told of it
 
 
 def _without_cleaning(self, prompts):

@@ -144,7 +144,9 @@ class VideosRecipe(Run):
 
     without_effect: ClassVar[frozenset[str]] = Run.without_effect | {"trackers", "samples", "sampling"}
     incidental: ClassVar[frozenset[str]] = Run.incidental | {"trackers", "gradient_checkpointing", "accumulate"}
-    changeable: ClassVar[frozenset[str]] = Run.changeable | {"gradient_checkpointing", "accumulate", "data"}
+    changeable: ClassVar[frozenset[str]] = Run.changeable | {
+        "gradient_checkpointing", "accumulate", "data", "timestep_shift", "dropout_masks"
+    }  # fmt: skip
 
     @property
     def shards(self) -> bool:

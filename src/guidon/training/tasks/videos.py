@@ -157,6 +157,11 @@ class VideosTask:
             found["words"] = hash_settings(list(self.network.text.tokenizer.ids))
         if self.clips.classes is not None:
             found["classes"] = hash_settings(self.clips.classes)
+        # Rules that earlier versions did not have: a run of theirs goes on by these, and a line says so.
+        if self.beginning.by_size:
+            found["timestep_shift"] = "by size"
+        if self.recipe.lora is not None and self.recipe.lora.dropout:
+            found["dropout_masks"] = "for each row"
         return found
 
     @cached_property
