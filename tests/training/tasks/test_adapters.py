@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import guidon
 from guidon.core.errors import InputError
@@ -17,6 +19,7 @@ from guidon.models.stdit.network import STDiT, STDiTConfig
 from guidon.models.text.features import save_features
 from guidon.pipeline import Pipeline
 from guidon.training import load_recipe, run_recipe
+from guidon.training.tasks.adapters import Adapters, RowDropout
 from guidon.training.tasks.videos import VideosTask
 from own_clips import CAPTIONS, videos_recipe, write_clips
 from recipes import CPU
@@ -140,6 +143,38 @@ def test_a_row_drops_the_same_inputs_alone_and_in_its_batch(places, bases, tmp_p
     whole = predicted(slice(0, 4))
     for rows in (slice(0, 2), slice(2, 4), slice(3, 4)):
         assert torch.allclose(predicted(rows), whole[rows], rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that an operator gave."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.most = max([self.most, *(each.numel() for each in tree_leaves(found) if isinstance(each, torch.Tensor))])
+        return found
+
+
+def test_masks_are_drawn_for_the_rows_that_are_computed_alone():
+    network = torch.nn.Sequential(RowDropout(0.25), RowDropout(0.25))
+    adapters, x = Adapters(network, {}), torch.ones(64 * 3, 5, 7)
+
+    def masked(rows, given):
+        adapters.drop(1, torch.arange(64)[rows], 64)
+        return [layer(given) for layer in network]
+
+    first, second = masked(slice(0, 64), x)
+    assert first.unique().tolist() == [0, pytest.approx(4 / 3)]
+    assert float(first.mean()) == pytest.approx(1, abs=0.05)
+    assert not torch.equal(first, second)
+    rows = first.unflatten(0, (64, 3)).flatten(1)
+    assert len(rows.unique(dim=0)) == 64
+    with Largest() as largest:
+        part, _ = masked(slice(62, 64), x[-6:])
+    assert torch.equal(part, first[-6:])
+    assert largest.most == part.numel()
+    assert torch.equal(masked(slice(0, 64), x[:5])[0], masked(slice(0, 2), x[:5])[0])  # the same for all rows
 
 
 def test_peft_reads_what_is_written(adapters, bases):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...checkpoints.writing import safetensors_bytes
 from ...core.atomic import write_bytes
@@ -27,7 +25,7 @@ NAME = "default"  # of the adapter, in the names of its parameters
 
 
 class RowDropout(nn.Module):
-    """Dropout whose mask is drawn for all rows of a batch, of which the input may hold some.
+    """Dropout that draws a mask for each row of a batch, from a seed of that row.
 
     So a row has the same mask whatever rows are computed with it: in a part of the batch, and on a rank.
     """
@@ -35,17 +33,23 @@ class RowDropout(nn.Module):
     def __init__(self, share: float) -> None:
         super().__init__()
         self.share = share
-        self.rows, self.count = torch.arange(1), 1
+        self.seeds = [0, 0]
+        """Of the rows that are computed, and last the one for an input that is the same for all rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input (n B, ...) for B rows of the batch, or any input that is the same for all of them."""
-        if not self.training:
-            return x
-        each, rest = divmod(len(x), len(self.rows))
-        if rest:
-            return functional.dropout(x, self.share)
-        mask = functional.dropout(x.new_ones(self.count, each, *x.shape[1:]), self.share)
-        return x * (mask if len(self.rows) == self.count else mask[self.rows]).flatten(0, 1)
+        """The input (B n, ...) for B rows of the batch, or any input that is the same for all of them."""
+        return x * cast("Any", self._mask)(x) if self.training else x
+
+    @torch.compiler.disable
+    def _mask(self, x: Tensor) -> Tensor:
+        """What the input is multiplied by."""
+        *seeds, of_all = self.seeds
+        if len(x) % len(seeds):
+            seeds = [of_all]
+        mask = x.new_empty(x.shape)
+        for part, seed in zip(mask.view(len(seeds), -1), seeds, strict=True):
+            part.bernoulli_(1 - self.share, generator=torch.Generator(x.device).manual_seed(seed))
+        return mask.div_(1 - self.share)
 
 
 class Adapters(nn.Module):
@@ -62,20 +66,18 @@ class Adapters(nn.Module):
             if parameter.requires_grad:
                 self.register_parameter(name.replace(".", "/"), parameter)
 
-    @contextmanager
-    def dropping(self, seed: int, rows: Tensor, count: int) -> Iterator[None]:
-        """In the block, the network is run on some rows of a batch, and what adapters do not see depends on the seed.
+    def drop(self, seed: int, rows: Tensor, count: int) -> None:
+        """Choose what adapters do not see in the next call of the network, and in its backward pass.
 
         Args:
             seed: of the batch.
-            rows: which rows these are, (B,), on the device of the network.
+            rows: which rows of the batch the network is called on, (B,), on the CPU.
             count: the rows of the whole batch.
         """
-        for part in self._dropouts:  # they keep it: blocks may be computed again in the backward pass
-            part.rows, part.count = rows, count
-        with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+        generator = torch.Generator().manual_seed(seed)
+        for part in self._dropouts:
+            seeds = torch.randint(1 << 62, (count + 1,), generator=generator)
+            part.seeds = [*seeds[rows].tolist(), int(seeds[-1])]
 
 
 def add_adapters(network: nn.Module, shape: LoraShape, seed: int) -> list[str]:

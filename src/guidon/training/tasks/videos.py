@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -187,12 +187,10 @@ class VideosTask:
         x_0, noise, t = (value.to(self.device) for value in (batch.clips.latents, batch.noise, batch.t))
         level = self.schedule.at(t, like=x_0)
         x_t = q_sample(x_0, level, noise)
-        dropping = nullcontext()
         if isinstance(self.module, Adapters):
-            dropping = self.module.dropping(batch.seed, batch.rows.to(self.device), batch.count)
-        with dropping:
-            condition = self.network.condition(batch.clips, batch.dropped)
-            prediction = self.network.told(batch.clips)(x_t, level, condition)
+            self.module.drop(batch.seed, batch.rows.cpu(), batch.count)
+        condition = self.network.condition(batch.clips, batch.dropped)
+        prediction = self.network.told(batch.clips)(x_t, level, condition)
         if x_0.ndim == 4:  # an image, as a clip of one frame
             prediction, x_0, x_t, noise = (value[:, :, None] for value in (prediction, x_0, x_t, noise))
             level = self.schedule.at(t, like=x_0)
