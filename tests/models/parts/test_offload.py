@@ -134,7 +134,6 @@ def test_a_device_without_room_for_two_blocks_is_refused(monkeypatch):
 def test_a_second_thread_waits_until_a_block_has_been_computed():
     network = made("STDiT")
     expected = steps(network)
-    Offload(network, CPU)
     block, found = network.blocks[0], list[torch.Tensor]()
     forward, other = block.forward, threading.Thread(target=lambda: found.append(steps(network)))
 
@@ -147,7 +146,72 @@ def test_a_second_thread_waits_until_a_block_has_been_computed():
         return forward(*given)
 
     block.forward = held
+    Offload(network, CPU)
     found.append(steps(network))
     other.join()
     assert len(found) == 2
     assert all(torch.equal(each, expected) for each in found)
+
+
+def test_another_thread_goes_on_after_ctrl_c_in_a_block(monkeypatch):
+    network = made("STDiT")
+    expected = steps(network)
+    offloaded = Offload(network, CPU)
+
+    def stopped(x):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(network.blocks[1].mlp, "forward", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        steps(network)
+    monkeypatch.undo()
+    free = list[bool]()
+
+    def take():
+        free.append(offloaded.turn.acquire(blocking=False))
+        if free[0]:
+            offloaded.turn.release()
+
+    other = threading.Thread(target=take)
+    other.start()
+    other.join()
+    assert free == [True]
+    homes = {weight.data_ptr() for home in offloaded.homes for weight in home._views(home.packed)}
+    assert all(weight.data_ptr() in homes for home in offloaded.homes for weight in home.weights)
+    assert torch.equal(steps(network), expected)
+
+
+def test_a_copy_that_ctrl_c_stops_is_made_again(monkeypatch):
+    network = made("STDiT")
+    expected = steps(network)
+    offloaded = Offload(network, CPU)
+    steps(network)
+    fetch = offloaded._fetch
+
+    class Stopped:
+        """A piece of memory whose copy is half done when Ctrl-C comes."""
+
+        def __init__(self, memory):
+            self.memory = memory
+
+        def __getitem__(self, part):
+            return self
+
+        def copy_(self, packed, non_blocking):
+            self.memory.zero_()
+            raise KeyboardInterrupt
+
+    def stop(number, slot):
+        if number < 2:
+            return fetch(number, slot)
+        memory, slot.memory = slot.memory, Stopped(slot.memory)
+        try:
+            return fetch(number, slot)
+        finally:
+            slot.memory = memory
+
+    monkeypatch.setattr(offloaded, "_fetch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        steps(network)
+    monkeypatch.undo()
+    assert torch.equal(steps(network), expected)

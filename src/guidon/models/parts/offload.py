@@ -85,17 +85,25 @@ class Offload:
         self.turn = threading.RLock()
         """Held while a block has its weights on the device: another thread waits for its turn."""
         for number, block in enumerate(blocks):
-            block.register_forward_pre_hook(partial(self._before, number))
-            block.register_forward_hook(partial(self._after, number), always_call=True)
+            block.forward = partial(self._computed, number, block.forward)
 
     @property
     def resident(self) -> int:
         """Bytes of blocks on the device."""
         return sum(slot.memory.nbytes for slot in self.slots)
 
-    def _before(self, number: int, block: nn.Module, args: Any) -> None:
+    def _computed(self, number: int, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """What a block gives, with its weights on the device."""
+        with self.turn:
+            try:
+                self._bring(number)
+                return forward(*args, **named)
+            finally:
+                self.slots[self.last].note_use()
+                self.homes[number].move_home()
+
+    def _bring(self, number: int) -> None:
         """Give a block its weights, and begin to fetch those of the next."""
-        self.turn.acquire()
         slot = next((slot for slot in self.slots if slot.holds == number), None)
         if slot is None:
             self.fetched_late += 1
@@ -106,13 +114,6 @@ class Offload:
         following = (number + 1) % len(self.homes)
         if following != number and self.slots[1 - self.last].holds != following:
             self._fetch(following, self.slots[1 - self.last])
-
-    def _after(self, number: int, block: nn.Module, args: Any, output: Any) -> None:
-        try:
-            self.slots[self.last].note_use()
-            self.homes[number].move_home()
-        finally:
-            self.turn.release()
 
     def _fetch(self, number: int, slot: _Slot) -> _Slot:
         """Copy the weights of a block into a slot, once the block that was there has been computed."""
@@ -170,10 +171,11 @@ class _Slot:
         """Copy a block here, behind what still reads the one before. The current stream is that of copies."""
         if self.used is not None:
             self.used.wait()
+        self.holds = -1  # should Ctrl-C come before the copy is known
         self.memory[: len(packed)].copy_(packed, non_blocking=True)
-        self.holds = number
         if self.filled is not None:
             self.filled.record()
+        self.holds = number
 
     def wait_until_copied(self) -> None:
         """Let the current stream go on once the block is here."""
