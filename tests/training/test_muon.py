@@ -29,6 +29,7 @@ def trained(step):
             gradient = torch.randn(weight.shape, generator=generator)
             weight.grad = None if (count, place) == (0, 2) else gradient
         step(muon)
+        assert muon.param_groups[0]["params"][-1].grad is None  # the kernel's
     momenta = [muon.state[matrix]["momentum_buffer"] for matrix in muon.param_groups[0]["params"]]
     return [w.detach().clone() for w in weights], momenta
 
@@ -45,6 +46,7 @@ def test_a_kernel_is_trained_as_the_matrix_of_a_row_for_each_output():
         theirs.step()
     assert kernel.shape == (6, 3, 2, 4)
     assert torch.equal(kernel.flatten(1), matrix)
+    assert all(each.grad is None for each in ours.param_groups[0]["params"])
     before = kernel.detach().clone()
     kernel.grad = None
     ours.step()

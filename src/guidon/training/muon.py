@@ -36,7 +36,9 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Do a step with the gradients of the trained parameters."""
         self._see_gradients()
-        return super().step(closure)
+        found = super().step(closure)
+        self._forget_gradients()
+        return found
 
     def divided_step(self, ranks: Ranks, device: torch.device) -> None:
         """Do the step. All ranks must call it, with equal weights, state and gradients.
@@ -55,6 +57,7 @@ class Muon(torch.optim.Muon):
             if owner != ranks.index:
                 matrix.grad = None  # Muon leaves such a matrix as it is
         super().step()
+        self._forget_gradients()
         group, waits = ranks.group_for(device), []
         for matrix, owner in zip(matrices, owners, strict=True):
             state = self.state[matrix]
@@ -66,12 +69,21 @@ class Muon(torch.optim.Muon):
         for wait in waits:
             wait.wait()
 
+    @property
+    def _matrices(self) -> list[Tensor]:
+        return [matrix for group in self.param_groups for matrix in group["params"]]
+
     def _see_gradients(self) -> list[Tensor]:
         """Give the matrices the gradients of the trained parameters. Returns those that have one."""
-        matrices = [matrix for group in self.param_groups for matrix in group["params"]]
-        for matrix, parameter in zip(matrices, self._trained, strict=True):
+        for matrix, parameter in zip(self._matrices, self._trained, strict=True):
             matrix.grad = None if parameter.grad is None else parameter.grad.flatten(1)
-        return [matrix for matrix in matrices if matrix.grad is not None]
+        return [matrix for matrix in self._matrices if matrix.grad is not None]
+
+    def _forget_gradients(self) -> None:
+        """Keep no gradient of a kernel, which its module clears before the next backward pass."""
+        for matrix, parameter in zip(self._matrices, self._trained, strict=True):
+            if matrix is not parameter:
+                matrix.grad = None
 
 
 def divided(shapes: Sequence[tuple[int, ...]], count: int) -> list[int]:
