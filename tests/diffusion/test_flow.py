@@ -37,6 +37,14 @@ def test_shifts_compose_by_their_product(u, first, second):
     assert shifted(shifted(u, first), second) == pytest.approx(shifted(u, first * second), abs=1e-9)
 
 
+@given(SHIFTS)
+def test_a_tensor_of_times_is_shifted_as_each_of_them_and_keeps_its_ends(shift):
+    times = torch.linspace(0, 1, 9, dtype=torch.float64)
+    found = shifted(times, shift)
+    assert found.tolist() == pytest.approx([shifted(u, shift) for u in times.tolist()])
+    assert (shifted(times.float(), shift)[0], shifted(times.float(), shift)[-1]) == (0, 1)
+
+
 @pytest.mark.parametrize("row", range(6))
 def test_timesteps_of_a_run_are_those_of_rflow(row):
     tensors, case = golden("open_sora_1_1_to_2_0/rflow/transform")

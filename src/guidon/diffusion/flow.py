@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from .losses import mean_of_frames
 from .schedule import MOST_TIMESTEPS
 from .spacing import Explicit, Spacing
 
+U = TypeVar("U", float, Tensor)
 TIMESTEPS = 1000
 """T where nobody says it: networks are told of timesteps in [0, 1000]."""
 REFERENCE_AREA = 512 * 512
@@ -163,8 +164,8 @@ def levels_at(timesteps: Sequence[float], num_timesteps: float = TIMESTEPS) -> t
     return tuple(reversed(found))
 
 
-def shifted(u: float, shift: float, dtype: torch.dtype | None = None) -> float:
-    """A time in [0, 1] after a shift: r u / (1 + (r - 1) u) (Esser et al. 2403.03206, eq. 23).
+def shifted(u: U, shift: float, dtype: torch.dtype | None = None) -> U:
+    """A time in [0, 1], or a tensor of them, after a shift: r u / (1 + (r - 1) u) (Esser et al. 2403.03206, eq. 23).
 
     ``dtype`` is what r - 1 is rounded to; None for none.
     """

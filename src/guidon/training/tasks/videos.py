@@ -19,7 +19,7 @@ from ...core.atomic import write_bytes
 from ...core.errors import InputError
 from ...core.hashing import hash_settings
 from ...diffusion import FlowPath, NoiseSchedule, Process, predicted_x0, q_sample, target
-from ...diffusion.flow import clip_shift
+from ...diffusion.flow import clip_shift, shifted
 from ...models.dit.classes import ClassLabels
 from ...models.model import Model
 from ...models.small import DENOISER, DIFFUSION, TEXT
@@ -175,9 +175,9 @@ class VideosTask:
         clips = self.clips.batch(step, count, rows)
         noise = torch.randn((count, *clips.latents.shape[1:]), generator=generator)
         t = draw_timesteps(generator, count, 0, DIFFUSION_STEPS, recipe.timesteps, whole=not self.beginning.flows)
-        if self.beginning.by_size:  # Esser et al. 2403.03206, eq. 23, as in sampling
+        if self.beginning.by_size:  # as in sampling
             shift = clip_shift(clips.clip.height, clips.clip.width, clips.clip.frames)
-            t = shift * t / (1 + (shift - 1) * t / DIFFUSION_STEPS)
+            t = shifted(t / DIFFUSION_STEPS, shift) * DIFFUSION_STEPS
         dropped = torch.rand(count, generator=generator) < recipe.caption_dropout
         own = torch.arange(count)[rows]
         return NoisyClips(clips, noise[rows], t[rows], dropped[rows], own, count, generator.initial_seed())
