@@ -145,6 +145,18 @@ def test_each_row_is_refined_at_its_own_timestep(config, end):
         assert torch.allclose(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_a_batch_that_the_refiner_leaves_alone_gives_gradients_of_zero_in_training():
+    """Ranks sum the gradients of the same weights, whatever timesteps each has."""
+    made = drawn(STDiT(dataclasses.replace(REFINED, refiner_end=10))).train()
+    (x, _), y, t = INPUTS, torch.randn(2, 6, 12), torch.tensor([10, 500])
+    out = made(x, t, y)
+    out.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
+    assert not any(parameter.grad.any() for parameter in made.refiner.parameters())
+    made.eval().refiner = torch.nn.Module()  # which is not called
+    assert torch.equal(made(x, t, y), out)
+
+
 @torch.no_grad()
 def test_a_frame_is_refined_by_those_near_it_alone():
     refiner = drawn(Refiner(4, (1, 1, 1), 8, 8, 1))

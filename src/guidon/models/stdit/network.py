@@ -195,11 +195,15 @@ class STDiT(CaptionedTransformer):
         return torch.cat([prediction, variance], dim=1)
 
     def _refines(self, timestep: Tensor | NoiseLevel, x: Tensor) -> Tensor | None:
-        """At which samples the refiner acts, bool (B,); None if it acts at none."""
+        """At which samples the refiner acts, bool (B,); None if it acts at none.
+
+        In training it is also computed where none of a batch's own timesteps needs it: ranks have other samples, and
+        all must have the same gradients to sum.
+        """
         if self.refiner is None:
             return None
         found = _below(self.config.refiner_end or math.inf, timestep, x)
-        if found is None or not self.config.refiner_end or not _is_mixed(timestep):
+        if found is None or not self.config.refiner_end or not _is_mixed(timestep) or self.training:
             return found
         return found if bool(found.any()) else None
 

@@ -185,8 +185,7 @@ class DistillTask:
         denoiser, x, predictions = self.module.denoiser, before[:, 0], list[Tensor]()
         for k, level in enumerate(self.levels):
             caption = dataclasses.replace(denoiser.prepare(features, mask), told=self.module.told(strengths))
-            timesteps = torch.full((len(x),), int(level.timestep), device=self.device)
-            predictions.append(denoiser(x, timesteps, caption)[:, : x.shape[1]].float())
+            predictions.append(denoiser(x, level, caption)[:, : x.shape[1]].float())
             if k + 1 < len(self.levels):
                 drawn = ddim_towards(predictions[-1].detach(), x, level, None, 0.0)
                 stored = before[:, k + 1]
