@@ -379,6 +379,24 @@ def test_a_study_is_written_run_and_reported(studio, asked, tmp_path):
         studio.study(session, values | {"comparison": asked | {"settings": same}})
 
 
+def test_a_study_may_be_longer_than_a_file_of_yaml(studio, asked, monkeypatch):
+    from guidon.studio import looks
+
+    session, ran = studio.open(), []
+    monkeypatch.setattr(looks, "check_study", lambda study, planner: None)  # the tiny model cannot follow such prompts
+    monkeypatch.setattr(looks, "run", lambda study, text, *others: ran.append(study))
+    prompts = [f"{number:04d}{'x' * 996}" for number in range(1000)]
+    found = ended(studio, session, studio.study(session, {"comparison": asked, "prompts": prompts})["id"])
+    assert found["state"] == "done", found
+    assert list(ran[0].prompts) == prompts
+
+
+def test_a_study_that_is_refused_names_no_file(studio, asked, monkeypatch):
+    monkeypatch.setenv("GUIDON_MAX_CELLS", "3")
+    with pytest.raises(InputError, match=r"^2 settings x 2 prompts x 1 seeds = 4 cells need"):
+        studio.study(studio.open(), {"comparison": asked, "prompts": 2})
+
+
 def test_one_model_is_in_memory(studio, asked, monkeypatch):
     session = studio.open()
     ended(studio, session, studio.compare(session, asked)["id"])

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import yaml
 
 from ..analysis.spectrum import ASPECTS, check_spectrum, spectrum
 from ..core.atomic import write_bytes
 from ..core.errors import InputError
 from ..core.extras import require
+from ..core.settings import validated
 from ..metrics.bench import find_bench, open_bench
 from ..studies.answer import answer
 from ..studies.planning import check_study, make_plan
 from ..studies.report import write_report
 from ..studies.results import results, write_csv
 from ..studies.run import run_study
-from ..studies.study import Study, load_study
+from ..studies.study import Study
 from .asked import LETTERS, AskedStudy, Comparison
 from .carry import OF_CALL, study_of, words_of
 from .jobs import Job
@@ -90,15 +91,14 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
 
 
 def read_study(text: str, planner: Any) -> Study:
-    """The study of a YAML text, read as ``guidon study run`` reads a file.
+    """The study of a text of ``yaml_of``.
+
+    The limits of a file do not hold: what a browser sent is as long as a request may be.
 
     Raises:
         InputError: it is not valid for the model.
     """
-    with tempfile.TemporaryDirectory() as folder:  # a study that is refused leaves nothing where results are
-        path = Path(folder, "study.yaml")
-        path.write_bytes(text.encode())
-        study = load_study(path)
+    study = validated(Study, yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), None)
     check_study(study, planner)
     return study
 
