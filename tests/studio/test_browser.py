@@ -178,6 +178,23 @@ def test_a_run_is_cancelled_and_the_page_goes_on(view):
     generate(page, 12)
 
 
+def test_no_earlier_run_is_opened_while_one_works(view):
+    page = view()
+    quick(page)
+    generate(page, 20)
+    page.fill("#steps-0", "1000")
+    page.click("#generate")
+    earlier = page.locator("#history li:last-child button").first
+    assert earlier.is_disabled()  # at once: its settings would take the columns of the clips that come
+    page.wait_for_selector("#status:has-text('denoising')")
+    assert earlier.is_disabled()
+    page.click("#cancel")
+    page.wait_for_selector("#working", state="hidden")
+    earlier.click()
+    page.wait_for_selector("#about:has-text('Seed 20,')")
+    assert page.input_value("#steps-0") == "2"
+
+
 def test_a_reload_keeps_the_runs_of_the_session_and_goes_on_waiting(view, running):
     page = view()
     quick(page)

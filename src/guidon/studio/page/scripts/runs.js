@@ -21,6 +21,12 @@ const follow = async (job, told) => {
 };
 
 const runs = new Map(); // id -> job, of this session
+const lockRuns = () => {
+  for (const line of document.querySelectorAll("#history li")) {
+    const job = runs.get(line.dataset.id); // a comparison would replace the columns that a run in work fills
+    line.querySelector("button").disabled = job.state !== "done" || (busy !== null && job.kind === "comparison");
+  }
+};
 const listRun = (job) => {
   runs.set(job.id, job);
   $("no-runs").hidden = true;
@@ -38,13 +44,13 @@ const listRun = (job) => {
   line.querySelector("button").textContent = `${job.kind === "study" ? "Study: " : ""}${job.title}`;
   line.querySelector("span").textContent = isOver(job) ? job.message || (job.result?.answer ?? job.state) : sayWork(job);
   line.querySelector(".stop").hidden = isOver(job);
-  line.querySelector("button").disabled = job.state !== "done";
+  lockRuns();
 };
 const openRun = async (id) => {
   try {
     const job = await ask(`api/job/${id}`);
     if (job.kind === "study") return openStudy(job), $("report").scrollIntoView();
-    if (job.kind !== "comparison") return;
+    if (job.kind !== "comparison" || busy) return;
     await takeUp(job.result.asked);
     showRun(job);
     $("clips").focus();
@@ -86,9 +92,10 @@ const asked = () => ({
 const showWork = (job) => {
   busy = job && !isOver(job) ? job : null;
   $("working").hidden = busy === null;
-  $("cancel").hidden = busy === null;
+  $("cancel").hidden = !busy?.id;
   $("generate").disabled = $("model").disabled = busy !== null;
   for (const remove of document.querySelectorAll(".remove")) remove.disabled = busy !== null || settings.length < 2; // columns are those of the run
+  lockRuns();
   if (!busy) {
     for (const live of document.querySelectorAll(".live")) live.hidden = true;
     return saySettings();
@@ -127,6 +134,7 @@ const watch = async (job) => {
 const generate = async () => {
   if (busy) return;
   complain("error");
+  showWork({ kind: "comparison", state: "waiting" }); // until the server answers
   try {
     const job = await ask("api/compare", asked());
     $("force-label").hidden = !$("force").checked;
