@@ -121,6 +121,17 @@ def test_one_prompt_may_be_a_text(tiny_model):
     assert found.difference.shape[0] == 1
 
 
+def test_progress_grows_to_one_total_where_few_steps_are_guided(tiny_model):
+    seen = []
+    own = CHOICES | {"steps": 8, "timing": "interval:0,0.5"}
+    found = spectrum(guidon.load(str(tiny_model)), PROMPTS, looks=8, on_step=lambda *at: seen.append(at), **own)
+    assert len(found.looked_at) < 8
+    assert len(seen) == 8 + 2 * len(found.looked_at)
+    assert {total for _, total in seen} == {8 + 2 * 8}
+    assert seen == sorted(seen)
+    assert seen[-1] == (24, 24)
+
+
 def test_what_guides_nothing_is_refused(tiny_model):
     pipe = guidon.load(str(tiny_model))
     with pytest.raises(InputError, match="cfg_scale 1 guides nothing"):

@@ -129,8 +129,12 @@ def test_where_noise_levels_are_unknown_the_influence_is_undefined(pipes, monkey
         return replace(found, levels=levels, parameterization=None)
 
     monkeypatch.setattr(RunLevels, "of", unknown)
+    seen = []
     with pytest.warns(UserWarning, match="noise levels of the scheduler are not known"):
-        found = spectrum(pipes["pixart"], ["a red ball"], steps=2, looks=1, cfg_scale=3)
+        found = spectrum(
+            pipes["pixart"], ["a red ball"], steps=2, looks=1, cfg_scale=3, on_step=lambda *at: seen.append(at)
+        )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     assert np.isnan(found.gain).all()
     assert np.isfinite(found.energy_share).all()
     assert "undefined" in found.table()

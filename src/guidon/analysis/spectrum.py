@@ -149,12 +149,13 @@ def spectrum(
     request = pipe.plan(prompts, force=force, **choices)
     check_spectrum(request, pipe.channels, looks)
     trace, report = GuidanceTrace(keep_x0=True), on_step or (lambda done, total: None)
-    sampling = 0
+    # How many steps are guided is known after sampling: the looks then share what was kept for them.
+    sampling, looking = 0, min(looks, request.steps) * len(prompts)
 
     def on_sampled(done: int, total: int) -> None:
         nonlocal sampling
         sampling = total
-        report(done, total + looks * len(prompts))
+        report(done, total + looking)
 
     pipe.generate(request, trace=trace, on_step=on_sampled)
     if not len(trace):
@@ -172,10 +173,11 @@ def spectrum(
         with pipe.decoder(request) as decode:
             for done, at in enumerate(seen, 1):
                 found[at] = gains(decode, cond[at], cond[at] - uncond[at])
-                report(sampling + done, sampling + len(seen))
+                report(sampling + looking * done // len(seen), sampling + looking)
     else:  # a scheduler of diffusers whose noise levels are not known
         warn("the noise levels of the scheduler are not known, so that the influence on pixels is not measured")
         found = np.full((*cond.shape[:3], len(ASPECTS)), np.nan)
+        report(sampling + looking, sampling + looking)
     return Spectrum(
         prompts=request.prompts,
         weights=tuple(f"{part} {digest}" for part, digest in pipe.hashes.items()),
