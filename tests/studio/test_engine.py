@@ -379,6 +379,20 @@ def test_a_study_is_written_run_and_reported(studio, asked, tmp_path):
         studio.study(session, values | {"comparison": asked | {"settings": same}})
 
 
+def test_settings_without_guidance_are_the_same_whatever_says_so(studio, asked):
+    session, none = studio.open(), (False,) * 4
+    ones = setting(scales=(1,) * 4)
+    same = [ones, setting(none), setting(none, guidance="apg", timing="interval:0,0.5")]
+    run = ended(studio, session, studio.compare(session, asked | {"settings": same})["id"])
+    first, *others = (studio.outputs.frames(own["clips"][0]) for own in run["result"]["settings"])
+    assert all(np.array_equal(first, other) for other in others)
+    for other in same[1:]:
+        with pytest.raises(InputError, match=r"^A and B are the same"):
+            studio.yaml(session, {"comparison": asked | {"settings": [ones, other]}, "prompts": 2})
+    fewer = setting(none, steps=1)
+    assert studio.yaml(session, {"comparison": asked | {"settings": [ones, fewer]}, "prompts": 2})
+
+
 def test_a_study_may_be_longer_than_a_file_of_yaml(studio, asked, monkeypatch):
     from guidon.studio import looks
 

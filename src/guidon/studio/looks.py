@@ -14,6 +14,7 @@ from ..core.atomic import write_bytes
 from ..core.errors import InputError
 from ..core.extras import require
 from ..core.settings import validated
+from ..guidance import Guidance
 from ..metrics.bench import find_bench, open_bench
 from ..studies.answer import answer
 from ..studies.planning import check_study, make_plan
@@ -28,6 +29,7 @@ from .outputs import Outputs
 
 if TYPE_CHECKING:
     from ..pipeline.contract import ModelPipeline, ModelPlanner
+    from ..request import Request
 
 LOOKS = 4  # steps at which the effect on pixels is measured
 
@@ -75,8 +77,9 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
     """
     if len(comparison.choices) < 2:
         raise InputError("a study compares at least two settings: add one")
-    for number, request in enumerate(comparison.requests):
-        if (first := comparison.requests.index(request)) != number:
+    made = [_as_made(request) for request in comparison.requests]
+    for number, request in enumerate(made):
+        if (first := made.index(request)) != number:
             raise InputError(f"{LETTERS[first]} and {LETTERS[number]} are the same: change one of them, or remove it")
     settings: dict[str, dict[str, Any]] = {}
     for letter, choices, request in zip(LETTERS, comparison.choices, comparison.requests, strict=False):
@@ -88,6 +91,13 @@ def yaml_of(asked: AskedStudy, comparison: Comparison, planner: ModelPlanner, pa
         parts = {name: value for name, value in parts.items() if name != "weak"}
     metric = find_bench(planner.bench).primary_for(planner.is_image)
     return study_of(own.model, asked.prompts, asked.seeds, settings, metric, asked.title, own.seed, parts)
+
+
+def _as_made(request: Request) -> Request:
+    """A request without guidance in one form, whatever scale, channels, rule and timing say so."""
+    if not request.guidance.is_conditional:
+        return request
+    return request.model_copy(update={"guidance": Guidance(1.0)})
 
 
 def read_study(text: str, planner: Any) -> Study:
