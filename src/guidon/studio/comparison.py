@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..metrics.bench import find_bench
 from ..metrics.metric import Bench, Values
-from ..studies.report.command import PRECISIONS, generate_command
+from ..studies.report.command import generate_command
 from ..studies.words import write_direction, write_interval, write_value
 from .asked import LETTERS, Comparison
 from .carry import python_of, words_of
@@ -127,10 +127,8 @@ def compare(
         "model": asked.model, "prompt": asked.prompt, "seed": asked.seed, "seeds": asked.seeds, "settings": [],
         "metrics": described(bench) if bench else [], "unmeasured": refusal, "truth": None, "changes": [],
     }  # fmt: skip
-    # precisions that the machine chose when the model was loaded
-    chosen = {
-        name: getattr(pipe.planner.complete(("",)), name) for name in PRECISIONS if parts.get(name) == "auto"
-    }  # fmt: skip
+    # the precision that the machine chose when the model was loaded
+    chosen = {"dtype": pipe.planner.complete(("",)).dtype} if parts.get("dtype") == "auto" else {}
     requests = [request.model_copy(update=chosen) for request in comparison.requests]
     steps = [request.steps for request in requests]
     made: list[Made] = []
