@@ -13,7 +13,7 @@ try:
     from guidon.bridges import comfyui as bridge
 except ImportError as error:
     raise ImportError(
-        f"Guidon's nodes need guidon-diffusion ({error}): pip install guidon-diffusion, with the Python of ComfyUI"
+        f"Guidon's nodes need the package of Guidon ({error}): pip install it from its checkout, with ComfyUI's Python"
     ) from error
 
 CATEGORY = "advanced/guidance"
