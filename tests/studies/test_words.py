@@ -36,21 +36,21 @@ def test_channels_in_words(given, words):
     assert spell_channels(given) == words
 
 
-def names(plan, **channels):
+def names(**channels):
     settings = {name: {"cfg_channels": chosen} for name, chosen in channels.items()}
-    return list(spell_settings(plan.model_copy(update={"settings": settings})).values())
+    return list(spell_settings(settings).values())
 
 
-def test_a_count_and_an_index_are_not_confused(plan):
+def test_a_count_and_an_index_are_not_confused():
     given = {"scale 2, channels 1": "1", "scale 2, channels only:1": "only:1", "channels 2": "only:2"}
-    assert names(plan, **given) == ["scale 2, first channel", "scale 2, channel 1 alone", "channel 2 alone"]
-    assert names(plan, **{"only: scale 2, channels only:0": "only:0"}) == ["only: scale 2, channel 0 alone"]
+    assert names(**given) == ["scale 2, first channel", "scale 2, channel 1 alone", "channel 2 alone"]
+    assert names(**{"only: scale 2, channels only:0": "only:0"}) == ["only: scale 2, channel 0 alone"]
 
 
-def test_a_name_that_a_user_chose_stays(plan):
+def test_a_name_that_a_user_chose_stays():
     for name in ("three channels best", "channels 2", "channels of mine", "no guidance", ""):
-        assert names(plan, **{name: "all"}) == [name]
-    assert names(plan, **{"channels 3": "3", "first 3 channels": "3"}) == ["channels 3", "first 3 channels"]
+        assert names(**{name: "all"}) == [name]
+    assert names(**{"channels 3": "3", "first 3 channels": "3"}) == ["channels 3", "first 3 channels"]
 
 
 def test_names_are_told_apart_by_what_they_do_not_share():
@@ -93,8 +93,8 @@ def test_names_are_told_apart_by_what_they_do_not_share():
         ),
     ],
 )
-def test_a_comma_within_one_choice_divides_no_name(plan, a, b, told):
-    choices = list_choices(plan.model_copy(update={"settings": dict([a, b])}))
+def test_a_comma_within_one_choice_divides_no_name(a, b, told):
+    choices = list_choices(dict([a, b]))
     assert tell_apart(*choices.values()) == told
 
 

@@ -180,7 +180,7 @@ class Answer:
 
 def answer(plan: Plan, found: Results) -> Answer:
     """The answer to the primary contrast, and what the study could have detected."""
-    primary, names = plan.primary, spell_settings(plan)
+    primary, names = plan.primary, spell_settings(plan.settings)
     metric = plan.metrics[primary.metric]
     a, b = found[primary.baseline][metric.name], found[primary.against][metric.name]
     pair = Pairing.of(metric, a, b)
@@ -191,7 +191,7 @@ def answer(plan: Plan, found: Results) -> Answer:
             f"{spell_count(len(by_prompt(a)), 'prompt')} in the study. The value is undefined if {metric.undefined}.",
         )
     result = pair.comparison
-    choices = list_choices(plan)
+    choices = list_choices(plan.settings)
     headline = pair.sentence(tell_apart(choices[primary.baseline], choices[primary.against]), result.p)
     if pair.verdict(result.p) in (NO_DIFFERENCE, NOT_CERTAIN):
         headline += f" {pair.power()}"

@@ -254,9 +254,9 @@ def check_names(primary: Contrast, settings: Mapping[str, Mapping[str, Any]]) ->
 
 def _hint(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
     """``nearest``; of a name as answers and reports print it, the setting's own."""
-    from .words import spell_names  # needs numpy
+    from .words import spell_settings  # needs numpy
 
-    own = {words: each for each, words in spell_names(settings).items()}.get(name)
+    own = {words: each for each, words in spell_settings(settings).items()}.get(name)
     return nearest(name, settings) if own is None else f", which is its name in reports: give {own!r}"
 
 

@@ -6,15 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.errors import InputError
 from ..guidance.channels import ChannelChoice
 from ..metrics.metric import SHARE, Metric
 from ..metrics.statistics import Interval
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 SMALL_NUMBERS = (
     "no",
@@ -35,26 +32,17 @@ SMALL_NUMBERS = (
 NEGLIGIBLE = 1e-6  # a smaller number is written as "about 0": it is a rounding error in every metric
 
 
-def spell_settings(plan: Plan) -> dict[str, str]:
-    """By setting, its name with the guided channels in words; see ``list_choices``."""
-    return spell_names(plan.settings)
+def spell_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """By setting of a plan, its name with the guided channels in words; see ``list_choices``."""
+    return {name: ", ".join(choices) for name, choices in list_choices(settings).items()}
 
 
-def spell_names(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """``spell_settings``, of settings as a plan holds them."""
-    return {name: ", ".join(choices) for name, choices in _list_choices(settings).items()}
-
-
-def list_choices(plan: Plan) -> dict[str, list[str]]:
-    """By setting, the choices that its name consists of, with the guided channels in words.
+def list_choices(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """By setting of a plan, the choices that its name consists of, with the guided channels in words.
 
     A name that a study made itself, "scale 2, channels only:1", becomes "scale 2" and "channel 1 alone". If two
     settings would get the same words, both keep their names.
     """
-    return _list_choices(plan.settings)
-
-
-def _list_choices(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     divided = {name: _divide(name, own) for name, own in settings.items()}
     spelled = {
         name: [_spell_part(part, settings[name].get("cfg_channels")) for part in parts]

@@ -154,7 +154,7 @@ def _letter(number: int) -> str:
 
 def _settings(plan: Plan, cells: Sequence[Cell]) -> dict[str, Setting]:
     """Every setting by its name in the plan."""
-    words = spell_settings(plan)
+    words = spell_settings(plan.settings)
     slugs = {cell.setting: cell.folder.parent.name for cell in cells}
     different = _different_choices(plan)
     return {

@@ -97,7 +97,7 @@ def summarise(plan: Plan, found: Results) -> list[Row]:
 
 def write_summary(plan: Plan, rows: Sequence[Row], answer: Answer, path: Path) -> None:
     """Write summary.csv: a row for every setting and metric. The last column says the comparison in words."""
-    choices = list_choices(plan)
+    choices = list_choices(plan.settings)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
