@@ -22,6 +22,7 @@ from ..core import errors
 from ..core.atomic import atomic_path
 from ..core.devices import pick_device
 from ..core.errors import InputError
+from ..core.numbers import all_digits
 from ..core.progress import OnStep
 from ..core.ranks import ALONE, Ranks
 from ..core.reading import read_object, reading
@@ -69,8 +70,7 @@ class Setting:
     def __str__(self) -> str:
         if self.cfg_scale == 1:
             return "no guidance"
-        scale = repr(float(self.cfg_scale)).removesuffix(".0")  # all digits: results go by this name
-        return f"scale {scale}, channels {self.cfg_channels}"
+        return f"scale {all_digits(self.cfg_scale)}, channels {self.cfg_channels}"  # results go by this name
 
 
 def settings_of(scales: Sequence[float], channels: Sequence[str]) -> list[Setting]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..core.errors import InputError, nearest, setting
+from ..core.numbers import all_digits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,11 +50,6 @@ class Spacing(ABC):
         return self.fractions(steps + 1, noise)
 
 
-def _digits(*numbers: float) -> str:
-    """Numbers with all their digits, as text."""
-    return ",".join(repr(float(number)).removesuffix(".0") for number in numbers)
-
-
 def _falling(count: int) -> NDArray[np.float64]:
     """Evenly spaced from 1 to 0."""
     import numpy as np
@@ -80,7 +76,7 @@ class Power(Spacing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:{_digits(self.power)}" if self.power != 2 else "quadratic"
+        return f"{self.name}:{all_digits(self.power)}" if self.power != 2 else "quadratic"
 
     def fractions(self, count: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
         return _falling(count) ** self.power
@@ -103,7 +99,7 @@ class Karras(Spacing):
 
     @property
     def text(self) -> str:
-        return self.name if self.rho == 7 else f"{self.name}:{_digits(self.rho)}"
+        return self.name if self.rho == 7 else f"{self.name}:{all_digits(self.rho)}"
 
     def fractions(self, count: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
@@ -155,7 +151,7 @@ class Split(Spacing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:{_digits(self.at, self.share)}"
+        return f"{self.name}:{all_digits(self.at, self.share)}"
 
     def fractions(self, count: int, noise: NDArray[np.float64]) -> NDArray[np.float64]:
         return self._divided(count, self._below(count))
@@ -193,7 +189,7 @@ class Explicit(Spacing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:{_digits(*self.timesteps)}"
+        return f"{self.name}:{all_digits(*self.timesteps)}"
 
     def check(self, steps: int, most: float, *, whole: bool = False, above_zero: bool = False) -> None:
         """Refuse timesteps that a run cannot visit.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..core.errors import InputError, nearest, setting
+from ..core.numbers import all_digits
 
 MOST_RATE = 10.0
 """The largest rate of an exponential timing: the scale is then multiplied by 22,000."""
@@ -98,7 +99,7 @@ class Exponential(Timing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:" + repr(float(self.rate)).removesuffix(".0")
+        return f"{self.name}:{all_digits(self.rate)}"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Interval(Timing):
 
     @property
     def text(self) -> str:
-        return f"{self.name}:" + ",".join(repr(float(end)).removesuffix(".0") for end in (self.start, self.end))
+        return f"{self.name}:{all_digits(self.start, self.end)}"
 
 
 @dataclass(frozen=True)

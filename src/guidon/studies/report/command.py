@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ...core.numbers import all_digits
 from ...guidance import parse_rule
 from ...models.adapters.files import adapter_in
 from ...models.catalogue import presets
@@ -50,7 +51,7 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
     last = ["--", *prompts] if any(text.startswith("-") for text in prompts) else []  # no option begins after --
     words = ["guidon", "generate", *([] if last else prompts), "--model", generation["model"], *_loaded(parts)]
     scale = generation["cfg_scale"]
-    words += ["--cfg-scale", ",".join(map(_number, scale if isinstance(scale, list) else [scale]))]
+    words += ["--cfg-scale", all_digits(*(scale if isinstance(scale, list) else [scale]))]
     fast = bool(generation.get("distilled"))  # its settings are those of --fast, which decides the rest itself
     if fast:
         words.append("--fast")
@@ -62,7 +63,7 @@ def generate_command(generation: dict[str, Any], *, force: bool = False, parts: 
     for name in ("negative_prompt",) if fast else LEFT_OUT:
         value = generation.get(name)
         if value not in (None, DEFAULTS.get(name)):
-            words += [_option(name), value if isinstance(value, str) else _number(value)]
+            words += [_option(name), value if isinstance(value, str) else all_digits(value)]
     if (size := generation.get("size")) is not None:
         words += ["--size", "x".join(map(str, size))]
     if generation.get("frames") is not None:
@@ -116,8 +117,3 @@ def _loaded(parts: Mapping[str, Any]) -> list[str]:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _number(value: float) -> str:
-    """A number in as many digits as it needs."""
-    return repr(float(value)).removesuffix(".0")
